@@ -1,0 +1,1 @@
+"""Simulators that write the same raw files a user would bring."""

@@ -1,0 +1,1 @@
+"""Resumable, distributed training that does not know which model it trains."""
