@@ -1,0 +1,24 @@
+"""Figures of the evaluation. Every function takes NumPy arrays and writes one file.
+
+The suffix of the path decides the format: ``.png`` (150 dpi), ``.svg`` or ``.pdf``; animations are
+``.gif``. A figure that fails leaves no file behind.
+"""
+
+from millrace.plots.animation import section_animation
+from millrace.plots.comparison import error_by_lead, most_variable, scatter, time_series
+from millrace.plots.maps import error_map, patch_map
+from millrace.plots.sections import cross_section
+from millrace.plots.training import skill_summary, training_curves
+
+__all__ = [
+    "cross_section",
+    "error_by_lead",
+    "error_map",
+    "most_variable",
+    "patch_map",
+    "scatter",
+    "section_animation",
+    "skill_summary",
+    "time_series",
+    "training_curves",
+]

@@ -1,0 +1,129 @@
+"""The look shared by all figures, and how they reach the disk."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+
+from millrace.errors import ConfigError
+
+PAGE_WIDTH = 7.0
+"""Width of the text on an A4 page, in inches; figures are drawn at this size, with 9 pt type."""
+
+# Okabe & Ito (2008), "Color universal design": distinct for every common kind of colour blindness.
+TRUTH, PREDICTION, PERSISTENCE = "#000000", "#0072B2", "#D55E00"
+CATEGORIES = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#0072B2", "#D55E00")
+REFERENCE_LINE = "#7F7F7F"
+FIELD_MAP, DIFFERENCE_MAP, ERROR_MAP = "viridis", "RdBu_r", "cividis"
+
+_STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.labelsize": 9,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9,
+    "figure.constrained_layout.h_pad": 0.06,
+    "figure.constrained_layout.w_pad": 0.06,
+    "figure.titlesize": 10,
+    "font.size": 9,
+    "grid.alpha": 0.6,
+    "grid.color": "#D9D9D9",
+    "grid.linewidth": 0.6,
+    "image.interpolation": "nearest",
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.hashsalt": "millrace",  # the same figure gives the same file
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+# No dates in the files, for the same reason.
+_METADATA: dict[str, dict[str, Any]] = {
+    ".png": {},
+    ".svg": {"Date": None},
+    ".pdf": {"CreationDate": None},
+}
+
+
+@contextmanager
+def figure(
+    path: str | Path,
+    width: float,
+    height: float,
+    layout: Literal["constrained", "compressed"] = "constrained",
+) -> Iterator[Figure]:
+    """Give an empty figure in the common style, and write it to `path` when the block ends well.
+
+    Parameters
+    ----------
+    path
+        Ends in ``.png``, ``.svg`` or ``.pdf``; missing folders are made.
+    width, height
+        Size in inches.
+    layout
+        Layout engine of Matplotlib; ``compressed`` suits panels of a fixed aspect.
+
+    Raises
+    ------
+    ConfigError
+        If the suffix is another one.
+    """
+    path = Path(path)
+    if path.suffix not in _METADATA:
+        raise ConfigError(f"{path}: a figure ends in {', '.join(_METADATA)}; rename it")
+    with style():
+        fig = Figure(figsize=(width, height), layout=layout)
+        yield fig
+        with replacing(path) as part:
+            # A compressed layout leaves its spare room as margins: crop them.
+            fig.savefig(
+                part,
+                dpi=150,
+                bbox_inches="tight" if layout == "compressed" else None,
+                pad_inches=0.06,
+                metadata=_METADATA[path.suffix],
+            )
+
+
+def style() -> AbstractContextManager[None]:
+    """Context in which artists are made in the common style."""
+    return rc_context(_STYLE)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, moved there if the block ends well, else removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class Thousands(ScalarFormatter):
+    """Tick labels with separators from 10,000 upwards, and never with an offset."""
+
+    def __init__(self) -> None:
+        super().__init__(useOffset=False)
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """Labels of all ticks of an axis."""
+        if max((abs(value) for value in values), default=0) < 10_000:
+            return list(super().format_ticks(list(values)))
+        return [self.fix_minus(f"{value:,.0f}") for value in values]
+
+
+def quantity(variable: str, unit: str) -> str:
+    """Axis label such as ``Mass concentration (mg/L)`` from a column name and a unit."""
+    name = variable.replace("_", " ").strip()
+    name = name[:1].upper() + name[1:]
+    return name if unit in ("", "-", "1") else f"{name} ({unit})"
