@@ -1,0 +1,47 @@
+"""Kinds of samples by name: what each reads, and how it is opened."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from millrace.config import from_mapping
+from millrace.data.windows import PatchView, WindowConfig
+from millrace.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ViewKind:
+    """How samples of one kind are opened."""
+
+    config: type
+    """Dataclass of the experiment's ``data:`` block."""
+    open: Callable[[Mapping[str, Path], Any, torch.device], Any]
+    """(files by role, config, device) -> view."""
+
+
+def _open_patches(
+    files: Mapping[str, Path], config: WindowConfig, device: torch.device
+) -> PatchView:
+    return PatchView(files["patches"], files["graph"], config, device)
+
+
+VIEWS = {"patches": ViewKind(WindowConfig, _open_patches)}
+
+
+def open_view(
+    kind: str, files: Mapping[str, Path], config: Mapping[str, Any], device: torch.device
+) -> Any:
+    """Open samples of a kind with an experiment's ``data:`` block.
+
+    Raises
+    ------
+    ConfigError
+        Unknown kind, or the block does not fit it.
+    """
+    if kind not in VIEWS:
+        raise ConfigError(f"view {kind!r}: expected one of {', '.join(VIEWS)}")
+    view = VIEWS[kind]
+    return view.open(files, from_mapping(view.config, config, "data"), device)

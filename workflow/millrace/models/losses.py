@@ -1,0 +1,42 @@
+"""Losses on fields at points, one value a sample.
+
+Shape suffixes: K points, B samples, T steps, V variables.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from millrace.errors import ConfigError
+
+LOSSES = ("relative_l2", "mse")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The ``train.loss`` block of an experiment."""
+
+    kind: str = "relative_l2"
+    eps: float = 0.1
+    """Added to the norm of the target, in standard deviations: a target near the mean state must not
+    outweigh all others (or divide by zero)."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in LOSSES:
+            raise ConfigError(f"train.loss.kind {self.kind!r}: expected one of {', '.join(LOSSES)}")
+
+
+def field_loss(prediction_KBTV: Tensor, target_KBTV: Tensor, config: LossConfig) -> Tensor:
+    """Loss of each sample, [B], averaged over points.
+
+    ``relative_l2`` is ||error|| / (||target|| + eps), norms over time and variables of one point;
+    ``mse`` is the mean squared error in units of the variables' variance.
+    """
+    error_KBTV = prediction_KBTV - target_KBTV
+    if config.kind == "mse":
+        return error_KBTV.square().mean(dim=(0, 2, 3))
+    # The root of an exact zero has no finite gradient.
+    error_KB = (error_KBTV.square().sum(dim=(2, 3)) + 1e-12).sqrt()
+    norm_KB = target_KBTV.square().sum(dim=(2, 3)).sqrt()
+    n_values = target_KBTV.shape[2] * target_KBTV.shape[3]
+    return (error_KB / (norm_KB + config.eps * n_values**0.5)).mean(dim=0)

@@ -1,0 +1,14 @@
+"""The models by name."""
+
+from millrace.errors import ConfigError
+from millrace.models import gino
+from millrace.models.spec import ModelSpec
+
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in (gino.SPEC,)}
+
+
+def get_model(name: str) -> ModelSpec:
+    """Look up a model; raises `ConfigError` that lists the names."""
+    if name not in MODELS:
+        raise ConfigError(f"model.name {name!r}: expected one of {', '.join(MODELS)}")
+    return MODELS[name]
