@@ -1,0 +1,34 @@
+"""Worker of a training segment, started by torchrun: ``torchrun -m millrace.train request.json``."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from millrace.errors import UserError
+from millrace.training.distributed import process_group
+from millrace.training.request import Request
+from millrace.training.segment import run_segment
+
+
+def main() -> int:
+    """Run the segment of a request file; the error of a user goes to ``<request>.error``."""
+    parser = argparse.ArgumentParser(description="Train one segment; start it with torchrun.")
+    parser.add_argument(
+        "request", type=Path, help="JSON file, see millrace.training.request.Request"
+    )
+    path: Path = parser.parse_args().request
+    request = Request(**json.loads(path.read_text()))
+    try:
+        with process_group() as ranks:
+            run_segment(request, ranks)
+    except UserError as error:
+        # torchrun buries what its workers print under its own report: the launcher says it last.
+        path.with_suffix(".error").write_text(json.dumps([str(error), int(error.exit_code)]))
+        print(f"error: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

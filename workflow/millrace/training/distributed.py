@@ -1,0 +1,113 @@
+"""The ranks of a torchrun job: process group, device, agreement between ranks."""
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from millrace.processes import die_with_parent
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all; usable without torchrun as the only one."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes and reports."""
+        return self.rank == 0
+
+    def sum(self, *values: float) -> list[float]:
+        """Sum values over all ranks, in float64."""
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        return self._reduce(total, "sum").tolist()
+
+    def maximum(self, *values: float) -> list[float]:
+        """Take the maximum over all ranks."""
+        largest = torch.tensor(values, dtype=torch.float64, device=self.device)
+        return self._reduce(largest, "max").tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Collect one picklable value of every rank on the first; an empty list elsewhere."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world_size if self.is_first else None
+        dist.gather_object(value, values)
+        return values or []
+
+    def from_first(self, value: Any) -> Any:
+        """Give every rank the value of the first."""
+        if self.world_size == 1:
+            return value
+        holder = [value]
+        dist.broadcast_object_list(holder, src=0)
+        return holder[0]
+
+    def _reduce(self, tensor: Tensor, how: str) -> Tensor:
+        if self.world_size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MAX)
+        return tensor
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[Ranks]:
+    """Join the ranks that torchrun started: NCCL between GPUs, gloo between CPU processes."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    if world_size > 1:
+        # Ranks may start minutes apart on a busy file system: initialisation waits longer than a step.
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    try:
+        yield Ranks(rank, world_size, device)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Seed all generators; the model is built from one seed on every rank, see `rng_state`."""
+    random.seed(seed + rank)
+    np.random.seed((seed + rank) % 2**32)  # noqa: NPY002  libraries use the global generator
+    torch.manual_seed(seed + rank)
+
+
+def rng_state() -> dict[str, Any]:
+    """State of this process's random generators, as tensors and plain values."""
+    version, keys, gauss = random.getstate()
+    name, numpy_keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "python": [version, list(keys), gauss],
+        "numpy": [name, [int(k) for k in numpy_keys], int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore_rng_state(state: dict[str, Any]) -> None:
+    """Continue the random streams of `rng_state`."""
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, numpy_keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(numpy_keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,98 @@
+"""What the user sees while training: a live bar on a terminal, plain lines in a log."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from millrace.training.store import Position
+
+_LINE_EVERY_S = 30.0
+
+
+class Reporter:
+    """Progress of one segment, and `metrics.jsonl`.
+
+    Parameters
+    ----------
+    title : str
+        Name of the run.
+    metrics : Path
+        File with one JSON line per epoch; lines of epochs that a kill took back are dropped.
+    history : list of dict
+        Epochs already done.
+    target_epoch : int
+        Where the segment ends.
+    """
+
+    def __init__(
+        self, title: str, metrics: Path, history: list[dict[str, Any]], target_epoch: int
+    ) -> None:
+        self._title, self._metrics, self._target = title, metrics, target_epoch
+        metrics.write_text("".join(json.dumps(record) + "\n" for record in history))
+        self._console = Console(file=sys.stderr)
+        self._bar: Progress | None = None
+        self._started = self._last_line = time.monotonic()
+        self._first_epoch: float | None = None
+
+    def __enter__(self) -> "Reporter":
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn(f"[bold]{self._title}"),
+                BarColumn(),
+                TextColumn("epoch {task.completed:.2f}/{task.total}  {task.description}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("", total=self._target)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self._console.print(f"{time.strftime('%H:%M:%S')}  {text}", highlight=False, soft_wrap=True)
+
+    def on_step(self, position: Position, steps_per_epoch: int, loss: Tensor) -> None:
+        """Move the bar, or print a line when the last one is long ago."""
+        done = position.step / steps_per_epoch
+        if self._first_epoch is None:
+            self._first_epoch = done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+        elif time.monotonic() - self._last_line > _LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            within = position.batch or steps_per_epoch
+            self.say(
+                f"epoch {done:.2f}/{self._target}  step {within}/{steps_per_epoch}  "
+                f"train {float(loss):.4g}  {self._eta(done)}"
+            )
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        """Report an epoch."""
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        losses = f"train {record['train_loss']:.4g}  validation {record['validation_loss']:.4g}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=record["epoch"], description=losses)
+        self._last_line = time.monotonic()
+        self.say(
+            f"epoch {record['epoch']}/{self._target}  step {record['step']}  {losses}  "
+            f"lr {record['learning_rate']:.3g}  {record['samples_per_second']:.0f} samples/s  "
+            f"{self._eta(record['epoch'])}"
+        )
+
+    def _eta(self, done: float) -> str:
+        covered = done - (self._first_epoch or 0.0)
+        if covered <= 0:
+            return "time left unknown"
+        left = (time.monotonic() - self._started) / covered * (self._target - done)
+        return f"{int(left // 3600)}:{int(left % 3600 // 60):02d}:{int(left % 60):02d} left"

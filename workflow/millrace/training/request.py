@@ -1,0 +1,33 @@
+"""What the launcher asks of the workers: plain data, no imports that take seconds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `millrace.train` is asked to do; travels as a JSON file."""
+
+    experiment: str
+    layout: str
+    seed: int
+    target_epoch: int
+    definition: dict[str, Any]
+    """The experiment as configured: blocks ``data``, ``model``, ``train``."""
+    files: dict[str, str]
+    """Sample files by role."""
+    runs: str
+    """Directory of this experiment, layout and seed; each identity has its own store in it."""
+    checkpoint: str
+    """Output: the checkpoint at the end of ``target_epoch``."""
+    receipt: str
+    """Output: what the checkpoint is and how it was made."""
+    save_every: int = 1
+    """Epochs between checkpoints in the store: what a kill can cost."""
+    previous: str | None = None
+    """Checkpoint of the milestone before, for when the store has been removed."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.experiment} {self.layout} seed {self.seed}"

@@ -1,0 +1,245 @@
+"""One segment of a run: from the newest checkpoint to a target epoch, then the output of the rule."""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from millrace.config import from_mapping
+from millrace.data.views import open_view
+from millrace.errors import UserError
+from millrace.models.registry import get_model
+from millrace.provenance import code_version, provenance
+from millrace.training import identity
+from millrace.training.deadline import Deadline
+from millrace.training.distributed import Ranks
+from millrace.training.engine import TrainConfig, Trainer
+from millrace.training.progress import Reporter
+from millrace.training.request import Request
+from millrace.training.store import (
+    Checkpoint,
+    CheckpointStore,
+    load_state,
+    publish,
+    write_json,
+)
+
+
+def build_trainer(
+    definition: Mapping[str, Any], files: Mapping[str, str], seed: int, ranks: Ranks
+) -> tuple[Trainer, dict[str, Any]]:
+    """Make a trainer and the identity of its run from an experiment's definition."""
+    model = dict(definition["model"])
+    spec = get_model(model.pop("name"))
+    model_config = from_mapping(spec.config, model, "model")
+    train = from_mapping(TrainConfig, definition["train"], "train")
+    paths = {role: Path(path) for role, path in files.items()}
+    view = open_view(spec.view, paths, definition["data"], ranks.device)
+    described = {
+        "model": {"name": spec.name, **asdict(model_config)},
+        "data": view.identity,
+        "train": asdict(train),
+        "seed": seed,
+    }
+    return Trainer(spec, model_config, view, train, seed, ranks), described
+
+
+def run_segment(request: Request, ranks: Ranks) -> bool:
+    """Train to the target epoch and publish its checkpoint and receipt.
+
+    Returns
+    -------
+    bool
+        False: stopped in good order before the target; run it again to continue.
+
+    Raises
+    ------
+    UserError
+        With the reason, on all ranks.
+    """
+    trainer, described = build_trainer(request.definition, request.files, request.seed, ranks)
+    name = identity.digest(described)
+    store = CheckpointStore(Path(request.runs) / name, name, code_version())
+    with contextlib.ExitStack() as stack:
+        with _raised_everywhere(ranks):
+            if ranks.is_first:
+                stack.enter_context(store.writing())
+                write_json(store.root / "identity.json", described)
+        start, origin = ranks.from_first(_starting_point(store, request))
+        if start is not None:
+            trainer.load(load_state(start))
+        _begin_session(trainer, request)
+        deadline = Deadline.from_environment()
+        deadline.listen()
+        with _observer(request, trainer, store, described, deadline, origin) as observer:
+            reached = trainer.run(request.target_epoch, deadline, observer)
+        if reached and ranks.is_first:
+            publish_target(store, request)
+    return reached
+
+
+def publish_target(store: CheckpointStore, request: Request) -> bool:
+    """Give the committed target its output names; False: it is not committed."""
+    checkpoint = store.at_epoch(request.target_epoch)
+    if checkpoint is None:
+        return False
+    store.keep_for_good(checkpoint)
+    publish(checkpoint, Path(request.checkpoint))
+    write_json(Path(request.receipt), _receipt(request, store, checkpoint))
+    return True
+
+
+def _starting_point(store: CheckpointStore, request: Request) -> tuple[str | None, str]:
+    """Where to continue, and in words."""
+    checkpoint = store.latest(max_epoch=request.target_epoch)
+    if checkpoint is not None:
+        return str(checkpoint.path), f"continues from {checkpoint.path.parent.name}"
+    if request.previous is not None and Path(request.previous).is_file():
+        state = load_state(Path(request.previous))
+        if state.get("identity") == store.identity:
+            return request.previous, f"continues from {request.previous}: its store is gone"
+    return None, "starts from the beginning"
+
+
+def _begin_session(trainer: Trainer, request: Request) -> None:
+    trainer.begin_session(
+        {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "host": socket.gethostname(),
+            "job": os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID") or "",
+            "layout": request.layout,
+            "ranks": trainer.ranks.world_size,
+            "threads": torch.get_num_threads(),
+            "device": _device_name(trainer.ranks.device),
+            "torch": torch.__version__,
+        }
+    )
+
+
+@contextlib.contextmanager
+def _observer(
+    request: Request,
+    trainer: Trainer,
+    store: CheckpointStore,
+    described: Mapping[str, Any],
+    deadline: Deadline,
+    origin: str,
+) -> Iterator["_Observer"]:
+    if not trainer.ranks.is_first:
+        yield _Observer(request, store, deadline, None)
+        return
+    metrics = store.root / "metrics.jsonl"
+    with Reporter(request.name, metrics, trainer.history, request.target_epoch) as reporter:
+        session = trainer.sessions[-1]
+        reporter.say(
+            f"{request.name}: {origin} (epoch {trainer.position.epoch} of {request.target_epoch}), "
+            f"{session['ranks']} rank(s) on {session['device']}, {session['threads']} thread(s) each"
+        )
+        if not trainer.history:
+            for other in identity.siblings(store.root.parent, store.root.name):
+                changes = "; ".join(identity.differences(other, described))
+                reporter.say(f"a new run beside an earlier one, because of {changes}")
+        for note in _benign_changes(trainer.sessions):
+            reporter.say(note)
+        yield _Observer(request, store, deadline, reporter)
+
+
+class _Observer:
+    """Saves on the first rank, and passes on what the user wants to see."""
+
+    def __init__(
+        self,
+        request: Request,
+        store: CheckpointStore,
+        deadline: Deadline,
+        reporter: Reporter | None,
+    ) -> None:
+        self._request, self._store, self._deadline = request, store, deadline
+        self._reporter = reporter
+
+    def on_step(self, position: Any, steps_per_epoch: int, loss: Any) -> None:
+        if self._reporter is not None:
+            self._reporter.on_step(position, steps_per_epoch, loss)
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        if self._reporter is not None:
+            self._reporter.on_epoch(record)
+
+    def on_state(self, trainer: Trainer, stopping: bool) -> None:
+        epoch = trainer.position.epoch
+        milestone = epoch == self._request.target_epoch and not stopping
+        if not (stopping or milestone or epoch % self._request.save_every == 0):
+            return
+        started = time.monotonic()
+        state = trainer.state() | {"identity": self._store.identity}
+        if self._reporter is not None:
+            self._store.commit(state, trainer.position, milestone)
+            self._deadline.record_save(time.monotonic() - started)
+            if stopping:
+                self._reporter.say(
+                    f"stopped by {self._deadline.reason or 'another rank'} at step {trainer.step}, "
+                    "saved; run the same command again to continue"
+                )
+
+
+def _benign_changes(sessions: list[dict[str, Any]]) -> list[str]:
+    """What changed since the last session that may change rounding, but not the run."""
+    if len(sessions) < 2:
+        return []
+    before, now = sessions[-2], sessions[-1]
+    return [
+        f"resumed with another {key} ({before[key]} -> {now[key]}): results agree to rounding, not "
+        "bit by bit"
+        for key in ("ranks", "threads", "device", "torch")
+        if before[key] != now[key]
+    ]
+
+
+def _receipt(request: Request, store: CheckpointStore, checkpoint: Checkpoint) -> dict[str, Any]:
+    state = checkpoint.load()
+    return {
+        "schema": "millrace.receipt/1",
+        "experiment": request.experiment,
+        "layout": request.layout,
+        "seed": request.seed,
+        "epoch": checkpoint.manifest.epoch,
+        "step": checkpoint.manifest.step,
+        "identity": store.identity,
+        "checkpoint": {
+            "file": Path(request.checkpoint).name,
+            "size": checkpoint.manifest.size,
+            "crc32": checkpoint.manifest.crc32,
+        },
+        "store": str(store.root),
+        "definition": request.definition,
+        "history": state["history"],
+        "sessions": state["sessions"],
+        "provenance": provenance(),
+    }
+
+
+@contextlib.contextmanager
+def _raised_everywhere(ranks: Ranks) -> Iterator[None]:
+    """Raise on all ranks what the first one meets: the others would wait for it for ever."""
+    failure: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        failure = error
+    shared = ranks.from_first((str(failure), failure.exit_code) if failure else None)
+    if shared is not None:
+        message, code = shared
+        raised = UserError(message)
+        raised.exit_code = code
+        raise raised
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
