@@ -1,0 +1,49 @@
+"""Millrace: from raw scientific data to trained, evaluated surrogate models and a report.
+
+    snakemake --profile profiles/local            everything that config/config.yaml asks for
+    snakemake --profile profiles/local train      one stage: data, train, evaluate or report
+    snakemake -n --profile profiles/local         what would be done
+
+Configuration: config/README.md. Rules are cut by stage, in the order of the data flow.
+"""
+
+
+configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        plan.final_checkpoints(),
+        plan.metrics(),
+        plan.report(),
+
+
+rule data:
+    input:
+        stage("data", jobs="preprocess", files=plan.sample_files()),
+
+
+rule train:
+    input:
+        stage("train", jobs="train_segment", files=plan.final_checkpoints()),
+
+
+rule evaluate:
+    input:
+        stage("evaluate", jobs="evaluate_run", files=plan.metrics()),
+
+
+rule report:
+    input:
+        stage("report", jobs="summarise_skill", files=plan.report()),

@@ -1,0 +1,171 @@
+"""Evaluation of one run: metrics on validation and test period, and the figures of the report."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from millrace.data.hdf5 import open_checked
+from millrace.evaluation.forecast import Series, TrainedModel, forecast_windows, rollout
+from millrace.evaluation.sections import extract_section
+from millrace.plots import (
+    cross_section,
+    error_by_lead,
+    error_map,
+    most_variable,
+    scatter,
+    section_animation,
+    time_series,
+    training_curves,
+)
+from millrace.provenance import provenance
+from millrace.training.store import write_json
+
+UNITS = {"head": "m", "pressure": "kPa", "mass_concentration": "mg/L"}
+_FRAMES = 40
+_POINTS = 200_000
+
+
+def evaluate_run(
+    checkpoint: Path,
+    receipt: Path,
+    files: dict[str, Path],
+    metrics: Path,
+    figures: Path,
+    curves: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Score a checkpoint and draw its figures.
+
+    Parameters
+    ----------
+    checkpoint, receipt : Path
+        Outputs of the training.
+    files : dict
+        Sample files by role.
+    metrics : Path
+        JSON to write: scores by split, rollout, what was evaluated.
+    figures : Path
+        Directory to make, one folder a variable.
+    curves : Path
+        Figure of the training to write.
+    """
+    described = json.loads(receipt.read_text())
+    model = TrainedModel.load(checkpoint, described, files)
+    validation, _ = forecast_windows(model, "validation")
+    test, series = forecast_windows(model, "test", progress)
+    ahead = rollout(model, "test")
+    write_json(
+        metrics,
+        {
+            "schema": "millrace.metrics/1",
+            **{key: described[key] for key in ("experiment", "layout", "seed", "epoch", "identity")},
+            "validation": validation,
+            "test": test,
+            "rollout": ahead,
+            "provenance": provenance(),
+        },
+    )
+    with open_checked(files["patches"], "millrace.patches/1") as file:
+        coords, slice_group = _nodes(file, model)
+    for v, variable in enumerate(model.view.config.variables):
+        folder = figures / variable
+        folder.mkdir(parents=True, exist_ok=True)
+        _draw_variable(series, v, variable, coords, slice_group, folder)
+        units = {variable: UNITS[variable]}
+        error_by_lead(
+            {variable: ahead["variables"][variable]},
+            folder / "rollout_error_by_lead.png",
+            units,
+            ahead["lead_days"],
+        )
+    training_curves(described["history"], curves)
+
+
+def _nodes(file: h5py.File, model: TrainedModel) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates [N, 3] of the nodes, and the group of slices each belongs to."""
+    n_nodes = sum(len(core) for core in model.view.core_nodes)
+    coords, group = np.empty((n_nodes, 3)), np.empty(n_nodes, dtype=int)
+    for p, core in enumerate(model.view.core_nodes):
+        patch = file[f"patch_{p:02d}"]
+        coords[core] = patch["coords"][: len(core)]
+        group[core] = patch.attrs["slice_group"]
+    return coords, group
+
+
+def _draw_variable(
+    series: Series,
+    v: int,
+    variable: str,
+    coords: np.ndarray,
+    slice_group: np.ndarray,
+    folder: Path,
+) -> None:
+    truth, prediction = series.truth_TNV[..., v], series.prediction_TNV[..., v]
+    persistence, unit = series.persistence_TNV[..., v], UNITS[variable]
+    # Enough points for the density, without drawing tens of millions of them.
+    every = max(1, truth.size // _POINTS)
+    scatter(
+        truth.ravel()[::every], prediction.ravel()[::every], variable, unit, folder / "scatter.png"
+    )
+    column = np.unique(coords[:, :2], axis=0, return_inverse=True)[1].ravel()
+    shown = most_variable(truth, 4, column)
+    labels = [f"node {n + 1} at {coords[n, 2]:.0f} m" for n in shown]
+    time_series(
+        series.time_T,
+        truth[:, shown],
+        prediction[:, shown],
+        labels,
+        variable,
+        unit,
+        folder / "time_series.png",
+        persistence[:, shown],
+    )
+    rmse = np.sqrt(((prediction - truth) ** 2).mean(axis=0))
+    error_map(
+        coords[:, 0], coords[:, 1], rmse, variable, unit, folder / "error_map.png", slice_group
+    )
+    section = _main_section(coords, truth)
+    nodes, s, z = section
+    middle = len(truth) // 2
+    cross_section(
+        s,
+        z,
+        truth[middle, nodes],
+        prediction[middle, nodes],
+        variable,
+        unit,
+        folder / "section.png",
+        series.time_T[middle],
+    )
+    frames = np.unique(np.linspace(0, len(truth) - 1, _FRAMES).astype(int))
+    section_animation(
+        s,
+        z,
+        series.time_T[frames],
+        truth[np.ix_(frames, nodes)],
+        prediction[np.ix_(frames, nodes)],
+        variable,
+        unit,
+        folder / "section.gif",
+    )
+
+
+def _main_section(coords: np.ndarray, truth_TN: np.ndarray) -> tuple[Any, Any, Any]:
+    """Choose the section along the steepest change of the mean field: shore-normal on a coast."""
+    centre = coords[:, :2].mean(axis=0)
+    offset = coords[:, :2] - centre
+    mean = truth_TN.mean(axis=0)
+    slope, *_ = np.linalg.lstsq(np.c_[offset, np.ones(len(offset))], mean, rcond=None)
+    direction = slope[:2] / max(float(np.hypot(*slope[:2])), 1e-30)
+    along = offset @ direction
+    start, end = centre + direction * along.min(), centre + direction * along.max()
+    width = 2.5 * float(np.sqrt(np.ptp(coords[:, 0]) * np.ptp(coords[:, 1]) / _columns(coords)))
+    return extract_section(coords, start, end, width)
+
+
+def _columns(coords: np.ndarray) -> int:
+    return len(np.unique(coords[:, :2], axis=0))

@@ -1,0 +1,132 @@
+"""What a configuration asks for: which files, from which, for which runs.
+
+The rules of the workflow only attach wildcards to these answers.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from millrace.config import nearest, validate
+from millrace.data.fingerprint import fingerprint
+from millrace.errors import ConfigError
+
+# How long training runs does not decide the weights: more epochs continue the same run.
+_LENGTHS = ("epochs", "milestone_every", "save_every")
+
+
+class Plan:
+    """A checked configuration.
+
+    Parameters
+    ----------
+    config : mapping
+        See config/README.md.
+    schema : mapping
+        JSON schema of the configuration.
+
+    Raises
+    ------
+    ConfigError
+        The first thing that is wrong, with its key.
+    """
+
+    def __init__(self, config: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+        validate(config, schema)
+        self.datasets: Mapping[str, Any] = config["datasets"]
+        self.experiments: Mapping[str, Any] = config["experiments"]
+        self._run: Mapping[str, Sequence[Any]] = config["run"]
+        for name in self._run["experiments"]:
+            _known(name, self.experiments, "run.experiments", "experiment")
+        for name, experiment in self.experiments.items():
+            key = f"experiments.{name}.dataset"
+            dataset = _known(experiment["dataset"], self.datasets, key, "dataset")
+            _check_window(name, experiment["data"], dataset)
+
+    def definition(self, experiment: str) -> dict[str, Any]:
+        """Return what decides the weights of an experiment."""
+        block = self.experiments[experiment]
+        train = {key: value for key, value in block["train"].items() if key not in _LENGTHS}
+        return {"data": block["data"], "model": block["model"], "train": train}
+
+    def milestones(self, experiment: str) -> list[int]:
+        """Epochs whose checkpoints are outputs, in order."""
+        train = self.experiments[experiment]["train"]
+        every = train.get("milestone_every", train["epochs"])
+        return sorted({*range(every, train["epochs"], every), train["epochs"]})
+
+    def checkpoint(self, experiment: str, layout: str, seed: int | str, epoch: int) -> str:
+        """Path of a checkpoint."""
+        return f"results/train/{experiment}/{layout}/seed{seed}/epoch_{epoch}.ckpt"
+
+    def previous_checkpoint(
+        self, experiment: str, layout: str, seed: int | str, epoch: int
+    ) -> list[str]:
+        """Path of the milestone before an epoch, which its segment continues; empty for the first."""
+        earlier = [e for e in self.milestones(experiment) if e < epoch]
+        return [self.checkpoint(experiment, layout, seed, earlier[-1])] if earlier else []
+
+    def final_checkpoint(self, experiment: str, layout: str, seed: int | str) -> dict[str, str]:
+        """Paths of a run's last checkpoint and its receipt."""
+        path = self.checkpoint(experiment, layout, seed, self.milestones(experiment)[-1])
+        return {"checkpoint": path, "receipt": path.removesuffix(".ckpt") + ".json"}
+
+    def samples(self, experiment: str) -> dict[str, str]:
+        """Paths of the files an experiment's samples are read from, by role."""
+        block = self.experiments[experiment]
+        shape = "x".join(str(n) for n in block["model"]["latent_shape"])
+        base = f"results/data/{block['dataset']}"
+        return {
+            "patches": f"{base}/patches.h5",
+            "graph": f"{base}/graph_{shape}_r{block['model']['radius']}.h5",
+        }
+
+    def source(self, dataset: str) -> str:
+        """Directory of the raw files: simulated by the workflow, or the user's."""
+        source = self.datasets[dataset]["source"]
+        return f"results/data/{dataset}/raw" if source == "demo" else source
+
+    def fingerprint(self, dataset: str) -> Any:
+        """Something that changes when the raw files do, and not when they are merely touched."""
+        block = self.datasets[dataset]
+        return block.get("demo", {}) if block["source"] == "demo" else fingerprint(block["source"])
+
+    def sample_files(self) -> list[str]:
+        """Sample files of all experiments that run."""
+        return sorted({p for e in self._run["experiments"] for p in self.samples(e).values()})
+
+    def final_checkpoints(self) -> list[str]:
+        """Last checkpoint of every run."""
+        return [self.final_checkpoint(*run)["checkpoint"] for run in self._runs()]
+
+    def metrics(self) -> list[str]:
+        """Metrics of every run."""
+        return [f"results/evaluate/{e}/{n}/seed{s}/metrics.json" for e, n, s in self._runs()]
+
+    def report(self) -> list[str]:
+        """What the report stage makes."""
+        return [f"results/report/skill.{suffix}" for suffix in ("html", "csv", "png")]
+
+    def _runs(self) -> list[tuple[str, str, int]]:
+        return list(product(*(self._run[key] for key in ("experiments", "layouts", "seeds"))))
+
+
+def _known(name: str, known: Mapping[str, Any], key: str, kind: str) -> Any:
+    if name not in known:
+        raise ConfigError(f"config: {key}: no {kind} named {name!r}; {nearest(name, known)}")
+    return known[name]
+
+
+def _check_window(name: str, data: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
+    length = data.get("input_steps", 0) + data.get("output_steps", 0)
+    gap = dataset["split"]["gap"]
+    if length > gap:
+        raise ConfigError(
+            f"config: experiments.{name}.data: a window of {length} steps is longer than the gap of {gap} "
+            "between the splits, so test data would leak into training: raise split.gap of the dataset"
+        )
+    for key in ("variables", "forcings"):
+        for wanted in data.get(key, []):
+            _known(
+                wanted, dict.fromkeys(dataset.get(key, [])), f"experiments.{name}.data.{key}", "column"
+            )

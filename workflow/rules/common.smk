@@ -1,0 +1,79 @@
+"""Checked configuration, wildcard constraints, and the plan's answers as input functions."""
+
+import yaml
+
+from millrace.errors import ConfigError, DataError
+from millrace.layout import Layout
+from millrace.plan import Plan
+
+try:
+    with open(workflow.source_path("../schemas/config.schema.yaml")) as schema:
+        plan = Plan(config, yaml.safe_load(schema))
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+
+wildcard_constraints:
+    dataset="|".join(plan.datasets),
+    experiment="|".join(plan.experiments),
+    layout=r"n[1-9]\d*_gpu[1-9]\d*",
+    seed=r"\d+",
+    epoch=r"\d+",
+    geometry=r"[\dx]+_r[\d.]+",
+
+
+def dataset_block(key, default=None):
+    """A key of the dataset's block in the configuration."""
+    return lambda wildcards: plan.datasets[wildcards.dataset].get(key, default)
+
+
+def raw_source(wildcards):
+    """Directory of the raw files."""
+    return plan.source(wildcards.dataset)
+
+
+def raw_fingerprint(wildcards):
+    """Names and sizes of the raw files."""
+    try:
+        return plan.fingerprint(wildcards.dataset)
+    except DataError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def samples(wildcards):
+    """Files the experiment's samples are read from, by role."""
+    return plan.samples(wildcards.experiment)
+
+
+def definition(wildcards):
+    """What decides the weights."""
+    return plan.definition(wildcards.experiment)
+
+
+def previous_checkpoint(wildcards):
+    """The milestone before, which the segment continues."""
+    w = wildcards
+    return plan.previous_checkpoint(w.experiment, w.layout, w.seed, int(w.epoch))
+
+
+def final_checkpoint(wildcards):
+    """The run's last checkpoint and its receipt."""
+    return plan.final_checkpoint(wildcards.experiment, wildcards.layout, wildcards.seed)
+
+
+def ranks(wildcards):
+    """Training processes of the layout: its job takes at least as many cores."""
+    return Layout.parse(wildcards.layout).world_size
+
+
+def stage(target, jobs, files):
+    """Input of a stage target; forcing the target (`-R train`) forces the jobs behind it."""
+
+    def inputs(wildcards):
+        forced = workflow._dag.forcerules
+        own, behind = getattr(rules, target).rule, getattr(rules, jobs).rule
+        if own in forced:
+            forced.add(behind)
+        return files
+
+    return inputs

@@ -1,0 +1,77 @@
+"""Raw CSV files to samples: simulate or read, check, cut into patches, find neighbours."""
+
+
+rule simulate_aquifer:
+    output:
+        directory("results/data/{dataset}/raw"),
+    log:
+        "logs/simulate_aquifer/{dataset}.log",
+    benchmark:
+        "benchmarks/simulate_aquifer/{dataset}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    params:
+        demo=dataset_block("demo", default={}),
+    script:
+        "../scripts/simulate_aquifer.py"
+
+
+rule preprocess:
+    input:
+        # Its time means nothing, see raw_fingerprint.
+        source=ancient(raw_source),
+    output:
+        series=ensure("results/data/{dataset}/series.h5", non_empty=True),
+    log:
+        "logs/preprocess/{dataset}.log",
+    benchmark:
+        "benchmarks/preprocess/{dataset}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    threads: 2
+    params:
+        fingerprint=raw_fingerprint,
+        variables=dataset_block("variables"),
+        forcings=dataset_block("forcings", default=[]),
+        clip=dataset_block("clip_negative_concentration", default=False),
+        split=dataset_block("split"),
+    script:
+        "../scripts/preprocess.py"
+
+
+rule extract_patches:
+    input:
+        series="results/data/{dataset}/series.h5",
+    output:
+        patches=ensure("results/data/{dataset}/patches.h5", non_empty=True),
+        map=report(
+            "results/data/{dataset}/patches.png",
+            caption="../report/patches.rst",
+            category="Data",
+            labels={"dataset": "{dataset}", "figure": "patches"},
+        ),
+    log:
+        "logs/extract_patches/{dataset}.log",
+    benchmark:
+        "benchmarks/extract_patches/{dataset}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    params:
+        patches=dataset_block("patches", default={}),
+    script:
+        "../scripts/extract_patches.py"
+
+
+rule build_graph:
+    input:
+        patches="results/data/{dataset}/patches.h5",
+    output:
+        graph=ensure("results/data/{dataset}/graph_{geometry}.h5", non_empty=True),
+    log:
+        "logs/build_graph/{dataset}/{geometry}.log",
+    benchmark:
+        "benchmarks/build_graph/{dataset}/{geometry}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    script:
+        "../scripts/build_graph.py"

@@ -1,0 +1,28 @@
+"""Tables and figures over all runs, for `snakemake --report`."""
+
+
+rule summarise_skill:
+    input:
+        metrics=plan.metrics(),
+    output:
+        table=report(
+            "results/report/skill.html",
+            caption="../report/skill.rst",
+            category="Summary",
+            labels={"figure": "table of test skill"},
+        ),
+        csv="results/report/skill.csv",
+        figure=report(
+            "results/report/skill.png",
+            caption="../report/skill.rst",
+            category="Summary",
+            labels={"figure": "test skill"},
+        ),
+    log:
+        "logs/summarise_skill.log",
+    benchmark:
+        "benchmarks/summarise_skill.tsv"
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/summarise_skill.py"

@@ -1,0 +1,28 @@
+"""Training: one job a milestone, each continuing the one before."""
+
+
+rule train_segment:
+    input:
+        unpack(samples),
+        previous=previous_checkpoint,
+    output:
+        checkpoint=ensure(
+            "results/train/{experiment}/{layout}/seed{seed}/epoch_{epoch}.ckpt",
+            non_empty=True,
+        ),
+        receipt=ensure(
+            "results/train/{experiment}/{layout}/seed{seed}/epoch_{epoch}.json",
+            non_empty=True,
+        ),
+    log:
+        "logs/train_segment/{experiment}/{layout}/seed{seed}/epoch_{epoch}.log",
+    benchmark:
+        "benchmarks/train_segment/{experiment}/{layout}/seed{seed}/epoch_{epoch}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: ranks
+    params:
+        # Not the number of epochs: asking for more must not start this segment again.
+        definition=definition,
+    script:
+        "../scripts/train_segment.py"

@@ -1,0 +1,26 @@
+"""Rule train_segment: train to the next milestone."""
+
+import sys
+
+from millrace.jobs import job
+from millrace.launch import launch
+from millrace.training.request import Request
+
+wildcards = snakemake.wildcards
+with job(snakemake.log[0]):
+    # From the configuration, not a parameter of the rule: changing it must not start a run again.
+    train = snakemake.config["experiments"][wildcards.experiment]["train"]
+    request = Request(
+        experiment=wildcards.experiment,
+        layout=wildcards.layout,
+        seed=int(wildcards.seed),
+        target_epoch=int(wildcards.epoch),
+        definition=snakemake.params.definition,
+        files={k: v for k, v in snakemake.input.items() if k != "previous"},
+        runs=f"runs/{wildcards.experiment}/{wildcards.layout}/seed{wildcards.seed}",
+        checkpoint=snakemake.output.checkpoint,
+        receipt=snakemake.output.receipt,
+        save_every=train.get("save_every", 1),
+        previous=str(snakemake.input.previous) or None,
+    )
+    sys.exit(launch(request, threads=snakemake.threads))
