@@ -1,0 +1,105 @@
+# Everything a fresh machine needs: `make demo` and `make test` set up .venv themselves.
+PYTHON ?= python3
+CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+SYSTEM ?= gino
+PYTEST_ARGS ?= -n $(CORES) --dist loadfile
+TORCH ?= $(shell grep '^torch==' $(LOCK))
+# Extra pip options for torch alone, for example another index with CPU-only builds.
+TORCH_PIP_ARGS ?=
+
+# One demo per system: the Snakemake arguments that select it.
+SYSTEMS := gino
+DEMO_gino :=
+
+LOCK := envs/requirements.lock
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --progress-bar off
+SNAKEMAKE := $(BIN)/snakemake --profile profiles/local
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench bench-gpu lock clean unknown-system FORCE
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo "Variables: SYSTEM ($(SYSTEMS)), CORES, PYTHON, PYTEST_ARGS, TORCH_PIP_ARGS."
+
+setup: $(STAMP) ## create .venv with the locked packages and this checkout
+
+# The stamp holds the folder's path: a .venv that was moved or copied along with the checkout points
+# at the old place, and one whose installation was interrupted has no stamp. Both are made anew.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+$(STAMP): FORCE
+endif
+$(STAMP): $(LOCK) pyproject.toml
+	@if command -v $(PYTHON) >/dev/null && ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+	  echo "Millrace needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>&1): name a newer one with 'make $(or $(MAKECMDGOALS),setup) PYTHON=python3.11'." >&2; exit 1; fi
+	@if ! $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "==> apt-get install python3-venv"; \
+	    apt-get -qq update; DEBIAN_FRONTEND=noninteractive apt-get -qq install -y python3-venv >/dev/null; \
+	  else echo "$(PYTHON) cannot create virtual environments: install python3-venv (Debian, Ubuntu: 'apt-get install python3-venv')." >&2; exit 1; fi; fi
+	@if [ "$$(cat $(STAMP) 2>/dev/null)" != "$(CURDIR)" ]; then \
+	  echo "==> creating $(VENV) with $$($(PYTHON) -V)"; $(PYTHON) -m venv --clear $(VENV); fi
+	@echo "==> installing $(TORCH)"
+	@$(PIP) $(TORCH_PIP_ARGS) "$(TORCH)"
+	@echo "==> installing the other $$(grep -c '^[a-zA-Z]' $(LOCK)) packages of $(LOCK) (one to five minutes)"
+	@$(PIP) -r $(LOCK)
+	@echo "==> installing this checkout"
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@echo "$(CURDIR)" > $(STAMP)
+
+demo: $(if $(filter $(SYSTEM),$(SYSTEMS)),$(STAMP),unknown-system) ## run the whole workflow on demo data: make demo SYSTEM=gino
+	@start=$$SECONDS; \
+	echo "==> running the $(SYSTEM) demo on $(CORES) cores"; \
+	$(SNAKEMAKE) --cores $(CORES) $(DEMO_$(SYSTEM)); \
+	echo "==> writing the report"; \
+	$(SNAKEMAKE) $(DEMO_$(SYSTEM)) --report results/report.html; \
+	echo "The $(SYSTEM) demo took $$((SECONDS - start)) s. Report: $(CURDIR)/results/report.html"
+
+unknown-system:
+	@echo "SYSTEM=$(SYSTEM) is not a demo; choose one of: $(SYSTEMS)." >&2; exit 1
+
+# Tests run side by side, so each keeps to one thread.
+test: export OMP_NUM_THREADS := 1
+test: export OPENBLAS_NUM_THREADS := 1
+test: lint ## lint, then run all tests
+	@echo "==> pytest $(PYTEST_ARGS)"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## check format, style, types, import direction and the workflow
+	@echo "==> ruff";       $(BIN)/ruff check; $(BIN)/ruff format --check
+	@echo "==> snakefmt";   $(BIN)/snakefmt --check Snakefile workflow/rules
+	@echo "==> mypy";       $(BIN)/mypy
+	@echo "==> lint-imports"; $(BIN)/lint-imports
+	@echo "==> snakemake --lint"; $(BIN)/snakemake --lint
+
+bench: $(STAMP) ## measure on this machine's CPU
+	@for file in $(wildcard tests/bench/bench_*.py); do echo "==> $$file"; $(BIN)/python $$file; done
+
+bench-gpu: $(STAMP) ## measure on this machine's GPUs
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+	  { echo "torch sees no CUDA device here: run 'make bench-gpu' on a GPU node." >&2; exit 1; }
+	@for file in $(wildcard tests/bench/gpu_*.py); do echo "==> $$file"; $(BIN)/python $$file; done
+
+# torch comes first and alone, so that no other requirement chooses its build; the packages a CUDA
+# build of torch brings along stay out, for they differ from machine to machine.
+lock: ## write envs/requirements.lock anew from pyproject.toml (TORCH=torch==X.Y.Z to change torch)
+	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	echo "==> resolving in a temporary environment with $(TORCH)"; \
+	$(PYTHON) -m venv "$$scratch/venv"; pip="$$scratch/venv/bin/python -m pip"; \
+	$$pip install --quiet --progress-bar off $(TORCH_PIP_ARGS) "$(TORCH)" 'setuptools>=77'; \
+	$$pip install --quiet --progress-bar off --no-build-isolation -e '.[test,lint]'; \
+	{ grep '^#' $(LOCK); $$pip freeze --all --exclude-editable --exclude pip \
+	  | sed 's/+[A-Za-z0-9.]*$$//' | grep -Ev '^(nvidia-|cuda-|triton==)'; } > "$$scratch/lock"; \
+	cp "$$scratch/lock" $(LOCK); \
+	echo "==> wrote $(LOCK); bring the pins in envs/*.yaml in line (make test names those that differ)"
+
+clean: ## remove .venv and caches; results/ and runs/ stay
+	@rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis workflow/*.egg-info
+	@find workflow tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,174 @@
+"""The lock, pyproject.toml, the conda files, the rules and the running environment agree."""
+
+import ast
+import importlib.metadata
+import re
+import sys
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import grimp
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+ENVS = sorted((ROOT / "envs").glob("*.yaml"))
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+CUDA = re.compile(r"nvidia-|cuda-|triton$")
+# The launcher starts this module in a process of its own, which no import shows.
+STARTED_BY = {"millrace.launch": "millrace.train"}
+
+
+def read_lock() -> dict[str, str]:
+    lines = (ROOT / "envs/requirements.lock").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.!]+", pin) for pin in pins), "exact pins only"
+    names = [canonicalize_name(pin.split("==")[0]) for pin in pins]
+    assert len(set(names)) == len(names), "a package is pinned twice"
+    return dict(zip(names, (pin.split("==")[1] for pin in pins), strict=True))
+
+
+LOCK = read_lock()
+
+
+def conda_pins(path: Path) -> dict[str, str]:
+    """Distribution name -> version, of the conda and the pip part; pip and python left out."""
+    pins = {}
+    for entry in yaml.safe_load(path.read_text())["dependencies"]:
+        for pin in entry["pip"] if isinstance(entry, dict) else [entry]:
+            name, _, version = re.sub(r"\s", "", pin).partition("=")
+            pins[canonicalize_name(CONDA_NAMES.get(name, name))] = version.lstrip("=")
+    pins.pop("pip", None)
+    return {name: version for name, version in pins.items() if name != "python"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *PROJECT["dependencies"],
+        *(line for extra in EXTRAS.values() for line in extra),
+        *PYPROJECT["build-system"]["requires"],
+    ],
+)
+def test_lock_admits_requirement(line: str):
+    requirement = Requirement(line)
+    assert LOCK[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_lock_is_complete():
+    missing = set()
+    for name in LOCK:
+        try:
+            lines = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue  # test_running_environment_is_the_lock reports it
+        for need in map(Requirement, lines):
+            if (need.marker and not need.marker.evaluate()) or CUDA.match(need.name):
+                continue
+            version = LOCK.get(canonicalize_name(need.name))
+            if version is None or not need.specifier.contains(version, prereleases=True):
+                missing.add(f"{name} needs {need}")
+    assert not missing
+
+
+def test_lock_leaves_the_cuda_build_to_the_machine():
+    assert [name for name in LOCK if CUDA.match(name)] == []
+
+
+@pytest.mark.skipif(
+    Path(sys.prefix).resolve() != ROOT / ".venv",
+    reason="runs outside the environment of make setup",
+)
+def test_running_environment_is_the_lock():
+    installed = {
+        canonicalize_name(d.name): d.version.partition("+")[0]
+        for d in importlib.metadata.distributions()
+    }
+    assert {name: installed.get(name) for name in LOCK} == LOCK
+
+
+@pytest.mark.parametrize("path", ENVS, ids=lambda path: path.name)
+def test_conda_pins_agree_with_lock(path: Path):
+    pins = conda_pins(path)
+    assert pins == {name: LOCK.get(name) for name in pins}
+
+
+@pytest.mark.parametrize("path", ENVS, ids=lambda path: path.name)
+def test_conda_file_is_reproducible(path: Path):
+    content = yaml.safe_load(path.read_text())
+    assert content["channels"] == ["conda-forge", "nodefaults"]
+    (python,) = [d for d in content["dependencies"] if str(d).startswith("python ")]
+    assert python.split("=")[1] in SpecifierSet(PROJECT["requires-python"])
+
+
+@cache
+def import_graph() -> grimp.ImportGraph:
+    return grimp.build_graph(
+        "millrace",
+        include_external_packages=True,
+        exclude_type_checking_imports=True,
+        cache_dir=None,
+    )
+
+
+def third_party(modules: set[str]) -> set[str]:
+    """Distributions that the modules import, directly and through millrace."""
+    reached = set()
+    while modules - reached:
+        new = modules - reached
+        reached |= new
+        for module in new & import_graph().modules:
+            modules = modules | import_graph().find_modules_directly_imported_by(module)
+            modules = modules | {module.rpartition(".")[0], STARTED_BY.get(module, "")} - {""}
+    packages = {name.partition(".")[0] for name in reached} - sys.stdlib_module_names
+    owners = importlib.metadata.packages_distributions()
+    return {canonicalize_name(owners[name][0]) for name in packages - {"millrace", "snakemake"}}
+
+
+def script_imports(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules |= {node.module} | (names & import_graph().modules)
+    return modules
+
+
+def rule_imports(env: str) -> dict[str, set[str]]:
+    """Rule name -> modules it starts from, for the rules that name this conda file."""
+    rules = {}
+    for path in (ROOT / "workflow/rules").glob("*.smk"):
+        for name, body in re.findall(
+            r"^(?:rule|checkpoint) (\w+):\n((?:[ \t].*\n|\n)+)", path.read_text(), re.MULTILINE
+        ):
+            conda = re.search(r"\bconda:\s*.*?([\w.-]+\.yaml)", body)
+            if conda is None or conda[1] != env:
+                continue
+            rules[name] = set(re.findall(r"-m (millrace[\w.]*)", body))
+            for script in re.findall(r"\bscript:\s*\"(.*?)\"", body):
+                rules[name] |= script_imports(path.parent / script)
+    return rules
+
+
+@pytest.mark.parametrize("path", ENVS, ids=lambda path: path.name)
+def test_conda_file_has_what_its_rules_import(path: Path):
+    rules = rule_imports(path.name)
+    assert rules, f"no rule uses envs/{path.name}"
+    pins = conda_pins(path)
+    missing = {name: third_party(modules) - pins.keys() for name, modules in rules.items()}
+    assert missing == {name: set() for name in rules}
+
+
+def test_library_declares_what_it_imports():
+    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    used = third_party({m for m in import_graph().modules if m.startswith("millrace")})
+    assert used - declared == set()
