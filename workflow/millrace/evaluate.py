@@ -5,10 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
-from millrace.data.hdf5 import open_checked
+from millrace.data.patches import Nodes, read_nodes
 from millrace.evaluation.forecast import Series, TrainedModel, forecast_windows, rollout
 from millrace.evaluation.sections import extract_section
 from millrace.plots import (
@@ -25,7 +24,7 @@ from millrace.provenance import provenance
 from millrace.training.store import write_json
 
 UNITS = {"head": "m", "pressure": "kPa", "mass_concentration": "mg/L"}
-_FRAMES = 40
+_FRAMES = 24
 _POINTS = 200_000
 
 
@@ -62,19 +61,20 @@ def evaluate_run(
         metrics,
         {
             "schema": "millrace.metrics/1",
-            **{key: described[key] for key in ("experiment", "layout", "seed", "epoch", "identity")},
+            **{
+                key: described[key] for key in ("experiment", "layout", "seed", "epoch", "identity")
+            },
             "validation": validation,
             "test": test,
             "rollout": ahead,
             "provenance": provenance(),
         },
     )
-    with open_checked(files["patches"], "millrace.patches/1") as file:
-        coords, slice_group = _nodes(file, model)
+    nodes = read_nodes(files["patches"])
     for v, variable in enumerate(model.view.config.variables):
         folder = figures / variable
         folder.mkdir(parents=True, exist_ok=True)
-        _draw_variable(series, v, variable, coords, slice_group, folder)
+        _draw_variable(series, v, variable, nodes, folder)
         units = {variable: UNITS[variable]}
         error_by_lead(
             {variable: ahead["variables"][variable]},
@@ -85,25 +85,8 @@ def evaluate_run(
     training_curves(described["history"], curves)
 
 
-def _nodes(file: h5py.File, model: TrainedModel) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates [N, 3] of the nodes, and the group of slices each belongs to."""
-    n_nodes = sum(len(core) for core in model.view.core_nodes)
-    coords, group = np.empty((n_nodes, 3)), np.empty(n_nodes, dtype=int)
-    for p, core in enumerate(model.view.core_nodes):
-        patch = file[f"patch_{p:02d}"]
-        coords[core] = patch["coords"][: len(core)]
-        group[core] = patch.attrs["slice_group"]
-    return coords, group
-
-
-def _draw_variable(
-    series: Series,
-    v: int,
-    variable: str,
-    coords: np.ndarray,
-    slice_group: np.ndarray,
-    folder: Path,
-) -> None:
+def _draw_variable(series: Series, v: int, variable: str, nodes: Nodes, folder: Path) -> None:
+    coords = nodes.coords_N3
     truth, prediction = series.truth_TNV[..., v], series.prediction_TNV[..., v]
     persistence, unit = series.persistence_TNV[..., v], UNITS[variable]
     # Enough points for the density, without drawing tens of millions of them.
@@ -113,7 +96,7 @@ def _draw_variable(
     )
     column = np.unique(coords[:, :2], axis=0, return_inverse=True)[1].ravel()
     shown = most_variable(truth, 4, column)
-    labels = [f"node {n + 1} at {coords[n, 2]:.0f} m" for n in shown]
+    labels = [f"node {n + 1} at Z = {coords[n, 2]:.1f} m" for n in shown]
     time_series(
         series.time_T,
         truth[:, shown],
@@ -125,17 +108,17 @@ def _draw_variable(
         persistence[:, shown],
     )
     rmse = np.sqrt(((prediction - truth) ** 2).mean(axis=0))
+    easting, northing = coords[:, 0], coords[:, 1]
     error_map(
-        coords[:, 0], coords[:, 1], rmse, variable, unit, folder / "error_map.png", slice_group
+        easting, northing, rmse, variable, unit, folder / "error_map.png", nodes.slice_group_N
     )
-    section = _main_section(coords, truth)
-    nodes, s, z = section
+    shown, s, z = _main_section(coords, truth)
     middle = len(truth) // 2
     cross_section(
         s,
         z,
-        truth[middle, nodes],
-        prediction[middle, nodes],
+        truth[middle, shown],
+        prediction[middle, shown],
         variable,
         unit,
         folder / "section.png",
@@ -146,8 +129,8 @@ def _draw_variable(
         s,
         z,
         series.time_T[frames],
-        truth[np.ix_(frames, nodes)],
-        prediction[np.ix_(frames, nodes)],
+        truth[np.ix_(frames, shown)],
+        prediction[np.ix_(frames, shown)],
         variable,
         unit,
         folder / "section.gif",

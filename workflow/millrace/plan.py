@@ -5,11 +5,12 @@ The rules of the workflow only attach wildcards to these answers.
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from millrace.config import nearest, validate
 from millrace.data.fingerprint import fingerprint
-from millrace.errors import ConfigError
+from millrace.errors import ConfigError, DataError
 
 # How long training runs does not decide the weights: more epochs continue the same run.
 _LENGTHS = ("epochs", "milestone_every", "save_every")
@@ -42,6 +43,7 @@ class Plan:
             key = f"experiments.{name}.dataset"
             dataset = _known(experiment["dataset"], self.datasets, key, "dataset")
             _check_window(name, experiment["data"], dataset)
+            _check_graph(name, experiment["model"])
 
     def definition(self, experiment: str) -> dict[str, Any]:
         """Return what decides the weights of an experiment."""
@@ -82,9 +84,23 @@ class Plan:
         }
 
     def source(self, dataset: str) -> str:
-        """Directory of the raw files: simulated by the workflow, or the user's."""
+        """Directory of the raw files: simulated by the workflow, or the user's.
+
+        Raises
+        ------
+        DataError
+            The user's directory is not there, and nothing was read from it before (raw files may be
+            archived once they are).
+        """
         source = self.datasets[dataset]["source"]
-        return f"results/data/{dataset}/raw" if source == "demo" else source
+        if source == "demo":
+            return f"results/data/{dataset}/raw"
+        if not Path(source).is_dir() and not Path(f"results/data/{dataset}/series.h5").exists():
+            raise DataError(
+                f"config: datasets.{dataset}.source: no directory {source!r}; set it to `demo` or to the "
+                "directory that holds all/"
+            )
+        return source
 
     def fingerprint(self, dataset: str) -> Any:
         """Something that changes when the raw files do, and not when they are merely touched."""
@@ -118,7 +134,13 @@ def _known(name: str, known: Mapping[str, Any], key: str, kind: str) -> Any:
 
 
 def _check_window(name: str, data: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
-    length = data.get("input_steps", 0) + data.get("output_steps", 0)
+    steps = [data.get(key, 0) for key in ("input_steps", "output_steps")]
+    if not all(_is_count(n) for n in steps):
+        raise ConfigError(
+            f"config: experiments.{name}.data: expected whole numbers of input_steps and output_steps, "
+            f"got {steps}"
+        )
+    length = sum(steps)
     gap = dataset["split"]["gap"]
     if length > gap:
         raise ConfigError(
@@ -128,5 +150,26 @@ def _check_window(name: str, data: Mapping[str, Any], dataset: Mapping[str, Any]
     for key in ("variables", "forcings"):
         for wanted in data.get(key, []):
             _known(
-                wanted, dict.fromkeys(dataset.get(key, [])), f"experiments.{name}.data.{key}", "column"
+                wanted,
+                dict.fromkeys(dataset.get(key, [])),
+                f"experiments.{name}.data.{key}",
+                "column",
             )
+
+
+def _check_graph(name: str, model: Mapping[str, Any]) -> None:
+    """Check what names the file of the neighbour tables, see `Plan.samples`."""
+    shape, radius = model.get("latent_shape"), model.get("radius")
+    if not isinstance(shape, list) or not all(_is_count(n) and n for n in shape):
+        raise ConfigError(
+            f"config: experiments.{name}.model.latent_shape: expected a list of whole numbers, "
+            f"got {shape!r}"
+        )
+    if not isinstance(radius, int | float) or isinstance(radius, bool) or not radius > 0:
+        raise ConfigError(
+            f"config: experiments.{name}.model.radius: expected a positive number, got {radius!r}"
+        )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

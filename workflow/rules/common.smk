@@ -29,15 +29,15 @@ def dataset_block(key, default=None):
 
 def raw_source(wildcards):
     """Directory of the raw files."""
-    return plan.source(wildcards.dataset)
+    try:
+        return plan.source(wildcards.dataset)
+    except DataError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def raw_fingerprint(wildcards):
     """Names and sizes of the raw files."""
-    try:
-        return plan.fingerprint(wildcards.dataset)
-    except DataError as error:
-        raise WorkflowError(str(error)) from None
+    return plan.fingerprint(wildcards.dataset)
 
 
 def samples(wildcards):

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from millrace.jobs import job
 from millrace.evaluate import evaluate_run
+from millrace.jobs import job
 
 with job(snakemake.log[0]) as progress:
     evaluate_run(

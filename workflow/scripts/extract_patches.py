@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from millrace.config import from_mapping
-from millrace.data.patches import PatchConfig, extract_patches
+from millrace.data.patches import PatchConfig, extract_patches, read_nodes
 from millrace.jobs import job
-from millrace.plots.patches import plot_patches
+from millrace.plots import patch_map
 
 with job(snakemake.log[0]) as progress:
     config = from_mapping(PatchConfig, snakemake.params.patches, "patches")
     patches = Path(snakemake.output.patches)
     extract_patches(Path(snakemake.input.series), patches, config, progress("time steps"))
-    plot_patches(patches, Path(snakemake.output.map))
+    nodes = read_nodes(patches)
+    patch_map(nodes.coords_N3, nodes.patch_N, snakemake.output.map, nodes.slice_group_N)

@@ -10,7 +10,7 @@ steps, V variables, C input channels, W windows.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from millrace.config import essentials
 from millrace.data.hdf5 import open_checked
 from millrace.errors import ConfigError
 from millrace.ops.gno import NeighbourTable
@@ -72,6 +73,8 @@ class PatchBatch:
     """Last given state of the core points: the persistence forecast."""
     y_KBTV: Tensor
     """States to predict on the core points."""
+    scale_V: Tensor
+    """Typical one-step change of each variable."""
     weight_B: Tensor
     """1 for a sample that counts, 0 for one that only keeps the ranks in step."""
     geometry: PatchGeometry
@@ -143,6 +146,7 @@ class PatchView:
         self.mean = stats["obs_mean"][self._state_columns]
         self.std = stats["obs_std"][self._state_columns]
         self.increment_scale = stats["increment_std"][self._state_columns] / self.std
+        self._scale_V = self._tensor(self.increment_scale)
         self._forcing_mean = stats["forcing_mean"][self._forcing_columns]
         self._forcing_std = stats["forcing_std"][self._forcing_columns]
         with open_checked(graph, "millrace.graph/1") as file:
@@ -167,7 +171,7 @@ class PatchView:
     @property
     def identity(self) -> dict[str, object]:
         """What the samples are: part of a run's identity."""
-        return {"digest": self.digest, **asdict(self.config)}
+        return {"digest": self.digest, **essentials(self.config)}
 
     def starts(self, split: Split) -> np.ndarray:
         """Time indices at which the windows of a split begin, int64[W]."""
@@ -216,6 +220,7 @@ class PatchView:
             x_NBC=torch.cat(parts, dim=2),
             last_KBV=past_NBTV[:n_core, :, -1],
             y_KBTV=patch.state_NTV[:n_core, future_BT],
+            scale_V=self._scale_V,
             weight_B=weight_B,
             geometry=patch.geometry,
         )
@@ -225,7 +230,7 @@ class PatchView:
         n_state = self.config.input_steps * len(self.config.variables)
         x_NBC = torch.cat([past_NBTV.flatten(2), batch.x_NBC[:, :, n_state:]], dim=2)
         last_KBV = past_NBTV[: batch.geometry.n_core, :, -1]
-        return PatchBatch(x_NBC, last_KBV, batch.y_KBTV, batch.weight_B, batch.geometry)
+        return replace(batch, x_NBC=x_NBC, last_KBV=last_KBV)
 
     def at_times(self, group: int, starts: np.ndarray) -> PatchBatch:
         """Windows of a patch that begin at the given time indices, whatever their split."""

@@ -177,17 +177,13 @@ def _true_states(model: TrainedModel, starts: np.ndarray, length: int) -> Tensor
     view = model.view
     steps = starts[:, None] + np.arange(length)
     n_nodes = sum(len(nodes) for nodes in view.core_nodes)
-    states = torch.empty(
-        n_nodes, *steps.shape, len(view.config.variables), device=view.device
-    )
+    states = torch.empty(n_nodes, *steps.shape, len(view.config.variables), device=view.device)
     for patch, core in enumerate(view.core_nodes):
         states[torch.from_numpy(core)] = view.core_states(patch, steps)
     return states
 
 
-def _next_states(
-    model: TrainedModel, state_NWTV: Tensor, starts: np.ndarray, step: int
-) -> Tensor:
+def _next_states(model: TrainedModel, state_NWTV: Tensor, starts: np.ndarray, step: int) -> Tensor:
     view, config = model.view, model.view.config
     past_NWTV = state_NWTV[:, :, -config.input_steps :]
     size = (*state_NWTV.shape[:2], config.output_steps, state_NWTV.shape[3])

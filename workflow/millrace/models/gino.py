@@ -135,7 +135,7 @@ def _predict(module: nn.Module, batch: PatchBatch) -> Tensor:
 
 
 def _loss(module: nn.Module, batch: PatchBatch, config: LossConfig) -> Tensor:
-    return field_loss(module(batch), batch.y_KBTV, config)
+    return field_loss(module(batch), batch.y_KBTV, batch.scale_V, config)
 
 
 SPEC = ModelSpec(

@@ -26,15 +26,18 @@ class LossConfig:
             raise ConfigError(f"train.loss.kind {self.kind!r}: expected one of {', '.join(LOSSES)}")
 
 
-def field_loss(prediction_KBTV: Tensor, target_KBTV: Tensor, config: LossConfig) -> Tensor:
+def field_loss(
+    prediction_KBTV: Tensor, target_KBTV: Tensor, scale_V: Tensor, config: LossConfig
+) -> Tensor:
     """Loss of each sample, [B], averaged over points.
 
     ``relative_l2`` is ||error|| / (||target|| + eps), norms over time and variables of one point;
-    ``mse`` is the mean squared error in units of the variables' variance.
+    ``mse`` is the mean squared error in units of ``scale_V``, the typical one-step change of each
+    variable: a variable that changes slowly counts as much as one that swings with the tide.
     """
     error_KBTV = prediction_KBTV - target_KBTV
     if config.kind == "mse":
-        return error_KBTV.square().mean(dim=(0, 2, 3))
+        return (error_KBTV / scale_V).square().mean(dim=(0, 2, 3))
     # The root of an exact zero has no finite gradient.
     error_KB = (error_KBTV.square().sum(dim=(2, 3)) + 1e-12).sqrt()
     norm_KB = target_KBTV.square().sum(dim=(2, 3)).sqrt()

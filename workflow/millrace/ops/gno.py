@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from neuralop.layers.channel_mlp import LinearChannelMLP
 from neuralop.layers.gno_block import GNOBlock
 from torch import Tensor, nn
 
@@ -118,7 +119,7 @@ def kernel_sum(kernel_EC: Tensor, f_NBC: Tensor, table: NeighbourTable) -> Tenso
     return torch.cat(parts, dim=1)
 
 
-def edge_kernel(mlp: nn.Module, y_ND: Tensor, x_MD: Tensor, table: NeighbourTable) -> Tensor:
+def edge_kernel(mlp: LinearChannelMLP, y_ND: Tensor, x_MD: Tensor, table: NeighbourTable) -> Tensor:
     """Evaluate the kernel MLP of a `LinearChannelMLP` on every edge.
 
     Its first layer acts on the concatenation [y, x]; being linear it is applied to the points before

@@ -237,7 +237,12 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything that training needs to continue; call it on all ranks, meant for the first."""
         return {
-            "model": self.module.state_dict(),
+            # Tensors only: library models add metadata that may hold code.
+            "model": {
+                name: value
+                for name, value in self.module.state_dict().items()
+                if isinstance(value, Tensor)
+            },
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "history": self.history,

@@ -5,14 +5,13 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from millrace.config import from_mapping
+from millrace.config import essentials, from_mapping
 from millrace.data.views import open_view
 from millrace.errors import UserError
 from millrace.models.registry import get_model
@@ -38,14 +37,14 @@ def build_trainer(
     """Make a trainer and the identity of its run from an experiment's definition."""
     model = dict(definition["model"])
     spec = get_model(model.pop("name"))
-    model_config = from_mapping(spec.config, model, "model")
+    model_config: Any = from_mapping(spec.config, model, "model")
     train = from_mapping(TrainConfig, definition["train"], "train")
     paths = {role: Path(path) for role, path in files.items()}
     view = open_view(spec.view, paths, definition["data"], ranks.device)
     described = {
-        "model": {"name": spec.name, **asdict(model_config)},
+        "model": {"name": spec.name, **essentials(model_config)},
         "data": view.identity,
-        "train": asdict(train),
+        "train": essentials(train),
         "seed": seed,
     }
     return Trainer(spec, model_config, view, train, seed, ranks), described
@@ -118,7 +117,7 @@ def _begin_session(trainer: Trainer, request: Request) -> None:
             "ranks": trainer.ranks.world_size,
             "threads": torch.get_num_threads(),
             "device": _device_name(trainer.ranks.device),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
         }
     )
 

@@ -1,0 +1,94 @@
+"""What runs again, and what must not."""
+
+import os
+import shutil
+import time
+
+EVALUATED_AGAIN = {"evaluate_run": 1, "summarise_skill": 1}
+
+
+def test_finished_project_has_nothing_to_do(project):
+    assert project.planned() == {}
+
+
+def test_more_epochs_plan_only_new_segments(project):
+    project.config["experiments"]["tiny"]["train"]["epochs"] = 8
+    assert project.planned() == {"train_segment": 2, **EVALUATED_AGAIN}
+
+
+def test_fewer_epochs_train_nothing(project):
+    project.config["experiments"]["tiny"]["train"]["epochs"] = 2
+    assert "train_segment" not in project.planned()
+
+
+def test_another_save_interval_plans_nothing(project):
+    project.config["experiments"]["tiny"]["train"]["save_every"] = 2
+    assert project.planned() == {}
+
+
+def test_new_layout_plans_only_its_jobs(project):
+    project.config["run"]["layouts"] = ["n1_gpu1", "n4_gpu1"]
+    assert project.planned() == {"train_segment": 2, "evaluate_run": 1, "summarise_skill": 1}
+
+
+def test_changed_learning_rate_trains_again(project):
+    project.config["experiments"]["tiny"]["train"]["learning_rate"] = 1e-4
+    assert project.planned() == {"train_segment": 2, **EVALUATED_AGAIN}
+
+
+def test_edited_rule_and_script_plan_nothing(project):
+    for name in ("workflow/rules/train.smk", "workflow/rules/data.smk"):
+        path = project.path(name)
+        path.write_text(path.read_text().replace("script:", "# An edited line.\n    script:"))
+    for path in project.path("workflow/scripts").glob("*.py"):
+        path.write_text(path.read_text() + "\n# An edited line.\n")
+    assert project.planned() == {}
+
+
+def test_touched_inputs_plan_nothing(project):
+    later = time.time() + 60
+    touched = [*project.path("results/data/small").glob("*.h5")]
+    touched += project.path("results/data/small/raw").rglob("*.csv")
+    assert len(touched) > 60
+    for path in touched:
+        os.utime(path, (later, later))
+    assert project.planned() == {}
+
+
+def test_changed_raw_data_runs_everything_again(project):
+    raw = project.path("results/data/small/raw").rename(project.path("mine"))
+    project.config["datasets"]["small"]["source"] = str(raw)
+    assert project.planned()["preprocess"] == 1
+
+
+def test_forced_training_does_not_extract_again(project):
+    assert project.planned("train", "-R", "train") == {"train_segment": 2}
+
+
+def test_stage_targets(project):
+    project.path("results/evaluate/tiny/n1_gpu1/seed0/metrics.json").unlink()
+    assert project.planned("train") == project.planned("data") == {}
+    assert project.planned("evaluate") == {"evaluate_run": 1}
+
+
+def test_all_six_layouts_are_planned(project):
+    names = ["n1_gpu1", "n1_gpu2", "n2_gpu1", "n2_gpu2", "n1_gpu4", "n4_gpu1"]
+    project.config["run"]["layouts"] = names
+    assert project.planned()["train_segment"] == 2 * (len(names) - 1)
+
+
+def test_unknown_key_is_refused_with_the_nearest(project):
+    project.config["experiments"]["tiny"]["train"]["epoch"] = 3
+    done = project.run("-n", check=False)
+    assert done.returncode != 0
+    assert "unknown key 'epoch' in experiments.tiny.train: did you mean 'epochs'?" in (
+        done.stdout + done.stderr
+    )
+
+
+def test_missing_raw_directory_is_one_sentence(project):
+    shutil.rmtree(project.path("results"))
+    project.config["datasets"]["small"]["source"] = "/nowhere"
+    done = project.run("-n", check=False)
+    assert done.returncode != 0
+    assert "datasets.small.source: no directory '/nowhere'; set it to" in done.stdout + done.stderr
