@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from PIL import Image, ImageSequence
+
 from millrace import plots
 from millrace.errors import ConfigError
 from millrace.evaluation.metrics import FieldMetrics
 from millrace.plots import animation, maps, style
-from PIL import Image, ImageSequence
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+
 from millrace.evaluation.metrics import FieldMetrics, ensemble_summary, scores
 
 EXACT = {"rel": 1e-12, "abs": 1e-12}

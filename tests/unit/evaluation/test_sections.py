@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from millrace.errors import ConfigError
 from millrace.evaluation.sections import SectionGrid, extract_section
 

@@ -45,7 +45,12 @@ def test_ranks_share_the_batches_of_one(results, ranks):
     for shares, alone in zip(results[ranks]["batches"], results[1]["batches"], strict=True):
         [(group, index, _)] = alone
         assert {share[0] for share in shares} == {group}
-        counted = [i for _, indices, weights in shares for i, w in zip(indices, weights) if w == 1]
+        counted = [
+            i
+            for _, indices, weights in shares
+            for i, w in zip(indices, weights, strict=True)
+            if w == 1
+        ]
         assert sorted(counted) == sorted(index)
 
 
