@@ -34,7 +34,14 @@ def test_outputs(project):
 def test_report(project):
     project.run("--report", "report.html")
     text = project.path("report.html").read_text()
-    for expected in ("Summary", "Evaluation", "Training", "Data", "table of test skill", "train_segment"):
+    for expected in (
+        "Summary",
+        "Evaluation",
+        "Training",
+        "Data",
+        "table of test skill",
+        "train_segment",
+    ):
         assert expected in text
     assert len(text) > 500_000, "the figures are not inside"
 

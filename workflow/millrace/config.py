@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -14,10 +15,28 @@ from millrace.errors import ConfigError
 T = TypeVar("T")
 
 
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """Say which known name was probably meant, or list them."""
-    known = sorted(known)
-    match = difflib.get_close_matches(name, known, n=1)
+def _is_integer(_: Any, value: Any) -> bool:
+    # JSON schema takes 8.0 for an integer; `range` does not.
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(_: Any, value: Any) -> bool:
+    # YAML has .nan, which passes every bound, and .inf; JSON, and with it the identity, has neither.
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_VALIDATOR = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {"integer": _is_integer, "number": _is_finite}
+    ),
+)
+
+
+def nearest(name: object, known: typing.Iterable[object]) -> str:
+    """Say which known name was probably meant, or list them (YAML names may be numbers)."""
+    known = sorted(str(one) for one in known)
+    match = difflib.get_close_matches(str(name), known, n=1)
     return f"did you mean {match[0]!r}?" if match else f"known are {', '.join(known)}"
 
 
@@ -29,8 +48,7 @@ def validate(config: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
     ConfigError
         The first violation: its key, what was found, what was expected.
     """
-    validator = jsonschema.Draft202012Validator(schema)
-    error = jsonschema.exceptions.best_match(validator.iter_errors(config))
+    error = jsonschema.exceptions.best_match(_VALIDATOR(schema).iter_errors(config))
     if error is None:
         return
     where = ".".join(str(part) for part in error.absolute_path) or "the configuration"
@@ -72,6 +90,24 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return cls(**{key: _convert(hints[key], v, f"{where}.{key}") for key, v in values.items()})
 
 
+def essentials(config: Any) -> dict[str, Any]:
+    """Fields of a configuration dataclass that differ from their defaults.
+
+    Leaving the defaults out keeps the identity of old runs when a later version adds a field.
+    """
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = essentials(value)
+            if not value:
+                continue
+        elif value == field.default:
+            continue
+        values[field.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
@@ -91,10 +127,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             _convert(kind, item, f"{where}[{i}]")
             for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
         )
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is Any:
+        return value
+    if hint is float and _is_finite(None, value):
         return float(value)
     expected = origin or hint
     wrong = not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)
-    if expected is not Any and wrong:
+    if wrong or hint is float:
         raise ConfigError(f"{where}: expected {expected.__name__}, got {value!r}")
     return value

@@ -10,6 +10,7 @@ import numpy as np
 from millrace.data.patches import Nodes, read_nodes
 from millrace.evaluation.forecast import Series, TrainedModel, forecast_windows, rollout
 from millrace.evaluation.sections import extract_section
+from millrace.files import write_json
 from millrace.plots import (
     cross_section,
     error_by_lead,
@@ -21,7 +22,6 @@ from millrace.plots import (
     training_curves,
 )
 from millrace.provenance import provenance
-from millrace.training.store import write_json
 
 UNITS = {"head": "m", "pressure": "kPa", "mass_concentration": "mg/L"}
 _FRAMES = 24

@@ -27,11 +27,16 @@ def job(log: str) -> Iterator[Callable[[str], Progress]]:
         line to the log every few seconds.
     """
     with open(log, "w", buffering=1) as file:  # noqa: PTH123  descriptor needed below
+        sys.stdout.flush()
+        sys.stderr.flush()
         console = [os.dup(descriptor) for descriptor in (1, 2)]
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
         try:
-            yield _progress
+            try:
+                yield _progress
+            finally:
+                sys.stdout.flush()  # the reason of a failure ends the log
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(int(error.exit_code))

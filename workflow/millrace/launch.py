@@ -66,7 +66,9 @@ def launch(request: Request, threads: int) -> int:
 def _torchrun(request: Path, ranks: int, threads: int) -> int:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={ranks}", "-m", "millrace.train", str(request)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    # Inside a conda environment the package is known to the job alone, not to its children.
+    library = str(Path(__file__).parents[1])
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": library}
     # In a session of its own, Ctrl-C reaches the launcher alone, which warns the workers.
     agent = subprocess.Popen(
         command, env=environment, start_new_session=True, preexec_fn=die_with_parent

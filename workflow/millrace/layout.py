@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from millrace.errors import ConfigError
 
-_PATTERN = re.compile(r"n([1-9]\d*)_gpu([1-9]\d*)")
+_PATTERN = re.compile(r"n([1-9][0-9]*)_gpu([1-9][0-9]*)")
 
 
 @dataclass(frozen=True, order=True)

@@ -5,6 +5,7 @@ paths, resources, the layout and the versions of the code are not: they may chan
 and two layouts of one identity must arrive at the same weights.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -21,18 +22,19 @@ def digest(identity: Mapping[str, Any]) -> str:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """List the keys that differ as ``key: old -> new``, nested keys joined by dots."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
-    return [
-        f"{key}: {before.get(key, 'nothing')} -> {after.get(key, 'nothing')}"
+    pairs = {
+        key: (before.get(key, "nothing"), after.get(key, "nothing"))
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
+    }
+    return [f"{key}: {was} -> {now}" for key, (was, now) in pairs.items() if was != now]
 
 
 def siblings(run_root: Path, name: str) -> Iterator[Mapping[str, Any]]:
-    """Identities of other runs of the same experiment, layout and seed."""
+    """Identities of other runs of the same experiment, layout and seed, as far as readable."""
     for path in sorted(run_root.glob("*/identity.json")):
         if path.parent.name != name:
-            yield json.loads(path.read_text())
+            with contextlib.suppress(OSError, ValueError):
+                yield json.loads(path.read_text())
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -40,4 +42,4 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         for key, item in value.items():
             yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
     else:
-        yield prefix, list(value) if isinstance(value, tuple) else value
+        yield prefix, value

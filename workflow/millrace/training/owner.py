@@ -1,8 +1,9 @@
 """One writer at a time: a lock with a fencing token, on file systems where `flock` may mean nothing.
 
 The lock is a file made by an atomic hard link. It names host, process and scheduler job of its owner
-and a token that grows with every change of owner. A lock whose owner is gone is taken over; an owner
-that was taken for gone finds another name in the lock at its next commit and stops.
+and a token that grows with every owner (the last one is kept in ``.owner.json.guard``). A lock whose
+owner is gone is taken over; an owner that was taken for gone finds another name in the lock at its
+next commit and stops.
 """
 
 import contextlib
@@ -10,19 +11,21 @@ import fcntl
 import json
 import os
 import socket
-import time
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 
 from millrace.errors import ExitCode, UserError
 
 # An owner on another host cannot be looked at; it is taken for gone when it has not touched its lock
-# for this long. Owners touch it at every commit and every progress report.
+# for this long. Owners touch it far more often.
 STALE_AFTER_S = 900.0
+_TOUCH_EVERY_S = STALE_AFTER_S / 15
 
 
 class LockedError(UserError):
@@ -38,21 +41,23 @@ class _Record:
     host: str
     pid: int
     started: float
-    """Creation time of the process: a process id alone is used again."""
+    """Seconds from the start of the host to that of the process: a process id alone is used again,
+    and a time of day changes when the clock is set."""
     job: str
     token: int
     nonce: str
 
-    def is_alive(self, lock: Path) -> bool:
+    def is_alive(self, lock: Path, now: float) -> bool:
+        """Whether the process runs; ``now`` is the time on the clock of the lock's file system."""
         if self.host != socket.gethostname():
             with contextlib.suppress(FileNotFoundError):
-                return time.time() - lock.stat().st_mtime < STALE_AFTER_S
+                return now - lock.stat().st_mtime < STALE_AFTER_S
             return False
         try:
             process = psutil.Process(self.pid)
-            same = process.create_time() == self.started
+            same = abs(_started(process) - self.started) < 1e-3
             return same and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
+        except (psutil.NoSuchProcess, TypeError, ValueError):  # gone, or no process id at all
             return False
 
     def __str__(self) -> str:
@@ -68,29 +73,35 @@ class Owner:
 
     @property
     def token(self) -> int:
-        """How many owners there have been, this one included."""
+        """Fencing token: grows with every owner."""
         return self._record.token
 
     @classmethod
     @contextlib.contextmanager
     def claim(cls, path: Path) -> Iterator["Owner"]:
         """Take the lock ``path``, or raise `LockedError` that names its owner."""
-        with _guard(path):
+        with _guard(path) as guard:
             holder = _read(path)
-            if holder is not None:
-                if holder.is_alive(path):
-                    raise LockedError(
-                        f"{path.parent}: in use by {holder}; wait for it or stop it, and delete "
-                        f"{path} only if it is surely gone"
-                    )
-                path.unlink(missing_ok=True)
-            owner = cls(path, _this_process(token=holder.token + 1 if holder else 1))
+            if holder is not None and holder.is_alive(path, os.fstat(guard.fileno()).st_mtime):
+                raise LockedError(
+                    f"{path.parent}: in use by {holder}; wait for it or stop it, and delete "
+                    f"{path} only if it is surely gone"
+                )
+            path.unlink(missing_ok=True)
+            token = max(_last_token(guard), holder.token if holder else 0) + 1
+            _write_token(guard, token)
+            owner = cls(path, _this_process(token))
             owner._link()
+        released = threading.Event()
+        threading.Thread(target=owner._touch, args=[released], daemon=True).start()
         try:
             yield owner
         finally:
-            if _read(path) == owner._record:
-                path.unlink(missing_ok=True)
+            released.set()
+            # What ended the writing, a file system that is read-only now say, is what has to be told.
+            with contextlib.suppress(OSError):
+                if _read(path) == owner._record:
+                    path.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise `LockedError` if the lock was taken over, else mark it as in use."""
@@ -102,24 +113,33 @@ class Owner:
             )
         os.utime(self._path)
 
+    def _touch(self, released: threading.Event) -> None:
+        while not released.wait(_TOUCH_EVERY_S):
+            with contextlib.suppress(OSError, LockedError):  # the next commit says it
+                self.check()
+
     def _link(self) -> None:
         temporary = self._path.with_name(f".{self._path.name}.{self._record.nonce}")
-        temporary.write_text(json.dumps(asdict(self._record)))
         try:
+            temporary.write_text(json.dumps(asdict(self._record)))
             os.link(temporary, self._path)
         except FileExistsError:
             raise LockedError(
                 f"{self._path.parent}: another process took this run at the same moment"
             ) from None
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
+
+
+def _started(process: psutil.Process) -> float:
+    return process.create_time() - psutil.boot_time()
 
 
 def _this_process(token: int) -> _Record:
     return _Record(
         host=socket.gethostname(),
         pid=os.getpid(),
-        started=psutil.Process().create_time(),
+        started=_started(psutil.Process()),
         job=os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID") or "",
         token=token,
         nonce=uuid.uuid4().hex,
@@ -127,13 +147,26 @@ def _this_process(token: int) -> _Record:
 
 
 @contextlib.contextmanager
-def _guard(path: Path) -> Iterator[None]:
-    """Let one process at a time look at the lock and replace it."""
-    with path.with_name(f".{path.name}.guard").open("w") as file:
+def _guard(path: Path) -> Iterator[IO[bytes]]:
+    """Let one process at a time look at the lock and replace it; gives the file with the last token."""
+    with path.with_name(f".{path.name}.guard").open("a+b") as file:
         # Without working flock the atomic link and the check at every commit still hold.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        os.utime(file.fileno())
+        yield file
+
+
+def _last_token(guard: IO[bytes]) -> int:
+    guard.seek(0)
+    last = guard.read()
+    return int(last) if last.isdigit() else 0
+
+
+def _write_token(guard: IO[bytes], token: int) -> None:
+    guard.truncate(0)
+    guard.write(b"%d" % token)
+    guard.flush()
 
 
 def _read(path: Path) -> _Record | None:

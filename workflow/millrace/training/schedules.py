@@ -35,10 +35,10 @@ class ScheduleConfig:
             raise ConfigError(
                 f"train.schedule.kind {self.kind!r}: expected one of {', '.join(SCHEDULES)}"
             )
-        if self.kind in ("cosine", "wsd") and not self.horizon:
+        if self.kind in ("cosine", "wsd") and (self.horizon or 0.0) <= self.warmup:
             raise ConfigError(
-                f"train.schedule.horizon: {self.kind!r} needs the epoch at which it ends, "
-                "independent of train.epochs"
+                f"train.schedule.horizon: {self.kind!r} needs the epoch at which it ends, after the "
+                f"warm-up and independent of train.epochs, not {self.horizon}"
             )
 
 

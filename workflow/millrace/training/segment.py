@@ -14,6 +14,7 @@ import torch
 from millrace.config import essentials, from_mapping
 from millrace.data.views import open_view
 from millrace.errors import UserError
+from millrace.files import write_json
 from millrace.models.registry import get_model
 from millrace.provenance import code_version, provenance
 from millrace.training import identity
@@ -27,7 +28,6 @@ from millrace.training.store import (
     CheckpointStore,
     load_state,
     publish,
-    write_json,
 )
 
 

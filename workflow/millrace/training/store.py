@@ -7,35 +7,34 @@ A store is a directory that belongs to one run::
     metrics.jsonl       one line per epoch
     step_0000000120/    state.pt, then manifest.json: the commit record
 
-A step counts only if its manifest is there and the checksum of its data agrees; anything else is left
-over from a kill and is removed by the next owner. Files and directories are synced before the rename
-that commits them. Old steps go, milestones stay: they are what the workflow's outputs link to.
+A step counts only if its manifest is intact and the checksum of its data agrees; any other is passed
+over. Files and directories are synced before the rename that commits them; what a kill leaves behind
+has another name (``tmp_*``) and is removed by the next owner. Old steps go, milestones stay: they are
+what the workflow's outputs link to.
 """
 
 import contextlib
-import errno
 import json
 import os
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from millrace.errors import DataError, ExitCode, UserError
+from millrace.errors import DataError
+from millrace.files import refusal_of, sync, whole, write_json
 from millrace.training.owner import Owner
 
 _STATE, _MANIFEST = "state.pt", "manifest.json"
 _CHUNK = 1 << 20
-
-
-class StorageError(UserError):
-    """The file system refused to take a checkpoint; the steps before it are untouched."""
-
-    exit_code = ExitCode.NO_SPACE
+_UNTOUCHED = (
+    "the last committed step is untouched: make room or give write permission, and run the same "
+    "command again"
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,24 @@ class Manifest:
     code_version: str
     token: int
     """Fencing token of the owner that wrote it."""
+
+    @classmethod
+    def read(cls, directory: Path) -> "Manifest | None":
+        """Read the manifest of a step; None: missing or damaged."""
+        try:
+            record = json.loads((directory / _MANIFEST).read_text())
+            seal, manifest = record.pop("seal"), cls(**record)
+        except (OSError, ValueError, TypeError, AttributeError, KeyError):
+            return None
+        return manifest if seal == manifest._seal() else None
+
+    def write(self, directory: Path) -> None:
+        """Write the manifest of a step."""
+        write_json(directory / _MANIFEST, asdict(self) | {"seal": self._seal()})
+
+    def _seal(self) -> int:
+        # A flipped bit may leave valid JSON: another epoch, another length.
+        return zlib.crc32(json.dumps(asdict(self), sort_keys=True).encode())
 
 
 @dataclass(frozen=True)
@@ -126,10 +143,10 @@ class CheckpointStore:
     @contextlib.contextmanager
     def writing(self) -> Iterator["CheckpointStore"]:
         """Own the store: refuse if someone else is writing, remove what a kill left behind."""
-        with _storage_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-        with Owner.claim(self.root / "owner.json") as owner:
-            self._owner = owner
+        with contextlib.ExitStack() as stack:
+            with refusal_of(self.root, _UNTOUCHED):
+                self.root.mkdir(parents=True, exist_ok=True)
+                self._owner = stack.enter_context(Owner.claim(self.root / "owner.json"))
             for leftover in self.root.glob("tmp_*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             try:
@@ -151,16 +168,18 @@ class CheckpointStore:
 
         Raises
         ------
-        StorageError
+        OutputError
             No space, quota, read-only: nothing of the attempt stays behind.
-        UserError
+        LockedError
             Another process has taken the store over.
         """
-        if self._owner is None:
+        owner = self._owner
+        if owner is None:
             raise RuntimeError("a checkpoint is committed inside CheckpointStore.writing()")
-        temporary = self.root / f"tmp_{position.step:010d}_{self._owner.token}"
+        temporary = self.root / f"tmp_{position.step:010d}_{owner.token}"
+        target = self.root / f"step_{position.step:010d}"
         try:
-            with _storage_errors(self.root):
+            with refusal_of(self.root, _UNTOUCHED):
                 temporary.mkdir()
                 _write_state(state, temporary / _STATE)
                 manifest = Manifest(
@@ -172,20 +191,21 @@ class CheckpointStore:
                     milestone=milestone,
                     identity=self.identity,
                     code_version=self._code_version,
-                    token=self._owner.token,
+                    token=owner.token,
                 )
-                write_json(temporary / _MANIFEST, asdict(manifest))
-                _sync(temporary)
-                self._owner.check()
-                target = self.root / f"step_{position.step:010d}"
+                manifest.write(temporary)
+                owner.check()
                 if target.exists():
                     # Only a damaged step is ever trained again.
-                    shutil.rmtree(target)
+                    self._discard(target)
                 temporary.rename(target)
-                _sync(self.root)
+                sync(self.root)
+        except FileNotFoundError:
+            owner.check()  # a new owner removes what the old one was writing
+            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        self._prune()
+        self._prune(target)
         return Checkpoint(target / _STATE, manifest)
 
     def latest(self, max_epoch: int | None = None) -> Checkpoint | None:
@@ -205,40 +225,49 @@ class CheckpointStore:
     def at_epoch(self, epoch: int) -> Checkpoint | None:
         """Find the intact step at the end of an epoch."""
         for directory in self.root.glob("step_*"):
-            manifest = self._manifest(directory)
+            manifest = Manifest.read(directory)
             if manifest is not None and (manifest.epoch, manifest.batch) == (epoch, 0):
-                return self._verified(directory, epoch)
+                checkpoint = self._verified(directory, epoch)
+                if checkpoint is not None:
+                    return checkpoint
         return None
 
     def keep_for_good(self, checkpoint: Checkpoint) -> None:
         """Make a step a milestone."""
         if not checkpoint.manifest.milestone:
-            record = asdict(checkpoint.manifest) | {"milestone": True}
-            write_json(checkpoint.path.with_name(_MANIFEST), record)
+            replace(checkpoint.manifest, milestone=True).write(checkpoint.path.parent)
 
     def _verified(self, directory: Path, max_epoch: int | None) -> Checkpoint | None:
-        manifest = self._manifest(directory)
+        manifest = Manifest.read(directory)
         if manifest is None or manifest.identity != self.identity:
             return None
         if max_epoch is not None and (manifest.epoch, manifest.batch) > (max_epoch, 0):
             return None
         state = directory / _STATE
-        if not state.is_file() or state.stat().st_size != manifest.size:
-            return None
-        return Checkpoint(state, manifest) if checksum(state) == manifest.crc32 else None
-
-    @staticmethod
-    def _manifest(directory: Path) -> Manifest | None:
         try:
-            return Manifest(**json.loads((directory / _MANIFEST).read_text()))
-        except (OSError, ValueError, TypeError):
+            intact = state.stat().st_size == manifest.size and checksum(state) == manifest.crc32
+        except OSError:  # missing, or on a bad sector
             return None
+        return Checkpoint(state, manifest) if intact else None
 
-    def _prune(self) -> None:
-        manifests = {path: self._manifest(path) for path in sorted(self.root.glob("step_*"))}
-        passing = [path for path, record in manifests.items() if not (record and record.milestone)]
-        for path in passing[: -self._keep or None]:
-            shutil.rmtree(path, ignore_errors=True)
+    def _prune(self, newest: Path) -> None:
+        """Remove steps but the milestones and the last few, both up to ``newest`` and of all.
+
+        Steps beyond ``newest`` are there when a run is asked for an epoch that it once passed by. One
+        whose manifest cannot be read may be a milestone, and is left alone.
+        """
+        manifests = {path: Manifest.read(path) for path in sorted(self.root.glob("step_*"))}
+        passing = [path for path, record in manifests.items() if record and not record.milestone]
+        until = [path for path in passing if path <= newest]
+        for path in {*passing[: -self._keep]} - {*until[-self._keep :]}:
+            with contextlib.suppress(OSError):
+                self._discard(path)
+
+    def _discard(self, directory: Path) -> None:
+        # Renamed first: a kill must not leave half of a step under its name.
+        away = directory.with_name(f"tmp_{directory.name}")
+        directory.rename(away)
+        shutil.rmtree(away, ignore_errors=True)
 
 
 def publish(checkpoint: Checkpoint, output: Path) -> None:
@@ -247,60 +276,23 @@ def publish(checkpoint: Checkpoint, output: Path) -> None:
     A hard link where the file system allows it, else a copy. Its time is set to now: a workflow would
     take an output older than its inputs for stale.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.tmp")
-    with _storage_errors(output.parent):
-        temporary.unlink(missing_ok=True)
+    # Renaming one of two links to the same file onto the other leaves both: `whole` removes the other.
+    with whole(output) as partial:
         try:
-            os.link(checkpoint.path, temporary)
+            os.link(checkpoint.path, partial)
         except OSError:
-            shutil.copyfile(checkpoint.path, temporary)
-            _sync(temporary)
-        os.utime(temporary)
-        temporary.replace(output)
-        # Renaming one of two links to the same file onto the other does nothing and leaves both.
-        temporary.unlink(missing_ok=True)
-        _sync(output.parent)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+            shutil.copyfile(checkpoint.path, partial)
+        os.utime(partial)
 
 
 def _write_state(state: Mapping[str, Any], path: Path) -> None:
-    with path.open("wb") as file:
-        torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _storage_errors(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        raise StorageError(
-            f"{directory}: cannot write a checkpoint ({os.strerror(error.errno)}); the last committed "
-            "step is untouched: make room or give write permission and run the same command again"
-        ) from error
+        with path.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
     except RuntimeError as error:
-        # torch.save reports a full disk as a failed write of its zip archive.
-        if "PytorchStreamWriter" not in str(error) and "write" not in str(error):
-            raise
-        raise StorageError(f"{directory}: cannot write a checkpoint ({error})") from error
+        # torch buries what the file system said under a complaint of its archive writer.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise

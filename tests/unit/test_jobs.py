@@ -1,0 +1,82 @@
+"""Logs, sentences and exit codes of the workflow's jobs."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from millrace import jobs
+
+
+def run(tmp_path, body: str) -> tuple[subprocess.CompletedProcess, str]:
+    code = """
+        import os, subprocess, sys
+        from millrace.errors import DataError
+        from millrace.jobs import job
+        print("before")
+        with job({log!r}) as progress:
+        {body}
+        print("after", flush=True)
+        print("after, too", file=sys.stderr)
+    """
+    text = textwrap.dedent(code).format(
+        log=str(tmp_path / "job.log"), body=textwrap.indent(textwrap.dedent(body), "    ")
+    )
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", text], env=buffered, capture_output=True, text=True, check=False
+    )
+    return done, (tmp_path / "job.log").read_text()
+
+
+def test_output_goes_to_the_log_also_that_of_children(tmp_path) -> None:
+    (tmp_path / "job.log").write_text("of an earlier try")
+    done, log = run(
+        tmp_path,
+        """
+        print("out")
+        sys.stdout.flush()
+        print("err", file=sys.stderr)
+        subprocess.run(["sh", "-c", "echo child; echo child err >&2"])
+        os.write(1, b"raw" + bytes([10]))
+        print("unflushed", end="")
+        """,
+    )
+    assert log == "out\nerr\nchild\nchild err\nraw\nunflushed"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "before\nafter\n", "after, too\n")
+
+
+def test_a_user_error_is_one_sentence(tmp_path) -> None:
+    done, log = run(tmp_path, "print('out'); raise DataError('a.csv:3:1: expected a number')")
+    assert log == "out\nerror: a.csv:3:1: expected a number\n"
+    assert (done.returncode, done.stdout, done.stderr) == (65, "before\n", "")
+
+
+def test_any_other_error_has_its_traceback_in_the_log(tmp_path) -> None:
+    done, log = run(tmp_path, "print('out'); {}['key']")
+    assert log.startswith("out\nTraceback (most recent call last)")
+    assert log.endswith("KeyError: 'key'\n")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "before\n", "")
+
+
+@pytest.mark.parametrize("code", [0, 75])
+def test_an_exit_code_passes(tmp_path, code) -> None:
+    done, log = run(tmp_path, f"sys.exit({code})")
+    assert (done.returncode, done.stdout, log) == (code, "before\n", "")
+
+
+def test_progress_is_a_line_now_and_then(monkeypatch, capsys) -> None:
+    now = [100.0]
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: now[0])
+    report = jobs._progress("files")
+    for done in range(1, 25):
+        now[0] += 1.0
+        report(done, 24)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == ["7/24 files, 1.0/s, 17 s left", "13/24 files, 1.0/s, 11 s left"]
+    assert lines[-1] == "24/24 files, 1.0/s, 0 s left"
+    assert len(lines) == 5
+    jobs._progress("files")(0, 0)
+    assert capsys.readouterr().out.startswith("0/0 files")

@@ -1,0 +1,215 @@
+"""What a configuration asks for, and what it is refused for."""
+
+import copy
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from millrace.config import from_mapping
+from millrace.data.patches import PatchConfig
+from millrace.data.series import SplitConfig
+from millrace.data.views import VIEWS
+from millrace.demo.aquifer import AquiferConfig
+from millrace.errors import ConfigError, DataError
+from millrace.models.losses import LOSSES, LossConfig
+from millrace.models.registry import MODELS, get_model
+from millrace.plan import Plan
+from millrace.training.engine import TrainConfig
+from millrace.training.schedules import SCHEDULES, ScheduleConfig
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+DEFAULT = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+TRAIN = SCHEMA["$defs"]["experiment"]["properties"]["train"]["properties"]
+SHIPPED = [None, *sorted((ROOT / "config/experiments").glob("*.yaml"))]
+
+
+def merged(base, over):
+    """As Snakemake merges a second configuration file: mappings key by key, all else replaced."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    return base | {key: merged(base.get(key), value) for key, value in over.items()}
+
+
+def config():
+    return {
+        "run": {"experiments": ["head"], "layouts": ["n1_gpu1", "n2_gpu2"], "seeds": [0, 3]},
+        "datasets": {
+            "coast": {
+                "source": "demo",
+                "demo": {"steps": 9},
+                "variables": ["head", "mass_concentration"],
+                "forcings": ["head_bc"],
+                "split": {"train": 0.7, "validation": 0.15, "gap": 20},
+                "patches": {},
+            }
+        },
+        "experiments": {
+            "head": {
+                "dataset": "coast",
+                "data": {"variables": ["head"], "input_steps": 10, "output_steps": 10},
+                "model": {"name": "gino", "latent_shape": [12, 8, 6], "radius": 0.2},
+                "train": {"epochs": 10, "milestone_every": 4, "save_every": 2, "global_batch": 8},
+            }
+        },
+    }
+
+
+def changed(path: str, value):
+    made = config()
+    block = made
+    *parents, last = path.split("/")
+    for key in parents:
+        block = block[key]
+    if value is None:
+        del block[last]
+    else:
+        block[last] = value
+    return made
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "expected"),
+    [
+        (100, 20, [20, 40, 60, 80, 100]),
+        (10, 4, [4, 8, 10]),
+        (10, 10, [10]),
+        (10, 50, [10]),
+        (3, 1, [1, 2, 3]),
+        (10, None, [10]),
+    ],
+)
+def test_milestones(epochs, every, expected) -> None:
+    made = changed("experiments/head/train/epochs", epochs)
+    made["experiments"]["head"]["train"]["milestone_every"] = every
+    if every is None:
+        del made["experiments"]["head"]["train"]["milestone_every"]
+    assert Plan(made, SCHEMA).milestones("head") == expected
+
+
+def test_segments_form_a_chain() -> None:
+    plan = Plan(config(), SCHEMA)
+    base = "results/train/head/n1_gpu1/seed0/epoch_"
+    chain = {e: plan.previous_checkpoint("head", "n1_gpu1", 0, e) for e in (4, 8, 10)}
+    assert chain == {4: [], 8: [f"{base}4.ckpt"], 10: [f"{base}8.ckpt"]}
+    assert plan.final_checkpoint("head", "n1_gpu1", 0) == {
+        "checkpoint": f"{base}10.ckpt",
+        "receipt": f"{base}10.json",
+    }
+
+
+def test_more_epochs_change_neither_definition_nor_earlier_segments() -> None:
+    short, long = Plan(config(), SCHEMA), Plan(changed("experiments/head/train/epochs", 20), SCHEMA)
+    assert short.definition("head") == long.definition("head")
+    assert short.definition("head")["train"] == {"global_batch": 8}
+    assert long.milestones("head")[:2] == short.milestones("head")[:2]
+    other = Plan(changed("experiments/head/train/global_batch", 16), SCHEMA)
+    assert other.definition("head") != short.definition("head")
+
+
+def test_products_of_the_lists_that_run() -> None:
+    plan = Plan(config(), SCHEMA)
+    runs = [(n, s) for n in ("n1_gpu1", "n2_gpu2") for s in (0, 3)]
+    assert plan.metrics() == [f"results/evaluate/head/{n}/seed{s}/metrics.json" for n, s in runs]
+    assert plan.final_checkpoints() == [plan.checkpoint("head", n, s, 10) for n, s in runs]
+    base = "results/data/coast"
+    assert plan.sample_files() == [f"{base}/graph_12x8x6_r0.2.h5", f"{base}/patches.h5"]
+
+
+def test_raw_files_of_the_demo_and_of_the_user(tmp_path) -> None:
+    plan = Plan(config(), SCHEMA)
+    assert plan.source("coast") == "results/data/coast/raw"
+    assert plan.fingerprint("coast") == {"steps": 9}
+    plan = Plan(changed("datasets/coast/source", str(tmp_path)), SCHEMA)
+    assert plan.source("coast") == str(tmp_path)
+    before = plan.fingerprint("coast")
+    (tmp_path / "a.csv").write_text("x")
+    assert plan.fingerprint("coast") != before
+    with pytest.raises(DataError, match="no such directory"):
+        Plan(changed("datasets/coast/source", str(tmp_path / "x")), SCHEMA).fingerprint("coast")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("run/experiments", ["haed"], "no experiment named 'haed'; did you mean 'head'"),
+        ("run/layouts", ["n0_gpu1"], "run.layouts.0: 'n0_gpu1' does not match"),
+        ("run/seeds", [], "run.seeds"),
+        ("experiments/head/dataset", "cost", "no dataset named 'cost'; did you mean 'coast'?"),
+        (
+            "experiments/head/data/variables",
+            ["heed"],
+            "no column named 'heed'; did you mean 'head'?",
+        ),
+        ("experiments/head/data/forcings", ["head_cb"], "did you mean 'head_bc'?"),
+        ("experiments/head/data/input_steps", 11, "21 steps is longer than the gap of 20"),
+        ("experiments/head/data/input_steps", "10", "expected whole numbers of input_steps"),
+        ("experiments/head/data/output_steps", 2.5, "expected whole numbers of input_steps"),
+        ("experiments/head/model/name", "gano", "experiments.head.model.name"),
+        ("experiments/head/model/latent_shape", None, "model.latent_shape: expected a list"),
+        ("experiments/head/model/latent_shape", "12", "model.latent_shape: expected a list"),
+        ("experiments/head/model/latent_shape", [12, 0, 6], "model.latent_shape: expected a list"),
+        ("experiments/head/model/radius", None, "model.radius: expected a positive number"),
+        ("experiments/head/model/radius", "0.1", "model.radius: expected a positive number"),
+        ("experiments/head/train/epochs", 1e1, "train.epochs: 10.0 is not of type 'integer'"),
+        ("experiments/head/train/learning_rate", float("nan"), "train.learning_rate: nan"),
+        ("experiments/head/train/epoch", 3, "unknown key 'epoch' in experiments.head.train"),
+    ],
+)
+def test_mistakes_are_named(path, value, message) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Plan(changed(path, value), SCHEMA)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a;b", "a b", "a$(x)", "a/b", "_a", "a__b", "1a", "a_", ""]
+)
+@pytest.mark.parametrize("block", ["experiments", "datasets"])
+def test_names_that_a_path_or_shell_would_trip_over_are_refused(block, name) -> None:
+    made = config()
+    made[block][name] = copy.deepcopy(next(iter(made[block].values())))
+    with pytest.raises(ConfigError, match=f"config: {block}: "):
+        Plan(made, SCHEMA)
+
+
+def test_schema_and_dataclasses_have_the_same_keys() -> None:
+    for cls, keys in (
+        (TrainConfig, TRAIN.keys() - {"epochs", "milestone_every", "save_every"}),
+        (ScheduleConfig, TRAIN["schedule"]["properties"].keys()),
+        (LossConfig, TRAIN["loss"]["properties"].keys()),
+    ):
+        assert {field.name for field in fields(cls)} == keys, cls
+    dataset = SCHEMA["$defs"]["dataset"]["properties"]
+    for cls, block in ((PatchConfig, dataset["patches"]), (SplitConfig, dataset["split"])):
+        assert {field.name for field in fields(cls)} == block["properties"].keys(), cls
+        for field in fields(cls):
+            default = block["properties"][field.name].get("default")
+            assert default is None or field.default == default, field.name
+
+
+def test_schema_and_code_have_the_same_choices() -> None:
+    properties = SCHEMA["$defs"]["experiment"]["properties"]
+    assert properties["model"]["properties"]["name"]["enum"] == list(MODELS)
+    assert TRAIN["schedule"]["properties"]["kind"]["enum"] == list(SCHEDULES)
+    assert TRAIN["loss"]["properties"]["kind"]["enum"] == list(LOSSES)
+
+
+@pytest.mark.parametrize("over", SHIPPED, ids=lambda p: p.stem if p else "config")
+def test_shipped_configurations_build(over) -> None:
+    made = merged(DEFAULT, yaml.safe_load(over.read_text())) if over else DEFAULT
+    plan = Plan(made, SCHEMA)
+    assert plan.final_checkpoints()
+    for name in plan.experiments:
+        definition = plan.definition(name)
+        model = dict(definition["model"])
+        spec = get_model(model.pop("name"))
+        from_mapping(spec.config, model, "model")
+        from_mapping(VIEWS[spec.view].config, definition["data"], "data")
+        from_mapping(TrainConfig, definition["train"], "train")
+    for dataset in plan.datasets.values():
+        from_mapping(AquiferConfig, dataset.get("demo", {}), "demo")
+        from_mapping(PatchConfig, dataset["patches"], "patches")
+        from_mapping(SplitConfig, dataset["split"], "split")

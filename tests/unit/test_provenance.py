@@ -1,0 +1,69 @@
+"""Provenance tells versions and nothing of the environment."""
+
+import hashlib
+import json
+import subprocess
+
+import numpy as np
+import pytest
+
+from millrace import __version__, provenance
+
+
+@pytest.fixture(autouse=True)
+def fresh_caches():
+    provenance._describe.cache_clear()
+    provenance._git.cache_clear()
+    yield
+    provenance._describe.cache_clear()
+    provenance._git.cache_clear()
+
+
+def test_file_digest(tmp_path) -> None:
+    (tmp_path / "a").write_bytes(b"abc" * 1_000_000)
+    expected = hashlib.sha256(b"abc" * 1_000_000).hexdigest()
+    assert provenance.file_digest(tmp_path / "a") == expected
+
+
+def test_versions_are_recorded_and_secrets_are_not(monkeypatch) -> None:
+    monkeypatch.setenv("MILLRACE_TOKEN", "canary-7f3a")
+    record = provenance.provenance()
+    assert record["millrace"] == __version__
+    assert record["numpy"] == np.__version__
+    assert {"python", "torch", "h5py", "git_revision", "git_dirty", "time_utc"} <= set(record)
+    text = json.dumps(record)
+    assert "canary" not in text
+    assert str(provenance.Path.home()) not in text
+
+
+def test_code_version_without_git(monkeypatch) -> None:
+    def fail(*_args, **_options):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    assert provenance.code_version() == __version__
+    assert provenance.provenance()["git_revision"] is None
+
+
+def test_code_version_describes_the_repository(monkeypatch) -> None:
+    answers = {"ls-files": "provenance.py\n", "describe": "v1-2-gabc-dirty\n", "rev-parse": "abc\n"}
+
+    def run(command, **_options):
+        return subprocess.CompletedProcess(command, 0, stdout=answers[command[4]])
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert provenance.code_version() == f"{__version__}+v1-2-gabc-dirty"
+    record = provenance.provenance()
+    assert record["git_revision"] == "abc"
+    assert record["git_dirty"] is True
+
+
+def test_a_foreign_repository_does_not_speak_for_the_package(monkeypatch) -> None:
+    def run(command, **_options):
+        if command[4] == "ls-files":
+            raise subprocess.CalledProcessError(1, command)
+        return subprocess.CompletedProcess(command, 0, stdout="foreign\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert provenance.code_version() == __version__
+    assert provenance.provenance()["git_revision"] is None

@@ -1,0 +1,72 @@
+"""Output files that are either whole or not there."""
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from millrace.errors import ExitCode, UserError
+
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+
+
+class OutputError(UserError):
+    """The file system refused to take an output; nothing of it is left behind."""
+
+    exit_code = ExitCode.NO_SPACE
+
+
+@contextlib.contextmanager
+def refusal_of(path: Path, consequence: str = "nothing was kept") -> Iterator[None]:
+    """Turn no space, exceeded quota and missing permission into an `OutputError` about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        reason = os.strerror(error.errno)
+        raise OutputError(f"{path}: cannot be written ({reason}); {consequence}") from error
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a name to write to; the file appears as ``path`` once it is complete and on the disk.
+
+    The name is hidden, beside ``path`` and always the same: what a killed writer left there is
+    overwritten by the next one.
+
+    Raises
+    ------
+    OutputError
+        No space, quota exceeded, or no permission to write.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with refusal_of(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.unlink(missing_ok=True)
+            yield partial
+            sync(partial)
+            partial.replace(path)
+            sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole; raises `OutputError` like `whole`, ValueError for NaN and infinity."""
+    with whole(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False))
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,72 @@
+"""Where an artefact comes from: versions of the code and of what computed it, digests of files.
+
+Nothing of the environment (variables, user, host, paths) is recorded, so that an artefact can be
+passed on.
+"""
+
+import hashlib
+import platform
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from millrace import __version__
+
+_RECORDED = ("numpy", "torch", "h5py")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def code_version() -> str:
+    """Package version, followed by ``+git describe`` where the package runs from its repository."""
+    described = _describe()
+    return f"{__version__}+{described}" if described else __version__
+
+
+def provenance() -> dict[str, str | bool | None]:
+    """Versions of the code and its main dependencies, git revision, and the time (UTC).
+
+    ``git_revision`` and ``git_dirty`` are None where the package does not run from its repository; a
+    dependency that is not installed is None.
+    """
+    described = _describe()
+    return {
+        "millrace": __version__,
+        "python": platform.python_version(),
+        **{name: _installed(name) for name in _RECORDED},
+        "git_revision": _git("rev-parse", "HEAD") if described else None,
+        "git_dirty": described.endswith("-dirty") if described else None,
+        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@cache
+def _describe() -> str:
+    # An installed copy may lie inside a foreign repository (a virtual environment below a checkout):
+    # only a repository that tracks this very file speaks for the package.
+    if not _git("ls-files", "--error-unmatch", Path(__file__).name):
+        return ""
+    return _git("describe", "--always", "--dirty", "--tags")
+
+
+@cache
+def _git(*arguments: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ""
+    return done.stdout.strip()
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
