@@ -19,7 +19,9 @@ def fingerprint(directory: str | Path) -> str:
     """
     root = Path(directory)
     if not root.is_dir():
-        raise DataError(f"{root}: no such directory; set `source` of the dataset to `demo` or to yours")
+        raise DataError(
+            f"{root}: no such directory; set `source` of the dataset to `demo` or to yours"
+        )
     text = "\n".join(
         f"{path.relative_to(root)} {path.stat().st_size}"
         for path in sorted(root.rglob("*"))

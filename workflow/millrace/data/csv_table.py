@@ -1,0 +1,327 @@
+"""Tables of numbers in CSV, read at full speed and refused to the exact character when malformed.
+
+The fast path is pandas' C parser with explicit types, then checks that cost little. Only if something is
+off does a slow pass over the text find the place of the fault.
+"""
+
+import contextlib
+import csv
+import gzip
+import hashlib
+import io
+import itertools
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from millrace.errors import DataError
+
+_BOM = b"\xef\xbb\xbf"
+_BLANK = ("", "NaN", "nan", "NA")
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Columns of a CSV file."""
+
+    path: Path
+    columns: dict[str, NDArray[np.float64]]
+    """float64[rows] each; NaN for a blank cell where blanks are allowed."""
+    digest: bytes
+    """SHA-256 of the file as it is on the disk."""
+    complete: bool
+    """Whether the last line ends with a newline."""
+    content: bytes
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def location(self, row: int, column: str) -> str:
+        """``file:line:column`` of the first character of a cell."""
+        lines = _lines(self.content)
+        field = _cells(next(lines)[1]).index(column)
+        number, line = next(itertools.islice(lines, row, None))
+        return f"{self.path}:{number}:{_cell_starts(line)[field]}"
+
+    def end(self) -> str:
+        """``file:line:column`` of the end of the file."""
+        return _location(self.path, self.content, len(self.content))
+
+    def error(self, row: int, column: str, message: str) -> DataError:
+        """Error about a cell."""
+        return DataError(f"{self.location(row, column)}: {message}")
+
+
+def read_table(path: Path, columns: Sequence[str], *, blanks: bool = False) -> Table:
+    """Read columns of a CSV file (``.csv`` or ``.csv.gz``; UTF-8, with or without BOM; any line end).
+
+    Parameters
+    ----------
+    path : Path
+    columns : sequence of str
+        Columns to read; others are allowed and ignored.
+    blanks : bool
+        Whether a cell may be empty or NaN.
+
+    Raises
+    ------
+    DataError
+        With ``file:line:column`` and what was expected: not readable, not such a file, a column is
+        missing, or a cell is not a number that single precision can hold.
+    """
+    raw = _read_bytes(path)
+    content = _unpack(path, raw).removeprefix(_BOM)
+    try:
+        values = _parse(content, columns, blanks)
+    except (ValueError, csv.Error) as error:  # what pandas raises are ValueErrors, too
+        content = content.rstrip(b"\r\n") + b"\n" * content.endswith((b"\n", b"\r"))
+        _diagnose(path, content, columns, blanks)
+        values = _parse_leniently(path, content, columns, blanks, error)
+    return Table(
+        path=path,
+        columns=values,
+        digest=hashlib.sha256(raw).digest(),
+        complete=content.endswith((b"\n", b"\r")),
+        content=content,
+    )
+
+
+def read_header(path: Path) -> list[str]:
+    """Names of the columns of a CSV file, without reading the rest.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read or is empty.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            line = file.readline().removeprefix(_BOM)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}:1:1: cannot be read ({_reason(error)})") from error
+    return _header_cells(path, line.decode(errors="replace").rstrip("\r\n"))
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}:1:1: cannot be read ({_reason(error)}); expected a readable CSV file"
+        ) from error
+
+
+def _unpack(path: Path, raw: bytes) -> bytes:
+    if path.suffix != ".gz":
+        return raw
+    try:
+        return gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        intact = b""
+        with contextlib.suppress(zlib.error):  # as far as it goes, to say where it ends
+            intact = zlib.decompressobj(wbits=31).decompress(raw)
+        where = _location(path, intact, len(intact))
+        raise DataError(
+            f"{where}: the gzip data ends or is damaged here ({_reason(error)}); "
+            "expected a complete .gz file, copy it again"
+        ) from error
+
+
+def _parse(content: bytes, columns: Sequence[str], blanks: bool) -> dict[str, NDArray[np.float64]]:
+    """Parse, or raise ValueError if anything is not as it should be."""
+    if b"\0" in content:
+        raise ValueError("NUL")
+    lines = _lines(content)
+    names = _cells(next(lines, (0, ""))[1])
+    if len(set(names)) != len(names) or not set(columns) <= set(names):
+        raise ValueError("header")
+    # pandas refuses a row that is too long, except the first: of that it makes an index.
+    if len(_cells(next(lines, (0, ""))[1])) != len(names):
+        raise ValueError("first row")
+    frame = _read_csv(content, columns, blanks, skip_blank_lines=False)
+    separators = (len(frame) + 1) * (len(names) - 1)
+    # A short row has blanks at its end, which are refused already if they fall in a column that is read.
+    if (blanks or names[-1] not in columns) and content.count(b",") != separators:
+        raise ValueError("separators")
+    values = {name: frame[name].to_numpy() for name in columns}
+    for column in values.values():
+        bad = np.abs(column) > _LARGEST
+        if bad.any() or (not blanks and np.isnan(column).any()):
+            raise ValueError("not finite")
+    return values
+
+
+def _read_csv(
+    content: bytes, columns: Sequence[str], blanks: bool, **options: object
+) -> pd.DataFrame:
+    return pd.read_csv(  # type: ignore[call-overload]
+        io.BytesIO(content),
+        engine="c",
+        dtype=dict.fromkeys(columns, np.float64),
+        na_filter=blanks,
+        keep_default_na=False,
+        na_values=list(_BLANK),
+        low_memory=False,
+        **options,
+    )
+
+
+def _parse_leniently(
+    path: Path, content: bytes, columns: Sequence[str], blanks: bool, cause: Exception
+) -> dict[str, NDArray[np.float64]]:
+    """Parse what was found sound but unusual, such as quoted text in a column that is not read."""
+    try:
+        frame = _read_csv(content, columns, blanks, usecols=list(columns))
+    except ValueError as error:
+        raise DataError(f"{path}:1:1: not a CSV table of numbers ({_reason(error)})") from cause
+    return {name: frame[name].to_numpy() for name in columns}
+
+
+def _diagnose(path: Path, content: bytes, columns: Sequence[str], blanks: bool) -> None:
+    """Raise the first fault with its place; return if there is none."""
+    _check_encoding(path, content)
+    lines = _lines(content)
+    header = _header_cells(path, next(lines, (0, ""))[1])
+    _check_header(path, content, header, columns)
+    fields = [(header.index(name), name) for name in columns]
+    rows = 0
+    for number, line in lines:
+        rows += 1
+        cells = _row_cells(path, number, line, header)
+        for field, name in fields:
+            problem = _cell_problem(cells[field], name, header, blanks)
+            if problem:
+                raise DataError(f"{path}:{number}:{_cell_starts(line)[field]}: {problem}")
+    if not rows:
+        raise DataError(f"{path}:2:1: no rows after the header; expected one row a node")
+
+
+def _check_encoding(path: Path, content: bytes) -> None:
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path}:1:1: UTF-16 text; expected UTF-8, save the file as UTF-8")
+    if b"\0" in content:
+        where = _location(path, content, content.index(b"\0"))
+        raise DataError(f"{where}: NUL byte; expected a text file in UTF-8")
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        where = _location(path, content, error.start)
+        raise DataError(
+            f"{where}: byte 0x{content[error.start]:02x} is not UTF-8 (Latin-1?); "
+            "expected UTF-8, save the file as UTF-8"
+        ) from error
+
+
+def _check_header(
+    path: Path, content: bytes, header: Sequence[str], columns: Sequence[str]
+) -> None:
+    if not content.strip():
+        raise DataError(
+            f"{path}:1:1: the file is empty; expected a header with {', '.join(columns)}"
+        )
+    if len(header) == 1 and len(columns) > 1:
+        found = next((s for s in (";", "\t", "|", " ") if s in header[0]), None)
+        if found:
+            column = header[0].index(found) + 1
+            raise DataError(f"{path}:1:{column}: separator {found!r}; expected ','")
+    line = next(_lines(content))[1]
+    for field, name in enumerate(header):
+        if name in header[:field]:
+            raise DataError(
+                f"{path}:1:{_cell_starts(line)[field]}: column {name!r} appears twice; "
+                "expected unique column names"
+            )
+    for name in columns:
+        if name not in header:
+            raise DataError(
+                f"{path}:1:1: column {name!r} is missing; expected it among {', '.join(header)}"
+            )
+
+
+def _header_cells(path: Path, line: str) -> list[str]:
+    try:
+        return _cells(line)
+    except csv.Error as error:
+        column = line.index('"') + 1
+        raise DataError(
+            f"{path}:1:{column}: unclosed quote; expected names of columns separated by ','"
+        ) from error
+
+
+def _row_cells(path: Path, number: int, line: str, header: Sequence[str]) -> list[str]:
+    expected = f"expected {len(header)} cells as in the header"
+    if not line.strip():
+        raise DataError(f"{path}:{number}:1: blank line; {expected}")
+    try:
+        cells = _cells(line)
+    except csv.Error as error:
+        column = line.index('"') + 1
+        raise DataError(
+            f"{path}:{number}:{column}: unclosed quote; {expected}, on one line"
+        ) from error
+    if cells == list(header):
+        raise DataError(f"{path}:{number}:1: the header again; expected a row of numbers")
+    if len(cells) < len(header):
+        raise DataError(
+            f"{path}:{number}:{len(line) + 1}: truncated row of {len(cells)} cells; {expected}"
+        )
+    if len(cells) > len(header):
+        column = _cell_starts(line)[len(header)]
+        raise DataError(f"{path}:{number}:{column}: row of {len(cells)} cells; {expected}")
+    return cells
+
+
+def _cell_problem(cell: str, name: str, header: Sequence[str], blanks: bool) -> str | None:
+    if blanks and cell in _BLANK:
+        return None
+    expected = "a number or an empty cell" if blanks else "a finite number"
+    if not _NUMBER.fullmatch(cell):
+        return f"{cell[:40]!r} in column {name!r}; expected {expected}"
+    if abs(float(cell)) > _LARGEST:
+        return f"{cell[:40]!r} in column {name!r}; expected {expected} below 3.4e38"
+    return None
+
+
+def _lines(content: bytes) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers from 1; undecodable bytes are replaced."""
+    start, number = 0, 1
+    for end in _LINE_END.finditer(content):
+        yield number, content[start : end.start()].decode(errors="replace")
+        start, number = end.end(), number + 1
+    if start < len(content):
+        yield number, content[start:].decode(errors="replace")
+
+
+def _cells(line: str) -> list[str]:
+    return next(csv.reader([line], strict=True), []) if '"' in line else line.split(",")
+
+
+def _cell_starts(line: str) -> list[int]:
+    """Column, from 1, of the first character of every cell."""
+    starts, quoted = [1], False
+    for position, character in enumerate(line):
+        if character == '"':
+            quoted = not quoted
+        elif character == "," and not quoted:
+            starts.append(position + 2)
+    return starts
+
+
+def _location(path: Path, content: bytes, offset: int) -> str:
+    before = _LINE_END.split(content[:offset])
+    return f"{path}:{len(before)}:{len(before[-1]) + 1}"
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,357 @@
+"""Reader of a directory of FEFLOW results in CSV: one file per output time.
+
+    <base>/all/0000.csv ...                      node, time (d), X, Y, Z, slice, fields
+    <base>/forcings_corrected_all/0000.csv ...   node, boundary conditions and sources; blank = none
+
+or, in place of the latter, the older ``<base>/forcings/0000.csv``: a subset of the nodes, with
+``hydraulic_head_bc`` for ``head_bc``. Files may be compressed (``.csv.gz``) and numbers may be left
+out, so that directories thinned in time can be read.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.data.csv_table import Table, read_header, read_table
+from millrace.errors import DataError
+
+UNITS = {"mass_concentration": "mg/L", "pressure": "kPa", "head": "m"}
+"""Units of the fields."""
+FORCINGS = ("mass_concentration_bc", "head_bc", "recharge_forcing", "sea_level_forcing")
+"""Boundary conditions and sources that a forcing file can hold."""
+
+_OLD_NAMES = {"head_bc": "hydraulic_head_bc"}
+_NODE, _TIME, _SLICE, _PLACE = "node", "time (d)", "slice", ("X", "Y", "Z")
+_NAME = re.compile(r"(\d+)\.csv(\.gz)?")
+Order = NDArray[np.int64] | slice
+_SAME_PLACE = 1e-3  # m: the mesh does not move, but may be written with fewer digits
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """What is the same in every file: the nodes, in the row order of the first file."""
+
+    node: NDArray[np.int64]
+    """int64[N], ids as in the files."""
+    slice: NDArray[np.int32]
+    """int32[N], layer of each node."""
+    coords: NDArray[np.float64]
+    """float64[N, 3] (m)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The state at one output time, in physical units."""
+
+    time: float
+    """d"""
+    fields_NC: NDArray[np.float32]
+    forcing_NF: NDArray[np.float32]
+    """0 where no value is given."""
+    mask_NF: NDArray[np.uint8]
+    """1 where a value is given."""
+    digest: bytes
+    """Of the raw content of the files it was read from."""
+    where: str
+    """``file:line:column`` of its time."""
+
+
+@dataclass(frozen=True)
+class FeflowFiles:
+    """Files of a directory in order of time, each paired with its forcings."""
+
+    fields: tuple[Path, ...]
+    forcings: tuple[Path, ...] = ()
+    """As many as ``fields``, or none."""
+    forcing_on_all_nodes: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class FeflowReader:
+    """Reads the output times of a directory and checks each against the first.
+
+    Made by `open_directory`; it can be sent to other processes.
+    """
+
+    files: FeflowFiles
+    variables: tuple[str, ...]
+    forcings: tuple[str, ...]
+    mesh: Mesh
+    _forcing_columns: tuple[str, ...]
+    """Names of the forcings in the files."""
+    _forcing_nodes: NDArray[np.int64]
+    """Node of each row of the first forcing file."""
+    _complete: tuple[bool, bool]
+    """Whether the first file of the fields, of the forcings, ends with a newline."""
+
+    def __len__(self) -> int:
+        return len(self.files.fields)
+
+    def read(self, index: int) -> Snapshot:
+        """Read an output time.
+
+        Raises
+        ------
+        DataError
+            A file is malformed or does not fit the first: ``file:line:column``, what was expected.
+        """
+        first = self.files.fields[0]
+        table = _read_fields(self.files.fields[index], self.variables)
+        order = _match_nodes(table, self.mesh.node, first)
+        _check_end(table, first, self._complete[0])
+        _check_mesh(table, order, self.mesh, first)
+        forcing = None
+        if self.forcings:
+            first = self.files.forcings[0]
+            forcing = _read_forcings(self.files.forcings[index], self._forcing_columns)
+            _match_nodes(forcing, self._forcing_nodes, first)
+            _check_end(forcing, first, self._complete[1])
+        return self._snapshot(table, order, forcing)
+
+    def _snapshot(self, table: Table, order: Order, forcing: Table | None) -> Snapshot:
+        times = table.columns[_TIME]
+        other = np.flatnonzero(times != times[0])
+        if len(other):
+            row = int(other[0])
+            raise table.error(
+                row, _TIME, f"time {times[row]:g} d; expected {times[0]:g} d as in the first row"
+            )
+        fields_NC = np.stack([table.columns[name][order] for name in self.variables], axis=1)
+        value_NF = np.full((len(fields_NC), len(self.forcings)), np.nan)
+        if forcing is not None:
+            rows = _rows_of(self.mesh.node, forcing, self.files.fields[0])
+            for column, name in enumerate(self._forcing_columns):
+                value_NF[rows, column] = forcing.columns[name]
+        given_NF = np.isfinite(value_NF)
+        return Snapshot(
+            time=float(times[0]),
+            fields_NC=fields_NC.astype(np.float32),
+            forcing_NF=np.where(given_NF, value_NF, 0).astype(np.float32),
+            mask_NF=given_NF.astype(np.uint8),
+            digest=table.digest + (forcing.digest if forcing else b""),
+            where=table.location(0, _TIME),
+        )
+
+
+def find_files(base: Path, *, with_forcings: bool = True) -> FeflowFiles:
+    """List the files of a directory in numerical order.
+
+    Raises
+    ------
+    DataError
+        There are none, a name is not a number, a number appears twice, or the forcings of a time are
+        missing.
+    """
+    fields = _numbered(base / "all")
+    if not fields:
+        raise DataError(f"{base / 'all'}: no files; expected 0000.csv, 0001.csv, ...")
+    for name, complete in (("forcings_corrected_all", True), ("forcings", False)):
+        forcings = _numbered(base / name) if with_forcings and (base / name).is_dir() else {}
+        if forcings:
+            missing = next((number for number in fields if number not in forcings), None)
+            if missing is not None:
+                raise DataError(
+                    f"{base / name}: no file for {fields[missing].name}; "
+                    "expected one forcing file for every file in all/"
+                )
+            return FeflowFiles(
+                tuple(fields.values()), tuple(forcings[number] for number in fields), complete
+            )
+    return FeflowFiles(tuple(fields.values()))
+
+
+def open_directory(
+    base: Path, variables: Sequence[str], forcings: Sequence[str] | None = None
+) -> tuple[FeflowReader, Snapshot]:
+    """Open a directory and read its first output time.
+
+    Parameters
+    ----------
+    base : Path
+    variables : sequence of str
+        Fields to read, such as ``head``.
+    forcings : sequence of str, optional
+        Of `FORCINGS`; by default all that the directory has, which may be none.
+
+    Returns
+    -------
+    FeflowReader, Snapshot
+        A reader of all output times, and the first of them.
+
+    Raises
+    ------
+    DataError
+        A file is missing or malformed, or there are no forcings although some were asked for.
+    """
+    base = Path(base)
+    files = find_files(base, with_forcings=forcings is None or len(forcings) > 0)
+    names, columns = _forcing_names(base, files, forcings)
+    table = _read_fields(files.fields[0], variables)
+    mesh = _mesh(table)
+    forcing, nodes = None, np.empty(0, dtype=np.int64)
+    if names:
+        forcing = _read_forcings(files.forcings[0], columns)
+        nodes = _unique_nodes(forcing)
+        if files.forcing_on_all_nodes:
+            _match_nodes(forcing, mesh.node, files.fields[0])
+    reader = FeflowReader(
+        files,
+        tuple(variables),
+        names,
+        mesh,
+        columns,
+        nodes,
+        (table.complete, forcing is None or forcing.complete),
+    )
+    return reader, reader._snapshot(table, slice(None), forcing)
+
+
+def _numbered(folder: Path) -> dict[int, Path]:
+    """Files of a folder by number, ascending; hidden files do not count."""
+    found: dict[int, Path] = {}
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected files 0000.csv, 0001.csv, ...")
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.name.endswith((".csv", ".csv.gz")):
+            continue
+        match = _NAME.fullmatch(path.name)
+        if not match:
+            raise DataError(f"{path}: expected a number as name, such as 0000.csv")
+        other = found.setdefault(int(match[1]), path)
+        if other != path:
+            raise DataError(f"{path}: same number as {other.name}; expected one file a time")
+    return dict(sorted(found.items()))
+
+
+def _forcing_names(
+    base: Path, files: FeflowFiles, wanted: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Forcings to read, and their names in the files."""
+    if not files.forcings:
+        if wanted:
+            raise DataError(
+                f"{base}: neither forcings_corrected_all/ nor forcings/ holds CSV files; "
+                f"expected {', '.join(wanted)}, or ask for no forcings"
+            )
+        return (), ()
+    header = read_header(files.forcings[0])
+    column = {
+        name: _OLD_NAMES[name] if name not in header and _OLD_NAMES.get(name) in header else name
+        for name in (*FORCINGS, *(wanted or ()))
+    }
+    if wanted is None:  # if none is there, reading them will say what is wrong with the header
+        wanted = [name for name in FORCINGS if column[name] in header] or FORCINGS
+    return tuple(wanted), tuple(column[name] for name in wanted)
+
+
+def _read_fields(path: Path, variables: Sequence[str]) -> Table:
+    return read_table(path, [*dict.fromkeys([_NODE, _TIME, *_PLACE, _SLICE, *variables])])
+
+
+def _read_forcings(path: Path, columns: Sequence[str]) -> Table:
+    return read_table(path, [_NODE, *columns], blanks=True)
+
+
+def _integers(table: Table, column: str) -> NDArray[np.int64]:
+    values = table.columns[column]
+    with np.errstate(invalid="ignore"):
+        whole = values.astype(np.int64)
+    wrong = np.flatnonzero(whole != values)
+    if len(wrong):
+        row = int(wrong[0])
+        raise table.error(row, column, f"{values[row]:g} in column {column!r}; expected an integer")
+    return whole
+
+
+def _unique_nodes(table: Table) -> NDArray[np.int64]:
+    nodes = _integers(table, _NODE)
+    seen: dict[int, int] = {}
+    if len(np.unique(nodes)) != len(nodes):
+        for row, node in enumerate(nodes.tolist()):
+            if node in seen:
+                raise table.error(
+                    row,
+                    _NODE,
+                    f"node {node} again, first in line {seen[node] + 2}; expected one row",
+                )
+            seen[node] = row
+    return nodes
+
+
+def _mesh(table: Table) -> Mesh:
+    return Mesh(
+        node=_unique_nodes(table),
+        slice=_integers(table, _SLICE).astype(np.int32),
+        coords=np.stack([table.columns[axis] for axis in _PLACE], axis=1),
+    )
+
+
+def _match_nodes(table: Table, expected: NDArray[np.int64], first: Path) -> Order:
+    """Order in which the rows of a table are those of the expected nodes."""
+    nodes = _integers(table, _NODE)
+    if np.array_equal(nodes, expected):
+        return slice(None)
+    _unique_nodes(table)
+    known = np.isin(nodes, expected)
+    if not known.all():
+        row = int(np.argmin(known))
+        raise table.error(row, _NODE, f"node {nodes[row]} is not in {first}; expected its nodes")
+    if len(nodes) < len(expected):
+        row = len(nodes)
+        if np.array_equal(nodes, expected[:row]):
+            raise DataError(
+                f"{table.path}:{row + 2}:1: the file ends after {row} rows; "
+                f"expected {len(expected)} as in {first}"
+            )
+        missing = expected[~np.isin(expected, nodes)][0]
+        row = int(np.argmax(nodes != expected[:row]))
+        raise table.error(row, _NODE, f"node {missing} is missing; expected the nodes of {first}")
+    order = np.argsort(nodes)
+    return order[np.searchsorted(nodes[order], expected)]
+
+
+def _rows_of(mesh_nodes: NDArray[np.int64], forcing: Table, first: Path) -> Order:
+    """Rows of the mesh at which the nodes of a forcing file are."""
+    nodes = forcing.columns[_NODE].astype(np.int64)
+    if np.array_equal(nodes, mesh_nodes):
+        return slice(None)
+    known = np.isin(nodes, mesh_nodes)
+    if not known.all():
+        row = int(np.argmin(known))
+        raise forcing.error(row, _NODE, f"node {nodes[row]} is not in {first}; expected its nodes")
+    order = np.argsort(mesh_nodes)
+    return order[np.searchsorted(mesh_nodes[order], nodes)]
+
+
+def _check_end(table: Table, first: Path, complete: bool) -> None:
+    if table.complete == complete:
+        return
+    if complete:
+        raise DataError(
+            f"{table.end()}: the last line has no newline, unlike {first}; "
+            "expected a complete file, copy it again"
+        )
+    raise DataError(
+        f"{first}:{len(table) + 1}:1: the last line has no newline, unlike {table.path}; "
+        "expected a complete file, copy it again"
+    )
+
+
+def _check_mesh(table: Table, order: Order, mesh: Mesh, first: Path) -> None:
+    expected = zip((*_PLACE, _SLICE), (*mesh.coords.T, mesh.slice), strict=True)
+    for name, values in expected:
+        moved = np.abs(table.columns[name][order] - values) > _SAME_PLACE
+        if moved.any():
+            at = int(np.argmax(moved))
+            row = at if isinstance(order, slice) else int(order[at])
+            found = table.columns[name][row]
+            raise table.error(
+                row,
+                name,
+                f"{name} of node {mesh.node[at]} is {found:.10g}; "
+                f"expected {values[at]:.10g} as in {first}",
+            )
