@@ -148,6 +148,8 @@ def _parse(content: bytes, columns: Sequence[str], blanks: bool) -> dict[str, ND
     if len(_cells(next(lines, (0, ""))[1])) != len(names):
         raise ValueError("first row")
     frame = _read_csv(content, columns, blanks, skip_blank_lines=False)
+    if not len(frame):
+        raise ValueError("no rows")
     separators = (len(frame) + 1) * (len(names) - 1)
     # A short row has blanks at its end, which are refused already if they fall in a column that is read.
     if (blanks or names[-1] not in columns) and content.count(b",") != separators:

@@ -1,0 +1,169 @@
+"""The documents name what there is: every key with its default, files, make targets, stages."""
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from millrace.config import from_mapping
+from millrace.data.patches import PatchConfig
+from millrace.data.series import SplitConfig
+from millrace.data.windows import WindowConfig
+from millrace.demo.aquifer import AquiferConfig
+from millrace.models.gino import GinoConfig
+from millrace.models.losses import LossConfig
+from millrace.plan import Plan
+from millrace.training.engine import TrainConfig
+from millrace.training.schedules import ScheduleConfig
+
+REPOSITORY = Path(__file__).parents[2]
+README = (REPOSITORY / "README.md").read_text()
+CONFIG_README = (REPOSITORY / "config/README.md").read_text()
+SCHEMA = yaml.safe_load((REPOSITORY / "workflow/schemas/config.schema.yaml").read_text())
+DATASET, EXPERIMENT = SCHEMA["$defs"]["dataset"], SCHEMA["$defs"]["experiment"]
+TRAIN = EXPERIMENT["properties"]["train"]
+
+CONFIGS = {
+    "demo": AquiferConfig,
+    "split": SplitConfig,
+    "patches": PatchConfig,
+    "data": WindowConfig,
+    "model": GinoConfig,
+    "train": TrainConfig,
+    "schedule": ScheduleConfig,
+    "loss": LossConfig,
+}
+SCHEMAS = {
+    "run": SCHEMA["properties"]["run"],
+    "datasets": DATASET,
+    "split": DATASET["properties"]["split"],
+    "patches": DATASET["properties"]["patches"],
+    "experiments": EXPERIMENT,
+    "model": EXPERIMENT["properties"]["model"],
+    "train": TRAIN,
+    "schedule": TRAIN["properties"]["schedule"],
+    "loss": TRAIN["properties"]["loss"],
+}
+# They name the file of the graph, so the workflow wants them spelt out.
+REQUIRED_BY_PLAN = {("model", "latent_shape"), ("model", "radius")}
+OPTIONS = {"-n": 0, "--report": 1, "--unlock": 0, "--profile": 1, "--configfile": 1, "--config": 1}
+OPTIONS |= {"-R": 1, "--set-threads": 1}
+
+
+def documented(block: str) -> dict[str, str]:
+    """Keys of the table under a heading of config/README.md, with their defaults."""
+    section = re.split(r"^#+ ", CONFIG_README.split(f"# `{block}`\n")[1], flags=re.M)[0]
+    return dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", section, flags=re.M))
+
+
+def properties(schema):
+    if isinstance(schema, dict):
+        yield from schema.get("properties", {})
+        for value in schema.values():
+            yield from properties(value)
+
+
+def test_every_key_of_the_schema_is_described():
+    missing = [key for key in properties(SCHEMA) if f"`{key}`" not in CONFIG_README]
+    assert not missing
+
+
+@pytest.mark.parametrize("block", CONFIGS)
+def test_fields_are_described_with_their_defaults(block):
+    defaults = documented(block)
+    for field in dataclasses.fields(CONFIGS[block]):
+        assert field.name in defaults, f"config/README.md, `{block}`: no `{field.name}`"
+        said = defaults[field.name]
+        if (block, field.name) in REQUIRED_BY_PLAN:
+            assert said == "required"
+        elif field.default is not dataclasses.MISSING:
+            true = list(field.default) if isinstance(field.default, tuple) else field.default
+            assert (None if said == "none" else yaml.safe_load(said)) == true, field.name
+        else:
+            optional = field.default_factory is not dataclasses.MISSING
+            assert said == ("{}" if optional else "required"), field.name
+
+
+@pytest.mark.parametrize("block", SCHEMAS)
+def test_the_schema_and_the_tables_agree(block):
+    schema, defaults = SCHEMAS[block], documented(block)
+    assert set(schema["properties"]) <= set(defaults)
+    for key, value in schema["properties"].items():
+        if "default" in value:
+            assert yaml.safe_load(defaults[key]) == value["default"], key
+        if key in schema.get("required", []):
+            assert defaults[key] == "required", key
+    known = set(schema["properties"])
+    if block in CONFIGS:
+        known |= {field.name for field in dataclasses.fields(CONFIGS[block])}
+    assert set(defaults) <= known, "a key is described that does not exist"
+
+
+def test_the_complete_example_is_a_valid_configuration():
+    (example,) = re.findall(r"```yaml\n(# my_site.+?)```", CONFIG_README, flags=re.S)
+    config = yaml.safe_load(example)
+    Plan(config, SCHEMA)
+    (dataset,) = config["datasets"].values()
+    (experiment,) = config["experiments"].values()
+    model = {key: value for key, value in experiment["model"].items() if key != "name"}
+    for block, values in (("data", experiment["data"]), ("model", model)):
+        from_mapping(CONFIGS[block], values, block)
+    for block in ("split", "patches"):
+        from_mapping(CONFIGS[block], dataset[block], block)
+
+
+def code_of(text: str) -> list[str]:
+    """Lines of code: those of fenced blocks, and inline code outside of them."""
+    fences = re.findall(r"```\w*\n(.*?)```", text, flags=re.S)
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    return [line for block in fences for line in block.splitlines()] + inline
+
+
+@pytest.mark.parametrize("document", ["README.md", "config/README.md", "profiles/README.md"])
+def test_files_that_are_named_exist(document):
+    text = (REPOSITORY / document).read_text()
+    folders = r"(?:config|docs|envs|profiles|tests|workflow|\.ci)/[\w./-]*"
+    files = r"Snakefile|Makefile|LICENSE|[A-Z]+\.md|pyproject\.toml"
+    words = {word for line in code_of(text) for word in re.split(r"[\s\"',]+", line)}
+    named = {word for word in words if re.fullmatch(f"{folders}|{files}", word)}
+    linked = re.findall(r"\]\((?!https?:)([^)]+)\)", text)
+    assert len(named) > 1
+    examples = {"profiles/"}  # of profiles/<name>
+    gone = [n for n in {*named, *linked} - examples if not (REPOSITORY / n).exists()]
+    assert not gone
+
+
+def test_make_targets_exist():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.M))
+    named = {t for line in code_of(README) for t in re.findall(r"\bmake ([a-z-]+)", line)}
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_commands_name_rules_and_options_that_exist():
+    stages = set(
+        re.findall(r"^rule (\w+):", (REPOSITORY / "Snakefile").read_text(), flags=re.M)
+    ) - {"all"}
+    rules = stages.union(
+        *(
+            re.findall(r"^rule (\w+):", path.read_text(), flags=re.M)
+            for path in (REPOSITORY / "workflow/rules").glob("*.smk")
+        )
+    )
+    commands = [line for line in code_of(README) if line.startswith("snakemake ")]
+    assert len(commands) > 8
+    for command in commands:
+        words = shlex.split(command, comments=True)[1:]
+        while words:
+            word = words.pop(0)
+            if word.startswith("-"):
+                values = [words.pop(0) for _ in range(OPTIONS[word])]
+                assert word != "-R" or values[0] in rules, command
+            else:
+                assert word in stages or word.startswith("results/"), command
+    inline = set(re.findall(r"`(\w+)`", README))
+    assert stages <= inline, "a stage is not named"
+    assert set(re.findall(r"`((?:train|evaluate|build|extract|simulate)_\w+)`", README)) <= rules
