@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from millrace.config import from_mapping
+from millrace.data.plane_windows import PlaneView, PlaneWindowConfig
 from millrace.data.windows import PatchView, WindowConfig
 from millrace.errors import ConfigError
 
@@ -28,7 +29,16 @@ def _open_patches(
     return PatchView(files["patches"], files["graph"], config, device)
 
 
-VIEWS = {"patches": ViewKind(WindowConfig, _open_patches)}
+def _open_planes(
+    files: Mapping[str, Path], config: PlaneWindowConfig, device: torch.device
+) -> PlaneView:
+    return PlaneView(files["planes"], config, device)
+
+
+VIEWS = {
+    "patches": ViewKind(WindowConfig, _open_patches),
+    "planes": ViewKind(PlaneWindowConfig, _open_planes),
+}
 
 
 def open_view(

@@ -1,10 +1,10 @@
 """The models by name."""
 
 from millrace.errors import ConfigError
-from millrace.models import gino
+from millrace.models import gfno, gino
 from millrace.models.spec import ModelSpec
 
-MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in (gino.SPEC,)}
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in (gino.SPEC, gfno.SPEC)}
 
 
 def get_model(name: str) -> ModelSpec:
