@@ -14,6 +14,7 @@ from millrace.errors import ConfigError, DataError
 
 # How long training runs does not decide the weights: more epochs continue the same run.
 _LENGTHS = ("epochs", "milestone_every", "save_every")
+_ON_PLANES = ("gfno",)
 
 
 class Plan:
@@ -43,7 +44,14 @@ class Plan:
             key = f"experiments.{name}.dataset"
             dataset = _known(experiment["dataset"], self.datasets, key, "dataset")
             _check_window(name, experiment["data"], dataset)
+            if experiment["model"]["name"] in _ON_PLANES:
+                continue
             _check_graph(name, experiment["model"])
+            if _format(dataset) != "feflow_csv":
+                raise ConfigError(
+                    f"config: experiments.{name}: {experiment['model']['name']} takes patches, which "
+                    f"cannot be cut from the {_format(dataset)} of {experiment['dataset']}"
+                )
 
     def definition(self, experiment: str) -> dict[str, Any]:
         """Return what decides the weights of an experiment."""
@@ -76,12 +84,19 @@ class Plan:
     def samples(self, experiment: str) -> dict[str, str]:
         """Paths of the files an experiment's samples are read from, by role."""
         block = self.experiments[experiment]
-        shape = "x".join(str(n) for n in block["model"]["latent_shape"])
         base = f"results/data/{block['dataset']}"
+        if block["model"]["name"] in _ON_PLANES:
+            return {"planes": f"{base}/planes.h5"}
+        shape = "x".join(str(n) for n in block["model"]["latent_shape"])
         return {
             "patches": f"{base}/patches.h5",
             "graph": f"{base}/graph_{shape}_r{block['model']['radius']}.h5",
         }
+
+    def datasets_in(self, kind: str) -> str:
+        """Pattern of the names of the datasets whose raw files are of a format."""
+        names = [name for name, block in self.datasets.items() if _format(block) == kind]
+        return "|".join(names) or "(?!)"
 
     def source(self, dataset: str) -> str:
         """Directory of the raw files: simulated by the workflow, or the user's.
@@ -155,6 +170,10 @@ def _check_window(name: str, data: Mapping[str, Any], dataset: Mapping[str, Any]
                 f"experiments.{name}.data.{key}",
                 "column",
             )
+
+
+def _format(dataset: Mapping[str, Any]) -> str:
+    return str(dataset.get("format", "feflow_csv"))
 
 
 def _check_graph(name: str, model: Mapping[str, Any]) -> None:

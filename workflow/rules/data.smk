@@ -1,4 +1,4 @@
-"""Raw CSV files to samples: simulate or read, check, cut into patches, find neighbours."""
+"""Raw CSV files to samples: simulate or read, check, cut into patches or planes, find neighbours."""
 
 
 rule simulate_aquifer:
@@ -75,3 +75,43 @@ rule build_graph:
         "../../envs/data.yaml"
     script:
         "../scripts/build_graph.py"
+
+
+rule extract_planes:
+    input:
+        series="results/data/{dataset}/series.h5",
+    output:
+        planes=ensure("results/data/{dataset}/planes.h5", non_empty=True),
+    log:
+        "logs/extract_planes/{dataset}.log",
+    benchmark:
+        "benchmarks/extract_planes/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=plan.datasets_in("feflow_csv"),
+    conda:
+        "../../envs/data.yaml"
+    params:
+        planes=dataset_block("planes", default={}),
+    script:
+        "../scripts/extract_planes.py"
+
+
+rule convert_planes:
+    input:
+        # Its time means nothing, see raw_fingerprint.
+        source=ancient(raw_source),
+    output:
+        planes=ensure("results/data/{dataset}/planes.h5", non_empty=True),
+    log:
+        "logs/convert_planes/{dataset}.log",
+    benchmark:
+        "benchmarks/convert_planes/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=plan.datasets_in("plane_folders"),
+    conda:
+        "../../envs/data.yaml"
+    params:
+        fingerprint=raw_fingerprint,
+        split=dataset_block("split"),
+    script:
+        "../scripts/convert_planes.py"

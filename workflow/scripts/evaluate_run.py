@@ -6,10 +6,11 @@ from millrace.evaluate import evaluate_run
 from millrace.jobs import job
 
 with job(snakemake.log[0]) as progress:
+    inputs = dict(snakemake.input.items())
     evaluate_run(
-        checkpoint=Path(snakemake.input.checkpoint),
-        receipt=Path(snakemake.input.receipt),
-        files={k: Path(snakemake.input[k]) for k in ("patches", "graph")},
+        checkpoint=Path(inputs.pop("checkpoint")),
+        receipt=Path(inputs.pop("receipt")),
+        files={role: Path(path) for role, path in inputs.items()},
         metrics=Path(snakemake.output.metrics),
         figures=Path(snakemake.output.figures),
         curves=Path(snakemake.output.curves),
