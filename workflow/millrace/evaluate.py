@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from millrace.data.patches import Nodes, read_nodes
+from millrace.data.plane_windows import PlaneView
 from millrace.evaluation.forecast import Series, TrainedModel, forecast_windows, rollout
 from millrace.evaluation.sections import extract_section
 from millrace.files import write_json
@@ -70,11 +71,12 @@ def evaluate_run(
             "provenance": provenance(),
         },
     )
-    nodes = read_nodes(files["patches"])
+    on_planes = isinstance(model.view, PlaneView)
+    nodes = _cells(model.view) if on_planes else read_nodes(files["patches"])
     for v, variable in enumerate(model.view.config.variables):
         folder = figures / variable
         folder.mkdir(parents=True, exist_ok=True)
-        _draw_variable(series, v, variable, nodes, folder)
+        _draw_variable(series, v, variable, nodes, on_planes, folder)
         units = {variable: UNITS[variable]}
         error_by_lead(
             {variable: ahead["variables"][variable]},
@@ -85,7 +87,9 @@ def evaluate_run(
     training_curves(described["history"], curves)
 
 
-def _draw_variable(series: Series, v: int, variable: str, nodes: Nodes, folder: Path) -> None:
+def _draw_variable(
+    series: Series, v: int, variable: str, nodes: Nodes, on_planes: bool, folder: Path
+) -> None:
     coords = nodes.coords_N3
     truth, prediction = series.truth_TNV[..., v], series.prediction_TNV[..., v]
     persistence, unit = series.persistence_TNV[..., v], UNITS[variable]
@@ -108,11 +112,12 @@ def _draw_variable(series: Series, v: int, variable: str, nodes: Nodes, folder: 
         persistence[:, shown],
     )
     rmse = np.sqrt(((prediction - truth) ** 2).mean(axis=0))
-    easting, northing = coords[:, 0], coords[:, 1]
-    error_map(
-        easting, northing, rmse, variable, unit, folder / "error_map.png", nodes.slice_group_N
-    )
-    shown, s, z = _main_section(coords, truth)
+    if not on_planes:  # which are lines on a map
+        easting, northing = coords[:, 0], coords[:, 1]
+        error_map(
+            easting, northing, rmse, variable, unit, folder / "error_map.png", nodes.slice_group_N
+        )
+    shown, s, z = _main_section(nodes, truth, on_planes)
     middle = len(truth) // 2
     cross_section(
         s,
@@ -137,7 +142,22 @@ def _draw_variable(series: Series, v: int, variable: str, nodes: Nodes, folder: 
     )
 
 
-def _main_section(coords: np.ndarray, truth_TN: np.ndarray) -> tuple[Any, Any, Any]:
+def _cells(view: PlaneView) -> Nodes:
+    """Cells of planes as nodes, each plane a group."""
+    plane_N = np.repeat(np.arange(len(view.core_nodes)), [len(cells) for cells in view.core_nodes])
+    return Nodes(view.cell_coords, plane_N, plane_N)
+
+
+def _main_section(nodes: Nodes, truth_TN: np.ndarray, on_planes: bool) -> tuple[Any, Any, Any]:
+    """Nodes of a section and their S and Z: the middle plane, or one through the patches."""
+    if not on_planes:
+        return _steepest_section(nodes.coords_N3, truth_TN)
+    shown = np.flatnonzero(nodes.patch_N == nodes.patch_N.max() // 2)
+    coords = nodes.coords_N3[shown]  # in order of S
+    return shown, np.hypot(*(coords[:, :2] - coords[0, :2]).T), coords[:, 2]
+
+
+def _steepest_section(coords: np.ndarray, truth_TN: np.ndarray) -> tuple[Any, Any, Any]:
     """Choose the section along the steepest change of the mean field: shore-normal on a coast."""
     centre = coords[:, :2].mean(axis=0)
     offset = coords[:, :2] - centre

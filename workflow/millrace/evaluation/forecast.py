@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from millrace.config import from_mapping
 from millrace.data.views import open_view
-from millrace.data.windows import PatchView, Split
+from millrace.data.windows import Split
 from millrace.errors import DataError
 from millrace.evaluation.metrics import FieldMetrics
 from millrace.models.registry import get_model
@@ -35,7 +35,8 @@ class TrainedModel:
 
     spec: ModelSpec
     module: nn.Module
-    view: PatchView
+    view: Any
+    """`PatchView` or `PlaneView`."""
 
     @classmethod
     def load(
