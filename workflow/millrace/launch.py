@@ -19,6 +19,8 @@ from millrace.layout import Layout
 from millrace.processes import die_with_parent
 from millrace.training.request import Request
 
+# Snakemake sets these to the threads of the whole job; each rank gets its share.
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -68,7 +70,7 @@ def _torchrun(request: Path, ranks: int, threads: int) -> int:
     command += [f"--nproc-per-node={ranks}", "-m", "millrace.train", str(request)]
     # Inside a conda environment the package is known to the job alone, not to its children.
     library = str(Path(__file__).parents[1])
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": library}
+    environment = os.environ | dict.fromkeys(_THREADS, str(threads)) | {"PYTHONPATH": library}
     # In a session of its own, Ctrl-C reaches the launcher alone, which warns the workers.
     agent = subprocess.Popen(
         command, env=environment, start_new_session=True, preexec_fn=die_with_parent
