@@ -1,6 +1,7 @@
 """Scores of all runs side by side: the table that says whether a model is worth having."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ _TITLES = {
 _STYLE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Test skill</title><style>
 body { font: 14px/1.45 system-ui, sans-serif; color: #222; margin: 1.2rem; }
 table { border-collapse: collapse; } caption { text-align: left; margin-bottom: .6rem; max-width: 60rem; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd;
+th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd;
   font-variant-numeric: tabular-nums; }
 th { border-bottom: 2px solid #888; } .head { text-align: left; } .bad { color: #b00020; font-weight: 600; }
 </style>"""
@@ -82,6 +83,10 @@ def _html(rows: pd.DataFrame) -> str:
 
 def _cell(values: pd.Series) -> str:
     mean, spread = values.mean(), values.std()
-    text = f"{mean:.3g}" + (f" ± {spread:.1g}" if len(values) > 1 else "")
+    if pd.isna(mean):
+        return "<td>undefined</td>"
+    # Three digits of the mean, and the spread to the same place.
+    places = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 3
+    text = f"{mean:.{places}f}" + (f" ± {spread:.{places}f}" if len(values) > 1 else "")
     worse = str(values.name).endswith("skill") and values.min() <= 0
     return f'<td class="bad">{text}</td>' if worse else f"<td>{text}</td>"

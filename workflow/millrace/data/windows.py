@@ -39,7 +39,7 @@ class WindowConfig:
     forcings: tuple[str, ...] = ()
     """Boundary conditions and sources given at the *output* times, each with its mask."""
     stride: int = 1
-    """Steps between the starts of consecutive windows."""
+    """Steps between the starts of consecutive training windows; scores are over all windows."""
 
     @property
     def length(self) -> int:
@@ -176,7 +176,8 @@ class PatchView:
     def starts(self, split: Split) -> np.ndarray:
         """Time indices at which the windows of a split begin, int64[W]."""
         begin, end = self._split[SPLITS.index(split)]
-        starts = np.arange(begin, end - self.config.length + 1, self.config.stride)
+        stride = self.config.stride if split == "train" else 1
+        starts = np.arange(begin, end - self.config.length + 1, stride)
         if not len(starts):
             raise ConfigError(
                 f"split {split!r} has {end - begin} steps, fewer than one window of "

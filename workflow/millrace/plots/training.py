@@ -93,8 +93,9 @@ def skill_summary(table: Any, path: str | Path) -> None:
                 seeds = skill[mine]
                 seeds = seeds[np.isfinite(seeds)]
                 if not seeds.size:
+                    text = "no skill defined" if any(mine) else "not predicted"
                     axes.annotate(
-                        "no skill defined", (0, row), xytext=(4, 0), textcoords="offset points",
+                        text, (0, row), xytext=(4, 0), textcoords="offset points",
                         va="center", color=REFERENCE_LINE, fontsize=8,
                     )  # fmt: skip
                     continue
