@@ -8,8 +8,9 @@ TORCH ?= $(shell grep '^torch==' $(LOCK))
 TORCH_PIP_ARGS ?=
 
 # One demo per system: the Snakemake arguments that select it.
-SYSTEMS := gino
+SYSTEMS := gino gfno
 DEMO_gino :=
+DEMO_gfno := --configfile config/demo/gfno.yaml
 
 LOCK := envs/requirements.lock
 VENV := .venv

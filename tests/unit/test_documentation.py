@@ -10,9 +10,12 @@ import yaml
 
 from millrace.config import from_mapping
 from millrace.data.patches import PatchConfig
+from millrace.data.plane_windows import PlaneWindowConfig
+from millrace.data.planes import PlaneConfig
 from millrace.data.series import SplitConfig
 from millrace.data.windows import WindowConfig
 from millrace.demo.aquifer import AquiferConfig
+from millrace.models.gfno import GfnoConfig
 from millrace.models.gino import GinoConfig
 from millrace.models.losses import LossConfig
 from millrace.plan import Plan
@@ -30,8 +33,11 @@ CONFIGS = {
     "demo": AquiferConfig,
     "split": SplitConfig,
     "patches": PatchConfig,
-    "data": WindowConfig,
-    "model": GinoConfig,
+    "planes": PlaneConfig,
+    "data` on patches": WindowConfig,
+    "data` on planes": PlaneWindowConfig,
+    "model` GINO": GinoConfig,
+    "model` GFNO": GfnoConfig,
     "train": TrainConfig,
     "schedule": ScheduleConfig,
     "loss": LossConfig,
@@ -41,22 +47,27 @@ SCHEMAS = {
     "datasets": DATASET,
     "split": DATASET["properties"]["split"],
     "patches": DATASET["properties"]["patches"],
+    "planes": DATASET["properties"]["planes"],
     "experiments": EXPERIMENT,
-    "model": EXPERIMENT["properties"]["model"],
+    "model` GINO": EXPERIMENT["properties"]["model"],
     "train": TRAIN,
     "schedule": TRAIN["properties"]["schedule"],
     "loss": TRAIN["properties"]["loss"],
 }
 # They name the file of the graph, so the workflow wants them spelt out.
-REQUIRED_BY_PLAN = {("model", "latent_shape"), ("model", "radius")}
+REQUIRED_BY_PLAN = {("model` GINO", "latent_shape"), ("model` GINO", "radius")}
 OPTIONS = {"-n": 0, "--report": 1, "--unlock": 0, "--profile": 1, "--configfile": 1, "--config": 1}
 OPTIONS |= {"-R": 1, "--set-threads": 1}
 
 
 def documented(block: str) -> dict[str, str]:
     """Keys of the table under a heading of config/README.md, with their defaults."""
-    section = re.split(r"^#+ ", CONFIG_README.split(f"# `{block}`\n")[1], flags=re.M)[0]
+    section = re.split(r"^#+ ", CONFIG_README.split(_heading(block))[1], flags=re.M)[0]
     return dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", section, flags=re.M))
+
+
+def _heading(block: str) -> str:
+    return f"# `{block}\n" if "`" in block else f"# `{block}`\n"
 
 
 def properties(schema):
@@ -109,7 +120,7 @@ def test_the_complete_example_is_a_valid_configuration():
     (dataset,) = config["datasets"].values()
     (experiment,) = config["experiments"].values()
     model = {key: value for key, value in experiment["model"].items() if key != "name"}
-    for block, values in (("data", experiment["data"]), ("model", model)):
+    for block, values in (("data` on patches", experiment["data"]), ("model` GINO", model)):
         from_mapping(CONFIGS[block], values, block)
     for block in ("split", "patches"):
         from_mapping(CONFIGS[block], dataset[block], block)

@@ -45,7 +45,7 @@ class PlaneWindowConfig:
     output_steps: int = 16
     """As many as ``input_steps``: both lie on the same space-time grid."""
     stride: int = 8
-    """Steps between the starts of consecutive windows."""
+    """Steps between the starts of consecutive training windows; scores are over all windows."""
     boundary: str = "input"
     """Steps whose boundary values are given: ``input``, or ``output`` for a scenario that is known."""
     radius: float = 0.15
@@ -196,7 +196,8 @@ class PlaneView:
     def starts(self, split: Split) -> np.ndarray:
         """Time indices at which the windows of a split begin, int64[W]."""
         begin, end = self._split[SPLITS.index(split)]
-        starts = np.arange(begin, end - self.config.length + 1, self.config.stride)
+        stride = self.config.stride if split == "train" else 1
+        starts = np.arange(begin, end - self.config.length + 1, stride)
         if not len(starts):
             raise ConfigError(
                 f"split {split!r} has {end - begin} steps, fewer than one window of "
