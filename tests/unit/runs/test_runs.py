@@ -1,0 +1,310 @@
+"""Stores listed, verified, thinned and copied, whatever state they are in."""
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+import torch
+
+from millrace.errors import DataError, ExitCode
+from millrace.files import write_json
+from millrace.runs.__main__ import main
+from millrace.runs.display import loss_chart
+from millrace.runs.inventory import find_runs, one, select, session_statistics, usage
+from millrace.runs.maintenance import clean, plan_cleaning, verify, verify_outputs
+from millrace.training import identity
+from millrace.training.owner import LockedError
+from millrace.training.store import CheckpointStore, Position, publish
+
+EPOCHS = 6
+MILESTONES = (2, 4)
+
+
+def record(epoch, session):
+    return {
+        "epoch": epoch,
+        "step": 10 * epoch,
+        "train_loss": 1.0 / epoch,
+        "validation_loss": 2.0 / epoch,
+        "learning_rate": 1e-3,
+        "samples_per_second": 100.0 * session,
+        "seconds": 2.0,
+        "session": session,
+    }
+
+
+HISTORY = [record(epoch, 1 if epoch <= 4 else 2) for epoch in range(1, EPOCHS + 1)]
+SESSIONS = [
+    {"session": 1, "step": 0, "started": "2026-01-02T03:04:05+00:00", "host": "a", "ranks": 1},
+    {"session": 2, "step": 40, "started": "2026-01-03T03:04:05+00:00", "host": "b", "ranks": 2},
+]
+
+
+def make_run(base, experiment="salt", seed=0, epochs=EPOCHS, rate=0.1, receipt=True):
+    """A finished run: its store, and a published milestone with its receipt."""
+    described = {"model": {"name": "gino"}, "train": {"learning_rate": rate}, "seed": seed}
+    name = identity.digest(described)
+    family = f"{experiment}/n1_gpu1/seed{seed}"
+    store = CheckpointStore(base / "runs" / family / name, name, "v1", keep=99)
+    with store.writing():
+        write_json(store.root / "identity.json", described)
+        for epoch in range(1, epochs + 1):
+            state = {"w": torch.full((64,), float(epoch)), "history": HISTORY[:epoch]}
+            state["sessions"] = SESSIONS[: HISTORY[epoch - 1]["session"]]
+            made = store.commit(state, Position(10 * epoch, epoch, 0), epoch in MILESTONES)
+            if receipt and epoch == 2:
+                output = base / "results/train" / family / "epoch_2.ckpt"
+                publish(made, output)
+                named = {"file": output.name, "size": made.manifest.size}
+                named["crc32"] = made.manifest.crc32
+                write_json(output.with_suffix(".json"), {"checkpoint": named, "identity": name})
+    lines = [json.dumps(one) + "\n" for one in HISTORY[:epochs]]
+    (store.root / "metrics.jsonl").write_text("".join(lines))
+    return store.root
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    make_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def steps(path):
+    return [int(step.name.removeprefix("step_")) for step in sorted(path.glob("step_*"))]
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    inode = path.with_name("new")  # the published output shares the old one
+    inode.write_bytes(content)
+    inode.replace(path)
+
+
+@pytest.fixture
+def run(base):
+    return find_runs(base / "runs")[0]
+
+
+def test_a_run_says_how_far_it_is(run):
+    assert run.parts[:3] == ("salt", "n1_gpu1", "seed0")
+    assert (run.newest.epoch, run.newest.step, run.state) == (6, 60, "idle")
+    assert run.history == HISTORY
+    assert [step.milestone for step in run.steps] == [False, True, False, True, False, False]
+    assert time.time() - run.changed < 60
+
+
+def test_a_line_that_is_being_written_is_not_read(run):
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 7, "tra')
+    assert [r["epoch"] for r in run.history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_states(base, run):
+    with run.store().writing():
+        assert run.state == "training"
+        assert f"process {os.getpid()} on" in run.holder
+    assert run.state == "idle"
+    (run.steps[-1].path / "manifest.json").write_text("{}")
+    damaged = find_runs(base / "runs")[0]
+    assert damaged.state == "damaged"
+    assert damaged.newest.epoch == 5
+
+
+def test_runs_are_named_by_path_or_beginning(base):
+    for seed in (1, 10):
+        make_run(base, seed=seed, epochs=1)
+    old = find_runs(base / "runs")[0]
+    make_run(base, rate=0.2, epochs=1)
+    runs = find_runs(base / "runs")
+    assert len(runs) == 4
+    assert {r.seed for r in select(runs, ["salt/n1_gpu1/seed1"])} == {"seed1"}
+    assert {r.seed for r in select(runs, ["salt/n1_gpu1/s"])} == {"seed0", "seed1", "seed10"}
+    assert select(runs, [str(old.path)]) == [old]
+    assert select(runs, [f"runs/{old.name}"]) == [old]
+    assert one(runs, old.name[:-6]) == old
+    assert one(runs, "salt/n1_gpu1/seed0") != old, "the one changed last"
+    os.utime(old.path / "identity.json", (time.time() + 9,) * 2)
+    assert one(runs, "salt/n1_gpu1/seed0") == old
+    with pytest.raises(DataError, match="name one of them"):
+        one(runs, "salt/n1_gpu1")
+    with pytest.raises(DataError, match="there are salt/n1_gpu1/seed0, "):
+        select(runs, ["sugar"])
+
+
+def test_statistics_of_sessions():
+    first, second = session_statistics(SESSIONS, HISTORY, step=63)
+    assert (first["steps"], first["epochs"], first["seconds"]) == (40, 4, 8.0)
+    assert (second["steps"], second["epochs"], second["samples_per_second"]) == (23, 2, 200.0)
+    assert second["validation_loss"] == HISTORY[-1]["validation_loss"]
+    assert session_statistics(SESSIONS[:1], [], 3)[0]["samples_per_second"] is None
+
+
+def test_show_has_sessions_losses_and_checkpoints(base, capsys):
+    assert main(["show", "salt"]) == ExitCode.OK
+    said = capsys.readouterr().out
+    assert "2026-01-03 03:04" in said
+    assert said.count("milestone") == 2
+    assert said.count("intact") == EPOCHS
+    assert "learning_rate: 0.1" in said
+    flip(find_runs(base / "runs")[0].steps[-1].state)
+    assert main(["show", "salt"]) == ExitCode.DATA
+    assert "checksum" in capsys.readouterr().out
+
+
+def test_the_chart_runs_down_and_marks_the_resumption():
+    rows = loss_chart(HISTORY).plain.splitlines()
+    column = len(rows[0]) - 12  # two columns an epoch
+    assert rows[0].startswith("        2 ")
+    assert rows[0][column] == "○"
+    # 2, 1, 0.67 ... and 1, 0.5, 0.33 ...: the same curve twice, a factor of 2 apart
+    for mark in "○●":
+        where = [next(i for i, r in enumerate(rows) if r[column + 2 * e] == mark) for e in (0, 5)]
+        assert where[0] < where[1]
+    assert all(row[column + 7] == "┊" for row in rows[:-1])
+
+
+def test_list_and_latest(base, run, capsys):
+    assert main(["list"]) == ExitCode.OK
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert row[:8] == [*run.parts, "6", "60", "0.1667", "0.3333"]
+    assert row[8:10] == ["2", "idle"]
+    flip(run.steps[-1].state)
+    assert main(["latest"]) == ExitCode.OK
+    assert capsys.readouterr().out == f"runs/{run.name}/step_0000000050/state.pt\n"
+
+
+@pytest.mark.parametrize("kind", ["state", "manifest", "identity", "output", "missing", "receipt"])
+def test_verify_finds_all_damage(base, run, kind, capsys):
+    assert main(["verify"]) == ExitCode.OK
+    assert f"{EPOCHS + 2} intact, 0 damaged" in capsys.readouterr().out
+    output = base / "results/train/salt/n1_gpu1/seed0/epoch_2.ckpt"
+    if kind == "state":
+        flip(run.steps[2].state)
+    elif kind == "manifest":
+        flip(run.steps[2].path / "manifest.json")
+    elif kind == "identity":
+        (run.path / "identity.json").write_text('{"seed": 8}')
+    elif kind == "output":
+        flip(output)
+    elif kind == "missing":
+        output.unlink()
+    else:
+        output.with_suffix(".json").write_text("{")
+    assert main(["verify"]) == ExitCode.DATA
+    assert f"{EPOCHS + 1} intact, 1 damaged" in capsys.readouterr().out
+    found = [*verify(find_runs(base / "runs")), *verify_outputs(base / "results")]
+    assert sum(finding.problem is not None for finding in found) == 1
+
+
+def test_clean_does_nothing_unasked(base, run, capsys):
+    before = sorted(base.rglob("*"))
+    assert main(["clean", "--keep", "1"]) == ExitCode.OK
+    assert "add --yes" in capsys.readouterr().out
+    assert sorted(base.rglob("*")) == before
+
+
+def test_clean_keeps_milestones_and_the_newest(base, run, capsys):
+    (run.path / "tmp_step_0000000007").mkdir()
+    (run.path / ".metrics.jsonl.partial").write_text("x")
+    assert main(["clean", "--keep", "1", "--yes"]) == ExitCode.OK
+    assert "removed" in capsys.readouterr().out
+    assert steps(run.path) == [20, 40, 60]
+    assert not list(run.path.glob("tmp_*")) + list(run.path.glob("*.partial"))
+    assert main(["verify"]) == ExitCode.OK
+
+
+def test_clean_counts_only_intact_steps(base, run):
+    flip(run.steps[-1].state)
+    assert main(["clean", "--keep", "1", "--yes"]) == ExitCode.OK
+    assert steps(run.path) == [20, 40, 50, 60]
+
+
+def test_clean_leaves_steps_alone_whose_manifest_is_damaged(base, run):
+    (run.steps[0].path / "manifest.json").write_text("{}")
+    assert main(["clean", "--keep", "1", "--yes"]) == ExitCode.OK
+    assert steps(run.path) == [10, 20, 40, 60]
+
+
+def test_clean_refuses_a_run_in_training_and_no_steps(base, run, capsys):
+    removals = plan_cleaning([run], keep=1)
+    with run.store().writing():
+        assert main(["clean", "--yes", "--keep", "1"]) == ExitCode.LOCKED
+        with pytest.raises(LockedError):
+            clean(removals)  # it began after the list was made
+    assert steps(run.path) == [10, 20, 30, 40, 50, 60]
+    assert main(["clean", "--keep", "0"]) == ExitCode.DATA
+    assert "expected 1 or more" in capsys.readouterr().err
+
+
+def test_only_old_identities_without_receipt_go(base, run):
+    unused = make_run(base, rate=0.3, epochs=1, receipt=False)
+    os.utime(unused / "identity.json", (1, 1))
+    for file in unused.rglob("*.*"):
+        os.utime(file, (1, 1))
+    newest = make_run(base, rate=0.2, epochs=1, receipt=False)
+    other = make_run(base, experiment="head", epochs=1, receipt=False)
+    assert main(["clean", "--identities"]) == ExitCode.OK
+    assert unused.is_dir()
+    assert main(["clean", "--identities", "--yes"]) == ExitCode.OK
+    assert not unused.exists()
+    assert all(path.is_dir() for path in (run.path, newest, other))
+
+
+def test_identities_stay_where_receipts_cannot_be_read(base, run, capsys):
+    assert main(["clean", "--identities", "--results", "elsewhere"]) == ExitCode.DATA
+    assert "--results" in capsys.readouterr().err
+    (base / "results/train/salt/n1_gpu1/seed0/epoch_2.json").write_text("{")
+    assert main(["clean", "--identities"]) == ExitCode.DATA
+
+
+def test_usage_counts_shared_bytes(run):
+    total, freed = usage([run.path])
+    assert total - freed == run.steps[1].state.stat().st_size
+    assert total == sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file())
+
+
+def test_backup_can_be_stopped_repeated_and_copied_back(base, run, capsys):
+    assert main(["backup", "safe"]) == ExitCode.OK
+    assert "6 steps copied and verified" in capsys.readouterr().out
+    copy = find_runs(base / "safe")[0]
+    assert copy.parts == run.parts
+    assert copy.history == HISTORY
+    assert main(["verify", "--root", "safe"]) == ExitCode.OK
+    # A kill in the midst of a copy, and a bit that fell over in another.
+    copy.steps[1].path.rename(copy.path / "tmp_step_0000000020")
+    flip(copy.steps[2].state)
+    kept = copy.steps[3].state.stat().st_ino
+    capsys.readouterr()
+    assert main(["backup", "safe"]) == ExitCode.OK
+    assert "2 steps copied and verified, 4 were there" in capsys.readouterr().out
+    assert copy.steps[3].state.stat().st_ino == kept
+    shutil.rmtree(base / "runs")
+    assert main(["backup", "--root", "safe", "runs"]) == ExitCode.OK
+    assert main(["verify"]) == ExitCode.OK
+    assert run.store().latest().load()["w"][0] == EPOCHS
+
+
+def test_backup_does_not_pass_damage_on(base, run, capsys):
+    flip(run.steps[-1].state)
+    assert main(["backup", "safe"]) == ExitCode.DATA
+    assert "5 steps copied and verified, 0 were there, 1 damaged" in capsys.readouterr().out
+    assert steps(base / "safe" / run.name) == [10, 20, 30, 40, 50]
+    assert not list((base / "safe" / run.name).glob("tmp_*"))
+
+
+def test_backup_refuses_its_own_root_and_a_run_in_training(base, run, capsys):
+    assert main(["backup", "runs/copy"]) == ExitCode.DATA
+    assert main(["backup", "safe"]) == ExitCode.OK
+    with find_runs(base / "safe")[0].store().writing():
+        assert main(["backup", "safe"]) == ExitCode.LOCKED
+    with run.store().writing():  # reading is harmless
+        assert main(["backup", "safe"]) == ExitCode.OK
+
+
+def test_no_such_root_is_one_sentence(tmp_path, capsys):
+    assert main(["list", "--root", str(tmp_path / "no")]) == ExitCode.DATA
+    assert "--root" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""Management of the stores of checkpoints: ``python -m millrace.runs``."""
