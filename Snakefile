@@ -18,6 +18,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/predict.smk"
 include: "workflow/rules/report.smk"
 
 
@@ -26,6 +27,7 @@ rule all:
     input:
         plan.final_checkpoints(),
         plan.metrics(),
+        plan.predicted_files(),
         plan.report(),
 
 

@@ -44,6 +44,7 @@ CONFIGS = {
 }
 SCHEMAS = {
     "run": SCHEMA["properties"]["run"],
+    "predictions": SCHEMA["$defs"]["prediction"],
     "datasets": DATASET,
     "split": DATASET["properties"]["split"],
     "patches": DATASET["properties"]["patches"],

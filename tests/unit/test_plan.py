@@ -89,6 +89,25 @@ def test_milestones(epochs, every, expected) -> None:
     assert Plan(made, SCHEMA).milestones("head") == expected
 
 
+def test_predictions_name_an_experiment_and_raw_files(tmp_path) -> None:
+    made = config()
+    block = {"experiment": "head", "layout": "n1_gpu1", "seed": 0, "source": str(tmp_path)}
+    made["predictions"] = {"new": block, "demo": {**block, "source": "coast"}}
+    plan = Plan(made, SCHEMA)
+    assert plan.prediction_source("new") == str(tmp_path)
+    assert plan.prediction_source("demo") == "results/data/coast/raw"
+    assert plan.prediction_fingerprint("demo") == {"steps": 9}
+    assert plan.predicted_files() == [
+        f"results/predict/{n}/predictions.h5" for n in ("new", "demo")
+    ]
+    block["source"] = str(tmp_path / "gone")
+    with pytest.raises(DataError, match="the name of a dataset"):
+        plan.prediction_source("new")
+    block["experiment"] = "haed"
+    with pytest.raises(ConfigError, match="no experiment named 'haed'"):
+        Plan(made, SCHEMA)
+
+
 def test_segments_form_a_chain() -> None:
     plan = Plan(config(), SCHEMA)
     base = "results/train/head/n1_gpu1/seed0/epoch_"

@@ -55,6 +55,16 @@ def test_touched_inputs_plan_nothing(project):
     assert project.planned() == {}
 
 
+def test_a_prediction_plans_only_itself(project):
+    block = {"experiment": "tiny", "layout": "n1_gpu1", "seed": 0, "source": "small"}
+    project.config["predictions"] = {"again": block}
+    assert project.planned() == {"predict": 1}
+    project.config["predictions"]["again"] = {**block, "source": "/nowhere"}
+    refused = project.run("-n", check=False)
+    assert refused.returncode != 0
+    assert "predictions.again.source: no directory '/nowhere'" in refused.stdout + refused.stderr
+
+
 def test_changed_raw_data_runs_everything_again(project):
     raw = project.path("results/data/small/raw").rename(project.path("mine"))
     project.config["datasets"]["small"]["source"] = str(raw)

@@ -119,3 +119,18 @@ def assert_equal(a, b):
         assert torch.equal(a, b)
     else:
         assert a == b
+
+
+def test_another_mesh_is_predicted(project):
+    demo = {"slices": 3, "nodes_per_slice": 55, "steps": 12, "spin_up": 5.0}
+    small = project.config["datasets"]["small"]
+    project.config["datasets"]["finer"] = {**small, "demo": demo}
+    block = {"experiment": "tiny", "layout": "n1_gpu1", "seed": 0, "source": "finer"}
+    project.config["predictions"] = {"finer_mesh": block}
+    target = "results/predict/finer_mesh/predictions.h5"
+    assert project.planned(target) == {"simulate_aquifer": 1, "predict": 1}
+    project.run("--", target)
+    metrics = json.loads(project.path("results/predict/finer_mesh/metrics.json").read_text())
+    assert (metrics["points"], metrics["windows"]) == (3 * 55, 10)
+    assert metrics["variables"]["head"]["rmse"] > 0
+    assert project.planned() == {}

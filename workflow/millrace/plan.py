@@ -37,6 +37,7 @@ class Plan:
         validate(config, schema)
         self.datasets: Mapping[str, Any] = config["datasets"]
         self.experiments: Mapping[str, Any] = config["experiments"]
+        self.predictions: Mapping[str, Any] = config.get("predictions", {})
         self._run: Mapping[str, Sequence[Any]] = config["run"]
         for name in self._run["experiments"]:
             _known(name, self.experiments, "run.experiments", "experiment")
@@ -52,6 +53,13 @@ class Plan:
                     f"config: experiments.{name}: {experiment['model']['name']} takes patches, which "
                     f"cannot be cut from the {_format(dataset)} of {experiment['dataset']}"
                 )
+
+        for name, block in self.predictions.items():
+            key = f"predictions.{name}"
+            _known(block["experiment"], self.experiments, f"{key}.experiment", "experiment")
+            source = block["source"]
+            if source in self.datasets and _format(self.datasets[source]) != "feflow_csv":
+                raise ConfigError(f"config: {key}.source: {source} has no raw files of a mesh")
 
     def definition(self, experiment: str) -> dict[str, Any]:
         """Return what decides the weights of an experiment."""
@@ -110,17 +118,39 @@ class Plan:
         source = self.datasets[dataset]["source"]
         if source == "demo":
             return f"results/data/{dataset}/raw"
-        if not Path(source).is_dir() and not Path(f"results/data/{dataset}/series.h5").exists():
-            raise DataError(
-                f"config: datasets.{dataset}.source: no directory {source!r}; set it to `demo` or to the "
-                "directory that holds all/"
-            )
+        _check_directory(
+            source, f"datasets.{dataset}", "demo", Path(f"results/data/{dataset}/series.h5")
+        )
         return source
 
     def fingerprint(self, dataset: str) -> Any:
         """Something that changes when the raw files do, and not when they are merely touched."""
         block = self.datasets[dataset]
         return block.get("demo", {}) if block["source"] == "demo" else fingerprint(block["source"])
+
+    def prediction_source(self, prediction: str) -> str:
+        """Directory of the raw files of a prediction: those of a dataset, or the user's.
+
+        Raises
+        ------
+        DataError
+            It is not there, and nothing was predicted before.
+        """
+        source = self.predictions[prediction]["source"]
+        if source in self.datasets:
+            return self.source(source)
+        made = Path(f"results/predict/{prediction}/predictions.h5")
+        _check_directory(source, f"predictions.{prediction}", "the name of a dataset", made)
+        return source
+
+    def prediction_fingerprint(self, prediction: str) -> Any:
+        """Something that changes when the raw files of a prediction do."""
+        source = self.predictions[prediction]["source"]
+        return self.fingerprint(source) if source in self.datasets else fingerprint(source)
+
+    def predicted_files(self) -> list[str]:
+        """Predictions that are configured."""
+        return [f"results/predict/{name}/predictions.h5" for name in self.predictions]
 
     def sample_files(self) -> list[str]:
         """Sample files of all experiments that run."""
@@ -146,6 +176,14 @@ def _known(name: str, known: Mapping[str, Any], key: str, kind: str) -> Any:
     if name not in known:
         raise ConfigError(f"config: {key}: no {kind} named {name!r}; {nearest(name, known)}")
     return known[name]
+
+
+def _check_directory(source: str, key: str, other: str, made: Path) -> None:
+    if not Path(source).is_dir() and not made.exists():
+        raise DataError(
+            f"config: {key}.source: no directory {source!r}; set it to `{other}` or to the directory that "
+            "holds all/"
+        )
 
 
 def _check_window(name: str, data: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:

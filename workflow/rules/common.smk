@@ -15,6 +15,7 @@ except ConfigError as error:
 
 wildcard_constraints:
     dataset="|".join(plan.datasets),
+    prediction="|".join(plan.predictions) or "(?!)",
     experiment="|".join(plan.experiments),
     layout=r"n[1-9]\d*_gpu[1-9]\d*",
     seed=r"\d+",
@@ -59,6 +60,25 @@ def previous_checkpoint(wildcards):
 def final_checkpoint(wildcards):
     """The run's last checkpoint and its receipt."""
     return plan.final_checkpoint(wildcards.experiment, wildcards.layout, wildcards.seed)
+
+
+def predicting_checkpoint(wildcards):
+    """The checkpoint that a prediction is made with, and its receipt."""
+    block = plan.predictions[wildcards.prediction]
+    return plan.final_checkpoint(block["experiment"], block["layout"], block["seed"])
+
+
+def prediction_source(wildcards):
+    """Directory of the raw files that a prediction is made for."""
+    try:
+        return plan.prediction_source(wildcards.prediction)
+    except DataError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def prediction_fingerprint(wildcards):
+    """Names and sizes of these files."""
+    return plan.prediction_fingerprint(wildcards.prediction)
 
 
 def ranks(wildcards):

@@ -221,6 +221,8 @@ def _write_attributes(file: h5py.File, source: h5py.File, config: PatchConfig) -
     file.attrs["source_digest"] = source_digest
     file.attrs["code_version"] = code_version()
     file.attrs["config"] = options
+    clipped = bool(source["obs"].attrs.get("clip_negative_concentration"))
+    file.attrs["clip_negative_concentration"] = clipped
     file.attrs["variables"] = strings(list(source["obs"].attrs["variables"]))
     file.attrs["units"] = strings(list(source["obs"].attrs["units"]))
     file.attrs["forcings"] = strings(list(source["forcing"].attrs["variables"]))

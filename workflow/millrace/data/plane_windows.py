@@ -14,6 +14,7 @@ channels, F grid features.
 """
 
 import itertools
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from millrace.config import essentials
 from millrace.data.hdf5 import open_checked
+from millrace.data.normalisation import Normalisation
 from millrace.data.planes import SCHEMA, plane_name, plane_names
 from millrace.data.windows import SPLITS, Split
 from millrace.errors import ConfigError
@@ -126,6 +128,8 @@ class PlaneView:
         Where batches are made; planes stay there once read.
     cache_bytes : int
         Planes used least recently are dropped beyond this.
+    statistics : Normalisation, optional
+        Of the data that a model was trained on, to predict other data with it, see `PatchView`.
 
     Raises
     ------
@@ -140,6 +144,7 @@ class PlaneView:
         config: PlaneWindowConfig,
         device: torch.device | None = None,
         cache_bytes: int = 8 << 30,
+        statistics: Normalisation | None = None,
     ) -> None:
         self.config = config
         self.device = device or torch.device("cpu")
@@ -153,26 +158,41 @@ class PlaneView:
                         f"data.variables: {planes} has no {name!r}; it has {', '.join(present)}"
                     )
             self._columns = [present.index(name) for name in config.variables]
-            self._stats = {name: file["stats"][name][()] for name in file["stats"]}
+            stats = {name: file["stats"][name][()] for name in file["stats"]}
+            boundary = tuple(file.attrs["boundary"])
+            self.preparation = {
+                "planes": json.loads(file.attrs["config"]),
+                "clip_negative_concentration": bool(file.attrs.get("clip_negative_concentration")),
+            }
+            """How the planes were made of raw files."""
             self.time, self._split = file["time"][()], file["split"][()]
             self.digest = str(file.attrs["digest"])
             groups = [file[name] for name in plane_names(file)]
             self._masks = [group["mask"][()].astype(bool) for group in groups]
             self.cell_coords = np.concatenate([_cell_coords(group) for group in groups])
             corners = np.concatenate([group["endpoints"][()] for group in groups])
-        self._box = corners.min(axis=0), corners.max(axis=0)
+        self.normalisation = statistics or Normalisation(
+            variables=config.variables,
+            mean_V=stats["obs_mean"][self._columns],
+            std_V=stats["obs_std"][self._columns],
+            increment_std_V=stats["increment_std"][self._columns],
+            forcings=boundary,
+            forcing_mean_F=stats["bc_mean"],
+            forcing_std_F=stats["bc_std"],
+            low_D=corners.min(axis=0),
+            high_D=corners.max(axis=0),
+        )
         sizes = [int(mask.sum()) for mask in self._masks]
         bounds = np.cumsum([0, *sizes])
         self.core_nodes = [np.arange(*ends) for ends in itertools.pairwise(bounds)]
         """Valid cells of each plane, numbered over all planes as in ``cell_coords``, [N, 3] (m)."""
         self.ghost_nodes = [np.empty(0, dtype=np.int64) for _ in sizes]
         self.grid_shape = (config.input_steps, *self._masks[0].shape)
-        self.mean = self._stats["obs_mean"][self._columns]
-        self.std = self._stats["obs_std"][self._columns]
-        self.increment_scale = self._stats["increment_std"][self._columns] / self.std
+        self.mean, self.std = self.normalisation.mean_V, self.normalisation.std_V
+        self.increment_scale = self.normalisation.increment_std_V / self.std
         self._scale_V = self._tensor(self.increment_scale)
         gap = int((self._split[1:, 0] - self._split[:-1, 1]).min())
-        if config.length > gap + 1:
+        if statistics is None and config.length > gap + 1:
             raise ConfigError(
                 f"data.input_steps + data.output_steps = {config.length}, but the splits of {planes} "
                 f"are {gap} steps apart: set split.gap of the dataset to at least {config.length}"
@@ -181,7 +201,7 @@ class PlaneView:
     @property
     def boundary_channels(self) -> int:
         """Channels of `PlaneBatch.x_NBC`."""
-        return 2 * len(self._stats["bc_mean"])
+        return 2 * len(self.normalisation.forcings)
 
     @property
     def feature_channels(self) -> int:
@@ -292,7 +312,8 @@ class PlaneView:
             coords_HW2, bc_coords_M2 = plane["coords"][()], plane["bc_coords"][()]
             ends = plane["endpoints"][()]
         state_TKV = (state_TKV - self.mean) / self.std
-        value_TMC = (value_TMC - self._stats["bc_mean"]) / self._stats["bc_std"] * given_TMC
+        stats = self.normalisation
+        value_TMC = (value_TMC - stats.forcing_mean_F) / stats.forcing_std_F * given_TMC
         geometry = self._geometry(coords_HW2, bc_coords_M2, mask)
         return _PlaneSeries(
             state_KTV=self._tensor(state_TKV.swapaxes(0, 1)),
@@ -321,12 +342,9 @@ class PlaneView:
         )
 
     def _constant(self, coords_HW2: np.ndarray, ends: np.ndarray, mask: np.ndarray) -> Tensor:
-        low, high = self._box
         s_HW = coords_HW2[..., 0]
         share_HW1 = (s_HW / s_HW.max())[..., None]
-        place_HW2 = (ends[0] + share_HW1 * (ends[1] - ends[0]) - low) / np.maximum(
-            high - low, 1e-12
-        )
+        place_HW2 = self.normalisation.unit(ends[0] + share_HW1 * (ends[1] - ends[0]))
         fixed_HWF = np.concatenate(
             [_unit(coords_HW2, coords_HW2), place_HW2, mask[..., None]], axis=2
         )

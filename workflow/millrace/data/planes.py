@@ -125,6 +125,8 @@ def extract_planes(
                 progress(min(start + slab, len(source["time"])), len(source["time"]))
         units = list(source["obs"].attrs.get("units", []))
         writer.finish(str(source.attrs["digest"]), asdict(config), units)
+        clipped = bool(source["obs"].attrs.get("clip_negative_concentration"))
+        file.attrs["clip_negative_concentration"] = clipped
 
 
 class PlaneWriter:

@@ -265,6 +265,7 @@ class _SeriesWriter:
         for name, values in stats.items():
             create_dataset(file, f"stats/{name}", values)
         attrs = file["obs"].attrs
+        attrs["clip_negative_concentration"] = self._clipped is not None
         attrs["clipped_values"] = self._n_clipped
         attrs["clipped_fraction"] = self._n_clipped / (len(self._time) * file["node"].shape[0])
         attrs["clipped_minimum"] = self._lowest

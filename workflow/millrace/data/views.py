@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from millrace.config import from_mapping
+from millrace.data.normalisation import Normalisation
 from millrace.data.plane_windows import PlaneView, PlaneWindowConfig
 from millrace.data.windows import PatchView, WindowConfig
 from millrace.errors import ConfigError
@@ -19,20 +20,26 @@ class ViewKind:
 
     config: type
     """Dataclass of the experiment's ``data:`` block."""
-    open: Callable[[Mapping[str, Path], Any, torch.device], Any]
-    """(files by role, config, device) -> view."""
+    open: Callable[[Mapping[str, Path], Any, torch.device, Normalisation | None], Any]
+    """(files by role, config, device, statistics) -> view."""
 
 
 def _open_patches(
-    files: Mapping[str, Path], config: WindowConfig, device: torch.device
+    files: Mapping[str, Path],
+    config: WindowConfig,
+    device: torch.device,
+    statistics: Normalisation | None,
 ) -> PatchView:
-    return PatchView(files["patches"], files["graph"], config, device)
+    return PatchView(files["patches"], files["graph"], config, device, statistics=statistics)
 
 
 def _open_planes(
-    files: Mapping[str, Path], config: PlaneWindowConfig, device: torch.device
+    files: Mapping[str, Path],
+    config: PlaneWindowConfig,
+    device: torch.device,
+    statistics: Normalisation | None,
 ) -> PlaneView:
-    return PlaneView(files["planes"], config, device)
+    return PlaneView(files["planes"], config, device, statistics=statistics)
 
 
 VIEWS = {
@@ -42,9 +49,15 @@ VIEWS = {
 
 
 def open_view(
-    kind: str, files: Mapping[str, Path], config: Mapping[str, Any], device: torch.device
+    kind: str,
+    files: Mapping[str, Path],
+    config: Mapping[str, Any],
+    device: torch.device,
+    statistics: Normalisation | None = None,
 ) -> Any:
     """Open samples of a kind with an experiment's ``data:`` block.
+
+    ``statistics`` are those of other data, which a model was trained on; by default those of the files.
 
     Raises
     ------
@@ -54,4 +67,4 @@ def open_view(
     if kind not in VIEWS:
         raise ConfigError(f"view {kind!r}: expected one of {', '.join(VIEWS)}")
     view = VIEWS[kind]
-    return view.open(files, from_mapping(view.config, config, "data"), device)
+    return view.open(files, from_mapping(view.config, config, "data"), device, statistics)

@@ -8,6 +8,7 @@ Shape suffixes: N points of the patch (core first, then ghost), K core points, B
 steps, V variables, C input channels, W windows.
 """
 
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from millrace.config import essentials
 from millrace.data.hdf5 import open_checked
+from millrace.data.normalisation import Normalisation
 from millrace.errors import ConfigError
 from millrace.ops.gno import NeighbourTable
 from millrace.ops.graph import CSR
@@ -103,6 +105,10 @@ class PatchView:
         Where batches are made; patches stay there once read.
     cache_bytes : int
         Patches used least recently are dropped beyond this.
+    statistics : Normalisation, optional
+        Of the data that a model was trained on, to predict other data with it; by default those of the
+        training period in ``patches``. With it there is no training, and splits may be closer than a
+        window is long.
 
     Raises
     ------
@@ -118,6 +124,7 @@ class PatchView:
         config: WindowConfig,
         device: torch.device | None = None,
         cache_bytes: int = 8 << 30,
+        statistics: Normalisation | None = None,
     ) -> None:
         self.config = config
         self.device = device or torch.device("cpu")
@@ -138,17 +145,26 @@ class PatchView:
                 file[f"patch_{p:02d}"]["ghost_node"][()] for p in range(len(self.core_nodes))
             ]
             boxes = [file[f"patch_{p:02d}"]["coords"][()] for p in range(len(self.core_nodes))]
+            self.preparation = {
+                "patches": json.loads(file.attrs.get("config", "{}")),
+                "clip_negative_concentration": bool(file.attrs.get("clip_negative_concentration")),
+            }
+            """How the patches were made of raw files; with ``normalisation`` all that other data takes."""
             patches_digest = str(file.attrs["digest"])
-        self.box = (
-            np.min([box.min(axis=0) for box in boxes], axis=0),
-            np.max([box.max(axis=0) for box in boxes], axis=0),
+        self.normalisation = statistics or Normalisation(
+            variables=config.variables,
+            mean_V=stats["obs_mean"][self._state_columns],
+            std_V=stats["obs_std"][self._state_columns],
+            increment_std_V=stats["increment_std"][self._state_columns],
+            forcings=config.forcings,
+            forcing_mean_F=stats["forcing_mean"][self._forcing_columns],
+            forcing_std_F=stats["forcing_std"][self._forcing_columns],
+            low_D=np.min([box.min(axis=0) for box in boxes], axis=0),
+            high_D=np.max([box.max(axis=0) for box in boxes], axis=0),
         )
-        self.mean = stats["obs_mean"][self._state_columns]
-        self.std = stats["obs_std"][self._state_columns]
-        self.increment_scale = stats["increment_std"][self._state_columns] / self.std
+        self.mean, self.std = self.normalisation.mean_V, self.normalisation.std_V
+        self.increment_scale = self.normalisation.increment_std_V / self.std
         self._scale_V = self._tensor(self.increment_scale)
-        self._forcing_mean = stats["forcing_mean"][self._forcing_columns]
-        self._forcing_std = stats["forcing_std"][self._forcing_columns]
         with open_checked(graph, "millrace.graph/1") as file:
             if str(file.attrs["patches_digest"]) != patches_digest:
                 raise ConfigError(
@@ -156,7 +172,7 @@ class PatchView:
                 )
             self.digest = f"{patches_digest}/{file.attrs['digest']}"
         gap = int(min(self._split[1, 0] - self._split[0, 1], self._split[2, 0] - self._split[1, 1]))
-        if config.length > gap + 1:
+        if statistics is None and config.length > gap + 1:
             raise ConfigError(
                 f"data.input_steps + data.output_steps = {config.length}, but the splits of {patches} "
                 f"are {gap} steps apart: set split.gap of the dataset to at least {config.length}"
@@ -270,12 +286,12 @@ class PatchView:
             mask_TNF = patch["forcing_mask"][()][..., self._forcing_columns].astype(np.float32)
         # Where no boundary condition is given, the value is the mean (0 after normalisation) and the
         # mask says so: 0 m would be a head like any other.
-        value_TNF = (value_TNF - self._forcing_mean) / self._forcing_std * mask_TNF
-        low, high = self.box
+        stats = self.normalisation
+        value_TNF = (value_TNF - stats.forcing_mean_F) / stats.forcing_std_F * mask_TNF
         return _PatchSeries(
             state_NTV=self._tensor(state_TNV.swapaxes(0, 1)),
             forcing_NTF=self._tensor(np.concatenate([value_TNF, mask_TNF], 2).swapaxes(0, 1)),
-            position_N3=self._tensor((coords - low) / np.maximum(high - low, 1e-12)),
+            position_N3=self._tensor(stats.unit(coords)),
             geometry=self._geometry(name, len(self.core_nodes[group])),
         )
 

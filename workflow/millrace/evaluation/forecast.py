@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from millrace.config import from_mapping
+from millrace.data.normalisation import Normalisation
 from millrace.data.views import open_view
 from millrace.data.windows import Split
 from millrace.errors import DataError
@@ -40,7 +41,12 @@ class TrainedModel:
 
     @classmethod
     def load(
-        cls, checkpoint: Path, receipt: Mapping[str, Any], files: Mapping[str, Path]
+        cls,
+        checkpoint: Path,
+        receipt: Mapping[str, Any],
+        files: Mapping[str, Path],
+        device: torch.device | None = None,
+        statistics: Normalisation | None = None,
     ) -> "TrainedModel":
         """Rebuild the model of a checkpoint.
 
@@ -51,6 +57,10 @@ class TrainedModel:
             Written with it; says what the checkpoint is.
         files : mapping
             Sample files by role.
+        device : torch.device, optional
+            By default the GPU, if there is one.
+        statistics : Normalisation, optional
+            Of the data that the model was trained on, if ``files`` hold other data.
 
         Raises
         ------
@@ -62,11 +72,11 @@ class TrainedModel:
                 f"{checkpoint}: damaged, its checksum is not the one of its receipt; delete it and run "
                 "again: it is restored from the run's store"
             )
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         definition = receipt["definition"]
         parameters = dict(definition["model"])
         spec = get_model(parameters.pop("name"))
-        view = open_view(spec.view, files, definition["data"], device)
+        view = open_view(spec.view, files, definition["data"], device, statistics)
         module = spec.build(from_mapping(spec.config, parameters, "model"), view).to(device)
         module.load_state_dict(load_state(checkpoint)["model"])
         return cls(spec, module.eval(), view)

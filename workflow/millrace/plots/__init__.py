@@ -5,7 +5,13 @@ The suffix of the path decides the format: ``.png`` (150 dpi), ``.svg`` or ``.pd
 """
 
 from millrace.plots.animation import section_animation
-from millrace.plots.comparison import error_by_lead, most_variable, scatter, time_series
+from millrace.plots.comparison import (
+    error_by_lead,
+    error_over_time,
+    most_variable,
+    scatter,
+    time_series,
+)
 from millrace.plots.maps import error_map, patch_map
 from millrace.plots.sections import cross_section
 from millrace.plots.training import skill_summary, training_curves
@@ -14,6 +20,7 @@ __all__ = [
     "cross_section",
     "error_by_lead",
     "error_map",
+    "error_over_time",
     "most_variable",
     "patch_map",
     "scatter",

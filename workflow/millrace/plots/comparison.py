@@ -173,6 +173,45 @@ def error_by_lead(
         _legend_above(fig, panels[0])
 
 
+def error_over_time(
+    time: ArrayLike,
+    rmse: ArrayLike,
+    persistence: ArrayLike,
+    variables: Sequence[str],
+    units: Sequence[str],
+    path: str | Path,
+) -> None:
+    """Draw the RMSE of model and persistence by the time of the forecast, one panel per variable.
+
+    Parameters
+    ----------
+    time
+        When forecasts begin, in d, [W].
+    rmse, persistence
+        Physical units, [W, V]; NaN leaves a gap.
+    variables, units
+        V of each.
+    path
+        Where to write.
+    """
+    model, baseline = np.asarray(rmse), np.asarray(persistence)
+    with figure(path, PAGE_WIDTH, 0.9 + 1.6 * len(variables)) as fig:
+        panels = fig.subplots(len(variables), 1, sharex=True, squeeze=False)[:, 0]
+        for v, (axes, name, unit) in enumerate(zip(panels, variables, units, strict=True)):
+            axes.plot(time, model[:, v], color=PREDICTION, label="Model")
+            axes.plot(
+                time, baseline[:, v], color=PERSISTENCE, linewidth=0.9, linestyle="--",
+                label="Persistence",
+            )  # fmt: skip
+            axes.set_title(quantity(name, ""))
+            axes.set_ylabel(quantity("RMSE", unit))
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(Thousands())
+            axes.margins(x=0.01)
+        panels[-1].set_xlabel("Time of the forecast (d)")
+        _legend_above(fig, panels[0])
+
+
 def _legend_above(fig: Any, axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))

@@ -80,18 +80,18 @@ def run_segment(request: Request, ranks: Ranks) -> bool:
         with _observer(request, trainer, store, described, deadline, origin) as observer:
             reached = trainer.run(request.target_epoch, deadline, observer)
         if reached and ranks.is_first:
-            publish_target(store, request)
+            publish_target(store, request, trainer.view)
     return reached
 
 
-def publish_target(store: CheckpointStore, request: Request) -> bool:
+def publish_target(store: CheckpointStore, request: Request, view: Any) -> bool:
     """Give the committed target its output names; False: it is not committed."""
     checkpoint = store.at_epoch(request.target_epoch)
     if checkpoint is None:
         return False
     store.keep_for_good(checkpoint)
     publish(checkpoint, Path(request.checkpoint))
-    write_json(Path(request.receipt), _receipt(request, store, checkpoint))
+    write_json(Path(request.receipt), _receipt(request, store, checkpoint, view))
     return True
 
 
@@ -201,7 +201,9 @@ def _benign_changes(sessions: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _receipt(request: Request, store: CheckpointStore, checkpoint: Checkpoint) -> dict[str, Any]:
+def _receipt(
+    request: Request, store: CheckpointStore, checkpoint: Checkpoint, view: Any
+) -> dict[str, Any]:
     state = checkpoint.load()
     return {
         "schema": "millrace.receipt/1",
@@ -218,6 +220,8 @@ def _receipt(request: Request, store: CheckpointStore, checkpoint: Checkpoint) -
         },
         "store": str(store.root),
         "definition": request.definition,
+        "normalisation": view.normalisation.to_json(),
+        "dataset": view.preparation,
         "history": state["history"],
         "sessions": state["sessions"],
         "provenance": provenance(),
