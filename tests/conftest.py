@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -18,6 +19,15 @@ def samples(tmp_path_factory):
     directory = tmp_path_factory.mktemp("samples")
     files = {"patches": directory / "patches.h5", "graph": directory / "graph.h5"}
     write_samples(files["patches"], files["graph"])
+    return files
+
+
+@pytest.fixture(scope="session")
+def other_samples(tmp_path_factory):
+    """Another dataset, with patches of very different sizes."""
+    directory = tmp_path_factory.mktemp("other_samples")
+    files = {"patches": directory / "patches.h5", "graph": directory / "graph.h5"}
+    write_samples(files["patches"], files["graph"], steps=100, sizes=((9, 3), (150, 12)))
     return files
 
 
@@ -76,8 +86,6 @@ def _write_graph(patches, graph, coords, sizes) -> None:
         file.attrs.update(schema="millrace.graph/1", digest="g", patches_digest="digest90")
         file.attrs.update(latent_shape=LATENT, radius=RADIUS)
         create_dataset(file, "latent", latent.astype(np.float32))
-        import h5py
-
         with h5py.File(patches) as source:
             file.attrs["patches_digest"] = source.attrs["digest"]
             for p, (core, _) in enumerate(sizes):

@@ -71,7 +71,7 @@ class Project:
             capture_output=True,
             text=True,
             timeout=300,
-            env=environment(),
+            env=self.environment(),
         )
         if check:
             assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
@@ -86,12 +86,12 @@ class Project:
             counts.pop(target, None)
         return Counter(counts)
 
+    @staticmethod
+    def environment() -> dict[str, str]:
+        return os.environ | {"OMP_NUM_THREADS": "1"}
+
     def path(self, name: str) -> Path:
         return self.root / name
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def _generated(directory, names):

@@ -9,7 +9,6 @@ import time
 
 import psutil
 import torch
-from conftest import environment
 
 RUN = "tiny/n1_gpu1/seed0"
 
@@ -66,7 +65,7 @@ def test_killed_trainer_continues_bit_by_bit(project):
         cwd=project.root,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=environment(),
+        env=project.environment(),
     )
     metrics = wait_for_epochs(project, 8)
     trainer = next(p for p in psutil.Process(running.pid).children(recursive=True) if is_trainer(p))

@@ -43,16 +43,8 @@ class Plan:
             _known(name, self.experiments, "run.experiments", "experiment")
         for name, experiment in self.experiments.items():
             key = f"experiments.{name}.dataset"
-            dataset = _known(experiment["dataset"], self.datasets, key, "dataset")
-            _check_window(name, experiment["data"], dataset)
-            if experiment["model"]["name"] in _ON_PLANES:
-                continue
-            _check_graph(name, experiment["model"])
-            if _format(dataset) != "feflow_csv":
-                raise ConfigError(
-                    f"config: experiments.{name}: {experiment['model']['name']} takes patches, which "
-                    f"cannot be cut from the {_format(dataset)} of {experiment['dataset']}"
-                )
+            for dataset in _datasets(experiment):
+                self._check_samples(name, dataset, _known(dataset, self.datasets, key, "dataset"))
 
         for name, block in self.predictions.items():
             key = f"predictions.{name}"
@@ -60,6 +52,18 @@ class Plan:
             source = block["source"]
             if source in self.datasets and _format(self.datasets[source]) != "feflow_csv":
                 raise ConfigError(f"config: {key}.source: {source} has no raw files of a mesh")
+
+    def _check_samples(self, name: str, dataset: str, block: Mapping[str, Any]) -> None:
+        experiment = self.experiments[name]
+        _check_window(name, experiment["data"], block)
+        if experiment["model"]["name"] in _ON_PLANES:
+            return
+        _check_graph(name, experiment["model"])
+        if _format(block) != "feflow_csv":
+            raise ConfigError(
+                f"config: experiments.{name}: {experiment['model']['name']} takes patches, which cannot "
+                f"be cut from the {_format(block)} of {dataset}"
+            )
 
     def definition(self, experiment: str) -> dict[str, Any]:
         """Return what decides the weights of an experiment."""
@@ -89,17 +93,21 @@ class Plan:
         path = self.checkpoint(experiment, layout, seed, self.milestones(experiment)[-1])
         return {"checkpoint": path, "receipt": path.removesuffix(".ckpt") + ".json"}
 
-    def samples(self, experiment: str) -> dict[str, str]:
-        """Paths of the files an experiment's samples are read from, by role."""
+    def samples(self, experiment: str) -> dict[str, str | list[str]]:
+        """Paths of the files an experiment's samples are read from, by role; lists for several datasets."""
         block = self.experiments[experiment]
-        base = f"results/data/{block['dataset']}"
-        if block["model"]["name"] in _ON_PLANES:
-            return {"planes": f"{base}/planes.h5"}
-        shape = "x".join(str(n) for n in block["model"]["latent_shape"])
-        return {
-            "patches": f"{base}/patches.h5",
-            "graph": f"{base}/graph_{shape}_r{block['model']['radius']}.h5",
+        model = block["model"]
+        if model["name"] in _ON_PLANES:
+            names = {"planes": "planes.h5"}
+        else:
+            shape = "x".join(str(n) for n in model["latent_shape"])
+            names = {"patches": "patches.h5", "graph": f"graph_{shape}_r{model['radius']}.h5"}
+        files = {
+            role: [f"results/data/{dataset}/{name}" for dataset in _datasets(block)]
+            for role, name in names.items()
         }
+        several = not isinstance(block["dataset"], str)
+        return files if several else {role: paths[0] for role, paths in files.items()}
 
     def datasets_in(self, kind: str) -> str:
         """Pattern of the names of the datasets whose raw files are of a format."""
@@ -154,7 +162,10 @@ class Plan:
 
     def sample_files(self) -> list[str]:
         """Sample files of all experiments that run."""
-        return sorted({p for e in self._run["experiments"] for p in self.samples(e).values()})
+        roles = [files for e in self._run["experiments"] for files in self.samples(e).values()]
+        return sorted(
+            {p for files in roles for p in ([files] if isinstance(files, str) else files)}
+        )
 
     def final_checkpoints(self) -> list[str]:
         """Last checkpoint of every run."""
@@ -208,6 +219,11 @@ def _check_window(name: str, data: Mapping[str, Any], dataset: Mapping[str, Any]
                 f"experiments.{name}.data.{key}",
                 "column",
             )
+
+
+def _datasets(experiment: Mapping[str, Any]) -> list[str]:
+    named = experiment["dataset"]
+    return [named] if isinstance(named, str) else list(named)
 
 
 def _format(dataset: Mapping[str, Any]) -> str:

@@ -16,7 +16,11 @@ with job(snakemake.log[0]):
         seed=int(wildcards.seed),
         target_epoch=int(wildcards.epoch),
         definition=snakemake.params.definition,
-        files={k: v for k, v in snakemake.input.items() if k != "previous"},
+        files={
+            role: files if isinstance(files, str) else list(files)
+            for role, files in snakemake.input.items()
+            if role != "previous"
+        },
         runs=f"runs/{wildcards.experiment}/{wildcards.layout}/seed{wildcards.seed}",
         checkpoint=snakemake.output.checkpoint,
         receipt=snakemake.output.receipt,

@@ -1,6 +1,6 @@
 """Kinds of samples by name: what each reads, and how it is opened."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from millrace.config import from_mapping
+from millrace.data.joint import open_joint
 from millrace.data.normalisation import Normalisation
 from millrace.data.plane_windows import PlaneView, PlaneWindowConfig
 from millrace.data.windows import PatchView, WindowConfig
@@ -48,9 +49,13 @@ VIEWS = {
 }
 
 
+Files = Mapping[str, str | Path | Sequence[str | Path]]
+"""Sample files by role; several of a role are those of several datasets, in one order."""
+
+
 def open_view(
     kind: str,
-    files: Mapping[str, Path],
+    files: Files,
     config: Mapping[str, Any],
     device: torch.device,
     statistics: Normalisation | None = None,
@@ -58,6 +63,7 @@ def open_view(
     """Open samples of a kind with an experiment's ``data:`` block.
 
     ``statistics`` are those of other data, which a model was trained on; by default those of the files.
+    Files of several datasets give one `JointView`.
 
     Raises
     ------
@@ -67,4 +73,16 @@ def open_view(
     if kind not in VIEWS:
         raise ConfigError(f"view {kind!r}: expected one of {', '.join(VIEWS)}")
     view = VIEWS[kind]
-    return view.open(files, from_mapping(view.config, config, "data"), device, statistics)
+    block: Any = from_mapping(view.config, config, "data")
+
+    def open_one(part: Mapping[str, Path], normalisation: Normalisation | None) -> Any:
+        return view.open(part, block, device, normalisation)
+
+    parts = datasets_of(files)
+    return open_one(parts[0], statistics) if len(parts) == 1 else open_joint(open_one, parts)
+
+
+def datasets_of(files: Files) -> list[dict[str, Path]]:
+    """Sample files of each dataset, by role."""
+    columns = [[value] if isinstance(value, str | Path) else value for value in files.values()]
+    return [dict(zip(files, map(Path, paths), strict=True)) for paths in zip(*columns, strict=True)]

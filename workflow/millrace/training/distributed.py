@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from millrace.errors import ConfigError
 from millrace.processes import die_with_parent
 
 
@@ -68,7 +69,13 @@ def process_group() -> Iterator[Ranks]:
         die_with_parent()
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if local >= torch.cuda.device_count():
+            raise ConfigError(
+                f"the layout needs more GPUs than the {torch.cuda.device_count()} of this node: choose a "
+                "smaller one, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU"
+            )
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")

@@ -14,8 +14,8 @@ class Request:
     target_epoch: int
     definition: dict[str, Any]
     """The experiment as configured: blocks ``data``, ``model``, ``train``."""
-    files: dict[str, str]
-    """Sample files by role."""
+    files: dict[str, str | list[str]]
+    """Sample files by role; a list for several datasets."""
     runs: str
     """Directory of this experiment, layout and seed; each identity has its own store in it."""
     checkpoint: str

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from millrace.config import essentials, from_mapping
-from millrace.data.views import open_view
+from millrace.data.views import Files, open_view
 from millrace.errors import UserError
 from millrace.files import write_json
 from millrace.models.registry import get_model
@@ -32,15 +32,14 @@ from millrace.training.store import (
 
 
 def build_trainer(
-    definition: Mapping[str, Any], files: Mapping[str, str], seed: int, ranks: Ranks
+    definition: Mapping[str, Any], files: Files, seed: int, ranks: Ranks
 ) -> tuple[Trainer, dict[str, Any]]:
     """Make a trainer and the identity of its run from an experiment's definition."""
     model = dict(definition["model"])
     spec = get_model(model.pop("name"))
     model_config: Any = from_mapping(spec.config, model, "model")
     train = from_mapping(TrainConfig, definition["train"], "train")
-    paths = {role: Path(path) for role, path in files.items()}
-    view = open_view(spec.view, paths, definition["data"], ranks.device)
+    view = open_view(spec.view, files, definition["data"], ranks.device)
     described = {
         "model": {"name": spec.name, **essentials(model_config)},
         "data": view.identity,
@@ -71,7 +70,8 @@ def run_segment(request: Request, ranks: Ranks) -> bool:
             if ranks.is_first:
                 stack.enter_context(store.writing())
                 write_json(store.root / "identity.json", described)
-        start, origin = ranks.from_first(_starting_point(store, request))
+        found = _starting_point(store, request) if ranks.is_first else None
+        start, origin = ranks.from_first(found)
         if start is not None:
             trainer.load(load_state(start))
         _begin_session(trainer, request)

@@ -1,0 +1,90 @@
+"""Samples of several datasets as one, so that one model learns from all of them."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from millrace.data.normalisation import Normalisation
+
+
+class JointView:
+    """Views of several datasets side by side; each brings its own groups.
+
+    Batches never mix datasets, as they never mix patches: sizes may differ at will.
+
+    Parameters
+    ----------
+    views : sequence
+        Views of one kind with one configuration, normalised by common statistics, see `open_joint`.
+    """
+
+    def __init__(self, views: Sequence[Any]) -> None:
+        self.views = list(views)
+        self.config = self.views[0].config
+        self.normalisation: Normalisation = self.views[0].normalisation
+        self.increment_scale: np.ndarray = self.views[0].increment_scale
+        counts = [len(view.core_nodes) for view in self.views]
+        self._first = np.array([0, *itertools.accumulate(counts)])
+
+    def __getattr__(self, name: str) -> Any:
+        # What a model needs to be built (numbers of channels, shape of the grid) is the same in all.
+        if name.startswith("_") or name == "views":
+            raise AttributeError(name)
+        return getattr(self.views[0], name)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What the samples are: part of a run's identity."""
+        parts = [view.identity for view in self.views]
+        return {**parts[0], "digest": [part["digest"] for part in parts]}
+
+    def groups(self, split: str) -> np.ndarray:
+        """Samples of each group, those of the first dataset first, int64[G]."""
+        return np.concatenate([view.groups(split) for view in self.views])
+
+    def batch(self, split: str, group: int, index: np.ndarray, weight: Any = None) -> Any:
+        """Gather samples of one group of one dataset."""
+        dataset = int(np.searchsorted(self._first, group, side="right")) - 1
+        return self.views[dataset].batch(split, group - int(self._first[dataset]), index, weight)
+
+
+def open_joint(open_one: Callable[[Any, Normalisation | None], Any], parts: Sequence[Any]) -> Any:
+    """Open datasets with common statistics of their variables, each in its own box.
+
+    Parameters
+    ----------
+    open_one : callable
+        (files of a dataset, statistics) -> view.
+    parts : sequence
+        Files of each dataset.
+    """
+    own = [open_one(files, None).normalisation for files in parts]
+    common = pooled(own)
+    boxes = [replace(common, low_D=one.low_D, high_D=one.high_D) for one in own]
+    return JointView([open_one(files, box) for files, box in zip(parts, boxes, strict=True)])
+
+
+def pooled(statistics: Sequence[Normalisation]) -> Normalisation:
+    """Statistics of datasets taken together, each with the same weight; the box is that of the first."""
+    mean_V, std_V = _pool([s.mean_V for s in statistics], [s.std_V for s in statistics])
+    mean_F, std_F = _pool(
+        [s.forcing_mean_F for s in statistics], [s.forcing_std_F for s in statistics]
+    )
+    return replace(
+        statistics[0],
+        mean_V=mean_V,
+        std_V=std_V,
+        increment_std_V=np.sqrt(np.mean([s.increment_std_V**2 for s in statistics], axis=0)),
+        forcing_mean_F=mean_F,
+        forcing_std_F=std_F,
+    )
+
+
+def _pool(means: Sequence[np.ndarray], stds: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    mean = np.mean(means, axis=0)
+    # Variance within the datasets and between them.
+    variance = np.mean(np.square(stds), axis=0) + np.mean((np.array(means) - mean) ** 2, axis=0)
+    return mean, np.sqrt(variance)
