@@ -93,7 +93,7 @@ class Plan:
         path = self.checkpoint(experiment, layout, seed, self.milestones(experiment)[-1])
         return {"checkpoint": path, "receipt": path.removesuffix(".ckpt") + ".json"}
 
-    def samples(self, experiment: str) -> dict[str, str | list[str]]:
+    def samples(self, experiment: str) -> Mapping[str, str | list[str]]:
         """Paths of the files an experiment's samples are read from, by role; lists for several datasets."""
         block = self.experiments[experiment]
         model = block["model"]
