@@ -238,7 +238,7 @@ def test_cross_section_of_a_perfect_constant(tmp_path, aquifer):
 
 def test_section_animation(tmp_path, drawn, aquifer):
     node, s, z = section_of(aquifer)
-    path = tmp_path / "section.gif"
+    path = tmp_path / "animation.gif"
     truth, prediction = aquifer.truth[:, node], aquifer.prediction[:, node]
     plots.section_animation(
         s, z, aquifer.time, truth, prediction, "mass_concentration", "mg/L", path, fps=5

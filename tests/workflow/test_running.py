@@ -25,7 +25,7 @@ def test_outputs(project):
     figures = project.path(f"results/evaluate/{RUN}/figures/head")
     names = {"scatter", "time_series", "error_map", "section", "rollout_error_by_lead"}
     assert {path.stem for path in figures.glob("*.png")} == names
-    assert (figures / "section.gif").is_file()
+    assert (figures / "animation.gif").is_file()
     table = project.path("results/report/skill.html").read_text()
     assert f"{metrics['test']['head']['skill']:.3g}" in table
 

@@ -138,7 +138,7 @@ def _draw_variable(
         prediction[np.ix_(frames, shown)],
         variable,
         unit,
-        folder / "section.gif",
+        folder / "animation.gif",
     )
 
 
