@@ -27,25 +27,31 @@ rule all:
     input:
         plan.final_checkpoints(),
         plan.metrics(),
+        plan.ensembles(),
         plan.predicted_files(),
         plan.report(),
 
 
 rule data:
     input:
-        stage("data", jobs="preprocess", files=plan.sample_files()),
+        stage("data", "preprocess", files=plan.sample_files()),
 
 
 rule train:
     input:
-        stage("train", jobs="train_segment", files=plan.final_checkpoints()),
+        stage("train", "train_segment", files=plan.final_checkpoints()),
 
 
 rule evaluate:
     input:
-        stage("evaluate", jobs="evaluate_run", files=plan.metrics()),
+        stage(
+            "evaluate",
+            "evaluate_run",
+            "evaluate_ensemble",
+            files=plan.metrics() + plan.ensembles(),
+        ),
 
 
 rule report:
     input:
-        stage("report", jobs="summarise_skill", files=plan.report()),
+        stage("report", "summarise_skill", files=plan.report()),

@@ -133,6 +133,12 @@ def test_products_of_the_lists_that_run() -> None:
     runs = [(n, s) for n in ("n1_gpu1", "n2_gpu2") for s in (0, 3)]
     assert plan.metrics() == [f"results/evaluate/head/{n}/seed{s}/metrics.json" for n, s in runs]
     assert plan.final_checkpoints() == [plan.checkpoint("head", n, s, 10) for n, s in runs]
+    ensembles = [f"results/evaluate/head/{n}/ensemble/metrics.json" for n in ("n1_gpu1", "n2_gpu2")]
+    assert plan.ensembles() == ensembles
+    together = plan.ensemble_checkpoints("head", "n2_gpu2")
+    assert together["checkpoints"] == [plan.checkpoint("head", "n2_gpu2", s, 10) for s in (0, 3)]
+    assert together["receipts"][1] == "results/train/head/n2_gpu2/seed3/epoch_10.json"
+    assert Plan(changed("run/seeds", [5]), SCHEMA).ensembles() == []
     base = "results/data/coast"
     assert plan.sample_files() == [f"{base}/graph_12x8x6_r0.2.h5", f"{base}/patches.h5"]
 

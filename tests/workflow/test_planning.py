@@ -31,6 +31,12 @@ def test_new_layout_plans_only_its_jobs(project):
     assert project.planned() == {"train_segment": 2, "evaluate_run": 1, "summarise_skill": 1}
 
 
+def test_a_second_seed_makes_an_ensemble(project):
+    project.config["run"]["seeds"] = [0, 1]
+    new = {"train_segment": 2, "evaluate_run": 1, "evaluate_ensemble": 1, "summarise_skill": 1}
+    assert project.planned() == new
+
+
 def test_changed_learning_rate_trains_again(project):
     project.config["experiments"]["tiny"]["train"]["learning_rate"] = 1e-4
     assert project.planned() == {"train_segment": 2, **EVALUATED_AGAIN}

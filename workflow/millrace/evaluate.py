@@ -1,7 +1,7 @@
 """Evaluation of one run: metrics on validation and test period, and the figures of the report."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,13 @@ import numpy as np
 
 from millrace.data.patches import Nodes, read_nodes
 from millrace.data.plane_windows import PlaneView
+from millrace.evaluation.ensemble import forecast_ensemble
 from millrace.evaluation.forecast import Series, TrainedModel, forecast_windows, rollout
 from millrace.evaluation.sections import extract_section
 from millrace.files import write_json
 from millrace.plots import (
     cross_section,
+    ensemble_by_lead,
     error_by_lead,
     error_map,
     most_variable,
@@ -85,6 +87,51 @@ def evaluate_run(
             ahead["lead_days"],
         )
     training_curves(described["history"], curves)
+
+
+def evaluate_ensemble(
+    checkpoints: Sequence[Path],
+    receipts: Sequence[Path],
+    files: dict[str, Path],
+    metrics: Path,
+    figure: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Score the runs of an experiment and layout with all their seeds as an ensemble.
+
+    The members forecast again, batch by batch: their forecasts are nowhere kept.
+
+    Parameters
+    ----------
+    checkpoints, receipts : sequence of Path
+        Outputs of the training, one of each for every seed.
+    files : dict
+        Sample files by role.
+    metrics : Path
+        JSON to write: scores by split, see `millrace.evaluation.ensemble`.
+    figure : Path
+        Error of the mean and spread by lead time to draw.
+    """
+    described = [json.loads(receipt.read_text()) for receipt in receipts]
+    models = [
+        TrainedModel.load(checkpoint, receipt, files)
+        for checkpoint, receipt in zip(checkpoints, described, strict=True)
+    ]
+    validation = forecast_ensemble(models, "validation")
+    test = forecast_ensemble(models, "test", progress)
+    write_json(
+        metrics,
+        {
+            "schema": "millrace.ensemble_metrics/1",
+            **{key: described[0][key] for key in ("experiment", "layout")},
+            **{f"{key}s": [one[key] for one in described] for key in ("seed", "epoch")},
+            "identities": [one["identity"] for one in described],
+            "validation": validation,
+            "test": test,
+            "provenance": provenance(),
+        },
+    )
+    ensemble_by_lead(test, figure, {name: UNITS[name] for name in test})
 
 
 def _draw_variable(

@@ -93,6 +93,11 @@ class Plan:
         path = self.checkpoint(experiment, layout, seed, self.milestones(experiment)[-1])
         return {"checkpoint": path, "receipt": path.removesuffix(".ckpt") + ".json"}
 
+    def ensemble_checkpoints(self, experiment: str, layout: str) -> dict[str, list[str]]:
+        """Paths of the last checkpoints of all seeds, and of their receipts."""
+        files = [self.final_checkpoint(experiment, layout, seed) for seed in self._run["seeds"]]
+        return {f"{key}s": [one[key] for one in files] for key in ("checkpoint", "receipt")}
+
     def samples(self, experiment: str) -> Mapping[str, str | list[str]]:
         """Paths of the files an experiment's samples are read from, by role; lists for several datasets."""
         block = self.experiments[experiment]
@@ -174,6 +179,13 @@ class Plan:
     def metrics(self) -> list[str]:
         """Metrics of every run."""
         return [f"results/evaluate/{e}/{n}/seed{s}/metrics.json" for e, n, s in self._runs()]
+
+    def ensembles(self) -> list[str]:
+        """Metrics of every ensemble over seeds; none for a single seed."""
+        if len(self._run["seeds"]) < 2:
+            return []
+        pairs = product(self._run["experiments"], self._run["layouts"])
+        return [f"results/evaluate/{e}/{n}/ensemble/metrics.json" for e, n in pairs]
 
     def report(self) -> list[str]:
         """What the report stage makes."""

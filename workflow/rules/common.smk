@@ -62,6 +62,11 @@ def final_checkpoint(wildcards):
     return plan.final_checkpoint(wildcards.experiment, wildcards.layout, wildcards.seed)
 
 
+def ensemble_checkpoints(wildcards):
+    """Last checkpoints and receipts of all seeds."""
+    return plan.ensemble_checkpoints(wildcards.experiment, wildcards.layout)
+
+
 def predicting_checkpoint(wildcards):
     """The checkpoint that a prediction is made with, and its receipt."""
     block = plan.predictions[wildcards.prediction]
@@ -86,14 +91,13 @@ def ranks(wildcards):
     return Layout.parse(wildcards.layout).world_size
 
 
-def stage(target, jobs, files):
+def stage(target, *jobs, files):
     """Input of a stage target; forcing the target (`-R train`) forces the jobs behind it."""
 
     def inputs(wildcards):
         forced = workflow._dag.forcerules
-        own, behind = getattr(rules, target).rule, getattr(rules, jobs).rule
-        if own in forced:
-            forced.add(behind)
+        if getattr(rules, target).rule in forced:
+            forced.update(getattr(rules, job).rule for job in jobs)
         return files
 
     return inputs

@@ -42,3 +42,32 @@ rule evaluate_run:
         "../../envs/evaluate.yaml"
     script:
         "../scripts/evaluate_run.py"
+
+
+rule evaluate_ensemble:
+    input:
+        unpack(samples),
+        unpack(ensemble_checkpoints),
+    output:
+        metrics=ensure(
+            "results/evaluate/{experiment}/{layout}/ensemble/metrics.json",
+            non_empty=True,
+        ),
+        figure=report(
+            "results/evaluate/{experiment}/{layout}/ensemble/spread_by_lead.png",
+            caption="../report/ensemble.rst",
+            category="Ensembles",
+            labels={
+                "experiment": "{experiment}",
+                "layout": "{layout}",
+                "figure": "error and spread",
+            },
+        ),
+    log:
+        "logs/evaluate_ensemble/{experiment}/{layout}.log",
+    benchmark:
+        "benchmarks/evaluate_ensemble/{experiment}/{layout}.tsv"
+    conda:
+        "../../envs/evaluate.yaml"
+    script:
+        "../scripts/evaluate_ensemble.py"

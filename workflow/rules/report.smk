@@ -4,6 +4,7 @@
 rule summarise_skill:
     input:
         metrics=plan.metrics(),
+        ensembles=plan.ensembles(),
     output:
         table=report(
             "results/report/skill.html",

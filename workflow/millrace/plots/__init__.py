@@ -6,6 +6,7 @@ The suffix of the path decides the format: ``.png`` (150 dpi), ``.svg`` or ``.pd
 
 from millrace.plots.animation import section_animation
 from millrace.plots.comparison import (
+    ensemble_by_lead,
     error_by_lead,
     error_over_time,
     most_variable,
@@ -18,6 +19,7 @@ from millrace.plots.training import skill_summary, training_curves
 
 __all__ = [
     "cross_section",
+    "ensemble_by_lead",
     "error_by_lead",
     "error_map",
     "error_over_time",

@@ -173,6 +173,47 @@ def error_by_lead(
         _legend_above(fig, panels[0])
 
 
+def ensemble_by_lead(
+    result: Mapping[str, Any], path: str | Path, units: Mapping[str, str] | None = None
+) -> None:
+    """Draw error and spread of an ensemble by lead step, one panel per variable.
+
+    Parameters
+    ----------
+    result
+        From `millrace.evaluation.ensemble.EnsembleMetrics.result`.
+    path
+        Where to write.
+    units
+        Unit of each variable.
+    """
+    curves = {
+        "rmse": ("RMSE of the mean", {"color": PREDICTION, "marker": "o"}),
+        "spread": ("Spread", {"color": TRUTH, "marker": "^", "linestyle": "-."}),
+        "crps": ("CRPS", {"color": REFERENCE_LINE, "marker": "d", "linestyle": ":"}),
+        "persistence_rmse": (
+            "RMSE of persistence",
+            {"color": PERSISTENCE, "marker": "s", "linestyle": "--"},
+        ),
+    }
+    with figure(path, PAGE_WIDTH if len(result) > 1 else 4.8, 2.9) as fig:
+        panels = fig.subplots(1, len(result), squeeze=False)[0]
+        for axes, (variable, values) in zip(panels, result.items(), strict=True):
+            for name, (label, look) in curves.items():
+                values_T = np.array(values["by_lead"][name], dtype=float)
+                lead = np.arange(1, values_T.size + 1)
+                axes.plot(lead, values_T, label=label, markersize=3.5, **look)
+            ratio = values["spread_skill"]
+            title = quantity(variable, "")
+            axes.set_title(title if ratio is None else f"{title}: spread / error {ratio:.2f}")
+            axes.set_ylabel((units or {}).get(variable, ""))
+            axes.set_xlabel("Lead (step)")
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(Thousands())
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        _legend_above(fig, panels[0])
+
+
 def error_over_time(
     time: ArrayLike,
     rmse: ArrayLike,
