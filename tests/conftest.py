@@ -41,6 +41,7 @@ def write_samples(patches: Path, graph: Path, steps: int = 90, sizes=((40, 8), (
     obs_std = obs.reshape(-1, 2).std(axis=0)
     with create(patches) as file:
         file.attrs.update(schema="millrace.patches/1", digest=f"digest{steps}", source_digest="s")
+        file.attrs["config"] = '{"clusters": 1}'
         file.attrs["variables"] = strings(["head", "mass_concentration"])
         file.attrs["forcings"] = strings(["sea_level_forcing"])
         create_dataset(file, "time", time)

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from millrace.data.joint import JointView
 from millrace.data.patches import Nodes, read_nodes
 from millrace.data.plane_windows import PlaneView
+from millrace.data.views import Files, datasets_of
 from millrace.evaluation.ensemble import forecast_ensemble
 from millrace.evaluation.forecast import Series, TrainedModel, forecast_windows, rollout
 from millrace.evaluation.sections import extract_section
@@ -34,7 +37,7 @@ _POINTS = 200_000
 def evaluate_run(
     checkpoint: Path,
     receipt: Path,
-    files: dict[str, Path],
+    files: Files,
     metrics: Path,
     figures: Path,
     curves: Path,
@@ -49,17 +52,19 @@ def evaluate_run(
     files : dict
         Sample files by role.
     metrics : Path
-        JSON to write: scores by split, rollout, what was evaluated.
+        JSON to write: scores by split, rollout, what was evaluated. Of a model of several datasets these
+        are the scores on the first, and ``datasets`` has those on each.
     figures : Path
-        Directory to make, one folder a variable.
+        Directory to make, one folder a variable; for the first dataset.
     curves : Path
         Figure of the training to write.
     """
     described = json.loads(receipt.read_text())
     model = TrainedModel.load(checkpoint, described, files)
-    validation, _ = forecast_windows(model, "validation")
-    test, series = forecast_windows(model, "test", progress)
-    ahead = rollout(model, "test")
+    views = model.view.views if isinstance(model.view, JointView) else [model.view]
+    model, *others = [replace(model, view=view) for view in views]
+    scores, series = _score(model, progress)
+    several = {"datasets": [scores, *(_score(other)[0] for other in others)]} if others else {}
     write_json(
         metrics,
         {
@@ -67,14 +72,14 @@ def evaluate_run(
             **{
                 key: described[key] for key in ("experiment", "layout", "seed", "epoch", "identity")
             },
-            "validation": validation,
-            "test": test,
-            "rollout": ahead,
+            **scores,
+            **several,
             "provenance": provenance(),
         },
     )
+    ahead = scores["rollout"]
     on_planes = isinstance(model.view, PlaneView)
-    nodes = _cells(model.view) if on_planes else read_nodes(files["patches"])
+    nodes = _cells(model.view) if on_planes else read_nodes(datasets_of(files)[0]["patches"])
     for v, variable in enumerate(model.view.config.variables):
         folder = figures / variable
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,15 +94,25 @@ def evaluate_run(
     training_curves(described["history"], curves)
 
 
+def _score(
+    model: TrainedModel, progress: Callable[[int, int], None] | None = None
+) -> tuple[dict[str, Any], Series]:
+    """Scores on one dataset, and the forecasts of its test period."""
+    validation, _ = forecast_windows(model, "validation")
+    test, series = forecast_windows(model, "test", progress)
+    scores = {"validation": validation, "test": test, "rollout": rollout(model, "test")}
+    return scores, series
+
+
 def evaluate_ensemble(
     checkpoints: Sequence[Path],
     receipts: Sequence[Path],
-    files: dict[str, Path],
+    files: Files,
     metrics: Path,
     figure: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Score the runs of an experiment and layout with all their seeds as an ensemble.
+    """Score the runs of an experiment and layout with all their seeds, on the first dataset.
 
     The members forecast again, batch by batch: their forecasts are nowhere kept.
 

@@ -10,7 +10,7 @@ with job(snakemake.log[0]) as progress:
     evaluate_ensemble(
         checkpoints=[Path(path) for path in inputs.pop("checkpoints")],
         receipts=[Path(path) for path in inputs.pop("receipts")],
-        files={role: Path(path) for role, path in inputs.items()},
+        files=inputs,
         metrics=Path(snakemake.output.metrics),
         figure=Path(snakemake.output.figure),
         progress=progress("batches"),

@@ -10,7 +10,7 @@ with job(snakemake.log[0]) as progress:
     evaluate_run(
         checkpoint=Path(inputs.pop("checkpoint")),
         receipt=Path(inputs.pop("receipt")),
-        files={role: Path(path) for role, path in inputs.items()},
+        files=inputs,
         metrics=Path(snakemake.output.metrics),
         figures=Path(snakemake.output.figures),
         curves=Path(snakemake.output.curves),

@@ -11,6 +11,7 @@ from millrace.data.joint import pooled
 from millrace.data.normalisation import Normalisation
 from millrace.data.views import datasets_of, open_view
 from millrace.errors import ExitCode
+from millrace.evaluate import evaluate_run
 from millrace.launch import launch
 from millrace.training.request import Request
 
@@ -66,6 +67,7 @@ def test_identity_names_all_datasets(view, two_datasets, definition):
 
 
 def test_two_ranks_train_on_patches_of_very_different_sizes(two_datasets, definition, tmp_path):
+    """And every dataset is scored."""
     request = Request(
         experiment="both",
         layout="n1_gpu2",
@@ -80,6 +82,13 @@ def test_two_ranks_train_on_patches_of_very_different_sizes(two_datasets, defini
     assert launch(request, threads=2) == ExitCode.OK
     history = json.loads(Path(request.receipt).read_text())["history"]
     assert history[1]["train_loss"] < history[0]["train_loss"]
+    paths = {name: tmp_path / name for name in ("metrics.json", "figures", "training.png")}
+    checkpoint, receipt = Path(request.checkpoint), Path(request.receipt)
+    evaluate_run(checkpoint, receipt, two_datasets, *paths.values())
+    metrics = json.loads(paths["metrics.json"].read_text())
+    counts = [scores["test"]["head"]["count"] for scores in metrics["datasets"]]
+    assert counts == [65 * 8 * 2, 159 * 18 * 2]
+    assert metrics["test"] == metrics["datasets"][0]["test"]
 
 
 def statistics(values):

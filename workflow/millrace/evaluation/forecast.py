@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from millrace.config import from_mapping
 from millrace.data.normalisation import Normalisation
-from millrace.data.views import open_view
+from millrace.data.views import Files, open_view
 from millrace.data.windows import Split
 from millrace.errors import DataError
 from millrace.evaluation.metrics import FieldMetrics
@@ -44,7 +44,7 @@ class TrainedModel:
         cls,
         checkpoint: Path,
         receipt: Mapping[str, Any],
-        files: Mapping[str, Path],
+        files: Files,
         device: torch.device | None = None,
         statistics: Normalisation | None = None,
     ) -> "TrainedModel":
