@@ -21,6 +21,7 @@ from millrace.data.plane_windows import PlaneBatch, PlaneGeometry, PlaneView
 from millrace.errors import ConfigError
 from millrace.models.losses import LossConfig, field_loss
 from millrace.models.spec import ModelSpec
+from millrace.models.spectral import spectral_in_float32
 from millrace.ops.gno import embed, gno
 
 
@@ -101,6 +102,7 @@ class GFNO(nn.Module):
             out_channels=len(increment_scale_V),
             hidden_channels=4 * config.hidden,
         )
+        spectral_in_float32(self)
         self._embeddings: WeakKeyDictionary[PlaneGeometry, tuple[Tensor, Tensor]] = (
             WeakKeyDictionary()
         )

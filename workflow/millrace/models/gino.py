@@ -18,6 +18,7 @@ from millrace.data.windows import PatchBatch, PatchGeometry, PatchView
 from millrace.errors import ConfigError
 from millrace.models.losses import LossConfig, field_loss
 from millrace.models.spec import ModelSpec
+from millrace.models.spectral import spectral_in_float32
 from millrace.ops.gno import embed, gno
 
 
@@ -89,6 +90,7 @@ class GINO(nn.Module):
             gno_use_open3d=False,
             gno_use_torch_scatter=False,
         )
+        spectral_in_float32(self)
         self._embeddings: WeakKeyDictionary[PatchGeometry, tuple[Tensor, Tensor]] = (
             WeakKeyDictionary()
         )

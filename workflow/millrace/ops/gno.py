@@ -111,6 +111,10 @@ def kernel_sum(kernel_EC: Tensor, f_NBC: Tensor, table: NeighbourTable) -> Tenso
     Tensor
         [M, B, C].
     """
+    if kernel_EC.dtype in (torch.float16, torch.bfloat16):
+        # Under autocast: hundreds of neighbours are not summed in half precision.
+        kernel_EC = kernel_EC.float()
+    f_NBC = f_NBC.to(kernel_EC.dtype)
     n_edges, channels = kernel_EC.shape
     step = max(1, _MAX_EDGE_ELEMENTS // max(1, n_edges * channels))
     if f_NBC.shape[1] <= step:
