@@ -10,6 +10,7 @@ from millrace.models.losses import LossConfig, field_loss
 
 MSE, RELATIVE = LossConfig("mse"), LossConfig("relative_l2", eps=0.5)
 K, B, T, V = 7, 3, 4, 2
+SAME = torch.ones(K, V)  # weights, which count with a variance_weight alone
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def test_mse_is_in_units_of_each_variables_change() -> None:
     prediction = target.clone()
     prediction[..., 0], prediction[..., 1] = 3.0, 0.02
     prediction[:, 1] *= 2
-    loss = field_loss(prediction, target, torch.tensor([1.5, 0.01]), MSE)
+    loss = field_loss(prediction, target, torch.tensor([1.5, 0.01]), MSE, SAME)
     assert loss.tolist() == pytest.approx([4.0, 16.0, 4.0])
 
 
@@ -31,7 +32,7 @@ def test_relative_l2_is_the_mean_of_the_points_ratios() -> None:
     target, prediction = torch.zeros(2, 1, T, V), torch.zeros(2, 1, T, V)
     target[0, 0, 0], prediction[0, 0, 0] = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 3.0])
     prediction[1, 0, 2, 1] = 2.0  # where the target is zero, eps alone is in the denominator
-    loss = field_loss(prediction, target, torch.ones(V), RELATIVE)
+    loss = field_loss(prediction, target, torch.ones(V), RELATIVE, SAME)
     eps = 0.5 * math.sqrt(T * V)
     assert loss.tolist() == pytest.approx([(1 / (5 + eps) + 2 / eps) / 2])
 
@@ -49,7 +50,7 @@ def test_closed_form(fields, config) -> None:
         norm = (target[:, b].numpy() ** 2).sum(axis=(1, 2)) ** 0.5
         ratio = (error**2).sum(axis=(1, 2)) ** 0.5 / (norm + 0.5 * (T * V) ** 0.5)
         expected.append(float(ratio.mean()))
-    assert field_loss(prediction, target, scale, config).tolist() == pytest.approx(expected)
+    assert field_loss(prediction, target, scale, config, SAME).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("config", [MSE, RELATIVE])
@@ -57,7 +58,7 @@ def test_closed_form(fields, config) -> None:
 def test_gradients_are_finite_at_zero(config, exact) -> None:
     target = torch.zeros(K, B, T, V)
     prediction = (target + (0.0 if exact else 1e-20)).requires_grad_()
-    loss = field_loss(prediction, target, torch.ones(V), config)
+    loss = field_loss(prediction, target, torch.ones(V), config, SAME)
     loss.sum().backward()
     assert bool(torch.isfinite(loss).all())
     assert bool(torch.isfinite(prediction.grad).all())
@@ -67,13 +68,15 @@ def test_gradients_are_finite_at_zero(config, exact) -> None:
 @pytest.mark.parametrize("config", [MSE, RELATIVE])
 def test_a_sample_does_not_see_the_others(fields, config) -> None:
     prediction, target = fields
-    together = field_loss(prediction, target, torch.ones(V), config)
+    together = field_loss(prediction, target, torch.ones(V), config, SAME)
     assert together.shape == (B,)
     for b in range(B):
-        alone = field_loss(prediction[:, b : b + 1], target[:, b : b + 1], torch.ones(V), config)
+        alone = field_loss(
+            prediction[:, b : b + 1], target[:, b : b + 1], torch.ones(V), config, SAME
+        )
         assert float(alone) == pytest.approx(float(together[b]))
     inputs = prediction.clone().requires_grad_()
-    field_loss(inputs, target, torch.ones(V), config)[1].backward()
+    field_loss(inputs, target, torch.ones(V), config, SAME)[1].backward()
     assert float(inputs.grad[:, [0, 2]].abs().max()) == 0
     assert float(inputs.grad[:, 1].abs().min()) > 0
 
@@ -83,3 +86,17 @@ def test_an_unknown_loss_is_refused() -> None:
         ConfigError, match=r"train\.loss\.kind 'l1': expected one of relative_l2, mse"
     ):
         LossConfig("l1")
+
+
+@pytest.mark.parametrize("kind", ["mse", "relative_l2"])
+def test_variance_term_is_added_sample_by_sample(fields, kind) -> None:
+    prediction, target = fields
+    weight = torch.rand(K, V, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weight[:, 0] = 0
+    plain, weighted = LossConfig(kind), LossConfig(kind, variance_weight=0.7)
+    difference = field_loss(prediction, target, torch.ones(V), weighted, weight) - field_loss(
+        prediction, target, torch.ones(V), plain, weight
+    )
+    error = (prediction - target).numpy()[..., 1]
+    expected = 0.7 * ((weight.numpy()[:, 1, None, None] * error**2).mean(axis=(0, 2)) + 1e-8) ** 0.5
+    assert difference.tolist() == pytest.approx(expected.tolist())

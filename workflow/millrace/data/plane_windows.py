@@ -29,6 +29,7 @@ from millrace.config import essentials
 from millrace.data.hdf5 import open_checked
 from millrace.data.normalisation import Normalisation
 from millrace.data.planes import SCHEMA, plane_name, plane_names
+from millrace.data.variance import variance_weights
 from millrace.data.windows import SPLITS, Split
 from millrace.errors import ConfigError
 from millrace.ops.gno import NeighbourTable
@@ -102,6 +103,8 @@ class PlaneBatch:
     """States to predict in the valid cells."""
     scale_V: Tensor
     """Typical one-step change of each variable."""
+    variance_weight_KV: Tensor
+    """Weights of the valid cells in the loss, see `millrace.data.variance`."""
     weight_B: Tensor
     """1 for a sample that counts, 0 for one that only keeps the ranks in step."""
     geometry: PlaneGeometry
@@ -112,6 +115,7 @@ class _PlaneSeries:
     state_KTV: Tensor
     boundary_TMC: Tensor
     constant_FTHW: Tensor
+    variance_weight_KV: Tensor
     geometry: PlaneGeometry
 
 
@@ -265,6 +269,7 @@ class PlaneView:
             last_KBV=past_KBTV[:, :, -1],
             y_KBTV=plane.state_KTV[:, future_BT],
             scale_V=self._scale_V,
+            variance_weight_KV=plane.variance_weight_KV,
             weight_B=torch.ones(len(starts), device=self.device),
             geometry=plane.geometry,
         )
@@ -315,10 +320,13 @@ class PlaneView:
         stats = self.normalisation
         value_TMC = (value_TMC - stats.forcing_mean_F) / stats.forcing_std_F * given_TMC
         geometry = self._geometry(coords_HW2, bc_coords_M2, mask)
+        state_KTV = self._tensor(state_TKV.swapaxes(0, 1))
+        training_KTV = state_KTV[:, slice(*self._split[0])]
         return _PlaneSeries(
-            state_KTV=self._tensor(state_TKV.swapaxes(0, 1)),
+            state_KTV=state_KTV,
             boundary_TMC=self._tensor(np.concatenate([value_TMC, given_TMC], axis=2)),
             constant_FTHW=self._constant(coords_HW2, ends, mask),
+            variance_weight_KV=variance_weights(training_KTV, self.config.variables),
             geometry=geometry,
         )
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from millrace.config import essentials
 from millrace.data.hdf5 import open_checked
 from millrace.data.normalisation import Normalisation
+from millrace.data.variance import variance_weights
 from millrace.errors import ConfigError
 from millrace.ops.gno import NeighbourTable
 from millrace.ops.graph import CSR
@@ -77,6 +78,8 @@ class PatchBatch:
     """States to predict on the core points."""
     scale_V: Tensor
     """Typical one-step change of each variable."""
+    variance_weight_KV: Tensor
+    """Weights of the core points in the loss, see `millrace.data.variance`."""
     weight_B: Tensor
     """1 for a sample that counts, 0 for one that only keeps the ranks in step."""
     geometry: PatchGeometry
@@ -89,6 +92,7 @@ class _PatchSeries:
     """Values then masks, F = 2 x forcings."""
     position_N3: Tensor
     """Coordinates in the unit cube of the whole aquifer."""
+    variance_weight_KV: Tensor
     geometry: PatchGeometry
 
 
@@ -238,6 +242,7 @@ class PatchView:
             last_KBV=past_NBTV[:n_core, :, -1],
             y_KBTV=patch.state_NTV[:n_core, future_BT],
             scale_V=self._scale_V,
+            variance_weight_KV=patch.variance_weight_KV,
             weight_B=weight_B,
             geometry=patch.geometry,
         )
@@ -288,10 +293,13 @@ class PatchView:
         # mask says so: 0 m would be a head like any other.
         stats = self.normalisation
         value_TNF = (value_TNF - stats.forcing_mean_F) / stats.forcing_std_F * mask_TNF
+        state_NTV = self._tensor(state_TNV.swapaxes(0, 1))
+        core_KTV = state_NTV[: len(self.core_nodes[group]), slice(*self._split[0])]
         return _PatchSeries(
-            state_NTV=self._tensor(state_TNV.swapaxes(0, 1)),
+            state_NTV=state_NTV,
             forcing_NTF=self._tensor(np.concatenate([value_TNF, mask_TNF], 2).swapaxes(0, 1)),
             position_N3=self._tensor(stats.unit(coords)),
+            variance_weight_KV=variance_weights(core_KTV, self.config.variables),
             geometry=self._geometry(name, len(self.core_nodes[group])),
         )
 

@@ -157,9 +157,15 @@ def _predict(module: nn.Module, batch: PlaneBatch) -> Tensor:
 
 
 def _loss(module: nn.Module, batch: PlaneBatch, config: LossConfig) -> Tensor:
-    return field_loss(module(batch), batch.y_KBTV, batch.scale_V, config)
+    return field_loss(module(batch), batch.y_KBTV, batch.scale_V, config, batch.variance_weight_KV)
 
 
 SPEC = ModelSpec(
-    name="gfno", config=GfnoConfig, view="planes", build=_build, predict=_predict, loss=_loss
+    name="gfno",
+    config=GfnoConfig,
+    view="planes",
+    build=_build,
+    predict=_predict,
+    loss=_loss,
+    blocks=("lifting", "fno_blocks", "projection"),
 )

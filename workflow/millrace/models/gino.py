@@ -137,9 +137,15 @@ def _predict(module: nn.Module, batch: PatchBatch) -> Tensor:
 
 
 def _loss(module: nn.Module, batch: PatchBatch, config: LossConfig) -> Tensor:
-    return field_loss(module(batch), batch.y_KBTV, batch.scale_V, config)
+    return field_loss(module(batch), batch.y_KBTV, batch.scale_V, config, batch.variance_weight_KV)
 
 
 SPEC = ModelSpec(
-    name="gino", config=GinoConfig, view="patches", build=_build, predict=_predict, loss=_loss
+    name="gino",
+    config=GinoConfig,
+    view="patches",
+    build=_build,
+    predict=_predict,
+    loss=_loss,
+    blocks=("net.fno_blocks", "net.projection"),
 )

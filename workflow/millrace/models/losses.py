@@ -20,6 +20,8 @@ class LossConfig:
     eps: float = 0.1
     """Added to the norm of the target, in standard deviations: a target near the mean state must not
     outweigh all others (or divide by zero)."""
+    variance_weight: float = 0.0
+    """Weight of a second term, the error of the concentration where it changes most."""
 
     def __post_init__(self) -> None:
         if self.kind not in LOSSES:
@@ -27,15 +29,33 @@ class LossConfig:
 
 
 def field_loss(
-    prediction_KBTV: Tensor, target_KBTV: Tensor, scale_V: Tensor, config: LossConfig
+    prediction_KBTV: Tensor,
+    target_KBTV: Tensor,
+    scale_V: Tensor,
+    config: LossConfig,
+    variance_weight_KV: Tensor,
 ) -> Tensor:
     """Loss of each sample, [B], averaged over points.
 
     ``relative_l2`` is ||error|| / (||target|| + eps), norms over time and variables of one point;
     ``mse`` is the mean squared error in units of ``scale_V``, the typical one-step change of each
     variable: a variable that changes slowly counts as much as one that swings with the tide.
+
+    With a ``variance_weight`` the root of the mean square error of the concentration is added, each
+    point weighted with ``variance_weight_KV``, see `millrace.data.variance`.
     """
     error_KBTV = prediction_KBTV - target_KBTV
+    loss_B = _main_term(error_KBTV, target_KBTV, scale_V, config)
+    if config.variance_weight:
+        weighted_KBTV = variance_weight_KV[:, None, None] * error_KBTV.square()
+        mean_B = weighted_KBTV.sum(dim=3).mean(dim=(0, 2))
+        loss_B = loss_B + config.variance_weight * (mean_B + 1e-8).sqrt()
+    return loss_B
+
+
+def _main_term(
+    error_KBTV: Tensor, target_KBTV: Tensor, scale_V: Tensor, config: LossConfig
+) -> Tensor:
     if config.kind == "mse":
         return (error_KBTV / scale_V).square().mean(dim=(0, 2, 3))
     # The root of an exact zero has no finite gradient.

@@ -26,3 +26,5 @@ class ModelSpec:
     """(module, batch) -> forecast in normalised units, shaped like the batch's target."""
     loss: Callable[[nn.Module, Any, Any], Tensor]
     """(module, batch, loss config) -> loss of each sample, [B]; the engine weights and averages."""
+    blocks: tuple[str, ...] = ()
+    """Submodules whose activations may be computed again instead of kept: those that hold most."""
