@@ -19,7 +19,13 @@ from millrace.models.gfno import GfnoConfig
 from millrace.models.gino import GinoConfig
 from millrace.models.losses import LossConfig
 from millrace.plan import Plan
-from millrace.training.engine import TrainConfig
+from millrace.training.config import (
+    EarlyStoppingConfig,
+    ExecutionConfig,
+    InitFromConfig,
+    ProfileConfig,
+    TrainConfig,
+)
 from millrace.training.schedules import ScheduleConfig
 
 REPOSITORY = Path(__file__).parents[2]
@@ -41,6 +47,9 @@ CONFIGS = {
     "train": TrainConfig,
     "schedule": ScheduleConfig,
     "loss": LossConfig,
+    "early_stopping": EarlyStoppingConfig,
+    "init_from": InitFromConfig,
+    "profile": ProfileConfig,
 }
 SCHEMAS = {
     "run": SCHEMA["properties"]["run"],
@@ -54,6 +63,9 @@ SCHEMAS = {
     "train": TRAIN,
     "schedule": TRAIN["properties"]["schedule"],
     "loss": TRAIN["properties"]["loss"],
+    "early_stopping": TRAIN["properties"]["early_stopping"],
+    "init_from": TRAIN["properties"]["init_from"],
+    "profile": TRAIN["properties"]["profile"],
 }
 # They name the file of the graph, so the workflow wants them spelt out.
 REQUIRED_BY_PLAN = {("model` GINO", "latent_shape"), ("model` GINO", "radius")}
@@ -71,6 +83,11 @@ def _heading(block: str) -> str:
     return f"# `{block}\n" if "`" in block else f"# `{block}`\n"
 
 
+def fields_of(block: str) -> list[dataclasses.Field]:
+    more = dataclasses.fields(ExecutionConfig) if block == "train" else ()
+    return [*dataclasses.fields(CONFIGS[block]), *more]
+
+
 def properties(schema):
     if isinstance(schema, dict):
         yield from schema.get("properties", {})
@@ -86,7 +103,7 @@ def test_every_key_of_the_schema_is_described():
 @pytest.mark.parametrize("block", CONFIGS)
 def test_fields_are_described_with_their_defaults(block):
     defaults = documented(block)
-    for field in dataclasses.fields(CONFIGS[block]):
+    for field in fields_of(block):
         assert field.name in defaults, f"config/README.md, `{block}`: no `{field.name}`"
         said = defaults[field.name]
         if (block, field.name) in REQUIRED_BY_PLAN:
@@ -110,7 +127,7 @@ def test_the_schema_and_the_tables_agree(block):
             assert defaults[key] == "required", key
     known = set(schema["properties"])
     if block in CONFIGS:
-        known |= {field.name for field in dataclasses.fields(CONFIGS[block])}
+        known |= {field.name for field in fields_of(block)}
     assert set(defaults) <= known, "a key is described that does not exist"
 
 

@@ -15,8 +15,17 @@ from millrace.demo.aquifer import AquiferConfig
 from millrace.errors import ConfigError, DataError
 from millrace.models.losses import LOSSES, LossConfig
 from millrace.models.registry import MODELS, get_model
-from millrace.plan import Plan
-from millrace.training.engine import TrainConfig
+from millrace.plan import EXECUTION, Plan
+from millrace.training.config import (
+    COMPRESSIONS,
+    LOGGERS,
+    PRECISIONS,
+    EarlyStoppingConfig,
+    ExecutionConfig,
+    InitFromConfig,
+    ProfileConfig,
+    TrainConfig,
+)
 from millrace.training.schedules import SCHEDULES, ScheduleConfig
 
 ROOT = Path(__file__).parents[2]
@@ -128,6 +137,25 @@ def test_more_epochs_change_neither_definition_nor_earlier_segments() -> None:
     assert other.definition("head") != short.definition("head")
 
 
+def test_weights_of_another_run_are_an_input() -> None:
+    assert Plan(config(), SCHEMA).initial_checkpoint("head") == []
+    made = config()
+    made["experiments"]["head"]["train"]["init_from"] = {"checkpoint": "a/epoch_3.ckpt"}
+    assert Plan(made, SCHEMA).initial_checkpoint("head") == ["a/epoch_3.ckpt"]
+
+
+def test_how_it_is_computed_does_not_change_the_definition() -> None:
+    made = config()
+    values = {
+        "micro_batch": 4,
+        "compile": True,
+        "log": ["wandb"],
+        "profile": {"start": 1, "steps": 2},
+    }
+    made["experiments"]["head"]["train"] |= values | {"activation_checkpointing": True}
+    assert Plan(made, SCHEMA).definition("head") == Plan(config(), SCHEMA).definition("head")
+
+
 def test_products_of_the_lists_that_run() -> None:
     plan = Plan(config(), SCHEMA)
     runs = [(n, s) for n in ("n1_gpu1", "n2_gpu2") for s in (0, 3)]
@@ -202,7 +230,11 @@ def test_names_that_a_path_or_shell_would_trip_over_are_refused(block, name) -> 
 
 def test_schema_and_dataclasses_have_the_same_keys() -> None:
     for cls, keys in (
-        (TrainConfig, TRAIN.keys() - {"epochs", "milestone_every", "save_every"}),
+        (TrainConfig, TRAIN.keys() - {"epochs", "milestone_every", "save_every", *EXECUTION}),
+        (ExecutionConfig, set(EXECUTION)),
+        (EarlyStoppingConfig, TRAIN["early_stopping"]["properties"].keys()),
+        (InitFromConfig, TRAIN["init_from"]["properties"].keys()),
+        (ProfileConfig, TRAIN["profile"]["properties"].keys()),
         (ScheduleConfig, TRAIN["schedule"]["properties"].keys()),
         (LossConfig, TRAIN["loss"]["properties"].keys()),
     ):
@@ -220,6 +252,9 @@ def test_schema_and_code_have_the_same_choices() -> None:
     assert properties["model"]["properties"]["name"]["enum"] == list(MODELS)
     assert TRAIN["schedule"]["properties"]["kind"]["enum"] == list(SCHEDULES)
     assert TRAIN["loss"]["properties"]["kind"]["enum"] == list(LOSSES)
+    assert TRAIN["precision"]["enum"] == list(PRECISIONS)
+    assert TRAIN["gradient_compression"]["enum"] == list(COMPRESSIONS)
+    assert TRAIN["log"]["items"]["enum"] == list(LOGGERS)
 
 
 @pytest.mark.parametrize("over", SHIPPED, ids=lambda p: p.stem if p else "config")

@@ -14,6 +14,8 @@ from millrace.errors import ConfigError, DataError
 
 # How long training runs does not decide the weights: more epochs continue the same run.
 _LENGTHS = ("epochs", "milestone_every", "save_every")
+# Nor does how they are computed: `millrace.training.config.ExecutionConfig`.
+EXECUTION = ("micro_batch", "compile", "activation_checkpointing", "profile", "log")
 _ON_PLANES = ("gfno",)
 
 
@@ -68,7 +70,8 @@ class Plan:
     def definition(self, experiment: str) -> dict[str, Any]:
         """Return what decides the weights of an experiment."""
         block = self.experiments[experiment]
-        train = {key: value for key, value in block["train"].items() if key not in _LENGTHS}
+        others = (*_LENGTHS, *EXECUTION)
+        train = {key: value for key, value in block["train"].items() if key not in others}
         return {"data": block["data"], "model": block["model"], "train": train}
 
     def milestones(self, experiment: str) -> list[int]:
@@ -87,6 +90,11 @@ class Plan:
         """Path of the milestone before an epoch, which its segment continues; empty for the first."""
         earlier = [e for e in self.milestones(experiment) if e < epoch]
         return [self.checkpoint(experiment, layout, seed, earlier[-1])] if earlier else []
+
+    def initial_checkpoint(self, experiment: str) -> list[str]:
+        """Path of the checkpoint that an experiment's weights come from, if any."""
+        init_from = self.experiments[experiment]["train"].get("init_from")
+        return [init_from["checkpoint"]] if init_from else []
 
     def final_checkpoint(self, experiment: str, layout: str, seed: int | str) -> dict[str, str]:
         """Paths of a run's last checkpoint and its receipt."""

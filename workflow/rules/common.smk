@@ -57,6 +57,11 @@ def previous_checkpoint(wildcards):
     return plan.previous_checkpoint(w.experiment, w.layout, w.seed, int(w.epoch))
 
 
+def initial_checkpoint(wildcards):
+    """The checkpoint that the weights come from, if any."""
+    return plan.initial_checkpoint(wildcards.experiment)
+
+
 def final_checkpoint(wildcards):
     """The run's last checkpoint and its receipt."""
     return plan.final_checkpoint(wildcards.experiment, wildcards.layout, wildcards.seed)

@@ -5,6 +5,7 @@ rule train_segment:
     input:
         unpack(samples),
         previous=previous_checkpoint,
+        init_from=initial_checkpoint,
     output:
         checkpoint=ensure(
             "results/train/{experiment}/{layout}/seed{seed}/epoch_{epoch}.ckpt",

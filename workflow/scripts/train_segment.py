@@ -4,6 +4,7 @@ import sys
 
 from millrace.jobs import job
 from millrace.launch import launch
+from millrace.plan import EXECUTION
 from millrace.training.request import Request
 
 wildcards = snakemake.wildcards
@@ -19,12 +20,13 @@ with job(snakemake.log[0]):
         files={
             role: files if isinstance(files, str) else list(files)
             for role, files in snakemake.input.items()
-            if role != "previous"
+            if role not in ("previous", "init_from")
         },
         runs=f"runs/{wildcards.experiment}/{wildcards.layout}/seed{wildcards.seed}",
         checkpoint=snakemake.output.checkpoint,
         receipt=snakemake.output.receipt,
         save_every=train.get("save_every", 1),
+        execution={k: v for k, v in train.items() if k in EXECUTION},
         previous=str(snakemake.input.previous) or None,
     )
     sys.exit(launch(request, threads=snakemake.threads))

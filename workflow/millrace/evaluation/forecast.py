@@ -21,7 +21,7 @@ from millrace.errors import DataError
 from millrace.evaluation.metrics import FieldMetrics
 from millrace.models.registry import get_model
 from millrace.models.spec import ModelSpec
-from millrace.training.store import checksum, load_state
+from millrace.training.store import checksum, load_state, weights_of
 
 Floats = NDArray[np.float64]
 
@@ -78,7 +78,7 @@ class TrainedModel:
         spec = get_model(parameters.pop("name"))
         view = open_view(spec.view, files, definition["data"], device, statistics)
         module = spec.build(from_mapping(spec.config, parameters, "model"), view).to(device)
-        module.load_state_dict(load_state(checkpoint)["model"])
+        module.load_state_dict(weights_of(load_state(checkpoint)))
         return cls(spec, module.eval(), view)
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ sizes of the groups, and any layout trains on the same sequence of global batche
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -75,3 +75,12 @@ def rank_share(batch: GlobalBatch, rank: int, world_size: int) -> RankShare:
     if not len(index):
         index, weight = batch.index[:1], np.zeros(1, dtype=np.float32)
     return RankShare(batch.group, index, weight, len(batch.index))
+
+
+def micro_batches(share: RankShare, size: int | None) -> list[RankShare]:
+    """Split what a rank takes of a batch into parts of at most ``size`` samples, at least one part."""
+    step = size or len(share.index)
+    return [
+        replace(share, index=share.index[i : i + step], weight=share.weight[i : i + step])
+        for i in range(0, len(share.index), step)
+    ]

@@ -90,6 +90,20 @@ def process_group() -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
+def peak_memory(ranks: Ranks) -> dict[str, float]:
+    """Most GPU memory (bytes) that any rank held since the last call; empty without GPUs.
+
+    Call it on all ranks.
+    """
+    if ranks.device.type != "cuda":
+        return {}
+    allocated = torch.cuda.max_memory_allocated(ranks.device)
+    reserved = torch.cuda.max_memory_reserved(ranks.device)
+    torch.cuda.reset_peak_memory_stats(ranks.device)
+    largest = ranks.maximum(allocated, reserved)
+    return dict(zip(("gpu_bytes_allocated", "gpu_bytes_reserved"), largest, strict=True))
+
+
 def seed_everything(seed: int, rank: int) -> None:
     """Seed all generators; the model is built from one seed on every rank, see `rng_state`."""
     random.seed(seed + rank)

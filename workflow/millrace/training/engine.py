@@ -5,10 +5,10 @@ rate from the step, and everything else is in the checkpoint, so that a run that
 bit by bit as if it had not been.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,13 +17,26 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from millrace.errors import ExitCode, UserError
-from millrace.models.losses import LossConfig
 from millrace.models.spec import ModelSpec
-from millrace.training.batches import BatchPlan, GlobalBatch, rank_share
+from millrace.training.acceleration import checkpoint_activations, compile_in_place
+from millrace.training.batches import BatchPlan, GlobalBatch, RankShare, micro_batches, rank_share
+from millrace.training.compression import compress_gradients
+from millrace.training.config import ExecutionConfig, TrainConfig
 from millrace.training.deadline import Deadline
-from millrace.training.distributed import Ranks, restore_rng_state, rng_state, seed_everything
-from millrace.training.schedules import ScheduleConfig, factor
+from millrace.training.distributed import (
+    Ranks,
+    peak_memory,
+    restore_rng_state,
+    rng_state,
+    seed_everything,
+)
+from millrace.training.early_stopping import best_epoch, is_exhausted
+from millrace.training.ema import Ema
+from millrace.training.precision import LossScaler, autocast
+from millrace.training.schedules import factor
 from millrace.training.store import Position
+from millrace.training.sums import EpochSums
+from millrace.training.warm_start import warm_start
 
 # Ranks agree on stopping about this often; every step would cost an all-reduce of its own.
 _AGREE_EVERY_S = 0.5
@@ -33,20 +46,6 @@ class NotFiniteError(UserError):
     """Loss or gradients became infinite or NaN."""
 
     exit_code = ExitCode.NOT_FINITE
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The ``train:`` block of an experiment: what decides the weights, not how long it runs."""
-
-    global_batch: int
-    """Samples of an optimiser step over all ranks, the same for every layout."""
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
-    """Largest norm of the gradient; None: no clipping."""
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
 
 
 class View(Protocol):
@@ -86,6 +85,8 @@ class Trainer:
     seed : int
         Decides initial weights and the order of the samples.
     ranks : Ranks
+    execution : ExecutionConfig, optional
+        How the weights are computed, see there.
     """
 
     def __init__(
@@ -96,24 +97,43 @@ class Trainer:
         config: TrainConfig,
         seed: int,
         ranks: Ranks,
+        execution: ExecutionConfig | None = None,
     ) -> None:
         self.spec, self.view, self.config, self.ranks = spec, view, config, ranks
+        self.execution = execution or ExecutionConfig()
         seed_everything(seed, rank=0)
         self.module = spec.build(model_config, view).to(ranks.device)
+        if config.init_from is not None:
+            warm_start(self.module, config.init_from)
         seed_everything(seed, ranks.rank)
-        self._parallel: nn.Module = (
-            DistributedDataParallel(self.module) if ranks.world_size > 1 else self.module
-        )
+        self._parallel = self._wrapped()
+        self._trained = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            self._trained, lr=config.learning_rate, weight_decay=config.weight_decay
         )
+        self._scaler = LossScaler(config.precision)
+        self._ema = Ema(self.module, config.ema) if config.ema else None
+        self._best: dict[str, Tensor] = {}
         self._plan = BatchPlan(view.groups("train"), config.global_batch, seed)
         self._validation = BatchPlan(view.groups("validation"), config.global_batch, seed)
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.sessions: list[dict[str, Any]] = []
-        self._sums = _Sums(ranks)
+        self._sums = EpochSums(ranks)
         self._not_finite = torch.zeros((), dtype=torch.bool, device=ranks.device)
+
+    def _wrapped(self) -> nn.Module:
+        """The module as it is called in training."""
+        if self.execution.activation_checkpointing:
+            checkpoint_activations(self.module, self.spec.blocks)
+        if self.execution.compile:
+            compile_in_place(self.module, self.ranks.device)
+        if self.ranks.world_size == 1:
+            return self.module
+        # Buffers are constants of the data, equal on all ranks.
+        parallel = DistributedDataParallel(self.module, broadcast_buffers=False)
+        compress_gradients(parallel, self.config.gradient_compression)
+        return parallel
 
     @property
     def position(self) -> Position:
@@ -122,25 +142,33 @@ class Trainer:
         return Position(self.step, epoch, batch)
 
     def run(self, target_epoch: int, deadline: Deadline, observer: Observer) -> bool:
-        """Train until the end of ``target_epoch``.
+        """Train until the end of ``target_epoch``, or until more epochs do not help.
 
         Returns
         -------
         bool
-            Whether it was reached; False: stopped in good order because ``deadline`` said so.
+            Whether there is nothing left to do; False: stopped in good order because ``deadline`` said
+            so.
 
         Raises
         ------
         NotFiniteError
             On all ranks, before anything is saved.
         """
-        while self.position.epoch < target_epoch:
+        if self.stopped_early:
+            observer.on_state(self, stopping=False)  # its store may have been removed
+        while self.position.epoch < target_epoch and not self.stopped_early:
             if not self._run_epoch(deadline, observer):
                 observer.on_state(self, stopping=True)
                 return False
             observer.on_epoch(self._finish_epoch())
             observer.on_state(self, stopping=False)
         return True
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the patience of ``early_stopping`` has run out: this state is the last."""
+        return self.position.batch == 0 and is_exhausted(self.history, self.config.early_stopping)
 
     def _run_epoch(self, deadline: Deadline, observer: Observer) -> bool:
         """Do the rest of an epoch; False: stopped before its end."""
@@ -170,23 +198,54 @@ class Trainer:
         learning_rate = self.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss = self._global_loss("train", batch)
-        # Gradients are averaged over the ranks; what is wanted is the sum of the ranks' parts.
-        (loss * self.ranks.world_size).backward()
+        loss = self._backward(batch)
+        self._scaler.unscale(p.grad for p in self._trained if p.grad is not None)
         norm = nn.utils.clip_grad_norm_(
-            self.module.parameters(), self.config.clip_norm or math.inf, foreach=True
+            self._trained, self.config.clip_norm or math.inf, foreach=True
         )
-        self._not_finite |= ~torch.isfinite(norm)
-        self.optimizer.step()
+        if self._scaler.is_exhausted:
+            self._not_finite |= ~torch.isfinite(norm)
+        if self._scaler.accepts(norm):
+            self.optimizer.step()
+            if self._ema is not None:
+                self._ema.update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def _backward(self, batch: GlobalBatch) -> Tensor:
+        """Add up the gradients of this rank's share, micro-batch by micro-batch.
+
+        Ranks may have different numbers of micro-batches, but each has a last one: only that one
+        exchanges gradients, so that nobody waits for a rank that has none left.
+        """
+        total = torch.zeros((), device=self.ranks.device)
+        *first, last = micro_batches(self._share(batch), self.execution.micro_batch)
+        for part in first:
+            with self._without_exchange():
+                total += self._backward_part(part)
+        return total + self._backward_part(last)
+
+    def _backward_part(self, part: RankShare) -> Tensor:
+        loss = self._losses("train", part, self._parallel).sum() / part.batch_size
+        # Gradients are averaged over the ranks; what is wanted is the sum of the ranks' parts.
+        (loss * self.ranks.world_size * self._scaler.scale).backward()
         return loss.detach()
 
-    def _global_loss(self, split: str, batch: GlobalBatch) -> Tensor:
-        """Part of the mean loss of a global batch that this rank's samples contribute."""
-        share = rank_share(batch, self.ranks.rank, self.ranks.world_size)
-        samples = self.view.batch(split, share.group, share.index, share.weight)
-        loss_B = self.spec.loss(self._parallel, samples, self.config.loss)
-        return (loss_B * samples.weight_B).sum() / share.batch_size
+    def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
+        parallel = self._parallel
+        if isinstance(parallel, DistributedDataParallel):
+            return parallel.no_sync()
+        return contextlib.nullcontext()
+
+    def _share(self, batch: GlobalBatch) -> RankShare:
+        return rank_share(batch, self.ranks.rank, self.ranks.world_size)
+
+    def _losses(self, split: str, part: RankShare, model: nn.Module) -> Tensor:
+        """Loss of each sample, [B], 0 for those that do not count."""
+        samples = self.view.batch(split, part.group, part.index, part.weight)
+        with autocast(self.config.precision, self.ranks.device):
+            loss_B = self.spec.loss(model, samples, self.config.loss)
+        return loss_B * samples.weight_B
 
     @property
     def learning_rate(self) -> float:
@@ -204,7 +263,7 @@ class Trainer:
 
     def _finish_epoch(self) -> dict[str, Any]:
         loss, seconds = self._sums.collect()
-        record = {
+        record: dict[str, Any] = {
             "epoch": self.position.epoch,
             "step": self.step,
             "train_loss": loss,
@@ -213,8 +272,12 @@ class Trainer:
             "samples_per_second": float(self.view.groups("train").sum()) / max(seconds, 1e-9),
             "seconds": seconds,
             "session": len(self.sessions),
+            **peak_memory(self.ranks),
         }
         self.history.append(record)
+        record["best_epoch"] = best_epoch(self.history)
+        if self.config.keep_best and record["best_epoch"] == record["epoch"]:
+            self._best = self._forecasting()
         return record
 
     @torch.no_grad()
@@ -222,13 +285,22 @@ class Trainer:
         """Mean loss over the validation samples, the same on all ranks."""
         self.module.eval()
         total, count = 0.0, 0
-        for batch in self._validation.epoch(0):
-            share = rank_share(batch, self.ranks.rank, self.ranks.world_size)
-            samples = self.view.batch("validation", share.group, share.index, share.weight)
-            loss_B = self.spec.loss(self.module, samples, self.config.loss)
-            total += float((loss_B * samples.weight_B).double().sum())
-            count += share.batch_size
+        with self._ema.applied() if self._ema else contextlib.nullcontext():
+            for batch in self._validation.epoch(0):
+                for part in micro_batches(self._share(batch), self.execution.micro_batch):
+                    total += float(self._losses("validation", part, self.module).double().sum())
+                count += len(batch.index)
         return self.ranks.sum(total)[0] / count
+
+    def _forecasting(self) -> dict[str, Tensor]:
+        """The weights that are validated: averaged, if that is asked for."""
+        with self._ema.applied() if self._ema else contextlib.nullcontext():
+            return {name: value.detach().clone() for name, value in self._tensors().items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        # Tensors only: library models add metadata that may hold code.
+        state = self.module.state_dict()
+        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
     def begin_session(self, description: Mapping[str, Any]) -> None:
         """Note that training starts or resumes here."""
@@ -236,14 +308,10 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Everything that training needs to continue; call it on all ranks, meant for the first."""
-        return {
-            # Tensors only: library models add metadata that may hold code.
-            "model": {
-                name: value
-                for name, value in self.module.state_dict().items()
-                if isinstance(value, Tensor)
-            },
+        state = {
+            "model": self._tensors(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state(),
             "step": self.step,
             "history": self.history,
             "sessions": self.sessions,
@@ -251,6 +319,11 @@ class Trainer:
             "rng": self.ranks.gather(rng_state()),
             "threads": torch.get_num_threads(),
         }
+        if self._ema is not None:
+            state["ema_model"] = self._forecasting()
+        if self._best:
+            state |= {"best_model": self._best, "best_epoch": best_epoch(self.history)}
+        return state
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, saved by any number of ranks."""
@@ -259,54 +332,11 @@ class Trainer:
         self.step = state["step"]
         self.history, self.sessions = list(state["history"]), list(state["sessions"])
         self._sums.load(state["sums"])
+        if "scaler" in state:
+            self._scaler.load(state["scaler"])
+        if self._ema is not None:
+            self._ema.load(state["ema_model"])
+        best = state.get("best_model", {})
+        self._best = {name: value.to(self.ranks.device) for name, value in best.items()}
         if len(state["rng"]) == self.ranks.world_size:
             restore_rng_state(state["rng"][self.ranks.rank])
-
-
-class _Sums:
-    """Loss and time of the epoch so far, over all ranks, without waiting for the device each step."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
-        self._reset()
-
-    def _reset(self) -> None:
-        self._loss = torch.zeros((), dtype=torch.float64, device=self._ranks.device)
-        self._samples, self._steps, self._seconds = 0, 0, 0.0
-
-    def add(self, loss: Tensor, samples: int, seconds: float) -> None:
-        self._loss += loss.double() * samples
-        self._samples, self._steps = self._samples + samples, self._steps + 1
-        self._seconds += seconds
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean loss so far of this rank's share."""
-        return self._loss / max(1, self._samples) * self._ranks.world_size
-
-    @property
-    def seconds_per_step(self) -> float:
-        return self._seconds / max(1, self._steps)
-
-    def collect(self) -> tuple[float, float]:
-        """Mean loss of the epoch and its time, and begin the next."""
-        state = self.state()
-        self._reset()
-        return state["loss"] / max(1, state["samples"]), state["seconds"]
-
-    def state(self) -> dict[str, Any]:
-        (loss,) = self._ranks.sum(float(self._loss))
-        return {
-            "loss": loss,
-            "samples": self._samples,
-            "steps": self._steps,
-            "seconds": self._seconds,
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        # The sum over ranks is kept by the first; the others start from nothing.
-        self._reset()
-        if self._ranks.is_first:
-            self._loss += state["loss"]
-        self._samples, self._steps = state["samples"], state["steps"]
-        self._seconds = state["seconds"]

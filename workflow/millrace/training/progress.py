@@ -89,7 +89,7 @@ class Reporter:
         self.say(
             f"epoch {record['epoch']}/{self._target}  step {record['step']}  {losses}  "
             f"lr {record['learning_rate']:.3g}  {record['samples_per_second']:.0f} samples/s  "
-            f"{self._eta(record['epoch'])}"
+            f"{_memory(record)}{self._eta(record['epoch'])}"
         )
 
     def _eta(self, done: float) -> str:
@@ -98,3 +98,11 @@ class Reporter:
             return "time left unknown"
         left = (time.monotonic() - self._started) / covered * (self._target - done)
         return f"{int(left // 3600)}:{int(left % 3600 // 60):02d}:{int(left % 60):02d} left"
+
+
+def _memory(record: dict[str, Any]) -> str:
+    """GPU memory in use at most, and reserved from the device."""
+    if "gpu_bytes_allocated" not in record:
+        return ""
+    used, reserved = (record[f"gpu_bytes_{kind}"] / 2**30 for kind in ("allocated", "reserved"))
+    return f"GPU {used:.2f} of {reserved:.2f} GiB  "

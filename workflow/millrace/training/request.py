@@ -1,6 +1,6 @@
 """What the launcher asks of the workers: plain data, no imports that take seconds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -24,6 +24,8 @@ class Request:
     """Output: what the checkpoint is and how it was made."""
     save_every: int = 1
     """Epochs between checkpoints in the store: what a kill can cost."""
+    execution: dict[str, Any] = field(default_factory=dict)
+    """Keys of the block ``train`` that do not decide the weights."""
     previous: str | None = None
     """Checkpoint of the milestone before, for when the store has been removed."""
 

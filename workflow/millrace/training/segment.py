@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,18 @@ import torch
 
 from millrace.config import essentials, from_mapping
 from millrace.data.views import Files, open_view
-from millrace.errors import UserError
+from millrace.errors import ConfigError, UserError
 from millrace.files import write_json
 from millrace.models.registry import get_model
 from millrace.provenance import code_version, provenance
 from millrace.training import identity
+from millrace.training.config import ExecutionConfig, TrainConfig
 from millrace.training.deadline import Deadline
 from millrace.training.distributed import Ranks
-from millrace.training.engine import TrainConfig, Trainer
+from millrace.training.early_stopping import best_epoch
+from millrace.training.engine import Trainer
+from millrace.training.loggers import Logger, check_loggers, open_loggers
+from millrace.training.profiler import StepProfiler, traces
 from millrace.training.progress import Reporter
 from millrace.training.request import Request
 from millrace.training.store import (
@@ -29,10 +33,15 @@ from millrace.training.store import (
     load_state,
     publish,
 )
+from millrace.training.warm_start import content_digest
 
 
 def build_trainer(
-    definition: Mapping[str, Any], files: Files, seed: int, ranks: Ranks
+    definition: Mapping[str, Any],
+    files: Files,
+    seed: int,
+    ranks: Ranks,
+    execution: ExecutionConfig | None = None,
 ) -> tuple[Trainer, dict[str, Any]]:
     """Make a trainer and the identity of its run from an experiment's definition."""
     model = dict(definition["model"])
@@ -40,13 +49,26 @@ def build_trainer(
     model_config: Any = from_mapping(spec.config, model, "model")
     train = from_mapping(TrainConfig, definition["train"], "train")
     view = open_view(spec.view, files, definition["data"], ranks.device)
+    if train.loss.variance_weight and "mass_concentration" not in view.config.variables:
+        raise ConfigError(
+            "train.loss.variance_weight: weighs errors of mass_concentration, which is not among "
+            "data.variables; add it or leave the weight out"
+        )
     described = {
         "model": {"name": spec.name, **essentials(model_config)},
         "data": view.identity,
-        "train": essentials(train),
+        "train": _essentials(train),
         "seed": seed,
     }
-    return Trainer(spec, model_config, view, train, seed, ranks), described
+    return Trainer(spec, model_config, view, train, seed, ranks, execution), described
+
+
+def _essentials(train: TrainConfig) -> dict[str, Any]:
+    """What decides the weights; of a checkpoint that is its content, wherever it lies."""
+    values = essentials(train)
+    if train.init_from is not None:
+        values["init_from"]["checkpoint"] = content_digest(Path(train.init_from.checkpoint))
+    return values
 
 
 def run_segment(request: Request, ranks: Ranks) -> bool:
@@ -62,7 +84,11 @@ def run_segment(request: Request, ranks: Ranks) -> bool:
     UserError
         With the reason, on all ranks.
     """
-    trainer, described = build_trainer(request.definition, request.files, request.seed, ranks)
+    execution = from_mapping(ExecutionConfig, request.execution, "train")
+    check_loggers(execution.log)
+    trainer, described = build_trainer(
+        request.definition, request.files, request.seed, ranks, execution
+    )
     name = identity.digest(described)
     store = CheckpointStore(Path(request.runs) / name, name, code_version())
     with contextlib.ExitStack() as stack:
@@ -80,13 +106,14 @@ def run_segment(request: Request, ranks: Ranks) -> bool:
         with _observer(request, trainer, store, described, deadline, origin) as observer:
             reached = trainer.run(request.target_epoch, deadline, observer)
         if reached and ranks.is_first:
-            publish_target(store, request, trainer.view)
+            # After an early stop the last state stands for all later epochs.
+            publish_epoch(store, request, trainer.position.epoch, trainer.view)
     return reached
 
 
-def publish_target(store: CheckpointStore, request: Request, view: Any) -> bool:
-    """Give the committed target its output names; False: it is not committed."""
-    checkpoint = store.at_epoch(request.target_epoch)
+def publish_epoch(store: CheckpointStore, request: Request, epoch: int, view: Any) -> bool:
+    """Give the committed end of an epoch the output names; False: it is not committed."""
+    checkpoint = store.at_epoch(epoch)
     if checkpoint is None:
         return False
     store.keep_for_good(checkpoint)
@@ -132,10 +159,21 @@ def _observer(
     origin: str,
 ) -> Iterator["_Observer"]:
     if not trainer.ranks.is_first:
-        yield _Observer(request, store, deadline, None)
+        yield _Observer(request, store, deadline)
         return
+    execution = trainer.execution
     metrics = store.root / "metrics.jsonl"
-    with Reporter(request.name, metrics, trainer.history, request.target_epoch) as reporter:
+    with contextlib.ExitStack() as stack:
+        reporter = stack.enter_context(
+            Reporter(request.name, metrics, trainer.history, request.target_epoch)
+        )
+        loggers = open_loggers(
+            execution.log, store.root, request.name, trainer.position.epoch, described
+        )
+        for logger in loggers:
+            stack.callback(logger.close)
+        profiler = StepProfiler(execution.profile, store.root, trainer.step)
+        stack.callback(profiler.close)
         session = trainer.sessions[-1]
         reporter.say(
             f"{request.name}: {origin} (epoch {trainer.position.epoch} of {request.target_epoch}), "
@@ -147,7 +185,7 @@ def _observer(
                 reporter.say(f"a new run beside an earlier one, because of {changes}")
         for note in _benign_changes(trainer.sessions):
             reporter.say(note)
-        yield _Observer(request, store, deadline, reporter)
+        yield _Observer(request, store, deadline, reporter, profiler, loggers)
 
 
 class _Observer:
@@ -158,22 +196,29 @@ class _Observer:
         request: Request,
         store: CheckpointStore,
         deadline: Deadline,
-        reporter: Reporter | None,
+        reporter: Reporter | None = None,
+        profiler: StepProfiler | None = None,
+        loggers: Sequence[Logger] = (),
     ) -> None:
         self._request, self._store, self._deadline = request, store, deadline
-        self._reporter = reporter
+        self._reporter, self._profiler, self._loggers = reporter, profiler, loggers
 
     def on_step(self, position: Any, steps_per_epoch: int, loss: Any) -> None:
         if self._reporter is not None:
             self._reporter.on_step(position, steps_per_epoch, loss)
+        if self._profiler is not None:
+            self._profiler.on_step(position.step)
 
     def on_epoch(self, record: dict[str, Any]) -> None:
         if self._reporter is not None:
             self._reporter.on_epoch(record)
+        for logger in self._loggers:
+            logger.log(record)
 
     def on_state(self, trainer: Trainer, stopping: bool) -> None:
         epoch = trainer.position.epoch
-        milestone = epoch == self._request.target_epoch and not stopping
+        last = trainer.stopped_early
+        milestone = (epoch == self._request.target_epoch or last) and not stopping
         if not (stopping or milestone or epoch % self._request.save_every == 0):
             return
         started = time.monotonic()
@@ -185,6 +230,11 @@ class _Observer:
                 self._reporter.say(
                     f"stopped by {self._deadline.reason or 'another rank'} at step {trainer.step}, "
                     "saved; run the same command again to continue"
+                )
+            elif last:
+                self._reporter.say(
+                    f"stopped early: no better validation loss since epoch "
+                    f"{best_epoch(trainer.history)}; epoch {epoch} stands for all later ones"
                 )
 
 
@@ -212,6 +262,9 @@ def _receipt(
         "seed": request.seed,
         "epoch": checkpoint.manifest.epoch,
         "step": checkpoint.manifest.step,
+        "stopped_early": checkpoint.manifest.epoch < request.target_epoch,
+        "best_epoch": best_epoch(state["history"]),
+        "profiles": traces(store.root),
         "identity": store.identity,
         "checkpoint": {
             "file": Path(request.checkpoint).name,

@@ -110,6 +110,12 @@ def load_state(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not a readable checkpoint ({reason})") from None
 
 
+def weights_of(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Weights to forecast with: those of the best epoch or the averaged ones, if they were kept."""
+    names = ("best_model", "ema_model", "model")
+    return next(state[name] for name in names if name in state)
+
+
 def checksum(path: Path) -> int:
     """CRC-32 of a file."""
     crc = 0

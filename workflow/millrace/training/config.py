@@ -1,0 +1,107 @@
+"""The ``train:`` block of an experiment, checked: what decides the weights, and how they are computed."""
+
+from dataclasses import dataclass, field
+
+from millrace.errors import ConfigError
+from millrace.models.losses import LossConfig
+from millrace.training.schedules import ScheduleConfig
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+COMPRESSIONS = ("none", "bfloat16", "float16")
+LOGGERS = ("tensorboard", "wandb")
+
+
+@dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """The ``train.early_stopping`` block: when more epochs are not worth their time."""
+
+    patience: int
+    """Epochs without a better validation loss after which training stops."""
+    min_delta: float = 0.0
+    """A validation loss is better if it is lower by more than this."""
+
+    def __post_init__(self) -> None:
+        if self.patience < 1 or self.min_delta < 0:
+            raise ConfigError(
+                "train.early_stopping: expected a patience of 1 or more epochs and a min_delta of 0 or more"
+            )
+
+
+@dataclass(frozen=True)
+class InitFromConfig:
+    """The ``train.init_from`` block: start from the weights of another run."""
+
+    checkpoint: str
+    freeze: tuple[str, ...] = ()
+    """Parameters whose names begin so keep their values."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The keys of the ``train:`` block that decide the weights: part of a run's identity."""
+
+    global_batch: int
+    """Samples of an optimiser step over all ranks, the same for every layout."""
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    """Largest norm of the gradient; None: no clipping."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    precision: str = "float32"
+    """Of the layers; weights, spectral layers, sums over neighbours and the loss stay in float32."""
+    ema: float | None = None
+    """Decay of the exponential moving average of the weights; None: no average."""
+    early_stopping: EarlyStoppingConfig | None = None
+    keep_best: bool = False
+    """Keep the weights of the epoch with the lowest validation loss, and evaluate those."""
+    gradient_compression: str = "none"
+    """Number format in which ranks exchange gradients."""
+    init_from: InitFromConfig | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("gradient_compression", self.gradient_compression, COMPRESSIONS)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"train.ema: expected a decay between 0 and 1, got {self.ema}")
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """The ``train.profile`` block: optimiser steps to be traced."""
+
+    start: int
+    """Steps done before the first one traced; a resumed session does not go back for them."""
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.steps < 1:
+            raise ConfigError("train.profile: expected a start of 0 or more and 1 or more steps")
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """The keys of the ``train:`` block that say how the weights are computed and what is told of it.
+
+    They may change in a run's lifetime, like its layout: results agree to rounding.
+    """
+
+    micro_batch: int | None = None
+    """Samples that a rank takes at once; None: all of its share of a batch."""
+    compile: bool = False
+    activation_checkpointing: bool = False
+    """Compute the activations of the model's large blocks again in the backward pass."""
+    profile: ProfileConfig | None = None
+    log: tuple[str, ...] = ()
+    """Where epochs are reported besides ``metrics.jsonl``."""
+
+    def __post_init__(self) -> None:
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ConfigError(f"train.micro_batch: expected 1 or more, got {self.micro_batch}")
+        for name in self.log:
+            _one_of("log", name, LOGGERS)
+
+
+def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"train.{key} {value!r}: expected one of {', '.join(known)}")

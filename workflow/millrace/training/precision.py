@@ -1,0 +1,65 @@
+"""Layers in half precision: autocast, and the scale that keeps float16 gradients from vanishing."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_FIRST_SCALE, _GROW_AFTER = 2.0**16, 2000
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Context of a forward pass in ``float32``, ``bfloat16`` or ``float16``."""
+    dtype = _DTYPES.get(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+class LossScaler:
+    """Dynamic loss scaling for float16 (Micikevicius et al. 2018, arXiv:1710.03740).
+
+    The loss is multiplied by ``scale`` and the gradients are divided by it. A step whose gradient
+    overflows is left out and halves the scale; `_GROW_AFTER` good steps double it. The rule is that of
+    `torch.amp.GradScaler`, which refuses the complex gradients of Fourier layers. With other precisions
+    the scale is 1 and every step is taken.
+    """
+
+    def __init__(self, precision: str) -> None:
+        self._enabled = precision == "float16"
+        self.scale = _FIRST_SCALE if self._enabled else 1.0
+        self._good_steps = 0
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether overflow can no longer be blamed on the scale."""
+        return self.scale <= 1.0
+
+    def unscale(self, gradients: Iterable[Tensor]) -> None:
+        """Divide gradients by the scale."""
+        if self._enabled:
+            torch._foreach_div_(list(gradients), self.scale)
+
+    def accepts(self, norm: Tensor) -> bool:
+        """Whether to take the step with a gradient of this norm; adjusts the scale.
+
+        The norm is that of the averaged gradient, so that all ranks decide alike. Only float16 waits for
+        the device here.
+        """
+        if not self._enabled:
+            return True
+        if not bool(torch.isfinite(norm)):
+            self.scale, self._good_steps = max(1.0, self.scale / 2), 0
+            return False
+        self._good_steps += 1
+        if self._good_steps == _GROW_AFTER:
+            self.scale, self._good_steps = self.scale * 2, 0
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Plain values to continue from."""
+        return {"scale": self.scale, "good_steps": self._good_steps}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        self.scale, self._good_steps = state["scale"], state["good_steps"]
