@@ -1,12 +1,67 @@
-"""Small planes that the windows and the model on planes are tried on."""
+"""Small planes that the windows and the model on planes are tried on; trainers and ranks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from millrace.data.hdf5 import create
 from millrace.data.planes import PlaneWriter, Section
+from millrace.training.distributed import Ranks
 
 STEPS = 74
+WORKER = Path(__file__).with_name("rank_worker.py")
+
+
+@pytest.fixture(scope="session")
+def alone():
+    """This process as the only rank."""
+    return Ranks(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def experiments(samples, definition, plane_samples):
+    """A small definition and the files of its samples, for every model."""
+    planes = {
+        "data": {"input_steps": 4, "output_steps": 4, "stride": 2, "radius": 0.4},
+        "model": {
+            "name": "gfno",
+            "gno_channels": 4,
+            "kernel_widths": [8],
+            "modes": [3, 4, 4],
+            "hidden": 8,
+            "layers": 2,
+        },
+        "train": {"global_batch": 4, "learning_rate": 3e-3, "loss": {"kind": "mse"}},
+    }
+    return {
+        "gino": (definition, {role: str(path) for role, path in samples.items()}),
+        "gfno": (planes, {"planes": str(plane_samples)}),
+    }
+
+
+@pytest.fixture(scope="session")
+def train_on_ranks(tmp_path_factory):
+    """Run `rank_worker.train` under torchrun: (ranks, definition, files, steps, execution) -> result."""
+
+    def run(ranks, definition, files, steps, execution=None):
+        directory = tmp_path_factory.mktemp("ranks")
+        job, output = directory / "job.json", directory / "result.json"
+        described = {"definition": definition, "files": files, "steps": steps}
+        job.write_text(json.dumps(described | {"execution": execution or {}}))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={ranks}", str(WORKER), str(job), str(output)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(output.read_text())
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,70 @@
+"""Trains some steps under torchrun and writes what each step did; started by `train_on_ranks`."""
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch.distributed as dist
+from torch import nn
+
+from millrace.config import from_mapping
+from millrace.training.batches import rank_share
+from millrace.training.config import ExecutionConfig
+from millrace.training.distributed import process_group
+from millrace.training.segment import build_trainer
+
+
+def train(job, ranks) -> dict:
+    """Losses, gradient norms and shares of each batch, and the validation loss after ``steps`` steps.
+
+    The norms are needed: clipping and Adam hide gradients that are wrong by a factor.
+    """
+    execution = from_mapping(ExecutionConfig, job.get("execution", {}), "train")
+    trainer, _ = build_trainer(job["definition"], job["files"], 0, ranks, execution)
+    losses, norms, batches = [], [], []
+    epoch = 0
+    while trainer.step < job["steps"]:
+        for batch in trainer._plan.epoch(epoch):
+            with recorded_norms(norms):
+                loss = trainer._train_step(batch)
+            trainer.step += 1
+            losses.append(ranks.sum(float(loss))[0])
+            share = rank_share(batch, ranks.rank, ranks.world_size)
+            shares = ranks.gather([share.group, share.index.tolist(), share.weight.tolist()])
+            batches.append(shares)
+        epoch += 1
+    return {
+        "losses": losses,
+        "norms": norms,
+        "batches": batches,
+        "validation": trainer.validation_loss(),
+    }
+
+
+@contextlib.contextmanager
+def recorded_norms(norms):
+    """Keep what the engine finds for the norm of the gradient before it clips."""
+    original = nn.utils.clip_grad_norm_
+
+    def recording(*arguments, **options):
+        norm = original(*arguments, **options)
+        norms.append(float(norm))
+        return norm
+
+    with mock.patch.object(nn.utils, "clip_grad_norm_", recording):
+        yield
+
+
+def main() -> None:
+    with process_group() as ranks:
+        result = train(json.loads(Path(sys.argv[1]).read_text()), ranks)
+        if ranks.is_first:
+            Path(sys.argv[2]).write_text(json.dumps(result))
+        if dist.is_initialized():
+            dist.barrier()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Half precision in the layers: results near those of float32, and what stays in float32."""
+
+import pytest
+import torch
+from neuralop.layers.spectral_convolution import SpectralConv
+
+from millrace.models.registry import MODELS
+from millrace.ops import gno
+from millrace.training import precision
+from millrace.training.engine import NotFiniteError
+from millrace.training.precision import LossScaler, autocast
+
+EPOCHS = 8
+# A rate that falls to zero: else the loss of the last epoch depends on where the last steps happened
+# to lead, in any precision.
+SMOOTH = {"learning_rate": 1e-3, "schedule": {"kind": "cosine", "horizon": float(EPOCHS)}}
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss"), [("bfloat16", "relative_l2"), ("bfloat16", "mse"), ("float16", "relative_l2")]
+)
+@pytest.mark.parametrize("model", MODELS)
+def test_final_loss_is_that_of_float32(make_trainer, run, model, kind, loss):
+    losses = {}
+    for name in ("float32", kind):
+        trainer = make_trainer(model, precision=name, loss={"kind": loss}, **SMOOTH)
+        run(trainer, EPOCHS)
+        losses[name] = trainer.history[-1]
+        assert {p.dtype for p in trainer.module.parameters()} <= {torch.float32, torch.complex64}
+    for key in ("train_loss", "validation_loss"):
+        half, single = losses[kind][key], losses["float32"][key]
+        assert half == pytest.approx(single, rel=0.01), key
+        assert half != single, "nothing was computed in half precision"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_gradients_are_those_of_float32_to_rounding(make_trainer, model):
+    trainer = make_trainer(model)
+    share = trainer._share(next(trainer._plan.epoch(0)))
+    samples = trainer.view.batch("train", share.group, share.index)
+    gradients = {}
+    for name in ("float32", "bfloat16"):
+        with autocast(name, CPU):
+            loss_B = trainer.spec.loss(trainer.module, samples, trainer.config.loss)
+        assert loss_B.dtype == torch.float32
+        parameters = list(trainer.module.parameters())
+        gradients[name] = torch.autograd.grad(loss_B.mean(), parameters)
+    for (parameter, _), single, half in zip(
+        trainer.module.named_parameters(), *gradients.values(), strict=True
+    ):
+        assert half.dtype == single.dtype
+        assert float((half - single).norm() / single.norm()) < 0.1, parameter
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_spectral_layers_and_neighbour_sums_compute_in_float32(make_trainer, model, monkeypatch):
+    trainer = make_trainer(model, precision="bfloat16")
+    seen = {"spectral": set(), "sum": set(), "linear": set()}
+    for layer in trainer.module.modules():
+        if isinstance(layer, SpectralConv):
+            layer.register_forward_pre_hook(lambda _, x: seen["spectral"].add(x[0].dtype))
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(lambda _, x, y: seen["linear"].add(y.dtype))
+    apply = gno._KernelSum.apply
+    monkeypatch.setattr(
+        gno._KernelSum,
+        "apply",
+        lambda kernel, f, table: (
+            seen["sum"].update((kernel.dtype, f.dtype)) or apply(kernel, f, table)
+        ),
+    )
+    trainer._backward(next(trainer._plan.epoch(0)))
+    assert seen["spectral"] == seen["sum"] == {torch.float32}
+    assert torch.bfloat16 in seen["linear"]
+
+
+def test_positions_are_embedded_in_their_own_precision(make_trainer):
+    """They are kept for later batches: rounded ones would make a run depend on which came first."""
+    embedded = []
+    for kind in ("float32", "bfloat16"):
+        trainer = make_trainer(precision=kind)
+        trainer._backward(next(trainer._plan.epoch(0)))
+        embedded.append(next(iter(trainer.module._embeddings.values())))
+    for single, half in zip(*embedded, strict=True):
+        assert torch.equal(single, half)
+
+
+def test_overflow_leaves_a_step_out_and_halves_the_scale(make_trainer):
+    trainer = make_trainer(precision="float16")
+    trainer._scaler.scale = 2.0**100
+    before = [p.detach().clone() for p in trainer.module.parameters()]
+    trainer._train_step(next(trainer._plan.epoch(0)))
+    assert trainer._scaler.scale == 2.0**99
+    assert all(torch.equal(p, q) for p, q in zip(trainer.module.parameters(), before, strict=True))
+    trainer._check_finite()
+    trainer._scaler.scale = 2.0**10
+    trainer._train_step(next(trainer._plan.epoch(0)))
+    assert not all(
+        torch.equal(p, q) for p, q in zip(trainer.module.parameters(), before, strict=True)
+    )
+
+
+def test_what_is_not_finite_at_scale_one_stops_training(make_trainer, run):
+    with pytest.raises(NotFiniteError):
+        run(make_trainer(precision="float16", learning_rate=1e30, clip_norm=None), EPOCHS)
+
+
+def test_the_scale_grows_and_survives_a_resume(make_trainer, run, monkeypatch):
+    monkeypatch.setattr(precision, "_GROW_AFTER", 5)
+    monkeypatch.setattr(precision, "_FIRST_SCALE", 16.0)
+    whole = make_trainer(precision="float16")
+    run(whole, 1)
+    assert whole._scaler.scale == 16.0 * 2 ** (whole.step // 5)
+    state = run(make_trainer(precision="float16"), 1, stop_after=7)
+    again = make_trainer(precision="float16")
+    again.load(state)
+    run(again, 1)
+    assert again._scaler.state() == whole._scaler.state()
+    for one, other in zip(again.module.parameters(), whole.module.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_other_precisions_take_every_step_as_it_is(kind):
+    scaler = LossScaler(kind)
+    gradient = torch.tensor([3.0])
+    scaler.unscale([gradient])
+    assert scaler.accepts(torch.tensor(float("nan")))
+    assert (scaler.scale, float(gradient), scaler.is_exhausted) == (1.0, 3.0, True)

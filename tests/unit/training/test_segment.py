@@ -1,0 +1,83 @@
+"""Segments of a run: what is published after an early stop, and what the receipt says."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from millrace.training.deadline import Deadline
+from millrace.training.request import Request
+from millrace.training.segment import run_segment
+from millrace.training.store import load_state, weights_of
+
+EPOCHS = 30
+TRAIN = {"learning_rate": 0.05, "early_stopping": {"patience": 2}, "keep_best": True}
+
+
+@pytest.fixture
+def segment(experiments, alone, monkeypatch, tmp_path):
+    """(target epoch, previous, execution) -> (state, receipt) of a segment that ran to its end."""
+    monkeypatch.setattr(Deadline, "listen", lambda self: None)
+    definition, files = experiments["gino"]
+    blocks = {**definition, "train": {**definition["train"], **TRAIN}}
+
+    def run(target, previous=None, execution=None):
+        output = tmp_path / f"epoch_{target}.ckpt"
+        request = Request(
+            experiment="head",
+            layout="n1_gpu1",
+            seed=0,
+            target_epoch=target,
+            definition=blocks,
+            files=files,
+            runs=str(tmp_path / "runs"),
+            checkpoint=str(output),
+            receipt=str(output.with_suffix(".json")),
+            save_every=100,
+            execution=execution or {},
+            previous=previous,
+        )
+        assert run_segment(request, alone)
+        return load_state(output), json.loads(Path(request.receipt).read_text())
+
+    return run
+
+
+def test_milestones_after_an_early_stop_are_the_last_state(segment, tmp_path):
+    state, receipt = segment(EPOCHS)
+    stopped = receipt["epoch"]
+    assert stopped < EPOCHS
+    assert receipt["stopped_early"]
+    assert receipt["best_epoch"] == state["best_epoch"] == stopped - 2
+    later, later_receipt = segment(2 * EPOCHS)
+    assert later_receipt["stopped_early"]
+    assert later_receipt["epoch"] == stopped
+    assert_same(later["model"], state["model"])
+    # The store may be gone; the milestone before is enough.
+    shutil.rmtree(tmp_path / "runs")
+    again, again_receipt = segment(3 * EPOCHS, previous=str(tmp_path / f"epoch_{EPOCHS}.ckpt"))
+    assert again_receipt["epoch"] == stopped
+    assert_same(weights_of(again), weights_of(state))
+
+
+def test_a_segment_before_the_stop_says_so(segment):
+    _, receipt = segment(1)
+    assert (receipt["stopped_early"], receipt["epoch"], receipt["best_epoch"]) == (False, 1, 1)
+    assert receipt["profiles"] == []
+
+
+def test_traces_and_logs_do_not_change_the_run(segment, monkeypatch):
+    _, plain = segment(1)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    state, receipt = segment(2, execution={"profile": {"start": 13, "steps": 2}, "micro_batch": 3})
+    assert receipt["identity"] == plain["identity"]
+    (trace,) = receipt["profiles"]
+    assert Path(trace).name == "profile_step_13.json.gz"
+    assert Path(trace).parent == Path(receipt["store"])
+    assert state["step"] == 24
+
+
+def assert_same(one, other):
+    assert all(torch.equal(value, other[name]) for name, value in one.items())

@@ -1,0 +1,140 @@
+"""Starting from another run's weights: what is taken over, what is refused, what the run is called."""
+
+import copy
+
+import pytest
+import torch
+
+from millrace.errors import ConfigError, DataError
+from millrace.training import identity
+from millrace.training.segment import build_trainer
+from millrace.training.warm_start import content_digest
+
+
+@pytest.fixture
+def checkpoint(make_trainer, run, tmp_path):
+    path = tmp_path / "epoch_1.ckpt"
+    torch.save(run(make_trainer(seed=7), 1), path)
+    return path
+
+
+def saved_as(checkpoint, change):
+    state = torch.load(checkpoint, weights_only=True)
+    change(state)
+    other = checkpoint.with_name("other.ckpt")
+    torch.save(state, other)
+    return other
+
+
+def test_weights_are_those_of_the_checkpoint_and_nothing_else_is(make_trainer, checkpoint):
+    trainer = make_trainer(init_from={"checkpoint": str(checkpoint)})
+    given = torch.load(checkpoint, weights_only=True)["model"]
+    assert all(torch.equal(p, given[n]) for n, p in trainer.module.named_parameters())
+    assert trainer.step == 0
+    assert not trainer.optimizer.state_dict()["state"]
+    assert trainer.history == []
+
+
+def test_the_scales_of_the_new_data_stay(make_trainer, checkpoint):
+    def other_data(state):
+        state["model"]["increment_scale_V"] *= 10
+
+    trainer = make_trainer(init_from={"checkpoint": str(saved_as(checkpoint, other_data))})
+    assert torch.equal(trainer.module.increment_scale_V, make_trainer().module.increment_scale_V)
+
+
+def test_the_best_weights_are_taken(make_trainer, run, tmp_path):
+    state = run(make_trainer(ema=0.9), 1)
+    torch.save(state, tmp_path / "a.ckpt")
+    trainer = make_trainer(init_from={"checkpoint": str(tmp_path / "a.ckpt")})
+    average = state["ema_model"]
+    assert all(torch.equal(p, average[n]) for n, p in trainer.module.named_parameters())
+
+
+def _drop(state):
+    del state["model"]["net.projection.fcs.0.bias"]
+
+
+def _add(state):
+    state["model"]["net.more"] = torch.zeros(1)
+
+
+def _reshape(state):
+    state["model"]["net.projection.fcs.0.bias"] = torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_drop, r"missing: net\.projection\.fcs\.0\.bias"),
+        (_add, r"unexpected: net\.more"),
+        (_reshape, r"shape: net\.projection\.fcs\.0\.bias \(has \[3\], needs \[\d+\]\)"),
+    ],
+)
+def test_mismatches_are_named(make_trainer, checkpoint, change, told):
+    with pytest.raises(ConfigError, match=told):
+        make_trainer(init_from={"checkpoint": str(saved_as(checkpoint, change))})
+
+
+def test_a_missing_checkpoint_is_named(make_trainer, tmp_path):
+    with pytest.raises(DataError, match=r"gone\.ckpt: no such checkpoint"):
+        make_trainer(init_from={"checkpoint": str(tmp_path / "gone.ckpt")})
+
+
+def test_frozen_parameters_stay_and_the_others_learn(make_trainer, run, checkpoint):
+    freeze = ["net.gno_in", "net.fno_blocks"]
+    trainer = make_trainer(init_from={"checkpoint": str(checkpoint), "freeze": freeze})
+    before = {n: p.detach().clone() for n, p in trainer.module.named_parameters()}
+    run(trainer, 1)
+    for name, parameter in trainer.module.named_parameters():
+        frozen = name.startswith(tuple(freeze))
+        assert torch.equal(parameter, before[name]) == frozen, name
+
+
+def test_frozen_runs_resume_bitwise(make_trainer, run, checkpoint):
+    keys = {"init_from": {"checkpoint": str(checkpoint), "freeze": ["net.gno_in"]}}
+    whole = run(make_trainer(**keys), 1)
+    again = make_trainer(**keys)
+    again.load(run(make_trainer(**keys), 1, stop_after=5))
+    final = run(again, 1)
+    assert all(torch.equal(v, final["model"][n]) for n, v in whole["model"].items())
+
+
+@pytest.mark.parametrize(
+    ("freeze", "told"), [(["net.gn0"], "no parameter begins with 'net.gn0'"), ([""], "leaves no")]
+)
+def test_freezing_nothing_or_all_is_refused(make_trainer, checkpoint, freeze, told):
+    with pytest.raises(ConfigError, match=told):
+        make_trainer(init_from={"checkpoint": str(checkpoint), "freeze": freeze})
+
+
+def test_the_identity_depends_on_content_not_on_path(experiments, alone, checkpoint):
+    definition, files = experiments["gino"]
+
+    def name(path):
+        blocks = copy.deepcopy(definition)
+        if path is not None:
+            blocks["train"]["init_from"] = {"checkpoint": str(path)}
+        return identity.digest(build_trainer(blocks, files, 0, alone)[1])
+
+    moved = checkpoint.with_name("moved.ckpt")
+    moved.write_bytes(checkpoint.read_bytes())
+
+    def later(state):
+        state["sessions"] = []
+
+    def nudge(state):
+        state["model"]["net.projection.fcs.0.bias"][0] += 1e-3
+
+    same = [name(checkpoint), name(moved), name(saved_as(checkpoint, later))]
+    assert len(set(same)) == 1
+    assert len({same[0], name(None), name(saved_as(checkpoint, nudge))}) == 3
+
+
+def test_imaginary_parts_are_part_of_the_content(checkpoint):
+    def conjugate(state):
+        for name, value in state["model"].items():
+            if value.is_complex():
+                state["model"][name] = value.conj().resolve_conj()
+
+    assert content_digest(saved_as(checkpoint, conjugate)) != content_digest(checkpoint)
