@@ -13,6 +13,12 @@ LATENT = (6, 6, 4)
 RADIUS = 0.35
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--regenerate-golden", action="store_true", help="write tests/golden/ anew from this code"
+    )
+
+
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory):
     """Two patches of different sizes with a travelling wave: files of the view ``patches``."""
