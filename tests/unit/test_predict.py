@@ -12,6 +12,7 @@ import torch
 
 from millrace.data.graphs import build_graphs
 from millrace.data.patches import PatchConfig, extract_patches
+from millrace.data.planes import PlaneConfig, extract_planes
 from millrace.data.series import SplitConfig, preprocess
 from millrace.demo.aquifer import AquiferConfig, write_aquifer
 from millrace.errors import ConfigError, DataError
@@ -49,18 +50,23 @@ def simulate(directory, nodes, steps):
 def train(base, raw, definition, epochs):
     """Preprocess, cut, train; returns checkpoint, receipt and the samples."""
     series = base / "series.h5"
-    files = {"patches": base / "patches.h5", "graph": base / "graph.h5"}
     preprocess(
         raw,
         series,
         variables=["head", "mass_concentration"],
-        forcings=["head_bc", "recharge_forcing", "sea_level_forcing"],
+        forcings=["head_bc", "mass_concentration_bc", "recharge_forcing", "sea_level_forcing"],
         split=SplitConfig(train=0.7, validation=0.15, gap=4),
         clip_negative_concentration=True,
     )
-    extract_patches(series, files["patches"], PatchConfig(slice_groups=1, clusters=2))
     model = definition["model"]
-    build_graphs(files["patches"], files["graph"], tuple(model["latent_shape"]), model["radius"])
+    if model["name"] == "gfno":
+        files = {"planes": base / "planes.h5"}
+        extract_planes(series, files["planes"], PlaneConfig(count=2, shape=(8, 6)))
+    else:
+        files = {"patches": base / "patches.h5", "graph": base / "graph.h5"}
+        extract_patches(series, files["patches"], PatchConfig(slice_groups=1, clusters=2))
+        shape = tuple(model["latent_shape"])
+        build_graphs(files["patches"], files["graph"], shape, model["radius"])
     request = Request(
         experiment="tiny",
         layout="n1_gpu1",
@@ -185,6 +191,28 @@ def test_without_forcings_the_future_is_predicted(base, raw, other_mesh):
         ahead, known = file["prediction"][-1], whole["prediction"][38]
         assert np.abs(ahead - known).max() < 1e-5 * known.std()
     assert result["variables"]["head"]["count"] == 19 * 2 * 240
+
+
+def test_models_on_planes_predict_too(base, raw, other_mesh):
+    definition = {
+        "data": {"input_steps": 2, "output_steps": 2, "boundary": "output", "radius": 0.4},
+        "model": {"name": "gfno", "gno_channels": 2, "modes": [2, 2, 2], "hidden": 4, "layers": 1},
+        "train": {"global_batch": 8},
+    }
+    (base / "planes").mkdir()
+    checkpoint, receipt, files = train(base / "planes", raw, definition, epochs=1)
+    outputs = [base / "planes/same.h5", base / "planes/other.h5"]
+    predict(checkpoint, receipt, raw, outputs[0], stride=1)
+    result = predict(checkpoint, receipt, other_mesh, outputs[1])
+    model = TrainedModel.load(checkpoint, json.loads(receipt.read_text()), files)
+    _, series = forecast_windows(model, "test")
+    first = int(model.view.starts("test")[0])
+    with h5py.File(outputs[0]) as file:
+        assert len(file["plane"]) == len(file["coords"])
+        error = file["prediction"][first][0] - series.prediction_TNV[0]
+    assert np.abs(error / model.view.std).max() < 1e-5
+    assert result["windows"] == 29
+    assert np.isfinite(result["variables"]["head"]["skill"])
 
 
 def test_command_reports_skill_and_refuses_in_one_sentence(trained, other_mesh, base, capsys):

@@ -164,17 +164,22 @@ class PlaneView:
             self._columns = [present.index(name) for name in config.variables]
             stats = {name: file["stats"][name][()] for name in file["stats"]}
             boundary = tuple(file.attrs["boundary"])
-            self.preparation = {
-                "planes": json.loads(file.attrs["config"]),
-                "clip_negative_concentration": bool(file.attrs.get("clip_negative_concentration")),
-            }
-            """How the planes were made of raw files."""
             self.time, self._split = file["time"][()], file["split"][()]
             self.digest = str(file.attrs["digest"])
             groups = [file[name] for name in plane_names(file)]
             self._masks = [group["mask"][()].astype(bool) for group in groups]
             self.cell_coords = np.concatenate([_cell_coords(group) for group in groups])
-            corners = np.concatenate([group["endpoints"][()] for group in groups])
+            ends = [group["endpoints"][()] for group in groups]
+            config_of_planes = json.loads(file.attrs["config"])
+            clipped = bool(file.attrs.get("clip_negative_concentration"))
+        # Sections of other data run where these do, wherever its shore may seem to be.
+        cut = {**config_of_planes, "transects": np.array(ends).tolist()}
+        self.preparation = {
+            "planes": cut if "shape" in cut else None,
+            "clip_negative_concentration": clipped,
+        }
+        """How the planes were cut from raw files; None if they were read as such."""
+        corners = np.concatenate(ends)
         self.normalisation = statistics or Normalisation(
             variables=config.variables,
             mean_V=stats["obs_mean"][self._columns],
