@@ -232,7 +232,11 @@ def test_clean_leaves_steps_alone_whose_manifest_is_damaged(base, run):
 def test_clean_refuses_a_run_in_training_and_no_steps(base, run, capsys):
     removals = plan_cleaning([run], keep=1)
     with run.store().writing():
-        assert main(["clean", "--yes", "--keep", "1"]) == ExitCode.LOCKED
+        assert main(["clean", "--yes", "--keep", "1", "salt"]) == ExitCode.LOCKED
+        assert main(["clean", "--yes", "--keep", "1"]) == ExitCode.OK
+        said = capsys.readouterr().out
+        assert "left alone" in said
+        assert "nothing to remove" in said
         with pytest.raises(LockedError):
             clean(removals)  # it began after the list was made
     assert steps(run.path) == [10, 20, 30, 40, 50, 60]

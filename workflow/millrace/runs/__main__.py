@@ -77,7 +77,11 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
 def _clean(options: argparse.Namespace, console: Console) -> int:
     everything = find_runs(options.root)
     runs = select(everything, options.runs)
-    maintenance.refuse_if_held(runs)
+    if options.runs:
+        maintenance.refuse_if_held(runs)
+    for run in [run for run in runs if run.holder]:
+        console.print(f"left alone  {run.name}: in use by {run.holder}", soft_wrap=True)
+        runs.remove(run)
     results = options.results if options.identities else None
     removals = maintenance.plan_cleaning(runs, options.keep, results, everything)
     if not removals:
