@@ -4,6 +4,7 @@ Neither package is required. W&B writes to the run's store and sends nothing, un
 otherwise; its key comes from the environment or its own files alone.
 """
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -74,8 +75,7 @@ class _TensorBoard:
 
 class _WandB:
     def __init__(self, directory: Path, run: str, epoch: int, config: Mapping[str, Any]) -> None:
-        import wandb
-
+        wandb = importlib.import_module("wandb")  # optional, and not to be declared
         os.environ.setdefault("WANDB_MODE", "offline")
         self._run = wandb.init(
             project="millrace",
