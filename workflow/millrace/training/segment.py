@@ -145,6 +145,7 @@ def _begin_session(trainer: Trainer, request: Request) -> None:
             "threads": torch.get_num_threads(),
             "device": _device_name(trainer.ranks.device),
             "torch": str(torch.__version__),
+            "execution": essentials(trainer.execution),
         }
     )
 
@@ -223,19 +224,22 @@ class _Observer:
             return
         started = time.monotonic()
         state = trainer.state() | {"identity": self._store.identity}
-        if self._reporter is not None:
-            self._store.commit(state, trainer.position, milestone)
-            self._deadline.record_save(time.monotonic() - started)
-            if stopping:
-                self._reporter.say(
-                    f"stopped by {self._deadline.reason or 'another rank'} at step {trainer.step}, "
-                    "saved; run the same command again to continue"
-                )
-            elif last:
-                self._reporter.say(
-                    f"stopped early: no better validation loss since epoch "
-                    f"{best_epoch(trainer.history)}; epoch {epoch} stands for all later ones"
-                )
+        if self._reporter is None:
+            return
+        if last:
+            self._reporter.say(
+                "stopped early: no better validation loss since epoch "
+                f"{best_epoch(trainer.history)}; epoch {epoch} stands for all later ones"
+            )
+            if self._store.at_epoch(epoch) is not None:
+                return  # every later milestone comes here again
+        self._store.commit(state, trainer.position, milestone)
+        self._deadline.record_save(time.monotonic() - started)
+        if stopping:
+            self._reporter.say(
+                f"stopped by {self._deadline.reason or 'another rank'} at step {trainer.step}, "
+                "saved; run the same command again to continue"
+            )
 
 
 def _benign_changes(sessions: list[dict[str, Any]]) -> list[str]:
