@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from millrace.config import from_mapping
-from millrace.data.windows import SPLITS, PatchView, WindowConfig
+from millrace.data.window_view import SPLITS
+from millrace.data.windows import PatchView, WindowConfig
 from millrace.errors import ConfigError
 
 

@@ -15,8 +15,6 @@ channels, F grid features.
 
 import itertools
 import json
-from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,12 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from millrace.config import essentials
 from millrace.data.hdf5 import open_checked
 from millrace.data.normalisation import Normalisation
 from millrace.data.planes import SCHEMA, plane_name, plane_names
 from millrace.data.variance import variance_weights
-from millrace.data.windows import SPLITS, Split
+from millrace.data.window_view import CACHE_BYTES, WindowView
 from millrace.errors import ConfigError
 from millrace.ops.gno import NeighbourTable
 from millrace.ops.graph import radius_neighbours
@@ -119,7 +116,7 @@ class _PlaneSeries:
     geometry: PlaneGeometry
 
 
-class PlaneView:
+class PlaneView(WindowView):
     """Windows of `planes.h5`.
 
     Parameters
@@ -147,13 +144,10 @@ class PlaneView:
         planes: Path,
         config: PlaneWindowConfig,
         device: torch.device | None = None,
-        cache_bytes: int = 8 << 30,
+        cache_bytes: int = CACHE_BYTES,
         statistics: Normalisation | None = None,
     ) -> None:
-        self.config = config
-        self.device = device or torch.device("cpu")
-        self._path, self._cache_bytes = planes, cache_bytes
-        self._cache: OrderedDict[int, _PlaneSeries] = OrderedDict()
+        self._path = planes
         with open_checked(planes, SCHEMA) as file:
             present = list(file.attrs["variables"])
             for name in config.variables:
@@ -164,7 +158,7 @@ class PlaneView:
             self._columns = [present.index(name) for name in config.variables]
             stats = {name: file["stats"][name][()] for name in file["stats"]}
             boundary = tuple(file.attrs["boundary"])
-            self.time, self._split = file["time"][()], file["split"][()]
+            time, split = file["time"][()], file["split"][()]
             self.digest = str(file.attrs["digest"])
             groups = [file[name] for name in plane_names(file)]
             self._masks = [group["mask"][()].astype(bool) for group in groups]
@@ -180,7 +174,7 @@ class PlaneView:
         }
         """How the planes were cut from raw files; None if they were read as such."""
         corners = np.concatenate(ends)
-        self.normalisation = statistics or Normalisation(
+        normalisation = statistics or Normalisation(
             variables=config.variables,
             mean_V=stats["obs_mean"][self._columns],
             std_V=stats["obs_std"][self._columns],
@@ -197,15 +191,10 @@ class PlaneView:
         """Valid cells of each plane, numbered over all planes as in ``cell_coords``, [N, 3] (m)."""
         self.ghost_nodes = [np.empty(0, dtype=np.int64) for _ in sizes]
         self.grid_shape = (config.input_steps, *self._masks[0].shape)
-        self.mean, self.std = self.normalisation.mean_V, self.normalisation.std_V
-        self.increment_scale = self.normalisation.increment_std_V / self.std
-        self._scale_V = self._tensor(self.increment_scale)
-        gap = int((self._split[1:, 0] - self._split[:-1, 1]).min())
-        if statistics is None and config.length > gap + 1:
-            raise ConfigError(
-                f"data.input_steps + data.output_steps = {config.length}, but the splits of {planes} "
-                f"are {gap} steps apart: set split.gap of the dataset to at least {config.length}"
-            )
+        is_foreign = statistics is not None
+        super().__init__(
+            planes, config, time, split, normalisation, is_foreign, device, cache_bytes
+        )
 
     @property
     def boundary_channels(self) -> int:
@@ -217,51 +206,9 @@ class PlaneView:
         """Channels of `PlaneBatch.features_BFTHW`."""
         return 6 + len(self.config.variables)
 
-    @property
-    def identity(self) -> dict[str, object]:
-        """What the samples are: part of a run's identity."""
-        return {"digest": self.digest, **essentials(self.config)}
-
-    def starts(self, split: Split) -> np.ndarray:
-        """Time indices at which the windows of a split begin, int64[W]."""
-        begin, end = self._split[SPLITS.index(split)]
-        stride = self.config.stride if split == "train" else 1
-        starts = np.arange(begin, end - self.config.length + 1, stride)
-        if not len(starts):
-            raise ConfigError(
-                f"split {split!r} has {end - begin} steps, fewer than one window of "
-                f"{self.config.length}: give the dataset more time or shorten the window"
-            )
-        return starts
-
-    def groups(self, split: Split) -> np.ndarray:
-        """Number of windows of each plane, int64[P]."""
-        return np.full(len(self._masks), len(self.starts(split)))
-
-    def batch(
-        self, split: Split, group: int, index: np.ndarray, weight: Sequence[float] | None = None
-    ) -> PlaneBatch:
-        """Gather windows of one plane.
-
-        Parameters
-        ----------
-        split : {"train", "validation", "test"}
-        group : int
-            The plane.
-        index : ndarray
-            int64[B], which windows of the split.
-        weight : sequence of float, optional
-            B weights of the samples, 1 each by default.
-        """
-        batch = self.at_times(group, self.starts(split)[index])
-        if weight is None:
-            return batch
-        weight_B = torch.as_tensor(np.asarray(weight, dtype=np.float32))
-        return replace(batch, weight_B=weight_B.to(self.device))
-
     def at_times(self, group: int, starts: np.ndarray) -> PlaneBatch:
         """Windows of a plane that begin at the given time indices, whatever their split."""
-        plane, steps = self._plane(group), self.config.input_steps
+        plane, steps = self._series(group), self.config.input_steps
         starts_B = torch.from_numpy(np.asarray(starts)).to(self.device)
         steps_BT = starts_B[:, None] + torch.arange(self.config.length, device=self.device)
         past_BT, future_BT = steps_BT[:, :steps], steps_BT[:, steps:]
@@ -289,28 +236,12 @@ class PlaneView:
     def core_states(self, group: int, steps: np.ndarray) -> Tensor:
         """States of a plane's valid cells at time indices of any shape S, [K, *S, V]."""
         index = torch.from_numpy(np.asarray(steps)).to(self.device)
-        return self._plane(group).state_KTV[:, index]
-
-    def to_physical(self, values: Tensor) -> np.ndarray:
-        """Undo the normalisation of an array whose last axis is V."""
-        return values.double().cpu().numpy() * self.std + self.mean
+        return self._series(group).state_KTV[:, index]
 
     def _features(self, plane: _PlaneSeries, past_KBTV: Tensor) -> Tensor:
         states = _on_grid(past_KBTV, plane.geometry)
         constant = plane.constant_FTHW.expand(len(states), *plane.constant_FTHW.shape)
         return torch.cat([constant, states], dim=1)
-
-    def _plane(self, group: int) -> _PlaneSeries:
-        if group in self._cache:
-            self._cache.move_to_end(group)
-        else:
-            self._cache[group] = self._read(group)
-            while len(self._cache) > 1 and self._cached_bytes() > self._cache_bytes:
-                self._cache.popitem(last=False)
-        return self._cache[group]
-
-    def _cached_bytes(self) -> int:
-        return sum(p.state_KTV.nbytes + p.boundary_TMC.nbytes for p in self._cache.values())
 
     def _read(self, group: int) -> _PlaneSeries:
         mask = self._masks[group]
@@ -367,9 +298,6 @@ class PlaneView:
             np.linspace(0, 1, self.grid_shape[0])[None, :, None, None], (1, *self.grid_shape)
         )
         return self._tensor(np.concatenate([step_1THW, fixed_FTHW]))
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)
 
 
 def _on_grid(state_KBTV: Tensor, geometry: PlaneGeometry) -> Tensor:

@@ -9,26 +9,21 @@ steps, V variables, C input channels, W windows.
 """
 
 import json
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from millrace.config import essentials
 from millrace.data.hdf5 import open_checked
 from millrace.data.normalisation import Normalisation
 from millrace.data.variance import variance_weights
+from millrace.data.window_view import CACHE_BYTES, WindowView
 from millrace.errors import ConfigError
 from millrace.ops.gno import NeighbourTable
 from millrace.ops.graph import CSR
-
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ class _PatchSeries:
     geometry: PatchGeometry
 
 
-class PatchView:
+class PatchView(WindowView):
     """Windows of `patches.h5` with the neighbour tables of `graph_*.h5`.
 
     Parameters
@@ -127,21 +122,16 @@ class PatchView:
         graph: Path,
         config: WindowConfig,
         device: torch.device | None = None,
-        cache_bytes: int = 8 << 30,
+        cache_bytes: int = CACHE_BYTES,
         statistics: Normalisation | None = None,
     ) -> None:
-        self.config = config
-        self.device = device or torch.device("cpu")
         self._patches_path, self._graph_path = patches, graph
-        self._cache: OrderedDict[int, _PatchSeries] = OrderedDict()
-        self._cache_bytes = cache_bytes
         with open_checked(patches, "millrace.patches/1") as file:
             variables, forcings = list(file.attrs["variables"]), list(file.attrs["forcings"])
             self._state_columns = _columns(config.variables, variables, "variables", patches)
             self._forcing_columns = _columns(config.forcings, forcings, "forcings", patches)
             stats = {name: file["stats"][name][()] for name in file["stats"]}
-            self.time = file["time"][()]
-            self._split = file["split"][()]
+            time, split = file["time"][()], file["split"][()]
             self.core_nodes = [
                 file[f"patch_{p:02d}"]["core_node"][()] for p in range(_count_patches(file))
             ]
@@ -155,7 +145,7 @@ class PatchView:
             }
             """How the patches were made of raw files; with ``normalisation`` all that other data takes."""
             patches_digest = str(file.attrs["digest"])
-        self.normalisation = statistics or Normalisation(
+        normalisation = statistics or Normalisation(
             variables=config.variables,
             mean_V=stats["obs_mean"][self._state_columns],
             std_V=stats["obs_std"][self._state_columns],
@@ -166,21 +156,16 @@ class PatchView:
             low_D=np.min([box.min(axis=0) for box in boxes], axis=0),
             high_D=np.max([box.max(axis=0) for box in boxes], axis=0),
         )
-        self.mean, self.std = self.normalisation.mean_V, self.normalisation.std_V
-        self.increment_scale = self.normalisation.increment_std_V / self.std
-        self._scale_V = self._tensor(self.increment_scale)
+        is_foreign = statistics is not None
+        super().__init__(
+            patches, config, time, split, normalisation, is_foreign, device, cache_bytes
+        )
         with open_checked(graph, "millrace.graph/1") as file:
             if str(file.attrs["patches_digest"]) != patches_digest:
                 raise ConfigError(
                     f"{graph}: made from other patches than {patches}; delete it and run again"
                 )
             self.digest = f"{patches_digest}/{file.attrs['digest']}"
-        gap = int(min(self._split[1, 0] - self._split[0, 1], self._split[2, 0] - self._split[1, 1]))
-        if statistics is None and config.length > gap + 1:
-            raise ConfigError(
-                f"data.input_steps + data.output_steps = {config.length}, but the splits of {patches} "
-                f"are {gap} steps apart: set split.gap of the dataset to at least {config.length}"
-            )
 
     @property
     def in_channels(self) -> int:
@@ -188,48 +173,10 @@ class PatchView:
         steps, config = self.config.input_steps, self.config
         return steps * len(config.variables) + 2 * len(config.forcings) * config.output_steps + 3
 
-    @property
-    def identity(self) -> dict[str, object]:
-        """What the samples are: part of a run's identity."""
-        return {"digest": self.digest, **essentials(self.config)}
-
-    def starts(self, split: Split) -> np.ndarray:
-        """Time indices at which the windows of a split begin, int64[W]."""
-        begin, end = self._split[SPLITS.index(split)]
-        stride = self.config.stride if split == "train" else 1
-        starts = np.arange(begin, end - self.config.length + 1, stride)
-        if not len(starts):
-            raise ConfigError(
-                f"split {split!r} has {end - begin} steps, fewer than one window of "
-                f"{self.config.length}: give the dataset more time or shorten the window"
-            )
-        return starts
-
-    def groups(self, split: Split) -> np.ndarray:
-        """Number of windows of each patch, int64[P]."""
-        return np.full(len(self.core_nodes), len(self.starts(split)))
-
-    def batch(
-        self, split: Split, group: int, index: np.ndarray, weight: Sequence[float] | None = None
-    ) -> PatchBatch:
-        """Gather windows of one patch.
-
-        Parameters
-        ----------
-        split : {"train", "validation", "test"}
-        group : int
-            The patch.
-        index : ndarray
-            int64[B], which windows of the split.
-        weight : sequence of float, optional
-            B weights of the samples, 1 each by default.
-        """
-        starts = torch.from_numpy(self.starts(split)[index]).to(self.device)
-        weights = torch.ones(len(index)) if weight is None else torch.tensor(weight)
-        return self._gather(group, starts, weights.to(self.device))
-
-    def _gather(self, group: int, starts_B: Tensor, weight_B: Tensor) -> PatchBatch:
-        patch, config = self._patch(group), self.config
+    def at_times(self, group: int, starts: np.ndarray) -> PatchBatch:
+        """Windows of a patch that begin at the given time indices, whatever their split."""
+        patch, config = self._series(group), self.config
+        starts_B = torch.from_numpy(np.asarray(starts)).to(self.device)
         steps_BT = starts_B[:, None] + torch.arange(config.length, device=self.device)
         past_BT, future_BT = steps_BT.split([config.input_steps, config.output_steps], dim=1)
         past_NBTV = patch.state_NTV[:, past_BT]
@@ -243,7 +190,7 @@ class PatchView:
             y_KBTV=patch.state_NTV[:n_core, future_BT],
             scale_V=self._scale_V,
             variance_weight_KV=patch.variance_weight_KV,
-            weight_B=weight_B,
+            weight_B=torch.ones(len(starts), device=self.device),
             geometry=patch.geometry,
         )
 
@@ -254,32 +201,11 @@ class PatchView:
         last_KBV = past_NBTV[: batch.geometry.n_core, :, -1]
         return replace(batch, x_NBC=x_NBC, last_KBV=last_KBV)
 
-    def at_times(self, group: int, starts: np.ndarray) -> PatchBatch:
-        """Windows of a patch that begin at the given time indices, whatever their split."""
-        starts_B = torch.from_numpy(np.asarray(starts)).to(self.device)
-        return self._gather(group, starts_B, torch.ones(len(starts), device=self.device))
-
     def core_states(self, group: int, steps: np.ndarray) -> Tensor:
         """States of a patch's core points at time indices of any shape S, [K, *S, V]."""
-        patch = self._patch(group)
+        patch = self._series(group)
         index = torch.from_numpy(np.asarray(steps)).to(self.device)
         return patch.state_NTV[: patch.geometry.n_core, index]
-
-    def to_physical(self, values: Tensor) -> np.ndarray:
-        """Undo the normalisation of an array whose last axis is V."""
-        return values.double().cpu().numpy() * self.std + self.mean
-
-    def _patch(self, group: int) -> _PatchSeries:
-        if group in self._cache:
-            self._cache.move_to_end(group)
-        else:
-            self._cache[group] = self._read(group)
-            while len(self._cache) > 1 and self._cached_bytes() > self._cache_bytes:
-                self._cache.popitem(last=False)
-        return self._cache[group]
-
-    def _cached_bytes(self) -> int:
-        return sum(p.state_NTV.nbytes + p.forcing_NTF.nbytes for p in self._cache.values())
 
     def _read(self, group: int) -> _PatchSeries:
         name = f"patch_{group:02d}"
@@ -320,9 +246,6 @@ class PatchView:
             into_latent=NeighbourTable.from_csr(tables["in"], len(points)).to(self.device),
             from_latent=NeighbourTable.from_csr(tables["out"], len(latent)).to(self.device),
         )
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)
 
 
 def _count_patches(file: object) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from millrace.data.windows import Split
+from millrace.data.window_view import Split
 from millrace.evaluation.forecast import TrainedModel
 from millrace.evaluation.metrics import FieldMetrics
 

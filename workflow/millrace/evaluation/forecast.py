@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from millrace.config import from_mapping
 from millrace.data.normalisation import Normalisation
 from millrace.data.views import Files, open_view
-from millrace.data.windows import Split
+from millrace.data.window_view import Split
 from millrace.errors import DataError
 from millrace.evaluation.metrics import FieldMetrics
 from millrace.models.registry import get_model
