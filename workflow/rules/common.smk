@@ -101,8 +101,9 @@ def stage(target, *jobs, files):
 
     def inputs(wildcards):
         forced = workflow._dag.forcerules
-        if getattr(rules, target).rule in forced:
-            forced.update(getattr(rules, job).rule for job in jobs)
+        own, *behind = [getattr(rules, name).rule for name in (target, *jobs)]
+        if own in forced:
+            forced.update(behind)
         return files
 
     return inputs
