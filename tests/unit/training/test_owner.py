@@ -126,7 +126,7 @@ def test_an_owner_touches_its_lock_while_it_only_trains(lock, monkeypatch) -> No
     until = time.monotonic() + 5
     while threading.active_count() > threads and time.monotonic() < until:
         time.sleep(0.01)
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"host": 1}', "\0" * 200])
