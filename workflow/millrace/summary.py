@@ -11,15 +11,15 @@ from millrace.plots import skill_summary
 
 _SCORES = ("rmse", "nmae", "relative_l2", "r2", "kge", "skill")
 _TITLES = {
+    "skill": "skill",
     "rmse": "RMSE",
+    "persistence_rmse": "RMSE of persistence",
+    "validation_skill": "skill (validation)",
+    "rollout_skill": "skill (rollout)",
     "nmae": "NMAE",
     "relative_l2": "rel. L2",
     "r2": "R²",
     "kge": "KGE",
-    "persistence_rmse": "RMSE of persistence",
-    "skill": "skill",
-    "validation_skill": "skill (validation)",
-    "rollout_skill": "skill (rollout)",
 }
 _ENSEMBLE_TITLES = {
     "ensemble_skill": "skill of the ensemble mean",

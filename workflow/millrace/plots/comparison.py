@@ -208,6 +208,7 @@ def ensemble_by_lead(
             axes.set_title(title if ratio is None else f"{title}: spread / error {ratio:.2f}")
             axes.set_ylabel((units or {}).get(variable, ""))
             axes.set_xlabel("Lead (step)")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlim(0.5, lead[-1] + 0.5)
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(Thousands())
