@@ -79,6 +79,7 @@ def make_batch() -> PatchBatch:
         last_KBV=last,
         y_KBTV=torch.randn(POINTS, SAMPLES, STEPS_OUT, 1),
         scale_V=torch.ones(1),
+        variance_weight_KV=torch.ones(POINTS, 1),
         weight_B=torch.ones(SAMPLES),
         geometry=geometry,
     )
