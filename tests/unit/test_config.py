@@ -140,5 +140,7 @@ def test_violations_of_a_schema_are_named(config, message) -> None:
 
 
 def test_a_valid_configuration_passes() -> None:
-    validate({"run": {"epochs": 1, "rate": 1}}, SCHEMA)
-    validate({"run": {"rate": 0.5}}, SCHEMA)
+    for config in ({"run": {"epochs": 1, "rate": 1}}, {"run": {"rate": 0.5}}):
+        before = repr(config)
+        validate(config, SCHEMA)
+        assert repr(config) == before

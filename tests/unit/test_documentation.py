@@ -134,7 +134,7 @@ def test_the_schema_and_the_tables_agree(block):
 def test_the_complete_example_is_a_valid_configuration():
     (example,) = re.findall(r"```yaml\n(# my_site.+?)```", CONFIG_README, flags=re.S)
     config = yaml.safe_load(example)
-    Plan(config, SCHEMA)
+    assert len(Plan(config, SCHEMA).final_checkpoints()) == 3  # one a seed
     (dataset,) = config["datasets"].values()
     (experiment,) = config["experiments"].values()
     model = {key: value for key, value in experiment["model"].items() if key != "name"}

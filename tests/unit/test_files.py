@@ -56,5 +56,5 @@ def test_a_refusal_keeps_the_old_file(tmp_path, monkeypatch, code) -> None:
 
 
 def test_other_errors_pass(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError), whole(tmp_path / "a"):
-        pass  # nothing was written
+    with pytest.raises(FileNotFoundError), whole(tmp_path / "a") as unwritten:
+        assert not unwritten.exists()

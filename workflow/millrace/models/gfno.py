@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from millrace.data.plane_windows import PlaneBatch, PlaneGeometry, PlaneView
 from millrace.errors import ConfigError
-from millrace.models.losses import LossConfig, field_loss
+from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
 from millrace.models.spectral import spectral_in_float32
 from millrace.ops.gno import embed, gno
@@ -152,20 +152,12 @@ def _build(config: GfnoConfig, view: PlaneView) -> GFNO:
     )
 
 
-def _predict(module: nn.Module, batch: PlaneBatch) -> Tensor:
-    return module(batch)
-
-
-def _loss(module: nn.Module, batch: PlaneBatch, config: LossConfig) -> Tensor:
-    return field_loss(module(batch), batch.y_KBTV, batch.scale_V, config, batch.variance_weight_KV)
-
-
 SPEC = ModelSpec(
     name="gfno",
     config=GfnoConfig,
     view="planes",
     build=_build,
-    predict=_predict,
-    loss=_loss,
+    predict=forecast,
+    loss=forecast_loss,
     blocks=("lifting", "fno_blocks", "projection"),
 )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from millrace.data.windows import PatchBatch, PatchGeometry, PatchView
 from millrace.errors import ConfigError
-from millrace.models.losses import LossConfig, field_loss
+from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
 from millrace.models.spectral import spectral_in_float32
 from millrace.ops.gno import embed, gno
@@ -132,20 +132,12 @@ def _build(config: GinoConfig, view: PatchView) -> GINO:
     return GINO(config, view.in_channels, view.config.output_steps, scale)
 
 
-def _predict(module: nn.Module, batch: PatchBatch) -> Tensor:
-    return module(batch)
-
-
-def _loss(module: nn.Module, batch: PatchBatch, config: LossConfig) -> Tensor:
-    return field_loss(module(batch), batch.y_KBTV, batch.scale_V, config, batch.variance_weight_KV)
-
-
 SPEC = ModelSpec(
     name="gino",
     config=GinoConfig,
     view="patches",
     build=_build,
-    predict=_predict,
-    loss=_loss,
+    predict=forecast,
+    loss=forecast_loss,
     blocks=("net.fno_blocks", "net.projection"),
 )

@@ -4,8 +4,9 @@ Shape suffixes: K points, B samples, T steps, V variables.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from millrace.errors import ConfigError
 
@@ -63,3 +64,14 @@ def _main_term(
     norm_KB = target_KBTV.square().sum(dim=(2, 3)).sqrt()
     n_values = target_KBTV.shape[2] * target_KBTV.shape[3]
     return (error_KB / (norm_KB + config.eps * n_values**0.5)).mean(dim=0)
+
+
+def forecast(module: nn.Module, batch: Any) -> Tensor:
+    """`ModelSpec.predict` of models that forecast fields at points, [K, B, T, V]."""
+    return module(batch)
+
+
+def forecast_loss(module: nn.Module, batch: Any, config: LossConfig) -> Tensor:
+    """`ModelSpec.loss` of models that forecast fields at points, [B]."""
+    prediction = forecast(module, batch)
+    return field_loss(prediction, batch.y_KBTV, batch.scale_V, config, batch.variance_weight_KV)
