@@ -1,0 +1,1 @@
+"""Batch schedulers: SLURM, PBS Pro, none."""
