@@ -23,7 +23,7 @@ LAUNCH = """
 import json, sys
 from millrace.launch import launch
 from millrace.training.request import Request
-sys.exit(launch(Request(**json.loads(sys.argv[1])), threads=1))
+sys.exit(launch(Request(**json.loads(sys.argv[1])), cpus=1))
 """
 
 
@@ -49,14 +49,14 @@ def request_for(samples, definition, tmp_path):
 def whole(request_for):
     """Weights of a run that was never stopped."""
     request = request_for("whole")
-    assert launch(request, threads=1) == ExitCode.OK
+    assert launch(request, cpus=1) == ExitCode.OK
     return torch.load(request.checkpoint, weights_only=True)["model"]
 
 
 def test_ranks_share_the_threads_of_the_job(request_for, monkeypatch):
     monkeypatch.setenv("MKL_NUM_THREADS", "2")  # as Snakemake sets it for a job of two threads
     request = request_for(layout="n1_gpu2", epochs=1)
-    assert launch(request, threads=2) == ExitCode.OK
+    assert launch(request, cpus=2) == ExitCode.OK
     [session] = json.loads(Path(request.receipt).read_text())["sessions"]
     assert (session["ranks"], session["threads"]) == (2, 1)
 
@@ -64,10 +64,10 @@ def test_ranks_share_the_threads_of_the_job(request_for, monkeypatch):
 def test_end_of_the_allocation_saves_and_asks_to_try_again(request_for, whole, monkeypatch):
     request = request_for()
     monkeypatch.setenv("MILLRACE_DEADLINE", str(time.time()))
-    assert launch(request, threads=1) == ExitCode.TRY_AGAIN
+    assert launch(request, cpus=1) == ExitCode.TRY_AGAIN
     assert not Path(request.checkpoint).exists()
     monkeypatch.delenv("MILLRACE_DEADLINE")
-    assert launch(request, threads=1) == ExitCode.OK
+    assert launch(request, cpus=1) == ExitCode.OK
     assert_same(torch.load(request.checkpoint, weights_only=True)["model"], whole)
 
 
@@ -100,7 +100,7 @@ def test_second_launch_on_the_same_run_is_refused_by_name(request_for, capfd):
     running = start(request)
     try:
         wait_for_epochs(request, 1)
-        assert launch(request, threads=1) == ExitCode.LOCKED
+        assert launch(request, cpus=1) == ExitCode.LOCKED
         assert "in use by process" in capfd.readouterr().err
     finally:
         running.terminate()
@@ -109,20 +109,20 @@ def test_second_launch_on_the_same_run_is_refused_by_name(request_for, capfd):
 
 def test_user_error_is_the_last_line(request_for, capfd):
     request = request_for(learning_rat=1.0)
-    assert launch(request, threads=1) == ExitCode.USER
+    assert launch(request, cpus=1) == ExitCode.USER
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert last == "error: train: unknown key 'learning_rat': did you mean 'learning_rate'?"
 
 
 def test_loss_that_is_not_finite_has_its_own_code(request_for, capfd):
     request = request_for(learning_rate=1e30, clip_norm=None)
-    assert launch(request, threads=1) == ExitCode.NOT_FINITE
+    assert launch(request, cpus=1) == ExitCode.NOT_FINITE
     assert "infinite or NaN" in capfd.readouterr().err
 
 
 def test_several_nodes_are_refused(request_for):
     with pytest.raises(ConfigError, match="needs 2 nodes"):
-        launch(request_for(layout="n2_gpu1"), threads=1)
+        launch(request_for(layout="n2_gpu1"), cpus=1)
 
 
 def start(request):

@@ -1,98 +1,180 @@
-"""Launcher of a training segment: torchrun with the right ranks and threads, signals, exit codes."""
+"""Launcher of a training segment: one agent a node, deadline, exit codes, a place back in the queue."""
 
 import json
 import os
-import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 
-import psutil
-
-from millrace.errors import ConfigError, ExitCode
+from millrace.agent import CANCELLED
+from millrace.errors import ExitCode
 from millrace.layout import Layout
-from millrace.processes import die_with_parent
+from millrace.processes import die_with_parent, forwarding_signals
+from millrace.schedulers import Allocation, allocation, queue
+from millrace.training.deadline import DEADLINE, Stop
+from millrace.training.owner import LockedError, read_owner
 from millrace.training.request import Request
 
-# Snakemake sets these to the threads of the whole job; each rank gets its share.
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# Between the last save and the end of the job: output names, Snakemake's checks, a slow file system.
+_EXIT_RESERVE_S = 20.0
+# A rank that dies or hangs is started again with all others, from the last checkpoint, this often.
+_RESTARTS = 3
+# How long a job that is told to stop may take to save and go.
+_TAKE_OVER_S = 180.0
 
 
-def launch(request: Request, threads: int) -> int:
-    """Train a segment on this node.
+@dataclass(frozen=True)
+class Surroundings:
+    """What a cluster wants around the processes of a training."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables, of NCCL say."""
+    modules: Sequence[str] = ()
+    """Environment modules to load."""
+
+
+def launch(request: Request, cpus: int, surroundings: Surroundings | None = None) -> int:
+    """Train a segment on the nodes of this job, or on this machine.
 
     Parameters
     ----------
     request : Request
-    threads : int
-        CPU threads for all ranks together.
+    cpus : int
+        CPUs of each node, for all its ranks together.
+    surroundings : Surroundings, optional
 
     Returns
     -------
     int
         An `ExitCode`: 0 when the checkpoint and its receipt are there, 75 when training stopped in good
-        order before the target epoch, else the code of the error, which was printed.
+        order before the target epoch, else the code of the error, which was printed. A job that can be
+        put back into its queue does not return 75: it is ended by the scheduler, and runs again.
 
     Raises
     ------
     ConfigError
-        The layout has several nodes.
+        The layout has more nodes than this job.
+    LockedError
+        Another job trains this run and does not stop.
     """
-    layout = Layout.parse(request.layout)
-    if layout.nodes > 1:
-        raise ConfigError(
-            f"layout {layout}: needs {layout.nodes} nodes, and a job of this profile runs on one; choose "
-            f"n1_gpu{layout.world_size}, or a cluster profile"
-        )
-    with tempfile.TemporaryDirectory(prefix="millrace_") as directory:
+    here = allocation()
+    _take_over(Path(request.runs), here)
+    # On the shared file system: all nodes read it.
+    Path(request.runs).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".launch_", dir=request.runs) as directory:
         path = Path(directory) / "request.json"
         path.write_text(json.dumps(asdict(request)))
-        code = _torchrun(path, layout.gpus_per_node, max(1, threads // layout.gpus_per_node))
+        layout = Layout.parse(request.layout)
+        code = run_workers("millrace.train", path, layout, cpus, surroundings, _RESTARTS)
         error = path.with_suffix(".error")
         if error.exists():
             message, user_code = json.loads(error.read_text())
             print(f"error: {message}", file=sys.stderr)
             return int(user_code)
+        stopped = path.with_suffix(".stopped")
+        reason = Stop(int(stopped.read_text())) if stopped.exists() else None
+        if path.with_suffix(CANCELLED).exists():
+            reason = Stop.CANCELLED
     # Success is what was committed, not what a process said last.
     if Path(request.checkpoint).is_file() and Path(request.receipt).is_file():
         return ExitCode.OK
-    return ExitCode.TRY_AGAIN if code == 0 else code
+    if reason is None:
+        return code or ExitCode.TRY_AGAIN
+    # Who cancels a job does not want it back, and a scheduler that preempts it puts it back itself.
+    if reason is not Stop.CANCELLED:
+        sys.stdout.flush()
+        here.requeue()
+    return ExitCode.TRY_AGAIN
 
 
-def _torchrun(request: Path, ranks: int, threads: int) -> int:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={ranks}", "-m", "millrace.train", str(request)]
-    # Inside a conda environment the package is known to the job alone, not to its children.
+def run_workers(
+    module: str,
+    request: Path,
+    layout: Layout,
+    cpus: int,
+    surroundings: Surroundings | None = None,
+    restarts: int = 0,
+) -> int:
+    """Run ``python -m module request`` once for every GPU of a layout, and wait.
+
+    Parameters
+    ----------
+    module : str
+    request : Path
+        Its argument, a file that all nodes can read.
+    layout : Layout
+    cpus : int
+        CPUs of each node, for all its ranks together.
+    surroundings : Surroundings, optional
+    restarts : int
+        How often all ranks are started again when one dies.
+
+    Returns
+    -------
+    int
+        0, or the exit code of an agent.
+    """
+    here, around = allocation(), surroundings or Surroundings()
+    agent = [sys.executable, "-m", "millrace.agent", f"--nodes={layout.nodes}"]
+    agent += [f"--ranks={layout.gpus_per_node}", f"--cpus={cpus}", f"--restarts={restarts}"]
+    # This process is on the first node, in the job's script or its step.
+    agent += [f"--endpoint={socket.gethostname()}:{_free_port()}", f"--run={request.parent.name}"]
+    agent += [module, str(request.absolute())]
+    if around.modules:
+        loaded = f'module load {" ".join(around.modules)} && exec "$@"'
+        agent = ["bash", "-lc", loaded, "bash", *agent]
     library = str(Path(__file__).parents[1])
-    environment = os.environ | dict.fromkeys(_THREADS, str(threads)) | {"PYTHONPATH": library}
+    # Inside a conda environment the package is known to the job alone, not to its children.
+    environment = os.environ | {"PYTHONPATH": library} | dict(around.environment)
+    end = here.end()
+    if end is not None:
+        own = environment.get(DEADLINE)
+        latest = end - _EXIT_RESERVE_S
+        environment[DEADLINE] = str(min(float(own), latest) if own else latest)
     # In a session of its own, Ctrl-C reaches the launcher alone, which warns the workers.
-    agent = subprocess.Popen(
-        command, env=environment, start_new_session=True, preexec_fn=die_with_parent
+    process = subprocess.Popen(
+        here.on_each_node(agent, layout, cpus),
+        env=environment,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
     )
-    with _forwarding_signals(agent.pid):
-        return agent.wait()
+    with forwarding_signals(process.send_signal):
+        return process.wait()
 
 
-@contextmanager
-def _forwarding_signals(agent: int) -> Iterator[None]:
-    """Pass warnings on to the workers, past torchrun, which would end them before they have saved."""
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        try:
-            for worker in psutil.Process(agent).children():
-                worker.send_signal(number)
-        except psutil.NoSuchProcess:
-            return
 
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _take_over(runs: Path, here: Allocation) -> None:
+    """End another job that still trains here.
+
+    Its Snakemake was killed and does not know it any more, or this job would not have been submitted.
+    """
+    for lock in runs.glob("*/owner.json"):
+        owner = read_owner(lock)
+        if owner is None or not owner.job or not here.job or owner.job == here.job:
+            continue
+        jobs = queue(here.scheduler)
+        end = time.monotonic() + _TAKE_OVER_S
+        state = jobs.jobs([owner.job])[owner.job].state
+        if not state.is_over:
+            print(f"job {owner.job} still trains {lock.parent}: it is asked to save and stop")
+            jobs.cancel([owner.job])
+        while not state.is_over:
+            if time.monotonic() > end:
+                raise LockedError(
+                    f"{lock.parent}: job {owner.job} trains this run and has not stopped within "
+                    f"{_TAKE_OVER_S:.0f} s; cancel it and run the same command again"
+                )
+            time.sleep(1)
+            state = jobs.jobs([owner.job])[owner.job].state
+        if read_owner(lock) == owner:
+            lock.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from millrace.agent import CANCELLED
 from millrace.errors import UserError
 from millrace.training.distributed import process_group
 from millrace.training.request import Request
@@ -18,13 +19,18 @@ def main() -> int:
         "request", type=Path, help="JSON file, see millrace.training.request.Request"
     )
     path: Path = parser.parse_args().request
+    error_file = path.with_suffix(".error")
+    if error_file.exists() or path.with_suffix(CANCELLED).exists():
+        return 0  # torchrun starts all ranks again when one ends, but that cannot help
     request = Request(**json.loads(path.read_text()))
     try:
         with process_group() as ranks:
-            run_segment(request, ranks)
+            stopped = run_segment(request, ranks)
+            if stopped and ranks.is_first:
+                path.with_suffix(".stopped").write_text(str(int(stopped)))
     except UserError as error:
         # torchrun buries what its workers print under its own report: the launcher says it last.
-        path.with_suffix(".error").write_text(json.dumps([str(error), int(error.exit_code)]))
+        error_file.write_text(json.dumps([str(error), int(error.exit_code)]))
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)
     return 0

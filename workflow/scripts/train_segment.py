@@ -29,4 +29,4 @@ with job(snakemake.log[0]):
         execution={k: v for k, v in train.items() if k in EXECUTION},
         previous=str(snakemake.input.previous) or None,
     )
-    sys.exit(launch(request, threads=snakemake.threads))
+    sys.exit(launch(request, cpus=snakemake.threads))

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from millrace.training.deadline import Deadline
+from millrace.errors import ConfigError
+from millrace.training.deadline import DEADLINE, Deadline, Stop
 
 
 @pytest.fixture
@@ -29,20 +30,21 @@ def test_signals_only_set_the_reason(handlers) -> None:
     for number in handlers:
         deadline = Deadline(None)
         deadline.listen()
-        assert deadline.reason is None
+        assert deadline.stop is Stop.NO
         os.kill(os.getpid(), number)
-        assert deadline.reason == f"signal {number.name}"
+        cancelled = number in (signal.SIGTERM, signal.SIGINT)
+        assert deadline.stop is (Stop.CANCELLED if cancelled else Stop.WARNED)
 
 
 def test_it_stops_when_what_is_left_is_needed_to_save(clock) -> None:
     deadline = Deadline(end=1100.0)
     assert deadline.reserve == 3 * 5.0 + 1.0  # before anything was measured
     clock[0] = 1083.9
-    assert deadline.reason is None
+    assert deadline.stop is Stop.NO
     clock[0] = 1084.1
-    assert deadline.reason == "end of the allocation"
+    assert deadline.stop is Stop.END
     clock[0] = 1200.0
-    assert deadline.reason == "end of the allocation"
+    assert deadline.stop is Stop.END
 
 
 def test_the_reserve_is_three_slow_saves_and_a_slow_step(clock) -> None:
@@ -54,9 +56,9 @@ def test_the_reserve_is_three_slow_saves_and_a_slow_step(clock) -> None:
     # 99 % of 51 values lies half way between the last two.
     assert deadline.reserve == pytest.approx(3 * 1.05 + 0.255, abs=1e-9)
     clock[0] = 1096.0
-    assert deadline.reason is None
+    assert deadline.stop is Stop.NO
     deadline.record_save(4.0)
-    assert deadline.reason == "end of the allocation"
+    assert deadline.stop is Stop.END
 
 
 def test_it_forgets_slow_saves_of_long_ago() -> None:
@@ -70,20 +72,29 @@ def test_it_forgets_slow_saves_of_long_ago() -> None:
 
 def test_no_end_no_reason(clock) -> None:
     clock[0] = 1e12
-    assert Deadline(None).reason is None
+    assert Deadline(None).stop is Stop.NO
 
 
-@pytest.mark.parametrize(
-    ("own", "slurm", "end"),
-    [("1050", "2000", 1050.0), (None, "2000", 2000.0), ("", "2000", 2000.0), (None, None, None)],
-)
-def test_end_from_the_environment(monkeypatch, clock, own, slurm, end) -> None:
-    for name, value in (("MILLRACE_DEADLINE", own), ("SLURM_JOB_END_TIME", slurm)):
-        monkeypatch.delenv(name, raising=False)
-        if value is not None:
-            monkeypatch.setenv(name, value)
+@pytest.mark.parametrize(("value", "end"), [("1050", 1050.0), ("", None), (None, None)])
+def test_end_from_the_environment(monkeypatch, clock, value, end) -> None:
+    monkeypatch.delenv(DEADLINE, raising=False)
+    if value is not None:
+        monkeypatch.setenv(DEADLINE, value)
     deadline = Deadline.from_environment()
     clock[0] = (end or 1e12) - 17
-    assert deadline.reason is None
+    assert deadline.stop is Stop.NO
     clock[0] += 2
-    assert deadline.reason == (end and "end of the allocation")
+    assert deadline.stop is (Stop.END if end else Stop.NO)
+
+
+def test_end_that_is_no_number_is_refused_by_name(monkeypatch) -> None:
+    monkeypatch.setenv(DEADLINE, "tomorrow")
+    with pytest.raises(ConfigError, match="MILLRACE_DEADLINE='tomorrow'"):
+        Deadline.from_environment()
+
+
+def test_validation_is_not_interrupted_so_its_time_is_kept(clock) -> None:
+    deadline = Deadline(end=1100.0)
+    before = deadline.reserve
+    deadline.record_validation(30.0)
+    assert deadline.reserve == pytest.approx(before + 30.0)

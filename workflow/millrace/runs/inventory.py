@@ -113,7 +113,7 @@ class Run:
     def holder(self) -> str | None:
         """Who writes to the store at this moment."""
         lock = self.path / "owner.json"
-        record = owner._read(lock)
+        record = owner.read_owner(lock)
         return str(record) if record and record.is_alive(lock, time.time()) else None
 
     @property

@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from millrace.errors import UserError
 from millrace.layout import Layout
+
+
+class SchedulerError(UserError):
+    """The scheduler refused something, or does not answer."""
 
 
 class State(Enum):
@@ -17,8 +22,15 @@ class State(Enum):
     """Ended, with exit code 0."""
     FAILED = "failed"
     """Ended otherwise: error, walltime, cancelled, node lost."""
+    GONE = "gone"
+    """The scheduler knows no such job (any more)."""
     UNKNOWN = "unknown"
-    """The scheduler did not answer, or has forgotten the job."""
+    """The scheduler did not answer."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the job surely does nothing any more."""
+        return self in (State.DONE, State.FAILED, State.GONE)
 
 
 @dataclass(frozen=True)
@@ -40,25 +52,25 @@ class Job:
 class Allocation(Protocol):
     """The job that this process runs in."""
 
+    scheduler: str
+    """Name of its `Queue`; empty if there is none."""
     job: str
     """Its id; empty outside of any scheduler."""
 
     def end(self) -> float | None:
         """When the walltime is over, in seconds since 1970; None: never, or it cannot be told."""
 
-    def on_each_node(
-        self, command: Sequence[str], layout: Layout, cpus_per_node: int
-    ) -> list[str]:
-        """Command that starts ``command`` once on each node of the layout, with its GPUs."""
+    def on_each_node(self, command: Sequence[str], layout: Layout, cpus_per_node: int) -> list[str]:
+        """Command that starts ``command`` once on each node of the layout, with its GPUs.
 
-    def node_rank(self) -> int:
-        """Number of this node among those of the layout, inside of what `on_each_node` started."""
-
-    def first_host(self) -> str:
-        """Name of the node with rank 0, inside of what `on_each_node` started."""
+        Raises
+        ------
+        ConfigError
+            The job has no such nodes.
+        """
 
     def requeue(self) -> bool:
-        """Have this job started again later, with the same id if possible; False: the caller must fail."""
+        """Have this job run again later; False: that is not possible, and the job should fail."""
 
 
 class Queue(Protocol):
@@ -71,7 +83,13 @@ class Queue(Protocol):
         name: str,
         log: str,
     ) -> str:
-        """Submit a command with the resources of `millrace.cluster`; returns the job's id."""
+        """Submit a command with the resources of a `millrace.cluster.Placement`; returns the job's id.
+
+        Raises
+        ------
+        SchedulerError
+            With the scheduler's words.
+        """
 
     def jobs(self, ids: Iterable[str]) -> dict[str, Job]:
         """Ask for jobs; every id is in the answer."""

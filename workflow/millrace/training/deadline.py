@@ -8,11 +8,29 @@ import os
 import signal
 import time
 from collections import deque
+from enum import IntEnum
 from types import FrameType
 
 import numpy as np
 
+from millrace.errors import ConfigError
+
+DEADLINE = "MILLRACE_DEADLINE"
+"""Variable with the time by which training must have stopped, in seconds since 1970."""
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Stop(IntEnum):
+    """Why training stops; of several reasons the greatest counts."""
+
+    NO = 0
+    END = 1
+    """The allocation ends."""
+    WARNED = 2
+    """A scheduler's warning that it will end (SIGUSR1, SIGUSR2)."""
+    CANCELLED = 3
+    """Somebody wants it to stop (SIGTERM, SIGINT)."""
 
 
 class Deadline:
@@ -29,12 +47,18 @@ class Deadline:
         self._signal: int | None = None
         self._saves: deque[float] = deque(maxlen=100)
         self._steps: deque[float] = deque(maxlen=1000)
+        self._validation = 0.0
 
     @classmethod
     def from_environment(cls) -> "Deadline":
-        """Read ``MILLRACE_DEADLINE`` or, inside a SLURM job, ``SLURM_JOB_END_TIME``."""
-        end = os.environ.get("MILLRACE_DEADLINE") or os.environ.get("SLURM_JOB_END_TIME")
-        return cls(float(end) if end else None)
+        """Read ``MILLRACE_DEADLINE``; raises `ConfigError` for anything but a number."""
+        end = os.environ.get(DEADLINE)
+        try:
+            return cls(float(end) if end else None)
+        except ValueError:
+            raise ConfigError(
+                f"{DEADLINE}={end!r}: expected seconds since 1970, see `date +%s`"
+            ) from None
 
     def listen(self) -> None:
         """Take warning signals as a request to stop."""
@@ -52,18 +76,24 @@ class Deadline:
         """Learn how long an optimiser step takes."""
         self._steps.append(seconds)
 
-    @property
-    def reserve(self) -> float:
-        """Seconds to keep: three slow saves and a slow step."""
-        save = float(np.percentile(self._saves, 99)) if self._saves else 5.0
-        step = float(np.percentile(self._steps, 99)) if self._steps else 1.0
-        return 3 * save + step
+    def record_validation(self, seconds: float) -> None:
+        """Learn how long a validation takes: it is not interrupted."""
+        self._validation = seconds
 
     @property
-    def reason(self) -> str | None:
-        """Why to stop now, or None to go on."""
+    def reserve(self) -> float:
+        """Seconds to keep: three slow saves, a slow step and a validation."""
+        save = float(np.percentile(self._saves, 99)) if self._saves else 5.0
+        step = float(np.percentile(self._steps, 99)) if self._steps else 1.0
+        return 3 * save + step + self._validation
+
+    @property
+    def stop(self) -> Stop:
+        """Why to stop now."""
+        if self._signal in (signal.SIGTERM, signal.SIGINT):
+            return Stop.CANCELLED
         if self._signal is not None:
-            return f"signal {signal.Signals(self._signal).name}"
+            return Stop.WARNED
         if self._end is not None and time.time() + self.reserve > self._end:
-            return "end of the allocation"
-        return None
+            return Stop.END
+        return Stop.NO

@@ -22,7 +22,7 @@ from millrace.training.acceleration import checkpoint_activations, compile_in_pl
 from millrace.training.batches import BatchPlan, GlobalBatch, RankShare, micro_batches, rank_share
 from millrace.training.compression import compress_gradients
 from millrace.training.config import ExecutionConfig, TrainConfig
-from millrace.training.deadline import Deadline
+from millrace.training.deadline import Deadline, Stop
 from millrace.training.distributed import (
     Ranks,
     peak_memory,
@@ -37,6 +37,7 @@ from millrace.training.schedules import factor
 from millrace.training.store import Position
 from millrace.training.sums import EpochSums
 from millrace.training.warm_start import warm_start
+from millrace.training.watchdog import Watchdog
 
 # Ranks agree on stopping about this often; every step would cost an all-reduce of its own.
 _AGREE_EVERY_S = 0.5
@@ -117,9 +118,12 @@ class Trainer:
         self._plan = BatchPlan(view.groups("train"), config.global_batch, seed)
         self._validation = BatchPlan(view.groups("validation"), config.global_batch, seed)
         self.step = 0
+        self.stopped = Stop.NO
+        """Why `run` ended before its target."""
         self.history: list[dict[str, Any]] = []
         self.sessions: list[dict[str, Any]] = []
         self._sums = EpochSums(ranks)
+        self._watchdog = Watchdog()
         self._not_finite = torch.zeros((), dtype=torch.bool, device=ranks.device)
 
     def _wrapped(self) -> nn.Module:
@@ -161,7 +165,9 @@ class Trainer:
             if not self._run_epoch(deadline, observer):
                 observer.on_state(self, stopping=True)
                 return False
+            started = time.monotonic()
             observer.on_epoch(self._finish_epoch())
+            deadline.record_validation(time.monotonic() - started)
             observer.on_state(self, stopping=False)
         return True
 
@@ -175,22 +181,23 @@ class Trainer:
         self._parallel.train()
         position, agree_at = self.position, self.step
         started = time.monotonic()
-        for batch in self._plan.epoch(position.epoch, start=position.batch):
-            if self.step >= agree_at:
-                stop, seconds = self.ranks.maximum(
-                    deadline.reason is not None, self._sums.seconds_per_step
-                )
-                self._check_finite()
-                if stop:
-                    return False
-                agree_at = self.step + max(1, int(_AGREE_EVERY_S / max(seconds, 1e-3)))
-            loss = self._train_step(batch)
-            self.step += 1
-            now = time.monotonic()
-            deadline.record_step(now - started)
-            self._sums.add(loss, len(batch.index), now - started)
-            started = now
-            observer.on_step(self.position, len(self._plan), self._sums.mean)
+        with self._watchdog.watching():
+            for batch in self._plan.epoch(position.epoch, start=position.batch):
+                if self.step >= agree_at:
+                    stop, seconds = self.ranks.maximum(deadline.stop, self._sums.seconds_per_step)
+                    self._check_finite()
+                    if stop:
+                        self.stopped = Stop(int(stop))
+                        return False
+                    agree_at = self.step + max(1, int(_AGREE_EVERY_S / max(seconds, 1e-3)))
+                loss = self._train_step(batch)
+                self.step += 1
+                now = time.monotonic()
+                deadline.record_step(now - started)
+                self._watchdog.beat(now - started)
+                self._sums.add(loss, len(batch.index), now - started)
+                started = now
+                observer.on_step(self.position, len(self._plan), self._sums.mean)
         self._check_finite()
         return True
 

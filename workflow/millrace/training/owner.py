@@ -35,7 +35,7 @@ class LockedError(UserError):
 
 
 @dataclass(frozen=True)
-class _Record:
+class Record:
     """Content of the lock file."""
 
     host: str
@@ -50,6 +50,8 @@ class _Record:
     def is_alive(self, lock: Path, now: float) -> bool:
         """Whether the process runs; ``now`` is the time on the clock of the lock's file system."""
         if self.host != socket.gethostname():
+            if self.job and self.job == _current_job():
+                return False  # its ranks were started again, the first of them on another node
             with contextlib.suppress(FileNotFoundError):
                 return now - lock.stat().st_mtime < STALE_AFTER_S
             return False
@@ -68,7 +70,7 @@ class _Record:
 class Owner:
     """Holder of the lock of a directory, see `claim`."""
 
-    def __init__(self, path: Path, record: _Record) -> None:
+    def __init__(self, path: Path, record: Record) -> None:
         self._path, self._record = path, record
 
     @property
@@ -81,7 +83,7 @@ class Owner:
     def claim(cls, path: Path) -> Iterator["Owner"]:
         """Take the lock ``path``, or raise `LockedError` that names its owner."""
         with _guard(path) as guard:
-            holder = _read(path)
+            holder = read_owner(path)
             if holder is not None and holder.is_alive(path, os.fstat(guard.fileno()).st_mtime):
                 raise LockedError(
                     f"{path.parent}: in use by {holder}; wait for it or stop it, and delete "
@@ -100,12 +102,12 @@ class Owner:
             released.set()
             # What ended the writing, a file system that is read-only now say, is what has to be told.
             with contextlib.suppress(OSError):
-                if _read(path) == owner._record:
+                if read_owner(path) == owner._record:
                     path.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise `LockedError` if the lock was taken over, else mark it as in use."""
-        holder = _read(self._path)
+        holder = read_owner(self._path)
         if holder != self._record:
             raise LockedError(
                 f"{self._path.parent}: this run now belongs to {holder or 'nobody'}; this process "
@@ -135,15 +137,19 @@ def _started(process: psutil.Process) -> float:
     return process.create_time() - psutil.boot_time()
 
 
-def _this_process(token: int) -> _Record:
-    return _Record(
+def _this_process(token: int) -> Record:
+    return Record(
         host=socket.gethostname(),
         pid=os.getpid(),
         started=_started(psutil.Process()),
-        job=os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID") or "",
+        job=_current_job(),
         token=token,
         nonce=uuid.uuid4().hex,
     )
+
+
+def _current_job() -> str:
+    return os.environ.get("PBS_JOBID") or os.environ.get("SLURM_JOB_ID") or ""
 
 
 @contextlib.contextmanager
@@ -169,9 +175,10 @@ def _write_token(guard: IO[bytes], token: int) -> None:
     guard.flush()
 
 
-def _read(path: Path) -> _Record | None:
+def read_owner(path: Path) -> Record | None:
+    """Who holds the lock ``path``, dead or alive; None: nobody."""
     # The link makes the file appear whole: one that cannot be read is damaged and nobody's.
     try:
-        return _Record(**json.loads(path.read_text()))
+        return Record(**json.loads(path.read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         return None

@@ -19,7 +19,7 @@ from millrace.models.registry import get_model
 from millrace.provenance import code_version, provenance
 from millrace.training import identity
 from millrace.training.config import ExecutionConfig, TrainConfig
-from millrace.training.deadline import Deadline
+from millrace.training.deadline import Deadline, Stop
 from millrace.training.distributed import Ranks
 from millrace.training.early_stopping import best_epoch
 from millrace.training.engine import Trainer
@@ -34,6 +34,12 @@ from millrace.training.store import (
     publish,
 )
 from millrace.training.warm_start import content_digest
+
+_REASONS = {
+    Stop.END: "the allocation ends",
+    Stop.WARNED: "warned by a signal that the allocation ends",
+    Stop.CANCELLED: "told by a signal to stop",
+}
 
 
 def build_trainer(
@@ -71,13 +77,13 @@ def _essentials(train: TrainConfig) -> dict[str, Any]:
     return values
 
 
-def run_segment(request: Request, ranks: Ranks) -> bool:
+def run_segment(request: Request, ranks: Ranks) -> Stop:
     """Train to the target epoch and publish its checkpoint and receipt.
 
     Returns
     -------
-    bool
-        False: stopped in good order before the target; run it again to continue.
+    Stop
+        NO: the target is reached. Else training stopped in good order before it; run it again to continue.
 
     Raises
     ------
@@ -108,7 +114,7 @@ def run_segment(request: Request, ranks: Ranks) -> bool:
         if reached and ranks.is_first:
             # After an early stop the last state stands for all later epochs.
             publish_epoch(store, request, trainer.position.epoch, trainer.view)
-    return reached
+    return trainer.stopped
 
 
 def publish_epoch(store: CheckpointStore, request: Request, epoch: int, view: Any) -> bool:
@@ -237,8 +243,8 @@ class _Observer:
         self._deadline.record_save(time.monotonic() - started)
         if stopping:
             self._reporter.say(
-                f"stopped by {self._deadline.reason or 'another rank'} at step {trainer.step}, "
-                "saved; run the same command again to continue"
+                f"{_REASONS[trainer.stopped]}: stopped at step {trainer.step} and saved; the same command "
+                "continues from there"
             )
 
 
