@@ -46,7 +46,7 @@ class SlurmAllocation:
         inside the executor's own step these would end Snakemake and leave the ranks to SIGKILL.
         """
         step = ["srun", "--overlap", f"--nodes={layout.nodes}", f"--ntasks={layout.nodes}"]
-        step += ["--ntasks-per-node=1", f"--cpus-per-task={cpus_per_node}", "--cpu-bind=none"]
+        step += ["--ntasks-per-node=1", f"--cpus-per-task={cpus_per_node}"]
         step += ["--mem=0", "--input=none", "--unbuffered"]
         if _has_gpus(self.job):
             step.append(f"--gres=gpu:{layout.gpus_per_node}")

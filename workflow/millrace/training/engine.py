@@ -8,6 +8,7 @@ bit by bit as if it had not been.
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -134,8 +135,11 @@ class Trainer:
             compile_in_place(self.module, self.ranks.device)
         if self.ranks.world_size == 1:
             return self.module
-        # Buffers are constants of the data, equal on all ranks.
-        parallel = DistributedDataParallel(self.module, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # Newer versions have another name for it, which 2.11 does not know.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            # Buffers are constants of the data, equal on all ranks.
+            parallel = DistributedDataParallel(self.module, broadcast_buffers=False)
         compress_gradients(parallel, self.config.gradient_compression)
         return parallel
 

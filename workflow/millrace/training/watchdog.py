@@ -64,8 +64,8 @@ class Watchdog:
             waited = time.monotonic() - self._last
             if limit is not None and waited > limit:
                 print(
-                    f"rank {os.environ.get('RANK', 0)}: no step for {waited:.0f} s, expected within {limit:.0f} "
-                    "s: it hangs and is killed, to start again from the last checkpoint",
+                    f"rank {os.environ.get('RANK', 0)}: no step for {waited:.0f} s, expected within "
+                    f"{limit:.0f} s: it hangs and is killed, to start again from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )
