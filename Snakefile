@@ -3,6 +3,7 @@
     snakemake --profile profiles/local            everything that config/config.yaml asks for
     snakemake --profile profiles/local train      one stage: data, train, evaluate or report
     snakemake -n --profile profiles/local         what would be done
+    snakemake --profile profiles/gilbreth         on a cluster
 
 Configuration: config/README.md. Rules are cut by stage, in the order of the data flow.
 """
@@ -15,6 +16,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/cluster.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"

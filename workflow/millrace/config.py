@@ -40,8 +40,16 @@ def nearest(name: object, known: typing.Iterable[object]) -> str:
     return f"did you mean {match[0]!r}?" if match else f"known are {', '.join(known)}"
 
 
-def validate(config: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+def validate(config: Any, schema: Mapping[str, Any], source: str = "config") -> None:
     """Check a configuration against a JSON schema.
+
+    Parameters
+    ----------
+    config : Any
+        As YAML gives it.
+    schema : mapping
+    source : str
+        Where it comes from, for messages.
 
     Raises
     ------
@@ -55,8 +63,8 @@ def validate(config: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
     if error.validator == "additionalProperties":
         known = error.schema.get("properties", {})
         unknown = next(key for key in error.instance if key not in known)
-        raise ConfigError(f"config: unknown key {unknown!r} in {where}: {nearest(unknown, known)}")
-    raise ConfigError(f"config: {where}: {error.message}")
+        raise ConfigError(f"{source}: unknown key {unknown!r} in {where}: {nearest(unknown, known)}")
+    raise ConfigError(f"{source}: {where}: {error.message}")
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:

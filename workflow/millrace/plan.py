@@ -184,6 +184,11 @@ class Plan:
         """Last checkpoint of every run."""
         return [self.final_checkpoint(*run)["checkpoint"] for run in self._runs()]
 
+    def layouts(self) -> list[str]:
+        """Layouts of all runs, also of those that only a prediction asks for."""
+        predicting = (block["layout"] for block in self.predictions.values())
+        return list(dict.fromkeys([*self._run["layouts"], *predicting]))
+
     def metrics(self) -> list[str]:
         """Metrics of every run."""
         return [f"results/evaluate/{e}/{n}/seed{s}/metrics.json" for e, n, s in self._runs()]

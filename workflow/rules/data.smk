@@ -10,6 +10,9 @@ rule simulate_aquifer:
         "benchmarks/simulate_aquifer/{dataset}.tsv"
     conda:
         "../../envs/data.yaml"
+    threads: cores("simulate_aquifer")
+    resources:
+        **placed("simulate_aquifer"),
     params:
         demo=dataset_block("demo", default={}),
     script:
@@ -28,7 +31,9 @@ rule preprocess:
         "benchmarks/preprocess/{dataset}.tsv"
     conda:
         "../../envs/data.yaml"
-    threads: 2
+    threads: cores("preprocess", local=2)
+    resources:
+        **placed("preprocess"),
     params:
         fingerprint=raw_fingerprint,
         variables=dataset_block("variables"),
@@ -56,6 +61,9 @@ rule extract_patches:
         "benchmarks/extract_patches/{dataset}.tsv"
     conda:
         "../../envs/data.yaml"
+    threads: cores("extract_patches")
+    resources:
+        **placed("extract_patches"),
     params:
         patches=dataset_block("patches", default={}),
     script:
@@ -73,6 +81,9 @@ rule build_graph:
         "benchmarks/build_graph/{dataset}/{geometry}.tsv"
     conda:
         "../../envs/data.yaml"
+    threads: cores("build_graph")
+    resources:
+        **placed("build_graph"),
     script:
         "../scripts/build_graph.py"
 
@@ -90,6 +101,9 @@ rule extract_planes:
         dataset=plan.datasets_in("feflow_csv"),
     conda:
         "../../envs/data.yaml"
+    threads: cores("extract_planes")
+    resources:
+        **placed("extract_planes"),
     params:
         planes=dataset_block("planes", default={}),
     script:
@@ -110,6 +124,9 @@ rule convert_planes:
         dataset=plan.datasets_in("plane_folders"),
     conda:
         "../../envs/data.yaml"
+    threads: cores("convert_planes")
+    resources:
+        **placed("convert_planes"),
     params:
         fingerprint=raw_fingerprint,
         split=dataset_block("split"),

@@ -40,6 +40,9 @@ rule evaluate_run:
         "benchmarks/evaluate_run/{experiment}/{layout}/seed{seed}.tsv"
     conda:
         "../../envs/evaluate.yaml"
+    threads: cores("evaluate_run")
+    resources:
+        **placed("evaluate_run"),
     script:
         "../scripts/evaluate_run.py"
 
@@ -69,5 +72,8 @@ rule evaluate_ensemble:
         "benchmarks/evaluate_ensemble/{experiment}/{layout}.tsv"
     conda:
         "../../envs/evaluate.yaml"
+    threads: cores("evaluate_ensemble")
+    resources:
+        **placed("evaluate_ensemble"),
     script:
         "../scripts/evaluate_ensemble.py"

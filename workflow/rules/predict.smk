@@ -23,7 +23,9 @@ rule predict:
         "benchmarks/predict/{prediction}.tsv"
     conda:
         "../../envs/evaluate.yaml"
-    threads: 2
+    threads: cores("predict", local=2)
+    resources:
+        **placed("predict"),
     params:
         fingerprint=prediction_fingerprint,
     script:

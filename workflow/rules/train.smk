@@ -21,7 +21,9 @@ rule train_segment:
         "benchmarks/train_segment/{experiment}/{layout}/seed{seed}/epoch_{epoch}.tsv"
     conda:
         "../../envs/train.yaml"
-    threads: ranks
+    threads: cores("train_segment", local=ranks)
+    resources:
+        **placed("train_segment"),
     params:
         # Not the number of epochs: asking for more must not start this segment again.
         definition=definition,

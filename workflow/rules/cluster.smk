@@ -1,0 +1,94 @@
+"""What jobs ask for on the cluster of the profile, by profiles/<name>/cluster.yaml."""
+
+from functools import cache
+from pathlib import Path
+
+from millrace.cluster import RESOURCES, Cluster
+
+# Jobs of these rules take the GPUs that their layout says.
+ON_LAYOUT = ("train_segment",)
+
+
+def find_cluster():
+    """The cluster that the profile names by the default resource `site`; None: this machine.
+
+    A profile's configuration is lost as soon as the user gives a file, and a profile's `config` refuses
+    `--config`. A default resource survives both and reaches the jobs.
+    """
+    site = (workflow.resource_settings.default_resources or {}).get("site")
+    if site is None:
+        return None
+    name = str(site.raw if site.is_evaluable() else site.value).strip("'\"")
+    found = Cluster.read(name, Path(workflow.basedir) / "profiles")
+    for layout in plan.layouts():
+        found.place(Layout.parse(layout), ON_LAYOUT[0])
+    return found
+
+
+try:
+    cluster = find_cluster()
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+
+@cache
+def placement(rule, layout, attempt):
+    """Where a job goes on the cluster."""
+    on = Layout.parse(layout) if rule in ON_LAYOUT else None
+    try:
+        return cluster.place(on, rule, attempt)
+    except ConfigError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def placed(rule):
+    """Resources of a rule on the cluster; none on this machine."""
+
+    def resource(key):
+        def value(wildcards, attempt):
+            made = placement(rule, wildcards.get("layout"), attempt).resources()
+            return made.get(key)  # None: the job does not have it
+
+        return value
+
+    if cluster is None:
+        return {}
+    # With its path, because a job cannot ask where the Snakefile is.
+    named = {"site": str(cluster.directory)}
+    return named | {key: resource(key) for key in RESOURCES}
+
+
+def cores(rule, local=1):
+    """Threads of a rule: its CPU cores on a node of the cluster, else `local` or what that returns."""
+
+    def threads(wildcards):
+        if cluster is not None:
+            return placement(rule, wildcards.get("layout"), 1).cpus_per_node
+        return local(wildcards) if callable(local) else local
+
+    return threads
+
+
+def check_cluster():
+    """Refuse to submit jobs without the facts of a cluster, or without the account it asks for."""
+    if not (workflow.is_main_process and workflow.non_local_exec):
+        return
+    if cluster is None:
+        raise WorkflowError(
+            "no cluster is known, so jobs would ask for nothing: use a profile of profiles/, and if you "
+            "give --default-resources, which replaces those of the profile, add site=<name of the cluster>"
+        )
+    try:
+        cluster.require_account()
+        cluster.check_rules(rule.name for rule in workflow.rules)
+    except ConfigError as error:
+        raise WorkflowError(str(error)) from None
+
+
+onstart:
+    check_cluster()
+
+
+# What takes seconds stays on the login node.
+localrules:
+    summarise_skill,
