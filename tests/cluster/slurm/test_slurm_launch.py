@@ -1,0 +1,144 @@
+"""The launcher in real SLURM jobs: several nodes, time limit, cancelling, requeueing, losses."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ranks, wait, workers
+
+from millrace.launch import launch
+from millrace.schedulers import State
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def whole(training):
+    """Final state of a run that was never stopped: (layout, epochs) -> state."""
+
+    def run(layout, epochs):
+        request = training.request(layout, epochs, name="whole")
+        assert launch(request, cpus=2) == 0
+        return load(request)
+
+    return run
+
+
+def test_ranks_of_two_nodes_train_like_one_process(training):
+    request = training.request("n2_gpu2", epochs=3)
+    job = training.submit(request, nodes=2, gpus=2)
+    training.wait_for_end(request, job)
+    alone = training.request("n1_gpu1", epochs=3, name="alone")
+    assert launch(alone, cpus=1) == 0
+    receipts = [json.loads(Path(r.receipt).read_text()) for r in (request, alone)]
+    assert [r["sessions"][0]["ranks"] for r in receipts] == [4, 1]
+    # The loss is a mean over all samples of the epoch: one sample twice, or none, would show.
+    losses = [[record["train_loss"] for record in r["history"]] for r in receipts]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_time_limit_a_third_of_what_is_needed(training, whole):
+    """Three jobs of a minute, under one id, finish what one cannot; bit by bit as if uninterrupted."""
+    request = training.request(epochs=400)
+    job = training.submit(request, minutes=1)
+    training.wait_for_end(request, job, seconds=300)
+    state = load(request)
+    assert len(state["sessions"]) >= 3
+    assert training.epochs(request) == list(range(1, 401)), "an epoch was computed twice"
+    assert "the allocation ends" in training.log(request)
+    same(state, whole("n1_gpu2", 400))
+
+
+def test_cancelled_job_saves_and_stays_cancelled(training, jobs, whole):
+    request = training.request(epochs=150)
+    job = training.submit(request)
+    training.wait_for_epoch(request, 5)
+    jobs.cancel([job])
+    wait(20, lambda: jobs.jobs([job])[job].state.is_over, "the end of the job")
+    assert jobs.jobs([job])[job].state is State.FAILED
+    wait(5, lambda: not workers(), "the end of all workers")
+    done = max(training.epochs(request))
+    assert done < 150, "cancelled too late to prove anything"
+    again = training.submit(request)
+    training.wait_for_end(request, again)
+    assert training.epochs(request) == list(range(1, 151)), "a finished epoch was lost"
+    same(load(request), whole("n1_gpu2", 150))
+
+
+def test_requeued_job_continues_under_its_id(training, slurm, whole):
+    request = training.request(epochs=150)
+    job = training.submit(request)
+    training.wait_for_epoch(request, 5)
+    assert slurm.run("scontrol", "requeue", job).returncode == 0
+    training.wait_for_end(request, job)
+    state = load(request)
+    assert [session["job"] for session in state["sessions"]] == [job, job]
+    same(state, whole("n1_gpu2", 150))
+
+
+def test_node_that_dies_is_replaced(training, slurm, whole):
+    """Its daemon, the job's step on it and the ranks are gone at once, as when power is lost."""
+    request = training.request("n2_gpu1", epochs=150)
+    job = training.submit(request, nodes=2, gpus=1)
+    training.wait_for_epoch(request, 5)
+    lost = training.jobs.jobs([job])[job].nodes[1]
+    slurm.kill_node(lost)
+    try:
+        training.wait_for_end(request, job, seconds=200)
+    finally:
+        slurm.start_node(lost)
+        slurm.run("scontrol", "update", f"NodeName={lost}", "State=RESUME")
+    state = load(request)
+    assert len(state["sessions"]) >= 2
+    same(state, whole("n2_gpu1", 150))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_rank_that_dies_or_hangs_is_started_again_within_a_minute(training, whole, number):
+    request = training.request(epochs=300)
+    job = training.submit(request)
+    training.wait_for_epoch(request, 10)
+    victim = ranks(job)[1]
+    reached = max(training.epochs(request))
+    victim.send_signal(number)
+    began = time.monotonic()
+    training.wait_for_epoch(request, reached + 30, seconds=60)
+    assert time.monotonic() - began < 60
+    training.wait_for_end(request, job)
+    state = load(request)
+    assert len(state["sessions"]) == 2
+    assert not victim.is_running()
+    same(state, whole("n1_gpu2", 300))
+
+
+def test_second_job_on_a_run_ends_the_first(training, jobs, whole):
+    """As after a killed Snakemake: the job it has forgotten still trains."""
+    request = training.request(epochs=400)
+    first = training.submit(request)
+    training.wait_for_epoch(request, 5)
+    second = training.submit(request)
+    training.wait_for_end(request, second)
+    assert jobs.jobs([first])[first].state is State.FAILED
+    state = load(request)
+    assert [session["job"] for session in state["sessions"]] == [first, second]
+    epochs = training.epochs(request)
+    assert epochs == sorted(set(epochs)), "both wrote"
+    same(state, whole("n1_gpu2", 400))
+
+
+def load(request):
+    return torch.load(request.checkpoint, weights_only=True)
+
+
+def same(one, other):
+    """Weights and optimiser bit by bit."""
+    assert one["step"] == other["step"]
+    for name, value in one["model"].items():
+        assert torch.equal(value, other["model"][name]), name
+    states = (one["optimizer"]["state"], other["optimizer"]["state"])
+    for index, moments in states[0].items():
+        for key, value in moments.items():
+            assert torch.equal(value, states[1][index][key]), (index, key)
