@@ -15,10 +15,10 @@ def find_cluster():
     A profile's configuration is lost as soon as the user gives a file, and a profile's `config` refuses
     `--config`. A default resource survives both and reaches the jobs.
     """
-    site = (workflow.resource_settings.default_resources or {}).get("site")
-    if site is None:
+    given = workflow.resource_settings.default_resources
+    if not given or "site" not in given:
         return None
-    name = str(site.raw if site.is_evaluable() else site.value).strip("'\"")
+    name = str(given["site"].raw).strip("'\"")
     found = Cluster.read(name, Path(workflow.basedir) / "profiles")
     for layout in plan.layouts():
         found.place(Layout.parse(layout), ON_LAYOUT[0])
