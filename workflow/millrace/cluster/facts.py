@@ -19,7 +19,7 @@ FILE = "cluster.yaml"
 LAYOUTS = ("n1_gpu1", "n1_gpu2", "n2_gpu1", "n2_gpu2", "n1_gpu4", "n4_gpu1")
 """Layouts that every document and test lists."""
 
-_PROFILES = Path(__file__).parents[3] / "profiles"
+PROFILES = Path(__file__).parents[3] / "profiles"
 _SCHEMA = Path(__file__).parents[2] / "schemas/cluster.schema.yaml"
 # What rules without an entry of their own need, by whether they have GPUs.
 CLASSES = ("cpu", "gpu")
@@ -70,7 +70,7 @@ class Cluster:
     modules: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, name: str | Path, profiles: Path = _PROFILES) -> "Cluster":
+    def read(cls, name: str | Path, profiles: Path = PROFILES) -> "Cluster":
         """Read the facts of a cluster.
 
         Parameters
