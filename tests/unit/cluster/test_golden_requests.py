@@ -1,0 +1,79 @@
+"""What every rule asks for on every cluster, word for word: a change of facts shows as a diff."""
+
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+from snakemake_executor_plugin_slurm.utils import set_gres_string
+
+from millrace.cluster import LAYOUTS, Cluster
+from millrace.cluster.requests import qsub_arguments
+from millrace.errors import ConfigError
+from millrace.layout import Layout
+
+ROOT = Path(__file__).parents[3]
+GOLDEN = ROOT / "tests/golden/requests"
+# Runs where Snakemake does.
+LOCAL = {"summarise_skill"}
+
+
+class Resources(dict):
+    __getattr__ = dict.__getitem__
+
+
+def rules() -> list[str]:
+    text = "".join(path.read_text() for path in sorted((ROOT / "workflow/rules").glob("*.smk")))
+    return [name for name in re.findall(r"^rule (\w+):", text, flags=re.M) if name not in LOCAL]
+
+
+def sbatch(resources: dict, rule: str) -> str:
+    """The command line that Snakemake's plugin makes, without the job itself."""
+    job = SimpleNamespace(resources=Resources(resources), threads=resources["cpus_per_task"])
+    params = {
+        "run_uuid": "RUN",
+        "slurm_logfile": f"logs/slurm/rule_{rule}/%j.log",
+        "comment_str": f"rule_{rule}",
+        "account": f"-A {resources['slurm_account']}",
+        "partition": f"-p {resources['slurm_partition']}",
+        "workdir": None,
+    }
+    settings = SimpleNamespace(requeue=True, no_requeue=False, qos=None, reservation=None)
+    return get_submit_command(job, params, settings) + set_gres_string(job)
+
+
+def qsub(resources: dict, rule: str) -> str:
+    return shlex.join(["qsub", *qsub_arguments(resources, rule, "logs/pbs")])
+
+
+def requests(cluster: Cluster) -> str:
+    """One paragraph a rule and layout."""
+    made = []
+    for rule in rules():
+        for layout in LAYOUTS if rule == "train_segment" else [None]:
+            try:
+                resources = cluster.place(layout and Layout.parse(layout), rule).resources()
+                line = (sbatch if cluster.scheduler == "slurm" else qsub)(resources, rule)
+            except ConfigError as error:
+                line = f"refused: {error}"
+            made.append(f"{rule} {layout or ''}".strip() + f"\n    {line}\n")
+    return "\n".join(made)
+
+
+@pytest.mark.parametrize("name", ["gilbreth", "levante", "katana"])
+def test_requests(name, request, monkeypatch):
+    monkeypatch.setenv("MILLRACE_ACCOUNT", "lab")
+    monkeypatch.delenv("MILLRACE_QOS", raising=False)
+    text = requests(Cluster.read(name))
+    golden = GOLDEN / f"{name}.txt"
+    if request.config.getoption("--regenerate-golden"):
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+def test_no_rule_is_forgotten():
+    assert len(rules()) >= 10
+    assert {"train_segment", "preprocess", "evaluate_run"} <= set(rules())
