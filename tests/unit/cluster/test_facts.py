@@ -1,5 +1,6 @@
 """Facts of clusters: where layouts go, what they get there, and what is refused."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 
 from millrace.cluster import LAYOUTS, RESOURCES, Cluster, cluster_of_job
 from millrace.cluster.__main__ import main
+from millrace.cluster.facts import PROFILES
 from millrace.errors import ConfigError
 from millrace.layout import Layout
 
@@ -243,3 +245,26 @@ def test_commands(write, capsys):
     assert capsys.readouterr().err.startswith("error: layout n4_gpu1")
     Path(directory, "cluster.yaml").write_text("name: x")
     assert main(["check", directory]) == 2
+
+
+def test_every_key_of_the_file_is_described():
+    text = (PROFILES / "README.md").read_text().split("## Add a cluster")[1]
+    described = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, flags=re.M)
+    schema = yaml.safe_load((PROFILES.parent / "workflow/schemas/cluster.schema.yaml").read_text())
+    expected = []
+    for block in (schema, schema["$defs"]["node_type"], schema["$defs"]["needs"]):
+        expected += [(key, key in block.get("required", [])) for key in block["properties"]]
+        for key, value in block["properties"].items():
+            if "default" in value:
+                assert (key, str(value["default"]).lower()) in described
+    assert sorted((key, said == "required") for key, said in described) == sorted(expected)
+
+
+def test_the_table_of_the_readme_is_that_of_show(capsys):
+    main(["show"])
+    rows = [re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    readme = (PROFILES.parent / "README.md").read_text()
+    order = [rows[0].index(name) for name in ("layout", "gilbreth", "levante", "katana")]
+    for row in rows[1:]:
+        layout, *where = (row[i] for i in order)
+        assert f"| `{layout}` | {' | '.join(where)} |" in readme
