@@ -1,0 +1,546 @@
+"""Stand-in for PBS: qsub, qstat, qdel and pbsdsh that execute the jobs on this machine.
+
+It answers as OpenPBS 23.06 does, with what was observed there: exit codes (35, 153), a deleted running
+job that reports success (substate 91), a walltime kill (-29, substate 93), ``-V`` without PATH, pbsdsh
+with an almost empty environment, the history of ended jobs, badly quoted JSON.
+
+The directory $PBS_STANDIN is "the server": ``settings.json`` (see `SETTINGS`), ``jobs/<n>.json``. Each
+job has a process of its own, its MoM, which waits for a slot and ends with the job. Python's standard
+library only: a job's environment may have no other.
+"""
+
+import contextlib
+import fcntl
+import getopt
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SETTINGS = {
+    "slots": 4,
+    "hold": False,
+    "hosts": ["localhost", "node02", "node03", "node04"],
+    "kill_delay_s": 10.0,
+    # Real seconds per second of walltime, so that minutes need not last as long.
+    "walltime_scale": 1.0,
+    "history": True,
+    "qstat_fails": 0,
+    "qsub_fails": 0,
+    "qsub_refuses": "",
+}
+SERVER = "pbs"
+_POLL_S = 0.05
+_RESOURCES = {"ncpus", "mem", "ngpus", "gpu_model", "mpiprocs", "ompthreads", "walltime"}
+# Exit codes of the commands are PBS error numbers modulo 256.
+_UNKNOWN_JOB, _HISTORY_JOB = 15001 % 256, 15139 % 256
+_UNKNOWN_RESOURCE, _BAD_VALUE = 15035 % 256, 15014 % 256
+_UNREACHABLE = "Connection refused\n{0}: cannot connect to server pbs (errno=111)"
+_MINIMAL_PATH = "/bin:/usr/bin"
+
+
+# --- the server's memory -------------------------------------------------------------------------
+
+
+def root() -> Path:
+    return Path(os.environ["PBS_STANDIN"])
+
+
+@contextlib.contextmanager
+def locked():
+    with (root() / "lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def settings() -> dict:
+    with contextlib.suppress(FileNotFoundError):
+        return SETTINGS | json.loads((root() / "settings.json").read_text())
+    return dict(SETTINGS)
+
+
+def change(**values) -> None:
+    with locked():
+        _replace(root() / "settings.json", settings() | values)
+
+
+def _fails_now(counter: str) -> bool:
+    """Count down the failures that were asked for."""
+    with locked():
+        now = settings()
+        if now[counter] <= 0:
+            return False
+        _replace(root() / "settings.json", now | {counter: now[counter] - 1})
+        return True
+
+
+def _replace(path: Path, value: dict) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value))
+    partial.replace(path)
+
+
+def _file(number: int) -> Path:
+    return root() / "jobs" / f"{number}.json"
+
+
+def job(number: int) -> dict | None:
+    try:
+        return json.loads(_file(number).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def jobs() -> list[dict]:
+    numbers = sorted(int(path.stem) for path in (root() / "jobs").glob("[0-9]*.json"))
+    return [found for found in map(job, numbers) if found]
+
+
+def _update(number: int, **values) -> dict | None:
+    """Change a job, unless it was lost."""
+    with locked():
+        before = job(number)
+        if before is None:
+            return None
+        _replace(_file(number), before | values | {"mtime": time.time()})
+        return before | values
+
+
+def _find(id: str) -> dict | None:
+    match = re.fullmatch(rf"(\d+)(\.{SERVER})?", id)
+    return job(int(match[1])) if match else None
+
+
+# --- qsub ----------------------------------------------------------------------------------------
+
+
+def qsub(arguments: list[str]) -> int:
+    try:
+        options, operands = getopt.getopt(arguments, "N:j:o:e:l:q:P:A:S:v:W:r:m:M:k:VhI")
+    except getopt.GetoptError as error:
+        return _refuse(f"qsub: {error}", 2)
+    if _fails_now("qsub_fails"):
+        return _refuse(_UNREACHABLE.format("qsub"), 111)
+    if refusal := settings()["qsub_refuses"]:
+        return _refuse(f"qsub: {refusal}", 170)
+    given = dict(options)
+    name = given.get("-N", Path(operands[0]).name[:15] if operands else "STDIN")
+    if not re.fullmatch(r"[A-Za-z][\w.+-]{0,229}", name):
+        return _refuse("qsub: illegal -N value", 2)
+    resources = {}
+    for key, value in options:
+        if key == "-l":
+            part, _, text = value.partition("=")
+            resources[part] = text
+    chunks, chunk, unknown = _chunks(resources.get("select", "1:ncpus=1"))
+    if unknown or set(resources) - {"select", "place", "walltime"}:
+        return _refuse(f"qsub: Unknown resource: {unknown or resources}", _UNKNOWN_RESOURCE)
+    if chunks > len(settings()["hosts"]):
+        return _refuse("qsub: Job violates queue and/or server resource limits", _BAD_VALUE)
+    content = Path(operands[0]).read_text() if operands else sys.stdin.read()
+    number = _register(
+        name=name,
+        script=content,
+        options=given,
+        resources=resources,
+        chunks=chunks,
+        chunk=chunk,
+        variables=_variables(given),
+        arguments=arguments,
+        workdir=str(Path.cwd()),
+    )
+    _start_mom(number)
+    print(f"{number}.{SERVER}")
+    return 0
+
+
+def _chunks(select: str) -> tuple[int, dict[str, str], str]:
+    """Number of chunks, resources of each, the first resource that does not exist."""
+    count, *parts = select.split(":")
+    chunk = dict(part.split("=", 1) for part in parts)
+    unknown = next((key for key in chunk if key not in _RESOURCES), "")
+    return int(count), chunk, unknown
+
+
+def _variables(given: dict[str, str]) -> dict[str, str]:
+    """Environment that goes with the job: -V is everything but PATH."""
+    passed = {}
+    if "-V" in given:
+        passed |= {k: v for k, v in os.environ.items() if k != "PATH"}
+    for item in filter(None, given.get("-v", "").split(",")):
+        key, _, value = item.partition("=")
+        passed[key] = value if "=" in item else os.environ.get(key, "")
+    return passed
+
+
+def _register(**fields) -> int:
+    with locked():
+        (root() / "jobs").mkdir(exist_ok=True)
+        last = root() / "last"
+        number = int(last.read_text()) + 1 if last.exists() else 1
+        last.write_text(str(number))
+        now = time.time()
+        # A held job is not the same as the settings' hold, under which jobs wait in the queue.
+        state = "H" if "-h" in fields["options"] else "Q"
+        _replace(
+            _file(number),
+            {
+                "number": number,
+                "state": state,
+                "substate": 10,
+                "ctime": now,
+                "mtime": now,
+                "sessions": [],
+                **fields,
+            },
+        )
+    return number
+
+
+def _start_mom(number: int) -> None:
+    log = (root() / "mom.log").open("a")
+    # Not a child of qsub's caller: it must not get its signals, nor keep its pipes open.
+    subprocess.Popen(
+        [sys.executable, __file__, "mom", str(number)],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+
+
+# --- MoM: waits for a slot, executes, warns, kills -------------------------------------------------
+
+
+def mom(number: int) -> None:
+    _update(number, mom=os.getpid())
+    found = _wait_for_slot(number)
+    if found is None:
+        return
+    script = root() / "jobs" / f"{number}.SC"
+    script.write_text(found["script"])
+    nodes = settings()["hosts"][: found["chunks"]]
+    nodefile = root() / "jobs" / f"{number}.nodes"
+    lines = [node for node in nodes for _ in range(int(found["chunk"].get("mpiprocs", 1)))]
+    nodefile.write_text("".join(f"{line}\n" for line in lines))
+    spool = root() / "jobs" / f"{number}.OU"
+    with spool.open("a") as output:
+        top = subprocess.Popen(
+            [found["options"].get("-S", "/bin/bash"), str(script)],
+            cwd=Path.home(),
+            env=_job_environment(found, nodefile),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    _update(
+        number,
+        sessions=[[top.pid, 0]],
+        exec_host="+".join(f"{node}/0*{found['chunk'].get('ncpus', 1)}" for node in nodes),
+    )
+    exit_status, substate = _watch(number, top)
+    _deliver(found, spool)
+    _update(number, state="F", substate=substate, Exit_status=exit_status, obittime=time.time())
+
+
+def _wait_for_slot(number: int) -> dict | None:
+    """The job once it may run; None if it was deleted or lost before."""
+    while True:
+        with locked():
+            now = settings()
+            mine = job(number)
+            if mine is None:
+                return None
+            if _flag(number, "delete").exists():
+                ended = {"state": "F", "substate": 91, "mtime": time.time()}
+                _replace(_file(number), mine | ended)
+                return None
+            others = [other for other in jobs() if other["number"] != number]
+            running = sum(other["state"] in "RE" for other in others)
+            first = all(o["number"] > number for o in others if o["state"] == "Q")
+            if mine["state"] == "Q" and not now["hold"] and first and running < now["slots"]:
+                started = {"state": "R", "substate": 42, "stime": time.time()}
+                _replace(_file(number), mine | started)
+                return mine | started
+        time.sleep(_POLL_S)
+
+
+def _job_environment(found: dict, nodefile: Path) -> dict[str, str]:
+    id = f"{found['number']}.{SERVER}"
+    scratch = root() / "tmp" / f"pbs.{id}"
+    scratch.mkdir(parents=True, exist_ok=True)
+    return (
+        found["variables"]
+        | _task_environment(found["number"], 0)
+        | {
+            "PBS_JOBNAME": found["name"],
+            "PBS_NODEFILE": str(nodefile),
+            "PBS_O_WORKDIR": found["workdir"],
+            "PBS_O_HOST": "login",
+            "PBS_O_PATH": "",
+            "PBS_QUEUE": found["options"].get("-q", "workq"),
+            "PBS_JOBDIR": str(Path.home()),
+            "TMPDIR": str(scratch),
+            "NCPUS": found["chunk"].get("ncpus", "1"),
+            "OMP_NUM_THREADS": found["chunk"].get("ncpus", "1"),
+            "SHELL": "/bin/bash",
+        }
+    )
+
+
+def _task_environment(number: int, node: int) -> dict[str, str]:
+    """What every process started by a MoM finds, on any node."""
+    return {
+        "HOME": str(Path.home()),
+        "USER": os.environ.get("USER", "user"),
+        "LOGNAME": os.environ.get("USER", "user"),
+        "PATH": _MINIMAL_PATH,
+        "PBS_JOBID": f"{number}.{SERVER}",
+        "PBS_ENVIRONMENT": "PBS_BATCH",
+        "PBS_JOBCOOKIE": "0" * 32,
+        "PBS_NODENUM": str(node),
+        "PBS_TASKNUM": str(node + 1),
+        "PBS_STANDIN": os.environ["PBS_STANDIN"],  # instead of /etc/pbs.conf
+    }
+
+
+def _watch(number: int, top: subprocess.Popen) -> tuple[int | None, int]:
+    """Exit status and substate, once the job is over and all of its processes are gone."""
+    walltime = walltime_s(job(number) or {})
+    end = time.monotonic() + walltime if walltime else None
+    killed: tuple[int, int] | None = None
+    kill_at = None
+    while top.poll() is None:
+        if _flag(number, "vanish").exists():
+            break
+        if killed is None:
+            if _flag(number, "delete").exists():
+                killed = (0, 91)
+            elif end is not None and time.monotonic() > end:
+                killed = (-29, 93)
+            if killed:
+                _update(number, state="E", substate=51)
+                # Only the processes of the first node hear of it.
+                _signal(number, signal.SIGTERM, nodes=[0])
+                kill_at = time.monotonic() + settings()["kill_delay_s"]
+        if kill_at is not None and time.monotonic() > kill_at:
+            break
+        time.sleep(_POLL_S)
+    # When the job's shell has ended, PBS kills what it has left behind.
+    _signal(number, signal.SIGKILL)
+    code = top.wait()
+    code = 256 - code if code < 0 else code
+    return killed or (code, 92 if code == 0 else 93)
+
+
+def _signal(number: int, which: int, nodes: list[int] | None = None) -> None:
+    found = job(number) or {"sessions": []}
+    ours = {s for s, node in found["sessions"] if nodes is None or node in nodes}
+    for pid, session in sessions().items():
+        if session in ours:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, which)
+
+
+def sessions() -> dict[int, int]:
+    """Session of every process; one that left the session of its job is out of reach for PBS."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if fields[0] != "Z":
+                found[int(stat.parent.name)] = int(fields[3])
+    return found
+
+
+def _deliver(found: dict, spool: Path) -> None:
+    """Copy the output to where -o says, as PBS does when the job is over."""
+    given = found["options"].get("-o", found["workdir"] + "/")
+    path = Path(found["workdir"]) / given.rpartition(":")[2]
+    if path.is_dir():
+        path = path / f"{found['number']}.{SERVER}.OU"
+    with contextlib.suppress(OSError):
+        path.write_bytes(spool.read_bytes())
+
+
+def walltime_s(found: dict) -> float | None:
+    """Real seconds that a job may run."""
+    text = found.get("resources", {}).get("walltime")
+    if not text:
+        return None
+    total = 0
+    for part in text.split(":"):
+        total = 60 * total + int(part)
+    return total * settings()["walltime_scale"]
+
+
+def _flag(number: int, name: str) -> Path:
+    return root() / "jobs" / f"{number}.{name}"
+
+
+# --- qstat, qdel -----------------------------------------------------------------------------------
+
+
+def qstat(arguments: list[str]) -> int:
+    options, ids = getopt.getopt(arguments, "xfF:w")
+    given = dict(options)
+    if _fails_now("qstat_fails"):
+        return _refuse(_UNREACHABLE.format("qstat"), 111)
+    shown, code = {}, 0
+    for id in ids:
+        found = _find(id)
+        if found is None or (found["state"] == "F" and not settings()["history"]):
+            code = _refuse(f"qstat: Unknown Job Id {id}", _UNKNOWN_JOB)
+        elif found["state"] == "F" and "-x" not in given:
+            code = _refuse(
+                f"qstat: {id} Job has finished, use -x or -H to obtain historical job information",
+                _HISTORY_JOB,
+            )
+        else:
+            shown[f"{found['number']}.{SERVER}"] = _fields(found)
+    if given.get("-F") == "json":
+        if shown:
+            print(_json(shown))
+    else:
+        for id, fields in shown.items():
+            print(f"Job Id: {id}")
+            for name, value in _flat(fields):
+                print(_wrapped(f"    {name} = {value}"))
+            print()
+    return code
+
+
+def _fields(found: dict) -> dict:
+    fields = {
+        "Job_Name": found["name"],
+        "Job_Owner": "user@login",
+        "job_state": found["state"],
+        "queue": found["options"].get("-q", "workq"),
+        "server": SERVER,
+        "ctime": _text(found["ctime"]),
+        "Error_Path": "login:/dev/null",
+        "Join_Path": found["options"].get("-j", "n"),
+        "mtime": _text(found["mtime"]),
+        "Priority": 0,
+        "Rerunable": "True",
+        "Resource_List": {
+            "nodect": found["chunks"],
+            "place": found["resources"].get("place", "pack"),
+            "select": found["resources"].get("select", "1:ncpus=1"),
+        },
+        "substate": found["substate"],
+        # Written as it is, quotes included: not always JSON.
+        "Variable_List": {"PBS_O_HOME": str(Path.home()), "PBS_O_LANG": "C"} | found["variables"],
+        "comment": "Not Running: Insufficient amount of resource: ncpus",
+        "Submit_arguments": " ".join(found["arguments"]).replace("\\", "/").replace('"', "'"),
+        "project": "_pbs_project_default",
+    }
+    if walltime := walltime_s(found):
+        whole = round(walltime)
+        text = f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+        fields["Resource_List"]["walltime"] = text
+    if "stime" in found:
+        fields["stime"] = _text(found["stime"])
+        fields["comment"] = f"Job run at {_text(found['stime'])[:16]} on (node)"
+        fields["exec_host"] = found.get("exec_host", "")
+        fields["resources_used"] = {"ncpus": 1, "walltime": "00:00:01"}
+    if "obittime" in found:
+        fields["obittime"] = _text(found["obittime"])
+        fields["comment"] += " and failed" if found["Exit_status"] else " and finished"
+    if "Exit_status" in found:
+        fields["Exit_status"] = found["Exit_status"]
+    return fields
+
+
+def _json(shown: dict) -> str:
+    answer = {
+        "timestamp": int(time.time()),
+        "pbs_version": "23.06.06",
+        "pbs_server": SERVER,
+        "Jobs": shown,
+    }
+    text = json.dumps(answer, indent=4)
+    for fields in shown.values():
+        for value in fields["Variable_List"].values():
+            text = text.replace(json.dumps(value), f'"{value}"')
+    return text
+
+
+def _flat(fields: dict):
+    for name, value in fields.items():
+        if name == "Variable_List":
+            yield name, ",".join(f"{k}={v}" for k, v in value.items())
+        elif isinstance(value, dict):
+            yield from ((f"{name}.{key}", inner) for key, inner in value.items())
+        else:
+            yield name, value
+
+
+def _wrapped(line: str) -> str:
+    """Long lines go on after a tab."""
+    return "\n\t".join(line[i : i + 78] for i in range(0, len(line), 78))
+
+
+def _text(moment: float) -> str:
+    return time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(moment))
+
+
+def qdel(arguments: list[str]) -> int:
+    _, ids = getopt.getopt(arguments, "xW:")
+    code = 0
+    for id in ids:
+        found = _find(id)
+        if found is None:
+            code = _refuse(f"qdel: Unknown Job Id {id}", _UNKNOWN_JOB)
+        elif found["state"] == "F":
+            code = _refuse(f"qdel: Job has finished {id}", _HISTORY_JOB)
+        else:
+            _flag(found["number"], "delete").touch()
+    return code
+
+
+# --- pbsdsh --------------------------------------------------------------------------------------
+
+
+def pbsdsh(arguments: list[str]) -> int:
+    """Start a command once per line of the node file, each time as a MoM does."""
+    command = arguments[arguments.index("--") + 1 :] if "--" in arguments else arguments
+    number = int(os.environ["PBS_JOBID"].split(".")[0])
+    lines = (root() / "jobs" / f"{number}.nodes").read_text().splitlines()
+    tasks = []
+    with (root() / "jobs" / f"{number}.OU").open("a") as output:
+        for node in range(len(lines)):
+            environment = _task_environment(number, node)
+            tasks.append(
+                subprocess.Popen(
+                    command,
+                    cwd=Path.home(),
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+            )
+            _add_session(number, tasks[-1].pid, node)
+    return max(abs(task.wait()) for task in tasks)
+
+
+def _add_session(number: int, session: int, node: int) -> None:
+    with locked():
+        if (found := job(number)) is not None:
+            _replace(_file(number), found | {"sessions": [*found["sessions"], [session, node]]})
+
+
+def _refuse(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__" and sys.argv[1:2] == ["mom"]:
+    mom(int(sys.argv[2]))

@@ -1,0 +1,6 @@
+"""PBS Pro and OpenPBS: the job from inside, the queue from outside, and Snakemake's three commands."""
+
+from millrace.schedulers.pbs.allocation import PbsAllocation
+from millrace.schedulers.pbs.queue import PbsQueue
+
+__all__ = ["PbsAllocation", "PbsQueue"]
