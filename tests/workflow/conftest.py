@@ -1,116 +1,18 @@
-"""A tiny project to run the real workflow on."""
-
-import copy
-import os
-import shutil
-import subprocess
-import sys
-from collections import Counter
-from pathlib import Path
+"""A tiny project that has run to the end."""
 
 import pytest
-import yaml
-
-REPOSITORY = Path(__file__).parents[2]
-
-CONFIG = {
-    "run": {"experiments": ["tiny"], "layouts": ["n1_gpu1"], "seeds": [0]},
-    "datasets": {
-        "small": {
-            "source": "demo",
-            "demo": {"slices": 3, "nodes_per_slice": 40, "steps": 60, "spin_up": 5.0},
-            "variables": ["head", "mass_concentration"],
-            "forcings": ["head_bc", "sea_level_forcing"],
-            "split": {"train": 0.6, "validation": 0.2, "gap": 4},
-            "patches": {"slice_groups": 1, "clusters": 2},
-        }
-    },
-    "experiments": {
-        "tiny": {
-            "dataset": "small",
-            "data": {
-                "variables": ["head", "mass_concentration"],
-                "forcings": ["sea_level_forcing"],
-                "input_steps": 2,
-                "output_steps": 1,
-            },
-            "model": {
-                "name": "gino",
-                "latent_shape": [4, 4, 3],
-                "radius": 0.6,
-                "modes": [2, 2, 2],
-                "hidden": 4,
-                "layers": 1,
-                "kernel_widths": [4],
-            },
-            "train": {"epochs": 4, "milestone_every": 2, "global_batch": 8},
-        }
-    },
-}
-
-
-class Project:
-    """A copy of the workflow with its own results."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.config = copy.deepcopy(CONFIG)
-        for name in ("workflow", "profiles", "envs", "config"):
-            shutil.copytree(REPOSITORY / name, root / name, ignore=_generated)
-        shutil.copy(REPOSITORY / "Snakefile", root / "Snakefile")
-
-    def command(self, *arguments: str) -> list[str]:
-        (self.root / "tiny.yaml").write_text(yaml.safe_dump(self.config))
-        command = [sys.executable, "-m", "snakemake", "--configfile", "tiny.yaml"]
-        return [*command, "--profile", "profiles/local", *arguments]
-
-    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-        done = subprocess.run(
-            self.command(*arguments),
-            cwd=self.root,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env=self.environment(),
-        )
-        if check:
-            assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
-        return done
-
-    def planned(self, *arguments: str) -> Counter:
-        """Jobs of a dry run, by rule; the targets that only collect files are left out."""
-        output = self.run(*arguments, "-n", "--quiet", "rules").stdout
-        lines = [line.split() for line in output.splitlines()]
-        counts = {p[0]: int(p[1]) for p in lines if len(p) == 2 and p[1].isdigit()}
-        for target in ("total", "all", "data", "train", "evaluate", "report"):
-            counts.pop(target, None)
-        return Counter(counts)
-
-    @staticmethod
-    def environment() -> dict[str, str]:
-        return os.environ | {"OMP_NUM_THREADS": "1"}
-
-    def path(self, name: str) -> Path:
-        return self.root / name
-
-
-def _generated(directory, names):
-    return [n for n in names if n in ("__pycache__",) or n.endswith(".egg-info")]
+from project import Project
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Path:
+def finished(tmp_path_factory) -> Project:
     """A project that has run to the end; copy it with `project`."""
     project = Project(tmp_path_factory.mktemp("finished") / "project")
     project.run()
-    return project.root
+    return project
 
 
 @pytest.fixture
 def project(finished, tmp_path) -> Project:
     """A finished project to change and plan again, times of all files kept."""
-    root = tmp_path / "project"
-    shutil.copytree(finished, root, symlinks=True)
-    copied = Project.__new__(Project)
-    copied.root, copied.config = root, copy.deepcopy(CONFIG)
-    return copied
+    return finished.copy(tmp_path / "project")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from millrace.errors import ConfigError
 from millrace.layout import Layout
 from millrace.schedulers.pbs import PbsAllocation, PbsQueue
 
@@ -14,14 +15,14 @@ from millrace.schedulers.pbs import PbsAllocation, PbsQueue
 TELL = """
 import json, os
 from pathlib import Path
-from millrace.schedulers.pbs import PbsAllocation
-a = PbsAllocation()
-Path(f"rank{a.node_rank()}.json").write_text(json.dumps(
-    [a.job, a.first_host(), os.getcwd(), os.environ["CARRIED"], os.environ["PATH"]]))
+from millrace.schedulers import allocation
+Path(f"node{os.environ['PBS_NODENUM']}.json").write_text(json.dumps(
+    [allocation().job, os.getcwd(), os.environ["CARRIED"], os.environ["PATH"]]))
 """
 # What a launcher does on the first node.
 SPREAD = """
 import os, subprocess, sys
+from millrace.errors import ConfigError
 from millrace.layout import Layout
 from millrace.schedulers.pbs import PbsAllocation
 os.environ["CARRIED"] = 'two "words"\\nand $HOME'
@@ -48,10 +49,10 @@ def run(pbs, queue, nodes):
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_command_runs_once_on_each_node(pbs, workdir, queue, nodes):
     id = run(pbs, queue, nodes)
-    told = [json.loads((workdir / f"rank{rank}.json").read_text()) for rank in range(nodes)]
-    assert len(list(workdir.glob("rank*.json"))) == nodes
-    for job, first, here, carried, path in told:
-        assert (job, first, here) == (id, "localhost", str(workdir))
+    told = [json.loads((workdir / f"node{node}.json").read_text()) for node in range(nodes)]
+    assert len(list(workdir.glob("node*.json"))) == nodes
+    for job, here, carried, path in told:
+        assert (job, here) == (id, str(workdir))
         assert carried == 'two "words"\nand $HOME'
         assert str(Path(sys.executable).parent) in path.split(":"), "pbsdsh PATH"
 
@@ -60,7 +61,8 @@ def test_environment_of_several_nodes_is_private(pbs, workdir, queue):
     run(pbs, queue, 2)
     [script] = (workdir / ".snakemake" / "pbs" / "nodes").iterdir()
     assert script.stat().st_mode & 0o077 == 0, "tokens in the environment can be read by others"
-    assert "PBS_NODENUM" not in script.read_text()
+    assert "declare -x PBS_JOBID" in script.read_text()
+    assert "declare -x PBS_NODENUM" not in script.read_text(), "every node would be the first"
 
 
 def test_end_is_what_pbs_says(pbs, workdir, queue, monkeypatch):
@@ -94,6 +96,12 @@ def test_only_snakemake_submits_again(workdir, queue):
     assert not PbsAllocation({"MILLRACE_PBS_RECORDS": "records"}, queue).requeue()
 
 
+def test_layout_with_more_nodes_than_the_job(workdir):
+    (workdir / "nodes").write_text("k001\n")
+    environment = {"PBS_JOBID": "7.pbs", "PBS_NODEFILE": str(workdir / "nodes")}
+    with pytest.raises(ConfigError, match=r"layout n2_gpu1: needs 2 nodes, and PBS job 7.pbs has 1"):
+        PbsAllocation(environment).on_each_node(["a"], Layout(2, 1), 8)
+
+
 def test_one_node_needs_no_pbsdsh():
     assert PbsAllocation({}).on_each_node(["a", "b"], Layout(1, 4), 8) == ["a", "b"]
-    assert PbsAllocation({}).node_rank() == 0

@@ -7,12 +7,10 @@ import time
 
 import pytest
 
-from millrace.errors import UserError
-from millrace.schedulers.base import State
+from millrace.schedulers.base import SchedulerError, State
 from millrace.schedulers.pbs import PbsQueue
 from millrace.schedulers.pbs.queue import (
     DELETED,
-    VANISHED,
     BusyError,
     SubmissionError,
     read_job,
@@ -99,8 +97,8 @@ def test_states_of_several_jobs_at_once(pbs, workdir, queue):
     pbs.wait(running, "R")
     jobs = queue.jobs([running, waiting, "99.pbs"])
     states = {id: job.state for id, job in jobs.items()}
-    assert states == {running: State.RUNNING, waiting: State.PENDING, "99.pbs": State.FAILED}
-    assert jobs["99.pbs"].reason == VANISHED
+    assert states == {running: State.RUNNING, waiting: State.PENDING, "99.pbs": State.GONE}
+    assert jobs["99.pbs"].reason == "PBS does not know this job"
     assert jobs[running].end == pytest.approx(time.time() + 3600, abs=20)
     queue.cancel([running, waiting, "99.pbs"])
     pbs.wait(running)
@@ -179,5 +177,5 @@ def test_refusal_is_one_sentence_with_the_command(pbs, workdir, queue):
 
 def test_without_pbs_a_sentence_says_so(workdir, queue, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(UserError, match="qstat: command not found"):
+    with pytest.raises(SchedulerError, match="qstat: command not found"):
         queue.jobs(["1.pbs"])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from millrace.errors import ConfigError
 from millrace.files import write_json
 from millrace.layout import Layout
 from millrace.schedulers.base import State
@@ -20,20 +21,20 @@ STARTED = "MILLRACE_PBS_STARTED"
 """When the job started, in seconds since 1970 on the clock of its node."""
 WALLTIME = "MILLRACE_PBS_WALLTIME_S"
 """The walltime that was asked for, in seconds."""
-_FIRST_HOST = "MILLRACE_PBS_FIRST_HOST"
 
-# pbsdsh gives its processes next to no environment, only the first node has $PBS_NODEFILE, and a
-# command line can be read by everybody: a script in the common directory carries it all. What PBS
-# sets anew for each process must not be carried.
+# pbsdsh gives its processes next to no environment, and a command line can be read by everybody: a
+# script in the common directory carries it all. What PBS sets anew for each process must not be carried.
+# pbsdsh passes TERM and INT on to its processes, but ends of USR1 and USR2.
 _SPREAD = """
-umask 077
 mkdir -p {directory}
-export {first_host}="$(head -n 1 "$PBS_NODEFILE")"
-{{
+(
+    umask 077
+    exec > {script}
     export -p | grep -vE '^declare -x (PBS_(NODENUM|TASKNUM|VNODENUM|MOMPORT|JOBCOOKIE)|TMPDIR)='
     echo cd {here} '|| exit'
     echo exec {command}
-}} > {script}
+)
+trap '' USR1 USR2
 exec {pbsdsh} -- /bin/bash {script}
 """
 
@@ -48,6 +49,8 @@ class PbsAllocation:
     queue : PbsQueue, optional
         Where to ask for the job.
     """
+
+    scheduler = "pbs"
 
     def __init__(
         self, environment: Mapping[str, str] | None = None, queue: PbsQueue | None = None
@@ -71,29 +74,30 @@ class PbsAllocation:
 
         Its processes find the environment and working directory that this command is started with.
         All CPUs and GPUs of a chunk are theirs without asking.
+
+        Raises
+        ------
+        ConfigError
+            The job has another number of nodes.
         """
         if layout.nodes == 1:
             return list(command)
-        # Its tilde, dollar signs and quotes are for the shell of the node.
+        nodes = len(Path(self._environment["PBS_NODEFILE"]).read_text().split())
+        if nodes != layout.nodes:
+            raise ConfigError(
+                f"layout {layout}: needs {layout.nodes} nodes, and PBS job {self.job} has {nodes}; submit "
+                f"it with -l select={layout.nodes}:... -l place=scatter"
+            )
         directory = self._records()
         script = _SPREAD.format(
             directory=shlex.quote(str(directory / "nodes")),
-            first_host=_FIRST_HOST,
+            # Quoted for the shell of the node, then for the one that writes this.
             here=shlex.quote(shlex.quote(str(Path.cwd()))),
             command=shlex.quote(shlex.join(command)),
             script=shlex.quote(str(directory / "nodes" / f"{self.job}.sh")),
             pbsdsh=shlex.quote(shutil.which("pbsdsh") or "/opt/pbs/bin/pbsdsh"),
         )
         return ["/bin/bash", "-c", script]
-
-    def node_rank(self) -> int:
-        """Number of this node: what pbsdsh counts; 0 where it was not used."""
-        return int(self._environment.get("PBS_NODENUM") or 0)
-
-    def first_host(self) -> str:
-        """Name of the first node of the job."""
-        first = self._environment.get(_FIRST_HOST)
-        return first or Path(self._environment["PBS_NODEFILE"]).read_text().split()[0]
 
     def requeue(self) -> bool:
         """Ask for the same job again once this one has ended.

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from millrace.cluster.requests import qsub_arguments
-from millrace.errors import UserError
-from millrace.schedulers.base import Job, State
+from millrace.schedulers.base import Job, SchedulerError, State
 
-VANISHED = "PBS does not know this job"
 DELETED = "deleted (qdel)"
 
 _FINISHED_LONG_AGO, _UNKNOWN_JOB = 35, 153
@@ -32,11 +30,11 @@ _BUSY = re.compile(
 )
 
 
-class SubmissionError(UserError):
+class SubmissionError(SchedulerError):
     """PBS refused a job."""
 
 
-class BusyError(UserError):
+class BusyError(SchedulerError):
     """PBS does not answer; asking later may help."""
 
 
@@ -91,7 +89,7 @@ class PbsQueue:
         )
 
     def jobs(self, ids: Iterable[str]) -> dict[str, Job]:
-        """Ask for jobs, waiting, running and ended; a job that PBS has forgotten is `VANISHED`."""
+        """Ask for jobs, waiting, running and ended; see `Queue.jobs`."""
         asked = list(ids)
         if not asked:
             return {}
@@ -108,7 +106,11 @@ class PbsQueue:
         jobs = {}
         for id in asked:
             fields = by_number.get(_number(id))
-            jobs[id] = read_job(id, fields) if fields else Job(id, State.FAILED, reason=VANISHED)
+            jobs[id] = (
+                read_job(id, fields)
+                if fields
+                else Job(id, State.GONE, reason="PBS does not know this job")
+            )
         return jobs
 
     def cancel(self, ids: Iterable[str]) -> None:
@@ -124,11 +126,12 @@ def carried() -> dict[str, str]:
     """Variables that a job needs from here: qsub passes none, and with ``-V`` all but PATH."""
     names = ("LANG", "LC_ALL", "LD_LIBRARY_PATH")
     kept = {name: os.environ[name] for name in names if name in os.environ}
-    # The job's own of these are set by PBS and by the script.
+    # The job is told its own of these, and has its own deadline.
     kept |= {
         name: value
         for name, value in os.environ.items()
-        if name.startswith("MILLRACE_") and not name.startswith("MILLRACE_PBS_")
+        if name.startswith("MILLRACE_")
+        and not name.startswith(("MILLRACE_PBS_", "MILLRACE_DEADLINE"))
     }
     library = str(Path(__file__).parents[3])
     paths = [library, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
@@ -272,7 +275,7 @@ def _run(command: list[str], stdin: str | None) -> Done:
             check=False,
         )
     except FileNotFoundError:
-        raise UserError(
+        raise SchedulerError(
             f"{command[0]}: command not found; run this where PBS is installed, for example on a login "
             "node"
         ) from None

@@ -35,7 +35,6 @@ from millrace.schedulers.base import Job, State
 from millrace.schedulers.pbs import allocation
 from millrace.schedulers.pbs.queue import (
     DELETED,
-    VANISHED,
     BusyError,
     PbsQueue,
     carried,
@@ -50,7 +49,6 @@ LOGS = Path("logs", "pbs")
 SHORT_S = 60.0
 SHORT_IN_A_ROW = 5
 
-_LIVE = (State.PENDING, State.RUNNING)
 _GOING_S = 20.0
 """How long a deleted job may take to end: PBS kills ten seconds after the warning."""
 
@@ -131,9 +129,9 @@ class Records:
         submission = self._read(id) or Submission((id,), "", (), "", "")
         last = submission.ids[-1]
         job = self.queue.jobs([last])[last]
-        if job.state in (*_LIVE, State.UNKNOWN):
+        if not job.state.is_over:
             return "running"
-        if job.state is State.DONE or (job.reason == VANISHED and self._exit_code(last) == 0):
+        if job.state is State.DONE or (job.state is State.GONE and self._exit_code(last) == 0):
             return "success"
         if self._asks_again(submission, job):
             with self._lock():
@@ -158,8 +156,7 @@ class Records:
         One that is still there but must not go on is deleted.
         """
         last = before.ids[-1]
-        state = self._state(last)
-        if state not in (*_LIVE, State.UNKNOWN):
+        if self._is_over(last):
             return False
         if before.definition == definition and not self._is_cancelled(before):
             _say(f"PBS job {last} is already there for the same files; taking it over")
@@ -168,7 +165,7 @@ class Records:
         _say(f"PBS job {last} writes the same files and must not go on; deleting it")
         self.cancel([before.ids[0]])
         end = time.monotonic() + _GOING_S
-        while self._state(last) in _LIVE and time.monotonic() < end:
+        while not self._is_over(last) and time.monotonic() < end:
             time.sleep(0.5)
         return False
 
@@ -204,8 +201,8 @@ class Records:
             self.queue.cancel([new])
         return "running"
 
-    def _state(self, id: str) -> State:
-        return self.queue.jobs([id])[id].state
+    def _is_over(self, id: str) -> bool:
+        return self.queue.jobs([id])[id].state.is_over
 
     def _is_cancelled(self, submission: Submission) -> bool:
         return (self.directory / "cancelled" / submission.ids[0]).exists()
