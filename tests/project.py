@@ -60,7 +60,9 @@ class Project:
         Options of every call of Snakemake.
     """
 
-    def __init__(self, root: Path, options: Sequence[str] = ("--profile", "profiles/local")) -> None:
+    def __init__(
+        self, root: Path, options: Sequence[str] = ("--profile", "profiles/local")
+    ) -> None:
         self.root, self.options = root, options
         self.config = copy.deepcopy(CONFIG)
         for name in ("workflow", "profiles", "envs", "config"):

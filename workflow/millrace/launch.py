@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from millrace.agent import CANCELLED
+from millrace.cluster import Cluster
 from millrace.errors import ExitCode
 from millrace.layout import Layout
 from millrace.processes import die_with_parent, forwarding_signals
@@ -36,6 +37,13 @@ class Surroundings:
     """Variables, of NCCL say."""
     modules: Sequence[str] = ()
     """Environment modules to load."""
+
+
+def surroundings_of(cluster: Cluster | None) -> Surroundings:
+    """What a cluster wants; nothing for this machine."""
+    if cluster is None:
+        return Surroundings()
+    return Surroundings(cluster.environment, cluster.modules)
 
 
 def launch(request: Request, cpus: int, surroundings: Surroundings | None = None) -> int:
@@ -69,7 +77,7 @@ def launch(request: Request, cpus: int, surroundings: Surroundings | None = None
     with tempfile.TemporaryDirectory(prefix=".launch_", dir=request.runs) as directory:
         path = Path(directory) / "request.json"
         path.write_text(json.dumps(asdict(request)))
-        layout = Layout.parse(request.layout)
+        layout = Layout.parse(request.trained_on)
         code = run_workers("millrace.train", path, layout, cpus, surroundings, _RESTARTS)
         error = path.with_suffix(".error")
         if error.exists():

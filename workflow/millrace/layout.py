@@ -1,11 +1,14 @@
 """Names of GPU layouts: ``n<nodes>_gpu<GPUs per node>``."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from millrace.errors import ConfigError
 
+PATTERN = "n[1-9][0-9]*_gpu[1-9][0-9]*"
 _PATTERN = re.compile(r"n([1-9][0-9]*)_gpu([1-9][0-9]*)")
+_OR = "-or-"
 
 
 @dataclass(frozen=True, order=True)
@@ -32,6 +35,16 @@ class Layout:
     def world_size(self) -> int:
         """Number of training processes, one per GPU."""
         return self.nodes * self.gpus_per_node
+
+    @classmethod
+    def entrants(cls, name: str) -> "list[Layout]":
+        """Layouts of a race, ``n1_gpu4-or-n4_gpu1``, or the only one."""
+        return [cls.parse(part) for part in name.split(_OR)]
+
+    @staticmethod
+    def race(names: Iterable[str]) -> str:
+        """Name of a race of layouts, as in paths."""
+        return _OR.join(names)
 
     def __str__(self) -> str:
         return f"n{self.nodes}_gpu{self.gpus_per_node}"

@@ -11,6 +11,8 @@ from typing import Any
 from millrace.config import nearest, validate
 from millrace.data.fingerprint import fingerprint
 from millrace.errors import ConfigError, DataError
+from millrace.layout import Layout
+from millrace.training.request import Request
 
 # How long training runs does not decide the weights: more epochs continue the same run.
 _LENGTHS = ("epochs", "milestone_every", "save_every")
@@ -187,7 +189,8 @@ class Plan:
     def layouts(self) -> list[str]:
         """Layouts of all runs, also of those that only a prediction asks for."""
         predicting = (block["layout"] for block in self.predictions.values())
-        return list(dict.fromkeys([*self._run["layouts"], *predicting]))
+        named = [*(layout for _, layout, _ in self._runs()), *predicting]
+        return list(dict.fromkeys(str(one) for name in named for one in Layout.entrants(name)))
 
     def metrics(self) -> list[str]:
         """Metrics of every run."""
@@ -197,7 +200,7 @@ class Plan:
         """Metrics of every ensemble over seeds; none for a single seed."""
         if len(self._run["seeds"]) < 2:
             return []
-        pairs = product(self._run["experiments"], self._run["layouts"])
+        pairs = dict.fromkeys((e, n) for e, n, _ in self._runs())
         return [f"results/evaluate/{e}/{n}/ensemble/metrics.json" for e, n in pairs]
 
     def report(self) -> list[str]:
@@ -205,7 +208,55 @@ class Plan:
         return [f"results/report/skill.{suffix}" for suffix in ("html", "csv", "png")]
 
     def _runs(self) -> list[tuple[str, str, int]]:
-        return list(product(*(self._run[key] for key in ("experiments", "layouts", "seeds"))))
+        return [
+            run
+            for experiment in self._run["experiments"]
+            for run in product([experiment], self._layouts(experiment), self._run["seeds"])
+        ]
+
+    def _layouts(self, experiment: str) -> Sequence[str]:
+        race = self.experiments[experiment].get("race")
+        return [Layout.race(race)] if race else self._run["layouts"]
+
+
+def segment_request(
+    config: Mapping[str, Any],
+    wildcards: Any,
+    definition: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, str],
+) -> Request:
+    """Describe the training of a segment.
+
+    Parameters
+    ----------
+    config : mapping
+        The configuration. What is read from here, and not from the definition, is no parameter of the
+        rule: changing it must not start a run again.
+    wildcards : object
+        With the attributes ``experiment, layout, seed, epoch``.
+    definition : mapping
+        See `Plan.definition`.
+    inputs, outputs : mapping
+        Files of the rule.
+    """
+    w = wildcards
+    train = config["experiments"][w.experiment]["train"]
+    files = {k: v for k, v in inputs.items() if k not in ("previous", "init_from")}
+    return Request(
+        experiment=w.experiment,
+        layout=w.layout,
+        seed=int(w.seed),
+        target_epoch=int(w.epoch),
+        definition=dict(definition),
+        files={k: v if isinstance(v, str) else list(v) for k, v in files.items()},
+        runs=f"runs/{w.experiment}/{w.layout}/seed{w.seed}",
+        checkpoint=outputs["checkpoint"],
+        receipt=outputs["receipt"],
+        save_every=train.get("save_every", 1),
+        execution={k: v for k, v in train.items() if k in EXECUTION},
+        previous=str(inputs.get("previous") or "") or None,
+    )
 
 
 def _known(name: str, known: Mapping[str, Any], key: str, kind: str) -> Any:

@@ -53,9 +53,13 @@ def placed(rule):
 
     if cluster is None:
         return {}
+    return at_site() | {key: resource(key) for key in RESOURCES}
+
+
+def at_site():
+    """The cluster, for the job's own script."""
     # With its path, because a job cannot ask where the Snakefile is.
-    named = {"site": str(cluster.directory)}
-    return named | {key: resource(key) for key in RESOURCES}
+    return {} if cluster is None else {"site": str(cluster.directory)}
 
 
 def cores(rule, local=1):

@@ -13,11 +13,15 @@ except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 
+LAYOUT = r"n[1-9]\d*_gpu[1-9]\d*"
+RACE = f"{LAYOUT}(-or-{LAYOUT})+"
+
+
 wildcard_constraints:
     dataset="|".join(plan.datasets),
     prediction="|".join(plan.predictions) or "(?!)",
     experiment="|".join(plan.experiments),
-    layout=r"n[1-9]\d*_gpu[1-9]\d*",
+    layout=f"{LAYOUT}(-or-{LAYOUT})*",
     seed=r"\d+",
     epoch=r"\d+",
     geometry=r"[\dx]+_r[\d.]+",
@@ -93,7 +97,7 @@ def prediction_fingerprint(wildcards):
 
 def ranks(wildcards):
     """Training processes of the layout: its job takes at least as many cores."""
-    return Layout.parse(wildcards.layout).world_size
+    return max(one.world_size for one in Layout.entrants(wildcards.layout))
 
 
 def stage(target, *jobs, files):

@@ -19,6 +19,8 @@ rule train_segment:
         "logs/train_segment/{experiment}/{layout}/seed{seed}/epoch_{epoch}.log",
     benchmark:
         "benchmarks/train_segment/{experiment}/{layout}/seed{seed}/epoch_{epoch}.tsv"
+    wildcard_constraints:
+        layout=LAYOUT,
     conda:
         "../../envs/train.yaml"
     threads: cores("train_segment", local=ranks)
@@ -29,3 +31,40 @@ rule train_segment:
         definition=definition,
     script:
         "../scripts/train_segment.py"
+
+
+# Waits for jobs that it submits itself, see millrace.race.
+localrules:
+    train_race,
+
+
+rule train_race:
+    input:
+        unpack(samples),
+        previous=previous_checkpoint,
+        init_from=initial_checkpoint,
+    output:
+        checkpoint=ensure(
+            "results/train/{experiment}/{layout}/seed{seed}/epoch_{epoch}.ckpt",
+            non_empty=True,
+        ),
+        receipt=ensure(
+            "results/train/{experiment}/{layout}/seed{seed}/epoch_{epoch}.json",
+            non_empty=True,
+        ),
+    log:
+        "logs/train_race/{experiment}/{layout}/seed{seed}/epoch_{epoch}.log",
+    benchmark:
+        "benchmarks/train_race/{experiment}/{layout}/seed{seed}/epoch_{epoch}.tsv"
+    wildcard_constraints:
+        layout=RACE,
+    conda:
+        "../../envs/train.yaml"
+    threads: 1 if cluster else ranks
+    resources:
+        **at_site(),
+    params:
+        # Not the number of epochs: asking for more must not start this segment again.
+        definition=definition,
+    script:
+        "../scripts/train_race.py"

@@ -99,7 +99,9 @@ def test_only_snakemake_submits_again(workdir, queue):
 def test_layout_with_more_nodes_than_the_job(workdir):
     (workdir / "nodes").write_text("k001\n")
     environment = {"PBS_JOBID": "7.pbs", "PBS_NODEFILE": str(workdir / "nodes")}
-    with pytest.raises(ConfigError, match=r"layout n2_gpu1: needs 2 nodes, and PBS job 7.pbs has 1"):
+    with pytest.raises(
+        ConfigError, match=r"layout n2_gpu1: needs 2 nodes, and PBS job 7.pbs has 1"
+    ):
         PbsAllocation(environment).on_each_node(["a"], Layout(2, 1), 8)
 
 

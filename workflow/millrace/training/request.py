@@ -10,6 +10,7 @@ class Request:
 
     experiment: str
     layout: str
+    """As in the paths; of a race all layouts that take part, see `trained_on`."""
     seed: int
     target_epoch: int
     definition: dict[str, Any]
@@ -28,6 +29,13 @@ class Request:
     """Keys of the block ``train`` that do not decide the weights."""
     previous: str | None = None
     """Checkpoint of the milestone before, for when the store has been removed."""
+    won_by: str | None = None
+    """The layout that trains, if several were in a race."""
+
+    @property
+    def trained_on(self) -> str:
+        """The layout that trains."""
+        return self.won_by or self.layout
 
     @property
     def name(self) -> str:

@@ -146,7 +146,7 @@ def _begin_session(trainer: Trainer, request: Request) -> None:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "host": socket.gethostname(),
             "job": os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID") or "",
-            "layout": request.layout,
+            "layout": request.trained_on,
             "ranks": trainer.ranks.world_size,
             "threads": torch.get_num_threads(),
             "device": _device_name(trainer.ranks.device),
