@@ -46,7 +46,41 @@ def surroundings_of(cluster: Cluster | None) -> Surroundings:
     return Surroundings(cluster.environment, cluster.modules)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended."""
+
+    code: int
+    """An `ExitCode`, or that of a process that failed otherwise."""
+    stop: Stop = Stop.NO
+    """Why it stopped in good order before its target, if it did."""
+
+    @property
+    def wants_more_time(self) -> bool:
+        """Whether the job should run again."""
+        # Not if somebody cancelled it; and a scheduler that preempts a job puts it back itself.
+        return self.stop in (Stop.END, Stop.WARNED)
+
+
 def launch(request: Request, cpus: int, surroundings: Surroundings | None = None) -> int:
+    """Train a segment, and have this job run again if it ends too early.
+
+    Parameters and errors are those of `train`.
+
+    Returns
+    -------
+    int
+        The code of the `Outcome`. A job that can be put back into its queue does not return 75: the
+        scheduler ends it, and it runs again.
+    """
+    outcome = train(request, cpus, surroundings)
+    if outcome.wants_more_time:
+        sys.stdout.flush()
+        allocation().requeue()
+    return outcome.code
+
+
+def train(request: Request, cpus: int, surroundings: Surroundings | None = None) -> Outcome:
     """Train a segment on the nodes of this job, or on this machine.
 
     Parameters
@@ -58,10 +92,9 @@ def launch(request: Request, cpus: int, surroundings: Surroundings | None = None
 
     Returns
     -------
-    int
-        An `ExitCode`: 0 when the checkpoint and its receipt are there, 75 when training stopped in good
-        order before the target epoch, else the code of the error, which was printed. A job that can be
-        put back into its queue does not return 75: it is ended by the scheduler, and runs again.
+    Outcome
+        Code 0 when the checkpoint and its receipt are there, 75 when training stopped in good order
+        before the target epoch, else that of the error, which was printed.
 
     Raises
     ------
@@ -83,21 +116,17 @@ def launch(request: Request, cpus: int, surroundings: Surroundings | None = None
         if error.exists():
             message, user_code = json.loads(error.read_text())
             print(f"error: {message}", file=sys.stderr)
-            return int(user_code)
+            return Outcome(int(user_code))
         stopped = path.with_suffix(".stopped")
-        reason = Stop(int(stopped.read_text())) if stopped.exists() else None
+        reason = Stop(int(stopped.read_text())) if stopped.exists() else Stop.NO
         if path.with_suffix(CANCELLED).exists():
             reason = Stop.CANCELLED
     # Success is what was committed, not what a process said last.
     if Path(request.checkpoint).is_file() and Path(request.receipt).is_file():
-        return ExitCode.OK
-    if reason is None:
-        return code or ExitCode.TRY_AGAIN
-    # Who cancels a job does not want it back, and a scheduler that preempts it puts it back itself.
-    if reason is not Stop.CANCELLED:
-        sys.stdout.flush()
-        here.requeue()
-    return ExitCode.TRY_AGAIN
+        return Outcome(ExitCode.OK)
+    if reason is Stop.NO and code:
+        return Outcome(code)
+    return Outcome(ExitCode.TRY_AGAIN, reason)
 
 
 def run_workers(

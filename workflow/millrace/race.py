@@ -23,7 +23,7 @@ import psutil
 from millrace.cluster import Cluster
 from millrace.errors import ExitCode
 from millrace.files import write_json
-from millrace.launch import Surroundings, launch, surroundings_of
+from millrace.launch import Surroundings, launch, surroundings_of, train
 from millrace.layout import Layout
 from millrace.schedulers import Queue, SchedulerError, allocation, queue
 from millrace.training.request import Request
@@ -126,7 +126,7 @@ def run_race(race: Race, poll_s: float = _POLL_S) -> int:
         except (KeyboardInterrupt, SchedulerError):
             _cancel_all(race, jobs)
             raise
-        if code != ExitCode.TRY_AGAIN:
+        if code is not None:
             shutil.rmtree(race.directory, ignore_errors=True)
             return code
 
@@ -135,7 +135,10 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _heat(race: Race, jobs: Queue, ancestors: Sequence[psutil.Process], poll_s: float) -> int:
+def _heat(
+    race: Race, jobs: Queue, ancestors: Sequence[psutil.Process], poll_s: float
+) -> int | None:
+    """Run the race once; None: it has to be run again."""
     submitted = _left_behind(race, jobs)
     if submitted:
         print(f"continues to wait for {_listed(submitted)}")
@@ -186,8 +189,8 @@ def _submit(race: Race, jobs: Queue) -> dict[str, str]:
     return submitted
 
 
-def _outcome(race: Race) -> int:
-    """Tell how a race went whose jobs are all over."""
+def _outcome(race: Race) -> int | None:
+    """Tell how a race went whose jobs are all over; None: the winner had too little time."""
     winner = _winner(race.directory)
     if race.is_won:
         print(f"{winner['layout'] if winner else 'another job'} won")
@@ -198,7 +201,7 @@ def _outcome(race: Race) -> int:
             print(f"--- {entrant.layout}\n{log.read_text(errors='replace')}")
     result = _read(race.directory / _RESULT)
     if result is not None:
-        return int(result["code"])
+        return None if result["again"] else int(result["code"])
     what = f"the job of {winner['layout']} ended" if winner else "all jobs of the race ended"
     print(f"error: {what} without a result: cancelled, killed or lost", file=sys.stderr)
     return 1
@@ -225,10 +228,12 @@ def enter(directory: Path, layout: str) -> int:
     others = [other for other in (_read(directory / _JOBS) or {}).values() if other != job]
     queue(race.scheduler).cancel(others)
     [entrant] = [one for one in race.entrants if one.layout == layout]
-    code = launch(replace(race.request, won_by=layout), entrant.cpus, race.surroundings)
-    if code != ExitCode.OK:
-        write_json(directory / _RESULT, {"code": int(code)})
-    return code
+    outcome = train(replace(race.request, won_by=layout), entrant.cpus, race.surroundings)
+    # If the job cannot be put back into its queue, the race is run again.
+    again = outcome.wants_more_time and not allocation().requeue()
+    if outcome.code != ExitCode.OK:
+        write_json(directory / _RESULT, {"code": int(outcome.code), "again": again})
+    return outcome.code
 
 
 def _winner(directory: Path) -> dict[str, str] | None:

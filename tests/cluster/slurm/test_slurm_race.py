@@ -123,11 +123,12 @@ def test_interrupted_head_cancels_its_jobs(start, training, slurm):
     assert any(Path(race.request.runs).glob("*/step_*")), "nothing was saved"
 
 
-def test_winner_that_is_killed_ends_the_race(start, training, slurm):
+def test_cancelled_winner_ends_the_race(start, training, slurm):
     race, head = start("race", epochs=2000)
     training.wait_for_epoch(race.request, 3)
     [winner] = slurm.run("squeue", "-h", "-t", "R", "-o", "%i").stdout.split()
-    slurm.run("scancel", "--signal=KILL", "--full", winner)
+    slurm.run("scancel", winner)
     output, _ = head.communicate(timeout=60)
-    assert head.returncode == 1, output
+    assert head.returncode not in (0, None), output
+    assert output.count("submitted") == 1
     assert not slurm.run("squeue", "-h").stdout
