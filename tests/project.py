@@ -81,13 +81,15 @@ class Project:
         command = [sys.executable, "-m", "snakemake", "--configfile", "tiny.yaml"]
         return [*command, *self.options, *arguments]
 
-    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+    def run(
+        self, *arguments: str, check: bool = True, timeout: float = 300
+    ) -> subprocess.CompletedProcess:
         done = subprocess.run(
             self.command(*arguments),
             cwd=self.root,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=timeout,
             env=self.environment(),
         )
         if check:

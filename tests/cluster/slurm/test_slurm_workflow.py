@@ -1,0 +1,205 @@
+"""`snakemake --profile profiles/gilbreth` on a real SLURM: all stages, short jobs, killed heads."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+import yaml
+from conftest import wait
+from lab import ACCOUNT
+from project import Project
+
+from millrace.cluster import Cluster
+from millrace.layout import Layout
+
+pytestmark = pytest.mark.slow
+LAYOUTS = ["n1_gpu1", "n1_gpu2", "n2_gpu1", "n2_gpu2", "n4_gpu1"]
+# The plugin's own pauses are for clusters with thousands of jobs.
+QUICK = [
+    *("--slurm-init-seconds-before-status-checks", "1"),
+    *("--seconds-between-status-checks", "1", "--latency-wait", "10"),
+]
+
+
+class SlurmProject(Project):
+    """The tiny project with a profile of a cluster."""
+
+    def environment(self):
+        return super().environment() | {"MILLRACE_ACCOUNT": ACCOUNT}
+
+    def facts(self, **changes):
+        """Change entries of `jobs` in the facts of the cluster."""
+        file = self.path("profiles/gilbreth/cluster.yaml")
+        values = yaml.safe_load(file.read_text())
+        values["jobs"] |= changes
+        file.write_text(yaml.safe_dump(values, sort_keys=False))
+
+    def start(self, *arguments):
+        log = self.path("head.log").open("a")
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.root,
+            env=self.environment(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def epochs(self, run):
+        files = self.path(f"runs/{run}").glob("*/metrics.jsonl")
+        return [json.loads(line)["epoch"] for f in files for line in f.read_text().splitlines()]
+
+    def receipt(self, run, epoch):
+        return json.loads(self.path(f"results/train/{run}/epoch_{epoch}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A project with its samples extracted, on this machine."""
+    project = Project(tmp_path_factory.mktemp("data") / "project")
+    project.run("data")
+    return project
+
+
+@pytest.fixture
+def project(data, jobs, tmp_path):
+    copied = data.copy(tmp_path / "project")
+    copied.__class__ = SlurmProject
+    copied.options = ("--profile", "profiles/gilbreth", *QUICK)
+    return copied
+
+
+def long_training(project, layout="n1_gpu2", epochs=150):
+    project.config["run"]["layouts"] = [layout]
+    project.config["experiments"]["tiny"]["train"] |= {"epochs": epochs, "milestone_every": epochs}
+    return f"tiny/{layout}/seed0"
+
+
+def test_everything_on_five_layouts(tmp_path, jobs, slurm):
+    project = SlurmProject(tmp_path / "project", ("--profile", "profiles/gilbreth", *QUICK))
+    project.config["run"]["layouts"] = LAYOUTS
+    project.config["experiments"]["tiny"]["train"]["milestone_every"] = 4
+    began = time.strftime("%Y-%m-%dT%H:%M:%S")
+    project.run(timeout=900)
+
+    receipts = {name: project.receipt(f"tiny/{name}/seed0", 4) for name in LAYOUTS}
+    for name, receipt in receipts.items():
+        [session] = receipt["sessions"]
+        assert session["ranks"] == Layout.parse(name).world_size
+        assert project.path(f"results/evaluate/tiny/{name}/seed0/metrics.json").is_file()
+    # Means over all samples of an epoch: one that was left out or taken twice would show.
+    losses = {n: [e["train_loss"] for e in r["history"]] for n, r in receipts.items()}
+    for name in LAYOUTS:
+        assert losses[name] == pytest.approx(losses["n1_gpu1"], rel=1e-5), name
+
+    cluster = Cluster.read(str(project.path("profiles/gilbreth")))
+    requests = accounting(slurm, began)
+    trained = {}
+    for comment, asked in requests.items():
+        layout = next((name for name in LAYOUTS if name in comment), None)
+        rule = next(r for r in sorted(rules(comment), key=len))
+        on = Layout.parse(layout) if rule == "train_segment" and layout else None
+        place = cluster.place(on, rule)
+        assert asked["partition"] == place.node_type.partition, comment
+        assert asked["qos"] == "normal"
+        assert asked["nodes"] == place.nodes, comment
+        assert asked["gpus"] == place.nodes * place.gpus_per_node, comment
+        assert asked["cpus"] == place.nodes * place.cpus_per_node, comment
+        assert asked["memory_mb"] == place.nodes * place.memory_mb, comment
+        assert asked["minutes"] == place.minutes, comment
+        assert asked["state"] == "COMPLETED", comment
+        if on:
+            trained[layout] = asked
+    assert sorted(trained) == sorted(LAYOUTS)
+
+
+def rules(comment):
+    names = ("simulate_aquifer", "preprocess", "extract_patches", "build_graph", "evaluate_run")
+    return [name for name in (*names, "train_segment") if f"rule_{name}" in comment]
+
+
+def accounting(slurm, began):
+    """What the jobs since then asked for, as SLURM's accounting has it, by comment."""
+    fields = "Comment,Partition,QOS,NNodes,ReqTRES,TimelimitRaw,State"
+    lines = slurm.run("sacct", "-aXPn", "-S", began, "-o", fields).stdout.splitlines()
+    jobs = {}
+    for line in lines:
+        comment, partition, qos, nodes, tres, minutes, state = line.split("|")
+        counts = dict(pair.split("=") for pair in tres.split(","))
+        unit = {"M": 1, "G": 1024, "T": 1024**2}[counts["mem"][-1]]
+        jobs[comment] = {
+            "partition": partition,
+            "qos": qos,
+            "nodes": int(nodes),
+            "gpus": int(counts.get("gres/gpu", 0)),
+            "cpus": int(counts["cpu"]),
+            "memory_mb": round(float(counts["mem"][:-1]) * unit),
+            "minutes": int(minutes),
+            "state": state,
+        }
+    return jobs
+
+
+def test_short_jobs_run_to_the_end_from_one_command(project):
+    """Jobs of a minute, as Gilbreth's standby with its four hours."""
+    run = long_training(project, epochs=500)
+    project.facts(train_segment={"hours": 1 / 59})
+    project.run("train", timeout=400)
+    sessions = project.receipt(run, 500)["sessions"]
+    assert len(sessions) >= 3
+    assert len({session["job"] for session in sessions}) == 1, "queued again under another id"
+    assert project.epochs(run) == list(range(1, 501))
+
+
+def test_interrupted_head_takes_its_jobs_along(project, slurm):
+    run = long_training(project)
+    head = project.start("train")
+    wait(90, lambda: max(project.epochs(run), default=0) >= 5, "training")
+    os.kill(head.pid, signal.SIGINT)
+    head.wait(60)
+    wait(30, lambda: not slurm.run("squeue", "-h").stdout, "the end of all jobs")
+    assert max(project.epochs(run)) < 150
+    project.run("train", timeout=200)
+    assert project.epochs(run) == list(range(1, 151))
+
+
+def test_terminated_head_waits_for_its_jobs(project):
+    run = long_training(project)
+    head = project.start("train")
+    wait(90, lambda: max(project.epochs(run), default=0) >= 5, "training")
+    os.kill(head.pid, signal.SIGTERM)
+    head.wait(200)
+    assert project.epochs(run) == list(range(1, 151))
+    project.run("train", timeout=200)
+    assert len(project.receipt(run, 150)["sessions"]) == 1
+
+
+def test_killed_head_and_a_new_one_do_not_train_twice(project, slurm):
+    run = long_training(project, epochs=300)
+    head = project.start("train")
+    wait(90, lambda: max(project.epochs(run), default=0) >= 5, "training")
+    os.kill(head.pid, signal.SIGKILL)
+    head.wait()
+    assert slurm.run("squeue", "-h", "-t", "R").stdout, "the job should go on"
+    project.run("--unlock")
+    project.run("train", timeout=300)
+    assert not slurm.run("squeue", "-h").stdout
+    receipt = project.receipt(run, 300)
+    first, second = receipt["sessions"]
+    assert first["job"] != second["job"]
+    assert project.epochs(run) == list(range(1, 301)), "both trained"
+    state = torch.load(project.path(f"results/train/{run}/epoch_300.ckpt"), weights_only=True)
+    assert state["step"] == receipt["step"]
+
+
+def test_race_of_the_workflow(project, slurm):
+    project.config["experiments"]["tiny"]["race"] = ["n1_gpu4", "n4_gpu1"]
+    project.run("train", timeout=200)
+    receipt = project.receipt("tiny/n1_gpu4-or-n4_gpu1/seed0", 4)
+    assert {session["ranks"] for session in receipt["sessions"]} == {4}
+    assert {s["layout"] for s in receipt["sessions"]} <= {"n1_gpu4", "n4_gpu1"}
+    assert not slurm.run("squeue", "-h").stdout
