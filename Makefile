@@ -7,6 +7,10 @@ TORCH ?= $(shell grep '^torch==' $(LOCK))
 # Extra pip options for torch alone, for example another index with CPU-only builds.
 TORCH_PIP_ARGS ?=
 
+# What `make doctor` looks at, for example: make doctor PROFILE=gilbreth DOCTOR_ARGS="--layout n2_gpu2"
+PROFILE ?= local
+DOCTOR_ARGS ?=
+
 # One demo per system: the Snakemake arguments that select it.
 SYSTEMS := gino gfno
 DEMO_gino :=
@@ -22,13 +26,13 @@ SNAKEMAKE := $(BIN)/snakemake --profile profiles/local
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-gpu lock clean unknown-system FORCE
+.PHONY: help setup demo test lint doctor bench bench-gpu lock clean unknown-system FORCE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
-	@echo "Variables: SYSTEM ($(SYSTEMS)), CORES, PYTHON, PYTEST_ARGS, TORCH_PIP_ARGS."
+	@echo "Variables: SYSTEM ($(SYSTEMS)), PROFILE, DOCTOR_ARGS, CORES, PYTHON, PYTEST_ARGS, TORCH_PIP_ARGS."
 
 setup: $(STAMP) ## create .venv with the locked packages and this checkout
 
@@ -79,6 +83,10 @@ lint: $(STAMP) ## check format, style, types, import direction and the workflow
 	@echo "==> mypy";       $(BIN)/mypy
 	@echo "==> lint-imports"; $(BIN)/lint-imports
 	@echo "==> snakemake --lint"; $(BIN)/snakemake --lint
+
+# Exit code 1 if a check failed. What it does: .venv/bin/python -m millrace.doctor --help
+doctor: $(STAMP) ## check a cluster before work goes there: make doctor PROFILE=gilbreth
+	@$(BIN)/python -m millrace.doctor --profile profiles/$(PROFILE) $(DOCTOR_ARGS)
 
 bench: $(STAMP) ## measure on this machine's CPU
 	@for file in $(wildcard tests/bench/bench_*.py); do echo "==> $$file"; $(BIN)/python $$file; done

@@ -4,6 +4,7 @@
     snakemake --profile profiles/local train      one stage: data, train, evaluate or report
     snakemake -n --profile profiles/local         what would be done
     snakemake --profile profiles/gilbreth         on a cluster
+    snakemake --profile profiles/gilbreth preflight   tries each layout there with a short job
 
 Configuration: config/README.md. Rules are cut by stage, in the order of the data flow.
 """
@@ -17,6 +18,7 @@ report: "workflow/report/workflow.rst"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/cluster.smk"
+include: "workflow/rules/preflight.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
@@ -32,6 +34,11 @@ rule all:
         plan.ensembles(),
         plan.predicted_files(),
         plan.report(),
+
+
+rule preflight:
+    input:
+        plan.preflights(),
 
 
 rule data:

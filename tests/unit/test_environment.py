@@ -23,7 +23,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
 CUDA = re.compile(r"nvidia-|cuda-|triton$")
 # The launcher starts this module in a process of its own, which no import shows.
-STARTED_BY = {"millrace.launch": "millrace.train"}
+STARTED_BY = {"millrace.launch": "millrace.train", "millrace.doctor.inside": "millrace.preflight"}
 
 
 def read_lock() -> dict[str, str]:

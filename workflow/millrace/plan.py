@@ -192,6 +192,10 @@ class Plan:
         named = [*(layout for _, layout, _ in self._runs()), *predicting]
         return list(dict.fromkeys(str(one) for name in named for one in Layout.entrants(name)))
 
+    def preflights(self) -> list[str]:
+        """Reports of the checks inside a job, one a layout."""
+        return [f"results/preflight/{layout}.json" for layout in self.layouts()]
+
     def metrics(self) -> list[str]:
         """Metrics of every run."""
         return [f"results/evaluate/{e}/{n}/seed{s}/metrics.json" for e, n, s in self._runs()]

@@ -62,9 +62,19 @@ class Ranks:
         return tensor
 
 
+# Ranks may start minutes apart on a busy file system: initialisation waits longer than a step.
+_PATIENCE = timedelta(minutes=30)
+
+
 @contextlib.contextmanager
-def process_group() -> Iterator[Ranks]:
-    """Join the ranks that torchrun started: NCCL between GPUs, gloo between CPU processes."""
+def process_group(patience: timedelta = _PATIENCE) -> Iterator[Ranks]:
+    """Join the ranks that torchrun started: NCCL between GPUs, gloo between CPU processes.
+
+    Parameters
+    ----------
+    patience : timedelta
+        How long to wait for the other ranks, at the start and at each exchange.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -80,9 +90,8 @@ def process_group() -> Iterator[Ranks]:
     else:
         device = torch.device("cpu")
     if world_size > 1:
-        # Ranks may start minutes apart on a busy file system: initialisation waits longer than a step.
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        dist.init_process_group(backend, timeout=patience)
     try:
         yield Ranks(rank, world_size, device)
     finally:

@@ -1,0 +1,16 @@
+"""Rule preflight_layout: the ranks of a layout look around, meet, and are judged."""
+
+from pathlib import Path
+
+from millrace.cluster import cluster_of_job
+from millrace.doctor.inside import check_layout
+from millrace.jobs import job
+from millrace.layout import Layout
+
+with job(snakemake.log[0]):
+    check_layout(
+        Layout.parse(snakemake.wildcards.layout),
+        cluster_of_job(snakemake.resources),
+        Path(snakemake.output[0]),
+        cpus=snakemake.threads,
+    )
