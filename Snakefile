@@ -38,7 +38,7 @@ rule all:
 
 rule preflight:
     input:
-        plan.preflights(),
+        stage("preflight", "preflight_layout", files=plan.preflights()),
 
 
 rule data:

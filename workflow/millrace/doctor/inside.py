@@ -5,6 +5,7 @@ import re
 import secrets
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -165,10 +166,13 @@ def _nodes(layout: Layout, facts: Facts) -> Check:
         f"{name}: {f['cpus']} CPUs, {f['memory_bytes'] / 2**30:.0f} GiB"
         for name, f in sorted(nodes.items())
     )
-    if len(nodes) != layout.nodes and len(facts) == layout.world_size:
+    ranks = Counter(f["node"] for f in facts.values())
+    complete = len(facts) == layout.world_size
+    if complete and set(ranks.values()) != {layout.gpus_per_node}:
+        spread = ", ".join(f"{count} on {node}" for node, count in sorted(ranks.items()))
         return Check.failed(
             "nodes",
-            f"ranks of {layout} are on {len(nodes)} node(s), expected {layout.nodes} ({said})",
+            f"ranks of {layout} are {spread}, expected {layout.gpus_per_node} on each of {layout.nodes}",
             "Ask for whole nodes (`tasks`, `nodes`; PBS: `place=scatter`), see profiles/README.md.",
         )
     few = sorted(name for name, f in nodes.items() if f["cpus"] < layout.gpus_per_node)
