@@ -260,6 +260,7 @@ def segment_request(
         save_every=train.get("save_every", 1),
         execution={k: v for k, v in train.items() if k in EXECUTION},
         previous=str(inputs.get("previous") or "") or None,
+        final_epoch=train["epochs"],
     )
 
 

@@ -5,14 +5,20 @@ A RUN is a path, or the beginning of experiment/layout/seed<n>/identity; without
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
 from millrace.errors import DataError, ExitCode, UserError
-from millrace.runs import display, maintenance
+from millrace.runs import display, efficiency, maintenance
 from millrace.runs.inventory import Run, find_runs, one, select
+from millrace.runs.jobs import find_queue
+from millrace.runs.watch import Watcher, follow
+
+# A table that is made once waits this long for a busy scheduler.
+_PATIENCE_S = 20.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -115,6 +121,24 @@ def _backup(options: argparse.Namespace, console: Console) -> int:
     return ExitCode.DATA if counts["damaged"] else ExitCode.OK
 
 
+def _watch(options: argparse.Namespace, console: Console) -> int:
+    batch = find_queue(options.profile)
+    if options.once:
+        watcher = Watcher(options.root, options.results, batch, patience_s=_PATIENCE_S)
+        console.print(watcher.view(time.time()))
+    else:
+        follow(Watcher(options.root, options.results, batch), options.interval, console)
+    return ExitCode.OK
+
+
+def _efficiency(options: argparse.Namespace, console: Console) -> int:
+    rows = efficiency.measure(_runs(options), options.results, options.benchmarks)
+    if options.csv is not None:
+        efficiency.write_csv(rows, options.csv)
+    console.print(efficiency.view(rows) if rows else "no session is over yet")
+    return ExitCode.OK
+
+
 def _runs(options: argparse.Namespace) -> list[Run]:
     return select(find_runs(options.root), options.runs)
 
@@ -172,6 +196,32 @@ def _parser() -> argparse.ArgumentParser:
     saved = add("backup", _backup, "copy committed steps elsewhere, verified; can be repeated")
     saved.add_argument("destination", type=Path, metavar="DEST")
     saved.add_argument("runs", nargs="*", metavar="RUN", help="runs; default: all")
+    watched = add("watch", _watch, "live table: epoch, losses, time left, jobs", outputs)
+    watched.add_argument(
+        "--interval",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="seconds between looks (default: 5)",
+    )
+    watched.add_argument("--once", action="store_true", help="one table, then end")
+    watched.add_argument(
+        "--profile", type=Path, help="profile of the cluster; default: the scheduler found here"
+    )
+    used = add(
+        "efficiency",
+        _efficiency,
+        "sessions that are over: shares of their time, CPU, memory, samples by GPU-hour",
+        several,
+        outputs,
+    )
+    used.add_argument(
+        "--benchmarks",
+        type=Path,
+        default=Path("benchmarks"),
+        help="what Snakemake measured (default: benchmarks)",
+    )
+    used.add_argument("--csv", type=Path, metavar="FILE", help="also write all columns")
     add("du", _du, "disk usage by run", several)
     add("verify", _verify, "compare all checksums, of outputs as well", several, outputs)
     return parser

@@ -19,7 +19,7 @@ _HEIGHT, _WIDTH = 9, 64
 
 def runs_table(runs: Iterable[Run]) -> Table:
     """One row a run."""
-    table = _table(
+    table = make_table(
         "experiment", "layout", "seed", "identity", ">epoch", ">step", ">train loss",
         ">validation loss", ">sessions", "state", ">size", "changed",
     )  # fmt: skip
@@ -30,8 +30,8 @@ def runs_table(runs: Iterable[Run]) -> Table:
             *run.parts,
             str(newest.epoch) if newest else "–",
             str(newest.step) if newest else "–",
-            _number(last.get("train_loss")),
-            _number(last.get("validation_loss")),
+            number(last.get("train_loss")),
+            number(last.get("validation_loss")),
             str(last.get("session", "–")),
             Text(state, style=_COLOURS[state]),
             size(run.size),
@@ -54,7 +54,7 @@ def show(run: Run, console: Console) -> bool:
         console.print("\n[bold]Loss[/]  [blue]●[/] train  [yellow]○[/] validation  ┊ resumed")
         console.print(loss_chart(run.history), soft_wrap=True)
     console.print("\n[bold]Checkpoints[/]")
-    table = _table(">step", ">epoch", "kept as", ">size", "verification")
+    table = make_table(">step", ">epoch", "kept as", ">size", "verification")
     problems = 0
     for step in run.steps:
         problem, record = step.problem(), step.manifest
@@ -79,7 +79,7 @@ def sessions_table(
     sessions: Sequence[Mapping[str, Any]], history: Sequence[Mapping[str, Any]], step: int
 ) -> Table:
     """One row a session, see `session_statistics`."""
-    table = _table(
+    table = make_table(
         "#", "started (UTC)", "host", "job", ">ranks", "device", ">from step", ">steps", ">epochs",
         ">time", ">samples/s", ">validation loss",
     )  # fmt: skip
@@ -97,7 +97,7 @@ def sessions_table(
             str(one["epochs"]),
             duration(one["seconds"]),
             "–" if rate is None else f"{rate:.0f}",
-            _number(one["validation_loss"]),
+            number(one["validation_loss"]),
         )
     return table
 
@@ -139,7 +139,7 @@ _MARKS = {"train_loss": ("●", "blue"), "validation_loss": ("○", "yellow")}
 
 def usage_table(runs: Sequence[Run]) -> Table:
     """One row a run: bytes in all, of milestones, of other steps, and shared with outputs."""
-    table = _table(
+    table = make_table(
         "run", ">total", ">milestones", ">other steps", ">left behind", ">shared with outputs"
     )
     sums = [0] * 5
@@ -157,7 +157,7 @@ def usage_table(runs: Sequence[Run]) -> Table:
 
 def removals_table(removals: Iterable[Removal]) -> Table:
     """One row a file or directory that would go."""
-    table = _table("run", "what", "why", ">frees")
+    table = make_table("run", "what", "why", ">frees")
     for one in removals:
         what = "all of it" if one.path == one.run.path else one.path.name
         table.add_row(one.run.name, what, one.reason, size(one.freed))
@@ -194,7 +194,8 @@ def _identity_table(run: Run) -> Table:
     return table
 
 
-def _table(*columns: str) -> Table:
+def make_table(*columns: str) -> Table:
+    """Table without lines; columns that begin with ``>`` are set to the right."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:
         right = name.startswith(">")
@@ -202,7 +203,8 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Four digits; a dash for what is not known."""
     return "–" if value is None else f"{value:.4g}"
 
 

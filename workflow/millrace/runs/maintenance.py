@@ -14,6 +14,7 @@ from millrace.runs.inventory import STATE, Run, Step, usage
 from millrace.training import identity
 from millrace.training.owner import LockedError
 from millrace.training.store import Manifest, checksum
+from millrace.training.usage import SESSIONS, TARGET
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,8 @@ def backup(run: Run, destination: Path) -> Iterator[tuple[Step, str]]:
             yield step, _copy_step(step, copy.path / step.path.name)
         _copy_file(run.path / "identity.json", copy.path / "identity.json")
         if len(run.history) >= len(copy.history):
-            _copy_file(run.path / "metrics.jsonl", copy.path / "metrics.jsonl")
+            for name in ("metrics.jsonl", SESSIONS, TARGET):
+                _copy_file(run.path / name, copy.path / name)
 
 
 def _copy_step(step: Step, target: Path) -> str:

@@ -29,6 +29,8 @@ class Request:
     """Keys of the block ``train`` that do not decide the weights."""
     previous: str | None = None
     """Checkpoint of the milestone before, for when the store has been removed."""
+    final_epoch: int | None = None
+    """Last epoch that is configured, for those who watch."""
     won_by: str | None = None
     """The layout that trains, if several were in a race."""
 

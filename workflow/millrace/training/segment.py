@@ -33,6 +33,7 @@ from millrace.training.store import (
     load_state,
     publish,
 )
+from millrace.training.usage import SessionUsage, write_target
 from millrace.training.warm_start import content_digest
 
 _REASONS = {
@@ -102,6 +103,7 @@ def run_segment(request: Request, ranks: Ranks) -> Stop:
             if ranks.is_first:
                 stack.enter_context(store.writing())
                 write_json(store.root / "identity.json", described)
+                write_target(store.root, request.target_epoch, request.final_epoch)
         found = _starting_point(store, request) if ranks.is_first else None
         start, origin = ranks.from_first(found)
         if start is not None:
@@ -165,8 +167,9 @@ def _observer(
     deadline: Deadline,
     origin: str,
 ) -> Iterator["_Observer"]:
+    session = trainer.sessions[-1]
     if not trainer.ranks.is_first:
-        yield _Observer(request, store, deadline)
+        yield _Observer(request, store, deadline, SessionUsage(None, session))
         return
     execution = trainer.execution
     metrics = store.root / "metrics.jsonl"
@@ -181,7 +184,6 @@ def _observer(
             stack.callback(logger.close)
         profiler = StepProfiler(execution.profile, store.root, trainer.step)
         stack.callback(profiler.close)
-        session = trainer.sessions[-1]
         reporter.say(
             f"{request.name}: {origin} (epoch {trainer.position.epoch} of {request.target_epoch}), "
             f"{session['ranks']} rank(s) on {session['device']}, {session['threads']} thread(s) each"
@@ -192,7 +194,9 @@ def _observer(
                 reporter.say(f"a new run beside an earlier one, because of {changes}")
         for note in _benign_changes(trainer.sessions):
             reporter.say(note)
-        yield _Observer(request, store, deadline, reporter, profiler, loggers)
+        usage = SessionUsage(store.root, session)
+        stack.callback(lambda: usage.write(trainer.step))
+        yield _Observer(request, store, deadline, usage, reporter, profiler, loggers)
 
 
 class _Observer:
@@ -203,26 +207,37 @@ class _Observer:
         request: Request,
         store: CheckpointStore,
         deadline: Deadline,
+        usage: SessionUsage,
         reporter: Reporter | None = None,
         profiler: StepProfiler | None = None,
         loggers: Sequence[Logger] = (),
     ) -> None:
         self._request, self._store, self._deadline = request, store, deadline
+        self._usage = usage
         self._reporter, self._profiler, self._loggers = reporter, profiler, loggers
 
     def on_step(self, position: Any, steps_per_epoch: int, loss: Any) -> None:
+        self._usage.lap("training")
         if self._reporter is not None:
             self._reporter.on_step(position, steps_per_epoch, loss)
         if self._profiler is not None:
             self._profiler.on_step(position.step)
 
     def on_epoch(self, record: dict[str, Any]) -> None:
+        self._usage.lap("validating")
         if self._reporter is not None:
             self._reporter.on_epoch(record)
         for logger in self._loggers:
             logger.log(record)
 
     def on_state(self, trainer: Trainer, stopping: bool) -> None:
+        if stopping:
+            self._usage.lap("training")
+        self._save_if_due(trainer, stopping)
+        self._usage.lap("saving")
+        self._usage.write(trainer.step)
+
+    def _save_if_due(self, trainer: Trainer, stopping: bool) -> None:
         epoch = trainer.position.epoch
         last = trainer.stopped_early
         milestone = (epoch == self._request.target_epoch or last) and not stopping
