@@ -5,6 +5,8 @@ A store is a directory that belongs to one run::
     identity.json       what decides the weights
     owner.json          who writes now
     metrics.jsonl       one line per epoch
+    target.json         epochs that were asked for last
+    sessions.jsonl      where the time of each session went
     step_0000000120/    state.pt, then manifest.json: the commit record
 
 A step counts only if its manifest is intact and the checksum of its data agrees; any other is passed
