@@ -1,9 +1,5 @@
 """Checks of layouts inside jobs like those of the training, before days of training go there."""
 
-# Its jobs take the GPUs that the layout says.
-ON_LAYOUT += ("preflight_layout",)
-
-
 rule preflight_layout:
     output:
         ensure("results/preflight/{layout}.json", non_empty=True),

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests/golden/requests"
 # Runs where Snakemake does.
 LOCAL = {"summarise_skill"}
+ON_LAYOUT = {"train_segment", "preflight_layout"}
 
 
 class Resources(dict):
@@ -52,7 +53,7 @@ def requests(cluster: Cluster) -> str:
     """One paragraph a rule and layout."""
     made = []
     for rule in rules():
-        for layout in LAYOUTS if rule == "train_segment" else [None]:
+        for layout in LAYOUTS if rule in ON_LAYOUT else [None]:
             try:
                 resources = cluster.place(layout and Layout.parse(layout), rule).resources()
                 line = (sbatch if cluster.scheduler == "slurm" else qsub)(resources, rule)
