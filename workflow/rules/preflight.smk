@@ -1,5 +1,6 @@
 """Checks of layouts inside jobs like those of the training, before days of training go there."""
 
+
 rule preflight_layout:
     output:
         ensure("results/preflight/{layout}.json", non_empty=True),
