@@ -63,7 +63,9 @@ def validate(config: Any, schema: Mapping[str, Any], source: str = "config") -> 
     if error.validator == "additionalProperties":
         known = error.schema.get("properties", {})
         unknown = next(key for key in error.instance if key not in known)
-        raise ConfigError(f"{source}: unknown key {unknown!r} in {where}: {nearest(unknown, known)}")
+        raise ConfigError(
+            f"{source}: unknown key {unknown!r} in {where}: {nearest(unknown, known)}"
+        )
     raise ConfigError(f"{source}: {where}: {error.message}")
 
 

@@ -17,7 +17,7 @@ from millrace.cluster import Cluster, NodeType
 from millrace.doctor.checks import Check, Result, table, write
 from millrace.errors import UserError
 from millrace.files import write_json
-from millrace.launch import Surroundings, run_workers
+from millrace.launch import run_workers, surroundings_of
 from millrace.layout import Layout
 from millrace.preflight import Request
 
@@ -65,11 +65,8 @@ def run(folder: Path, layout: Layout, cluster: Cluster | None, cpus: int) -> lis
     ConfigError
         This job has not as many nodes as the layout.
     """
-    around = Surroundings()
-    node_type = None
-    if cluster is not None:
-        around = Surroundings(cluster.environment, cluster.modules)
-        node_type = cluster.place(layout, RULE).node_type
+    around = surroundings_of(cluster)
+    node_type = None if cluster is None else cluster.place(layout, RULE).node_type
     code = run_workers("millrace.preflight", folder / REQUEST, layout, cpus, around)
     facts = {
         int(path.stem.removeprefix("rank_")): json.loads(path.read_text())
