@@ -1,0 +1,1 @@
+"""How training scales: records of measured runs, and what may be concluded from them."""
