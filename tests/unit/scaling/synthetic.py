@@ -46,7 +46,9 @@ def make_run(
     """
     place = Layout.parse(layout)
     ranks = place.world_size
-    random = np.random.default_rng([seed, repeat, place.nodes, ranks, mode == "weak", len(experiment)])
+    random = np.random.default_rng(
+        [seed, repeat, place.nodes, ranks, mode == "weak", len(experiment)]
+    )
     link = "inter" if place.nodes > 1 else "intra"
     global_batch = batch if mode == "strong" else batch * ranks
 
@@ -54,14 +56,18 @@ def make_run(
         return 1 + noise * random.standard_normal(shape)
 
     run_factor = 1 + run_noise * random.standard_normal()
-    computing_RS = (fixed_s + sample_s * global_batch / ranks) * jitter(1, steps) * np.ones((ranks, 1))
+    computing_RS = (
+        (fixed_s + sample_s * global_batch / ranks) * jitter(1, steps) * np.ones((ranks, 1))
+    )
     computing_RS *= np.asarray(slow if slow is not None else np.ones(ranks))[:, None] * run_factor
     data_RS = np.full((ranks, steps), data_s) * jitter(1, steps)
     if communication_s is None:
         communication_s = 0.0
         if ranks > 1:
             transfer = all_reduce(gradient_bytes, ranks, link)
-            communication_s = transfer - hidden * min(transfer, float(np.median(computing_RS)) * 0.6)
+            communication_s = transfer - hidden * min(
+                transfer, float(np.median(computing_RS)) * 0.6
+            )
     busy_RS = computing_RS + data_RS
     wall_S = busy_RS.max(axis=0) + communication_s * jitter(steps)
     parts = {
@@ -91,7 +97,9 @@ def make_run(
         samples_per_epoch=6400,
         gradient_bytes=gradient_bytes,
         warm_up_steps=10,
-        times=Times(**{name: tuple(map(tuple, np.maximum(v, 0).tolist())) for name, v in parts.items()}),
+        times=Times(
+            **{name: tuple(map(tuple, np.maximum(v, 0).tolist())) for name, v in parts.items()}
+        ),
         losses=tuple((1 / np.arange(1, steps + 1)).tolist()),
         peak_memory_bytes=(2**30,) * ranks,
         bandwidth=table,

@@ -58,6 +58,7 @@ def figure(
     width: float,
     height: float,
     layout: Literal["constrained", "compressed"] = "constrained",
+    also: Sequence[str] = (),
 ) -> Iterator[Figure]:
     """Give an empty figure in the common style, and write it to `path` when the block ends well.
 
@@ -69,27 +70,31 @@ def figure(
         Size in inches.
     layout
         Layout engine of Matplotlib; ``compressed`` suits panels of a fixed aspect.
+    also
+        Suffixes of further files to write beside it.
 
     Raises
     ------
     ConfigError
         If the suffix is another one.
     """
-    path = Path(path)
-    if path.suffix not in _METADATA:
-        raise ConfigError(f"{path}: a figure ends in {', '.join(_METADATA)}; rename it")
+    paths = [Path(path), *(Path(path).with_suffix(suffix) for suffix in also)]
+    for one in paths:
+        if one.suffix not in _METADATA:
+            raise ConfigError(f"{one}: a figure ends in {', '.join(_METADATA)}; rename it")
     with style():
         fig = Figure(figsize=(width, height), layout=layout)
         yield fig
-        with replacing(path) as part:
-            # A compressed layout leaves its spare room as margins: crop them.
-            fig.savefig(
-                part,
-                dpi=150,
-                bbox_inches="tight" if layout == "compressed" else None,
-                pad_inches=0.06,
-                metadata=_METADATA[path.suffix],
-            )
+        for one in paths:
+            with replacing(one) as part:
+                # A compressed layout leaves its spare room as margins: crop them.
+                fig.savefig(
+                    part,
+                    dpi=150,
+                    bbox_inches="tight" if layout == "compressed" else None,
+                    pad_inches=0.06,
+                    metadata=_METADATA[one.suffix],
+                )
 
 
 def style() -> AbstractContextManager[None]:

@@ -35,7 +35,9 @@ def analyse(runs: Sequence[ScalingRun], settings: Settings) -> Analysis:
         No runs, the same run twice, or runs of one study that do not train the same problem.
     """
     if not runs:
-        raise DataError("scaling: expected at least one run to analyse, got none: measure a layout first")
+        raise DataError(
+            "scaling: expected at least one run to analyse, got none: measure a layout first"
+        )
     grouped: dict[_Key, list[ScalingRun]] = defaultdict(list)
     for run in runs:
         grouped[(run.device.kind, run.experiment, run.device.name, run.precision)].append(run)
@@ -53,7 +55,10 @@ def _studies(runs: Sequence[ScalingRun], settings: Settings) -> list[Study]:
     for mode, layouts in by_mode.items():
         _check(mode, layouts)
     measured = {
-        mode: [measure(group, settings.draws, settings.seed + i) for i, group in enumerate(layouts.values())]
+        mode: [
+            measure(group, settings.draws, settings.seed + i)
+            for i, group in enumerate(layouts.values())
+        ]
         for mode, layouts in by_mode.items()
     }
     transfers = [transfer for run in runs for transfer in run.bandwidth]
@@ -75,9 +80,13 @@ def _check(mode: str, layouts: dict[str, list[ScalingRun]]) -> None:
     for name, group in layouts.items():
         repeats = [run.repeat for run in group]
         if len(set(repeats)) < len(repeats):
-            raise DataError(f"{where}: {name}: two runs have the same number of repeat: keep one of them")
+            raise DataError(
+                f"{where}: {name}: two runs have the same number of repeat: keep one of them"
+            )
         if len({run.labels.times for run in group}) > 1:
-            raise DataError(f"{where}: {name}: runs with different labels of times: keep those of one label")
+            raise DataError(
+                f"{where}: {name}: runs with different labels of times: keep those of one label"
+            )
 
     def batch(run: ScalingRun) -> float:
         return run.global_batch / (1 if mode == "strong" else run.place.world_size)
@@ -98,7 +107,9 @@ def _study(mode: str, group: Sequence[Measurement], model: StepModel, settings: 
     group = sorted(group, key=lambda one: (one.ranks, one.nodes))
     base, run = group[0], group[0].runs[0]
     context = Context(mode, base, model, settings)
-    refusals: list[Refusal] = [r for r in (model.link(Layout(1, 2)), model.link(Layout(2, 1))) if isinstance(r, Refusal)]
+    refusals: list[Refusal] = [
+        r for r in (model.link(Layout(1, 2)), model.link(Layout(2, 1))) if isinstance(r, Refusal)
+    ]
     results = [measured_layout(one, context) for one in group]
     known = {one.layout for one in group}
     rank_batch = base.rank_batch
@@ -118,7 +129,9 @@ def _study(mode: str, group: Sequence[Measurement], model: StepModel, settings: 
     recommendation, front = _recommendation(results, context, refusals)
     runs = [run for one in group for run in one.runs]
     return Study(
-        key=re.sub(r"[^A-Za-z0-9]+", "-", f"{run.device.kind}-{run.experiment}-{mode}-{run.device.name}")
+        key=re.sub(
+            r"[^A-Za-z0-9]+", "-", f"{run.device.kind}-{run.experiment}-{mode}-{run.device.name}"
+        )
         + ("" if run.precision == "float32" else f"-{run.precision}"),
         experiment=run.experiment,
         mode=mode,
@@ -131,7 +144,11 @@ def _study(mode: str, group: Sequence[Measurement], model: StepModel, settings: 
         base=base.layout,
         layouts=tuple(results),
         fits=tuple(fits),
-        links=tuple(link for link in (model.link(Layout(1, 2)), model.link(Layout(2, 1))) if isinstance(link, LinkModel)),
+        links=tuple(
+            link
+            for link in (model.link(Layout(1, 2)), model.link(Layout(2, 1)))
+            if isinstance(link, LinkModel)
+        ),
         bandwidth=tuple(_bandwidth(group)),
         model_deviation=model.deviation(),
         refusals=tuple(refusals),
@@ -140,7 +157,9 @@ def _study(mode: str, group: Sequence[Measurement], model: StepModel, settings: 
         recommendation=recommendation,
         pareto=tuple(front),
         commits=tuple(sorted({run.commit for run in runs if run.commit})),
-        hosts=tuple(sorted({f"{host.processor}, {host.cores} cores" for run in runs for host in run.hosts})),
+        hosts=tuple(
+            sorted({f"{host.processor}, {host.cores} cores" for run in runs for host in run.hosts})
+        ),
         software=run.software,
     )
 
@@ -243,7 +262,10 @@ def _claim_notes(studies: Sequence[Study], settings: Settings) -> list[str]:
     notes = []
     for name in settings.claims:
         tested = [
-            study for study in studies for one in study.layouts if one.layout == name and one.claim is not None
+            study
+            for study in studies
+            for one in study.layouts
+            if one.layout == name and one.claim is not None
         ]
         if not tested:
             low, high = settings.claims[name]

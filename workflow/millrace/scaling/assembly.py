@@ -38,7 +38,11 @@ def measured_layout(one: Measurement, context: Context) -> LayoutResult:
     factors = compare(one, context.base, label)
     step = _positive(float(one.levels[0]), one.draws[:, 0], one.degrees, "s", label)
     if label == MEASURED:
-        basis = f"{one.repeats} runs of {one.steps} steps each" if one.repeats > 1 else f"1 run of {one.steps} steps"
+        basis = (
+            f"{one.repeats} runs of {one.steps} steps each"
+            if one.repeats > 1
+            else f"1 run of {one.steps} steps"
+        )
     else:
         basis = f"its records say {label}"
     waits = [run.queue_seconds for run in runs if run.queue_seconds is not None]
@@ -58,9 +62,12 @@ def measured_layout(one: Measurement, context: Context) -> LayoutResult:
         basis,
         repeats=one.repeats,
         steps=one.steps,
+        run_seconds=tuple(float(np.median(run.times.array("total").max(axis=0))) for run in runs),
         diagnosis=diagnose(one, factors),
         memory=Quantity(float(max(memory)), "B", runs[0].labels.peak_memory) if memory else None,
-        energy=Quantity(float(np.median(energy)), "J/sample", runs[0].labels.energy) if energy else None,
+        energy=Quantity(float(np.median(energy)), "J/sample", runs[0].labels.energy)
+        if energy
+        else None,
         waited=float(np.median(waits)) / 3600 if waits else None,
         claim=_claim(one, factors, context.settings),
         loss_deviation=_loss_deviation(one, context),
@@ -96,6 +103,7 @@ def _row(
     *,
     repeats: int = 0,
     steps: int = 0,
+    run_seconds: tuple[float, ...] = (),
     diagnosis: Diagnosis | None = None,
     memory: Quantity | None = None,
     energy: Quantity | None = None,
@@ -124,6 +132,7 @@ def _row(
         repeats=repeats,
         steps=steps,
         step=step,
+        run_seconds=run_seconds,
         throughput=throughput,
         speed_up=factors.efficiency.times(layout.world_size / context.base.ranks, "1"),
         factors=factors,
@@ -221,4 +230,3 @@ def _queue(layout: Layout, waited: float | None, settings: Settings) -> Quantity
     if given is not None:
         return Quantity(float(given), "h", MODELLED)
     return None if waited is None else Quantity(waited, "h", MEASURED)
-

@@ -94,7 +94,11 @@ def fit_link(transfers: Sequence[Transfer], link: str) -> LinkModel | Refusal:
         f"fitted to {len(mine)} measured all-reduces of {sizes[0]:,} to {sizes[-1]:,} bytes",
     )
     return LinkModel(
-        model.link, model.alpha, model.beta, _deviation(model, size_N, ranks_N, seconds_N), model.source
+        model.link,
+        model.alpha,
+        model.beta,
+        _deviation(model, size_N, ranks_N, seconds_N),
+        model.source,
     )
 
 

@@ -46,7 +46,7 @@ def extrap_text(analysis: Analysis) -> str:
         sets[tuple(layouts)].append(key)
     ranks, kept = max(sets.items(), key=lambda item: (len(item[1]), len(item[0])))
     text = io.StringIO()
-    text.write("# Measured seconds of an optimiser step by number of ranks p: median, low, high\n")
+    text.write("# Measured seconds of an optimiser step by number of ranks p, one value a run\n")
     for key in points:
         if key not in kept:
             text.write(f"# left out, measured at other p: {key}\n")
@@ -56,9 +56,8 @@ def extrap_text(analysis: Analysis) -> str:
     for key in kept:
         text.write(f"REGION {key}\n")
         for one in points[key].values():
-            values = (one.step.value, one.step.low, one.step.high)
             # The grammar has no exponents.
-            text.write("DATA " + " ".join(f"{v:.9f}" for v in values if v is not None) + "\n")
+            text.write("DATA " + " ".join(f"{v:.9f}" for v in one.run_seconds) + "\n")
     return text.getvalue()
 
 

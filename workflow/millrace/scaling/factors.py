@@ -94,7 +94,9 @@ class Diagnosis:
 
 def levels_of(times: Times) -> Floats:
     """w, v, u, m of every step, [4, S]."""
-    total_RS, communication_RS, data_RS = (times.array(n) for n in ("total", "communication", "data"))
+    total_RS, communication_RS, data_RS = (
+        times.array(n) for n in ("total", "communication", "data")
+    )
     # Clocks differ by rounding: a part may not make the rest negative.
     without_RS = np.maximum(total_RS - communication_RS, 1e-12)
     computing_RS = np.maximum(without_RS - data_RS, 1e-12)

@@ -100,7 +100,9 @@ def fit(law: str, ranks: ArrayLike, throughput: ArrayLike) -> Fit | Refusal:
     )
 
 
-def estimate(law: str, ranks: Floats, throughput: Floats) -> tuple[Floats, Floats, Floats, Floats, LinearFit]:
+def estimate(
+    law: str, ranks: Floats, throughput: Floats
+) -> tuple[Floats, Floats, Floats, Floats, LinearFit]:
     """Estimates and intervals of a law, for one series of throughput [N] or many [..., N].
 
     Returns
@@ -162,7 +164,9 @@ def _linear(law: str, p_N: Floats, x: Floats) -> tuple[Floats, Floats, int]:
     return np.stack(columns, axis=1), p_N / x, 1
 
 
-def _constrained(design: Floats, observed: Floats, free: LinearFit, sign: int) -> tuple[Floats, Floats]:
+def _constrained(
+    design: Floats, observed: Floats, free: LinearFit, sign: int
+) -> tuple[Floats, Floats]:
     """Constants of 0 or more, [..., C], and the first coefficient, [...].
 
     There are at most two constants, so all sets of them that may be 0 are fitted and the best admissible
@@ -200,7 +204,9 @@ def _peak(constants: dict[str, Quantity], ranks: tuple[int, ...]) -> Quantity | 
     return None if label is None else Quantity(peak, "ranks", label)
 
 
-def _sentence(law: str, constants: dict[str, Quantity], peak: Quantity | None, ranks: tuple[int, ...]) -> str:
+def _sentence(
+    law: str, constants: dict[str, Quantity], peak: Quantity | None, ranks: tuple[int, ...]
+) -> str:
     def told(name: str) -> str:
         one = constants[name]
         return f"{one.value:.3g} ({one.low:.3g} to {one.high:.3g})"

@@ -122,7 +122,9 @@ class StepModel:
         for one in self.measured:
             layout = Layout.parse(one.layout)
             if one.ranks > 1 and not isinstance(self.link(layout), Refusal):
-                levels = self._levels(layout, one.rank_batch, [m.levels for m in self.measured], None)
+                levels = self._levels(
+                    layout, one.rank_batch, [m.levels for m in self.measured], None
+                )
                 found.append(abs(float(levels[0]) / float(one.levels[0]) - 1))
         return max(found) if len(found) > 1 else None
 

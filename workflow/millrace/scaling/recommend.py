@@ -45,7 +45,8 @@ def recommend(candidates: Sequence[Candidate], goal: Goal, currency: str) -> Rec
     """
     if goal.budget is not None and any(one.money is None for one in candidates):
         return Recommendation(
-            None, "No layout is recommended: the budget is in money, and scaling.prices gives no price."
+            None,
+            "No layout is recommended: the budget is in money, and scaling.prices gives no price.",
         )
     kept = list(candidates)
     for name, keeps in _limits(goal).items():
@@ -69,8 +70,13 @@ def recommend(candidates: Sequence[Candidate], goal: Goal, currency: str) -> Rec
         text += f"; {fastest.layout} would run faster but wait longer"
     if best.label != MEASURED:
         text += f"; its times are {best.label}, so measure it first"
-    late = goal.deadline_hours is not None and best.wait_hours + best.slow_run_hours > goal.deadline_hours
-    return Recommendation(best.layout, text + ("; its interval reaches past the deadline." if late else "."))
+    late = (
+        goal.deadline_hours is not None
+        and best.wait_hours + best.slow_run_hours > goal.deadline_hours
+    )
+    return Recommendation(
+        best.layout, text + ("; its interval reaches past the deadline." if late else ".")
+    )
 
 
 def pareto(candidates: Sequence[Candidate]) -> list[str]:
@@ -106,7 +112,9 @@ def _nothing_left(kept: Sequence[Candidate], goal: Goal, name: str, currency: st
     else:
         best = min(kept, key=_price)
         limit = (
-            f"{goal.budget:g} {currency}" if name == "budget" else f"{goal.budget_device_hours:g} device-hours"
+            f"{goal.budget:g} {currency}"
+            if name == "budget"
+            else f"{goal.budget_device_hours:g} device-hours"
         )
         detail = f"none costs {limit} or less, and {best.layout} is cheapest with {_cost(best, currency)}"
     return f"No layout is recommended: {detail}."
@@ -129,7 +137,9 @@ def _price(one: Candidate) -> float:
 
 def _cost(one: Candidate, currency: str) -> str:
     return (
-        f"{one.device_hours:.3g} device-hours" if one.money is None else f"{one.money:.3g} {currency}"
+        f"{one.device_hours:.3g} device-hours"
+        if one.money is None
+        else f"{one.money:.3g} {currency}"
     )
 
 

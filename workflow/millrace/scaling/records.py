@@ -116,7 +116,9 @@ class Times:
                 )
             values_RS = np.array(rows)
             if values_RS.min() < 0 or (name == "total" and values_RS.min() == 0):
-                raise DataError(f"times.{name}: expected seconds of 0 or more, got a negative time or none")
+                raise DataError(
+                    f"times.{name}: expected seconds of 0 or more, got a negative time or none"
+                )
         total_RS = self.array("total")
         excess_RS = sum(self.array(name) for name in PARTS) - total_RS * (1 + _SLACK)
         if excess_RS.max() > 1e-6:
@@ -197,7 +199,9 @@ class ScalingRun:
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
-            raise DataError(f"schema: expected {SCHEMA!r}, got {self.schema!r}: measure the run again")
+            raise DataError(
+                f"schema: expected {SCHEMA!r}, got {self.schema!r}: measure the run again"
+            )
         _one_of("mode", self.mode, MODES)
         layout = Layout.parse(self.layout)
         ranks, steps = len(self.times.total), len(self.times.total[0])
@@ -245,7 +249,9 @@ def read(path: Path) -> ScalingRun:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected the JSON file of a scaling run ({error}): measure it again") from error
+        raise DataError(
+            f"{path}: expected the JSON file of a scaling run ({error}): measure it again"
+        ) from error
     if not isinstance(values, dict):
         raise DataError(f"{path}: expected one JSON object, got {type(values).__name__}")
     try:

@@ -38,7 +38,12 @@ def remember(analysis: Analysis, folder: Path) -> list[Path]:
         path = folder / f"{hardware(study)}.json"
         entries = [e for e in _entries(path) if (e["commit"], e["study"]) != (commit, study.key)]
         entries += [
-            {"commit": commit, "study": study.key, "layout": one.layout, **dataclasses.asdict(one.step)}
+            {
+                "commit": commit,
+                "study": study.key,
+                "layout": one.layout,
+                **dataclasses.asdict(one.step),
+            }
             for one in study.layouts
             if one.label == MEASURED
         ]
@@ -78,7 +83,13 @@ def compare(analysis: Analysis, folder: Path, against: str | None = None) -> Ana
         before = entries[-1]["commit"]
         steps = {entry["layout"]: entry for entry in entries if entry["commit"] == before}
         changes += [
-            _change(study, one, steps[one.layout], now or "unknown", analysis.settings["regression_tolerance"])
+            _change(
+                study,
+                one,
+                steps[one.layout],
+                now or "unknown",
+                analysis.settings["regression_tolerance"],
+            )
             for one in study.layouts
             if one.label == MEASURED and one.layout in steps
         ]
@@ -97,7 +108,15 @@ def _change(
     elif relative < -tolerance and _below(one.step, before):
         verdict = "faster"
     return Change(
-        study.key, one.layout, hardware(study), entry["commit"], before, commit, one.step, relative, verdict
+        study.key,
+        one.layout,
+        hardware(study),
+        entry["commit"],
+        before,
+        commit,
+        one.step,
+        relative,
+        verdict,
     )
 
 

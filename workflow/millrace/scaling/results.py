@@ -42,6 +42,8 @@ class LayoutResult:
     steps: int
     """Of the shortest repeat; 0 for predicted layouts, as are ``repeats``."""
     step: Quantity
+    run_seconds: tuple[float, ...]
+    """Median step of each run, in the order of repeats; empty for predicted layouts."""
     throughput: Quantity
     """Samples/s over all ranks."""
     speed_up: Quantity

@@ -66,20 +66,34 @@ class Settings:
                     f"got {band!r}"
                 )
         for name, link in self.links.items():
-            if name not in LINKS or not isinstance(link, dict) or {*link} != {"latency_s", "bytes_per_s"}:
+            if (
+                name not in LINKS
+                or not isinstance(link, dict)
+                or {*link} != {"latency_s", "bytes_per_s"}
+            ):
                 raise ConfigError(
                     f"scaling.links.{name}: expected intra or inter with latency_s and bytes_per_s, got {link!r}"
                 )
         numbers = {
-            **{f"links.{name}.{key}": v for name, link in self.links.items() for key, v in link.items()},
-            **{f"{block}.{k}": v for block in ("prices", "epochs") for k, v in getattr(self, block).items()},
+            **{
+                f"links.{name}.{key}": v
+                for name, link in self.links.items()
+                for key, v in link.items()
+            },
+            **{
+                f"{block}.{k}": v
+                for block in ("prices", "epochs")
+                for k, v in getattr(self, block).items()
+            },
         }
         for key, value in numbers.items():
             if not _is_number(value) or value <= 0:
                 raise ConfigError(f"scaling.{key}: expected a positive number, got {value!r}")
         for name, value in self.queue_hours.items():
             if not _is_number(value) or value < 0:
-                raise ConfigError(f"scaling.queue_hours.{name}: expected hours, 0 or more, got {value!r}")
+                raise ConfigError(
+                    f"scaling.queue_hours.{name}: expected hours, 0 or more, got {value!r}"
+                )
         if self.draws < 200:
             raise ConfigError(f"scaling.draws: expected 200 or more, got {self.draws}")
 
