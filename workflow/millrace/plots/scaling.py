@@ -230,7 +230,8 @@ def _placed(
     xy = np.array(list(at.values()))
     span = np.where(np.ptp(xy, axis=0) > 0, np.ptp(xy, axis=0), 1)
     points = (xy - xy.min(axis=0)) / span * np.array([width, height]) / 1.4
-    taken, offsets = [(*point, 6.0, 6.0) for point in points], {}
+    taken = [(*point, 6.0, 6.0) for point in points]
+    offsets: dict[str, tuple[float, float]] = {}
     for name, point in zip(at, points, strict=True):
         size = (4.6 * len(name), 8.0)
         beside = size[0] / 2 + 6

@@ -99,7 +99,8 @@ def _check(mode: str, layouts: dict[str, list[ScalingRun]]) -> None:
     ):
         if len(values) > 1:
             raise DataError(
-                f"{where}: expected the same {name} in all runs, got {sorted(values)}: measure the odd ones again"
+                f"{where}: expected the same {name} in all runs, got {sorted(values)}: "
+                "measure the odd ones again"
             )
 
 
@@ -219,7 +220,10 @@ def _recommendation(
     front = pareto(candidates)
     if results[0].target is None:
         if context.mode == "weak":
-            reason = "the batch grows with the layout in weak scaling, so that epochs to a target are not the same"
+            reason = (
+                "the batch grows with the layout in weak scaling, so that epochs to a target are not the "
+                "same"
+            )
         else:
             reason = f"scaling.epochs does not say how many {context.base.runs[0].experiment} needs"
         refusals.append(Refusal("cost to the target error and a recommendation", reason))
@@ -232,8 +236,8 @@ def _notes(group: Sequence[Measurement], mode: str, settings: Settings) -> list[
     base = group[0]
     if base.ranks > 1:
         notes.append(
-            f"The base is {base.layout}: a single rank was not measured, so efficiency is relative to {base.ranks} "
-            "ranks."
+            f"The base is {base.layout}: a single rank was not measured, so efficiency is relative to "
+            f"{base.ranks} ranks."
         )
     for one in group:
         if one.repeats < settings.min_repeats or one.steps < settings.min_steps:
@@ -270,7 +274,7 @@ def _claim_notes(studies: Sequence[Study], settings: Settings) -> list[str]:
         if not tested:
             low, high = settings.claims[name]
             notes.append(
-                f"The claim of {low:.0%} to {high:.0%} efficiency on {name} is not tested: it is about GPUs, and no "
-                "GPU run of that layout was measured."
+                f"The claim of {low:.0%} to {high:.0%} efficiency on {name} is not tested: it is about "
+                "GPUs, and no GPU run of that layout was measured."
             )
     return notes

@@ -158,7 +158,7 @@ def _positive(value: float, draws: np.ndarray, degrees: int, unit: str, label: s
 
 
 def _claim(one: Measurement, factors: Factors, settings: Settings) -> Claim | None:
-    """Claims are about GPUs: a measurement on CPUs or a prediction neither confirms nor contradicts them."""
+    """Claims are about GPUs: a measurement on CPUs or a prediction says nothing on them."""
     band, efficiency = settings.claims.get(one.layout), factors.efficiency
     if band is None or one.runs[0].device.kind != "gpu" or efficiency.label != MEASURED:
         return None

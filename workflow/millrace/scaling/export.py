@@ -69,10 +69,10 @@ def readme_table(analysis: Analysis) -> str:
     ]
     for study in analysis.studies:
         for one in study.layouts:
-            efficiency = one.factors.efficiency
+            efficiency = _band(one.factors.efficiency)
             lines.append(
-                f"| {study.device_kind.upper()}: {study.device_name} | `{study.experiment}` | {study.mode} | "
-                f"`{one.layout}` | {one.throughput.value:.4g} | {_band(efficiency)} | {one.label} |"
+                f"| {study.device_kind.upper()}: {study.device_name} | `{study.experiment}` | "
+                f"{study.mode} | `{one.layout}` | {one.throughput.value:.4g} | {efficiency} | {one.label} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -1,7 +1,7 @@
 r"""Efficiency of a layout, what it is the product of, and what costs it most.
 
-In a step, rank r needs the time :math:`T_r`, of which it waits :math:`C_r` for communication and :math:`D_r`
-for data, and computes the rest. Four levels of a step, each without one more loss:
+In a step, rank r needs the time :math:`T_r`, of which it waits :math:`C_r` for communication and
+:math:`D_r` for data, and computes the rest. Four levels of a step, each without one more loss:
 
 =====  ==========================================  ======================================
 w      :math:`\max_r T_r`                          the step, as long as its slowest rank
@@ -10,9 +10,9 @@ u      :math:`\max_r (T_r - C_r - D_r)`            ... without waiting for data
 m      :math:`\mathrm{mean}_r (T_r - C_r - D_r)`   ... with the work evenly divided
 =====  ==========================================  ======================================
 
-Their medians over steps give communication = v / w, data = u / v, balance = m / u, and, with the batch b of
-a rank, compute = (m of the base / m) b / (b of the base): how much longer a rank computes a sample than in the
-base layout. After the multiplicative model of POP (Wagner et al. 2017, *Tools for High Performance
+Their medians over steps give communication = v / w, data = u / v, balance = m / u, and, with the batch b
+of a rank, compute = (m of the base / m) b / (b of the base): how much faster a rank computes a sample than
+in the base layout. After the multiplicative model of POP (Wagner et al. 2017, *Tools for High Performance
 Computing 2017*), with data apart. Each factor is divided by that of the base, so that their product is the
 efficiency: throughput of a rank over that of a rank of the base. The waiting of fast ranks for slow ones
 counts as imbalance, not as communication, because v is that of the slowest.
@@ -115,7 +115,7 @@ def measure(runs: Sequence[ScalingRun], draws: int, seed: int) -> Measurement:
     runs = tuple(sorted(runs, key=lambda run: run.repeat))
     place = runs[0].place
     repeats = [levels_of(run.times) for run in runs]
-    computing_R = sum(_computing(run.times) for run in runs)
+    computing = np.sum([_computing(run.times) for run in runs], axis=0)
     longest = np.concatenate([_computing_by_step(run.times).argmax(axis=0) for run in runs])
     counts_R = np.bincount(longest, minlength=place.world_size)
     return Measurement(
@@ -127,7 +127,7 @@ def measure(runs: Sequence[ScalingRun], draws: int, seed: int) -> Measurement:
         draws=bootstrap(repeats, draws, seed),
         repeats=len(runs),
         steps=min(levels.shape[1] for levels in repeats),
-        shares=dict(zip(_COMPUTING, (computing_R / np.sum(computing_R)).tolist(), strict=True)),
+        shares=dict(zip(_COMPUTING, (computing / computing.sum()).tolist(), strict=True)),
         slowest_rank=int(counts_R.argmax()),
         slowest_share=float(counts_R.max() / counts_R.sum()),
         runs=runs,
@@ -192,21 +192,24 @@ def diagnose(one: Measurement, factors: Factors) -> Diagnosis:
     if share < _NOTABLE:
         return Diagnosis(
             "none",
-            f"{one.layout}: no loss above {_NOTABLE:.0%} of a step; efficiency {factors.efficiency.value:.1%}.",
+            f"{one.layout}: no loss above {_NOTABLE:.0%} of a step; "
+            f"efficiency {factors.efficiency.value:.1%}.",
         )
     told = {
         "imbalance": f"imbalance: the slowest rank computes {u / m:.2f} times as long as the mean rank"
         + (
-            f", and it is rank {one.slowest_rank} in {one.slowest_share:.0%} of the steps: give it less work or "
-            "look at its device"
+            f", and it is rank {one.slowest_rank} in {one.slowest_share:.0%} of the steps: give it less "
+            "work or look at its device"
             if one.slowest_share > 0.5
             else ", and it is not always the same rank: batches differ in cost"
         ),
-        "data": f"waiting for data: {share:.0%} of a step; use more loader workers, or keep the data in memory",
-        "communication": f"communication: {share:.0%} of a step is communication not hidden behind computing; use "
-        "a larger batch, accumulation or compressed gradients",
+        "data": f"waiting for data: {share:.0%} of a step; use more loader workers, or keep "
+        "the data in memory",
+        "communication": f"communication: {share:.0%} of a step is communication not hidden behind "
+        "computing; use a larger batch, accumulation or compressed gradients",
         "computing": f"computing: with {one.rank_batch:g} samples on a rank, a sample takes "
-        f"{1 / factors.compute.value:.2f} times as long to compute as in the base layout; use a larger batch",
+        f"{1 / factors.compute.value:.2f} times as long to compute as in the base layout; use a larger "
+        "batch",
     }
     return Diagnosis(kind, f"{one.layout} loses most to {told[kind]}.")
 

@@ -11,11 +11,12 @@ USL         :math:`\lambda p / (1 + \sigma (p - 1) + \kappa p (p - 1))`      Gun
                                                                             Capacity Planning*, ch. 4
 ==========  ==============================================================  =========================
 
-:math:`\sigma` is the serial share (contention), :math:`\kappa` the cost of coherence between pairs. The first
-and the third are linear in p / X, the second in X: each is a linear model with errors in proportion to the
-value, and its constants are ratios of two coefficients, whose interval Fieller's theorem gives exactly.
-All constants are 0 or more: an estimate below is set to 0 and the others fitted again, and an interval is cut
-at 0, which keeps its coverage because the truth is not below.
+The constant :math:`\sigma` is the serial share (contention), :math:`\kappa` the cost of coherence between
+pairs. The first and the third are linear in p / X, the second in X: each is a linear model with errors in
+proportion to the value, and its constants are ratios of two coefficients, whose interval Fieller's theorem
+gives exactly.
+All constants are 0 or more: an estimate below is set to 0 and the others fitted again, and an interval is
+cut at 0, which keeps its coverage because the truth is not below.
 
 Shape suffixes: N observations.
 """
@@ -77,8 +78,8 @@ def fit(law: str, ranks: ArrayLike, throughput: ArrayLike) -> Fit | Refusal:
     if len(distinct) < FEWEST_POINTS:
         return Refusal(
             f"fit of {law}",
-            f"{len(distinct)} distinct numbers of ranks were measured ({_listed(distinct)}), and a fit needs "
-            f"{FEWEST_POINTS}",
+            f"{len(distinct)} distinct numbers of ranks were measured ({_listed(distinct)}), and a fit "
+            f"needs {FEWEST_POINTS}",
         )
     if len(p_N) <= len(CONSTANTS[law]) + 1:
         return Refusal(f"fit of {law}", "there are no more runs than constants: measure repeats")

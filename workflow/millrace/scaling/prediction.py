@@ -91,14 +91,15 @@ class StepModel:
             largest = max(one.ranks for one in self.measured)
             return Refusal(
                 what,
-                f"its {layout.world_size} ranks are beyond {REACH:g} times the largest measured number, {largest}",
+                f"its {layout.world_size} ranks are beyond {REACH:g} times the largest measured "
+                f"number, {largest}",
             )
         link = self.link(layout) if layout.world_size > 1 else None
         if isinstance(link, Refusal):
             return Refusal(
                 what,
-                f"there is no model of its links: {link.reason}; measure them, or give scaling.links in the "
-                "configuration",
+                f"there is no model of its links: {link.reason}; measure them, or give scaling.links in "
+                "the configuration",
             )
         levels = self._levels(layout, rank_batch, [one.levels for one in self.measured], None)
         draws = self._levels(
@@ -145,7 +146,7 @@ class StepModel:
             backward = self._at(rank_batch, np.stack(backward_J))
         near = self._nearest(layout.world_size)
         _, v_near, u_near, m_near = np.moveaxis(levels_J[near], -1, 0)
-        u = m * (u_near / m_near if layout.world_size > 1 else 1.0)
+        u = np.asarray(m * (u_near / m_near if layout.world_size > 1 else 1.0))
         v = u + (v_near - u_near) * rank_batch / self.measured[near].rank_batch
         if layout.world_size == 1:
             return np.stack([v, v, u, m], axis=-1)
@@ -159,7 +160,7 @@ class StepModel:
     ) -> Floats:
         link = self.link(layout)
         assert isinstance(link, LinkModel)
-        alpha, beta = np.float64(link.alpha.value), np.float64(link.beta.value)
+        alpha, beta = np.asarray(link.alpha.value), np.asarray(link.beta.value)
         if sampled and link.link in sampled:
             alpha, beta = sampled[link.link]
         messages, traffic = ring_factors(layout.world_size)
@@ -180,7 +181,7 @@ class StepModel:
                 exposed = levels[..., 0] - levels[..., 1]
                 share = (transfer - exposed) / np.minimum(transfer, backward)
                 found.append(share.clip(0, 1))
-        return np.median(found, axis=0) if found else np.float64(0)
+        return np.asarray(np.median(found, axis=0) if found else 0.0)
 
     def _sampled(self, link: LinkModel | None) -> dict[str, tuple[Floats, Floats]]:
         """Draws of alpha and beta of every fitted link, as wide as their intervals."""
@@ -243,7 +244,10 @@ class StepModel:
                 None,
             )
         )
-        return f"{text}, communication over {link.link}-node links {link.source}, {hidden:.0%} of it hidden."
+        return (
+            f"{text}, communication over {link.link}-node links {link.source}, {hidden:.0%} of it "
+            "hidden."
+        )
 
 
 def _backward(one: Measurement, levels: Floats) -> Floats:

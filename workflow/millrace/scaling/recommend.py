@@ -90,25 +90,34 @@ def pareto(candidates: Sequence[Candidate]) -> list[str]:
 
 
 def _limits(goal: Goal) -> dict[str, Callable[[Candidate], bool]]:
-    limits: dict[str, Callable[[Candidate], bool]] = {}
-    if goal.min_efficiency is not None:
-        limits["min_efficiency"] = lambda one: one.efficiency >= goal.min_efficiency
-    if goal.budget is not None:
-        limits["budget"] = lambda one: one.money <= goal.budget
-    if goal.budget_device_hours is not None:
-        limits["budget_device_hours"] = lambda one: one.device_hours <= goal.budget_device_hours
-    if goal.deadline_hours is not None:
-        limits["deadline_hours"] = lambda one: one.hours <= goal.deadline_hours
-    return limits
+    """Tests of the limits that are set."""
+    limits: dict[str, tuple[float | None, Callable[[Candidate, float], bool]]] = {
+        "min_efficiency": (goal.min_efficiency, lambda one, floor: one.efficiency >= floor),
+        "budget": (goal.budget, lambda one, most: one.money is not None and one.money <= most),
+        "budget_device_hours": (
+            goal.budget_device_hours,
+            lambda one, most: one.device_hours <= most,
+        ),
+        "deadline_hours": (goal.deadline_hours, lambda one, most: one.hours <= most),
+    }
+    return {
+        name: _test(keeps, limit) for name, (limit, keeps) in limits.items() if limit is not None
+    }
+
+
+def _test(keeps: Callable[[Candidate, float], bool], limit: float) -> Callable[[Candidate], bool]:
+    return lambda one: keeps(one, limit)
 
 
 def _nothing_left(kept: Sequence[Candidate], goal: Goal, name: str, currency: str) -> str:
     if name == "deadline_hours":
         best = min(kept, key=lambda one: one.hours)
-        detail = f"none finishes within {goal.deadline_hours:g} h, and {best.layout} is soonest with {best.hours:.3g} h"
+        detail = f"none finishes within {goal.deadline_hours:g} h"
+        detail += f", and {best.layout} is soonest with {best.hours:.3g} h"
     elif name == "min_efficiency":
         best = max(kept, key=lambda one: one.efficiency)
-        detail = f"none reaches {goal.min_efficiency:.0%} efficiency, and {best.layout} is best with {best.efficiency:.0%}"
+        detail = f"none reaches {goal.min_efficiency:.0%} efficiency"
+        detail += f", and {best.layout} is best with {best.efficiency:.0%}"
     else:
         best = min(kept, key=_price)
         limit = (

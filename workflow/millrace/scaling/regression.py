@@ -30,7 +30,7 @@ def remember(analysis: Analysis, folder: Path) -> list[Path]:
     list of Path
         The files written.
     """
-    written = {}
+    written: dict[Path, None] = {}
     for study in analysis.studies:
         commit = _commit(study)
         if commit is None or commit.endswith("+"):

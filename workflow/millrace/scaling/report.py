@@ -47,8 +47,8 @@ def page(analysis: Analysis, drawings: Mapping[str, Mapping[str, str]]) -> str:
     )
     content = analysis.as_json()
 
-    def show(path: str, how: str, row: str = "") -> Markup:
-        return _shown(content, path, how, row)
+    def show(path: str, how: str, row: str = "", bounds: bool = True) -> Markup:
+        return _shown(content, path, how, row, bounds)
 
     return environment.get_template("report.html.j2").render(
         analysis=content, show=show, figures=_inline(drawings), labels=LABELS
@@ -64,6 +64,8 @@ def number(value: float) -> str:
 
 def seconds(value: float) -> str:
     """A time, in the unit that suits it."""
+    if abs(value) < 1e-9:  # below every clock
+        return "0 s"
     for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3)):
         if value >= (2 if size >= 60 else 1) * size:
             return f"{number(value / size)} {unit}"
@@ -78,7 +80,7 @@ def scaled(value: float, unit: str) -> str:
     return f"{number(value)} {unit}"
 
 
-def _shown(content: Any, path: str, how: str, row: str) -> Markup:
+def _shown(content: Any, path: str, how: str, row: str, bounds: bool) -> Markup:
     """The element of a quantity or a bare number; what is not known is a dash."""
     found = content
     for part in path.split("."):
@@ -93,14 +95,15 @@ def _shown(content: Any, path: str, how: str, row: str) -> Markup:
     text = Markup('<data value="{}" data-key="{}" data-label="{}">{}</data>').format(
         repr(found["value"]), key, found["label"], write(found["value"])
     )
-    if found["low"] is not None and found["high"] is not None and found["low"] < found["high"]:
-        bounds = (
+    low, high = found["low"], found["high"]
+    if bounds and low is not None and high is not None and low < high:
+        ends = (
             Markup('<data value="{}" data-key="{}.{}" data-label="{}">{}</data>').format(
                 repr(found[side]), path, side, found["label"], write(found[side])
             )
             for side in ("low", "high")
         )
-        text += Markup(' <small class="interval">{} to {}</small>').format(*bounds)
+        text += Markup(' <small class="interval">{} to {}</small>').format(*ends)
     if row and found["label"] and found["label"] != row:
         # Beside a number of another origin than its row.
         text += Markup(' <small class="label {0}">{0}</small>').format(found["label"])
@@ -123,5 +126,5 @@ def _inline(drawings: Mapping[str, Mapping[str, str]]) -> dict[str, list[tuple[s
             # The drawing fills the width of its place; its size is in the viewBox.
             body = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", body, count=1)
             body = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", body, count=1)
-            figures[key].append((caption, Markup(opening + body.removeprefix("<svg"))))  # noqa: S704
+            figures[key].append((caption, Markup(opening + body.removeprefix("<svg"))))
     return figures

@@ -25,7 +25,7 @@ class Claim:
     low: float
     high: float
     verdict: str
-    """``confirmed``: the interval lies in the band; ``contradicted``: it lies outside; ``open``: neither."""
+    """``confirmed``: the interval lies in the band; ``contradicted``: outside; ``open``: neither."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Settings:
     )
     """By layout: lowest and highest efficiency on GPUs that was claimed and is to be tested."""
     links: dict[str, Any] = field(default_factory=dict)
-    """By kind of link, intra or inter: ``latency_s`` and ``bytes_per_s`` to assume where none was measured."""
+    """By kind, intra or inter: ``latency_s`` and ``bytes_per_s`` to assume where none was measured."""
     prices: dict[str, Any] = field(default_factory=dict)
     """Price of a device-hour by name of the device, or by its kind, cpu or gpu."""
     currency: str = "EUR"
@@ -62,8 +62,8 @@ class Settings:
         for name, band in self.claims.items():
             if not (isinstance(band, list | tuple) and len(band) == 2 and 0 < band[0] < band[1]):
                 raise ConfigError(
-                    f"scaling.claims.{name}: expected the lowest and the highest efficiency, as in [0.85, 0.95], "
-                    f"got {band!r}"
+                    f"scaling.claims.{name}: expected the lowest and the highest efficiency, as in "
+                    f"[0.85, 0.95], got {band!r}"
                 )
         for name, link in self.links.items():
             if (
@@ -72,7 +72,8 @@ class Settings:
                 or {*link} != {"latency_s", "bytes_per_s"}
             ):
                 raise ConfigError(
-                    f"scaling.links.{name}: expected intra or inter with latency_s and bytes_per_s, got {link!r}"
+                    f"scaling.links.{name}: expected intra or inter with latency_s and bytes_per_s, "
+                    f"got {link!r}"
                 )
         numbers = {
             **{
