@@ -24,7 +24,7 @@ from millrace.plots.style import CATEGORIES, PREDICTION, REFERENCE_LINE, TRUTH, 
 from millrace.scaling.communication import bus_bandwidth, ring_factors
 from millrace.scaling.fits import USL, evaluate
 from millrace.scaling.quantity import EXTRAPOLATED, LABELS, MEASURED, MODELLED, Quantity
-from millrace.scaling.results import LayoutResult, Study
+from millrace.scaling.results import LayoutResult, Study, wait_hours
 
 WIDTH = 4.2
 """Inches."""
@@ -159,8 +159,8 @@ def cost_and_time(study: Study, currency: str, path: str | Path, also: Sequence[
         axes = fig.add_subplot()
         at = {}
         for one in study.layouts:
-            cost, queue = costs[one.layout], one.queue_hours.value if one.queue_hours else 0.0
-            x = cost.seconds.value / 3600 + queue
+            cost = costs[one.layout]
+            x = cost.seconds.value / 3600 + wait_hours(one, study.layouts)
             price = cost.money or cost.device_hours
             at[one.layout] = (x, price.value)
             axes.plot(x, price.value, color=_node_colour(one), markersize=5, **_MARKERS[one.label])

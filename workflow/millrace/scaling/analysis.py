@@ -17,7 +17,14 @@ from millrace.scaling.prediction import Prediction, StepModel
 from millrace.scaling.quantity import MEASURED, Quantity, Refusal, weakest
 from millrace.scaling.recommend import Candidate, Recommendation, pareto, recommend
 from millrace.scaling.records import LINKS, ScalingRun
-from millrace.scaling.results import SCHEMA, Analysis, BandwidthPoint, LayoutResult, Study
+from millrace.scaling.results import (
+    SCHEMA,
+    Analysis,
+    BandwidthPoint,
+    LayoutResult,
+    Study,
+    wait_hours,
+)
 from millrace.scaling.settings import Settings
 
 _Key = tuple[str, str, str, str]
@@ -55,10 +62,7 @@ def _studies(runs: Sequence[ScalingRun], settings: Settings) -> list[Study]:
     for mode, layouts in by_mode.items():
         _check(mode, layouts)
     measured = {
-        mode: [
-            measure(group, settings.draws, settings.seed + i)
-            for i, group in enumerate(layouts.values())
-        ]
+        mode: [measure(group, settings.draws, settings.seed) for group in layouts.values()]
         for mode, layouts in by_mode.items()
     }
     transfers = [transfer for run in runs for transfer in run.bandwidth]
@@ -209,7 +213,8 @@ def _recommendation(
             Candidate(
                 one.layout,
                 one.label,
-                0.0 if one.queue_hours is None else one.queue_hours.value,
+                wait_hours(one, results),
+                one.queue_hours is not None,
                 cost.seconds.value / 3600,
                 cost.device_hours.value,
                 None if cost.money is None else cost.money.value,

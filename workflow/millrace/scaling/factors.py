@@ -124,7 +124,8 @@ def measure(runs: Sequence[ScalingRun], draws: int, seed: int) -> Measurement:
         nodes=place.nodes,
         rank_batch=runs[0].global_batch / place.world_size,
         levels=centre(repeats),
-        draws=bootstrap(repeats, draws, seed),
+        # Layouts are drawn independently: with the same picks, their ratio would look too certain.
+        draws=bootstrap(repeats, draws, (seed, place.nodes, place.gpus_per_node)),
         repeats=len(runs),
         steps=min(levels.shape[1] for levels in repeats),
         shares=dict(zip(_COMPUTING, (computing / computing.sum()).tolist(), strict=True)),

@@ -15,6 +15,8 @@ class Candidate:
     label: str
     wait_hours: float
     """Expected wait for the allocation."""
+    wait_known: bool
+    """Else ``wait_hours`` is the longest known one."""
     run_hours: float
     """To the target error."""
     device_hours: float
@@ -65,11 +67,12 @@ def recommend(candidates: Sequence[Candidate], goal: Goal, currency: str) -> Rec
     text = f"Take {best.layout}: {why}, after {best.hours:.3g} h"
     if best.wait_hours:
         text += f" of which {best.wait_hours:.3g} h in the queue"
+        text += "" if best.wait_known else " (not known, the longest of the others)"
     text += f", for {_cost(best, currency)} at {best.efficiency:.0%} efficiency"
     if fastest.layout != best.layout and fastest.hours > best.hours:
         text += f"; {fastest.layout} would run faster but wait longer"
     if best.label != MEASURED:
-        text += f"; its times are {best.label}, so measure it first"
+        text += f"; the times of {best.layout} are {best.label}, so measure it first"
     late = (
         goal.deadline_hours is not None
         and best.wait_hours + best.slow_run_hours > goal.deadline_hours

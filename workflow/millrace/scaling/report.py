@@ -88,7 +88,7 @@ def _shown(content: Any, path: str, how: str, row: str, bounds: bool) -> Markup:
     if found is None:
         return Markup('<span class="none" title="not known">–</span>')
     if not isinstance(found, Mapping):
-        found, key = {"value": found, "label": "", "low": None}, path
+        found, key = {"value": found, "label": "", "low": None, "high": None}, path
     else:
         key = f"{path}.value"
     write = _FORMATS[how]
@@ -96,7 +96,7 @@ def _shown(content: Any, path: str, how: str, row: str, bounds: bool) -> Markup:
         repr(found["value"]), key, found["label"], write(found["value"])
     )
     low, high = found["low"], found["high"]
-    if bounds and low is not None and high is not None and low < high:
+    if bounds and low is not None and high is not None and write(low) != write(high):
         ends = (
             Markup('<data value="{}" data-key="{}.{}" data-label="{}">{}</data>').format(
                 repr(found[side]), path, side, found["label"], write(found[side])

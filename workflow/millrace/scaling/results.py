@@ -1,6 +1,7 @@
 """What the analysis of a scaling study says: plain data, every number with its label."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,13 @@ class LayoutResult:
     claim: Claim | None
     loss_deviation: Quantity | None
     """Largest relative difference of the loss to the base layout at the same step."""
+
+
+def wait_hours(one: LayoutResult, layouts: Sequence[LayoutResult]) -> float:
+    """Wait of a layout to reckon with: its own if known, else the longest known of the others, else 0."""
+    if one.queue_hours is not None:
+        return one.queue_hours.value
+    return max((other.queue_hours.value for other in layouts if other.queue_hours), default=0.0)
 
 
 @dataclass(frozen=True)

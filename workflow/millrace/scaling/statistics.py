@@ -21,14 +21,15 @@ def centre(repeats: Sequence[Floats]) -> Floats:
     return np.median([np.median(values_MS, axis=-1) for values_MS in repeats], axis=0)
 
 
-def bootstrap(repeats: Sequence[Floats], draws: int, seed: int) -> Floats:
+def bootstrap(repeats: Sequence[Floats], draws: int, seed: int | Sequence[int]) -> Floats:
     """Draws of `centre` with repeats resampled, and steps within them (Davison & Hinkley 1997, 3.8).
 
     Parameters
     ----------
     repeats : sequence of ndarray
         [M, S] each; the M series keep together, so that their ratios may be formed draw by draw.
-    draws, seed : int
+    draws : int
+    seed : int or sequence of int
         The same seed gives the same draws.
 
     Returns
