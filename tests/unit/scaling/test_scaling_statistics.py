@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from millrace.scaling.statistics import bootstrap, centre, interval, relative_least_squares
+from millrace.scaling.statistics import (
+    bootstrap,
+    centre,
+    interval,
+    relative_least_squares,
+    welch,
+)
 
 
 def test_centre_is_the_median_of_medians() -> None:
@@ -52,6 +58,15 @@ def test_interval_of_a_ratio_holds_the_truth(run_noise, step_noise) -> None:
         low, high = interval(a / b, a_draws / b_draws, degrees=4)
         held += low <= 1 <= high
     assert held / trials >= 0.93
+
+
+def test_degrees_of_a_ratio_are_those_of_the_side_that_scatters() -> None:
+    random = np.random.default_rng(0)
+    wide, narrow = (np.exp(s * random.standard_normal(5000)) for s in (0.1, 1e-6))
+    assert welch(wide, 2, wide[::-1], 2) == pytest.approx(4)
+    assert welch(wide, 2, narrow, 2) == pytest.approx(2, rel=1e-3)
+    assert welch(wide, 2, np.ones(9), 0) == 2
+    assert welch(wide, 0, wide, 2) == 0
 
 
 def test_exact_data_give_exact_coefficients() -> None:

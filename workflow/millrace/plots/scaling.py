@@ -85,7 +85,7 @@ def efficiency(study: Study, path: str | Path, also: Sequence[str] = ()) -> None
             if one.claim is not None:
                 height = one.claim.high - one.claim.low
                 axes.bar(
-                    x, height, 0.7, one.claim.low, color="#F0E442", alpha=0.6, gid="claim",
+                    x, height, 0.7, one.claim.low, color="#F0E442", alpha=0.6, gid=f"claim_{one.layout}",
                     label=None if claimed else "claimed",
                 )  # fmt: skip
                 claimed = True

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from millrace.scaling.quantity import Quantity
 from millrace.scaling.records import PARTS, ScalingRun, Times
-from millrace.scaling.statistics import bootstrap, centre, interval
+from millrace.scaling.statistics import bootstrap, centre, interval, welch
 
 Floats = NDArray[np.float64]
 
@@ -137,30 +137,33 @@ def measure(runs: Sequence[ScalingRun], draws: int, seed: int) -> Measurement:
 
 def compare(one: Measurement, base: Measurement, label: str) -> Factors:
     """Efficiency of a layout over the base, and its factors, with bootstrap intervals."""
-    values, draws = (
-        _factors(mine, theirs, one.rank_batch / base.rank_batch)
-        for mine, theirs in ((one.levels, base.levels), (one.draws, base.draws))
-    )
-    if one is base:
-        made = {name: Quantity(1.0, "1", label, 1.0, 1.0) for name in values}
-    else:
-        degrees = one.degrees + base.degrees
-        made = {
-            name: Quantity(float(value), "1", label, *interval(float(value), draws[name], degrees))
-            for name, value in values.items()
-        }
+    work = {
+        "efficiency": one.rank_batch / base.rank_batch,
+        "compute": one.rank_batch / base.rank_batch,
+    }
+    mine, theirs = _shares(one.levels), _shares(base.levels)
+    my_draws, their_draws = _shares(one.draws), _shares(base.draws)
+    made = {}
+    for name in mine:
+        value = float(work.get(name, 1.0) * mine[name] / theirs[name])
+        if one is base:
+            made[name] = Quantity(1.0, "1", label, 1.0, 1.0)
+            continue
+        draws = work.get(name, 1.0) * my_draws[name] / their_draws[name]
+        degrees = welch(my_draws[name], one.degrees, their_draws[name], base.degrees)
+        made[name] = Quantity(value, "1", label, *interval(value, draws, degrees))
     return Factors(**made)
 
 
-def _factors(levels: Floats, base: Floats, work: float) -> dict[str, Floats]:
+def _shares(levels: Floats) -> dict[str, Floats]:
+    """What the factors compare between layouts, from levels [..., 4]."""
     w, v, u, m = np.moveaxis(levels, -1, 0)
-    w0, v0, u0, m0 = np.moveaxis(base, -1, 0)
     return {
-        "efficiency": work * w0 / w,
-        "balance": (m / u) / (m0 / u0),
-        "communication": (v / w) / (v0 / w0),
-        "data": (u / v) / (u0 / v0),
-        "compute": work * m0 / m,
+        "efficiency": 1 / w,
+        "balance": m / u,
+        "communication": v / w,
+        "data": u / v,
+        "compute": 1 / m,
     }
 
 

@@ -49,7 +49,24 @@ def bootstrap(repeats: Sequence[Floats], draws: int, seed: int | Sequence[int]) 
     return np.median(medians_NKM[picked_NK, draw_NK], axis=0)
 
 
-def interval(value: float, draws_K: ArrayLike, degrees: int) -> tuple[float, float]:
+def welch(one_K: Floats, degrees: float, other_K: Floats, other_degrees: float) -> float:
+    """Degrees of freedom of a ratio of two positive quantities from their bootstrap draws.
+
+    Welch (1947, Biometrika 34) with the variances of the logarithms: where one side scatters alone, its
+    own degrees count. 0 if a side that scatters has a single repeat.
+    """
+    variances = [float(np.var(np.log(draws))) for draws in (one_K, other_K)]
+    terms = [(v, d) for v, d in zip(variances, (degrees, other_degrees), strict=True) if v > 0]
+    if any(d <= 0 for _, d in terms):
+        return 0.0
+    if not terms:
+        return float(degrees + other_degrees)
+    # A share of the variance, lest tiny squares underflow.
+    total = sum(v for v, _ in terms)
+    return 1 / sum((v / total) ** 2 / d for v, d in terms)
+
+
+def interval(value: float, draws_K: ArrayLike, degrees: float) -> tuple[float, float]:
     """Interval of a positive quantity from its bootstrap draws.
 
     Percentiles of three repeats are too narrow; on a logarithmic scale, they are widened by the ratio of
@@ -63,8 +80,8 @@ def interval(value: float, draws_K: ArrayLike, degrees: int) -> tuple[float, flo
         The estimate.
     draws_K : array_like
         [K], positive.
-    degrees : int
-        Repeats minus one, summed over the layouts that enter; 0: a single repeat, not widened.
+    degrees : float
+        Repeats minus one, for ratios see `welch`; 0: a single repeat, not widened.
     """
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(np.log(np.asarray(draws_K) / value), [tail, 100 - tail])
