@@ -34,12 +34,16 @@ def make_run(
     gradient_bytes=40_000_000,
     noise=0.01,
     run_noise=0.0,
+    rank_noise=0.0,
     steps=40,
     bandwidth=True,
     seed=0,
     **more,
 ):
     """A run whose ranks take fixed_s + sample_s for each sample; see the code for the rest.
+
+    Relative noise: of a step on all ranks, of a run (run_noise), of each rank and step (rank_noise).
+
 
     slow: factors of computing by rank; data_s: wait of every rank for data in a step; communication_s:
     exposed communication, by default what a ring over LINKS leaves exposed.
@@ -60,6 +64,8 @@ def make_run(
         (fixed_s + sample_s * global_batch / ranks) * jitter(1, steps) * np.ones((ranks, 1))
     )
     computing_RS *= np.asarray(slow if slow is not None else np.ones(ranks))[:, None] * run_factor
+    if rank_noise:
+        computing_RS *= 1 + rank_noise * random.standard_normal((ranks, steps))
     data_RS = np.full((ranks, steps), data_s) * jitter(1, steps)
     if communication_s is None:
         communication_s = 0.0

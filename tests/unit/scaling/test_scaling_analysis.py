@@ -73,6 +73,13 @@ def test_labels_of_measured_modelled_and_extrapolated_layouts() -> None:
             )
         )
         assert sum(part.value for part in one.parts.values()) == pytest.approx(one.step.value)
+    # No all-reduce is measured in training: that of a measured layout is modelled.
+    reduced = {one.layout: one.all_reduce.label for one in study.layouts[1:]}
+    assert reduced == {
+        name: "modelled" if label == "measured" else label
+        for name, label in labels.items()
+        if name != "n1_gpu1"
+    }
     refused = {refusal.what: refusal.reason for refusal in study.refusals}
     assert (
         "8 ranks are beyond 2 times the largest measured number, 2"

@@ -35,10 +35,14 @@ def test_changes_beyond_the_tolerance_are_told(tmp_path, sample_s, verdict, chan
 
 
 def test_noise_beyond_the_tolerance_is_no_change(tmp_path) -> None:
-    remember(analysed("aaaa", run_noise=0.15), tmp_path)
-    analysis = compare(analysed("bbbb", run_noise=0.15, seed=1), tmp_path)
-    assert max(abs(one.change) for one in analysis.changes) > 0.05
-    assert {one.verdict for one in analysis.changes} == {"unchanged"}
+    found = []
+    for before, now in ((0, 1), (1, 0)):
+        folder = tmp_path / str(before)
+        remember(analysed("aaaa", run_noise=0.15, seed=before), folder)
+        found += compare(analysed("bbbb", run_noise=0.15, seed=now), folder).changes
+    assert max(one.change for one in found) > 0.05
+    assert min(one.change for one in found) < -0.05
+    assert {one.verdict for one in found} == {"unchanged"}
 
 
 def test_the_last_other_commit_or_a_named_one_is_compared(tmp_path) -> None:

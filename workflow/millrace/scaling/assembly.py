@@ -141,8 +141,8 @@ def _row(
         basis=basis,
         epoch=epoch,
         target=None if epochs is None else epoch.times(epochs),
-        all_reduce=_all_reduce(layout, context),
-        crossover=_crossover(layout, context),
+        all_reduce=_all_reduce(layout, step.label, context),
+        crossover=_crossover(layout, step.label, context),
         mfu=mfu,
         roofline=roofline,
         memory=memory,
@@ -193,18 +193,22 @@ def _loss_deviation(one: Measurement, context: Context) -> Quantity | None:
     return Quantity(max(worst), "1", weakest(labels)) if worst else None
 
 
-def _all_reduce(layout: Layout, context: Context) -> Quantity | None:
+def _all_reduce(layout: Layout, label: str, context: Context) -> Quantity | None:
     seconds = context.model.all_reduce(layout)
-    return None if not seconds else Quantity(seconds, "s", MODELLED)
+    return None if not seconds else Quantity(seconds, "s", weakest([MODELLED, label]))
 
 
-def _crossover(layout: Layout, context: Context) -> Quantity | None:
+def _crossover(layout: Layout, label: str, context: Context) -> Quantity | None:
     """Global batch above which the all-reduce can hide behind the backward pass."""
     seconds = context.model.all_reduce(layout)
     if not seconds:
         return None
     batch = crossover_batch(context.model.backward_law(), seconds)
-    return None if batch is None else Quantity(batch * layout.world_size, "samples", MODELLED)
+    return (
+        None
+        if batch is None
+        else Quantity(batch * layout.world_size, "samples", weakest([MODELLED, label]))
+    )
 
 
 def _roofline(
