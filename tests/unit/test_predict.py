@@ -18,6 +18,7 @@ from millrace.demo.aquifer import AquiferConfig, write_aquifer
 from millrace.errors import ConfigError, DataError
 from millrace.evaluation.forecast import TrainedModel, forecast_windows
 from millrace.predict import main, predict
+from millrace.training.deadline import Stop
 from millrace.training.distributed import Ranks
 from millrace.training.request import Request
 from millrace.training.segment import run_segment
@@ -78,7 +79,7 @@ def train(base, raw, definition, epochs):
         checkpoint=str(base / f"epoch_{epochs}.ckpt"),
         receipt=str(base / f"epoch_{epochs}.json"),
     )
-    assert run_segment(request, Ranks(0, 1, torch.device("cpu")))
+    assert run_segment(request, Ranks(0, 1, torch.device("cpu"))) is Stop.NO
     return Path(request.checkpoint), Path(request.receipt), files
 
 

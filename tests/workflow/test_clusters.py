@@ -5,7 +5,7 @@ import shlex
 import sys
 
 import pytest
-from conftest import REPOSITORY, Project
+from project import REPOSITORY, Project
 
 SIX = ["n1_gpu1", "n1_gpu2", "n2_gpu1", "n2_gpu2", "n1_gpu4", "n4_gpu1"]
 

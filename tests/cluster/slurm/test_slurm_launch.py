@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ranks, wait, workers
+from slurm_jobs import ranks, wait, workers
 
 from millrace.launch import launch
 from millrace.schedulers import State

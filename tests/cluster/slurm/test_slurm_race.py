@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GPU_NODES, wait
 from lab import ACCOUNT
+from slurm_jobs import GPU_NODES, wait
 
 from millrace.files import write_json
 from millrace.race import Entrant, Race

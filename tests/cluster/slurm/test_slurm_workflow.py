@@ -9,9 +9,9 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import wait
 from lab import ACCOUNT
 from project import Project
+from slurm_jobs import wait
 
 from millrace.cluster import Cluster
 from millrace.layout import Layout

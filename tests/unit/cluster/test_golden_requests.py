@@ -17,7 +17,7 @@ from millrace.layout import Layout
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests/golden/requests"
 # Runs where Snakemake does.
-LOCAL = {"summarise_skill"}
+LOCAL = {"summarise_skill", "train_race"}
 ON_LAYOUT = {"train_segment", "preflight_layout"}
 
 

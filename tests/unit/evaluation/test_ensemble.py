@@ -11,6 +11,7 @@ from scipy.stats import norm
 from millrace.evaluate import evaluate_ensemble
 from millrace.evaluation.ensemble import EnsembleMetrics, crps, forecast_ensemble
 from millrace.evaluation.forecast import TrainedModel, forecast_windows
+from millrace.training.deadline import Stop
 from millrace.training.distributed import Ranks
 from millrace.training.request import Request
 from millrace.training.segment import run_segment
@@ -121,7 +122,7 @@ def trained(samples, definition, tmp_path_factory):
             checkpoint=str(output),
             receipt=str(output.with_suffix(".json")),
         )
-        assert run_segment(request, Ranks(0, 1, torch.device("cpu")))
+        assert run_segment(request, Ranks(0, 1, torch.device("cpu"))) is Stop.NO
         made.append((output, output.with_suffix(".json")))
     return made
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from millrace.training.deadline import Deadline
+from millrace.training.deadline import Deadline, Stop
 from millrace.training.request import Request
 from millrace.training.segment import run_segment
 from millrace.training.store import load_state, weights_of
@@ -39,7 +39,7 @@ def segment(experiments, alone, monkeypatch, tmp_path):
             execution=execution or {},
             previous=previous,
         )
-        assert run_segment(request, alone)
+        assert run_segment(request, alone) is Stop.NO
         return load_state(output), json.loads(Path(request.receipt).read_text())
 
     return run
