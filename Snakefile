@@ -1,7 +1,8 @@
 """Millrace: from raw scientific data to trained, evaluated surrogate models and a report.
 
     snakemake --profile profiles/local            everything that config/config.yaml asks for
-    snakemake --profile profiles/local train      one stage: data, train, evaluate or report
+    snakemake --profile profiles/local train      one stage: data, train, evaluate,
+                                                  scaling_report or report
     snakemake -n --profile profiles/local         what would be done
     snakemake --profile profiles/gilbreth         on a cluster
     snakemake --profile profiles/gilbreth preflight   tries each layout there with a short job
@@ -23,6 +24,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/predict.smk"
+include: "workflow/rules/scaling.smk"
 include: "workflow/rules/report.smk"
 
 
@@ -58,6 +60,13 @@ rule evaluate:
             "evaluate_run",
             "evaluate_ensemble",
             files=plan.metrics() + plan.ensembles(),
+        ),
+
+
+rule scaling_report:
+    input:
+        stage(
+            "scaling_report", "analyse_scaling", files=["results/scaling/report.html"]
         ),
 
 

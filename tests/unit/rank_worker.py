@@ -28,7 +28,7 @@ def train(job, ranks) -> dict:
     while trainer.step < job["steps"]:
         for batch in trainer._plan.epoch(epoch):
             with recorded_norms(norms):
-                loss = trainer._train_step(batch)
+                loss = trainer.train_step(batch)
             trainer.step += 1
             losses.append(ranks.sum(float(loss))[0])
             share = rank_share(batch, ranks.rank, ranks.world_size)

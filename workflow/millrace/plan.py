@@ -12,6 +12,7 @@ from millrace.config import nearest, validate
 from millrace.data.fingerprint import fingerprint
 from millrace.errors import ConfigError, DataError
 from millrace.layout import Layout
+from millrace.scaling.request import MeasureRequest
 from millrace.training.request import Request
 
 # How long training runs does not decide the weights: more epochs continue the same run.
@@ -19,6 +20,14 @@ _LENGTHS = ("epochs", "milestone_every", "save_every")
 # Nor does how they are computed: `millrace.training.config.ExecutionConfig`.
 EXECUTION = ("micro_batch", "compile", "activation_checkpointing", "profile", "log")
 _ON_PLANES = ("gfno",)
+# What a scaling study measures; the other keys of its block say how it is analysed.
+_SCALING = {
+    "experiments": [],
+    "measure": ["n1_gpu1"],
+    "modes": ["strong", "weak"],
+    "repeats": 3,
+    "steps": 30,
+}
 
 
 class Plan:
@@ -43,12 +52,16 @@ class Plan:
         self.experiments: Mapping[str, Any] = config["experiments"]
         self.predictions: Mapping[str, Any] = config.get("predictions", {})
         self._run: Mapping[str, Sequence[Any]] = config["run"]
+        self.scaling: Mapping[str, Any] = _SCALING | config.get("scaling", {})
         for name in self._run["experiments"]:
             _known(name, self.experiments, "run.experiments", "experiment")
         for name, experiment in self.experiments.items():
             key = f"experiments.{name}.dataset"
             for dataset in _datasets(experiment):
                 self._check_samples(name, dataset, _known(dataset, self.datasets, key, "dataset"))
+
+        for name in self.scaling["experiments"]:
+            _known(name, self.experiments, "scaling.experiments", "experiment")
 
         for name, block in self.predictions.items():
             key = f"predictions.{name}"
@@ -207,6 +220,19 @@ class Plan:
         pairs = dict.fromkeys((e, n) for e, n, _ in self._runs())
         return [f"results/evaluate/{e}/{n}/ensemble/metrics.json" for e, n in pairs]
 
+    def scaling_runs(self) -> list[str]:
+        """Records of the runs that a scaling study measures."""
+        study = self.scaling
+        keys = (study["experiments"] or self._run["experiments"], study["measure"], study["modes"])
+        return [
+            f"results/scaling/{experiment}/{layout}/{mode}/run_{repeat}.json"
+            for experiment, layout, mode, repeat in product(*keys, range(study["repeats"]))
+        ]
+
+    def scaling_settings(self) -> dict[str, Any]:
+        """What the analysis of a scaling study is asked for, see `millrace.scaling.settings.Settings`."""
+        return {key: value for key, value in self.scaling.items() if key not in _SCALING}
+
     def report(self) -> list[str]:
         """What the report stage makes."""
         return [f"results/report/skill.{suffix}" for suffix in ("html", "csv", "png")]
@@ -261,6 +287,28 @@ def segment_request(
         execution={k: v for k, v in train.items() if k in EXECUTION},
         previous=str(inputs.get("previous") or "") or None,
         final_epoch=train["epochs"],
+    )
+
+
+def measure_request(
+    config: Mapping[str, Any], wildcards: Any, params: Any, inputs: Mapping[str, Any], output: str
+) -> MeasureRequest:
+    """Describe the measurement of a layout; the parameters are those of `segment_request`."""
+    w = wildcards
+    train = config["experiments"][w.experiment]["train"]
+    return MeasureRequest(
+        experiment=w.experiment,
+        layout=w.layout,
+        mode=w.mode,
+        repeat=int(w.repeat),
+        definition=dict(params.definition),
+        files={k: v if isinstance(v, str) else list(v) for k, v in inputs.items()},
+        output=output,
+        steps=params.steps,
+        # Records of the run, not of its speed.
+        execution={
+            k: v for k, v in train.items() if k in EXECUTION and k not in ("profile", "log")
+        },
     )
 
 

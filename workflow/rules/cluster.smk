@@ -6,7 +6,7 @@ from pathlib import Path
 from millrace.cluster import RESOURCES, Cluster
 
 # Jobs of these rules take the GPUs that their layout says.
-ON_LAYOUT = ("train_segment", "preflight_layout")
+ON_LAYOUT = ("train_segment", "measure_throughput", "preflight_layout")
 
 
 def find_cluster():

@@ -23,6 +23,8 @@ wildcard_constraints:
     experiment="|".join(plan.experiments),
     layout=f"{LAYOUT}(-or-{LAYOUT})*",
     seed=r"\d+",
+    mode="strong|weak",
+    repeat=r"\d+",
     epoch=r"\d+",
     geometry=r"[\dx]+_r[\d.]+",
 

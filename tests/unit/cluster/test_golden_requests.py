@@ -17,8 +17,8 @@ from millrace.layout import Layout
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests/golden/requests"
 # Runs where Snakemake does.
-LOCAL = {"summarise_skill", "train_race"}
-ON_LAYOUT = {"train_segment", "preflight_layout"}
+LOCAL = {"summarise_skill", "train_race", "analyse_scaling"}
+ON_LAYOUT = {"train_segment", "measure_throughput", "preflight_layout"}
 
 
 class Resources(dict):

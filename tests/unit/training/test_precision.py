@@ -90,12 +90,12 @@ def test_overflow_leaves_a_step_out_and_halves_the_scale(make_trainer):
     trainer = make_trainer(precision="float16")
     trainer._scaler.scale = 2.0**100
     before = [p.detach().clone() for p in trainer.module.parameters()]
-    trainer._train_step(next(trainer._plan.epoch(0)))
+    trainer.train_step(next(trainer._plan.epoch(0)))
     assert trainer._scaler.scale == 2.0**99
     assert all(torch.equal(p, q) for p, q in zip(trainer.module.parameters(), before, strict=True))
     trainer._check_finite()
     trainer._scaler.scale = 2.0**10
-    trainer._train_step(next(trainer._plan.epoch(0)))
+    trainer.train_step(next(trainer._plan.epoch(0)))
     assert not all(
         torch.equal(p, q) for p, q in zip(trainer.module.parameters(), before, strict=True)
     )

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ from millrace.errors import ExitCode, UserError
 from millrace.models.spec import ModelSpec
 from millrace.training.acceleration import checkpoint_activations, compile_in_place
 from millrace.training.batches import BatchPlan, GlobalBatch, RankShare, micro_batches, rank_share
-from millrace.training.compression import compress_gradients
+from millrace.training.compression import exchange_gradients
 from millrace.training.config import ExecutionConfig, TrainConfig
 from millrace.training.deadline import Deadline, Stop
 from millrace.training.distributed import (
@@ -33,6 +33,7 @@ from millrace.training.distributed import (
 )
 from millrace.training.early_stopping import best_epoch, is_exhausted
 from millrace.training.ema import Ema
+from millrace.training.phases import Mark, unmarked
 from millrace.training.precision import LossScaler, autocast
 from millrace.training.schedules import factor
 from millrace.training.store import Position
@@ -89,6 +90,8 @@ class Trainer:
     ranks : Ranks
     execution : ExecutionConfig, optional
         How the weights are computed, see there.
+    mark : Mark, optional
+        Is told where each step is, see `millrace.training.phases`.
     """
 
     def __init__(
@@ -100,7 +103,9 @@ class Trainer:
         seed: int,
         ranks: Ranks,
         execution: ExecutionConfig | None = None,
+        mark: Mark = unmarked,
     ) -> None:
+        self._mark = mark
         self.spec, self.view, self.config, self.ranks = spec, view, config, ranks
         self.execution = execution or ExecutionConfig()
         seed_everything(seed, rank=0)
@@ -140,7 +145,7 @@ class Trainer:
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
             # Buffers are constants of the data, equal on all ranks.
             parallel = DistributedDataParallel(self.module, broadcast_buffers=False)
-        compress_gradients(parallel, self.config.gradient_compression)
+        exchange_gradients(parallel, self.config.gradient_compression, self._mark)
         return parallel
 
     @property
@@ -148,6 +153,10 @@ class Trainer:
         """Steps and epochs done."""
         epoch, batch = divmod(self.step, len(self._plan))
         return Position(self.step, epoch, batch)
+
+    def batches(self, epoch: int) -> Iterator[GlobalBatch]:
+        """Batches of an epoch, the same on all ranks."""
+        return self._plan.epoch(epoch)
 
     def run(self, target_epoch: int, deadline: Deadline, observer: Observer) -> bool:
         """Train until the end of ``target_epoch``, or until more epochs do not help.
@@ -194,7 +203,7 @@ class Trainer:
                         self.stopped = Stop(int(stop))
                         return False
                     agree_at = self.step + max(1, int(_AGREE_EVERY_S / max(seconds, 1e-3)))
-                loss = self._train_step(batch)
+                loss = self.train_step(batch)
                 self.step += 1
                 now = time.monotonic()
                 deadline.record_step(now - started)
@@ -205,11 +214,13 @@ class Trainer:
         self._check_finite()
         return True
 
-    def _train_step(self, batch: GlobalBatch) -> Tensor:
+    def train_step(self, batch: GlobalBatch) -> Tensor:
+        """Do one optimiser step on this rank's share; gives its part of the loss of the global batch."""
         learning_rate = self.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         loss = self._backward(batch)
+        self._mark("optimiser")
         self._scaler.unscale(p.grad for p in self._trained if p.grad is not None)
         norm = nn.utils.clip_grad_norm_(
             self._trained, self.config.clip_norm or math.inf, foreach=True
@@ -238,6 +249,7 @@ class Trainer:
 
     def _backward_part(self, part: RankShare) -> Tensor:
         loss = self._losses("train", part, self._parallel).sum() / part.batch_size
+        self._mark("backward")
         # Gradients are averaged over the ranks; what is wanted is the sum of the ranks' parts.
         (loss * self.ranks.world_size * self._scaler.scale).backward()
         return loss.detach()
@@ -253,7 +265,9 @@ class Trainer:
 
     def _losses(self, split: str, part: RankShare, model: nn.Module) -> Tensor:
         """Loss of each sample, [B], 0 for those that do not count."""
+        self._mark("data")
         samples = self.view.batch(split, part.group, part.index, part.weight)
+        self._mark("forward")
         with autocast(self.config.precision, self.ranks.device):
             loss_B = self.spec.loss(model, samples, self.config.loss)
         return loss_B * samples.weight_B

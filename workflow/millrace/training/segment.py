@@ -24,6 +24,7 @@ from millrace.training.distributed import Ranks
 from millrace.training.early_stopping import best_epoch
 from millrace.training.engine import Trainer
 from millrace.training.loggers import Logger, check_loggers, open_loggers
+from millrace.training.phases import Mark, unmarked
 from millrace.training.profiler import StepProfiler, traces
 from millrace.training.progress import Reporter
 from millrace.training.request import Request
@@ -49,6 +50,7 @@ def build_trainer(
     seed: int,
     ranks: Ranks,
     execution: ExecutionConfig | None = None,
+    mark: Mark = unmarked,
 ) -> tuple[Trainer, dict[str, Any]]:
     """Make a trainer and the identity of its run from an experiment's definition."""
     model = dict(definition["model"])
@@ -67,7 +69,7 @@ def build_trainer(
         "train": _essentials(train),
         "seed": seed,
     }
-    return Trainer(spec, model_config, view, train, seed, ranks, execution), described
+    return Trainer(spec, model_config, view, train, seed, ranks, execution, mark), described
 
 
 def _essentials(train: TrainConfig) -> dict[str, Any]:

@@ -1,0 +1,28 @@
+"""Rule analyse_scaling: from the measured runs to the scaling report."""
+
+from pathlib import Path
+
+from millrace.config import from_mapping
+from millrace.jobs import job
+from millrace.scaling import regression
+from millrace.scaling.analysis import analyse
+from millrace.scaling.records import read
+from millrace.scaling.settings import Settings
+from millrace.scaling_report import write_report
+
+with job(snakemake.log[0]):
+    output = snakemake.output
+    settings = from_mapping(Settings, snakemake.params.settings, "scaling")
+    analysis = analyse([read(Path(run)) for run in snakemake.input.runs], settings)
+    history = Path("results/scaling/history")
+    analysis = regression.compare(analysis, history)
+    regression.remember(analysis, history)
+    write_report(
+        analysis,
+        html=Path(output.html),
+        csv=Path(output.csv),
+        json=Path(output.json),
+        extrap=Path(output.extrap),
+        figures_dir=Path(output.figures),
+        badges=Path(output.badges),
+    )

@@ -1,0 +1,23 @@
+"""Rule measure_throughput: time the training step on a layout."""
+
+import sys
+
+from millrace.cluster import cluster_of_job
+from millrace.jobs import job
+from millrace.launch import surroundings_of
+from millrace.layout import Layout
+from millrace.measure import measure_throughput
+from millrace.plan import measure_request
+
+with job(snakemake.log[0]):
+    request = measure_request(
+        snakemake.config,
+        snakemake.wildcards,
+        snakemake.params,
+        snakemake.input,
+        snakemake.output.run,
+    )
+    cluster = cluster_of_job(snakemake.resources)
+    # Here a rank is one thread on every layout: it stands in for a device.
+    cpus = snakemake.threads if cluster else Layout.parse(request.layout).gpus_per_node
+    sys.exit(measure_throughput(request, cpus, surroundings_of(cluster)))
