@@ -1,0 +1,132 @@
+"""SLURM's answers, as its commands print them, and what is made of them."""
+
+import os
+import time
+from datetime import datetime
+
+import pytest
+
+from millrace.layout import Layout
+from millrace.schedulers import SchedulerError, State, allocation, queue
+from millrace.schedulers import slurm as module
+from millrace.schedulers.slurm import SlurmAllocation, SlurmQueue
+
+SQUEUE = r"""
+12|RUNNING|train|g[001-002]|None|2026-11-21T10:00:00|2026-11-21T14:00:00
+13|PENDING|train||Resources|2026-11-21T12:00:00|N/A
+14|CANCELLED|train|g003|None|2026-11-21T09:00:00|2026-11-21T09:10:00
+15|COMPLETED|train|g003|None|2026-11-21T09:00:00|2026-11-21T09:10:00
+16|NODE_FAIL|train|g003|None|2026-11-21T09:00:00|2026-11-21T09:10:00
+17|COMPLETING|train|g003|None|2026-11-21T09:00:00|2026-11-21T09:10:00
+""".strip()
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Put commands on the PATH: (name, script of bash)."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(module, "_PAUSE_S", 0.01)
+
+    def make(name, script):
+        path = tmp_path / name
+        path.write_text(f"#!/bin/bash\n{script}\n")
+        path.chmod(0o755)
+
+    return make
+
+
+def test_states(commands) -> None:
+    commands("squeue", f"cat <<'END'\n{SQUEUE}\nEND")
+    commands("scontrol", 'printf "g001\\ng002\\n"')
+    commands("sacct", 'printf "CANCELLED by 1000|old|None assigned|Unknown|Unknown\\n"')
+    jobs = SlurmQueue().jobs(["12", "13", "14", "15", "16", "17", "7"])
+    assert [job.state for job in jobs.values()] == [
+        *(State.RUNNING, State.PENDING, State.FAILED, State.DONE, State.FAILED, State.RUNNING),
+        State.FAILED,
+    ]
+    assert jobs["12"].nodes == ("g001", "g002")
+    assert jobs["12"].end == datetime(2026, 11, 21, 14).timestamp()
+    assert jobs["13"].reason == "Resources"
+    assert jobs["13"].end is None
+    assert jobs["7"].nodes == ()
+
+
+def test_forgotten_job_is_gone(commands) -> None:
+    commands("squeue", "true")
+    commands("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    assert SlurmQueue().jobs(["7"])["7"].state is State.GONE
+
+
+def test_controller_that_does_not_answer_is_asked_again_then_unknown(commands, tmp_path) -> None:
+    commands(
+        "squeue",
+        f"echo x >> {tmp_path}/asked\n"
+        "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1",
+    )
+    job = SlurmQueue().jobs(["7"])["7"]
+    assert job.state is State.UNKNOWN
+    assert "Unable to contact" in job.reason
+    assert len((tmp_path / "asked").read_text().split()) == 4
+
+
+def test_refusal_is_said_with_the_request(commands) -> None:
+    commands("sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
+    resources = {"slurm_partition": "a100", "nodes": 1, "gres": "gpu:2", "cpus_per_task": 4}
+    with pytest.raises(SchedulerError, match=r"--partition=a100 .*--gres=gpu:2.*Invalid account"):
+        SlurmQueue().submit(["true"], resources, "race", "race.log")
+
+
+def test_submission_gives_the_id(commands, tmp_path) -> None:
+    commands("sbatch", f'printf "%s\\n" "$@" > {tmp_path}/given; echo "42;cluster"')
+    assert SlurmQueue().submit(["echo", "a b"], {"nodes": 1}, "race", "race.log") == "42"
+    given = (tmp_path / "given").read_text().splitlines()
+    assert given[-1] == "--wrap=exec echo 'a b'"
+    assert "--export=ALL" in given
+
+
+def test_step_of_a_job_with_and_without_gpus(commands) -> None:
+    commands("scontrol", "echo '   TresPerNode=gres:gpu:2'")
+    step = SlurmAllocation("9").on_each_node(["agent", "x"], Layout(3, 2), 8)
+    assert step[0] == "srun"
+    assert step[-2:] == ["agent", "x"]
+    wanted = {"--overlap", "--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--gres=gpu:2"}
+    assert wanted <= set(step)
+    commands("scontrol", "echo '   NumNodes=1'")
+    assert not any("gres" in w for w in SlurmAllocation("9").on_each_node(["x"], Layout(1, 2), 8))
+
+
+def test_end_of_the_job(commands) -> None:
+    commands("squeue", "echo 2026-11-21T14:00:00")
+    assert SlurmAllocation("9").end() == datetime(2026, 11, 21, 14).timestamp()
+    commands("squeue", "echo N/A")
+    assert SlurmAllocation("9").end() is None
+
+
+def test_job_that_cannot_be_requeued_is_told_so(commands) -> None:
+    commands("scontrol", "echo 'Requested operation is presently disabled' >&2; exit 1")
+    started = time.monotonic()
+    assert SlurmAllocation("9").requeue() is False
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("variables", "scheduler", "job"),
+    [
+        ({"SLURM_JOB_ID": "5"}, "slurm", "5"),
+        ({"PBS_JOBID": "6.server"}, "pbs", "6.server"),
+        ({"SLURM_JOB_ID": "5", "PBS_JOBID": "5.qsub"}, "slurm", "5"),
+        ({}, "", ""),
+    ],
+)
+def test_allocation_from_the_environment(monkeypatch, variables, scheduler, job) -> None:
+    for name in ("SLURM_JOB_ID", "PBS_JOBID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    here = allocation()
+    assert (here.scheduler, here.job) == (scheduler, job)
+
+
+def test_unknown_scheduler() -> None:
+    with pytest.raises(Exception, match="expected one of slurm, pbs"):
+        queue("lsf")

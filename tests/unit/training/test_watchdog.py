@@ -1,0 +1,51 @@
+"""A step that never ends kills its process; slow steps, first steps and pauses do not."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from millrace.training.watchdog import Watchdog
+
+HANG = """
+import sys, time
+from millrace.training import watchdog
+watchdog._LOOK_EVERY_S = 0.05
+dog = watchdog.Watchdog(grace=0.3)
+steps, inside = int(sys.argv[1]), sys.argv[2] == "inside"
+with dog.watching():
+    for _ in range(steps):
+        dog.beat(0.01)
+    if inside:
+        time.sleep(3)
+if not inside:
+    time.sleep(1)
+"""
+
+
+def run(steps, where):
+    return subprocess.run(
+        [sys.executable, "-c", HANG, str(steps), where], capture_output=True, text=True
+    )
+
+
+def test_a_hanging_step_kills_the_process_and_says_so() -> None:
+    done = run(20, "inside")
+    assert done.returncode == -signal.SIGKILL
+    assert "rank 0: no step for" in done.stderr
+
+
+@pytest.mark.parametrize(("steps", "where"), [(19, "inside"), (20, "outside")])
+def test_nothing_is_killed_before_steps_are_known_nor_outside_of_training(steps, where) -> None:
+    assert run(steps, where).returncode == 0
+
+
+def test_the_limit_is_three_slow_steps_and_the_grace() -> None:
+    dog = Watchdog(grace=10.0)
+    for seconds in [0.1] * 99 + [2.0]:
+        dog.beat(seconds)
+    assert dog.limit == pytest.approx(3 * 0.119 + 10)
+    for _ in range(30):
+        dog.beat(2.0)
+    assert dog.limit == pytest.approx(16.0)
