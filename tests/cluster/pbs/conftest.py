@@ -1,26 +1,55 @@
 """PBS for tests: stand-ins of its commands on PATH, which execute jobs on this machine."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pbs_server import BIN, Pbs
+from project import Project
+
+KATANA = ("--profile", "profiles/katana", "--seconds-between-status-checks", "1")
+
+
+@contextlib.contextmanager
+def running_pbs(root: Path, patch: pytest.MonkeyPatch) -> Iterator[Pbs]:
+    """An empty PBS; complains if a job leaves a process behind."""
+    root.mkdir()
+    patch.setenv("PBS_STANDIN", str(root))
+    patch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    for name in [name for name in os.environ if name.startswith(("MILLRACE_", "PBS_JOB"))]:
+        patch.delenv(name)
+    server = Pbs(root)
+    try:
+        yield server
+    finally:
+        left = server.stop()
+    assert not left, f"processes were left behind: {left}"
 
 
 @pytest.fixture
 def pbs(tmp_path, monkeypatch):
-    """An empty PBS; the test fails if a job leaves a process behind."""
-    root = tmp_path / "pbs"
-    root.mkdir()
-    monkeypatch.setenv("PBS_STANDIN", str(root))
-    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
-    for name in [name for name in os.environ if name.startswith(("MILLRACE_", "PBS_JOB"))]:
-        monkeypatch.delenv(name)
-    server = Pbs(root)
-    yield server
-    left = server.stop()
-    assert not left, f"processes were left behind: {left}"
+    """An empty PBS for a test."""
+    with running_pbs(tmp_path / "pbs", monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def finished_on_pbs(tmp_path_factory) -> Project:
+    """A project whose whole workflow ran as jobs of PBS, with the profile of Katana."""
+    root = tmp_path_factory.mktemp("finished_on_pbs")
+    project = Project(root / "project", KATANA)
+    with pytest.MonkeyPatch.context() as patch, running_pbs(root / "pbs", patch):
+        project.run()
+    return project
+
+
+@pytest.fixture
+def project(finished_on_pbs, tmp_path) -> Project:
+    """A copy of it to train more."""
+    return finished_on_pbs.copy(tmp_path / "project")
 
 
 @pytest.fixture

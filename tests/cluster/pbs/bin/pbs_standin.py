@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import getopt
 import json
+import math
 import os
 import re
 import signal
@@ -28,6 +29,8 @@ SETTINGS = {
     "kill_delay_s": 10.0,
     # Real seconds per second of walltime, so that minutes need not last as long.
     "walltime_scale": 1.0,
+    # Part of the walltime after which jobs are killed: less than 1 comes as a surprise.
+    "killed_at": 1.0,
     "history": True,
     "qstat_fails": 0,
     "qsub_fails": 0,
@@ -311,8 +314,7 @@ def _task_environment(number: int, node: int) -> dict[str, str]:
 
 def _watch(number: int, top: subprocess.Popen) -> tuple[int | None, int]:
     """Exit status and substate, once the job is over and all of its processes are gone."""
-    walltime = walltime_s(job(number) or {})
-    end = time.monotonic() + walltime if walltime else None
+    started = time.monotonic()
     killed: tuple[int, int] | None = None
     kill_at = None
     while top.poll() is None:
@@ -321,7 +323,7 @@ def _watch(number: int, top: subprocess.Popen) -> tuple[int | None, int]:
         if killed is None:
             if _flag(number, "delete").exists():
                 killed = (0, 91)
-            elif end is not None and time.monotonic() > end:
+            elif time.monotonic() > started + _allowed_s(number):
                 killed = (-29, 93)
             if killed:
                 _update(number, state="E", substate=51)
@@ -377,6 +379,12 @@ def walltime_s(found: dict) -> float | None:
     for part in text.split(":"):
         total = 60 * total + int(part)
     return total * settings()["walltime_scale"]
+
+
+def _allowed_s(number: int) -> float:
+    """Real seconds after which a job is killed."""
+    walltime = walltime_s(job(number) or {})
+    return math.inf if walltime is None else walltime * settings()["killed_at"]
 
 
 def _flag(number: int, name: str) -> Path:

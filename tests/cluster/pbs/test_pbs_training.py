@@ -1,0 +1,146 @@
+"""The real workflow through PBS: jobs killed, chained, left behind by Snakemake; nothing is lost."""
+
+import json
+import os
+import signal
+import subprocess
+
+import psutil
+import pytest
+import torch
+from conftest import running_pbs
+from pbs_server import wait_for
+
+EPOCHS = 200
+NAME = f"tiny/n1_gpu1/seed5/epoch_{EPOCHS}"
+TARGET = f"results/train/{NAME}.ckpt"
+
+pytestmark = pytest.mark.slow
+
+
+def long(project):
+    """A project whose training takes long enough to be disturbed."""
+    project.config["experiments"]["tiny"]["train"] |= {
+        "epochs": EPOCHS,
+        "milestone_every": EPOCHS,
+        "save_every": 5,
+    }
+    project.config["run"]["seeds"] = [5]
+    return project
+
+
+@pytest.fixture(scope="module")
+def whole(finished_on_pbs, tmp_path_factory):
+    """The checkpoint of a training that nothing disturbed."""
+    root = tmp_path_factory.mktemp("whole")
+    project = long(finished_on_pbs.copy(root / "project"))
+    with pytest.MonkeyPatch.context() as patch, running_pbs(root / "pbs", patch):
+        project.run("--", TARGET)
+    checkpoint = torch.load(project.path(TARGET), weights_only=True)
+    assert len(checkpoint["sessions"]) == 1
+    return checkpoint
+
+
+def start(project):
+    return subprocess.Popen(
+        project.command("--", TARGET),
+        cwd=project.root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=project.environment(),
+    )
+
+
+def finish(process):
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said[-5000:]
+    return said
+
+
+def epochs(project):
+    return sum(
+        len(file.read_text().splitlines())
+        for file in project.path("runs/tiny/n1_gpu1/seed5").glob("*/metrics.jsonl")
+    )
+
+
+def wait_for_epochs(project, n):
+    wait_for(lambda: epochs(project) >= n, 60, f"no {n} epochs")
+
+
+def assert_same(checkpoint, whole, sessions):
+    """Bit by bit the weights and the optimiser of the training that nothing disturbed."""
+    mine = torch.load(checkpoint, weights_only=True)
+    assert len(mine["sessions"]) == sessions
+    assert mine["model"].keys() == whole["model"].keys()
+    assert all(torch.equal(mine["model"][name], whole["model"][name]) for name in mine["model"])
+    for index, state in mine["optimizer"]["state"].items():
+        other = whole["optimizer"]["state"][index]
+        assert all(torch.equal(state[name], other[name]) for name in state)
+
+
+def test_whole_workflow(finished_on_pbs, project):
+    metrics = json.loads(
+        project.path("results/evaluate/tiny/n1_gpu1/seed0/metrics.json").read_text()
+    )
+    assert metrics["test"]["head"]["rmse"] > 0
+    receipt = json.loads(project.path("results/train/tiny/n1_gpu1/seed0/epoch_4.json").read_text())
+    jobs = [session["job"] for session in receipt["sessions"]]
+    assert all(job.endswith(".pbs") for job in jobs), "training ran outside of PBS"
+    assert project.planned() == {}
+
+
+def test_job_killed_early_continues_in_a_retry(pbs, project, whole):
+    """The walltime ends before the deadline that the job was told."""
+    process = start(long(project))
+    wait_for_epochs(project, 10)
+    pbs.set(killed_at=0.0, kill_delay_s=1)
+    wait_for(lambda: pbs.job("1.pbs")["state"] in "EF", 10, "not killed")
+    pbs.set(killed_at=1.0)
+    done = epochs(project)
+    assert done < EPOCHS, "killed too late to prove anything"
+    said = finish(process)
+    assert "PBS job 1.pbs: killed at the end of its walltime" in said
+    assert list(pbs.jobs()) == ["1.pbs", "2.pbs"]
+    assert_same(project.path(TARGET), whole, sessions=2)
+
+
+def test_chain_of_short_jobs_needs_no_retries(pbs, project, whole):
+    """The first job stops for its deadline, the second for a signal (qsig), the third finishes."""
+    # 40 s: little more than what a job keeps for saving and ending, so that it stops at once.
+    pbs.set(walltime_scale=40 / (12 * 3600))
+    long(project).options = (*project.options, "--retries", "0")
+    process = start(project)
+    wait_for(lambda: pbs.job("1.pbs")["state"] == "F" if pbs.jobs() else False, 60, "no end")
+    pbs.set(walltime_scale=1.0)
+    wait_for_epochs(project, 10)
+    launcher = next(
+        p for p in jobs_processes(pbs) if "train_segment.py" in " ".join(p.cmdline()[:2])
+    )
+    launcher.send_signal(signal.SIGUSR2)
+    said = finish(process)
+    assert "PBS job 1.pbs goes on as 2.pbs" in said
+    assert "PBS job 2.pbs goes on as 3.pbs" in said
+    assert list(pbs.jobs()) == ["1.pbs", "2.pbs", "3.pbs"]
+    assert_same(project.path(TARGET), whole, sessions=3)
+
+
+def jobs_processes(pbs):
+    return [psutil.Process(pid) for pid in pbs.processes()]
+
+
+def test_snakemake_killed_while_a_job_trains(pbs, project, whole):
+    """The same command follows the job that is there: two would write to one run."""
+    process = start(long(project))
+    wait_for_epochs(project, 10)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    locked = start(project)
+    assert "--unlock" in locked.communicate(timeout=60)[0]
+    project.run("--unlock")
+    assert pbs.job("1.pbs")["state"] == "R", "over too early to prove anything"
+    said = finish(start(project))
+    assert "PBS job 1.pbs is already there for the same files; taking it over" in said
+    assert list(pbs.jobs()) == ["1.pbs"]
+    assert_same(project.path(TARGET), whole, sessions=1)
