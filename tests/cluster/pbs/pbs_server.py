@@ -6,7 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
+import pytest
 
 BIN = Path(__file__).parent / "bin"
 sys.path.insert(0, str(BIN))
@@ -88,3 +92,28 @@ def wait_for(condition, timeout: float, complaint: str):
             return value
         time.sleep(0.05)
     raise AssertionError(complaint)
+
+
+def is_asking(process):
+    """Whether Snakemake is running the status command."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "millrace.schedulers.pbs status" in " ".join(child.cmdline()):
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def running_pbs(root: Path, patch: pytest.MonkeyPatch) -> Iterator[Pbs]:
+    """An empty PBS; complains if a job leaves a process behind."""
+    root.mkdir()
+    patch.setenv("PBS_STANDIN", str(root))
+    patch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    for name in [name for name in os.environ if name.startswith(("MILLRACE_", "PBS_JOB"))]:
+        patch.delenv(name)
+    server = Pbs(root)
+    try:
+        yield server
+    finally:
+        left = server.stop()
+    assert not left, f"processes were left behind: {left}"

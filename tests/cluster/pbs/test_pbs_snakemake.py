@@ -1,16 +1,14 @@
 """Snakemake, its plugin cluster-generic and the three commands, on jobs that only sleep."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
-from pbs_server import wait_for
+from pbs_server import is_asking, wait_for
 
 PROFILES = Path(__file__).parents[3] / "profiles"
 SNAKEFILE = """
@@ -142,12 +140,3 @@ def test_head_killed_and_started_again_takes_the_job_over(pbs, head, workdir):
     assert process.returncode == 0, said
     assert "PBS job 1.pbs is already there for the same files; taking it over" in said
     assert list(pbs.jobs()) == ["1.pbs"]
-
-
-def is_asking(process):
-    """Whether Snakemake is running the status command."""
-    for child in psutil.Process(process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "millrace.schedulers.pbs status" in " ".join(child.cmdline()):
-                return True
-    return False
