@@ -67,15 +67,17 @@ def epochs(project):
 
 
 @contextlib.contextmanager
-def slowed(pbs):
-    """Stop the training for most of the time: there is enough of it left to be disturbed."""
+def slowed(pbs, project):
+    """Stop the training for most of the time, once it goes: enough of it is left to be disturbed."""
     over = threading.Event()
 
     def work():
         while not over.wait(0.05):
+            if epochs(project) == 0:
+                continue
             trainers = [p for p in jobs_processes(pbs) if is_trainer(p)]
             send(trainers, signal.SIGSTOP)
-            over.wait(0.5)
+            over.wait(0.4)
             send(trainers, signal.SIGCONT)
 
     thread = threading.Thread(target=work)
@@ -141,7 +143,7 @@ def test_whole_workflow(finished_on_pbs, project):
 def test_job_killed_early_continues_in_a_retry(pbs, project, whole):
     """The walltime ends before the deadline that the job was told."""
     process = start(long(project))
-    with slowed(pbs):
+    with slowed(pbs, project):
         wait_for_epochs(project, 7)
         pbs.set(killed_at=0.0, kill_delay_s=1)
         pbs.wait("1.pbs")
@@ -161,7 +163,7 @@ def test_chain_of_short_jobs_needs_no_retries(pbs, project, whole):
     process = start(project)
     wait_for(lambda: "2.pbs" in pbs.jobs() or process.poll() is not None, 90, "no second job")
     pbs.set(walltime_scale=1.0)
-    with slowed(pbs):
+    with slowed(pbs, project):
         wait_for_epochs(project, 7)
         launcher = next(p for p in jobs_processes(pbs) if runs(p, "train_segment.py"))
         launcher.send_signal(signal.SIGUSR2)
@@ -176,7 +178,7 @@ def test_chain_of_short_jobs_needs_no_retries(pbs, project, whole):
 def test_snakemake_killed_while_a_job_trains(pbs, project, whole):
     """The same command follows the job that is there: two would write to one run."""
     process = start(long(project))
-    with slowed(pbs):
+    with slowed(pbs, project):
         wait_for_epochs(project, 3)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
