@@ -50,13 +50,13 @@ def workdir(tmp_path, monkeypatch):
 def jobscript(workdir):
     """Writes a job script as Snakemake does, in a directory that may go."""
 
-    def write(command: str, output: str = "out.txt", **properties) -> Path:
+    def write(command: str, output: str | None = "out.txt", **properties) -> Path:
         properties = {
             "type": "single",
             "rule": "train_segment",
             "local": False,
             "input": [],
-            "output": [output],
+            "output": output and [output],
             "wildcards": {"seed": "0"},
             "params": {},
             "log": ["logs/train.log"],

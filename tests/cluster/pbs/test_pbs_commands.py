@@ -161,11 +161,15 @@ def test_job_with_other_settings_is_replaced(pbs, jobscript, quick):
     assert pbs.job("1.pbs")["state"] == "F", "both at once"
 
 
-def test_cancelled_job_is_not_taken_over(pbs, jobscript, quick):
-    quick.submit(jobscript("sleep 60"))
+def test_cancelled_job_that_is_still_ending_is_not_taken_over(pbs, jobscript, quick):
+    pbs.set(kill_delay_s=2)
+    stubborn = "trap '' TERM; while :; do sleep 0.1; done; true"
+    quick.submit(jobscript(stubborn))
     pbs.wait("1.pbs", "R")
     quick.cancel(["1.pbs"])
-    assert quick.submit(jobscript("sleep 60")) == "2.pbs"
+    pbs.wait("1.pbs", "E")
+    assert quick.submit(jobscript(stubborn)) == "2.pbs"
+    assert pbs.job("1.pbs")["state"] == "F", "both at once"
 
 
 def test_job_that_asked_goes_on_under_another_id(pbs, jobscript, quick, workdir):
@@ -211,9 +215,10 @@ def test_chain_without_progress_ends(pbs, jobscript, quick, capsys):
     assert len(pbs.jobs()) == records.SHORT_IN_A_ROW + 1
 
 
-def test_chain_with_progress_has_no_limit(pbs, jobscript, quick):
+def test_chain_with_progress_has_no_limit(pbs, jobscript, quick, monkeypatch):
+    monkeypatch.setattr(records, "SHORT_IN_A_ROW", 2)
     quick.submit(jobscript("false"))
-    for n in range(1, records.SHORT_IN_A_ROW + 4):
+    for n in range(1, 8):
         asked(pbs, quick, f"{n}.pbs", after_s=5 if n % 2 else 3600)
         assert quick.status("1.pbs") == "running"
 
@@ -307,4 +312,5 @@ def test_group_of_jobs(pbs, jobscript, quick):
     assert quick.submit(jobscript("true", **group)) == "1.pbs"
     assert quick.submit(jobscript("true", **{**group, "groupid": "g2"})) == "2.pbs"
     assert pbs.job("1.pbs")["name"] == "g1"
+    assert pbs.job("1.pbs")["state"] == "Q", "taken for the job of the other group"
     assert json.loads((quick.directory / "jobs/2.pbs.json").read_text())["ids"] == ["2.pbs"]

@@ -126,8 +126,17 @@ def test_short_ids_name_the_same_job(pbs, workdir, queue):
 
 
 def test_badly_quoted_answer_is_read_as_text(pbs, workdir, queue):
+    name = "a" * 90  # wrapped
     done = subprocess.run(
-        ["qsub", "-v", 'BASH_FUNC_module%%=() { eval "$1"; }', "-l", "walltime=00:10:00"],
+        [
+            "qsub",
+            "-N",
+            name,
+            "-v",
+            'BASH_FUNC_module%%=() { eval "$1"; }',
+            "-l",
+            "walltime=00:10:00",
+        ],
         input="true",
         capture_output=True,
         text=True,
@@ -141,7 +150,7 @@ def test_badly_quoted_answer_is_read_as_text(pbs, workdir, queue):
     with pytest.raises(ValueError, match="delimiter"):
         json.loads(answer.stdout)
     job = queue.jobs([id])[id]
-    assert (job.state, job.name) == (State.DONE, "STDIN")
+    assert (job.state, job.name) == (State.DONE, name)
 
 
 def test_silent_server_is_asked_again(pbs, workdir, queue):
