@@ -40,9 +40,9 @@ SERVER = "pbs"
 _POLL_S = 0.05
 _RESOURCES = {"ncpus", "mem", "ngpus", "gpu_model", "mpiprocs", "ompthreads", "walltime"}
 # Exit codes of the commands are PBS error numbers modulo 256.
-_UNKNOWN_JOB, _HISTORY_JOB = 15001 % 256, 15139 % 256
+UNKNOWN_JOB, HISTORY_JOB = 15001 % 256, 15139 % 256
 _UNKNOWN_RESOURCE, _BAD_VALUE = 15035 % 256, 15014 % 256
-_UNREACHABLE = "Connection refused\n{0}: cannot connect to server pbs (errno=111)"
+UNREACHABLE = "Connection refused\n{0}: cannot connect to server pbs (errno=111)"
 _MINIMAL_PATH = "/bin:/usr/bin"
 
 
@@ -71,7 +71,7 @@ def change(**values) -> None:
         _replace(root() / "settings.json", settings() | values)
 
 
-def _fails_now(counter: str) -> bool:
+def fails_now(counter: str) -> bool:
     """Count down the failures that were asked for."""
     with locked():
         now = settings()
@@ -113,7 +113,7 @@ def _update(number: int, **values) -> dict | None:
         return before | values
 
 
-def _find(id: str) -> dict | None:
+def find(id: str) -> dict | None:
     match = re.fullmatch(rf"(\d+)(\.{SERVER})?", id)
     return job(int(match[1])) if match else None
 
@@ -125,15 +125,15 @@ def qsub(arguments: list[str]) -> int:
     try:
         options, operands = getopt.getopt(arguments, "N:j:o:e:l:q:P:A:S:v:W:r:m:M:k:VhI")
     except getopt.GetoptError as error:
-        return _refuse(f"qsub: {error}", 2)
-    if _fails_now("qsub_fails"):
-        return _refuse(_UNREACHABLE.format("qsub"), 111)
+        return refuse(f"qsub: {error}", 2)
+    if fails_now("qsub_fails"):
+        return refuse(UNREACHABLE.format("qsub"), 111)
     if refusal := settings()["qsub_refuses"]:
-        return _refuse(f"qsub: {refusal}", 170)
+        return refuse(f"qsub: {refusal}", 170)
     given = dict(options)
     name = given.get("-N", Path(operands[0]).name[:15] if operands else "STDIN")
     if not re.fullmatch(r"[A-Za-z][\w.+-]{0,229}", name):
-        return _refuse("qsub: illegal -N value", 2)
+        return refuse("qsub: illegal -N value", 2)
     resources = {}
     for key, value in options:
         if key == "-l":
@@ -141,9 +141,9 @@ def qsub(arguments: list[str]) -> int:
             resources[part] = text
     chunks, chunk, unknown = _chunks(resources.get("select", "1:ncpus=1"))
     if unknown or set(resources) - {"select", "place", "walltime"}:
-        return _refuse(f"qsub: Unknown resource: {unknown or resources}", _UNKNOWN_RESOURCE)
+        return refuse(f"qsub: Unknown resource: {unknown or resources}", _UNKNOWN_RESOURCE)
     if chunks > len(settings()["hosts"]):
-        return _refuse("qsub: Job violates queue and/or server resource limits", _BAD_VALUE)
+        return refuse("qsub: Job violates queue and/or server resource limits", _BAD_VALUE)
     content = Path(operands[0]).read_text() if operands else sys.stdin.read()
     number = _register(
         name=name,
@@ -394,119 +394,15 @@ def _flag(number: int, name: str) -> Path:
 # --- qstat, qdel -----------------------------------------------------------------------------------
 
 
-def qstat(arguments: list[str]) -> int:
-    options, ids = getopt.getopt(arguments, "xfF:w")
-    given = dict(options)
-    if _fails_now("qstat_fails"):
-        return _refuse(_UNREACHABLE.format("qstat"), 111)
-    shown, code = {}, 0
-    for id in ids:
-        found = _find(id)
-        if found is None or (found["state"] == "F" and not settings()["history"]):
-            code = _refuse(f"qstat: Unknown Job Id {id}", _UNKNOWN_JOB)
-        elif found["state"] == "F" and "-x" not in given:
-            code = _refuse(
-                f"qstat: {id} Job has finished, use -x or -H to obtain historical job information",
-                _HISTORY_JOB,
-            )
-        else:
-            shown[f"{found['number']}.{SERVER}"] = _fields(found)
-    if given.get("-F") == "json":
-        if shown:
-            print(_json(shown))
-    else:
-        for id, fields in shown.items():
-            print(f"Job Id: {id}")
-            for name, value in _flat(fields):
-                print(_wrapped(f"    {name} = {value}"))
-            print()
-    return code
-
-
-def _fields(found: dict) -> dict:
-    fields = {
-        "Job_Name": found["name"],
-        "Job_Owner": "user@login",
-        "job_state": found["state"],
-        "queue": found["options"].get("-q", "workq"),
-        "server": SERVER,
-        "ctime": _text(found["ctime"]),
-        "Error_Path": "login:/dev/null",
-        "Join_Path": found["options"].get("-j", "n"),
-        "mtime": _text(found["mtime"]),
-        "Priority": 0,
-        "Rerunable": "True",
-        "Resource_List": {
-            "nodect": found["chunks"],
-            "place": found["resources"].get("place", "pack"),
-            "select": found["resources"].get("select", "1:ncpus=1"),
-        },
-        "substate": found["substate"],
-        # Written as it is, quotes included: not always JSON.
-        "Variable_List": {"PBS_O_HOME": str(Path.home()), "PBS_O_LANG": "C"} | found["variables"],
-        "comment": "Not Running: Insufficient amount of resource: ncpus",
-        "Submit_arguments": " ".join(found["arguments"]).replace("\\", "/").replace('"', "'"),
-        "project": "_pbs_project_default",
-    }
-    if walltime := walltime_s(found):
-        whole = round(walltime)
-        text = f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-        fields["Resource_List"]["walltime"] = text
-    if "stime" in found:
-        fields["stime"] = _text(found["stime"])
-        fields["comment"] = f"Job run at {_text(found['stime'])[:16]} on (node)"
-        fields["exec_host"] = found.get("exec_host", "")
-        fields["resources_used"] = {"ncpus": 1, "walltime": "00:00:01"}
-    if "obittime" in found:
-        fields["obittime"] = _text(found["obittime"])
-        fields["comment"] += " and failed" if found["Exit_status"] else " and finished"
-    if "Exit_status" in found:
-        fields["Exit_status"] = found["Exit_status"]
-    return fields
-
-
-def _json(shown: dict) -> str:
-    answer = {
-        "timestamp": int(time.time()),
-        "pbs_version": "23.06.06",
-        "pbs_server": SERVER,
-        "Jobs": shown,
-    }
-    text = json.dumps(answer, indent=4)
-    for fields in shown.values():
-        for value in fields["Variable_List"].values():
-            text = text.replace(json.dumps(value), f'"{value}"')
-    return text
-
-
-def _flat(fields: dict):
-    for name, value in fields.items():
-        if name == "Variable_List":
-            yield name, ",".join(f"{k}={v}" for k, v in value.items())
-        elif isinstance(value, dict):
-            yield from ((f"{name}.{key}", inner) for key, inner in value.items())
-        else:
-            yield name, value
-
-
-def _wrapped(line: str) -> str:
-    """Long lines go on after a tab."""
-    return "\n\t".join(line[i : i + 78] for i in range(0, len(line), 78))
-
-
-def _text(moment: float) -> str:
-    return time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(moment))
-
-
 def qdel(arguments: list[str]) -> int:
     _, ids = getopt.getopt(arguments, "xW:")
     code = 0
     for id in ids:
-        found = _find(id)
+        found = find(id)
         if found is None:
-            code = _refuse(f"qdel: Unknown Job Id {id}", _UNKNOWN_JOB)
+            code = refuse(f"qdel: Unknown Job Id {id}", UNKNOWN_JOB)
         elif found["state"] == "F":
-            code = _refuse(f"qdel: Job has finished {id}", _HISTORY_JOB)
+            code = refuse(f"qdel: Job has finished {id}", HISTORY_JOB)
         else:
             _flag(found["number"], "delete").touch()
     return code
@@ -545,7 +441,7 @@ def _add_session(number: int, session: int, node: int) -> None:
             _replace(_file(number), found | {"sessions": [*found["sessions"], [session, node]]})
 
 
-def _refuse(message: str, code: int) -> int:
+def refuse(message: str, code: int) -> int:
     print(message, file=sys.stderr)
     return code
 
