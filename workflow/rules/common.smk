@@ -102,6 +102,11 @@ def ranks(wildcards):
     return max(one.world_size for one in Layout.entrants(wildcards.layout))
 
 
+def all_cores(wildcards):
+    """Threads of a job beside which nothing else may run on this machine."""
+    return 1 if workflow.non_local_exec else workflow.cores
+
+
 def stage(target, *jobs, files):
     """Input of a stage target; forcing the target (`-R train`) forces the jobs behind it."""
 

@@ -17,8 +17,7 @@ rule measure_throughput:
         layout=LAYOUT,
     conda:
         "../../envs/train.yaml"
-    # On this machine nothing else may run meanwhile.
-    threads: cores("measure_throughput", local=workflow.cores)
+    threads: cores("measure_throughput", local=all_cores)
     resources:
         **placed("measure_throughput"),
     params:
