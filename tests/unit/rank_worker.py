@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from millrace.config import from_mapping
-from millrace.training.batches import rank_share
+from millrace.training.batches import rank_shares
 from millrace.training.config import ExecutionConfig
 from millrace.training.distributed import process_group
 from millrace.training.segment import build_trainer
@@ -31,9 +31,10 @@ def train(job, ranks) -> dict:
                 loss = trainer.train_step(batch)
             trainer.step += 1
             losses.append(ranks.sum(float(loss))[0])
-            share = rank_share(batch, ranks.rank, ranks.world_size)
-            shares = ranks.gather([share.group, share.index.tolist(), share.weight.tolist()])
-            batches.append(shares)
+            mine = rank_shares(batch, ranks.rank, ranks.world_size)
+            batches.append(
+                ranks.gather([[s.group, s.index.tolist(), s.weight.tolist()] for s in mine])
+            )
         epoch += 1
     return {
         "losses": losses,

@@ -231,7 +231,10 @@ class Plan:
 
     def scaling_settings(self) -> dict[str, Any]:
         """What the analysis of a scaling study is asked for, see `millrace.scaling.settings.Settings`."""
-        return {key: value for key, value in self.scaling.items() if key not in _SCALING}
+        asked = {key: value for key, value in self.scaling.items() if key not in _SCALING}
+        studied = self.scaling["experiments"] or self._run["experiments"]
+        epochs = {name: self.experiments[name]["train"]["epochs"] for name in studied}
+        return asked | {"epochs": epochs | asked.get("epochs", {})}
 
     def report(self) -> list[str]:
         """What the report stage makes."""

@@ -41,7 +41,8 @@ class Case:
 
     def batch(self, trainer: Trainer, samples: int | None = None) -> Any:
         first = next(trainer._plan.epoch(0))
-        return trainer.view.batch("train", first.group, first.index[:samples])
+        group, index = first.parts[0]
+        return trainer.view.batch("train", group, index[:samples])
 
 
 class Recorder:

@@ -28,7 +28,7 @@ def test_checkpointed_blocks_keep_less(make_trainer, model):
     def kept_bytes(execution):
         trainer = make_trainer(model, execution)
         first = next(trainer._plan.epoch(0))
-        batch = trainer.view.batch("train", first.group, first.index)
+        batch = trainer.view.batch("train", *first.parts[0])
         total = 0
 
         def pack(tensor):

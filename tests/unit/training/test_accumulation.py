@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 import rank_worker
 
-from millrace.training.batches import GlobalBatch, micro_batches, rank_share
+from millrace.training.batches import GlobalBatch, micro_batches, rank_shares
 
 STEPS = 24
 
 
 @pytest.fixture(scope="module")
 def problem(experiments):
-    """Batches of 9 on 2 ranks are shares of 5 and 4; the last one of a group has a single sample, and
-    a rank without any."""
+    """Batches of 9 on 2 ranks are shares of 5 and 4; those of left-overs are of several groups."""
     definition, files = experiments["gino"]
     return {**definition, "train": {**definition["train"], "global_batch": 9}}, files
 
@@ -35,9 +34,13 @@ def test_micro_batches_of_one_process(problem, at_once, alone, size):
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_with_different_numbers_of_micro_batches(problem, at_once, train_on_ranks, size):
     result = train_on_ranks(2, *problem, STEPS, {"micro_batch": size})
-    numbers = [[-(-len(index) // size) for _, index, _ in shares] for shares in result["batches"]]
+    numbers = [
+        [sum(-(-len(index) // size) for _, index, _ in mine) for mine in ranks]
+        for ranks in result["batches"]
+    ]
     assert any(one != other for one, other in numbers), "the hard case did not occur"
-    assert any(0.0 in weight for shares in result["batches"] for *_, weight in shares)
+    groups = [{group for mine in ranks for group, *_ in mine} for ranks in result["batches"]]
+    assert {0, 1} in groups, "no batch of left-overs"
     assert_same_curve(result, at_once)
 
 
@@ -51,8 +54,8 @@ def assert_same_curve(result, expected):
 @pytest.mark.parametrize("size", [None, 1, 3, 7, 8])
 @pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2), (8, 9)])
 def test_micro_batches_are_the_share(size, rank, world_size):
-    share = rank_share(GlobalBatch(3, np.arange(7) * 10), rank, world_size)
-    parts = micro_batches(share, size)
+    [share] = rank_shares(GlobalBatch(((3, np.arange(7) * 10),)), rank, world_size)
+    parts = micro_batches([share], size)
     assert max(len(part.index) for part in parts) <= (size or 7)
     for name in ("index", "weight"):
         joined = np.concatenate([getattr(part, name) for part in parts])

@@ -37,7 +37,7 @@ def test_final_loss_is_that_of_float32(make_trainer, run, model, kind, loss):
 @pytest.mark.parametrize("model", MODELS)
 def test_gradients_are_those_of_float32_to_rounding(make_trainer, model):
     trainer = make_trainer(model)
-    share = trainer._share(next(trainer._plan.epoch(0)))
+    [share, *_] = trainer._parts(next(trainer._plan.epoch(0)))
     samples = trainer.view.batch("train", share.group, share.index)
     gradients = {}
     for name in ("float32", "bfloat16"):

@@ -45,6 +45,11 @@ class JointView:
         """Samples of each group, those of the first dataset first, int64[G]."""
         return np.concatenate([view.groups(split) for view in self.views])
 
+    @property
+    def group_costs(self) -> np.ndarray:
+        """Points of each group."""
+        return np.concatenate([view.group_costs for view in self.views])
+
     def batch(self, split: str, group: int, index: np.ndarray, weight: Any = None) -> Any:
         """Gather samples of one group of one dataset."""
         dataset = int(np.searchsorted(self._first, group, side="right")) - 1

@@ -105,6 +105,13 @@ class WindowView(ABC):
         """Number of windows of each group, int64[G]."""
         return np.full(len(self.core_nodes), len(self.starts(split)))
 
+    @property
+    def group_costs(self) -> np.ndarray:
+        """Points of each group: what a window of it costs grows with them."""
+        return np.array(
+            [len(c) + len(g) for c, g in zip(self.core_nodes, self.ghost_nodes, strict=True)]
+        )
+
     def batch(
         self, split: Split, group: int, index: np.ndarray, weight: Sequence[float] | None = None
     ) -> Any:

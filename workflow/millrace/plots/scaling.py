@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import (
     FixedLocator,
     FuncFormatter,
+    MaxNLocator,
     NullFormatter,
     NullLocator,
     PercentFormatter,
@@ -179,6 +180,8 @@ def cost_and_time(study: Study, currency: str, path: str | Path, also: Sequence[
                 fontsize=7.5,
             )  # fmt: skip
         what = "to the target" if target else "of an epoch"
+        # Labels of small numbers are long.
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel(f"Hours {what}" + (", queue included" if wait else ""))
         axes.set_ylabel(f"Cost {what} ({currency})" if money else f"Device-hours {what}")
         _legend(fig, study.layouts, axes)

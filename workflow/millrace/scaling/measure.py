@@ -133,7 +133,8 @@ def _warm_up(trainer: Trainer, batches: Iterator[GlobalBatch], ranks: Ranks) -> 
 
 def _flops_per_sample(trainer: Trainer, batch: GlobalBatch) -> float | None:
     """Floating-point operations of forward and backward that torch can count: products of matrices."""
-    samples = trainer.view.batch("train", batch.group, batch.index[:1])
+    group, index = batch.parts[0]
+    samples = trainer.view.batch("train", group, index[:1])
     counter = FlopCounterMode(display=False)
     random = torch.get_rng_state()
     with counter:

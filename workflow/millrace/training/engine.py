@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from millrace.errors import ExitCode, UserError
 from millrace.models.spec import ModelSpec
 from millrace.training.acceleration import checkpoint_activations, compile_in_place
-from millrace.training.batches import BatchPlan, GlobalBatch, RankShare, micro_batches, rank_share
+from millrace.training.batches import BatchPlan, GlobalBatch, RankShare, micro_batches, rank_shares
 from millrace.training.compression import exchange_gradients
 from millrace.training.config import ExecutionConfig, TrainConfig
 from millrace.training.deadline import Deadline, Stop
@@ -53,6 +53,9 @@ class NotFiniteError(UserError):
 
 class View(Protocol):
     """Samples as the engine sees them: groups of samples that share a geometry."""
+
+    group_costs: np.ndarray
+    """How long a sample of each group takes, in any unit, [G]."""
 
     def groups(self, split: Any) -> np.ndarray:
         """Samples of each group, int64[G]."""
@@ -121,8 +124,10 @@ class Trainer:
         self._scaler = LossScaler(config.precision)
         self._ema = Ema(self.module, config.ema) if config.ema else None
         self._best: dict[str, Tensor] = {}
-        self._plan = BatchPlan(view.groups("train"), config.global_batch, seed)
-        self._validation = BatchPlan(view.groups("validation"), config.global_batch, seed)
+        self._plan, self._validation = (
+            BatchPlan(view.groups(split), config.global_batch, seed, view.group_costs)
+            for split in ("train", "validation")
+        )
         self.step = 0
         self.stopped = Stop.NO
         """Why `run` ended before its target."""
@@ -208,7 +213,7 @@ class Trainer:
                 now = time.monotonic()
                 deadline.record_step(now - started)
                 self._watchdog.beat(now - started)
-                self._sums.add(loss, len(batch.index), now - started)
+                self._sums.add(loss, batch.size, now - started)
                 started = now
                 observer.on_step(self.position, len(self._plan), self._sums.mean)
         self._check_finite()
@@ -241,7 +246,7 @@ class Trainer:
         exchanges gradients, so that nobody waits for a rank that has none left.
         """
         total = torch.zeros((), device=self.ranks.device)
-        *first, last = micro_batches(self._share(batch), self.execution.micro_batch)
+        *first, last = self._parts(batch)
         for part in first:
             with self._without_exchange():
                 total += self._backward_part(part)
@@ -260,8 +265,10 @@ class Trainer:
             return parallel.no_sync()
         return contextlib.nullcontext()
 
-    def _share(self, batch: GlobalBatch) -> RankShare:
-        return rank_share(batch, self.ranks.rank, self.ranks.world_size)
+    def _parts(self, batch: GlobalBatch) -> list[RankShare]:
+        """What this rank takes of a batch, in micro-batches."""
+        shares = rank_shares(batch, self.ranks.rank, self.ranks.world_size)
+        return micro_batches(shares, self.execution.micro_batch)
 
     def _losses(self, split: str, part: RankShare, model: nn.Module) -> Tensor:
         """Loss of each sample, [B], 0 for those that do not count."""
@@ -312,9 +319,9 @@ class Trainer:
         total, count = 0.0, 0
         with self._ema.applied() if self._ema else contextlib.nullcontext():
             for batch in self._validation.epoch(0):
-                for part in micro_batches(self._share(batch), self.execution.micro_batch):
+                for part in self._parts(batch):
                     total += float(self._losses("validation", part, self.module).double().sum())
-                count += len(batch.index)
+                count += batch.size
         return self.ranks.sum(total)[0] / count
 
     def _forecasting(self) -> dict[str, Tensor]:
