@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from millrace.config import from_mapping
+from millrace.data.block_view import BlockView, BlockViewConfig
 from millrace.data.joint import open_joint
 from millrace.data.normalisation import Normalisation
 from millrace.data.plane_windows import PlaneView, PlaneWindowConfig
@@ -43,9 +44,19 @@ def _open_planes(
     return PlaneView(files["planes"], config, device, statistics=statistics)
 
 
+def _open_blocks(
+    files: Mapping[str, Path],
+    config: BlockViewConfig,
+    device: torch.device,
+    statistics: Normalisation | None,
+) -> BlockView:
+    return BlockView(files["blocks"], config, device, statistics=statistics)
+
+
 VIEWS = {
     "patches": ViewKind(WindowConfig, _open_patches),
     "planes": ViewKind(PlaneWindowConfig, _open_planes),
+    "blocks": ViewKind(BlockViewConfig, _open_blocks),
 }
 
 

@@ -1,10 +1,12 @@
 """The models by name."""
 
 from millrace.errors import ConfigError
-from millrace.models import gfno, gino
+from millrace.models import downscaler, gfno, gino, regression
 from millrace.models.spec import ModelSpec
 
-MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in (gino.SPEC, gfno.SPEC)}
+MODELS: dict[str, ModelSpec] = {
+    spec.name: spec for spec in (gino.SPEC, gfno.SPEC, downscaler.SPEC, regression.SPEC)
+}
 
 
 def get_model(name: str) -> ModelSpec:

@@ -26,5 +26,8 @@ class ModelSpec:
     """(module, batch) -> forecast in normalised units, shaped like the batch's target."""
     loss: Callable[[nn.Module, Any, Any], Tensor]
     """(module, batch, loss config) -> loss of each sample, [B]; the engine weights and averages."""
+    randomise: Callable[[Any, Any, Any], Any] | None = None
+    """(config, batch, seeds) -> batch with what a step draws at random, such as noise: a function of the
+    seeds, int64[B], one for each sample. None: the model draws nothing."""
     blocks: tuple[str, ...] = ()
     """Submodules whose activations may be computed again instead of kept: those that hold most."""

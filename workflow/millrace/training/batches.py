@@ -6,6 +6,7 @@ groups. What is left over of the groups is put together into batches of several 
 first, and dealt out to the ranks to and fro.
 """
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -101,6 +102,16 @@ def _by_group(rows: np.ndarray) -> GlobalBatch:
     """Rows of (group, sample), those of a group side by side, as a batch."""
     begins = np.flatnonzero(np.diff(rows[:, 0], prepend=-1))
     return GlobalBatch(tuple((int(part[0, 0]), part[:, 1]) for part in np.split(rows, begins[1:])))
+
+
+def sample_seeds(seed: int, split: str, epoch: int, group: int, index: np.ndarray) -> np.ndarray:
+    """Seeds of what samples draw at random, int64[B]: the same whoever draws, and whenever."""
+    # crc32 and not hash(), which is another one in each process.
+    key = [seed, zlib.crc32(split.encode()), epoch, group]
+    draws = [
+        np.random.SeedSequence([*key, int(sample)]).generate_state(1, np.uint64) for sample in index
+    ]
+    return (np.concatenate(draws) >> np.uint64(1)).astype(np.int64)
 
 
 def rank_shares(batch: GlobalBatch, rank: int, world_size: int) -> list[RankShare]:

@@ -20,7 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 from millrace.errors import ExitCode, UserError
 from millrace.models.spec import ModelSpec
 from millrace.training.acceleration import checkpoint_activations, compile_in_place
-from millrace.training.batches import BatchPlan, GlobalBatch, RankShare, micro_batches, rank_shares
+from millrace.training.batches import (
+    BatchPlan,
+    GlobalBatch,
+    RankShare,
+    micro_batches,
+    rank_shares,
+    sample_seeds,
+)
 from millrace.training.compression import exchange_gradients
 from millrace.training.config import ExecutionConfig, TrainConfig
 from millrace.training.deadline import Deadline, Stop
@@ -110,6 +117,7 @@ class Trainer:
     ) -> None:
         self._mark = mark
         self.spec, self.view, self.config, self.ranks = spec, view, config, ranks
+        self._model_config, self._seed = model_config, seed
         self.execution = execution or ExecutionConfig()
         seed_everything(seed, rank=0)
         self.module = spec.build(model_config, view).to(ranks.device)
@@ -274,6 +282,11 @@ class Trainer:
         """Loss of each sample, [B], 0 for those that do not count."""
         self._mark("data")
         samples = self.view.batch(split, part.group, part.index, part.weight)
+        if self.spec.randomise is not None:
+            # Validation draws the same in every epoch: its losses can be compared.
+            epoch = self.position.epoch if split == "train" else 0
+            seeds = sample_seeds(self._seed, split, epoch, part.group, part.index)
+            samples = self.spec.randomise(self._model_config, samples, seeds)
         self._mark("forward")
         with autocast(self.config.precision, self.ranks.device):
             loss_B = self.spec.loss(model, samples, self.config.loss)
