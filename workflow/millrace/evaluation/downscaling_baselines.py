@@ -1,0 +1,80 @@
+"""Forecasts that a downscaler has to beat: deterministic, and fitted to the training period only.
+
+Shape suffixes: N fine cells, M blocks, K regressors, T times.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_RIDGE = 1e-3
+
+
+def block_mean_copy(coarse_TM: Floats, n_cells: int) -> Floats:
+    """Each cell has the mean of its block, [T, N]."""
+    return np.repeat(coarse_TM, n_cells // coarse_TM.shape[1], axis=1)
+
+
+def interpolation(coarse_TM: Floats, matrix_NM: csr_array) -> Floats:
+    """Barycentric interpolation between the centres of the blocks, [T, N]."""
+    return (matrix_NM @ coarse_TM.T).T
+
+
+@dataclass(frozen=True, eq=False)
+class LinearRegression:
+    """For each cell a linear function of its block, the three blocks beside it, and the hour.
+
+    The target is what the cell differs by from its block. Each cell has its own coefficients: what the
+    place does to the mean and to the daily cycle is in them.
+    """
+
+    coefficient_NK: Floats
+    neighbours_M3: Ints
+
+    @classmethod
+    def fit(
+        cls, parts: Iterator[tuple[Floats, Floats, Floats]], neighbours_M3: Ints, n_cells: int
+    ) -> "LinearRegression":
+        """Fit to (fine [T, N], coarse [T, M], time in days [T]) of the training period, in parts."""
+        per_block = n_cells // len(neighbours_M3)
+        n_regressors = 7
+        gram = np.zeros((len(neighbours_M3), n_regressors, n_regressors))
+        moment = np.zeros((len(neighbours_M3), n_regressors, per_block))
+        for fine_TN, coarse_TM, time_T in parts:
+            x_TMK = _regressors(coarse_TM, time_T, neighbours_M3)
+            residual = (fine_TN - block_mean_copy(coarse_TM, n_cells)).reshape(
+                len(fine_TN), -1, per_block
+            )
+            gram += np.einsum("tmk,tml->mkl", x_TMK, x_TMK)
+            moment += np.einsum("tmk,tmc->mkc", x_TMK, residual)
+        scale = np.einsum("mkk->mk", gram)
+        ridge = np.einsum("mk,kl->mkl", _RIDGE * scale + 1e-12, np.eye(n_regressors))
+        solution = np.linalg.solve(gram + ridge, moment)
+        return cls(solution.swapaxes(1, 2).reshape(n_cells, n_regressors), neighbours_M3)
+
+    def __call__(self, coarse_TM: Floats, time_T: Floats) -> Floats:
+        """Forecast, [T, N]."""
+        x_TMK = _regressors(coarse_TM, time_T, self.neighbours_M3)
+        coefficient_MCK = self.coefficient_NK.reshape(x_TMK.shape[1], -1, x_TMK.shape[2])
+        residual = np.einsum("tmk,mck->tmc", x_TMK, coefficient_MCK)
+        n_cells = len(self.coefficient_NK)
+        return block_mean_copy(coarse_TM, n_cells) + residual.reshape(len(coarse_TM), -1)
+
+
+def _regressors(coarse_TM: Floats, time_T: Floats, neighbours_M3: Ints) -> Floats:
+    """1, differences to the blocks beside, the block itself, sine and cosine of the hour, [T, M, K]."""
+    own = np.arange(len(neighbours_M3))[:, None]
+    beside = np.where(neighbours_M3 >= 0, neighbours_M3, own)
+    difference = coarse_TM[:, beside] - coarse_TM[..., None]
+    angle = 2 * np.pi * np.broadcast_to(time_T[:, None] % 1, coarse_TM.shape)
+    # Temperatures in kelvin are far from 0, which the small ridge would mind.
+    anomaly = (coarse_TM - 273.15)[..., None] / 10
+    parts = [np.ones_like(anomaly), difference, anomaly]
+    parts += [np.sin(angle)[..., None], np.cos(angle)[..., None]]
+    return np.concatenate(parts, axis=2)
