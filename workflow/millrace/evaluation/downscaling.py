@@ -3,7 +3,6 @@
 Shape suffixes: N fine cells (in nested order), M blocks, E members, V variables.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +76,7 @@ class DownscalingScores:
     sphere: Sphere
     std: float
     _sums: dict[str, Floats] = field(default_factory=dict)
-    _scalars: dict[str, list[float]] = field(default_factory=dict)
+    _scalars: dict[str, list[float | None]] = field(default_factory=dict)
     _spectra: list[tuple[Floats, Floats]] = field(default_factory=list)
     _ranks: NDArray[np.int64] | None = None
     _count: int = 0
@@ -106,6 +105,7 @@ class DownscalingScores:
         self._note("lag1", self._lag1(residual_EN))
         self._note("seam_jump_truth", self._seam_jump(truth_N[None]))
         self._note("seam_jump", self._seam_jump(ensemble_EN))
+        self._note("seam_error", self._seam_jump(error_N[None]))
         wanted, given = (np.quantile(x, QUANTILES) for x in (residual_N, residual_EN))
         self._note("quantile_error", np.abs(wanted - given).mean() / self.std)
         degree = min(LARGEST_DEGREE, largest_degree(len(truth_N)))
@@ -118,25 +118,26 @@ class DownscalingScores:
         """Scores for JSON: of all cells, and under ``regions`` those that are means over cells.
 
         ``spread_skill`` is sqrt((E + 1) / E) spread / RMSE (Fortin et al. 2014); ``spectrum_ratio`` the
-        power of a member over that of the truth by degree, from 1; ``seam_error`` the RMSE at
-        seams over that inside of blocks; ``seam_jump`` the same of differences between neighbours,
-        over that ratio in the truth; ``quantile_error`` in deviations of the target.
+        power of a member over that of the truth by degree, from 1; ``seam_error`` the error of the
+        ensemble mean's difference between two neighbours, across seams over inside of blocks; ``seam_jump``
+        that ratio of the differences themselves in members, over that in the truth;
+        ``quantile_error`` is in deviations of the target. What is not defined is None.
         """
         everywhere = np.ones(len(self.sphere.area_N), dtype=bool)
         regions = {name: self._means(mask) for name, mask in self.sphere.regions.items()}
-        scalars: Mapping[str, float] = {k: float(np.mean(v)) for k, v in self._scalars.items()}
+        scalars = {name: _mean(values) for name, values in self._scalars.items()}
         truth, member = (np.mean([pair[i] for pair in self._spectra], axis=0) for i in (0, 1))
         assert self._ranks is not None
         return {
             **self._means(everywhere),
             "times": self._count,
             "energy_score": scalars["energy_score"],
-            "conservation": float(np.max(self._scalars["conservation"])),
+            "conservation": max(x for x in self._scalars["conservation"] if x is not None),
             "quantile_error": scalars["quantile_error"],
             "lag1": scalars["lag1"],
             "lag1_truth": scalars["lag1_truth"],
-            "seam_error": regions["seams"]["rmse"] / max(regions["interior"]["rmse"], 1e-300),
-            "seam_jump": scalars["seam_jump"] / scalars["seam_jump_truth"],
+            "seam_error": scalars["seam_error"],
+            "seam_jump": _ratio(scalars["seam_jump"], scalars["seam_jump_truth"]),
             "rank_histogram": (self._ranks / self._ranks.sum()).tolist(),
             "spectrum_truth": truth[1:].tolist(),
             "spectrum_ratio": (member[1:] / truth[1:]).tolist(),
@@ -163,27 +164,38 @@ class DownscalingScores:
     def _add(self, name: str, values_N: Floats) -> None:
         self._sums[name] = self._sums.get(name, 0.0) + values_N
 
-    def _note(self, name: str, value: float) -> None:
-        self._scalars.setdefault(name, []).append(float(value))
+    def _note(self, name: str, value: float | None) -> None:
+        self._scalars.setdefault(name, []).append(None if value is None else float(value))
 
     def _count_ranks(self, truth_N: Floats, ensemble_EN: Floats) -> None:
         ranks = (ensemble_EN < truth_N).sum(axis=0)
         counts = np.bincount(ranks, minlength=len(ensemble_EN) + 1)
         self._ranks = counts if self._ranks is None else self._ranks + counts
 
-    def _lag1(self, fields_EN: Floats) -> float:
+    def _lag1(self, fields_EN: Floats) -> float | None:
         """Correlation of differences from the block means between cells that share an edge."""
+        if not fields_EN.std(axis=1).min() > 1e-9 * self.std:
+            return None
         pairs = self.sphere.pairs_P2
         return float(np.mean([np.corrcoef(*x[pairs].T)[0, 1] for x in fields_EN]))
 
-    def _seam_jump(self, fields_EN: Floats) -> float:
+    def _seam_jump(self, fields_EN: Floats) -> float | None:
         """Root mean square difference between neighbours across seams over that within blocks."""
         pairs = self.sphere.pairs_P2
         block = pairs // (len(self.sphere.area_N) // self.sphere.n_blocks)
         across = block[:, 0] != block[:, 1]
         square = (fields_EN[:, pairs[:, 0]] - fields_EN[:, pairs[:, 1]]) ** 2
-        within = max(square[:, ~across].mean(), 1e-300)
-        return float(np.sqrt(square[:, across].mean() / within))
+        within = square[:, ~across].mean()
+        return float(np.sqrt(square[:, across].mean() / within)) if within > 1e-18 else None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _ratio(value: float | None, reference: float | None) -> float | None:
+    return value / reference if value is not None and reference else None
 
 
 def fair_crps(truth_N: Floats, ensemble_EN: Floats) -> Floats:

@@ -15,9 +15,7 @@ def largest_degree(n_cells: int) -> int:
     return max(1, int(_DEGREES_PER_CELL * n_cells**0.5))
 
 
-def power_spectrum(
-    fields_EN: Floats, centres_N3: Floats, area_N: Floats, degree: int
-) -> Floats:
+def power_spectrum(fields_EN: Floats, centres_N3: Floats, area_N: Floats, degree: int) -> Floats:
     """C_l, the mean square of the coefficients of each degree l, [E, degree + 1].
 
     Coefficients are sums over the cells, weighted with their areas: the adjoint of the synthesis.
