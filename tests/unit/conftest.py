@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from millrace.data.blocks import BlockConfig, extract_blocks
 from millrace.data.hdf5 import create
 from millrace.data.planes import PlaneWriter, Section
+from millrace.data.series import SplitConfig
+from millrace.demo.climate import ClimateConfig, write_climate
 from millrace.training.distributed import Ranks
 
 STEPS = 74
@@ -25,7 +28,7 @@ def alone():
 
 
 @pytest.fixture(scope="session")
-def experiments(samples, definition, plane_samples):
+def experiments(samples, definition, plane_samples, block_samples):
     """A small definition and the files of its samples, for every model."""
     planes = {
         "data": {"input_steps": 4, "output_steps": 4, "stride": 2, "radius": 0.4},
@@ -39,7 +42,15 @@ def experiments(samples, definition, plane_samples):
         },
         "train": {"global_batch": 4, "learning_rate": 3e-3, "loss": {"kind": "mse"}},
     }
+    blocks = {
+        "data": {},
+        "model": {"name": "downscaler", "channels": [8, 8, 8], "embedding": 8},
+        "train": {"global_batch": 4, "learning_rate": 3e-3, "ema": 0.9},
+    }
+    flat = {**blocks, "model": {"name": "regression", "channels": [8, 8, 8]}}
     return {
+        "downscaler": (blocks, {"blocks": str(block_samples)}),
+        "regression": (flat, {"blocks": str(block_samples)}),
         "gino": (definition, {role: str(path) for role, path in samples.items()}),
         "gfno": (planes, {"planes": str(plane_samples)}),
     }
@@ -62,6 +73,16 @@ def train_on_ranks(tmp_path_factory):
         return json.loads(output.read_text())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def block_samples(tmp_path_factory):
+    """A `blocks.h5` of the demo climate: 80 blocks of 16 cells, 24 steps."""
+    directory = tmp_path_factory.mktemp("blocks")
+    write_climate(ClimateConfig(level=2, steps=24, steps_per_file=12), directory / "raw")
+    split = SplitConfig(0.5, 0.25, 1)
+    extract_blocks(directory / "raw", directory / "blocks.h5", BlockConfig(levels=2), split)
+    return directory / "blocks.h5"
 
 
 @pytest.fixture(scope="session")

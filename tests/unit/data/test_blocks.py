@@ -105,5 +105,5 @@ def test_memory_does_not_grow_with_the_steps(raw, tmp_path, monkeypatch, blocks)
 
 
 def test_impossible_levels():
-    with pytest.raises(ConfigError, match="blocks.levels = 0: expected 1 to 8"):
+    with pytest.raises(ConfigError, match=r"blocks\.levels = 0: expected 1 to 8"):
         BlockConfig(levels=0)

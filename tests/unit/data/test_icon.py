@@ -108,7 +108,9 @@ def test_another_grid(raw):
     with edit(raw / "output/tas_0000.nc") as file:
         file.uuidOfHGrid = "00000000-0000-0000-0000-000000000000"
         file["clon"][0] += 0.01
-    with pytest.raises(DataError, match="uuidOfHGrid 00000000.* is that of none of the grid files"):
+    with pytest.raises(
+        DataError, match=r"uuidOfHGrid 00000000.* is that of none of the grid files"
+    ):
         open_source(raw, ["tas"], levels=1)
 
 
@@ -136,7 +138,7 @@ def test_no_grid_file(raw):
 
 def test_mixed_time_axes(raw):
     rewrite(raw / "output/tas_0001.nc", time_units="hours since 2020-01-01 00:00:00")
-    with pytest.raises(DataError, match="its time is relative, that of tas_0000.nc is absolute"):
+    with pytest.raises(DataError, match=r"its time is relative, that of tas_0000\.nc is absolute"):
         open_source(raw, ["tas"], levels=1)
 
 

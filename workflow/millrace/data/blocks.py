@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -218,7 +219,7 @@ class _Statistics:
         self._sum_NV += residual.sum(axis=0)
         self._count += len(fine_TNV)
 
-    def write(self, file) -> None:  # type: ignore[no-untyped-def]
+    def write(self, file: h5py.File) -> None:
         least = MINIMUM_STD * np.maximum(1, np.abs(self._coarse.mean))
         for name, values in (
             ("coarse_mean", self._coarse.mean),
@@ -229,7 +230,7 @@ class _Statistics:
             create_dataset(file, f"stats/{name}", values)
 
 
-def _write_geometry(file, icon: IconSource, order: Ints, sizes: list[int]) -> None:  # type: ignore[no-untyped-def]
+def _write_geometry(file: h5py.File, icon: IconSource, order: Ints, sizes: list[int]) -> None:
     grid: IconGrid = icon.grids[0]
     position = np.empty_like(order)
     position[order] = np.arange(len(order))

@@ -107,7 +107,8 @@ def open_source(directory: Path, variables: Sequence[str], levels: int) -> IconS
     paths = sorted(directory.rglob("*.nc"))
     if not paths:
         raise DataError(f"{directory}: no NetCDF file (*.nc) and no grid.csv in it")
-    grids, outputs = [], []
+    grids: list[Path] = []
+    outputs: list[Path] = []
     for path in paths:
         with opened(path) as file:
             (grids if "parent_cell_index" in file.variables else outputs).append(path)
@@ -135,7 +136,8 @@ def read_grid(path: Path) -> IconGrid:
         parent = np.asarray(file["parent_cell_index"][:], dtype=np.int64) - 1
         if neighbours.shape != (len(lon), 3) or parent.shape != (len(lon),):
             raise DataError(
-                f"{path}: neighbor_cell_index and parent_cell_index do not have the {len(lon)} cells of clon"
+                f"{path}: neighbor_cell_index and parent_cell_index do not have the {len(lon)} cells "
+                "of clon"
             )
         if neighbours.max() > len(lon):
             raise DataError(

@@ -3,7 +3,8 @@
 ``grid.csv`` has a row for each cell: ``cell`` (from 1), ``clon``, ``clat`` (radian, or degrees if one
 exceeds a full turn), ``cell_area``, ``neighbor_1`` to ``neighbor_3`` and ``parent_1``, ``parent_2`` ...,
 the ancestor one, two ... levels up; optional ``elevation`` (m) and ``land`` (share). The other files have
-``time,cell,clon,clat`` and the fields, times as ISO 8601, sorted by time; a time is never split between files.
+``time,cell,clon,clat`` and the fields, times as ISO 8601, sorted by time; a time is never split between
+files.
 
 Shape suffixes: N cells, T time steps, V variables.
 """
@@ -11,6 +12,7 @@ Shape suffixes: N cells, T time steps, V variables.
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -64,7 +66,7 @@ class CsvFields:
     def __init__(self, paths: Sequence[Path], variables: tuple[str, ...], n_cells: int) -> None:
         self.variables, self.units = variables, ("",) * len(variables)
         self._paths, self._n_cells = list(paths), n_cells
-        times = []
+        times: list[NDArray[np.float64]] = []
         for path in paths:
             header = _read(path, None, rows=0)
             for name in ("time", "cell", *variables):
@@ -72,7 +74,7 @@ class CsvFields:
                     raise DataError(
                         f"{path}: no column {name!r}; it has {', '.join(map(str, header))}"
                     )
-            found = _days(path, pd.unique(_read(path, ["time"])["time"]))
+            found = _days(path, _read(path, ["time"])["time"].drop_duplicates())
             if (np.diff(np.concatenate([*times[-1:], found])) <= 0).any():
                 raise DataError(f"{path}: times must increase, also from file to file (by name)")
             times.append(found)
@@ -107,8 +109,8 @@ class CsvFields:
             raise DataError(
                 f"{path}: time {time[~complete][0][0]} does not have each cell 1 to {self._n_cells} once"
             )
-        values = table[list(self.variables)].to_numpy(np.float32)
-        values = values.reshape(*cell.shape, len(self.variables))
+        columns: NDArray = table[list(self.variables)].to_numpy(np.float32)
+        values = columns.reshape(*cell.shape, len(self.variables))
         missing = ~np.isfinite(values).all(axis=2)
         if missing.any():
             step, row = np.argwhere(missing)[0]
@@ -140,11 +142,12 @@ def _read(path: Path, columns: list[str] | None, rows: int | None = None) -> pd.
         raise DataError(f"{path}: not readable as CSV with a header ({reason})") from None
 
 
-def _days(path: Path, times: NDArray) -> NDArray[np.float64]:
+def _days(path: Path, times: "pd.Series[Any]") -> NDArray[np.float64]:
     try:
-        moments = pd.to_datetime(pd.Series(times.astype(str)), format="ISO8601")
+        moments = pd.to_datetime(times.astype(str), format="ISO8601")
     except ValueError:
         raise DataError(
-            f"{path}: column 'time' must be ISO 8601, such as 2020-01-31T06:00; found {times[0]}"
+            f"{path}: column 'time' must be ISO 8601, such as 2020-01-31T06:00; found {times.iloc[0]}"
         ) from None
-    return ((moments - pd.Timestamp(1970, 1, 1)) / pd.Timedelta(days=1)).to_numpy(np.float64)
+    days = (moments - pd.Timestamp(1970, 1, 1)) / pd.Timedelta(days=1)
+    return np.asarray(days, dtype=np.float64)

@@ -98,6 +98,8 @@ class Downscaler(nn.Module):
 class NoiseEmbedding(nn.Module):
     """Vector that tells the noise level, [B, E]."""
 
+    frequency: Tensor
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.register_buffer("frequency", 2 * math.pi * torch.logspace(-2, 1, size // 2))

