@@ -129,7 +129,11 @@ def third_party(modules: set[str]) -> set[str]:
             modules = modules | {module.rpartition(".")[0], STARTED_BY.get(module, "")} - {""}
     packages = {name.partition(".")[0] for name in reached} - sys.stdlib_module_names
     owners = importlib.metadata.packages_distributions()
-    return {canonicalize_name(owners[name][0]) for name in packages - {"millrace", "snakemake"}}
+    # A wheel that is one compiled module does not say which; it has the name of its module.
+    return {
+        canonicalize_name(owners.get(name, [name])[0])
+        for name in packages - {"millrace", "snakemake"}
+    }
 
 
 def script_imports(path: Path) -> set[str]:

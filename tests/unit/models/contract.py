@@ -15,6 +15,7 @@ import pytest
 import rank_worker
 import torch
 
+from millrace.training.batches import GlobalBatch, rank_shares
 from millrace.training.deadline import Deadline
 from millrace.training.distributed import Ranks
 from millrace.training.engine import Trainer
@@ -42,7 +43,8 @@ class Case:
     def batch(self, trainer: Trainer, samples: int | None = None) -> Any:
         first = next(trainer._plan.epoch(0))
         group, index = first.parts[0]
-        return trainer.view.batch("train", group, index[:samples])
+        [share] = rank_shares(GlobalBatch(((group, index[:samples]),)), 0, 1)
+        return trainer.samples("train", share)
 
 
 class Recorder:

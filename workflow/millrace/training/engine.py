@@ -281,16 +281,21 @@ class Trainer:
     def _losses(self, split: str, part: RankShare, model: nn.Module) -> Tensor:
         """Loss of each sample, [B], 0 for those that do not count."""
         self._mark("data")
+        samples = self.samples(split, part)
+        self._mark("forward")
+        with autocast(self.config.precision, self.ranks.device):
+            loss_B = self.spec.loss(model, samples, self.config.loss)
+        return loss_B * samples.weight_B
+
+    def samples(self, split: str, part: RankShare) -> Any:
+        """Gather samples, with what the model draws at random for this epoch."""
         samples = self.view.batch(split, part.group, part.index, part.weight)
         if self.spec.randomise is not None:
             # Validation draws the same in every epoch: its losses can be compared.
             epoch = self.position.epoch if split == "train" else 0
             seeds = sample_seeds(self._seed, split, epoch, part.group, part.index)
             samples = self.spec.randomise(self._model_config, samples, seeds)
-        self._mark("forward")
-        with autocast(self.config.precision, self.ranks.device):
-            loss_B = self.spec.loss(model, samples, self.config.loss)
-        return loss_B * samples.weight_B
+        return samples
 
     @property
     def learning_rate(self) -> float:
