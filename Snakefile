@@ -21,6 +21,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/cluster.smk"
 include: "workflow/rules/preflight.smk"
 include: "workflow/rules/data.smk"
+include: "workflow/rules/data_icon.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/predict.smk"
@@ -45,7 +46,7 @@ rule preflight:
 
 rule data:
     input:
-        stage("data", "preprocess", files=plan.sample_files()),
+        stage("data", "preprocess", "extract_blocks", files=plan.sample_files()),
 
 
 rule train:

@@ -8,14 +8,19 @@ import pytest
 import yaml
 
 from millrace.config import from_mapping
+from millrace.data.blocks import BlockConfig
 from millrace.data.patches import PatchConfig
+from millrace.data.planes import PlaneConfig
 from millrace.data.series import SplitConfig
 from millrace.data.views import VIEWS
 from millrace.demo.aquifer import AquiferConfig
+from millrace.demo.climate import ClimateConfig
 from millrace.errors import ConfigError, DataError
+from millrace.evaluate import EVALUATIONS
 from millrace.models.losses import LOSSES, LossConfig
 from millrace.models.registry import MODELS, get_model
 from millrace.plan import EXECUTION, Plan
+from millrace.systems import FORMATS, KIND_OF_MODEL, KINDS
 from millrace.training.config import (
     COMPRESSIONS,
     LOGGERS,
@@ -32,7 +37,18 @@ ROOT = Path(__file__).parents[2]
 SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
 DEFAULT = yaml.safe_load((ROOT / "config/config.yaml").read_text())
 TRAIN = SCHEMA["$defs"]["experiment"]["properties"]["train"]["properties"]
-SHIPPED = [None, *sorted((ROOT / "config/experiments").glob("*.yaml"))]
+SHIPPED = [
+    None,
+    *sorted(
+        path for kind in ("demo", "experiments") for path in (ROOT / "config" / kind).glob("*")
+    ),
+]
+# Blocks of a dataset that are made into dataclasses, by format.
+BLOCKS = {
+    "feflow_csv": {"demo": AquiferConfig, "patches": PatchConfig, "planes": PlaneConfig},
+    "plane_folders": {},
+    "icon": {"demo": ClimateConfig, "blocks": BlockConfig},
+}
 
 
 def merged(base, over):
@@ -239,8 +255,10 @@ def test_schema_and_dataclasses_have_the_same_keys() -> None:
         (LossConfig, TRAIN["loss"]["properties"].keys()),
     ):
         assert {field.name for field in fields(cls)} == keys, cls
-    dataset = SCHEMA["$defs"]["dataset"]["properties"]
-    for cls, block in ((PatchConfig, dataset["patches"]), (SplitConfig, dataset["split"])):
+    kept = SCHEMA["$defs"]
+    split = kept["dataset"]["properties"]["split"]
+    patches = kept["groundwater_dataset"]["properties"]["patches"]
+    for cls, block in ((PatchConfig, patches), (SplitConfig, split)):
         assert {field.name for field in fields(cls)} == block["properties"].keys(), cls
         for field in fields(cls):
             default = block["properties"][field.name].get("default")
@@ -250,6 +268,7 @@ def test_schema_and_dataclasses_have_the_same_keys() -> None:
 def test_schema_and_code_have_the_same_choices() -> None:
     properties = SCHEMA["$defs"]["experiment"]["properties"]
     assert properties["model"]["properties"]["name"]["enum"] == list(MODELS)
+    assert SCHEMA["$defs"]["dataset"]["properties"]["format"]["enum"] == list(FORMATS)
     assert TRAIN["schedule"]["properties"]["kind"]["enum"] == list(SCHEDULES)
     assert TRAIN["loss"]["properties"]["kind"]["enum"] == list(LOSSES)
     assert TRAIN["precision"]["enum"] == list(PRECISIONS)
@@ -270,6 +289,82 @@ def test_shipped_configurations_build(over) -> None:
         from_mapping(VIEWS[spec.view].config, definition["data"], "data")
         from_mapping(TrainConfig, definition["train"], "train")
     for dataset in plan.datasets.values():
-        from_mapping(AquiferConfig, dataset.get("demo", {}), "demo")
-        from_mapping(PatchConfig, dataset["patches"], "patches")
+        for key, cls in BLOCKS[dataset.get("format", "feflow_csv")].items():
+            from_mapping(cls, dataset.get(key, {}), key)
         from_mapping(SplitConfig, dataset["split"], "split")
+
+
+def test_every_system_is_registered_everywhere() -> None:
+    assert list(KINDS) == list(VIEWS) == list(EVALUATIONS)
+    assert {name: spec.view for name, spec in MODELS.items()} == KIND_OF_MODEL
+    for kind in KINDS.values():
+        assert set(kind.formats) <= set(FORMATS)
+        assert kind.ensembles == (EVALUATIONS[kind.name].together is not None)
+
+
+def icon():
+    made = config()
+    made["datasets"]["globe"] = {
+        "source": "demo",
+        "format": "icon",
+        "variables": ["tas"],
+        "split": {"train": 0.7, "validation": 0.15, "gap": 4},
+    }
+    made["experiments"]["fine"] = {
+        "dataset": "globe",
+        "data": {"variables": ["tas"]},
+        "model": {"name": "downscaler"},
+        "train": {"epochs": 2, "global_batch": 4},
+    }
+    made["run"] |= {"experiments": ["fine"], "layouts": ["n1_gpu1"]}
+    return made
+
+
+def test_samples_follow_from_the_model() -> None:
+    plan = Plan(icon(), SCHEMA)
+    assert plan.sample_files() == ["results/data/globe/blocks.h5"]
+    assert plan.datasets_in("icon") == "globe"
+    assert plan.ensembles() == [], "a downscaler is itself an ensemble"
+
+
+@pytest.mark.parametrize(
+    ("block", "key", "value", "message"),
+    [
+        (
+            "experiments/fine",
+            "dataset",
+            "coast",
+            "takes blocks, which cannot be cut from the feflow",
+        ),
+        (
+            "experiments/head",
+            "dataset",
+            "globe",
+            "takes patches, which cannot be cut from the icon",
+        ),
+        ("experiments/fine", "data", {"variables": ["tos"]}, "no column named 'tos'"),
+        ("datasets/globe", "patches", {}, "unknown key 'patches' in datasets.globe"),
+        ("datasets/globe", "format", "grib", "datasets.globe.format: 'grib' is not one of"),
+        ("datasets/globe", "blocks", {"levels": 0}, "datasets.globe.blocks.levels: 0 is less"),
+        ("datasets/coast", "blocks", {}, "unknown key 'blocks' in datasets.coast"),
+        ("datasets/coast", "format", "plane_folders", "there is no demo of plane_folders"),
+    ],
+)
+def test_formats_and_models_that_do_not_fit_are_refused(block, key, value, message) -> None:
+    made = icon()
+    kind, name = block.split("/")
+    made[kind][name][key] = value
+    if value == "plane_folders":
+        del made["experiments"]["head"]
+    with pytest.raises(ConfigError) as caught:
+        Plan(made, SCHEMA)
+    assert message in str(caught.value)
+
+
+def test_models_that_are_not_applied_to_raw_files_are_not_predicted_with() -> None:
+    made = icon()
+    made["predictions"] = {
+        "new": {"experiment": "fine", "layout": "n1_gpu1", "seed": 0, "source": "globe"}
+    }
+    with pytest.raises(ConfigError, match="models on blocks, as that of fine, are not applied"):
+        Plan(made, SCHEMA)

@@ -8,18 +8,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from millrace.config import nearest, validate
+from millrace.config import validate
 from millrace.data.fingerprint import fingerprint
 from millrace.errors import ConfigError, DataError
 from millrace.layout import Layout
 from millrace.scaling.request import MeasureRequest
+from millrace.systems import KIND_OF_MODEL, KINDS, SampleKind, raw_format
+from millrace.systems.base import known
 from millrace.training.request import Request
 
 # How long training runs does not decide the weights: more epochs continue the same run.
 _LENGTHS = ("epochs", "milestone_every", "save_every")
 # Nor does how they are computed: `millrace.training.config.ExecutionConfig`.
 EXECUTION = ("micro_batch", "compile", "activation_checkpointing", "profile", "log")
-_ON_PLANES = ("gfno",)
 # What a scaling study measures; the other keys of its block say how it is analysed.
 _SCALING = {
     "experiments": [],
@@ -54,33 +55,46 @@ class Plan:
         self._run: Mapping[str, Sequence[Any]] = config["run"]
         self.scaling: Mapping[str, Any] = _SCALING | config.get("scaling", {})
         for name in self._run["experiments"]:
-            _known(name, self.experiments, "run.experiments", "experiment")
+            known(name, self.experiments, "run.experiments", "experiment")
         for name, experiment in self.experiments.items():
-            key = f"experiments.{name}.dataset"
             for dataset in _datasets(experiment):
-                self._check_samples(name, dataset, _known(dataset, self.datasets, key, "dataset"))
-
+                known(dataset, self.datasets, f"experiments.{name}.dataset", "dataset")
+                self._check_samples(name, dataset)
+        for name, block in self.datasets.items():
+            if block["source"] == "demo" and not raw_format(block).demo:
+                raise ConfigError(
+                    f"config: datasets.{name}.source: there is no demo of {block['format']}; give the "
+                    f"directory that holds {raw_format(block).holds}"
+                )
+        for name in self.predictions:
+            self._check_prediction(name)
         for name in self.scaling["experiments"]:
-            _known(name, self.experiments, "scaling.experiments", "experiment")
+            known(name, self.experiments, "scaling.experiments", "experiment")
 
-        for name, block in self.predictions.items():
-            key = f"predictions.{name}"
-            _known(block["experiment"], self.experiments, f"{key}.experiment", "experiment")
-            source = block["source"]
-            if source in self.datasets and _format(self.datasets[source]) != "feflow_csv":
-                raise ConfigError(f"config: {key}.source: {source} has no raw files of a mesh")
+    def kind(self, experiment: str) -> SampleKind:
+        """Kind of samples of an experiment, by its model."""
+        return KINDS[KIND_OF_MODEL[self.experiments[experiment]["model"]["name"]]]
 
-    def _check_samples(self, name: str, dataset: str, block: Mapping[str, Any]) -> None:
-        experiment = self.experiments[name]
-        _check_window(name, experiment["data"], block)
-        if experiment["model"]["name"] in _ON_PLANES:
-            return
-        _check_graph(name, experiment["model"])
-        if _format(block) != "feflow_csv":
+    def _check_samples(self, name: str, dataset: str) -> None:
+        experiment, block, kind = self.experiments[name], self.datasets[dataset], self.kind(name)
+        if (found := raw_format(block).name) not in kind.formats:
             raise ConfigError(
-                f"config: experiments.{name}: {experiment['model']['name']} takes patches, which cannot "
-                f"be cut from the {_format(block)} of {dataset}"
+                f"config: experiments.{name}: {experiment['model']['name']} takes {kind.name}, which "
+                f"cannot be cut from the {found} of {dataset}"
             )
+        kind.check(name, experiment, block)
+
+    def _check_prediction(self, name: str) -> None:
+        key, block = f"predictions.{name}", self.predictions[name]
+        experiment, source = block["experiment"], block["source"]
+        known(experiment, self.experiments, f"{key}.experiment", "experiment")
+        if not self.kind(experiment).predictions:
+            raise ConfigError(
+                f"config: {key}.experiment: models on {self.kind(experiment).name}, as that of "
+                f"{experiment}, are not applied to new raw files"
+            )
+        if source in self.datasets and raw_format(self.datasets[source]).name != "feflow_csv":
+            raise ConfigError(f"config: {key}.source: {source} has no raw files of a mesh")
 
     def definition(self, experiment: str) -> dict[str, Any]:
         """Return what decides the weights of an experiment."""
@@ -124,22 +138,16 @@ class Plan:
     def samples(self, experiment: str) -> Mapping[str, str | list[str]]:
         """Paths of the files an experiment's samples are read from, by role; lists for several datasets."""
         block = self.experiments[experiment]
-        model = block["model"]
-        if model["name"] in _ON_PLANES:
-            names = {"planes": "planes.h5"}
-        else:
-            shape = "x".join(str(n) for n in model["latent_shape"])
-            names = {"patches": "patches.h5", "graph": f"graph_{shape}_r{model['radius']}.h5"}
         files = {
             role: [f"results/data/{dataset}/{name}" for dataset in _datasets(block)]
-            for role, name in names.items()
+            for role, name in self.kind(experiment).files(block["model"]).items()
         }
         several = not isinstance(block["dataset"], str)
         return files if several else {role: paths[0] for role, paths in files.items()}
 
     def datasets_in(self, kind: str) -> str:
         """Pattern of the names of the datasets whose raw files are of a format."""
-        names = [name for name, block in self.datasets.items() if _format(block) == kind]
+        names = [name for name, block in self.datasets.items() if raw_format(block).name == kind]
         return "|".join(names) or "(?!)"
 
     def source(self, dataset: str) -> str:
@@ -151,12 +159,12 @@ class Plan:
             The user's directory is not there, and nothing was read from it before (raw files may be
             archived once they are).
         """
-        source = self.datasets[dataset]["source"]
+        block = self.datasets[dataset]
+        source, made = block["source"], raw_format(block)
         if source == "demo":
             return f"results/data/{dataset}/raw"
-        _check_directory(
-            source, f"datasets.{dataset}", "demo", Path(f"results/data/{dataset}/series.h5")
-        )
+        read = Path(f"results/data/{dataset}/{made.read_into}")
+        _check_directory(source, f"datasets.{dataset}", "demo", read, made.holds)
         return source
 
     def fingerprint(self, dataset: str) -> Any:
@@ -214,10 +222,10 @@ class Plan:
         return [f"results/evaluate/{e}/{n}/seed{s}/metrics.json" for e, n, s in self._runs()]
 
     def ensembles(self) -> list[str]:
-        """Metrics of every ensemble over seeds; none for a single seed."""
+        """Metrics of every ensemble over seeds; none for a single seed or a model that is one by itself."""
         if len(self._run["seeds"]) < 2:
             return []
-        pairs = dict.fromkeys((e, n) for e, n, _ in self._runs())
+        pairs = dict.fromkeys((e, n) for e, n, _ in self._runs() if self.kind(e).ensembles)
         return [f"results/evaluate/{e}/{n}/ensemble/metrics.json" for e, n in pairs]
 
     def scaling_runs(self) -> list[str]:
@@ -315,66 +323,14 @@ def measure_request(
     )
 
 
-def _known(name: str, known: Mapping[str, Any], key: str, kind: str) -> Any:
-    if name not in known:
-        raise ConfigError(f"config: {key}: no {kind} named {name!r}; {nearest(name, known)}")
-    return known[name]
-
-
-def _check_directory(source: str, key: str, other: str, made: Path) -> None:
+def _check_directory(source: str, key: str, other: str, made: Path, holds: str = "all/") -> None:
     if not Path(source).is_dir() and not made.exists():
         raise DataError(
             f"config: {key}.source: no directory {source!r}; set it to `{other}` or to the directory that "
-            "holds all/"
+            f"holds {holds}"
         )
-
-
-def _check_window(name: str, data: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
-    steps = [data.get(key, 0) for key in ("input_steps", "output_steps")]
-    if not all(_is_count(n) for n in steps):
-        raise ConfigError(
-            f"config: experiments.{name}.data: expected whole numbers of input_steps and output_steps, "
-            f"got {steps}"
-        )
-    length = sum(steps)
-    gap = dataset["split"]["gap"]
-    if length > gap:
-        raise ConfigError(
-            f"config: experiments.{name}.data: a window of {length} steps is longer than the gap of {gap} "
-            "between the splits, so test data would leak into training: raise split.gap of the dataset"
-        )
-    for key in ("variables", "forcings"):
-        for wanted in data.get(key, []):
-            _known(
-                wanted,
-                dict.fromkeys(dataset.get(key, [])),
-                f"experiments.{name}.data.{key}",
-                "column",
-            )
 
 
 def _datasets(experiment: Mapping[str, Any]) -> list[str]:
     named = experiment["dataset"]
     return [named] if isinstance(named, str) else list(named)
-
-
-def _format(dataset: Mapping[str, Any]) -> str:
-    return str(dataset.get("format", "feflow_csv"))
-
-
-def _check_graph(name: str, model: Mapping[str, Any]) -> None:
-    """Check what names the file of the neighbour tables, see `Plan.samples`."""
-    shape, radius = model.get("latent_shape"), model.get("radius")
-    if not isinstance(shape, list) or not all(_is_count(n) and n for n in shape):
-        raise ConfigError(
-            f"config: experiments.{name}.model.latent_shape: expected a list of whole numbers, "
-            f"got {shape!r}"
-        )
-    if not isinstance(radius, int | float) or isinstance(radius, bool) or not radius > 0:
-        raise ConfigError(
-            f"config: experiments.{name}.model.radius: expected a positive number, got {radius!r}"
-        )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

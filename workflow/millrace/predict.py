@@ -39,6 +39,7 @@ from millrace.files import write_json
 from millrace.models.registry import get_model
 from millrace.plots import error_over_time
 from millrace.provenance import code_version, provenance
+from millrace.systems import KINDS
 
 SCHEMA = "millrace.predictions/1"
 
@@ -191,6 +192,8 @@ def _read_receipt(path: Path) -> dict[str, Any]:
 def _samples_of(definition: Mapping[str, Any]) -> tuple[str, Any]:
     """Kind of samples of a model, and what they hold."""
     kind = get_model(definition["model"]["name"]).view
+    if not KINDS[kind].predictions:
+        raise ConfigError(f"models on {kind} are not applied to new raw files")
     return kind, from_mapping(VIEWS[kind].config, definition["data"], "data")
 
 

@@ -1,4 +1,4 @@
-"""Raw CSV files to samples: simulate or read, check, cut into patches or planes, find neighbours."""
+"""Raw files of groundwater models to samples: simulate or read, check, cut into patches or planes, find neighbours."""
 
 
 rule simulate_aquifer:
@@ -8,6 +8,8 @@ rule simulate_aquifer:
         "logs/simulate_aquifer/{dataset}.log",
     benchmark:
         "benchmarks/simulate_aquifer/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=plan.datasets_in("feflow_csv"),
     conda:
         "../../envs/data.yaml"
     threads: cores("simulate_aquifer")

@@ -68,17 +68,19 @@ def training_curves(histories: Sequence[Mapping[str, Any]], path: str | Path) ->
         fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))
 
 
-def skill_summary(table: Any, path: str | Path) -> None:
-    """Draw the test skill over persistence of every seed, by experiment and variable.
+def skill_summary(table: Any, path: str | Path, baseline: str = "persistence") -> None:
+    """Draw the test skill over a baseline of every seed, by experiment and variable.
 
     Parameters
     ----------
     table
         Data frame, or mapping of columns, with ``experiment``, ``variable`` and ``skill`` (1 is
-        perfect, 0 no better than persistence, None or NaN undefined); one row per experiment,
+        perfect, 0 no better than the baseline, None or NaN undefined); one row per experiment,
         variable and seed. Seeds are stacked in the order of the rows; a bar marks their mean.
     path
         Where to write.
+    baseline
+        What skill compares with, for the axis.
     """
     experiment, variable = list(table["experiment"]), list(table["variable"])
     skill = np.array(list(table["skill"]), dtype=float)
@@ -113,7 +115,7 @@ def skill_summary(table: Any, path: str | Path) -> None:
             axes.tick_params(axis="y", length=0)
         panels[0].set_yticks(range(shape[0]), experiments)
         panels[0].set_ylim(shape[0] - 0.5, -0.5)
-        fig.supxlabel("Skill over persistence (dots: seeds, bar: mean)", fontsize=9)
+        fig.supxlabel(f"Skill over {baseline} (dots: seeds, bar: mean)", fontsize=9)
 
 
 def _resumptions(histories: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -1,21 +1,17 @@
-"""Evaluation of one run: metrics on validation and test period, and the figures of the report."""
+"""Scores and figures of forecasts in time, on patches and on planes."""
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from millrace.data.joint import JointView
+from millrace.data.feflow_csv import UNITS
 from millrace.data.patches import Nodes, read_nodes
 from millrace.data.plane_windows import PlaneView
-from millrace.data.views import Files, datasets_of
 from millrace.evaluation.ensemble import forecast_ensemble
 from millrace.evaluation.forecast import Series, TrainedModel, forecast_windows, rollout
 from millrace.evaluation.sections import extract_section
-from millrace.files import write_json
 from millrace.plots import (
     cross_section,
     ensemble_by_lead,
@@ -25,128 +21,64 @@ from millrace.plots import (
     scatter,
     section_animation,
     time_series,
-    training_curves,
 )
-from millrace.provenance import provenance
 
-UNITS = {"head": "m", "pressure": "kPa", "mass_concentration": "mg/L"}
+Progress = Callable[[int, int], None]
+
 _FRAMES = 24
 _POINTS = 200_000
 
 
-def evaluate_run(
-    checkpoint: Path,
-    receipt: Path,
-    files: Files,
-    metrics: Path,
-    figures: Path,
-    curves: Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Score a checkpoint and draw its figures.
+def evaluate(
+    model: TrainedModel,
+    files: Mapping[str, Path],
+    figures: Path | None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score forecasts on validation and test period, and a rollout; draw a folder for each variable.
 
-    Parameters
-    ----------
-    checkpoint, receipt : Path
-        Outputs of the training.
-    files : dict
-        Sample files by role.
-    metrics : Path
-        JSON to write: scores by split, rollout, what was evaluated. Of a model of several datasets these
-        are the scores on the first, and ``datasets`` has those on each.
-    figures : Path
-        Directory to make, one folder a variable; for the first dataset.
-    curves : Path
-        Figure of the training to write.
+    See `millrace.evaluate.Evaluation`.
     """
-    described = json.loads(receipt.read_text())
-    model = TrainedModel.load(checkpoint, described, files)
-    views = model.view.views if isinstance(model.view, JointView) else [model.view]
-    model, *others = [replace(model, view=view) for view in views]
-    scores, series = _score(model, progress)
-    several = {"datasets": [scores, *(_score(other)[0] for other in others)]} if others else {}
-    write_json(
-        metrics,
-        {
-            "schema": "millrace.metrics/1",
-            **{
-                key: described[key] for key in ("experiment", "layout", "seed", "epoch", "identity")
-            },
-            **scores,
-            **several,
-            "provenance": provenance(),
-        },
-    )
-    ahead = scores["rollout"]
+    validation, _ = forecast_windows(model, "validation")
+    test, series = forecast_windows(model, "test", progress)
+    scores = {"validation": validation, "test": test, "rollout": rollout(model, "test")}
+    if figures is not None:
+        _draw(model, files, series, scores["rollout"], figures)
+    return scores
+
+
+def evaluate_together(
+    models: Sequence[TrainedModel], figure: Path, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Score the seeds of an experiment as an ensemble, see `millrace.evaluation.ensemble`.
+
+    The members forecast again, batch by batch: their forecasts are nowhere kept.
+    """
+    validation = forecast_ensemble(models, "validation")
+    test = forecast_ensemble(models, "test", progress)
+    ensemble_by_lead(test, figure, {name: UNITS[name] for name in test})
+    return {"validation": validation, "test": test}
+
+
+def _draw(
+    model: TrainedModel,
+    files: Mapping[str, Path],
+    series: Series,
+    ahead: Mapping[str, Any],
+    figures: Path,
+) -> None:
     on_planes = isinstance(model.view, PlaneView)
-    nodes = _cells(model.view) if on_planes else read_nodes(datasets_of(files)[0]["patches"])
+    nodes = _cells(model.view) if on_planes else read_nodes(files["patches"])
     for v, variable in enumerate(model.view.config.variables):
         folder = figures / variable
         folder.mkdir(parents=True, exist_ok=True)
         _draw_variable(series, v, variable, nodes, on_planes, folder)
-        units = {variable: UNITS[variable]}
         error_by_lead(
             {variable: ahead["variables"][variable]},
             folder / "rollout_error_by_lead.png",
-            units,
+            {variable: UNITS[variable]},
             ahead["lead_days"],
         )
-    training_curves(described["history"], curves)
-
-
-def _score(
-    model: TrainedModel, progress: Callable[[int, int], None] | None = None
-) -> tuple[dict[str, Any], Series]:
-    """Scores on one dataset, and the forecasts of its test period."""
-    validation, _ = forecast_windows(model, "validation")
-    test, series = forecast_windows(model, "test", progress)
-    scores = {"validation": validation, "test": test, "rollout": rollout(model, "test")}
-    return scores, series
-
-
-def evaluate_ensemble(
-    checkpoints: Sequence[Path],
-    receipts: Sequence[Path],
-    files: Files,
-    metrics: Path,
-    figure: Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Score the runs of an experiment and layout with all their seeds, on the first dataset.
-
-    The members forecast again, batch by batch: their forecasts are nowhere kept.
-
-    Parameters
-    ----------
-    checkpoints, receipts : sequence of Path
-        Outputs of the training, one of each for every seed.
-    files : dict
-        Sample files by role.
-    metrics : Path
-        JSON to write: scores by split, see `millrace.evaluation.ensemble`.
-    figure : Path
-        Error of the mean and spread by lead time to draw.
-    """
-    described = [json.loads(receipt.read_text()) for receipt in receipts]
-    models = [
-        TrainedModel.load(checkpoint, receipt, files)
-        for checkpoint, receipt in zip(checkpoints, described, strict=True)
-    ]
-    validation = forecast_ensemble(models, "validation")
-    test = forecast_ensemble(models, "test", progress)
-    write_json(
-        metrics,
-        {
-            "schema": "millrace.ensemble_metrics/1",
-            **{key: described[0][key] for key in ("experiment", "layout")},
-            **{f"{key}s": [one[key] for one in described] for key in ("seed", "epoch")},
-            "identities": [one["identity"] for one in described],
-            "validation": validation,
-            "test": test,
-            "provenance": provenance(),
-        },
-    )
-    ensemble_by_lead(test, figure, {name: UNITS[name] for name in test})
 
 
 def _draw_variable(

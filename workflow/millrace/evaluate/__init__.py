@@ -1,0 +1,146 @@
+"""Evaluation of trained models: scores on validation and test period, and the figures of the report.
+
+What is scored and drawn depends on the samples, see `EVALUATIONS`; all metrics have the same frame.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from millrace.data.joint import JointView
+from millrace.data.views import Files, datasets_of
+from millrace.errors import ConfigError
+from millrace.evaluate import downscaling, forecasts
+from millrace.evaluation.forecast import TrainedModel
+from millrace.files import write_json
+from millrace.plots import training_curves
+from millrace.provenance import provenance
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How models on samples of one kind are scored."""
+
+    run: Callable[[TrainedModel, Mapping[str, Path], Path | None, Progress | None], dict[str, Any]]
+    """(model, sample files by role, folder for figures or None, progress) -> scores for JSON, at least
+    ``validation`` and ``test``; draws figures into a folder for each variable."""
+    together: Callable[[Sequence[TrainedModel], Path, Progress | None], dict[str, Any]] | None = (
+        None
+    )
+    """(models of all seeds, figure to draw, progress) -> scores of their ensemble."""
+
+
+EVALUATIONS: dict[str, Evaluation] = {
+    "patches": Evaluation(forecasts.evaluate, forecasts.evaluate_together),
+    "planes": Evaluation(forecasts.evaluate, forecasts.evaluate_together),
+    "blocks": Evaluation(downscaling.evaluate),
+}
+"""By kind of samples, a key of `millrace.data.views.VIEWS`."""
+
+
+def evaluate_run(
+    checkpoint: Path,
+    receipt: Path,
+    files: Files,
+    metrics: Path,
+    figures: Path,
+    curves: Path,
+    progress: Progress | None = None,
+) -> None:
+    """Score a checkpoint and draw its figures.
+
+    Parameters
+    ----------
+    checkpoint, receipt : Path
+        Outputs of the training.
+    files : dict
+        Sample files by role.
+    metrics : Path
+        JSON to write: scores by split, what was evaluated, and the kind of its ``samples``. Of a model of
+        several datasets these are the scores on the first, and ``datasets`` has those on each.
+    figures : Path
+        Directory to make, one folder a variable; for the first dataset.
+    curves : Path
+        Figure of the training to write.
+    """
+    described = json.loads(receipt.read_text())
+    model = TrainedModel.load(checkpoint, described, files)
+    kind = model.spec.view
+    figures.mkdir(parents=True, exist_ok=True)
+    views = model.view.views if isinstance(model.view, JointView) else [model.view]
+    scores = [
+        EVALUATIONS[kind].run(
+            replace(model, view=view),
+            of_dataset,
+            None if number else figures,
+            None if number else progress,
+        )
+        for number, (view, of_dataset) in enumerate(zip(views, datasets_of(files), strict=True))
+    ]
+    write_json(
+        metrics,
+        {
+            "schema": "millrace.metrics/1",
+            "samples": kind,
+            **{
+                key: described[key] for key in ("experiment", "layout", "seed", "epoch", "identity")
+            },
+            **scores[0],
+            **({"datasets": scores} if len(scores) > 1 else {}),
+            "provenance": provenance(),
+        },
+    )
+    training_curves(described["history"], curves)
+
+
+def evaluate_ensemble(
+    checkpoints: Sequence[Path],
+    receipts: Sequence[Path],
+    files: Files,
+    metrics: Path,
+    figure: Path,
+    progress: Progress | None = None,
+) -> None:
+    """Score the runs of an experiment and layout with all their seeds, on the first dataset.
+
+    Parameters
+    ----------
+    checkpoints, receipts : sequence of Path
+        Outputs of the training, one of each for every seed.
+    files : dict
+        Sample files by role.
+    metrics : Path
+        JSON to write: scores by split.
+    figure : Path
+        To draw.
+
+    Raises
+    ------
+    ConfigError
+        Models on these samples are not scored together.
+    """
+    described = [json.loads(receipt.read_text()) for receipt in receipts]
+    models = [
+        TrainedModel.load(checkpoint, receipt, files)
+        for checkpoint, receipt in zip(checkpoints, described, strict=True)
+    ]
+    kind = models[0].spec.view
+    together = EVALUATIONS[kind].together
+    if together is None:
+        raise ConfigError(f"models on {kind} are not scored as ensembles over seeds; evaluate each")
+    write_json(
+        metrics,
+        {
+            "schema": "millrace.ensemble_metrics/1",
+            "samples": kind,
+            **{key: described[0][key] for key in ("experiment", "layout")},
+            **{f"{key}s": [one[key] for one in described] for key in ("seed", "epoch")},
+            "identities": [one["identity"] for one in described],
+            **together(models, figure, progress),
+            "provenance": provenance(),
+        },
+    )
