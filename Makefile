@@ -12,9 +12,10 @@ PROFILE ?= local
 DOCTOR_ARGS ?=
 
 # One demo per system: the Snakemake arguments that select it.
-SYSTEMS := gino gfno
+SYSTEMS := gino gfno downscaler
 DEMO_gino :=
 DEMO_gfno := --configfile config/demo/gfno.yaml
+DEMO_downscaler := --configfile config/demo/downscaler.yaml
 
 LOCK := envs/requirements.lock
 VENV := .venv
