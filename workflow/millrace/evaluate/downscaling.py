@@ -4,10 +4,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from millrace.data.block_view import BlockView
+from millrace.evaluation.downscaled import Example
 from millrace.evaluation.downscaled import evaluate as score
 from millrace.evaluation.forecast import TrainedModel
+from millrace.models.sampling import SamplerConfig
+from millrace.plots import Panel, by_region, reliability, spectra, sphere_maps
 
 Progress = Callable[[int, int], None]
+
+# The CRPS does not depend on the number of members, so that few will do to compare periods.
+_VALIDATION_TIMES, _VALIDATION_SAMPLER = 4, SamplerConfig(members=4)
 
 
 def evaluate(
@@ -16,10 +25,40 @@ def evaluate(
     figures: Path | None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Score a model and its baselines on validation and test period.
+    """Score a model and its baselines on validation and test period; draw a folder for each variable.
 
     See `millrace.evaluate.Evaluation`. Scores are ``{variable: {forecast: scores}}``.
     """
-    validation, _ = score(model.module, model.view, "validation", times=4)
-    test, _ = score(model.module, model.view, "test", progress=progress)
+    validation, _ = score(
+        model.module, model.view, "validation", _VALIDATION_SAMPLER, _VALIDATION_TIMES
+    )
+    test, example = score(model.module, model.view, "test", progress=progress)
+    if figures is not None:
+        for v, variable in enumerate(model.view.config.variables):
+            _draw(model.view, v, test[variable], example, figures / variable)
     return {"validation": validation, "test": test}
+
+
+def _draw(
+    view: BlockView, v: int, forecasts: Mapping[str, Any], example: Example, folder: Path
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    variable, unit = view.config.variables[v], view.units[v]
+    ensemble_EN = example.ensemble_ENV[..., v]
+    coarse_M = example.coarse_MV[:, v]
+    panels = [
+        Panel("Truth", example.truth_NV[:, v]),
+        Panel("Given: means of blocks", np.repeat(coarse_M, len(view.area_N) // len(coarse_M))),
+    ]
+    labels = {"field": (variable, unit)}
+    if len(ensemble_EN) == 1:
+        panels.append(Panel("Model", ensemble_EN[0]))
+    else:
+        panels += [Panel(f"Member {e + 1}", ensemble_EN[e]) for e in range(2)]
+        panels.append(Panel(f"Mean of {len(ensemble_EN)} members", ensemble_EN.mean(axis=0)))
+        panels.append(Panel("Their spread", ensemble_EN.std(axis=0, ddof=1), "spread"))
+        labels["spread"] = ("spread", unit)
+        reliability(forecasts["model"], unit, folder / "reliability.png")
+    sphere_maps(view.centres_N3, panels, labels, folder / "maps.png", view.land_N)
+    spectra(forecasts, unit, folder / "spectra.png")
+    by_region(forecasts, unit, folder / "regions.png")

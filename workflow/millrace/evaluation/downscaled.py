@@ -21,7 +21,7 @@ from millrace.models.sampling import SamplerConfig, sample
 
 Floats = NDArray[np.float64]
 
-_TIMES = 16
+_TIMES = 8
 _SLAB = 32
 
 

@@ -14,6 +14,8 @@ from millrace.evaluation.spectrum import largest_degree, power_spectrum
 
 Floats = NDArray[np.float64]
 
+SPREAD_BINS = np.geomspace(0.02, 5, 13)
+"""Edges of the bins of spread for the reliability, in deviations of the target."""
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 LARGEST_DEGREE = 60
 
@@ -79,6 +81,7 @@ class DownscalingScores:
     _scalars: dict[str, list[float | None]] = field(default_factory=dict)
     _spectra: list[tuple[Floats, Floats]] = field(default_factory=list)
     _ranks: NDArray[np.int64] | None = None
+    _reliability: Floats = field(default_factory=lambda: np.zeros((3, len(SPREAD_BINS) - 1)))
     _count: int = 0
 
     def update(self, truth_N: Floats, ensemble_EN: Floats, coarse_M: Floats) -> None:
@@ -91,7 +94,9 @@ class DownscalingScores:
         self._add("absolute_error", np.abs(error_N))
         self._add("crps", fair_crps(truth_N, ensemble_EN))
         if members > 1:
-            self._add("variance", ensemble_EN.var(axis=0, ddof=1))
+            variance_N = ensemble_EN.var(axis=0, ddof=1)
+            self._add("variance", variance_N)
+            self._add_reliability(variance_N, error_N)
         blocks = (sphere.n_blocks, -1)
         self._note("energy_score", energy_score(truth_N, ensemble_EN, blocks[0]).mean())
         self._count_ranks(truth_N, ensemble_EN)
@@ -121,6 +126,9 @@ class DownscalingScores:
         power of a member over that of the truth by degree, from 1; ``seam_error`` the error of the
         ensemble mean's difference between two neighbours, across seams over inside of blocks; ``seam_jump``
         that ratio of the differences themselves in members, over that in the truth;
+        ``seam_rmse`` is the plain error of the cells at seams over that of the others, which exceeds 1 also
+        for a perfect model: what a cell has across the seam is not known to it by a mean that it is part
+        of. ``reliability`` has, for cells with like spread, root mean spread and error and their share.
         ``quantile_error`` is in deviations of the target. What is not defined is None.
         """
         everywhere = np.ones(len(self.sphere.area_N), dtype=bool)
@@ -137,10 +145,12 @@ class DownscalingScores:
             "lag1": scalars["lag1"],
             "lag1_truth": scalars["lag1_truth"],
             "seam_error": scalars["seam_error"],
+            "seam_rmse": regions["seams"]["rmse"] / regions["interior"]["rmse"],
             "seam_jump": _ratio(scalars["seam_jump"], scalars["seam_jump_truth"]),
             "rank_histogram": (self._ranks / self._ranks.sum()).tolist(),
             "spectrum_truth": truth[1:].tolist(),
             "spectrum_ratio": (member[1:] / truth[1:]).tolist(),
+            "reliability": self._reliable(),
             "regions": regions,
         }
 
@@ -166,6 +176,25 @@ class DownscalingScores:
 
     def _note(self, name: str, value: float | None) -> None:
         self._scalars.setdefault(name, []).append(None if value is None else float(value))
+
+    def _add_reliability(self, variance_N: Floats, error_N: Floats) -> None:
+        found = np.searchsorted(SPREAD_BINS, np.sqrt(variance_N) / self.std) - 1
+        known = (found >= 0) & (found < len(SPREAD_BINS) - 1)
+        for row, values in enumerate((np.ones_like(error_N), variance_N, error_N**2)):
+            self._reliability[row] += np.bincount(
+                found[known], values[known], minlength=len(SPREAD_BINS) - 1
+            )
+
+    def _reliable(self) -> list[dict[str, float]]:
+        count, variance, square = self._reliability
+        return [
+            {
+                "spread": float(np.sqrt(variance[i] / count[i])),
+                "rmse": float(np.sqrt(square[i] / count[i])),
+                "share": float(count[i] / count.sum()),
+            }
+            for i in np.flatnonzero(count)
+        ]
 
     def _count_ranks(self, truth_N: Floats, ensemble_EN: Floats) -> None:
         ranks = (ensemble_EN < truth_N).sum(axis=0)

@@ -13,11 +13,15 @@ from millrace.plots.comparison import (
     scatter,
     time_series,
 )
+from millrace.plots.downscaling import by_region, reliability, spectra
 from millrace.plots.maps import error_map, patch_map
 from millrace.plots.sections import cross_section
+from millrace.plots.sphere import Panel, sphere_maps
 from millrace.plots.training import skill_summary, training_curves
 
 __all__ = [
+    "Panel",
+    "by_region",
     "cross_section",
     "ensemble_by_lead",
     "error_by_lead",
@@ -25,9 +29,12 @@ __all__ = [
     "error_over_time",
     "most_variable",
     "patch_map",
+    "reliability",
     "scatter",
     "section_animation",
     "skill_summary",
+    "spectra",
+    "sphere_maps",
     "time_series",
     "training_curves",
 ]

@@ -43,6 +43,8 @@ def _rows(run: Block) -> list[dict[str, Any]]:
                 "lag1": model["lag1"],
                 "lag1_truth": model["lag1_truth"],
                 "seam_error": model["seam_error"],
+                "seam_rmse": model["seam_rmse"],
+                "baseline_seam_rmse": forecasts[best_baseline(forecasts, "rmse")[0]]["seam_rmse"],
             }
         )
     return rows
@@ -68,7 +70,9 @@ KINDS = (
                 "spectrum_high": "most power / truth",
                 "lag1": "neighbour correlation",
                 "lag1_truth": "neighbour correlation (truth)",
-                "seam_error": "error across seams / inside",
+                "seam_error": "error of steps across seams / inside",
+                "seam_rmse": "RMSE at seams / inside",
+                "baseline_seam_rmse": "the same, best baseline",
             },
             caption="Skill is 1 − score / score of the best baseline of three: mean of the block, "
             "interpolation between blocks, linear regression fitted to each cell. CRPS is the continuous "
