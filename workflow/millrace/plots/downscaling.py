@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullFormatter
 
 from millrace.plots.style import (
     PAGE_WIDTH,
@@ -52,11 +52,11 @@ def spectra(forecasts: Mapping[str, Any], unit: str, path: str | Path) -> None:
         left.set(xscale="log", yscale="log", ylabel=f"Power ({unit}²)")
         right.set(xscale="log", yscale="log", ylabel="Power over that of the truth", ylim=(0.05, 5))
         right.yaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.25, 0.5, 1, 2, 4]))
-        right.yaxis.set_major_formatter(ScalarFormatter())
+        right.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         right.yaxis.set_minor_formatter(NullFormatter())
         for axes in (left, right):
             axes.set_xlabel("Degree l")
-            axes.xaxis.set_major_formatter(ScalarFormatter())
+            axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
         handles, labels = left.get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))
 

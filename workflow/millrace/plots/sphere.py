@@ -53,22 +53,27 @@ def sphere_maps(
     rows = -(-len(panels) // 2)
     with figure(path, PAGE_WIDTH, 0.4 + 1.85 * rows, layout="compressed") as fig:
         axes = fig.subplots(rows, 2, squeeze=False).ravel()
-        for name, label in labels.items():
-            mine = [(a, p) for a, p in zip(axes, panels, strict=False) if p.group == name]
-            values = np.concatenate([np.asarray(panel.values) for _, panel in mine])
-            limits = np.quantile(values, (0.002, 0.998))
-            colours = FIELD_MAP if name == "field" else ERROR_MAP
-            for one, panel in mine:
-                shown = np.where(seen, np.asarray(panel.values)[cell], np.nan)
-                drawn = one.imshow(
-                    shown, extent=(-2, 2, -1, 1), origin="lower", cmap=colours,
-                    vmin=limits[0], vmax=max(limits[1], limits[0] + 1e-12),
-                )  # fmt: skip
-                _frame(one, panel.title, coast)
-            fig.colorbar(
-                drawn, ax=[one for one, _ in mine], label=quantity(*label), extend="both",
-                shrink=0.9, aspect=30,
+        limits = {
+            name: np.quantile(
+                np.concatenate([np.asarray(p.values) for p in panels if p.group == name]),
+                (0.002, 0.998),
+            )
+            for name in labels
+        }
+        for number, (one, panel) in enumerate(zip(axes, panels, strict=False)):
+            low, high = limits[panel.group]
+            drawn = one.imshow(
+                np.where(seen, np.asarray(panel.values)[cell], np.nan), extent=(-2, 2, -1, 1),
+                origin="lower", cmap=FIELD_MAP if panel.group == "field" else ERROR_MAP,
+                vmin=low, vmax=max(high, low + 1e-12),
             )  # fmt: skip
+            _frame(one, panel.title, coast)
+            # The panel on the left has the colours of the one beside it, or of those above.
+            if number % 2 or number == len(panels) - 1:
+                fig.colorbar(
+                    drawn, ax=one, label=quantity(*labels[panel.group]), extend="both",
+                    shrink=0.85, aspect=18,
+                )  # fmt: skip
         for one in axes[len(panels) :]:
             one.remove()
 
