@@ -41,11 +41,10 @@ class Reference:
 
     mean: float
     std: float
-    learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
         self.net = ReferenceNet()
-        self.optimiser = torch.optim.Adam(self.net.parameters(), self.learning_rate)
+        self.optimiser = torch.optim.Adam(self.net.parameters(), 1e-4)
 
     def epoch(self, fine_SC: Tensor, context_S7: Tensor) -> float:
         """Train on normalised samples once; returns the mean loss."""
