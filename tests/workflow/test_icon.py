@@ -1,5 +1,6 @@
 """The downscaler through the real workflow, on a tiny globe, beside a project of groundwater."""
 
+import copy
 import csv
 import json
 
@@ -43,8 +44,8 @@ def finished(tmp_path_factory):
 
 def configure(project):
     # Groundwater stays defined, so that both systems are known to one plan.
-    project.config["datasets"] |= DATASETS
-    project.config["experiments"] |= EXPERIMENTS
+    project.config["datasets"] |= copy.deepcopy(DATASETS)
+    project.config["experiments"] |= copy.deepcopy(EXPERIMENTS)
     project.config["run"] |= {"experiments": list(EXPERIMENTS), "seeds": [0]}
     return project
 
