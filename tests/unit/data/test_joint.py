@@ -79,7 +79,7 @@ def test_two_ranks_train_on_patches_of_very_different_sizes(two_datasets, defini
         checkpoint=str(tmp_path / "epoch_2.ckpt"),
         receipt=str(tmp_path / "epoch_2.json"),
     )
-    assert launch(request, threads=2) == ExitCode.OK
+    assert launch(request, 2) == ExitCode.OK
     history = json.loads(Path(request.receipt).read_text())["history"]
     assert history[1]["train_loss"] < history[0]["train_loss"]
     paths = {name: tmp_path / name for name in ("metrics.json", "figures", "training.png")}

@@ -55,7 +55,6 @@ def reference(view):
     samples = made.normalised(fine.reshape(-1, 256))
     context = made.normalised(context_of(coarse).reshape(-1, 7))
     losses = [made.epoch(samples, context) for _ in range(EPOCHS)]
-    print(losses)
     assert losses[-1] < 0.8 * losses[0], "it does learn to tell noise from fields"
     return made
 
@@ -71,11 +70,6 @@ def scores(view, reference):
     made = DownscalingScores(sphere_of(view), float(view.normalisation.increment_std_V[0]))
     made.update(truth.ravel(), ensemble, coarse[0])
     copy = float(np.abs(truth - coarse[..., None]).mean())
-    print(
-        {k: v for k, v in made.result().items() if isinstance(v, float)},
-        np.round(made.result()["spectrum_ratio"], 1),
-        copy,
-    )
     return made.result() | {"copy_mae": copy, "copy_rmse": float((truth - coarse[..., None]).std())}
 
 
@@ -113,9 +107,5 @@ def test_the_same_network_with_other_noise_passes(view, blocks, alone):
     sampler = SamplerConfig(members=MEMBERS)
     result, _ = evaluate(trainer.module, view, "test", sampler, times=1)
     forecasts = result["tas"]
-    print(
-        {k: v for k, v in forecasts["model"].items() if isinstance(v, float)},
-        forecasts["block_mean"]["mae"],
-    )
     assert forecasts["model"]["crps"] < 0.8 * forecasts["block_mean"]["mae"]
     assert forecasts["model"]["conservation"] < 1e-5
