@@ -78,7 +78,7 @@ class Training:
     def wait_for_epoch(self, request, epoch, seconds=60):
         wait(seconds, lambda: max(self.epochs(request), default=0) >= epoch, f"epoch {epoch}")
 
-    def wait_for_end(self, request, job, seconds=120):
+    def wait_for_end(self, request, job, seconds=240):
         wait(seconds, lambda: self.jobs.jobs([job])[job].state.is_over, f"the end of {job}")
         state = self.jobs.jobs([job])[job].state
         assert state is State.DONE, self.log(request)[-3000:]

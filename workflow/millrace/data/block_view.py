@@ -204,6 +204,11 @@ class BlockView:
         """Number of samples; one group, since all share the grid."""
         return np.array([len(self.times(split))])
 
+    @property
+    def group_costs(self) -> np.ndarray:
+        """All samples cost the same."""
+        return np.ones(1)
+
     def batch(
         self, split: Split, group: int, index: np.ndarray, weight: Sequence[float] | None = None
     ) -> BlockBatch:

@@ -1,6 +1,7 @@
 """Measuring a layout: the real training step on real samples, rank by rank, and the wires between them."""
 
 import copy
+import ctypes
 import itertools
 import os
 import platform
@@ -237,14 +238,20 @@ def _energy_meter(ranks: Ranks) -> Callable[[], float | None]:
     """Begin to count the energy of this rank's GPU; what is returned tells it (J), None: not known."""
     if ranks.device.type != "cuda":
         return lambda: None
-    try:
-        import pynvml  # type: ignore[import-not-found]
+    # The library of the driver: no package is needed for one number.
+    total, handle = ctypes.c_ulonglong(), ctypes.c_void_p()
+    name = f"GPU-{torch.cuda.get_device_properties(ranks.device).uuid}".encode()
 
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(
-            f"GPU-{torch.cuda.get_device_properties(ranks.device).uuid}"
-        )
-        begin = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except Exception:  # not installed, not permitted, or an older GPU
+    def joules() -> float:
+        if nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(total)):
+            raise OSError("the GPU does not count its energy")
+        return total.value / 1e3
+
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByUUID(name, ctypes.byref(handle)):
+            return lambda: None
+        begin = joules()
+    except (OSError, AttributeError):
         return lambda: None
-    return lambda: (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) - begin) / 1e3
+    return lambda: joules() - begin
