@@ -2,7 +2,7 @@
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 SYSTEM ?= gino
-PYTEST_ARGS ?= -n $(CORES) --dist loadfile
+PYTEST_ARGS ?= -n $(CORES) --dist loadgroup
 TORCH ?= $(shell grep '^torch==' $(LOCK))
 # Extra pip options for torch alone, for example another index with CPU-only builds.
 TORCH_PIP_ARGS ?=

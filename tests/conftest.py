@@ -19,6 +19,13 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_collection_modifyitems(items):
+    """Files stay together on a worker, for their fixtures; there is only one SLURM on a machine."""
+    for item in items:
+        group = "slurm" if item.path.parent.name == "slurm" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory):
     """Two patches of different sizes with a travelling wave: files of the view ``patches``."""
