@@ -325,6 +325,8 @@ def reason_to_skip() -> str | None:
     foreign = [n for n in _FILES if (_SITE / n).exists() and not (_SITE / n).is_symlink()]
     if foreign:
         return f"{_SITE / foreign[0]} belongs to a real SLURM"
+    if any((_SITE / name).exists() for name in _FILES):
+        return "another SLURM of these tests is running"
     if shutil.which("slurmctld") and shutil.which("mariadbd") and shutil.which("slurmdbd"):
         return None
     if not shutil.which("apt-get"):
