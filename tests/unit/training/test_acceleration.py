@@ -5,6 +5,7 @@ import torch
 
 from millrace.models.registry import MODELS
 from millrace.training import acceleration
+from millrace.training.batches import rank_shares
 
 
 def gradients(trainer):
@@ -28,7 +29,7 @@ def test_checkpointed_blocks_keep_less(make_trainer, model):
     def kept_bytes(execution):
         trainer = make_trainer(model, execution)
         first = next(trainer._plan.epoch(0))
-        batch = trainer.view.batch("train", *first.parts[0])
+        batch = trainer.samples("train", rank_shares(first, 0, 1)[0])
         total = 0
 
         def pack(tensor):

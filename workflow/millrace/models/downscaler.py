@@ -193,5 +193,5 @@ SPEC = ModelSpec(
     predict=predict,
     loss=denoising_loss,
     randomise=with_noise,
-    blocks=("net.encoder", "net.decoder"),
+    blocks=("net.encoder.*.*", "net.decoder.*.*"),
 )

@@ -63,5 +63,5 @@ SPEC = ModelSpec(
     build=_build,
     predict=_predict,
     loss=_loss,
-    blocks=("net.encoder", "net.decoder"),
+    blocks=("net.encoder.*.*", "net.decoder.*.*"),
 )
