@@ -17,6 +17,18 @@ from millrace.data.block_view import BlockGeometry, Level
 from millrace.ops.sparse import SparseMatrix
 
 
+class LayerNorm(nn.LayerNorm):
+    """In float32 also where the rest is in half precision.
+
+    The gradient of its weights is a sum over all cells: in bfloat16 it stops growing after some hundred.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float()).to(input.dtype)
+
+
 class NestedUnet(nn.Module):
     """Map features of the fine cells to fields on them.
 
@@ -46,7 +58,7 @@ class NestedUnet(nn.Module):
         pairs = list(itertools.pairwise(channels))
         self.down = nn.ModuleList(nn.Linear(3 * fine, coarse) for fine, coarse in pairs)
         self.up = nn.ModuleList(nn.Linear(coarse, 3 * fine) for fine, coarse in pairs)
-        self.norm = nn.LayerNorm(channels[0])
+        self.norm = LayerNorm(channels[0])
         self.project = nn.Linear(channels[0], out_channels)
 
     def forward(self, x_BNC: Tensor, e_BE: Tensor | None, geometry: BlockGeometry) -> Tensor:
@@ -85,7 +97,7 @@ class ResidualLayer(nn.Module):
 
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(channels)
+        self.norm = LayerNorm(channels)
         self.modulate = nn.Linear(embedding, 2 * channels) if embedding else None
         self.conv = EdgeConv(channels, channels)
         self.linear = nn.Linear(channels, channels)

@@ -32,11 +32,19 @@ def checkpoint_activations(module: nn.Module, blocks: Sequence[str]) -> None:
     """Have the submodules ``blocks`` keep only their inputs for the backward pass.
 
     A block is computed again when its gradients are needed (Chen et al. 2016, arXiv:1604.06174): the
-    same gradients for less memory and more time.
+    same gradients for less memory and more time. In a name, ``*`` stands for all members of a list.
     """
     for name in blocks:
-        block = module.get_submodule(name)
-        block.forward = _checkpointed(block.forward)
+        for block in _matching(module, name.split(".")):
+            block.forward = _checkpointed(block.forward)
+
+
+def _matching(module: nn.Module, path: Sequence[str]) -> list[nn.Module]:
+    if not path:
+        return [module]
+    first, *rest = path
+    children = module.children() if first == "*" else [module.get_submodule(first)]
+    return [found for child in children for found in _matching(child, rest)]
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
