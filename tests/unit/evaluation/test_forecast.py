@@ -90,7 +90,7 @@ def test_damaged_checkpoint_is_refused(samples, definition, tmp_path):
         checkpoint=str(tmp_path / "epoch_1.ckpt"),
         receipt=str(tmp_path / "epoch_1.json"),
     )
-    assert launch(request, threads=1) == ExitCode.OK
+    assert launch(request, cpus=1) == ExitCode.OK
     checkpoint, receipt = Path(request.checkpoint), json.loads(Path(request.receipt).read_text())
     assert forecast_windows(TrainedModel.load(checkpoint, receipt, samples), "test")
     content = bytearray(checkpoint.read_bytes())

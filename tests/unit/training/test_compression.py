@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from millrace.training.compression import _hook
+from millrace.training.compression import _compressed
 
 STEPS = 24
 
@@ -58,7 +58,7 @@ def test_real_and_imaginary_parts_are_averaged(monkeypatch, dtype):
     )
     gradient = torch.tensor([1.5 - 2.5j, 0.25 + 4.0j])
     expected = gradient.clone()
-    assert torch.equal(_hook(dtype, Bucket(gradient)).wait(), expected)
+    assert torch.equal(_compressed(dtype, Bucket(gradient)).wait(), expected)
     assert sent[0].dtype == dtype
 
 

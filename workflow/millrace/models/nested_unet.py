@@ -18,7 +18,7 @@ from millrace.ops.sparse import SparseMatrix
 
 
 class LayerNorm(nn.LayerNorm):
-    """In float32 also where the rest is in half precision.
+    """In the precision of its weights, also where the rest is in half precision.
 
     The gradient of its weights is a sum over all cells: in bfloat16 it stops growing after some hundred.
     """
@@ -26,7 +26,7 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the last axis."""
         with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.float()).to(input.dtype)
+            return super().forward(input.to(self.weight.dtype)).to(input.dtype)
 
 
 class NestedUnet(nn.Module):
