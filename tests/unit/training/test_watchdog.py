@@ -1,5 +1,6 @@
 """A step that never ends kills its process; slow steps, first steps and pauses do not."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -34,6 +35,30 @@ def test_a_hanging_step_kills_the_process_and_says_so() -> None:
     done = run(20, "inside")
     assert done.returncode == -signal.SIGKILL
     assert "rank 0: no step for" in done.stderr
+
+
+# torchrun's part: it starts a rank that is stopped and another that waits for it.
+NODE = """
+import os, signal, subprocess, sys
+stopped = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+stopped.send_signal(signal.SIGSTOP)
+waiting = subprocess.Popen([sys.executable, "-c", sys.argv[1], "20", "inside"])
+try:
+    print(waiting.wait(), stopped.wait(timeout=5))
+finally:
+    stopped.kill()
+"""
+
+
+@pytest.mark.parametrize(("started_by", "expected"), [("torchrun", "-9 -9"), ("others", "")])
+def test_ranks_of_the_node_die_with_it_even_if_stopped(started_by, expected) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TORCHELASTIC_RUN_ID"}
+    if started_by == "torchrun":
+        environment["TORCHELASTIC_RUN_ID"] = "one"
+    done = subprocess.run(
+        [sys.executable, "-c", NODE, HANG], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == expected, done.stderr
 
 
 @pytest.mark.parametrize(("steps", "where"), [(19, "inside"), (20, "outside")])

@@ -1,4 +1,4 @@
-"""A worker that hangs is killed by itself, so that torchrun starts all ranks again.
+"""A worker that hangs is killed with all of its node, so that torchrun starts all ranks again.
 
 A collective that never ends would otherwise wait for the time limit of the process group, half an hour,
 and a rank that is stuck outside of one for ever.
@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
+import psutil
 
 _FACTOR, _GRACE_S = 3.0, 10.0
 # Before that many steps nobody knows how long one takes: kernels are compiled, files are read first.
@@ -49,7 +50,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Kill this process if a step takes longer than `limit`, while the context is open."""
+        """Kill the ranks of this node if a step takes longer than `limit`, while the context is open."""
         over = threading.Event()
         self._last = time.monotonic()
         threading.Thread(target=self._watch, args=[over], daemon=True).start()
@@ -69,4 +70,18 @@ class Watchdog:
                     file=sys.stderr,
                     flush=True,
                 )
-                os.kill(os.getpid(), signal.SIGKILL)
+                _kill_ranks_of_node()
+
+
+def _kill_ranks_of_node() -> None:
+    """Kill this process, and before it those that torchrun started beside it.
+
+    The one that hangs may not heed the SIGTERM that torchrun sends the others when one has died, and
+    torchrun would wait half a minute for it.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        for rank in psutil.Process(os.getppid()).children():
+            if rank.pid != os.getpid():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    rank.kill()
+    os.kill(os.getpid(), signal.SIGKILL)
