@@ -19,10 +19,11 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
     """Files stay together on a worker, for their fixtures; there is only one SLURM on a machine."""
     for item in items:
-        group = "slurm" if item.path.parent.name == "slurm" else str(item.path)
+        group = "slurm" if item.path.parent.name == "slurm" else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -247,6 +247,8 @@ def mom(number: int) -> None:
         exec_host="+".join(f"{node}/0*{found['chunk'].get('ncpus', 1)}" for node in nodes),
     )
     exit_status, substate = _watch(number, top)
+    if _flag(number, "vanish").exists():
+        return  # the node is off: nobody hears how the job ended
     _deliver(found, spool)
     _update(number, state="F", substate=substate, Exit_status=exit_status, obittime=time.time())
 
