@@ -80,7 +80,10 @@ def main() -> None:
 
 
 def _side_by_side(directory: str, processes: int) -> float:
-    """Median step (s) of processes that know nothing of each other, of the slowest of them."""
+    """Median step (s) of processes that know nothing of each other, of each step the slowest of them.
+
+    Ranks wait for each other at every step: for whoever happens to be the slowest at this one.
+    """
     running = [
         subprocess.Popen(
             [sys.executable, "-c", ALONE.format(directory, f"alone{n}")],
@@ -92,7 +95,8 @@ def _side_by_side(directory: str, processes: int) -> float:
     if any(process.wait() for process in running):
         sys.exit("a process failed")
     runs = [read(Path(directory, f"alone{n}.json")) for n in range(processes)]
-    return max(float(np.median(run.times.array("total"))) for run in runs)
+    steps = np.concatenate([run.times.array("total") for run in runs])
+    return float(np.median(steps.max(axis=0)))
 
 
 def alone(directory: str, name: str) -> None:

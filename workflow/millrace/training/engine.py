@@ -157,7 +157,9 @@ class Trainer:
             # Newer versions have another name for it, which 2.11 does not know.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
             # Buffers are constants of the data, equal on all ranks.
-            parallel = DistributedDataParallel(self.module, broadcast_buffers=False)
+            parallel = DistributedDataParallel(
+                self.module, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         exchange_gradients(parallel, self.config.gradient_compression, self._mark)
         return parallel
 
@@ -234,10 +236,7 @@ class Trainer:
             group["lr"] = learning_rate
         loss = self._backward(batch)
         self._mark("optimiser")
-        self._scaler.unscale(p.grad for p in self._trained if p.grad is not None)
-        norm = nn.utils.clip_grad_norm_(
-            self._trained, self.config.clip_norm or math.inf, foreach=True
-        )
+        norm = self._clipped()
         if self._scaler.is_exhausted:
             self._not_finite |= ~torch.isfinite(norm)
         if self._scaler.accepts(norm):
@@ -246,6 +245,20 @@ class Trainer:
                 self._ema.update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         return loss
+
+    def _clipped(self) -> Tensor:
+        """Norm of the gradient before it is clipped, the same on all ranks."""
+        # Of pairs of real numbers the norm is the same, and many times faster.
+        gradients = [
+            torch.view_as_real(p.grad) if p.grad.is_complex() else p.grad
+            for p in self._trained
+            if p.grad is not None
+        ]
+        self._scaler.unscale(gradients)
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        largest = self.config.clip_norm or math.inf
+        torch._foreach_mul_(gradients, torch.clamp(largest / (norm + 1e-6), max=1.0))
+        return norm
 
     def _backward(self, batch: GlobalBatch) -> Tensor:
         """Add up the gradients of this rank's share, micro-batch by micro-batch.

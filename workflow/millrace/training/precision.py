@@ -1,6 +1,6 @@
 """Layers in half precision: autocast, and the scale that keeps float16 gradients from vanishing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -35,10 +35,10 @@ class LossScaler:
         """Whether overflow can no longer be blamed on the scale."""
         return self.scale <= 1.0
 
-    def unscale(self, gradients: Iterable[Tensor]) -> None:
+    def unscale(self, gradients: list[Tensor]) -> None:
         """Divide gradients by the scale."""
         if self._enabled:
-            torch._foreach_div_(list(gradients), self.scale)
+            torch._foreach_div_(gradients, self.scale)
 
     def accepts(self, norm: Tensor) -> bool:
         """Whether to take the step with a gradient of this norm; adjusts the scale.
