@@ -12,6 +12,7 @@ from millrace.data.block_view import BlockView, BlockViewConfig
 from millrace.data.joint import open_joint
 from millrace.data.normalisation import Normalisation
 from millrace.data.plane_windows import PlaneView, PlaneWindowConfig
+from millrace.data.scenario_view import ScenarioConfig, ScenarioView
 from millrace.data.windows import PatchView, WindowConfig
 from millrace.errors import ConfigError
 
@@ -53,10 +54,21 @@ def _open_blocks(
     return BlockView(files["blocks"], config, device, statistics=statistics)
 
 
+def _open_scenarios(
+    files: Mapping[str, Path],
+    config: ScenarioConfig,
+    device: torch.device,
+    statistics: Normalisation | None,
+) -> ScenarioView:
+    del statistics  # metres are metres; what has to agree is the vocabulary
+    return ScenarioView(files["scenarios"], config, device)
+
+
 VIEWS = {
     "patches": ViewKind(WindowConfig, _open_patches),
     "planes": ViewKind(PlaneWindowConfig, _open_planes),
     "blocks": ViewKind(BlockViewConfig, _open_blocks),
+    "scenarios": ViewKind(ScenarioConfig, _open_scenarios),
 }
 
 

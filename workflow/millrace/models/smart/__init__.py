@@ -1,0 +1,5 @@
+"""SMART: next-token prediction of traffic (Wu, Feng, Gao & Kan 2024, NeurIPS, arXiv:2405.15677)."""
+
+from millrace.models.smart.network import SPEC, Smart, SmartConfig
+
+__all__ = ["SPEC", "Smart", "SmartConfig"]
