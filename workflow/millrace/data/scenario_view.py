@@ -10,7 +10,7 @@ Shape suffixes: B scenes, A road users, K tokens of a road user, M pieces of roa
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,11 @@ class ScenarioView:
             weight_B=self._tensor(weights, np.float32),
             scene_B=self._tensor(scenes, np.int64),
         )
+
+    def with_other_maps(self) -> "ScenarioView":
+        """The same scenes, each on the map of another."""
+        config = replace(self.config, shuffle_map=True)
+        return ScenarioView(self.path, config, self.device)
 
     def rows(self, kind: str, scene: int) -> dict[str, np.ndarray]:
         """Rows of the road users (``agent``) or pieces of road (``road``) of a scene."""

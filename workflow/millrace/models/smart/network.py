@@ -156,17 +156,14 @@ class Smart(nn.Module):
         """Logits of the next motion token, [B, A, K - 1, V], and of the next road token, [B, M, V]."""
         road_BMC, near_map = self._road(batch)
         road = self._encoded(batch, self._map(road_BMC, near_map))
-        pose, valid = batch.pose_BAK3[:, :, :-1], batch.valid_BAK[:, :, :-1]
-        x_BAKC = self.embed(batch.kind_BA, batch.size_BA2, batch.token_BAK[:, :, :-1])
-        near_time = self._near_time(pose, valid)
-        near_road = self._near_road(pose, valid, road, first=0)
-        near_agents = self._near_agents(pose, valid)
-        x_QC = x_BAKC.flatten(0, 2)
-        for layer, sources in zip(self.layers, road.sources_LN2C, strict=True):
-            x_QC = layer.time(x_QC, layer.time.sources(x_QC), near_time)
-            x_QC = layer.road(x_QC, sources, near_road)
-            x_QC = layer.agents(x_QC, layer.agents.sources(x_QC), near_agents)
-        logits = self._logits(x_QC.view_as(x_BAKC), batch.kind_BA[:, :, None])
+        logits = self.decode(
+            road,
+            batch.kind_BA,
+            batch.size_BA2,
+            batch.token_BAK[:, :, :-1],
+            batch.pose_BAK3[:, :, :-1],
+            batch.valid_BAK[:, :, :-1],
+        )
         seen = ~batch.road_hidden_BM.flatten()[near_map.index_QK]
         partial = near_map._replace(mask_QK=near_map.mask_QK & seen)
         hidden_BMC = torch.where(
@@ -174,6 +171,27 @@ class Smart(nn.Module):
         )
         road_logits = self.road_head(self._map(hidden_BMC, partial))
         return logits, road_logits
+
+    def decode(
+        self,
+        road: Road,
+        kind_BA: Tensor,
+        size_BA2: Tensor,
+        token_BAK: Tensor,
+        pose_BAK3: Tensor,
+        valid_BAK: Tensor,
+    ) -> Tensor:
+        """Logits after each of some moments from the first on, [B, A, K, V]."""
+        x_BAKC = self.embed(kind_BA, size_BA2, token_BAK)
+        near_time = self._near_time(pose_BAK3, valid_BAK)
+        near_road = self._near_road(pose_BAK3, valid_BAK, road, first=0)
+        near_agents = self._near_agents(pose_BAK3, valid_BAK)
+        x_QC = x_BAKC.flatten(0, 2)
+        for layer, sources in zip(self.layers, road.sources_LN2C, strict=True):
+            x_QC = layer.time(x_QC, layer.time.sources(x_QC), near_time)
+            x_QC = layer.road(x_QC, sources, near_road)
+            x_QC = layer.agents(x_QC, layer.agents.sources(x_QC), near_agents)
+        return self._logits(x_QC.view_as(x_BAKC), kind_BA[:, :, None])
 
     def encode_road(self, batch: ScenarioBatch) -> Road:
         """Encode the road, for `advance`."""

@@ -1,0 +1,265 @@
+"""Scores of motion models: tokens, trajectories, and realism, beside honest baselines.
+
+Baselines: constant velocity, the frequencies of tokens in training, and, as a floor of realism, tokens drawn
+blindly. The truth, scored as if it were a forecast, is the ceiling.
+
+Shape suffixes: B scenes, S rollouts, A road users, K tokens, T steps of 0.1 s after the present.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from millrace.data.scenario_view import ScenarioBatch, ScenarioView
+from millrace.data.tokens import HISTORY, STRIDE
+from millrace.data.tracks import CLASSES, LINES, PRESENT, STEP_S
+from millrace.data.vocabulary import out_of_frame
+from millrace.evaluation.realism import FEATURES, features, realism
+from millrace.models.smart.network import Smart
+from millrace.models.smart.rollout import RolloutConfig, ahead, rollout
+
+Floats = NDArray[np.float64]
+
+_BATCH = 8
+Progress = Callable[[int, int], None]
+
+
+class FrequencyPrior:
+    """How often each token occurs in training, by class."""
+
+    def __init__(self, view: ScenarioView) -> None:
+        count = np.ones((len(CLASSES), view.vocabulary.width))
+        for kind, tokens in enumerate(view.vocabulary.motion):
+            count[kind, len(tokens) :] = 0
+        for scene in view.scenes("train"):
+            rows = view.rows("agent", int(scene))
+            valid = rows["valid"].astype(bool)
+            for kind in range(len(CLASSES)):
+                found = rows["token"][rows["kind"] == kind][valid[rows["kind"] == kind]]
+                count[kind] += np.bincount(found, minlength=count.shape[1])
+        self.share_CV = count / count.sum(axis=1, keepdims=True)
+
+
+def token_scores(
+    module: Smart, view: ScenarioView, split: str, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Accuracy and mean log loss of the next token after the true ones, beside the frequency prior.
+
+    Only tokens of the future count; each token weighs the same.
+    """
+    prior = FrequencyPrior(view)
+    hits = np.zeros((len(CLASSES), 2))
+    logs = np.zeros((len(CLASSES), 2))
+    count = np.zeros(len(CLASSES))
+    for batch in _batches(view, split, progress):
+        with torch.no_grad():
+            logits = module(batch)[0][:, :, HISTORY - 1 :]
+        token = batch.token_BAK[:, :, HISTORY:]
+        valid = batch.valid_BAK[:, :, HISTORY:] & batch.valid_BAK[:, :, HISTORY - 1 : -1]
+        log = logits.float().log_softmax(dim=-1).gather(-1, token[..., None])[..., 0]
+        right = logits.argmax(dim=-1) == token
+        for kind in range(len(CLASSES)):
+            own = valid & (batch.kind_BA == kind)[:, :, None]
+            found = token[own].cpu().numpy()
+            share = prior.share_CV[kind]
+            count[kind] += len(found)
+            hits[kind] += [int(right[own].sum()), int((found == share.argmax()).sum())]
+            logs[kind] -= [float(log[own].sum()), float(np.log(share[found]).sum())]
+    names = {name: slice(kind, kind + 1) for kind, name in enumerate(CLASSES)}
+    return {
+        name: {
+            "tokens": int(count[rows].sum()),
+            "accuracy": _share(hits[rows, 0].sum(), count[rows].sum()),
+            "prior_accuracy": _share(hits[rows, 1].sum(), count[rows].sum()),
+            "log_loss": _share(logs[rows, 0].sum(), count[rows].sum()),
+            "prior_log_loss": _share(logs[rows, 1].sum(), count[rows].sum()),
+        }
+        for name, rows in {"all": slice(None), **names}.items()
+    }
+
+
+def displacement(
+    pose_SAT3: Floats, true_AT3: Floats
+) -> tuple[Floats, Floats]:
+    """Mean displacement error of each rollout, and whether it can be told.
+
+    Parameters
+    ----------
+    pose_SAT3, true_AT3 : ndarray
+        After the present; the truth is NaN where nobody was seen.
+
+    Returns
+    -------
+    error_SA, known_A
+        m; bool.
+    """
+    apart_SAT = np.linalg.norm(pose_SAT3[..., :2] - true_AT3[..., :2], axis=-1)
+    known_AT = np.isfinite(true_AT3[..., 0])
+    total_SA = np.where(known_AT, apart_SAT, 0).sum(axis=-1)
+    return total_SA / np.maximum(known_AT.sum(axis=-1), 1), known_AT.any(axis=-1)
+
+
+def constant_velocity(true_AT3: Floats, steps: int) -> Floats:
+    """Go on as between the last two steps seen, without turning, [1, A, T, 3].
+
+    Parameters
+    ----------
+    true_AT3 : ndarray
+        Whole tracks; only steps up to the present are looked at.
+    steps : int
+    """
+    now, before = true_AT3[:, PRESENT], true_AT3[:, PRESENT - 1]
+    longer = (now - true_AT3[:, PRESENT - STRIDE])[:, :2] / (STRIDE * STEP_S)
+    velocity = np.where(np.isfinite(before[:, :1]), (now - before)[:, :2] / STEP_S, longer)
+    time = STEP_S * np.arange(1, steps + 1)[:, None]
+    place = now[:, None, :2] + velocity[:, None] * time
+    heading = np.broadcast_to(now[:, None, 2:], (*place.shape[:2], 1))
+    return np.concatenate([place, heading], axis=-1)[None]
+
+
+def blind_tokens(
+    view: ScenarioView, scene: int, config: RolloutConfig
+) -> Floats:
+    """Every token as probable as any other, [S, A, T, 3]."""
+    rows = view.rows("agent", scene)
+    random = np.random.default_rng([config.seed, scene])
+    pose = np.repeat(rows["pose"][None, :, HISTORY - 1].astype(np.float64), config.samples, axis=0)
+    paths = []
+    for _ in range(config.steps):
+        path = np.empty((*pose.shape[:2], STRIDE + 1, 3))
+        for kind, tokens in enumerate(view.vocabulary.motion):
+            own = rows["kind"] == kind
+            token = random.integers(len(tokens), size=(config.samples, int(own.sum())))
+            path[:, own] = out_of_frame(tokens[token], pose[:, own, None])
+        paths.append(path[:, :, 1:])
+        pose = path[:, :, -1]
+    return np.concatenate(paths, axis=2)
+
+
+class MotionScores:
+    """Scores of one forecaster, accumulated over scenes.
+
+    ``min_ade``: of each road user the best rollout; ``scene_min_ade``: of each scene the best rollout of
+    all its road users together; ``ade``: the mean rollout. ``collision_rate`` and ``off_road_rate`` are shares
+    of the road users (vehicles) and rollouts, without those that collide (are off the road) at the present.
+    """
+
+    def __init__(self) -> None:
+        self._best: list[float] = []
+        self._mean: list[float] = []
+        self._scene_best: list[float] = []
+        self._realism: dict[str, list[float]] = {name: [] for name in (*FEATURES, "realism")}
+        self._events = {"collision": [0.0, 0.0], "off_road": [0.0, 0.0]}
+
+    def add(
+        self, pose_SAT3: Floats, rows: Mapping[str, np.ndarray], edge_E22: Floats
+    ) -> None:
+        """Add the rollouts of a scene; ``rows`` are those of its road users."""
+        true_AT3 = rows["true"].astype(np.float64)
+        future_AT3 = true_AT3[:, PRESENT + 1 : PRESENT + 1 + pose_SAT3.shape[2]]
+        error_SA, known_A = displacement(pose_SAT3, future_AT3)
+        if known_A.any():
+            self._best += error_SA[:, known_A].min(axis=0).tolist()
+            self._mean += error_SA[:, known_A].mean(axis=0).tolist()
+            self._scene_best.append(float(error_SA[:, known_A].mean(axis=1).min()))
+        now = true_AT3[None, :, PRESENT : PRESENT + 1]
+        whole = np.concatenate([np.repeat(now, len(pose_SAT3), axis=0), pose_SAT3], axis=2)
+        true = np.concatenate([now[0], future_AT3], axis=1)[None]
+        size_A2 = rows["size"].astype(np.float64)
+        found, truth, start = (
+            features(poses, size_A2, rows["kind"], edge_E22)
+            for poses in (whole, true, np.repeat(now, 3, axis=2))
+        )
+        for name, score in realism(found, truth).items():
+            self._realism[name].append(score)
+        for name, tally in self._events.items():
+            counts = (start[name][0] == 0) & np.isfinite(found[name])
+            tally[0] += float(found[name][counts].sum())
+            tally[1] += float(counts.sum())
+
+    def result(self) -> dict[str, Any]:
+        """Scores, ready for JSON; what is undefined is None."""
+        return {
+            "min_ade": _mean(self._best),
+            "scene_min_ade": _mean(self._scene_best),
+            "ade": _mean(self._mean),
+            "collision_rate": _share(*self._events["collision"]),
+            "off_road_rate": _share(*self._events["off_road"]),
+            "realism": _mean(self._realism["realism"]),
+            "realism_by_feature": {name: _mean(self._realism[name]) for name in FEATURES},
+            "scenes": len(self._realism["realism"]),
+        }
+
+
+def motion_scores(
+    module: Smart,
+    view: ScenarioView,
+    split: str,
+    config: RolloutConfig,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Score rollouts of a model, and the baselines, on every scene of a split.
+
+    Returns
+    -------
+    dict
+        `MotionScores.result` of ``model``, ``shuffled_map`` (the same model, given the maps of other
+        scenes), ``constant_velocity``, ``noise`` and ``truth``.
+    """
+    names = ("model", "shuffled_map", "constant_velocity", "noise", "truth")
+    scores = {name: MotionScores() for name in names}
+    shuffled = view.with_other_maps()
+    for batch in _batches(view, split, progress):
+        scenes = batch.scene_B.cpu().numpy()
+        drawn = {
+            "model": rollout(module, batch, config),
+            "shuffled_map": rollout(module, shuffled.gather(scenes), config),
+        }
+        for b, scene in enumerate(scenes.tolist()):
+            rows, edge = view.rows("agent", scene), edges(view, scene)
+            n = len(rows["kind"])
+            true = rows["true"].astype(np.float64)
+            steps = ahead(config)
+            poses = {
+                name: r.pose_BSAT3[b, :, :n].double().cpu().numpy() for name, r in drawn.items()
+            }
+            poses["constant_velocity"] = constant_velocity(true, steps)
+            poses["noise"] = blind_tokens(view, scene, config)
+            poses["truth"] = true[None, :, PRESENT + 1 : PRESENT + 1 + steps]
+            for name, value in poses.items():
+                scores[name].add(value, rows, edge)
+    return {name: score.result() for name, score in scores.items()}
+
+
+def edges(view: ScenarioView, scene: int) -> Floats:
+    """Pieces of road edge of a scene, begin and end, [E, 2, 2] (m)."""
+    rows = view.rows("road", scene)
+    point = rows["point"][rows["type"] == LINES.index("road_edge")].astype(np.float64)
+    return np.concatenate([point[:, :2], point[:, 1:]])
+
+
+def _batches(
+    view: ScenarioView, split: str, progress: Progress | None
+) -> Iterator[ScenarioBatch]:
+    sizes = view.groups(split)
+    parts = [
+        (group, np.arange(first, min(first + _BATCH, size)))
+        for group, size in enumerate(sizes)
+        for first in range(0, size, _BATCH)
+    ]
+    for done, (group, index) in enumerate(parts):
+        yield view.batch(split, group, index)
+        if progress is not None:
+            progress(done + 1, len(parts))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else None
+
+
+def _share(part: float, of: float) -> float | None:
+    return float(part / of) if of else None
