@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import motion_scenes
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 from millrace.data.blocks import BlockConfig, extract_blocks
 from millrace.data.hdf5 import create
 from millrace.data.planes import PlaneWriter, Section
+from millrace.data.scenarios import TokenConfig, build_vocabulary, tokenise
 from millrace.data.series import SplitConfig
 from millrace.demo.climate import ClimateConfig, write_climate
 from millrace.training.distributed import Ranks
@@ -28,7 +30,7 @@ def alone():
 
 
 @pytest.fixture(scope="session")
-def experiments(samples, definition, plane_samples, block_samples):
+def experiments(samples, definition, plane_samples, block_samples, motion_samples):
     """A small definition and the files of its samples, for every model."""
     planes = {
         "data": {"input_steps": 4, "output_steps": 4, "stride": 2, "radius": 0.4},
@@ -48,9 +50,24 @@ def experiments(samples, definition, plane_samples, block_samples):
         "train": {"global_batch": 4, "learning_rate": 3e-3, "ema": 0.9},
     }
     flat = {**blocks, "model": {"name": "regression", "channels": [8, 8, 8]}}
+    motion = {
+        "data": {"buckets": 2},
+        "model": {
+            "name": "smart",
+            "hidden": 8,
+            "heads": 2,
+            "map_layers": 1,
+            "layers": 2,
+            "bands": 4,
+            "past": 3,
+            "map_neighbours": 48,
+        },
+        "train": {"global_batch": 4, "learning_rate": 3e-3},
+    }
     return {
         "downscaler": (blocks, {"blocks": str(block_samples)}),
         "regression": (flat, {"blocks": str(block_samples)}),
+        "smart": (motion, {"scenarios": str(motion_samples)}),
         "gino": (definition, {role: str(path) for role, path in samples.items()}),
         "gfno": (planes, {"planes": str(plane_samples)}),
     }
@@ -83,6 +100,24 @@ def block_samples(tmp_path_factory):
     split = SplitConfig(0.5, 0.25, 1)
     extract_blocks(directory / "raw", directory / "blocks.h5", BlockConfig(levels=2), split)
     return directory / "blocks.h5"
+
+
+@pytest.fixture(scope="session")
+def motion_tracks(tmp_path_factory):
+    """Directory of tracks: twelve small scenes in two recordings."""
+    base = tmp_path_factory.mktemp("tracks")
+    motion_scenes.write(base)
+    return base
+
+
+@pytest.fixture(scope="session")
+def motion_samples(motion_tracks, tmp_path_factory):
+    """A `scenarios.h5`."""
+    directory = tmp_path_factory.mktemp("scenarios")
+    config = TokenConfig(motion=64, road=16, tolerance=0.2, train=0.6, validation=0.2)
+    build_vocabulary(motion_tracks, directory / "vocabulary.h5", config)
+    tokenise(motion_tracks, directory / "vocabulary.h5", directory / "scenarios.h5", config)
+    return directory / "scenarios.h5"
 
 
 @pytest.fixture(scope="session")

@@ -139,6 +139,32 @@ def blind_tokens(
     return np.concatenate(paths, axis=2)
 
 
+class TrueScene:
+    """What happened in a scene, and its features.
+
+    Parameters
+    ----------
+    rows : mapping
+        Of its road users.
+    edge_E22 : ndarray
+    steps : int
+        After the present.
+    """
+
+    def __init__(self, rows: Mapping[str, np.ndarray], edge_E22: Floats, steps: int) -> None:
+        true_AT3 = rows["true"].astype(np.float64)
+        self.now_A3 = true_AT3[:, PRESENT]
+        self.future_AT3 = true_AT3[:, PRESENT + 1 : PRESENT + 1 + steps]
+        self._size, self._kind, self._edge = rows["size"].astype(np.float64), rows["kind"], edge_E22
+        self.truth = self.features(true_AT3[None, :, PRESENT : PRESENT + 1 + steps])
+        self.start = self.features(np.repeat(self.now_A3[None, :, None], 3, axis=2))
+        """If nobody moved."""
+
+    def features(self, pose_SAT3: Floats) -> dict[str, Floats]:
+        """Features of poses that begin at the present."""
+        return features(pose_SAT3, self._size, self._kind, self._edge)
+
+
 class MotionScores:
     """Scores of one forecaster, accumulated over scenes.
 
@@ -154,29 +180,20 @@ class MotionScores:
         self._realism: dict[str, list[float]] = {name: [] for name in (*FEATURES, "realism")}
         self._events = {"collision": [0.0, 0.0], "off_road": [0.0, 0.0]}
 
-    def add(
-        self, pose_SAT3: Floats, rows: Mapping[str, np.ndarray], edge_E22: Floats
-    ) -> None:
-        """Add the rollouts of a scene; ``rows`` are those of its road users."""
-        true_AT3 = rows["true"].astype(np.float64)
-        future_AT3 = true_AT3[:, PRESENT + 1 : PRESENT + 1 + pose_SAT3.shape[2]]
+    def add(self, pose_SAT3: Floats, scene: "TrueScene") -> None:
+        """Add the rollouts of a scene."""
+        future_AT3 = scene.future_AT3[:, : pose_SAT3.shape[2]]
         error_SA, known_A = displacement(pose_SAT3, future_AT3)
         if known_A.any():
             self._best += error_SA[:, known_A].min(axis=0).tolist()
             self._mean += error_SA[:, known_A].mean(axis=0).tolist()
             self._scene_best.append(float(error_SA[:, known_A].mean(axis=1).min()))
-        now = true_AT3[None, :, PRESENT : PRESENT + 1]
-        whole = np.concatenate([np.repeat(now, len(pose_SAT3), axis=0), pose_SAT3], axis=2)
-        true = np.concatenate([now[0], future_AT3], axis=1)[None]
-        size_A2 = rows["size"].astype(np.float64)
-        found, truth, start = (
-            features(poses, size_A2, rows["kind"], edge_E22)
-            for poses in (whole, true, np.repeat(now, 3, axis=2))
-        )
-        for name, score in realism(found, truth).items():
+        now = np.repeat(scene.now_A3[None, :, None], len(pose_SAT3), axis=0)
+        found = scene.features(np.concatenate([now, pose_SAT3], axis=2))
+        for name, score in realism(found, scene.truth).items():
             self._realism[name].append(score)
         for name, tally in self._events.items():
-            counts = (start[name][0] == 0) & np.isfinite(found[name])
+            counts = (scene.start[name][0] == 0) & np.isfinite(found[name])
             tally[0] += float(found[name][counts].sum())
             tally[1] += float(counts.sum())
 
@@ -203,6 +220,8 @@ def motion_scores(
 ) -> dict[str, dict[str, Any]]:
     """Score rollouts of a model, and the baselines, on every scene of a split.
 
+    The rows of ``truth`` have the gaps of the tracks, so that its rates are of what was seen.
+
     Returns
     -------
     dict
@@ -219,18 +238,17 @@ def motion_scores(
             "shuffled_map": rollout(module, shuffled.gather(scenes), config),
         }
         for b, scene in enumerate(scenes.tolist()):
-            rows, edge = view.rows("agent", scene), edges(view, scene)
-            n = len(rows["kind"])
-            true = rows["true"].astype(np.float64)
-            steps = ahead(config)
+            rows, steps = view.rows("agent", scene), ahead(config)
+            true_scene = TrueScene(rows, edges(view, scene), steps)
+            n, true = len(rows["kind"]), rows["true"].astype(np.float64)
             poses = {
                 name: r.pose_BSAT3[b, :, :n].double().cpu().numpy() for name, r in drawn.items()
             }
             poses["constant_velocity"] = constant_velocity(true, steps)
             poses["noise"] = blind_tokens(view, scene, config)
-            poses["truth"] = true[None, :, PRESENT + 1 : PRESENT + 1 + steps]
+            poses["truth"] = true_scene.future_AT3[None]
             for name, value in poses.items():
-                scores[name].add(value, rows, edge)
+                scores[name].add(value, true_scene)
     return {name: score.result() for name, score in scores.items()}
 
 

@@ -161,7 +161,8 @@ def nearest(
     apart = torch.cdist(query_BQ2, source_BN2, compute_mode="donot_use_mm_for_euclid_dist")
     apart = apart.masked_fill(~allowed.expand_as(apart), torch.inf)
     distance, index = apart.topk(min(count, apart.shape[-1]), dim=-1, largest=False)
-    return index, distance <= radius
+    # Pieces of five metres often lie at the radius itself: rounding must not decide.
+    return index, distance <= radius * (1 + 1e-4)
 
 
 def relations(query_Q3: Tensor, source_Q3: Tensor) -> Tensor:

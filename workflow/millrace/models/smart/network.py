@@ -259,7 +259,7 @@ class Smart(nn.Module):
 
     def _logits(self, x: Tensor, kind: Tensor) -> Tensor:
         exists = self.exists_CV[kind].expand(*x.shape[:-1], -1)
-        return self.head(x).float().masked_fill(~exists, -1e4).to(x.dtype)
+        return self.head(x).masked_fill(~exists, -1e4)
 
     def _road(self, batch: ScenarioBatch) -> tuple[Tensor, Neighbours]:
         """Embedding of the pieces, [B, M, C], and which are near which."""

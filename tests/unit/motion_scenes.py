@@ -1,0 +1,78 @@
+"""Small scenes of traffic that tests of motion are tried on: a road that bends, a crosswalk, a light."""
+
+import numpy as np
+
+from millrace.data.tracks import STEP_S, STEPS, Polyline, Scene, write_recording
+
+TIME = STEP_S * np.arange(STEPS)
+SIZES = np.array([[4.6, 1.9], [0.6, 0.6], [1.8, 0.7]])
+
+
+def road(bend, width=8.0):
+    """Two lanes, an edge on either side (the road on its left), a crosswalk; along x, bending left."""
+    s = np.linspace(-30, 70, 41)
+    heading = bend * (s + 30)
+    axis = np.stack([s, bend * (s + 30) ** 2 / 2], axis=1)
+    left = np.stack([-np.sin(heading), np.cos(heading)], axis=1)
+    return (
+        Polyline("lane_right", "lane", axis - 2 * left),
+        Polyline("lane_left", "lane", (axis + 2 * left)[::-1]),
+        Polyline("edge_right", "road_edge", axis - width / 2 * left),
+        Polyline("edge_left", "road_edge", (axis + width / 2 * left)[::-1]),
+        Polyline("crossing", "crosswalk", np.array([[10.0, -8.0], [10.0, 8.0]])),
+    )
+
+
+def drive(lane, begin, speed, change=0.0):
+    """Poses along the right lane (-1) or, the other way, the left one, of a straight road."""
+    along = begin + speed * TIME + change * TIME**2 / 2
+    sign = -lane
+    heading = np.full(STEPS, 0.0 if sign > 0 else np.pi - 1e-3)
+    return np.stack([sign * along, np.full(STEPS, 2.0 * lane), heading], axis=1)
+
+
+def walk(begin, speed, direction):
+    path = begin + speed * TIME[:, None] * [np.cos(direction), np.sin(direction)]
+    return np.concatenate([path, np.full((STEPS, 1), direction)], axis=1)
+
+
+def scene(name, random, n_cars=3, bend=0.0, lights=True):
+    """Cars, a pedestrian and a cyclist; the last car comes late and is lost for a while."""
+    cars = [
+        drive(-1 if i % 2 == 0 else 1, random.uniform(-25, 20), *random.uniform(0, [9, 0.6]))
+        for i in range(n_cars)
+    ]
+    turn = random.uniform(-0.15, 0.15)
+    bike = walk(random.uniform(-20, 0, 2) * [1, 0.1], random.uniform(3, 5), turn)
+    person = walk(np.array([10.0, -7.0]), random.uniform(1, 1.5), np.pi / 2)
+    pose = np.stack([*cars, person, bike])
+    pose[2, 40:52] = np.nan
+    velocity = np.gradient(pose[..., :2], STEP_S, axis=1)
+    kind = np.array([0] * n_cars + [1, 2], dtype=np.int8)
+    states = np.where(np.arange(STEPS) < 10 + 10 * (len(name) % 3), 1, 3).astype(np.int8)
+    return Scene(
+        name=name,
+        track_A=tuple(f"track{i}" for i in range(len(kind))),
+        kind_A=kind,
+        size_A2=SIZES[kind],
+        pose_AT3=pose,
+        velocity_AT2=np.nan_to_num(velocity),
+        road=road(bend),
+        lights={"lane_right": states} if lights else {},
+    )
+
+
+def write(base, scenes=12):
+    """Two recordings; returns the scenes in the order in which they are read."""
+    random = np.random.default_rng(5)
+    written = []
+    for number in range(2):
+        line = road(0.0 if number == 0 else 0.002)
+        part = [
+            scene(f"place{number}_{'x' * (i % 3)}{i:02d}", random, n_cars=3 + i % 3)
+            for i in range(scenes // 2)
+        ]
+        part = [Scene(**{**vars(one), "road": line}) for one in part]
+        write_recording(base, f"place{number}", part)
+        written += part
+    return written
