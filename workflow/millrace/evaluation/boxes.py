@@ -60,7 +60,7 @@ def nearest_box(pose_SAT3: Floats, size_A2: Floats) -> Floats:
         apart_AAT = _apart(pose_AT3)
         least_AT = np.fmin.reduce(apart_AAT, axis=1, initial=np.inf)
         low_AAT = apart_AAT - reach_A[:, None, None] - reach_A[:, None]
-        a, b, t = np.nonzero(low_AAT <= least_AT[:, None])
+        a, b, t = np.nonzero((low_AAT <= least_AT[:, None]) & np.isfinite(low_AAT))
         found = box_distance(pose_AT3[a, t], size_A2[a], pose_AT3[b, t], size_A2[b])
         np.minimum.at(result[s], (a, t), found)
     return np.where(np.isfinite(pose_SAT3[..., 0]), result, np.nan)

@@ -160,7 +160,10 @@ def nearest(
     # The matrix form of cdist depends on what else is in the batch, by rounding.
     apart = torch.cdist(query_BQ2, source_BN2, compute_mode="donot_use_mm_for_euclid_dist")
     apart = apart.masked_fill(~allowed.expand_as(apart), torch.inf)
-    distance, index = apart.topk(min(count, apart.shape[-1]), dim=-1, largest=False)
+    # Maps are full of equal distances: the first in order wins, whatever else is in the batch.
+    order = apart + 1e-5 * torch.arange(apart.shape[-1], device=apart.device, dtype=apart.dtype)
+    index = order.topk(min(count, apart.shape[-1]), dim=-1, largest=False).indices
+    distance = apart.gather(-1, index)
     # Pieces of five metres often lie at the radius itself: rounding must not decide.
     return index, distance <= radius * (1 + 1e-4)
 

@@ -89,6 +89,8 @@ class Road(NamedTuple):
     light_BMK: Tensor
     sources_LN2C: tuple[Tensor, ...]
     """Keys and values in each layer of the decoder, over all B x M pieces."""
+    table_CVC: Tensor
+    """Embedding of the motion tokens of each class."""
 
 
 @dataclass
@@ -182,7 +184,7 @@ class Smart(nn.Module):
         valid_BAK: Tensor,
     ) -> Tensor:
         """Logits after each of some moments from the first on, [B, A, K, V]."""
-        x_BAKC = self.embed(kind_BA, size_BA2, token_BAK)
+        x_BAKC = self.embed(road, kind_BA, size_BA2, token_BAK)
         near_time = self._near_time(pose_BAK3, valid_BAK)
         near_road = self._near_road(pose_BAK3, valid_BAK, road, first=0)
         near_agents = self._near_agents(pose_BAK3, valid_BAK)
@@ -213,7 +215,7 @@ class Smart(nn.Module):
         The batch may hold several rollouts of each scene of ``road``, those of a scene together.
         """
         moment = len(cache.pose)
-        x_BAC = self.embed(kind_BA, size_BA2, token_BA[..., None])[:, :, 0]
+        x_BAC = self.embed(road, kind_BA, size_BA2, token_BA[..., None])[:, :, 0]
         cache.pose.append(pose_BA3)
         cache.valid.append(valid_BA)
         cache.sources.append([])
@@ -236,17 +238,18 @@ class Smart(nn.Module):
             x_QC = layer.agents(x_QC, layer.agents.sources(x_QC), near_agents)
         return self._logits(x_QC.view_as(x_BAC), kind_BA)
 
-    def embed(self, kind_BA: Tensor, size_BA2: Tensor, token_BAK: Tensor) -> Tensor:
+    def embed(self, road: Road, kind_BA: Tensor, size_BA2: Tensor, token_BAK: Tensor) -> Tensor:
         """Embedding of tokens, [B, A, K, C]."""
+        n_tokens = road.table_CVC.shape[1]
+        tokens = road.table_CVC.flatten(0, 1)[kind_BA[..., None] * n_tokens + token_BAK]
+        return tokens + (self.kind(kind_BA) + self.size(size_BA2 / 10))[:, :, None]
+
+    def _table(self) -> Tensor:
         end_CV3 = self.motion_CVP3[:, :, -1]
         far = (end_CV3[..., :2].square().sum(dim=-1) + 1e-2).sqrt()
         motion = torch.stack([far, *(end_CV3[..., :2] / far[..., None]).unbind(-1)], dim=-1)
         shape = torch.stack([mlp(s) for mlp, s in zip(self.token, self.shape_CV8, strict=True)])
-        table_CVC = self.fusion(torch.cat([shape, self.motion(motion)], dim=-1))
-        n_tokens = table_CVC.shape[1]
-        tokens = table_CVC.flatten(0, 1)[kind_BA[..., None] * n_tokens + token_BAK]
-        who = self.kind(kind_BA) + self.size(size_BA2 / 10)
-        return tokens + who[:, :, None]
+        return self.fusion(torch.cat([shape, self.motion(motion)], dim=-1))
 
     def step(self, pose_BA3: Tensor, kind_BA: Tensor, token_BA: Tensor) -> Tensor:
         """Six poses of a token that begins at given poses, [B, A, 6, 3]."""
@@ -291,6 +294,7 @@ class Smart(nn.Module):
             batch.road_valid_BM,
             batch.light_BMK,
             tuple(layer.road.sources(flat) for layer in self.layers),
+            self._table(),
         )
 
     def _near_time(self, pose_BAK3: Tensor, valid_BAK: Tensor) -> Neighbours:
