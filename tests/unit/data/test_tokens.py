@@ -108,14 +108,14 @@ def test_match_is_faster_than_brute_force():
 
 def test_a_box_is_where_its_pose_says():
     found = corners(np.array([1.0, 2.0, np.pi / 2]), 0)
-    expected = np.array([1.0, 2.0]) + [[-1, 2.4], [1, 2.4], [1, -2.4], [-1, -2.4]]
+    expected = [[0, 4.4], [2, 4.4], [2, -0.4], [0, -0.4]]
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_vocabulary_is_symmetric_without_duplicates(vocabulary):
     check_vocabulary(vocabulary)
     for kind, tokens in enumerate(vocabulary.motion):
-        assert len(tokens) > 3
+        assert len(tokens) > 1
         assert np.abs(tokens[:, -1]).sum(axis=1).argmin() == 0, "the slowest comes first"
         boxes = corners(tokens[:, -1], kind)
         apart = np.linalg.norm(boxes[:, None] - boxes, axis=-1).mean(axis=-1)

@@ -59,9 +59,7 @@ def test_nearest_box_is_that_of_all_pairs():
     size = random.uniform(0.5, 5, (7, 2))
     found = nearest_box(pose, size)
     for a in range(7):
-        pairs = [
-            box_distance(pose[:, a], size[a], pose[:, b], size[b]) for b in range(7) if b != a
-        ]
+        pairs = [box_distance(pose[:, a], size[a], pose[:, b], size[b]) for b in range(7) if b != a]
         np.testing.assert_allclose(found[:, a], np.fmin.reduce(pairs), atol=1e-9)
     assert nearest_box(pose[:, :1], size[:1])[0, 0, 0] == NOBODY
 
@@ -178,7 +176,9 @@ def test_prior_counts_the_tokens_of_training(view):
 
 def test_scores_of_everyone(view):
     torch.manual_seed(0)
-    module = SPEC.build(SmartConfig(hidden=8, heads=2, map_layers=1, layers=1, bands=4), view).eval()
+    module = SPEC.build(
+        SmartConfig(hidden=8, heads=2, map_layers=1, layers=1, bands=4), view
+    ).eval()
     tokens = token_scores(module, view, "test")
     assert tokens["all"]["tokens"] == sum(
         tokens[name]["tokens"] for name in ("vehicle", "pedestrian", "cyclist")

@@ -93,7 +93,7 @@ def test_what_padding_holds_changes_nothing(view, model):
     batch = view.gather(scenes, agents=9, pieces=120)
     random = torch.Generator().manual_seed(0)
     absent = ~batch.valid_BAK
-    pose = torch.where(absent[..., None], torch.randn(absent.shape + (3,), generator=random), 0)
+    pose = torch.where(absent[..., None], torch.randn((*absent.shape, 3), generator=random), 0)
     noise = torch.randn(batch.road_pose_BM3.shape, generator=random)
     road = torch.where(batch.road_valid_BM[..., None], batch.road_pose_BM3, noise)
     dirty = dataclasses.replace(
@@ -138,7 +138,9 @@ def test_hidden_pieces_are_not_seen_where_they_are_predicted(view, model):
     assert batch.road_hidden_BM.any()
     token = torch.where(batch.road_hidden_BM, 1 - batch.road_token_BM, batch.road_token_BM)
     with torch.no_grad():
-        one, two = (model(dataclasses.replace(batch, road_token_BM=t)) for t in (batch.road_token_BM, token))
+        one, two = (
+            model(dataclasses.replace(batch, road_token_BM=t)) for t in (batch.road_token_BM, token)
+        )
     assert torch.equal(one[1], two[1])
     assert not torch.equal(one[0], two[0]), "the decoder sees all pieces"
 
@@ -179,7 +181,9 @@ def test_a_rollout_sees_nothing_after_the_present(view, model):
     blind = dataclasses.replace(
         batch,
         **{
-            name: torch.cat([values[:, :, :HISTORY], torch.zeros_like(values[:, :, HISTORY:])], dim=2)
+            name: torch.cat(
+                [values[:, :, :HISTORY], torch.zeros_like(values[:, :, HISTORY:])], dim=2
+            )
             for name in ("token_BAK", "pose_BAK3", "valid_BAK")
             for values in (getattr(batch, name),)
         },
@@ -213,5 +217,5 @@ def test_a_large_file_is_read_scene_by_scene(motion_samples, view):
 
 
 def test_heads_divide_the_width():
-    with pytest.raises(ConfigError, match="multiple of model.heads"):
+    with pytest.raises(ConfigError, match=r"multiple of model\.heads"):
         SmartConfig(hidden=30, heads=4)

@@ -254,9 +254,7 @@ class ScenarioView:
         for kind, tokens in enumerate(self.vocabulary.motion):
             own = agent["kind"] == kind
             end[own] = tokens[np.minimum(agent["token"][own], len(tokens) - 1), -1]
-        change = np.concatenate(
-            [end[..., :2], np.cos(end[..., 2:]), np.sin(end[..., 2:])], axis=-1
-        )
+        change = np.concatenate([end[..., :2], np.cos(end[..., 2:]), np.sin(end[..., 2:])], axis=-1)
         return np.where((valid[..., 1:] & valid[..., :-1])[..., None], change[:, :, 1:], 0.0)
 
     def _size(self, kind: str) -> np.ndarray:

@@ -73,7 +73,9 @@ class TokenConfig:
         if max(self.motion, self.road) > np.iinfo(np.int16).max:
             raise ConfigError(f"tokens: at most {np.iinfo(np.int16).max} tokens of a kind")
         if not (0 < self.train < 1 and 0 < self.validation < 1 - self.train):
-            raise ConfigError("tokens: expected shares train and validation that leave a test split")
+            raise ConfigError(
+                "tokens: expected shares train and validation that leave a test split"
+            )
 
     def split(self, name: str) -> int:
         """Split of a scenario, index into `SPLITS`."""

@@ -126,7 +126,9 @@ def find_recordings(base: Path) -> list[TrackFiles]:
     base = Path(base)
     tracks = sorted(p for p in (base / "tracks").glob("*.csv*") if not p.name.startswith("."))
     if not tracks:
-        raise DataError(f"{base / 'tracks'}: no files; expected tracks as CSV, one file a recording")
+        raise DataError(
+            f"{base / 'tracks'}: no files; expected tracks as CSV, one file a recording"
+        )
     found = []
     for path in tracks:
         stem = path.name.split(".csv")[0]
@@ -138,7 +140,9 @@ def find_recordings(base: Path) -> list[TrackFiles]:
 
 
 def _beside(folder: Path, stem: str) -> Path | None:
-    return next((p for p in (folder / f"{stem}.csv", folder / f"{stem}.csv.gz") if p.exists()), None)
+    return next(
+        (p for p in (folder / f"{stem}.csv", folder / f"{stem}.csv.gz") if p.exists()), None
+    )
 
 
 def read_recording(files: TrackFiles) -> Iterator[Scene]:
@@ -155,10 +159,7 @@ def read_recording(files: TrackFiles) -> Iterator[Scene]:
     text = _text(table, ("scenario_id", "track_id", "object_type"))
     _check_tracks(table, text)
     kinds = text["object_type"].map(_CLASS_OF)
-    if kinds.isna().any():
-        known = kinds.notna().to_numpy()
-    else:
-        known = np.ones(len(table), dtype=bool)
+    known = kinds.notna().to_numpy()
     for name, rows in text[known].groupby("scenario_id", sort=False).indices.items():
         index = np.flatnonzero(known)[rows]
         yield _scene(str(name), table, text, index, road, lights.get(str(name), {}))
@@ -247,9 +248,7 @@ def read_map(path: Path) -> tuple[Polyline, ...]:
     return tuple(lines)
 
 
-def _read_lights(
-    path: Path, road: Sequence[Polyline]
-) -> dict[str, dict[str, NDArray[np.int8]]]:
+def _read_lights(path: Path, road: Sequence[Polyline]) -> dict[str, dict[str, NDArray[np.int8]]]:
     """States of the lights by scenario and polyline; 'unknown' where none is given."""
     table = read_table(path, ("timestep",))
     text = _text(table, ("scenario_id", "polyline_id", "state"))
@@ -262,9 +261,7 @@ def _read_lights(
     step = table.columns["timestep"]
     wrong = np.flatnonzero((step != np.floor(step)) | (step < 0) | (step >= STEPS))
     if len(wrong):
-        raise table.error(
-            int(wrong[0]), "timestep", f"expected an integer from 0 to {STEPS - 1}"
-        )
+        raise table.error(int(wrong[0]), "timestep", f"expected an integer from 0 to {STEPS - 1}")
     states: dict[str, dict[str, NDArray[np.int8]]] = {}
     for key, rows in text.groupby(["scenario_id", "polyline_id"], sort=False).indices.items():
         scenario, line = (str(part) for part in key)  # type: ignore[attr-defined]

@@ -76,7 +76,10 @@ def embed_poses(pose_N3: Floats, kind: int) -> Floats:
     """Points whose distances are the root mean square distances of corners, [..., 4]."""
     r = float(np.hypot(*BOXES[kind])) / 2
     return np.concatenate(
-        [pose_N3[..., :2], r * np.stack([np.cos(pose_N3[..., 2]), np.sin(pose_N3[..., 2])], axis=-1)],
+        [
+            pose_N3[..., :2],
+            r * np.stack([np.cos(pose_N3[..., 2]), np.sin(pose_N3[..., 2])], axis=-1),
+        ],
         axis=-1,
     )
 
@@ -201,7 +204,9 @@ def _mirror_poses(segments: Floats) -> Floats:
 def _mean_poses(segments: Floats) -> Floats:
     """Mean place, and circular mean of the headings."""
     place = segments[..., :2].mean(axis=0)
-    heading = np.arctan2(np.sin(segments[..., 2]).mean(axis=0), np.cos(segments[..., 2]).mean(axis=0))
+    heading = np.arctan2(
+        np.sin(segments[..., 2]).mean(axis=0), np.cos(segments[..., 2]).mean(axis=0)
+    )
     return np.concatenate([place, heading[:, None]], axis=1)
 
 

@@ -91,7 +91,9 @@ def make_town(random: np.random.Generator) -> Town:
     """Draw an intersection."""
     n = 4 if random.random() < 0.7 else 3
     lanes = int(random.integers(1, 3))
-    angles = np.arange(n) * (np.pi / 2) + random.uniform(-0.2, 0.2, n) + random.uniform(0, 2 * np.pi)
+    angles = (
+        np.arange(n) * (np.pi / 2) + random.uniform(-0.2, 0.2, n) + random.uniform(0, 2 * np.pi)
+    )
     half = lanes * _LANE + _BIKE
     arms = [
         _Arm(angle, random.uniform(-1, 1) / 250, lanes, half + random.uniform(9, 12), 100.0)
@@ -124,8 +126,14 @@ def _add_arm(town: Town, arms: list[_Arm], a: int, arm: _Arm) -> None:
     for lane in range(1, arm.lanes):
         for side in (-1, 1):
             offset = side * lane * _LANE
-            add(Polyline(f"line_{a}_{side * lane}", "road_line", arm.line(offset, arm.start, arm.end)))
-    crossing = np.array([arm.line(side * arm.half, arm.start - 3, arm.start)[0] for side in (-1, 1)])
+            add(
+                Polyline(
+                    f"line_{a}_{side * lane}", "road_line", arm.line(offset, arm.start, arm.end)
+                )
+            )
+    crossing = np.array(
+        [arm.line(side * arm.half, arm.start - 3, arm.start)[0] for side in (-1, 1)]
+    )
     add(Polyline(f"crosswalk_{a}", "crosswalk", crossing))
     pavement = arm.half + PAVEMENT
     ends = [arm.line(side * pavement, arm.start - 3, arm.start)[0] for side in (-1, 1)]

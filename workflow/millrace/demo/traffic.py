@@ -132,7 +132,9 @@ class Traffic:
     def _drive(self, mover: _Mover, gap: float, leader: float) -> None:
         route = mover.route
         assert route is not None
-        wish = min(mover.wish, float(route.limit_P[min(int(mover.s / SPACING), len(route.limit_P) - 1)]))
+        wish = min(
+            mover.wish, float(route.limit_P[min(int(mover.s / SPACING), len(route.limit_P) - 1)])
+        )
         to_line = route.stop - mover.s - _SIZES[mover.kind][0] / 2
         light = LIGHTS[self.light(route.arm)]
         can_stop = mover.speed**2 / (2 * 3.0) < to_line
@@ -269,7 +271,9 @@ def record(traffic: Traffic, name: str) -> Scene:
     """Record one scenario of traffic that is under way."""
     rows: dict[int, list[tuple[int, Floats, float]]] = {}
     kinds: dict[int, int] = {}
-    lights = {line: np.zeros(STEPS, dtype=np.int8) for arm in traffic.town.controlled for line in arm}
+    lights = {
+        line: np.zeros(STEPS, dtype=np.int8) for arm in traffic.town.controlled for line in arm
+    }
     for step in range(STEPS):
         for mover in traffic.movers:
             rows.setdefault(mover.number, []).append((step, mover.pose, mover.speed))

@@ -37,7 +37,8 @@ def box_distance(pose: Floats, size: Floats, other_pose: Floats, other_size: Flo
         corner = box_corners(other, its_size) - own[..., None, :2]
         c, s = np.cos(own[..., 2])[..., None], np.sin(own[..., 2])[..., None]
         local = np.stack(
-            [c * corner[..., 0] + s * corner[..., 1], c * corner[..., 1] - s * corner[..., 0]], axis=-1
+            [c * corner[..., 0] + s * corner[..., 1], c * corner[..., 1] - s * corner[..., 0]],
+            axis=-1,
         )
         half = own_size[..., None, :] / 2
         beyond = np.maximum(np.abs(local) - half, 0)
@@ -85,7 +86,9 @@ def time_to_collision(pose_SAT3: Floats, speed_SAT: Floats, size_A2: Floats, cap
     long_AA1 = (size_A2[:, None, 0] + size_A2[:, 0])[..., None] / 2
     wide_AA1 = (size_A2[:, None, 1] + size_A2[:, 1])[..., None] / 2
     for s, (pose_AT3, speed_AT) in enumerate(zip(pose_SAT3, speed_SAT, strict=True)):
-        offset = pose_AT3[None, ..., :2] - pose_AT3[:, None, ..., :2]  # from the first to the second
+        offset = (
+            pose_AT3[None, ..., :2] - pose_AT3[:, None, ..., :2]
+        )  # from the first to the second
         c, n = np.cos(pose_AT3[:, None, :, 2]), np.sin(pose_AT3[:, None, :, 2])
         along = c * offset[..., 0] + n * offset[..., 1]
         across = c * offset[..., 1] - n * offset[..., 0]
@@ -135,7 +138,9 @@ def _signed(point_N2: Floats, edge_NE22: Floats) -> Floats:
     share = np.clip((offset * along).sum(axis=-1) / length**2, 0, 1)
     rest = offset - share[..., None] * along
     distance = np.hypot(rest[..., 0], rest[..., 1])
-    side = (along[..., 0] * offset[..., 1] - along[..., 1] * offset[..., 0]) / length  # left is above 0
+    side = (
+        along[..., 0] * offset[..., 1] - along[..., 1] * offset[..., 0]
+    ) / length  # left is above 0
     near = distance <= distance.min(axis=1, keepdims=True) + 1e-6
     chosen = np.argmax(np.where(near, np.abs(side), -1), axis=1)
     rows = np.arange(len(point_N2))

@@ -1,7 +1,7 @@
 """Scores of motion models: tokens, trajectories, and realism, beside honest baselines.
 
-Baselines: constant velocity, the frequencies of tokens in training, and, as a floor of realism, tokens drawn
-blindly. The truth, scored as if it were a forecast, is the ceiling.
+Baselines: constant velocity, the frequencies of tokens in training, and, as a floor of realism, tokens
+drawn blindly. The truth, scored as if it were a forecast, is the ceiling.
 
 Shape suffixes: B scenes, S rollouts, A road users, K tokens, T steps of 0.1 s after the present.
 """
@@ -81,9 +81,7 @@ def token_scores(
     }
 
 
-def displacement(
-    pose_SAT3: Floats, true_AT3: Floats
-) -> tuple[Floats, Floats]:
+def displacement(pose_SAT3: Floats, true_AT3: Floats) -> tuple[Floats, NDArray[np.bool_]]:
     """Mean displacement error of each rollout, and whether it can be told.
 
     Parameters
@@ -99,7 +97,7 @@ def displacement(
     apart_SAT = np.linalg.norm(pose_SAT3[..., :2] - true_AT3[..., :2], axis=-1)
     known_AT = np.isfinite(true_AT3[..., 0])
     total_SA = np.where(known_AT, apart_SAT, 0).sum(axis=-1)
-    return total_SA / np.maximum(known_AT.sum(axis=-1), 1), known_AT.any(axis=-1)
+    return total_SA / np.maximum(known_AT.sum(axis=-1), 1), np.asarray(known_AT.any(axis=-1))
 
 
 def constant_velocity(true_AT3: Floats, steps: int) -> Floats:
@@ -120,9 +118,7 @@ def constant_velocity(true_AT3: Floats, steps: int) -> Floats:
     return np.concatenate([place, heading], axis=-1)[None]
 
 
-def blind_tokens(
-    view: ScenarioView, scene: int, config: RolloutConfig
-) -> Floats:
+def blind_tokens(view: ScenarioView, scene: int, config: RolloutConfig) -> Floats:
     """Every token as probable as any other, [S, A, T, 3]."""
     rows = view.rows("agent", scene)
     random = np.random.default_rng([config.seed, scene])
@@ -169,8 +165,9 @@ class MotionScores:
     """Scores of one forecaster, accumulated over scenes.
 
     ``min_ade``: of each road user the best rollout; ``scene_min_ade``: of each scene the best rollout of
-    all its road users together; ``ade``: the mean rollout. ``collision_rate`` and ``off_road_rate`` are shares
-    of the road users (vehicles) and rollouts, without those that collide (are off the road) at the present.
+    all its road users together; ``ade``: the mean rollout. ``collision_rate`` and ``off_road_rate`` are
+    shares of the road users (vehicles) and rollouts, without those that collide (are off the road) at the
+    present.
     """
 
     def __init__(self) -> None:
@@ -259,9 +256,7 @@ def edges(view: ScenarioView, scene: int) -> Floats:
     return np.concatenate([point[:, :2], point[:, 1:]])
 
 
-def _batches(
-    view: ScenarioView, split: str, progress: Progress | None
-) -> Iterator[ScenarioBatch]:
+def _batches(view: ScenarioView, split: str, progress: Progress | None) -> Iterator[ScenarioBatch]:
     sizes = view.groups(split)
     parts = [
         (group, np.arange(first, min(first + _BATCH, size)))

@@ -1,10 +1,11 @@
 r"""Realism of rollouts: how likely what happened is under the distribution of the rollouts.
 
-After the Waymo Open Sim Agents Challenge (Montali et al. 2023, NeurIPS, arXiv:2305.12032), with the weights
-of its later editions. Each feature of a road user gets a histogram over all rollouts and steps, with a
-pseudo-count in every bin; of the true values the mean log likelihood is taken over steps and road users of a
-scene, and its exponential is the score of the scene, between 0 and 1. Whether a road user collides or leaves
-the road at any time is a Bernoulli variable. The score of realism is the weighted mean of the features.
+After the Waymo Open Sim Agents Challenge (Montali et al. 2023, NeurIPS, arXiv:2305.12032), with the
+weights of its later editions. Each feature of a road user gets a histogram over all rollouts and steps,
+with a pseudo-count in every bin; of the true values the mean log likelihood is taken over steps and road
+users of a scene, and its exponential is the score of the scene, between 0 and 1. Whether a road user
+collides or leaves the road at any time is a Bernoulli variable. The score of realism is the weighted mean
+of the features.
 
 Shape suffixes: S rollouts, A road users, T steps.
 """
@@ -135,13 +136,9 @@ def _probability(feature: Feature, known: Floats, true: Floats) -> Floats:
     return (count / count.sum())[bins[1]]
 
 
-def realism(
-    rollouts: Mapping[str, Floats], truth: Mapping[str, Floats]
-) -> dict[str, float]:
+def realism(rollouts: Mapping[str, Floats], truth: Mapping[str, Floats]) -> dict[str, float]:
     """Scores of a scene by feature, and ``realism``, their weighted mean over what is known."""
-    scores = {
-        name: likelihood(name, rollouts[name], truth[name][0]) for name in FEATURES
-    }
+    scores = {name: likelihood(name, rollouts[name], truth[name][0]) for name in FEATURES}
     known = {name: score for name, score in scores.items() if np.isfinite(score)}
     weight = sum(FEATURES[name].weight for name in known)
     total = sum(FEATURES[name].weight * score for name, score in known.items())

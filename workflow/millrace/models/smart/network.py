@@ -5,12 +5,12 @@ at one of its tokens looks at its own past, at the road, and at the others at th
 logits of the next token. Positions enter by relations only, so that a scene may be moved and turned.
 Every part of the decoder works on one moment (`Smart.advance`); training does all moments together.
 
-Shape suffixes: B scenes, A road users, K moments (ends of tokens), M pieces of road, V tokens, C channels, Q
-queries and N sources of an attention, flattened.
+Shape suffixes: B scenes, A road users, K moments (ends of tokens), M pieces of road, V tokens, C channels,
+Q queries and N sources of an attention, flattened.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,9 @@ class SmartConfig:
                 f"model.hidden = {self.hidden}: expected a multiple of model.heads = {self.heads}"
             )
         if not 0 <= self.label_smoothing < 1 or self.road_weight < 0:
-            raise ConfigError("model: expected label_smoothing from 0 to 1 and road_weight of 0 or more")
+            raise ConfigError(
+                "model: expected label_smoothing from 0 to 1 and road_weight of 0 or more"
+            )
 
 
 class DecoderLayer(nn.Module):
@@ -118,6 +120,11 @@ class Smart(nn.Module):
         Tokens of road, [V, 3, 2].
     """
 
+    motion_CVP3: Tensor
+    shape_CV8: Tensor
+    exists_CV: Tensor
+    road_V6: Tensor
+
     def __init__(
         self, config: SmartConfig, motion_CVP3: Tensor, count_C: Tensor, road_VP2: Tensor
     ) -> None:
@@ -127,7 +134,9 @@ class Smart(nn.Module):
         n_tokens = motion_CVP3.shape[1]
         shape_CV8 = torch.stack(
             [
-                torch.from_numpy(corners(motion_CVP3[kind, :, -1].double().numpy(), kind)).flatten(1)
+                torch.from_numpy(corners(motion_CVP3[kind, :, -1].double().numpy(), kind)).flatten(
+                    1
+                )
                 for kind in range(len(CLASSES))
             ]
         )
@@ -153,6 +162,10 @@ class Smart(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(h, config.heads) for _ in range(config.layers))
         self.head = mlp(h, h, n_tokens)
         self.road_head = mlp(h, h, len(road_VP2))
+
+    @property
+    def _decoder(self) -> list[DecoderLayer]:
+        return cast(list[DecoderLayer], list(self.layers))
 
     def forward(self, batch: ScenarioBatch) -> tuple[Tensor, Tensor]:
         """Logits of the next motion token, [B, A, K - 1, V], and of the next road token, [B, M, V]."""
@@ -189,7 +202,7 @@ class Smart(nn.Module):
         near_road = self._near_road(pose_BAK3, valid_BAK, road, first=0)
         near_agents = self._near_agents(pose_BAK3, valid_BAK)
         x_QC = x_BAKC.flatten(0, 2)
-        for layer, sources in zip(self.layers, road.sources_LN2C, strict=True):
+        for layer, sources in zip(self._decoder, road.sources_LN2C, strict=True):
             x_QC = layer.time(x_QC, layer.time.sources(x_QC), near_time)
             x_QC = layer.road(x_QC, sources, near_road)
             x_QC = layer.agents(x_QC, layer.agents.sources(x_QC), near_agents)
@@ -226,7 +239,7 @@ class Smart(nn.Module):
         x_QC = x_BAC.flatten(0, 1)
         past = cache.sources[-1 - self.config.past : -1]
         for number, (layer, sources) in enumerate(
-            zip(self.layers, road.sources_LN2C, strict=True)
+            zip(self._decoder, road.sources_LN2C, strict=True)
         ):
             cache.sources[-1].append(layer.time.sources(x_QC))
             if past:
@@ -283,7 +296,7 @@ class Smart(nn.Module):
 
     def _map(self, x_BMC: Tensor, near: Neighbours) -> Tensor:
         x_QC = x_BMC.flatten(0, 1)
-        for layer in self.map_layers:
+        for layer in cast(list[RelativeAttention], list(self.map_layers)):
             x_QC = layer(x_QC, layer.sources(x_QC), near)
         return x_QC.view_as(x_BMC)
 
@@ -293,7 +306,7 @@ class Smart(nn.Module):
             batch.road_pose_BM3,
             batch.road_valid_BM,
             batch.light_BMK,
-            tuple(layer.road.sources(flat) for layer in self.layers),
+            tuple(layer.road.sources(flat) for layer in self._decoder),
             self._table(),
         )
 
@@ -394,7 +407,7 @@ def next_tokens(module: nn.Module, batch: ScenarioBatch) -> Tensor:
     x, y (m) and the mean of cosine and sine of the turn; 0 where there is no token.
     """
     logits, _ = module(batch)
-    end_CV3 = module.motion_CVP3[:, :, -1]
+    end_CV3 = cast(Smart, module).motion_CVP3[:, :, -1]
     change = torch.cat([end_CV3[..., :2], end_CV3[..., 2:].cos(), end_CV3[..., 2:].sin()], dim=-1)
     share = logits.softmax(dim=-1).to(change.dtype)
     mean = torch.stack([share @ change[kind] for kind in range(len(change))], dim=-2)
@@ -408,8 +421,8 @@ def token_loss(module: nn.Module, batch: ScenarioBatch, config: Any) -> Tensor:
     """Cross entropy of the next motion tokens of each scene, and of its hidden pieces of road, [B]."""
     del config  # the losses of fields have no meaning here
     logits, road_logits = module(batch)
-    inner = getattr(module, "module", module)
-    settings: SmartConfig = inner.config
+    inner = cast(Smart, getattr(module, "module", module))
+    settings = inner.config
     valid = batch.valid_BAK[:, :, 1:] & batch.valid_BAK[:, :, :-1]
     exists = inner.exists_CV[batch.kind_BA][:, :, None]
     each = _smooth_entropy(logits, batch.token_BAK[:, :, 1:], exists, settings.label_smoothing)
