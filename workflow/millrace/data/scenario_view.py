@@ -137,6 +137,12 @@ class ScenarioView:
         """Scenes of each bucket, int64[G]."""
         return np.array([len(scenes) for scenes in self._bucket_list(split)])
 
+    @property
+    def group_costs(self) -> np.ndarray:
+        """What a scene of each training bucket costs, in any unit."""
+        parts = self._bucket_list("train")
+        return np.array([self._cost(part).max() if len(part) else 0.0 for part in parts])
+
     def scenes(self, split: str) -> np.ndarray:
         """Numbers of the scenes of a split, in the order of the buckets."""
         return np.concatenate(self._bucket_list(split))
@@ -262,16 +268,16 @@ class ScenarioView:
 
     def _cut(self, split: int) -> list[np.ndarray]:
         scenes = np.flatnonzero(self.split == split)
-        if not len(scenes):
-            return []
-        # Road users attend at every token, to the map and to each other; the map is encoded once.
-        cost = self._size("agent")[scenes] * TOKENS + self._size("road")[scenes] / 4
-        order = scenes[np.argsort(cost, kind="stable")]
-        return [part for part in np.array_split(order, self.config.buckets) if len(part)]
+        order = scenes[np.argsort(self._cost(scenes), kind="stable")]
+        return np.array_split(order, self.config.buckets)
+
+    def _cost(self, scenes: np.ndarray) -> np.ndarray:
+        """Of each scene, in any unit: road users attend at every token, the map is encoded once."""
+        return self._size("agent")[scenes] * TOKENS + self._size("road")[scenes] / 4
 
     def _bucket_list(self, split: str) -> list[np.ndarray]:
         buckets = self._buckets[split]
-        if not buckets:
+        if not sum(map(len, buckets)):
             raise ConfigError(
                 f"split {split!r} of {self.path} has no scenes: give the dataset more scenarios"
             )

@@ -105,7 +105,7 @@ class Traffic:
         self._count = 0
         self._phase = _GREEN + _YELLOW + _CLEAR
         self._cycle = town.arms * self._phase + _WALK + _CROSSING_S
-        self._walked = -1
+        self._walked = -1.0
 
     def light(self, arm: int) -> int:
         """State of the light of an arm, index into `LIGHTS`."""
