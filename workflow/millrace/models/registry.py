@@ -5,8 +5,7 @@ from millrace.models import downscaler, gfno, gino, regression, smart
 from millrace.models.spec import ModelSpec
 
 MODELS: dict[str, ModelSpec] = {
-    spec.name: spec
-    for spec in (gino.SPEC, gfno.SPEC, downscaler.SPEC, regression.SPEC, smart.SPEC)
+    spec.name: spec for spec in (gino.SPEC, gfno.SPEC, downscaler.SPEC, regression.SPEC, smart.SPEC)
 }
 
 
