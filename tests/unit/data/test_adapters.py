@@ -127,7 +127,7 @@ def test_ngsim_gives_numbers_again(tmp_path):
 
 OSM = """<osm>
 {nodes}
-<way id="10"><nd ref="1"/><nd ref="2"/><tag k="type" v="curbstone"/></way>
+<way id="10"><nd ref="2"/><nd ref="1"/><tag k="type" v="curbstone"/></way>
 <way id="11"><nd ref="4"/><nd ref="3"/><tag k="type" v="line_thin"/></way>
 <relation id="20"><member type="way" ref="11" role="left"/><member type="way" ref="10" role="right"/>
 <tag k="type" v="lanelet"/></relation></osm>"""

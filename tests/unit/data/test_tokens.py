@@ -148,6 +148,10 @@ def test_vocabulary_covers_within_the_tolerance():
     tokens, coverage = build_motion(segments, 0, 4000, 0.1, random)
     assert coverage.absorbed == 1.0
     assert coverage.mean < 0.1
+    mirrored = tokens * [1, -1, -1]
+    apart = np.abs(tokens[:, None, -1] - mirrored[:, -1]).max(axis=-1)
+    assert apart.min(axis=0).max() < 1e-9, "every token has its mirror image"
+    assert apart.diagonal().max() > 0.1, "and most are not their own"
     assert len(tokens) < 4000
     few, poor = build_motion(segments, 0, 20, 0.1, random)
     assert len(few) <= 20
@@ -184,9 +188,9 @@ def test_scenes_together_are_scenes_one_by_one(vocabulary, scenes):
 def test_the_future_changes_no_token_of_the_past(vocabulary, scenes):
     scene = scenes[0]
     pose = scene.pose_AT3.copy()
-    pose[:, 11:, :2] += 5.0
+    pose[:, 11:, :2] += 30.0
     other = type(scene)(**{**vars(scene), "pose_AT3": pose})
-    one, two = next(Tokeniser(vocabulary)([scene])), next(Tokeniser(vocabulary)([other]))
+    one, two = (next(Tokeniser(vocabulary, margin=5.0)([s])) for s in (scene, other))
     np.testing.assert_array_equal(one.token_AK[:, :HISTORY], two.token_AK[:, :HISTORY])
     np.testing.assert_array_equal(one.point_M32, two.point_M32)
     assert not np.array_equal(one.token_AK, two.token_AK)

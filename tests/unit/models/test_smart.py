@@ -143,6 +143,12 @@ def test_hidden_pieces_are_not_seen_where_they_are_predicted(view, model):
         )
     assert torch.equal(one[1], two[1])
     assert not torch.equal(one[0], two[0]), "the decoder sees all pieces"
+    pose = batch.road_pose_BM3.clone()
+    pose[..., 2] += 0.3 * batch.road_hidden_BM  # their directions would tell how the line goes on
+    with torch.no_grad():
+        three = model(dataclasses.replace(batch, road_pose_BM3=pose))
+    shown = ~batch.road_hidden_BM & batch.road_valid_BM
+    assert torch.equal(one[1][shown], three[1][shown])
 
 
 def test_classes_keep_to_their_tokens(view, model):
@@ -157,7 +163,9 @@ def test_classes_keep_to_their_tokens(view, model):
 
 @pytest.mark.parametrize("top_k", [1, 8])
 def test_cached_rollout_equals_uncached(view, model, top_k):
-    batch = view.batch("test", 0, np.arange(2))
+    batch = view.gather(np.arange(4))
+    lights = batch.light_BMK
+    assert (lights[:, :, 0] != lights[:, :, 1]).any(), "a light changes before the present"
     config = RolloutConfig(samples=3, top_k=top_k)
     cached, whole = (rollout(model, batch, config, cached=c) for c in (True, False))
     present = cached.present_BA[:, None].expand(-1, 3, -1)
