@@ -14,6 +14,7 @@ from millrace.data.normalisation import Normalisation
 from millrace.data.plane_windows import PlaneView, PlaneWindowConfig
 from millrace.data.scenario_view import ScenarioConfig, ScenarioView
 from millrace.data.windows import PatchView, WindowConfig
+from millrace.data.weather_view import WeatherView, WeatherWindowConfig
 from millrace.errors import ConfigError
 
 
@@ -64,11 +65,21 @@ def _open_scenarios(
     return ScenarioView(files["scenarios"], config, device)
 
 
+def _open_weather(
+    files: Mapping[str, Path],
+    config: WeatherWindowConfig,
+    device: torch.device,
+    statistics: Normalisation | None,
+) -> WeatherView:
+    return WeatherView(files["weather"], config, device, statistics=statistics)
+
+
 VIEWS = {
     "patches": ViewKind(WindowConfig, _open_patches),
     "planes": ViewKind(PlaneWindowConfig, _open_planes),
     "blocks": ViewKind(BlockViewConfig, _open_blocks),
     "scenarios": ViewKind(ScenarioConfig, _open_scenarios),
+    "weather": ViewKind(WeatherWindowConfig, _open_weather),
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from millrace.errors import ConfigError
 
-LOSSES = ("relative_l2", "mse")
+LOSSES = ("relative_l2", "mse", "mae")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def field_loss(
 
     ``relative_l2`` is ||error|| / (||target|| + eps), norms over time and variables of one point;
     ``mse`` is the mean squared error in units of ``scale_V``, the typical one-step change of each
-    variable: a variable that changes slowly counts as much as one that swings with the tide.
+    variable: a variable that changes slowly counts as much as one that swings with the tide; ``mae`` is the
+    mean absolute error in these units.
 
     With a ``variance_weight`` the root of the mean square error of the concentration is added, each
     point weighted with ``variance_weight_KV``, see `millrace.data.variance`.
@@ -57,6 +58,8 @@ def field_loss(
 def _main_term(
     error_KBTV: Tensor, target_KBTV: Tensor, scale_V: Tensor, config: LossConfig
 ) -> Tensor:
+    if config.kind == "mae":
+        return (error_KBTV / scale_V).abs().mean(dim=(0, 2, 3))
     if config.kind == "mse":
         return (error_KBTV / scale_V).square().mean(dim=(0, 2, 3))
     # The root of an exact zero has no finite gradient.

@@ -1,11 +1,19 @@
 """The models by name."""
 
 from millrace.errors import ConfigError
-from millrace.models import downscaler, gfno, gino, regression, smart
+from millrace.models import aurora, downscaler, gfno, gino, regression, smart
 from millrace.models.spec import ModelSpec
 
 MODELS: dict[str, ModelSpec] = {
-    spec.name: spec for spec in (gino.SPEC, gfno.SPEC, downscaler.SPEC, regression.SPEC, smart.SPEC)
+    spec.name: spec
+    for spec in (
+        gino.SPEC,
+        gfno.SPEC,
+        downscaler.SPEC,
+        regression.SPEC,
+        smart.SPEC,
+        aurora.SPEC,
+    )
 }
 
 

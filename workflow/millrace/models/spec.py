@@ -1,10 +1,44 @@
 """What the training engine knows of a model: nothing but a `ModelSpec`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a model can be divided among processes: facts about its modules, nothing distributed.
+
+    A model is a chain of units, submodules that are passed one after another. What passes between two of
+    them are tensors with a leading axis of samples.
+    """
+
+    units: Callable[[Any], list[str]]
+    """module -> names of the units along the chain: what is sharded, and what stages are made of."""
+    stage: Callable[[nn.Module, int, int, int, int], nn.Module]
+    """(module, begin, end, step, steps) -> module that passes through units begin to end at one of the
+    steps of a rollout; it takes what the stage before gave, and `inputs` by name."""
+    costs: Callable[[Any], list[float]]
+    """module -> how much work each unit is, in any unit."""
+    drop: Callable[[Any, int], None]
+    """(module, unit): remove the parameters of a unit; the others keep their names."""
+    steps: Callable[[Any], int]
+    """view -> steps of a rollout."""
+    inputs: Callable[[Any], Mapping[str, Tensor]]
+    """batch -> tensors that every stage gets, samples first."""
+    loss: Callable[[nn.Module, Tensor, Any, Any], Tensor]
+    """(module, output of the last stage, batch, loss config) -> loss of each sample, [B]."""
+    pairs: Callable[[nn.Module], Sequence[tuple[str, str]]]
+    """module -> names of linear layers of which the first can be cut by its outputs and the second by its
+    inputs, with nothing but elementwise or headwise work between them."""
+    packed: Callable[[nn.Module], Mapping[str, int]]
+    """module -> linear layers whose outputs are queries, keys and values in one, and their heads."""
+    heads: Callable[[Any], Sequence[int]]
+    """config -> numbers of heads that tensor parallelism must divide."""
+    limit: Callable[[Any], int]
+    """config -> most stages a pipeline can have."""
 
 
 @dataclass(frozen=True)
@@ -30,4 +64,7 @@ class ModelSpec:
     """(config, batch, seeds) -> batch with what a step draws at random, such as noise: a function of the
     seeds, int64[B], one for each sample. None: the model draws nothing."""
     blocks: tuple[str, ...] = ()
-    """Submodules whose activations may be computed again instead of kept: those that hold most."""
+    """Submodules whose activations may be computed again instead of kept: those that hold most.
+    A ``*`` stands for all submodules of that level."""
+    division: Division | None = None
+    """How it can be divided among processes; None: copies of it only."""

@@ -1,5 +1,6 @@
 """Compiling a model and checkpointing its activations: from outside, by what its spec says."""
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,17 +35,16 @@ def checkpoint_activations(module: nn.Module, blocks: Sequence[str]) -> None:
     A block is computed again when its gradients are needed (Chen et al. 2016, arXiv:1604.06174): the
     same gradients for less memory and more time. In a name, ``*`` stands for all members of a list.
     """
-    for name in blocks:
-        for block in _matching(module, name.split(".")):
-            block.forward = _checkpointed(block.forward)
+    for name in _expanded(module, blocks):
+        block = module.get_submodule(name)
+        block.forward = _checkpointed(block.forward)
 
 
-def _matching(module: nn.Module, path: Sequence[str]) -> list[nn.Module]:
-    if not path:
-        return [module]
-    first, *rest = path
-    children = module.children() if first == "*" else [module.get_submodule(first)]
-    return [found for child in children for found in _matching(child, rest)]
+def _expanded(module: nn.Module, blocks: Sequence[str]) -> list[str]:
+    """Names of the submodules; those that a stage of a pipeline does not hold are left out."""
+    patterns = [re.compile(re.escape(block).replace(r"\*", "[^.]+")) for block in blocks]
+    present = [name for name, _ in module.named_modules()]
+    return [name for name in present if any(pattern.fullmatch(name) for pattern in patterns)]
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,124 @@
+"""What the engine knows of Aurora."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from millrace.data.weather_view import WeatherBatch, WeatherView
+from millrace.models.aurora.config import AuroraConfig
+from millrace.models.aurora.encodings import place_encodings
+from millrace.models.aurora.loss import channel_weights, weighted_mae
+from millrace.models.aurora.model import (
+    Aurora,
+    AuroraPart,
+    check_grid,
+    drop,
+    stage_inputs,
+    unit_costs,
+    unit_names,
+)
+from millrace.models.aurora.perceiver import Grid
+from millrace.models.aurora.swin import SwinBlock
+from millrace.models.losses import LossConfig, field_loss
+from millrace.models.spec import Division, ModelSpec
+
+
+def _build(config: AuroraConfig, view: WeatherView) -> Aurora:
+    check_grid(config, view.shape)
+    position, scale = place_encodings(
+        view.latitude, view.longitude, config.patch_size, config.embed_dim
+    )
+    grid = Grid(
+        position_ND=position,
+        scale_ND=scale,
+        level_L=torch.tensor(view.levels, dtype=torch.float64, device="cpu"),
+        static_FIJ=torch.from_numpy(view.static),
+        surface=len(view.surface),
+        air=len(view.air),
+        hours=view.step_hours,
+    )
+    scale_C = torch.from_numpy(view.increment_scale)
+    model = Aurora(config, grid, view.shape, view.config.input_steps, scale_C)
+    weight_C = channel_weights(view.surface, view.air, len(view.levels), config.loss_weights)
+    model.register_buffer("loss_weight_C", weight_C, persistent=False)
+    return model
+
+
+def _predict(module: nn.Module, batch: WeatherBatch) -> Tensor:
+    return as_points(module(batch))
+
+
+def as_points(states_BKCIJ: Tensor) -> Tensor:
+    """Fields as values at cells, [I * J, B, K, C]."""
+    return states_BKCIJ.flatten(3).permute(3, 0, 1, 2)
+
+
+def _loss(module: nn.Module, batch: WeatherBatch, config: LossConfig) -> Tensor:
+    core = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+    weight_C: Any = core.get_buffer("loss_weight_C")
+    return _forecast_loss(module(batch), batch, config, weight_C)
+
+
+def _forecast_loss(
+    forecast_BKCIJ: Tensor, batch: WeatherBatch, config: LossConfig, weight_C: Tensor
+) -> Tensor:
+    if config.kind == "mae":
+        return weighted_mae(forecast_BKCIJ, batch.y_BKCIJ, weight_C)
+    points = as_points(forecast_BKCIJ)
+    return field_loss(points, batch.y_KBTV, batch.scale_V, config, batch.variance_weight_KV)
+
+
+def _loss_of_forecast(
+    module: nn.Module, forecast: Tensor, batch: WeatherBatch, config: LossConfig
+) -> Tensor:
+    return _forecast_loss(forecast, batch, config, module.get_buffer("loss_weight_C"))
+
+
+def _stage(module: nn.Module, begin: int, end: int, step: int, steps: int) -> nn.Module:
+    assert isinstance(module, Aurora)
+    return AuroraPart(module, begin, end, step, steps)
+
+
+def _packed(module: nn.Module) -> Mapping[str, int]:
+    """Packed projections of queries, keys and values, and their heads."""
+    return {
+        f"{name}.attention.qkv": block.attention.proj.in_features // block.attention.head_dim
+        for name, block in module.named_modules()
+        if isinstance(block, SwinBlock)
+    }
+
+
+def _pairs(module: nn.Module) -> list[tuple[str, str]]:
+    pairs = (("attention.qkv", "attention.proj"), ("mlp.fc1", "mlp.fc2"))
+    return [
+        (f"{name}.{first}", f"{name}.{second}")
+        for name, block in module.named_modules()
+        if isinstance(block, SwinBlock)
+        for first, second in pairs
+    ]
+
+
+SPEC = ModelSpec(
+    name="aurora",
+    config=AuroraConfig,
+    view="weather",
+    build=_build,
+    predict=_predict,
+    loss=_loss,
+    blocks=("encoder", "blocks.*", "decoder"),
+    division=Division(
+        units=unit_names,
+        stage=_stage,
+        costs=unit_costs,
+        drop=drop,
+        steps=lambda view: view.config.output_steps,
+        inputs=stage_inputs,
+        loss=_loss_of_forecast,
+        pairs=_pairs,
+        packed=_packed,
+        heads=lambda config: config.attention_heads,
+        limit=lambda config: config.swin_blocks,
+    ),
+)

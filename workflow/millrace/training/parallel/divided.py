@@ -1,0 +1,190 @@
+"""A model of which each process holds a part, and how a step of training goes with it."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from millrace.errors import ConfigError
+from millrace.models.spec import Division, ModelSpec
+from millrace.training.batches import RankShare
+from millrace.training.distributed import Ranks
+from millrace.training.parallel.config import ParallelConfig
+from millrace.training.parallel.pipeline import Pipeline, stage_bounds
+from millrace.training.parallel.shards import fill, local, whole
+from millrace.training.parallel.tensor import divide_layers, ordered, restored
+
+AXES = ("pp", "dp_replicate", "dp_shard", "tp")
+
+
+class Divided:
+    """Cuts a module that is whole and equal on all processes; afterwards each holds its part.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    module : nn.Module
+        As built; it loses the units of other stages.
+    config : ParallelConfig
+        Resolved.
+    ranks : Ranks
+    steps : int
+        Of a rollout.
+    prepare : callable
+        Called with the part of the module that is left, before it is sharded: to have its activations
+        computed again, for one.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        module: nn.Module,
+        config: ParallelConfig,
+        ranks: Ranks,
+        steps: int,
+        prepare: Callable[[nn.Module], None],
+    ) -> None:
+        assert spec.division is not None
+        division: Division = spec.division
+        self.config, self.module, self._ranks, self._division = config, module, ranks, division
+        sizes = (config.pipeline, config.dp_replicate or 1, config.dp_shard, config.tensor)
+        self._mesh = init_device_mesh(ranks.device.type, sizes, mesh_dim_names=AXES)
+        self._at = dict(zip(AXES, self._mesh.get_coordinate() or (0,) * 4, strict=True))
+        self.data_rank = self._at["dp_replicate"] * config.dp_shard + self._at["dp_shard"]
+        self.data_size = config.data_size
+        self.names = [name for name, _ in module.named_parameters()]
+        units, costs = division.units(module), division.costs(module)
+        bounds = stage_bounds(costs, config.stages)
+        mine = [s for s in range(config.stages) if s % config.pipeline == self._at["pp"]]
+        held = [unit for stage in mine for unit in range(*bounds[stage])]
+        if config.pipeline > 1:
+            for unit in set(range(len(units))) - set(held):
+                division.drop(module, unit)
+        self._orders: dict[str, Tensor] = {}
+        if config.tensor > 1:
+            self._orders = divide_layers(
+                module, self._mesh["tp"], division.pairs(module), division.packed(module)
+            )
+        prepare(module)
+        parts = {
+            step * config.stages + stage: division.stage(module, *bounds[stage], step, steps)
+            for step in range(steps)
+            for stage in mine
+        }
+        self._shards = config.dp_shard > 1
+        if self._shards:
+            self._shard([units[unit] for unit in held], parts)
+        self._pipeline: Pipeline | None = None
+        if config.pipeline > 1:
+            group, total = self._mesh["pp"].get_group(), config.stages * steps
+            self._pipeline = Pipeline(parts, total, config, group, ranks.device)
+        if ranks.is_first and (advice := config.advice()):
+            warnings.warn(advice, stacklevel=2)
+
+    def _shard(self, names: Sequence[str], parts: Mapping[int, nn.Module]) -> None:
+        both = (self.config.dp_replicate or 1) > 1
+        mesh: DeviceMesh = self._mesh["dp_replicate", "dp_shard"] if both else self._mesh["dp_shard"]
+        for name in names:
+            # Also the last unit frees its weights: they may change between two forward passes.
+            fully_shard(self.module.get_submodule(name), mesh=mesh, reshard_after_forward=True)
+        if self.config.pipeline > 1 and len(parts) == 1:
+            (root,) = parts.values()  # torch's stages delay the exchange to the last micro-batch
+        else:
+            root = self.module
+        fully_shard(root, mesh=mesh, reshard_after_forward=True)
+
+    @property
+    def holders(self) -> int:
+        """Processes that hold parts or copies of the same parameters as this one."""
+        return self._ranks.world_size // self.config.pipeline
+
+    @property
+    def counted(self) -> int:
+        """Processes that report the same loss as this one."""
+        return self.config.pipeline * self.config.tensor
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether samples pass through stages."""
+        return self._pipeline is not None
+
+    @property
+    def loss_factor(self) -> float:
+        """What the loss is multiplied with so that the exchange of gradients adds them up."""
+        return float(self.data_size) if self._shards else 1.0
+
+    def exchanging(self, is_last: bool) -> None:
+        """Say whether the next backward pass is the last of a step."""
+        if self._shards and not self.is_pipeline and isinstance(self.module, FSDPModule):
+            self.module.set_requires_gradient_sync(is_last)
+
+    def finish_gradients(self) -> None:
+        """Add up the gradients of copies that nothing else adds up."""
+        if self._shards or self.data_size == 1:
+            return
+        gradients = [local(p.grad) for p in self.module.parameters() if p.grad is not None]
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        dist.all_reduce(flat, group=self._mesh["dp_replicate"].get_group())
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def padded(self, share: RankShare, global_batch: int) -> RankShare:
+        """A share of the size that a pipeline always takes: what is missing does not count."""
+        parts = self.config.micro_batches or 1
+        size = -(-self.config.samples(global_batch) // parts) * parts
+        missing = size - len(share.index)
+        return replace(
+            share,
+            index=np.concatenate([share.index, np.repeat(share.index[:1], missing)]),
+            weight=np.concatenate([share.weight, np.zeros(missing, dtype=np.float32)]),
+        )
+
+    def run(
+        self,
+        samples: Sequence[Any],
+        loss: Callable[[Tensor, Any], Tensor],
+        backward: bool,
+    ) -> Tensor:
+        """Pass micro-batches through the pipeline; their loss, on every process of it."""
+        assert self._pipeline is not None
+        every = [self._division.inputs(part) for part in samples]
+        inputs = {name: torch.cat([part[name] for part in every]) for name in every[0]}
+        total = self._pipeline.run(inputs, lambda out, number: loss(out, samples[number]), backward)
+        dist.all_reduce(total, group=self._mesh["pp"].get_group())
+        return total
+
+    def gather(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors by the parameters' names, on the first process; to be called on all.
+
+        Parameters
+        ----------
+        values : mapping
+            Tensors cut like the parameters of these names, of this process.
+        """
+        leads = not any(self._at[axis] for axis in AXES[1:])
+        mine = {}
+        for name, value in values.items():
+            full = whole(value)
+            if leads:
+                mine[name] = restored(full, self._orders.get(name)).detach().cpu().clone()
+        gathered = self._ranks.gather(mine)
+        return {name: value for part in gathered for name, value in part.items()}
+
+    def fill(self, tensor: Tensor, name: str, full: Tensor) -> None:
+        """Take this process's part of a whole tensor that is cut like a parameter."""
+        fill(tensor, ordered(full.to(local(tensor).device), self._orders.get(name)))
+
+
+def check_division(spec: ModelSpec, config: ParallelConfig) -> None:
+    """Raise `ConfigError` if a model can only be copied."""
+    if config.is_divided and spec.division is None:
+        raise ConfigError(
+            f"parallel: {spec.name} can only be copied; leave dp_shard, pipeline and tensor at 1"
+        )
