@@ -10,12 +10,14 @@ import motion_scenes
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from millrace.data.blocks import BlockConfig, extract_blocks
 from millrace.data.hdf5 import create
 from millrace.data.planes import PlaneWriter, Section
 from millrace.data.scenarios import TokenConfig, build_vocabulary, tokenise
 from millrace.data.series import SplitConfig
+from millrace.data.weather import WeatherConfig, extract_weather
 from millrace.demo.climate import ClimateConfig, write_climate
 from millrace.training.distributed import Ranks
 
@@ -30,7 +32,9 @@ def alone():
 
 
 @pytest.fixture(scope="session")
-def experiments(samples, definition, plane_samples, block_samples, motion_samples):
+def experiments(
+    samples, definition, plane_samples, block_samples, motion_samples, weather_samples
+):
     """A small definition and the files of its samples, for every model."""
     planes = {
         "data": {"input_steps": 4, "output_steps": 4, "stride": 2, "radius": 0.4},
@@ -64,7 +68,24 @@ def experiments(samples, definition, plane_samples, block_samples, motion_sample
         },
         "train": {"global_batch": 4, "learning_rate": 3e-3},
     }
+    weather = {
+        "data": {},
+        "model": {
+            "name": "aurora",
+            "embed_dim": 16,
+            "encoder_depths": [1, 2, 1],
+            "decoder_depths": [1, 2, 1],
+            "encoder_heads": [2, 2, 4],
+            "decoder_heads": [4, 2, 2],
+            "perceiver_heads": 2,
+            "latent_levels": 3,
+            "patch_size": 2,
+            "window": [2, 4, 4],
+        },
+        "train": {"global_batch": 4, "learning_rate": 3e-3, "loss": {"kind": "mae"}},
+    }
     return {
+        "aurora": (weather, {"weather": str(weather_samples)}),
         "downscaler": (blocks, {"blocks": str(block_samples)}),
         "regression": (flat, {"blocks": str(block_samples)}),
         "smart": (motion, {"scenarios": str(motion_samples)}),
@@ -90,6 +111,45 @@ def train_on_ranks(tmp_path_factory):
         return json.loads(output.read_text())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def weather_samples(tmp_path_factory):
+    """A `weather.h5`: waves that travel east over a grid of 16 x 32 cells with three levels."""
+    directory = tmp_path_factory.mktemp("weather")
+    waves(STEPS).to_netcdf(directory / "weather.nc")
+    config = WeatherConfig(surface=("2t", "msl"), air=("z", "u"), static=("lsm",))
+    split = SplitConfig(0.5, 0.25, 4)
+    extract_weather(directory / "weather.nc", directory / "weather.h5", config, split)
+    return directory / "weather.h5"
+
+
+def waves(steps, rows=16, columns=32, levels=(300.0, 500.0, 850.0)):
+    """Weather in the names and axes of WeatherBench 2, as an `xarray` dataset."""
+    step = np.arange(steps)[:, None, None]
+    latitude = np.linspace(-84, 84, rows)
+    longitude = np.arange(columns) * 360 / columns
+    north, east = np.deg2rad(latitude)[:, None], np.deg2rad(longitude)
+    wave = np.cos(north) * np.sin(2 * east - 0.5 * step) + 0.4 * np.sin(3 * east + north - 0.9 * step)
+    plane = ("time", "latitude", "longitude")
+    shear = 1 + 0.2 * np.arange(len(levels))[None, :, None, None]
+    layer = wave[:, None] * shear + 0.3 * np.cos(4 * east - 0.7 * step[:, None])
+    air = ("time", "level", "latitude", "longitude")
+    return xr.Dataset(
+        {
+            "2m_temperature": (plane, 280 + 10 * wave, {"units": "K"}),
+            "mean_sea_level_pressure": (plane, 101_000 + 900 * np.roll(wave, 3, 2), {"units": "Pa"}),
+            "geopotential": (air, 5e4 + 1e3 * layer, {"units": "m**2 s**-2"}),
+            "u_component_of_wind": (air, 10 + 8 * np.roll(layer, 2, 3), {"units": "m s**-1"}),
+            "land_sea_mask": (plane[1:], (np.sin(2 * east) * np.cos(north) > 0.2).astype(float)),
+        },
+        coords={
+            "time": np.datetime64("2001-03-01T00", "ns") + np.arange(steps) * np.timedelta64(6, "h"),
+            "level": ("level", np.array(levels), {"units": "hPa"}),
+            "latitude": latitude,
+            "longitude": longitude,
+        },
+    )
 
 
 @pytest.fixture(scope="session")

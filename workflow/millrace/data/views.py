@@ -13,8 +13,8 @@ from millrace.data.joint import open_joint
 from millrace.data.normalisation import Normalisation
 from millrace.data.plane_windows import PlaneView, PlaneWindowConfig
 from millrace.data.scenario_view import ScenarioConfig, ScenarioView
-from millrace.data.windows import PatchView, WindowConfig
 from millrace.data.weather_view import WeatherView, WeatherWindowConfig
+from millrace.data.windows import PatchView, WindowConfig
 from millrace.errors import ConfigError
 
 

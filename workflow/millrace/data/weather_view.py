@@ -84,6 +84,10 @@ class WeatherBatch:
         return len(self.weight_B)
 
 
+# DDP looks for the tensors of a batch in order to follow the graph of autograd.
+torch.utils._pytree.register_dataclass(WeatherBatch)
+
+
 @dataclass(frozen=True)
 class _States:
     """All states of a small file."""

@@ -6,6 +6,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from millrace.training.parallel.divided import Divided
+from millrace.training.parallel.shards import local
+from millrace.training.parallel.state import load_weights
+
 
 class Ema:
     """Average of a module's parameters over the steps (Polyak & Juditsky 1992, exponential form).
@@ -22,29 +26,37 @@ class Ema:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self._module, self._decay = module, decay
-        self._average = [p.detach().clone() for p in module.parameters()]
+        self._average = [local(p).detach().clone() for p in module.parameters()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after optimiser step ``step``."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._average, list(self._module.parameters()), 1 - decay)
+        torch._foreach_lerp_(self._average, self._own(), 1 - decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Give the module the averaged weights for a while."""
-        own = [p.detach().clone() for p in self._module.parameters()]
+        own = [p.clone() for p in self._own()]
         self._fill(self._average)
         try:
             yield
         finally:
             self._fill(own)
 
-    def load(self, weights: Mapping[str, Tensor]) -> None:
+    def load(self, weights: Mapping[str, Tensor], divided: Divided | None = None) -> None:
         """Continue from the averaged weights by name."""
-        for (name, _), average in zip(self._module.named_parameters(), self._average, strict=True):
-            average.copy_(weights[name])
+        own = [p.clone() for p in self._own()]
+        load_weights(self._module, weights, divided)
+        for average, parameter in zip(self._average, self._own(), strict=True):
+            average.copy_(parameter)
+        self._fill(own)
+
+    @torch.no_grad()
+    def _own(self) -> list[Tensor]:
+        """What this process holds of the parameters."""
+        return [local(p).detach() for p in self._module.parameters()]
 
     @torch.no_grad()
     def _fill(self, values: list[Tensor]) -> None:
-        torch._foreach_copy_(list(self._module.parameters()), values)
+        torch._foreach_copy_(self._own(), values)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from millrace.errors import ExitCode, UserError
+from millrace.errors import ConfigError, ExitCode, UserError
 from millrace.models.spec import ModelSpec
 from millrace.training.acceleration import checkpoint_activations, compile_in_place
 from millrace.training.batches import (
@@ -40,6 +40,16 @@ from millrace.training.distributed import (
 )
 from millrace.training.early_stopping import best_epoch, is_exhausted
 from millrace.training.ema import Ema
+from millrace.training.parallel.config import ParallelConfig
+from millrace.training.parallel.copies import check_static_graph
+from millrace.training.parallel.divided import Divided, divide
+from millrace.training.parallel.shards import kinds
+from millrace.training.parallel.state import (
+    gathered,
+    load_optimizer,
+    load_weights,
+    optimizer_state,
+)
 from millrace.training.phases import Mark, unmarked
 from millrace.training.precision import LossScaler, autocast
 from millrace.training.schedules import factor
@@ -100,6 +110,8 @@ class Trainer:
     ranks : Ranks
     execution : ExecutionConfig, optional
         How the weights are computed, see there.
+    parallel : ParallelConfig, optional
+        How the ranks are used; by default each has a copy of the model.
     mark : Mark, optional
         Is told where each step is, see `millrace.training.phases`.
     """
@@ -113,6 +125,7 @@ class Trainer:
         seed: int,
         ranks: Ranks,
         execution: ExecutionConfig | None = None,
+        parallel: ParallelConfig | None = None,
         mark: Mark = unmarked,
     ) -> None:
         self._mark = mark
@@ -123,11 +136,14 @@ class Trainer:
         self.module = spec.build(model_config, view).to(ranks.device)
         if config.init_from is not None:
             warm_start(self.module, config.init_from)
-        seed_everything(seed, ranks.rank)
+        self._trained_names = [n for n, p in self.module.named_parameters() if p.requires_grad]
+        self.divided = self._divide(parallel or ParallelConfig())
+        seed_everything(seed, self.divided.data_rank if self.divided else ranks.rank)
         self._parallel = self._wrapped()
         self._trained = [p for p in self.module.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": group} for group in kinds(self._trained)]
         self.optimizer = torch.optim.AdamW(
-            self._trained, lr=config.learning_rate, weight_decay=config.weight_decay
+            groups, lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self._scaler = LossScaler(config.precision)
         self._ema = Ema(self.module, config.ema) if config.ema else None
@@ -145,20 +161,47 @@ class Trainer:
         self._watchdog = Watchdog()
         self._not_finite = torch.zeros((), dtype=torch.bool, device=ranks.device)
 
+    def _divide(self, parallel: ParallelConfig) -> Divided | None:
+        """Leave this rank its part of the module; None: all of it."""
+        resolved = parallel.of(
+            self.spec, self._model_config, self.ranks.world_size, self.config.global_batch
+        )
+        self._static_graph = resolved.static_graph
+        if not resolved.is_divided:
+            return None
+        if self.execution.compile or self.config.gradient_compression != "none":
+            raise ConfigError(
+                "train.compile, train.gradient_compression: work on copies of a model only; leave them out "
+                "or leave parallel.dp_shard, pipeline and tensor at 1"
+            )
+        return divide(
+            self.spec, self.module, resolved, self.ranks, self.view, self._checkpoint_activations
+        )
+
+    def _checkpoint_activations(self, module: nn.Module) -> None:
+        if self.execution.activation_checkpointing:
+            checkpoint_activations(module, self.spec.blocks)
+
     def _wrapped(self) -> nn.Module:
         """The module as it is called in training."""
-        if self.execution.activation_checkpointing:
-            checkpoint_activations(self.module, self.spec.blocks)
+        if self.divided is not None:
+            return self.module
+        self._checkpoint_activations(self.module)
         if self.execution.compile:
             compile_in_place(self.module, self.ranks.device)
         if self.ranks.world_size == 1:
             return self.module
+        if self._static_graph:
+            check_static_graph(self.view.batch("train", 0, np.zeros(1, dtype=np.int64)))
         with warnings.catch_warnings():
             # Newer versions have another name for it, which 2.11 does not know.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
             # Buffers are constants of the data, equal on all ranks.
             parallel = DistributedDataParallel(
-                self.module, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.module,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                static_graph=self._static_graph,
             )
         exchange_gradients(parallel, self.config.gradient_compression, self._mark)
         return parallel
@@ -248,6 +291,8 @@ class Trainer:
 
     def _clipped(self) -> Tensor:
         """Norm of the gradient before it is clipped, the same on all ranks."""
+        if self.divided is not None:
+            return self.divided.clip(self._scaler, self.config.clip_norm or math.inf)
         # Of pairs of real numbers the norm is the same, and many times faster.
         gradients = [
             torch.view_as_real(p.grad) if p.grad.is_complex() else p.grad
@@ -266,19 +311,55 @@ class Trainer:
         Ranks may have different numbers of micro-batches, but each has a last one: only that one
         exchanges gradients, so that nobody waits for a rank that has none left.
         """
+        if self.divided is not None:
+            return self._backward_divided(self.divided, *self._shares(batch))
         total = torch.zeros((), device=self.ranks.device)
-        *first, last = self._parts(batch)
+        *first, last = micro_batches(self._shares(batch), self.execution.micro_batch)
         for part in first:
             with self._without_exchange():
-                total += self._backward_part(part)
-        return total + self._backward_part(last)
+                total += self._backward_part(part, self.ranks.world_size)
+        return total + self._backward_part(last, self.ranks.world_size)
 
-    def _backward_part(self, part: RankShare) -> Tensor:
+    def _backward_part(self, part: RankShare, factor: float) -> Tensor:
         loss = self._losses("train", part, self._parallel).sum() / part.batch_size
         self._mark("backward")
         # Gradients are averaged over the ranks; what is wanted is the sum of the ranks' parts.
-        (loss * self.ranks.world_size * self._scaler.scale).backward()
+        (loss * factor * self._scaler.scale).backward()
         return loss.detach()
+
+    def _backward_divided(self, divided: Divided, share: RankShare) -> Tensor:
+        if divided.is_pipeline:
+            total = self._through_stages(divided, "train", share, backward=True) / share.batch_size
+        else:
+            total = torch.zeros((), device=self.ranks.device)
+            parts = micro_batches([share], self.execution.micro_batch)
+            for number, part in enumerate(parts, start=1):
+                divided.exchanging(number == len(parts))
+                total += self._backward_part(part, divided.loss_factor)
+        divided.finish_gradients()
+        return total / divided.counted  # others report the same
+
+    def _through_stages(
+        self, divided: Divided, split: str, share: RankShare, backward: bool
+    ) -> Tensor:
+        """Sum of the losses of a share, the same on all ranks of the pipeline."""
+        size = len(share.index) // (divided.config.micro_batches or 1)
+        samples = [self.samples(split, part) for part in micro_batches([share], size)]
+        scale = divided.loss_factor * self._scaler.scale / share.batch_size if backward else 1.0
+
+        def loss(output: Tensor, number: int) -> Tensor:
+            assert self.spec.division is not None
+            with autocast(self.config.precision, self.ranks.device):
+                loss_B = self.spec.division.loss(
+                    self.module, output, samples[number], self.config.loss
+                )
+            return (loss_B * samples[number].weight_B).sum() * scale
+
+        with autocast(self.config.precision, self.ranks.device):
+            total = divided.run(samples, loss, backward)
+        return total * (
+            share.batch_size / (divided.loss_factor * self._scaler.scale) if backward else 1.0
+        )
 
     def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
         parallel = self._parallel
@@ -286,10 +367,13 @@ class Trainer:
             return parallel.no_sync()
         return contextlib.nullcontext()
 
-    def _parts(self, batch: GlobalBatch) -> list[RankShare]:
-        """What this rank takes of a batch, in micro-batches."""
-        shares = rank_shares(batch, self.ranks.rank, self.ranks.world_size)
-        return micro_batches(shares, self.execution.micro_batch)
+    def _shares(self, batch: GlobalBatch) -> list[RankShare]:
+        """What this rank takes of a batch."""
+        if self.divided is None:
+            return rank_shares(batch, self.ranks.rank, self.ranks.world_size)
+        # All samples of a model that can be divided are alike.
+        [share] = rank_shares(batch, self.divided.data_rank, self.divided.data_size)
+        return [self.divided.padded(share, self.config.global_batch)]
 
     def _losses(self, split: str, part: RankShare, model: nn.Module) -> Tensor:
         """Loss of each sample, [B], 0 for those that do not count."""
@@ -350,10 +434,18 @@ class Trainer:
         total, count = 0.0, 0
         with self._ema.applied() if self._ema else contextlib.nullcontext():
             for batch in self._validation.epoch(0):
-                for part in self._parts(batch):
-                    total += float(self._losses("validation", part, self.module).double().sum())
+                total += self._validated(self._shares(batch))
                 count += batch.size
         return self.ranks.sum(total)[0] / count
+
+    def _validated(self, shares: list[RankShare]) -> float:
+        """Sum of the losses of what this rank takes of a batch, or of its part of that."""
+        if self.divided is not None and self.divided.is_pipeline:
+            total = self._through_stages(self.divided, "validation", *shares, backward=False)
+            return float(total) / self.divided.counted
+        parts = micro_batches(shares, self.execution.micro_batch)
+        losses = (self._losses("validation", part, self.module).double().sum() for part in parts)
+        return sum(map(float, losses)) / (self.divided.counted if self.divided else 1)
 
     def _forecasting(self) -> dict[str, Tensor]:
         """The weights that are validated: averaged, if that is asked for."""
@@ -361,9 +453,8 @@ class Trainer:
             return {name: value.detach().clone() for name, value in self._tensors().items()}
 
     def _tensors(self) -> dict[str, Tensor]:
-        # Tensors only: library models add metadata that may hold code.
-        state = self.module.state_dict()
-        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        """Whole weights by name; of a divided model only the first rank gets them."""
+        return gathered(self.module, self.divided)
 
     def begin_session(self, description: Mapping[str, Any]) -> None:
         """Note that training starts or resumes here."""
@@ -373,7 +464,9 @@ class Trainer:
         """Everything that training needs to continue; call it on all ranks, meant for the first."""
         state = {
             "model": self._tensors(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(
+                self.optimizer, self.module, self._trained_names, self.divided
+            ),
             "scaler": self._scaler.state(),
             "step": self.step,
             "history": self.history,
@@ -390,15 +483,17 @@ class Trainer:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, saved by any number of ranks."""
-        self.module.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_weights(self.module, state["model"], self.divided)
+        load_optimizer(
+            self.optimizer, state["optimizer"], self.module, self._trained_names, self.divided
+        )
         self.step = state["step"]
         self.history, self.sessions = list(state["history"]), list(state["sessions"])
         self._sums.load(state["sums"])
         if "scaler" in state:
             self._scaler.load(state["scaler"])
         if self._ema is not None:
-            self._ema.load(state["ema_model"])
+            self._ema.load(state["ema_model"], self.divided)
         best = state.get("best_model", {})
         self._best = {name: value.to(self.ranks.device) for name, value in best.items()}
         if len(state["rng"]) == self.ranks.world_size:

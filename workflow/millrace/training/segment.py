@@ -24,6 +24,7 @@ from millrace.training.distributed import Ranks
 from millrace.training.early_stopping import best_epoch
 from millrace.training.engine import Trainer
 from millrace.training.loggers import Logger, check_loggers, open_loggers
+from millrace.training.parallel.config import ParallelConfig
 from millrace.training.phases import Mark, unmarked
 from millrace.training.profiler import StepProfiler, traces
 from millrace.training.progress import Reporter
@@ -69,7 +70,9 @@ def build_trainer(
         "train": _essentials(train),
         "seed": seed,
     }
-    return Trainer(spec, model_config, view, train, seed, ranks, execution, mark), described
+    parallel = from_mapping(ParallelConfig, definition.get("parallel") or {}, "parallel")
+    trainer = Trainer(spec, model_config, view, train, seed, ranks, execution, parallel, mark)
+    return trainer, described
 
 
 def _essentials(train: TrainConfig) -> dict[str, Any]:

@@ -53,7 +53,8 @@ class CrossAttention(nn.Module):
         self.to_kv = nn.Linear(channels, 2 * channels, bias=False)
         self.to_out = nn.Linear(channels, channels, bias=False)
         self.norm_q = nn.LayerNorm(channels) if normalise else nn.Identity()
-        self.norm_k = nn.LayerNorm(channels) if normalise else nn.Identity()
+        # The same shift of all keys changes no weight of the attention: a bias could not learn.
+        self.norm_k = nn.LayerNorm(channels, bias=False) if normalise else nn.Identity()
         self.norm1 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, int(mlp_ratio * channels))
         self.norm2 = nn.LayerNorm(channels)

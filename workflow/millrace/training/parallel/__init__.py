@@ -3,8 +3,3 @@
 All of it is applied from outside: a model says how it can be divided (`millrace.models.spec.Division`), a
 `ParallelConfig` how it shall be, and `Divided` does it.
 """
-
-from millrace.training.parallel.config import ParallelConfig
-from millrace.training.parallel.divided import Divided
-
-__all__ = ["Divided", "ParallelConfig"]

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from millrace.errors import ConfigError
+from millrace.models.spec import ModelSpec
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved")
 _STAGES_PER_RANK = {"interleaved": 2}
@@ -71,6 +73,25 @@ class ParallelConfig:
     def samples(self, global_batch: int) -> int:
         """Samples of a batch that a process (or its group) takes at most."""
         return -(-global_batch // self.data_size)
+
+    def of(
+        self, spec: ModelSpec, model_config: Any, world_size: int, global_batch: int
+    ) -> "ParallelConfig":
+        """`resolved` for a model; raises `ConfigError` also if it can only be copied."""
+        division = spec.division
+        if division is None:
+            if self.is_divided:
+                raise ConfigError(
+                    f"parallel: {spec.name} can only be copied; leave dp_shard, pipeline and tensor at 1"
+                )
+            return self.resolved(world_size, global_batch, (), 1)
+        if self.tensor > 1 and getattr(model_config, "lora_rank", None):
+            raise ConfigError(
+                "parallel.tensor: low-rank updates are not cut; train them with dp_shard or pipeline, or "
+                "set model.lora_rank to 0"
+            )
+        heads, limit = division.heads(model_config), division.limit(model_config)
+        return self.resolved(world_size, global_batch, heads, limit)
 
     def resolved(
         self, world_size: int, global_batch: int, heads: Sequence[int], limit: int

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from millrace.errors import ConfigError
 from millrace.models.spec import Division, ModelSpec
 from millrace.training.batches import RankShare
 from millrace.training.distributed import Ranks
 from millrace.training.parallel.config import ParallelConfig
 from millrace.training.parallel.pipeline import Pipeline, stage_bounds
-from millrace.training.parallel.shards import fill, local, whole
+from millrace.training.parallel.shards import fill, global_norm, local, scale, settled, whole
 from millrace.training.parallel.tensor import divide_layers, ordered, restored
+from millrace.training.precision import LossScaler
 
 AXES = ("pp", "dp_replicate", "dp_shard", "tp")
 
@@ -29,7 +29,7 @@ class Divided:
 
     Parameters
     ----------
-    spec : ModelSpec
+    division : Division
     module : nn.Module
         As built; it loses the units of other stages.
     config : ParallelConfig
@@ -44,16 +44,14 @@ class Divided:
 
     def __init__(
         self,
-        spec: ModelSpec,
+        division: Division,
         module: nn.Module,
         config: ParallelConfig,
         ranks: Ranks,
         steps: int,
         prepare: Callable[[nn.Module], None],
     ) -> None:
-        assert spec.division is not None
-        division: Division = spec.division
-        self.config, self.module, self._ranks, self._division = config, module, ranks, division
+        self.config, self.module, self.ranks, self._division = config, module, ranks, division
         sizes = (config.pipeline, config.dp_replicate or 1, config.dp_shard, config.tensor)
         self._mesh = init_device_mesh(ranks.device.type, sizes, mesh_dim_names=AXES)
         self._at = dict(zip(AXES, self._mesh.get_coordinate() or (0,) * 4, strict=True))
@@ -90,7 +88,9 @@ class Divided:
 
     def _shard(self, names: Sequence[str], parts: Mapping[int, nn.Module]) -> None:
         both = (self.config.dp_replicate or 1) > 1
-        mesh: DeviceMesh = self._mesh["dp_replicate", "dp_shard"] if both else self._mesh["dp_shard"]
+        mesh: DeviceMesh = (
+            self._mesh["dp_replicate", "dp_shard"] if both else self._mesh["dp_shard"]
+        )
         for name in names:
             # Also the last unit frees its weights: they may change between two forward passes.
             fully_shard(self.module.get_submodule(name), mesh=mesh, reshard_after_forward=True)
@@ -103,7 +103,7 @@ class Divided:
     @property
     def holders(self) -> int:
         """Processes that hold parts or copies of the same parameters as this one."""
-        return self._ranks.world_size // self.config.pipeline
+        return self.ranks.world_size // self.config.pipeline
 
     @property
     def counted(self) -> int:
@@ -132,14 +132,35 @@ class Divided:
         gradients = [local(p.grad) for p in self.module.parameters() if p.grad is not None]
         flat = torch.cat([g.reshape(-1) for g in gradients])
         dist.all_reduce(flat, group=self._mesh["dp_replicate"].get_group())
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        for gradient, part in zip(
+            gradients, flat.split([g.numel() for g in gradients]), strict=True
+        ):
             gradient.copy_(part.view_as(gradient))
 
+    def clip(self, scaler: LossScaler, largest: float) -> Tensor:
+        """Clip the gradient by its norm over all processes, which is returned."""
+        for parameter in self.module.parameters():
+            if parameter.grad is not None:
+                parameter.grad = settled(parameter.grad)
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        scaler.unscale([local(g) for g in gradients])
+        norm = global_norm(gradients, self.holders, self.ranks.device)
+        if largest < float("inf"):
+            scale(gradients, torch.clamp(largest / (norm + 1e-6), max=1.0))
+        return norm
+
     def padded(self, share: RankShare, global_batch: int) -> RankShare:
-        """A share of the size that a pipeline always takes: what is missing does not count."""
+        """A share of the size that all processes have, and a pipeline at every step.
+
+        What is missing does not count. Processes that exchange shards of weights have to pass through the
+        model equally often.
+        """
         parts = self.config.micro_batches or 1
-        size = -(-self.config.samples(global_batch) // parts) * parts
-        missing = size - len(share.index)
+        if self.is_pipeline:
+            size = -(-self.config.samples(global_batch) // parts) * parts
+        else:
+            size = -(-share.batch_size // self.data_size)
+        missing = max(0, size - len(share.index))
         return replace(
             share,
             index=np.concatenate([share.index, np.repeat(share.index[:1], missing)]),
@@ -174,7 +195,7 @@ class Divided:
             full = whole(value)
             if leads:
                 mine[name] = restored(full, self._orders.get(name)).detach().cpu().clone()
-        gathered = self._ranks.gather(mine)
+        gathered = self.ranks.gather(mine)
         return {name: value for part in gathered for name, value in part.items()}
 
     def fill(self, tensor: Tensor, name: str, full: Tensor) -> None:
@@ -182,9 +203,15 @@ class Divided:
         fill(tensor, ordered(full.to(local(tensor).device), self._orders.get(name)))
 
 
-def check_division(spec: ModelSpec, config: ParallelConfig) -> None:
-    """Raise `ConfigError` if a model can only be copied."""
-    if config.is_divided and spec.division is None:
-        raise ConfigError(
-            f"parallel: {spec.name} can only be copied; leave dp_shard, pipeline and tensor at 1"
-        )
+def divide(
+    spec: ModelSpec,
+    module: nn.Module,
+    config: ParallelConfig,
+    ranks: Ranks,
+    view: Any,
+    prepare: Callable[[nn.Module], None],
+) -> Divided:
+    """Divide a module among processes, see `Divided`."""
+    assert spec.division is not None
+    steps = spec.division.steps(view)
+    return Divided(spec.division, module, config, ranks, steps, prepare)

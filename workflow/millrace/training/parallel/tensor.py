@@ -49,7 +49,8 @@ def divide_layers(
     orders = {}
     for first, second in pairs:
         one, other = module.get_submodule(first), module.get_submodule(second)
-        assert isinstance(one, nn.Linear) and isinstance(other, nn.Linear)
+        assert isinstance(one, nn.Linear)
+        assert isinstance(other, nn.Linear)
         if one.out_features != other.in_features and first not in packed:
             raise ConfigError(
                 f"parallel.tensor: {first} has {one.out_features} outputs for the {other.in_features} inputs "

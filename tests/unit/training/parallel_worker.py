@@ -1,0 +1,98 @@
+"""Runs jobs in several modes of parallelism in one torchrun, and writes what each gave.
+
+A job is ``{"parallel": block, "do": "gradients" | "train" | "continue", ...}``, see `perform`.
+"""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from millrace.config import from_mapping
+from millrace.training.config import ExecutionConfig
+from millrace.training.distributed import process_group
+from millrace.training.parallel.shards import local
+from millrace.training.parallel.state import gathered, load_weights
+from millrace.training.segment import build_trainer
+from millrace.training.store import load_state
+
+
+def build(job, ranks):
+    definition = {**job["definition"], "parallel": job.get("parallel") or {}}
+    execution = from_mapping(ExecutionConfig, job.get("execution", {}), "train")
+    return build_trainer(definition, job["files"], 0, ranks, execution)[0]
+
+
+def perform(job, ranks) -> dict:
+    """Do a job: its result, on the first rank; tensors go to ``job["output"]``."""
+    trainer = build(job, ranks)
+    if job["do"] == "gradients":
+        return gradients(trainer, job, ranks)
+    if job["do"] == "continue":
+        trainer.load(load_state(Path(job["state"])))
+    losses = steps(trainer, job["steps"], ranks)
+    state = trainer.state()
+    if ranks.is_first and "output" in job:
+        torch.save(state, job["output"])
+    return {"losses": losses, "validation": trainer.validation_loss()}
+
+
+def gradients(trainer, job, ranks) -> dict:
+    """Gradients of one batch at given weights, and the norm that clipping uses."""
+    load_weights(trainer.module, load_state(Path(job["weights"])), trainer.divided)
+    trainer._parallel.train()
+    loss = trainer._backward(next(trainer._plan.epoch(0)))
+    named = {n: p.grad for n, p in trainer.module.named_parameters() if p.grad is not None}
+    held = sum(local(p).numel() for p in trainer.module.parameters())
+    whole = trainer.divided.gather(named) if trainer.divided else dict(named)
+    if ranks.is_first:
+        torch.save({n: g.clone() for n, g in whole.items()}, job["output"])
+    norm = float(trainer._clipped())
+    back = gathered(trainer.module, trainer.divided)
+    given = load_state(Path(job["weights"]))
+    same = not back or all(torch.equal(back[n], given[n]) for n in back)
+    return {
+        "loss": ranks.sum(float(loss))[0],
+        "norm": norm,
+        "held": held,
+        "weights_survive": same,
+        "validation": trainer.validation_loss(),
+    }
+
+
+def steps(trainer, count, ranks):
+    losses = []
+    while len(losses) < count:
+        position = trainer.position
+        for batch in trainer._plan.epoch(position.epoch, start=position.batch):
+            trainer._parallel.train()
+            loss = trainer._train_step(batch)
+            trainer.step += 1
+            losses.append(ranks.sum(float(loss))[0])
+            if len(losses) == count:
+                break
+    return losses
+
+
+def main() -> None:
+    jobs = json.loads(Path(sys.argv[1]).read_text())
+    with process_group() as ranks:
+        results = {}
+        for name, job in jobs.items():
+            try:
+                results[name] = perform(job, ranks)
+            except Exception:
+                print(f"job {name} on rank {ranks.rank}", file=sys.stderr)
+                traceback.print_exc()
+                raise
+            if dist.is_initialized():
+                dist.barrier()
+        if ranks.is_first:
+            Path(sys.argv[2]).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
