@@ -201,4 +201,4 @@ def relative(found, expected):
 
 def _reason(text):
     """What the worker printed, without torchrun's report about it."""
-    return text.partition("torch.distributed.elastic")[0][-4000:]
+    return text.partition("torch.distributed.elastic")[0][-9000:]

@@ -347,13 +347,10 @@ class Trainer:
         samples = [self.samples(split, part) for part in micro_batches([share], size)]
         scale = divided.loss_factor * self._scaler.scale / share.batch_size if backward else 1.0
 
-        def loss(output: Tensor, number: int) -> Tensor:
+        def loss(output: Tensor, part: Any) -> Tensor:
             assert self.spec.division is not None
-            with autocast(self.config.precision, self.ranks.device):
-                loss_B = self.spec.division.loss(
-                    self.module, output, samples[number], self.config.loss
-                )
-            return (loss_B * samples[number].weight_B).sum() * scale
+            loss_B = self.spec.division.loss(self.module, output, part, self.config.loss)
+            return (loss_B * part.weight_B).sum() * scale
 
         with autocast(self.config.precision, self.ranks.device):
             total = divided.run(samples, loss, backward)
