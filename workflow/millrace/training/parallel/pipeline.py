@@ -69,6 +69,8 @@ class Pipeline:
         self._parts = config.micro_batches or 1
         self._loss: Callable[[Tensor, int], Tensor] | None = None
         self._device = device
+        for module in modules.values():
+            module.register_forward_pre_hook(_send_contiguous_gradients)
         stages = [
             PipelineStage(module, index, total, device, group=group)
             for index, module in sorted(modules.items())
@@ -119,3 +121,20 @@ class Pipeline:
             return output.float().mean()  # torch asks for shapes first
         assert self._loss is not None
         return self._loss(output, int(number[0]))
+
+
+def _send_contiguous_gradients(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Have the gradients of a stage's inputs in one piece: others cannot be sent."""
+    return tuple(_ContiguousGradient.apply(x) if x.requires_grad else x for x in arguments)
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    """The identity, whose gradient is contiguous."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient.contiguous()
