@@ -1,8 +1,8 @@
 """Weather in NetCDF, Zarr or CSV -> ``weather.h5``: states on one grid, in SI units, checked.
 
 The names are those of WeatherBench 2 (or the short ones of ECMWF), with axes time, level, latitude,
-longitude. Latitudes are turned to descend, longitudes to begin at 0, units to SI; a value that is not finite
-is an error that names variable and time, for filling gaps is the business of who made the data.
+longitude. Latitudes are turned to descend, longitudes to begin at 0, units to SI. A value that is not
+finite is an error that names variable and time: who made the data may fill gaps, this does not.
 
 File (schema ``millrace.weather/1``): ``state`` float32[T, C, I, J], surface variables first, then each
 variable of the air level by level; ``static`` float32[F, I, J]; ``time`` (days since 1970), ``latitude``,
@@ -181,6 +181,7 @@ class _Reader:
         parts = []
         for name in (*self._config.surface, *self._config.air):
             variable = _variable(path, data, name, LONG_NAMES)
+            _check_axes(path, variable, name in self._config.air)
             values = to_si(name, self.grid.take(variable.isel(time=step)), variable, path)
             if not np.isfinite(values).all():
                 when = np.datetime_as_string(data["time"].values[step], unit="m")
@@ -208,8 +209,8 @@ class _Reader:
             values = self.grid.take(variable)
             if not np.isfinite(values).all():
                 raise DataError(
-                    f"{path}: {variable.name} holds {_what(values)} that is not finite; mend it or leave it "
-                    "out of the dataset's static fields"
+                    f"{path}: {variable.name} holds {_what(values)} that is not finite; mend it or leave "
+                    "it out of the dataset's static fields"
                 )
             fields.append(values)
         return np.array(fields).reshape(-1, *self.grid.shape)
@@ -225,6 +226,15 @@ def _variable(
         f"{path}: no variable {long.get(name, name)!r} (for {name}); it has "
         f"{', '.join(sorted(str(v) for v in data.data_vars))}"
     )
+
+
+def _check_axes(path: Path, variable: xr.DataArray, in_air: bool) -> None:
+    expected = ["time", *(["level"] if in_air else []), "latitude", "longitude"]
+    if set(variable.dims) != set(expected):
+        raise DataError(
+            f"{path}: {variable.name} has the axes {', '.join(map(str, variable.dims))}; expected "
+            f"{', '.join(expected)}"
+        )
 
 
 def _hours(path: Path, data: xr.Dataset) -> Floats:
@@ -245,7 +255,8 @@ def _every(hours: Floats, step: int, path: Path) -> NDArray[np.int64]:
     if len(wrong):
         when = np.datetime64("1970-01-01") + np.timedelta64(round(wanted[wrong[0]] * 60), "m")
         raise DataError(
-            f"{path}: the time {when} is missing in steps of {step} h; add it, or set weather.hours to the "
+            f"{path}: the time {when} is missing in steps of {step} h; add it, or set weather.hours to "
+            "the "
             "step of the data"
         )
     return kept

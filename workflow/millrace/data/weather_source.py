@@ -34,7 +34,8 @@ def open_sources(source: Path) -> list[tuple[Path, xr.Dataset]]:
         paths = [source]
     if not paths or not paths[0].exists():
         raise DataError(
-            f"{source}: no weather there; expected a Zarr store, or NetCDF or CSV files ({', '.join(_KINDS)})"
+            f"{source}: no weather there; expected a Zarr store, or files of NetCDF or CSV "
+            f"({', '.join(_KINDS)})"
         )
     opened = [(path, _open(path)) for path in paths]
     constants = [data for _, data in opened if "time" not in data.dims]
@@ -170,7 +171,8 @@ def grid_of(path: Path, data: xr.Dataset, levels: Sequence[float]) -> Grid:
     missing = [level for level in wanted if not np.isclose(present, level).any()]
     if missing:
         raise DataError(
-            f"{path}: no level of {missing[0]:g} hPa; it has {', '.join(f'{v:g}' for v in np.sort(present))}"
+            f"{path}: no level of {missing[0]:g} hPa; it has "
+            f"{', '.join(f'{v:g}' for v in np.sort(present))}"
         )
     latitude, longitude = (data[a].values.astype(float) for a in ("latitude", "longitude"))
     steps = np.diff(latitude)

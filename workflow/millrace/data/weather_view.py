@@ -1,7 +1,7 @@
 """Windows in time over states of the atmosphere: the samples that Aurora trains on.
 
 Everything is normalised with statistics of the training period, channel by channel. The whole globe is one
-group of cells. States are read from the file when a batch asks for them; those of a small file stay in memory.
+group of cells. States are read when a batch asks for them; those of a small file stay in memory.
 
 Shape suffixes: T times, B samples, K cells, S steps, C channels (also V), F static fields, I x J cells.
 """

@@ -1,6 +1,6 @@
 """Weighted mean absolute error of Aurora (Bodnar et al. 2025, section B.5), on normalised fields.
 
-The weights of variables keep geopotential from being most of the loss; `shares` says how much of it each is.
+The weights keep geopotential from being most of the loss; `shares` says how much of it each channel is.
 """
 
 import torch

@@ -1,5 +1,6 @@
-"""Encoder and decoder between states on pressure levels and latent levels (Jaegle et al. 2021,
-arXiv:2103.03206, in the form of Bodnar et al. 2025, Nature 641).
+"""Encoder and decoder between states on pressure levels and latent levels.
+
+Perceivers (Jaegle et al. 2021, arXiv:2103.03206) in the form of Bodnar et al. 2025 (Nature 641).
 
 Shape suffixes: B samples, T past steps, S surface variables, A atmospheric variables, F static fields,
 L pressure levels, P latent levels of the air, N patches, D channels, K cells of a patch, I x J cells.

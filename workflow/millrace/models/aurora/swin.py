@@ -1,5 +1,7 @@
-"""Three-dimensional Swin blocks on latent levels x latitude x longitude (Liu et al. 2021, arXiv:2103.14030;
-residual post-normalisation of Swin v2, arXiv:2111.09883).
+"""Three-dimensional Swin blocks on latent levels x latitude x longitude.
+
+Windows that shift are those of Liu et al. 2021 (arXiv:2103.14030), normalisation after each residual branch
+that of Swin v2 (arXiv:2111.09883).
 
 Shape suffixes: B samples, N tokens (level by level, row by row), C channels, H heads, W windows, S tokens
 of a window, K channels of a head.
@@ -128,7 +130,8 @@ class SwinBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.size, self.drop_path = size, drop_path
-        self.window: Size = tuple(min(w, s) for w, s in zip(window, size, strict=True))  # type: ignore[assignment]
+        levels, rows, columns = (min(w, s) for w, s in zip(window, size, strict=True))
+        self.window: Size = (levels, rows, columns)
         self.shift: Size = tuple(  # type: ignore[assignment]
             w // 2 if shifted and w < s else 0 for w, s in zip(self.window, size, strict=True)
         )

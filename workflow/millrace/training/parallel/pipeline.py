@@ -4,6 +4,7 @@ Every process of a pipeline reads the same samples; between stages only tensors 
 pipeline: its steps are stages that share their modules with those of the step before.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ def stage_bounds(costs: Sequence[float], stages: int) -> list[tuple[int, int]]:
         cut = int(np.argmin(np.abs(ends - wanted))) + 1
         cuts.append(min(max(cut, cuts[-1] + 1), len(costs) - (stages - stage)))
     cuts.append(len(costs))
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(itertools.pairwise(cuts))
 
 
 class Pipeline:
@@ -123,7 +124,9 @@ class Pipeline:
         return self._loss(output, int(number[0]))
 
 
-def _send_contiguous_gradients(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _send_contiguous_gradients(
+    module: nn.Module, arguments: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
     """Have the gradients of a stage's inputs in one piece: others cannot be sent."""
     return tuple(_ContiguousGradient.apply(x) if x.requires_grad else x for x in arguments)
 

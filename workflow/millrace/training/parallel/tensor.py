@@ -1,5 +1,6 @@
-"""Tensor parallelism: pairs of linear layers, the first cut by outputs, the second by inputs (Shoeybi et
-al. 2019, arXiv:1909.08053).
+"""Tensor parallelism: pairs of linear layers, the first cut by outputs, the second by inputs.
+
+Shoeybi et al. 2019, arXiv:1909.08053.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,8 +54,8 @@ def divide_layers(
         assert isinstance(other, nn.Linear)
         if one.out_features != other.in_features and first not in packed:
             raise ConfigError(
-                f"parallel.tensor: {first} has {one.out_features} outputs for the {other.in_features} inputs "
-                f"of {second}; a packed projection has to be named in the model's division, with its heads"
+                f"parallel.tensor: {first} has {one.out_features} outputs for the {other.in_features} "
+                f"inputs of {second}; a packed projection has to be named in the model's division, with its heads"
             )
         if first in packed:
             order = head_order(one.out_features, packed[first], mesh.size())

@@ -1,0 +1,164 @@
+"""Scores of weather forecasts by channel and lead time, against persistence and climatology.
+
+They are those of WeatherBench 2 (Rasp et al. 2024, arXiv:2308.15560): cells count by their area.
+
+Shape suffixes: S starts, L lead times, C channels, I latitudes, J longitudes, B baselines.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+FORECASTS = ("model", "persistence", "climatology")
+
+
+def latitude_weights(latitude_I: Floats) -> Floats:
+    """Area of the rows of a grid over its mean, [I]; they add up to I.
+
+    A row reaches halfway to its neighbours, the first and last one as far outwards as inwards, at most to
+    the pole.
+    """
+    latitude = np.asarray(latitude_I, dtype=np.float64)
+    between = (latitude[1:] + latitude[:-1]) / 2
+    first, last = 2 * latitude[0] - between[0], 2 * latitude[-1] - between[-1]
+    bounds = np.clip(np.concatenate([[first], between, [last]]), -90, 90)
+    area = np.abs(np.diff(np.sin(np.deg2rad(bounds))))
+    return area / area.mean()
+
+
+def area_mean(field_IJ: Floats, weight_I: Floats) -> Floats:
+    """Mean over the sphere of the last two axes."""
+    return (field_IJ * weight_I[:, None]).mean(axis=(-2, -1)) / weight_I.mean()
+
+
+def anomaly_correlation(
+    forecast_IJ: Floats, truth_IJ: Floats, climatology_IJ: Floats, weight_I: Floats
+) -> Floats:
+    """Correlation of the departures from climatology over the sphere, not centred; NaN without any."""
+    one, other = forecast_IJ - climatology_IJ, truth_IJ - climatology_IJ
+    norm = np.sqrt(area_mean(one**2, weight_I) * area_mean(other**2, weight_I))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(norm > 0, area_mean(one * other, weight_I) / norm, np.nan)
+
+
+@dataclass
+class WeatherScores:
+    """Scores of forecasts that are added one start at a time.
+
+    Parameters
+    ----------
+    channels : sequence of str
+    lead_hours : float array
+        [L].
+    latitude_I : float array
+    climatology_CIJ : float array
+        Mean state of the training period, in physical units.
+    """
+
+    channels: Sequence[str]
+    lead_hours: Floats
+    latitude_I: Floats
+    climatology_CIJ: Floats
+    _squared: dict[str, Floats] = field(default_factory=dict)
+    _correlation: dict[str, Floats] = field(default_factory=dict)
+    _bias: dict[str, Floats] = field(default_factory=dict)
+    _starts: int = 0
+
+    def add(self, truth_LCIJ: Floats, forecast_LCIJ: Floats, initial_CIJ: Floats) -> None:
+        """Add the forecast of one start, in physical units.
+
+        Parameters
+        ----------
+        truth_LCIJ, forecast_LCIJ : float array
+        initial_CIJ : float array
+            Last given state: the forecast of persistence.
+        """
+        weight = latitude_weights(self.latitude_I)
+        candidates = {
+            "model": forecast_LCIJ,
+            "persistence": np.broadcast_to(initial_CIJ, truth_LCIJ.shape),
+            "climatology": np.broadcast_to(self.climatology_CIJ, truth_LCIJ.shape),
+        }
+        for name, forecast in candidates.items():
+            error = forecast - truth_LCIJ
+            scores = (
+                (self._squared, area_mean(error**2, weight)),
+                (self._bias, area_mean(error, weight)),
+                (
+                    self._correlation,
+                    anomaly_correlation(forecast, truth_LCIJ, self.climatology_CIJ, weight),
+                ),
+            )
+            for total, value in scores:
+                total[name] = total.get(name, 0.0) + value
+        self._starts += 1
+
+    def result(self) -> dict[str, Any]:
+        """Scores by channel: lists by lead time for the model, persistence and climatology.
+
+        ``rmse`` is the root of the mean over starts of the mean squares, ``acc`` the mean of the anomaly
+        correlations, ``skill`` 1 - rmse / rmse of the better of the two baselines.
+        """
+        rmse = {name: np.sqrt(value / self._starts) for name, value in self._squared.items()}
+        acc = {name: value / self._starts for name, value in self._correlation.items()}
+        bias = self._bias["model"] / self._starts
+        best = np.minimum(rmse["persistence"], rmse["climatology"])
+        channels: dict[str, Any] = {}
+        for index, channel in enumerate(self.channels):
+            channels[channel] = {
+                "rmse": {name: _plain(rmse[name][:, index]) for name in FORECASTS},
+                "acc": {name: _plain(acc[name][:, index]) for name in FORECASTS[:2]},
+                "bias": _plain(bias[:, index]),
+                "skill": _plain(1 - rmse["model"][:, index] / best[:, index]),
+            }
+        return {
+            "lead_hours": _plain(self.lead_hours),
+            "starts": self._starts,
+            "channels": channels,
+        }
+
+
+def zonal_spectrum(field_IJ: Floats, latitude_I: Floats, within: float = 60.0) -> Floats:
+    """Mean power at each zonal wave number, [..., J // 2 + 1], over the latitudes within a limit.
+
+    The powers add up to the mean square of the field (Parseval), weighted with the cosine of latitude.
+
+    Parameters
+    ----------
+    field_IJ : float array
+        The last two axes are latitude and longitude.
+    latitude_I : float array
+        Degrees.
+    within : float
+        Rows nearer to the poles are left out: their circles are short.
+    """
+    rows = np.abs(latitude_I) <= within
+    columns = field_IJ.shape[-1]
+    waves = np.fft.rfft(field_IJ[..., rows, :], axis=-1) / columns
+    power = np.abs(waves) ** 2
+    twice = np.full(power.shape[-1], 2.0)
+    twice[0] = 1.0
+    if columns % 2 == 0:
+        twice[-1] = 1.0
+    weight = np.cos(np.deg2rad(latitude_I[rows]))
+    return (power * twice * weight[:, None]).sum(axis=-2) / weight.sum()
+
+
+def scorecard(scores: Mapping[str, Any], hours: Sequence[float]) -> dict[str, dict[str, float]]:
+    """Skill over the better baseline, by channel and lead time (h) as text, as far as forecast."""
+    leads = list(scores["lead_hours"])
+    kept = [(f"{hour:g}", leads.index(hour)) for hour in hours if hour in leads]
+    return {
+        channel: {hour: values["skill"][at] for hour, at in kept}
+        for channel, values in scores["channels"].items()
+    }
+
+
+def _plain(values: Any) -> list[float | None]:
+    """For JSON, which knows no NaN."""
+    return [float(v) if np.isfinite(v) else None for v in np.asarray(values)]
