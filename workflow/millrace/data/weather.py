@@ -24,13 +24,11 @@ from numpy.typing import NDArray
 
 from millrace.data import hdf5
 from millrace.data.series import Moments, SplitConfig, time_split
-from millrace.data.weather_source import Grid, grid_of, open_sources
-from millrace.data.weather_units import to_si
+from millrace.data.weather_source import grid_of, open_sources
+from millrace.data.weather_units import SCHEMA, to_si
 from millrace.errors import ConfigError, DataError
 
 Floats = NDArray[np.float64]
-
-SCHEMA = "millrace.weather/1"
 
 LONG_NAMES = {
     "2t": "2m_temperature",
@@ -274,6 +272,3 @@ def _columns(values_CIJ: NDArray[Any]) -> NDArray[Any]:
 def _chunk(shape: tuple[int, ...]) -> tuple[int, ...]:
     channels, rows, columns = shape
     return (max(1, min(channels, hdf5.CHUNK_BYTES // (4 * rows * columns))), rows, columns)
-
-
-__all__ = ["SCHEMA", "Grid", "WeatherConfig", "channel_names", "extract_weather"]

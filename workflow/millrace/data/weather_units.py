@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from millrace.errors import DataError
 
+SCHEMA = "millrace.weather/1"
+"""Of ``weather.h5``."""
+
 SI = {
     "2t": "K",
     "10u": "m s**-1",

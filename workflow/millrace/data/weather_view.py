@@ -18,7 +18,7 @@ from torch import Tensor
 
 from millrace.data.hdf5 import open_checked
 from millrace.data.normalisation import Normalisation
-from millrace.data.weather import SCHEMA
+from millrace.data.weather_units import SCHEMA
 from millrace.data.window_view import CACHE_BYTES, WindowView
 from millrace.errors import ConfigError
 

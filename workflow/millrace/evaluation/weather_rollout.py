@@ -114,8 +114,8 @@ def _shares(view: WeatherView, forecast: torch.Tensor, truth: torch.Tensor) -> d
     weight = channel_weights(view.surface, view.air, len(view.levels), "pretraining").to(
         view.device
     )
-    fields = [x.permute(1, 2, 3, 0).unflatten(3, view.shape) for x in (forecast, truth)]
-    return shares(*fields, weight, view.config.variables)
+    one, other = (x.permute(1, 2, 3, 0).unflatten(3, view.shape) for x in (forecast, truth))
+    return shares(one, other, weight, view.config.variables)
 
 
 def _physical(view: WeatherView, steps: NDArray[np.int64]) -> Floats:

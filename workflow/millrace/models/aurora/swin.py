@@ -222,7 +222,7 @@ class Merge(nn.Module):
 
     def forward(self, x_BNC: Tensor, _: Tensor) -> Tensor:
         """Tokens of the next coarser resolution, see `coarser`."""
-        _, rows, columns = self.size
+        rows, columns = self.size[1:]
         x = F.pad(x_BNC.unflatten(1, self.size), (0, 0, 0, columns % 2, 0, rows % 2))
         x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 1, 2, 4, 3, 5, 6)
         return self.reduction(self.norm(x.flatten(4).flatten(1, 3)))

@@ -138,7 +138,8 @@ class ParallelConfig:
         if not self.pipeline <= micro_batches <= samples:
             raise ConfigError(
                 f"parallel.micro_batches {micro_batches}: expected at least the {self.pipeline} stages of "
-                f"the pipeline and at most the {samples} samples of a share; change it or train.global_batch"
+                f"the pipeline and at most the {samples} samples of a share; change it or "
+                "train.global_batch"
             )
         if self.schedule == "interleaved" and micro_batches % self.pipeline:
             raise ConfigError(

@@ -106,7 +106,7 @@ class Pipeline:
         # What comes back to the loss says which micro-batch it is.
         number = torch.arange(samples) // (samples // self._parts)
         losses: list[Tensor] = []
-        run = self._schedule.step if backward else self._schedule.eval
+        run: Any = self._schedule.step if backward else self._schedule.eval
         options: dict[str, Any] = {"target": number, "losses": losses} if self._has_last else {}
         # The first stage of torch's schedules wants a positional input, which it does not look at.
         first = (torch.zeros(samples, 1, device=self._device),) if self._has_first else ()
@@ -139,5 +139,5 @@ class _ContiguousGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient.contiguous()

@@ -55,7 +55,8 @@ def divide_layers(
         if one.out_features != other.in_features and first not in packed:
             raise ConfigError(
                 f"parallel.tensor: {first} has {one.out_features} outputs for the {other.in_features} "
-                f"inputs of {second}; a packed projection has to be named in the model's division, with its heads"
+                f"inputs of {second}; a packed projection has to be named in the model's "
+                "division, with its heads"
             )
         if first in packed:
             order = head_order(one.out_features, packed[first], mesh.size())
