@@ -202,3 +202,44 @@ def relative(found, expected):
 def _reason(text):
     """What the worker printed, without torchrun's report about it."""
     return text.partition("torch.distributed.elastic")[0][-9000:]
+
+
+VARIANTS = {
+    "accumulated": {"execution": {"micro_batch": 1, "activation_checkpointing": True}},
+    "bfloat16": {"train": {"precision": "bfloat16"}},
+    "clipped": {"train": {"clip_norm": 0.05, "loss": {"kind": "mse"}}},
+    "odd": {"train": {"global_batch": 5}},
+}
+"""What else training can be told -> the keys."""
+
+
+@pytest.fixture(scope="module")
+def varied(run_jobs, blocks):
+    results = {}
+    for ranks in (1, 2, 4):
+        modes = {"alone": (1, {}, 0)} | {name: MODES[name] for name in MOVES}
+        jobs = {}
+        for variant, keys in VARIANTS.items():
+            base = blocks() | {
+                "do": "train",
+                "steps": STEPS,
+                "execution": keys.get("execution", {}),
+            }
+            base["definition"]["train"] |= keys.get("train", {})
+            jobs |= {
+                f"{variant} {name}": base | {"parallel": block}
+                for name, (n, block, _) in modes.items()
+                if n == ranks
+            }
+        results |= run_jobs(ranks, jobs)
+    return results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("mode", MOVES)
+def test_all_options_work_in_every_mode(varied, mode, variant):
+    alone, found = varied[f"{variant} alone"], varied[f"{variant} {mode}"]
+    tolerance = {"bfloat16": 5e-3}.get(variant, 1e-4 if mode == "tp2" else 1e-5)
+    assert found["losses"] == pytest.approx(alone["losses"], rel=tolerance)
+    assert found["validation"] == pytest.approx(alone["validation"], rel=tolerance)

@@ -45,7 +45,8 @@ def warm_start(module: nn.Module, config: InitFromConfig) -> None:
         )
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(weights[name])
+            if name in weights:
+                parameter.copy_(weights[name])
     for prefix in config.freeze:
         frozen = [parameter for name, parameter in own.items() if name.startswith(prefix)]
         if not frozen:
@@ -62,7 +63,7 @@ def warm_start(module: nn.Module, config: InitFromConfig) -> None:
 def _mismatches(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], buffers: set[str]
 ) -> list[str]:
-    missing = [name for name in own if name not in given]
+    missing = [name for name in own if name not in given and not _is_update(name)]
     unexpected = [name for name in given if name not in own and name not in buffers]
     shapes = [
         f"{name} (has {list(given[name].shape)}, needs {list(value.shape)})"
@@ -71,6 +72,11 @@ def _mismatches(
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "shape": shapes}
     return [f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names]
+
+
+def _is_update(name: str) -> bool:
+    """Whether a parameter is of a low-rank update, which begins at zero (`train.init_from` adds it)."""
+    return ".lora_" in name
 
 
 def _listed(names: list[str]) -> str:

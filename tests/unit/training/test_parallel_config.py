@@ -1,0 +1,124 @@
+"""What the block `parallel` may say, and what is refused before it goes wrong in silence."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from millrace.config import from_mapping
+from millrace.data.weather_view import WeatherBatch
+from millrace.errors import ConfigError
+from millrace.models.aurora import AuroraConfig
+from millrace.models.registry import MODELS
+from millrace.training.parallel.config import ParallelConfig
+from millrace.training.parallel.copies import check_static_graph
+from millrace.training.parallel.pipeline import stage_bounds
+from millrace.training.parallel.tensor import divide_layers, head_order, ordered, restored
+
+LARGE = AuroraConfig()
+
+
+def resolved(world_size=8, global_batch=64, model="aurora", config=LARGE, **keys):
+    parallel = from_mapping(ParallelConfig, keys, "parallel")
+    return parallel.of(MODELS[model], config, world_size, global_batch)
+
+
+def test_what_is_left_are_copies():
+    assert resolved(tensor=2, pipeline=2).dp_replicate == 2
+    assert resolved().dp_replicate == 8
+    assert not resolved().is_divided
+    assert resolved(dp_shard=4).data_size == 8
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"tensor": 3}, "= 6 processes, but the layout has 8"),
+        ({"dp_replicate": 2, "dp_shard": 2}, "= 4 processes, but the layout has 8"),
+        ({"tensor": 16, "world_size": 16}, "tensor 16: does not divide the 8 heads"),
+        ({"pipeline": 64, "world_size": 64}, "64 stages, but the model has 48 blocks"),
+        ({"pipeline": 32, "world_size": 32, "schedule": "interleaved"}, "64 stages, but"),
+        ({"pipeline": 8, "micro_batches": 4}, "at least the 8 stages of the pipeline"),
+        ({"pipeline": 2, "micro_batches": 17}, "at most the 16 samples of a share"),
+        (
+            {"pipeline": 2, "micro_batches": 3, "schedule": "interleaved"},
+            "needs a multiple of the 2 processes",
+        ),
+        ({"schedule": "zbv"}, "schedule 'zbv': expected one of gpipe, 1f1b, interleaved"),
+        ({"dp_shard": 0}, "dp_shard: expected 1 or more, got 0"),
+        ({"shards": 2}, "unknown key 'shards'"),
+    ],
+)
+def test_refuses_what_does_not_fit(keys, told):
+    with pytest.raises(ConfigError, match=told):
+        resolved(**keys)
+
+
+def test_other_models_can_only_be_copied():
+    with pytest.raises(ConfigError, match="gino can only be copied"):
+        resolved(model="gino", config=None, dp_shard=2)
+    assert resolved(model="gino", config=None).dp_replicate == 8
+
+
+def test_low_rank_updates_are_not_cut():
+    with pytest.raises(ConfigError, match="low-rank updates are not cut"):
+        resolved(config=dataclasses.replace(LARGE, lora_rank=8), tensor=2)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "micro_batches", "schedule", "bubble"),
+    [(2, 2, "1f1b", 1 / 3), (4, 16, "gpipe", 3 / 19), (2, 8, "interleaved", 1 / 17)],
+)
+def test_bubble(pipeline, micro_batches, schedule, bubble):
+    config = resolved(pipeline, pipeline=pipeline, micro_batches=micro_batches, schedule=schedule)
+    assert config.bubble == pytest.approx(bubble)
+
+
+def test_advises_more_micro_batches():
+    few = resolved(4, pipeline=4, micro_batches=4).advice()
+    assert "wait 43% of their time; 16 or more" in few
+    assert resolved(4, pipeline=4, micro_batches=16).advice() is None
+    assert resolved(8).advice() is None
+
+
+def test_stages_are_balanced_by_cost():
+    assert stage_bounds([1, 1, 0, 1, 1, 0, 1, 1], 2) == [(0, 4), (4, 8)]
+    bounds = stage_bounds([1.0] * 5, 5)
+    assert bounds == [(i, i + 1) for i in range(5)]
+    for stages in range(1, 9):
+        cut = stage_bounds([5, 1, 1, 1, 1, 1, 1, 9], stages)
+        assert [a for a, _ in cut[1:]] == [b for _, b in cut[:-1]]
+        assert all(b > a for a, b in cut)
+        assert (cut[0][0], cut[-1][1]) == (0, 8)
+
+
+def test_each_process_gets_queries_keys_and_values_of_its_heads():
+    heads, width = 4, 3
+    names = [(kind, head) for kind in "qkv" for head in range(heads) for _ in range(width)]
+    order = head_order(len(names), heads, 2)
+    first = {names[i] for i in order[: len(names) // 2]}
+    assert first == {(kind, head) for kind in "qkv" for head in (0, 1)}
+    rows = torch.arange(36)
+    assert torch.equal(restored(ordered(rows, order), order), rows)
+
+
+def test_a_packed_projection_is_not_cut_as_it_is():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    with pytest.raises(ConfigError, match="qkv has 24 outputs for the 8 inputs of proj; a packed"):
+        divide_layers(Block(), None, [("qkv", "proj")], {})
+
+
+def test_static_graph_needs_a_batch_that_shows_its_tensors():
+    @dataclasses.dataclass
+    class Opaque:
+        x: torch.Tensor
+
+    with pytest.raises(ConfigError, match="DDP sees no tensors in a Opaque"):
+        check_static_graph(Opaque(torch.ones(2)))
+    one = torch.ones(1, 1, 1, 2, 2)
+    check_static_graph(WeatherBatch(one, one, one, one, one))
