@@ -12,10 +12,11 @@ PROFILE ?= local
 DOCTOR_ARGS ?=
 
 # One demo per system: the Snakemake arguments that select it.
-SYSTEMS := gino gfno downscaler
+SYSTEMS := gino gfno downscaler smart
 DEMO_gino :=
 DEMO_gfno := --configfile config/demo/gfno.yaml
 DEMO_downscaler := --configfile config/demo/downscaler.yaml
+DEMO_smart := --configfile config/demo/smart.yaml
 
 LOCK := envs/requirements.lock
 VENV := .venv

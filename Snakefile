@@ -22,6 +22,7 @@ include: "workflow/rules/cluster.smk"
 include: "workflow/rules/preflight.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/data_icon.smk"
+include: "workflow/rules/data_traffic.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/predict.smk"
@@ -46,7 +47,15 @@ rule preflight:
 
 rule data:
     input:
-        stage("data", "preprocess", "extract_blocks", files=plan.sample_files()),
+        stage(
+            "data",
+            "preprocess",
+            "extract_blocks",
+            "convert_tracks",
+            "build_vocabulary",
+            "tokenise",
+            files=plan.sample_files(),
+        ),
 
 
 rule train:

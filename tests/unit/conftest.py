@@ -32,9 +32,7 @@ def alone():
 
 
 @pytest.fixture(scope="session")
-def experiments(
-    samples, definition, plane_samples, block_samples, motion_samples, weather_samples
-):
+def experiments(samples, definition, plane_samples, block_samples, motion_samples, weather_samples):
     """A small definition and the files of its samples, for every model."""
     planes = {
         "data": {"input_steps": 4, "output_steps": 4, "stride": 2, "radius": 0.4},

@@ -14,15 +14,19 @@ from millrace.data.blocks import BlockConfig
 from millrace.data.patches import PatchConfig
 from millrace.data.plane_windows import PlaneWindowConfig
 from millrace.data.planes import PlaneConfig
+from millrace.data.scenario_view import ScenarioConfig
+from millrace.data.scenarios import TokenConfig
 from millrace.data.series import SplitConfig
 from millrace.data.windows import WindowConfig
 from millrace.demo.aquifer import AquiferConfig
 from millrace.demo.climate import ClimateConfig
+from millrace.demo.traffic import TrafficConfig
 from millrace.models.downscaler import DownscalerConfig
 from millrace.models.gfno import GfnoConfig
 from millrace.models.gino import GinoConfig
 from millrace.models.losses import LossConfig
 from millrace.models.regression import RegressionConfig
+from millrace.models.smart import SmartConfig
 from millrace.plan import Plan
 from millrace.training.config import (
     EarlyStoppingConfig,
@@ -39,11 +43,16 @@ CONFIG_README = (REPOSITORY / "config/README.md").read_text()
 SCHEMA = yaml.safe_load((REPOSITORY / "workflow/schemas/config.schema.yaml").read_text())
 DATASET, EXPERIMENT = SCHEMA["$defs"]["dataset"], SCHEMA["$defs"]["experiment"]
 GROUNDWATER, ICON = (SCHEMA["$defs"][f"{name}_dataset"] for name in ("groundwater", "icon"))
+TRAFFIC = SCHEMA["$defs"]["traffic_dataset"]
 TRAIN = EXPERIMENT["properties"]["train"]
 
 CONFIGS = {
     "demo` of groundwater": AquiferConfig,
     "demo` of ICON": ClimateConfig,
+    "demo` of traffic": TrafficConfig,
+    "tokens": TokenConfig,
+    "data` on scenarios": ScenarioConfig,
+    "model` SMART": SmartConfig,
     "split": SplitConfig,
     "patches": PatchConfig,
     "planes": PlaneConfig,
@@ -68,6 +77,8 @@ SCHEMAS = {
     "datasets": DATASET,
     "datasets` of groundwater": GROUNDWATER,
     "datasets` of ICON": ICON,
+    "datasets` of traffic": TRAFFIC,
+    "tokens": TRAFFIC["properties"]["tokens"],
     "split": DATASET["properties"]["split"],
     "patches": GROUNDWATER["properties"]["patches"],
     "planes": GROUNDWATER["properties"]["planes"],

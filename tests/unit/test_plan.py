@@ -8,19 +8,23 @@ import pytest
 import yaml
 
 from millrace.config import from_mapping
+from millrace.data.adapters import ADAPTERS
 from millrace.data.blocks import BlockConfig
 from millrace.data.patches import PatchConfig
 from millrace.data.planes import PlaneConfig
+from millrace.data.scenarios import TokenConfig
 from millrace.data.series import SplitConfig
 from millrace.data.views import VIEWS
 from millrace.demo.aquifer import AquiferConfig
 from millrace.demo.climate import ClimateConfig
+from millrace.demo.traffic import TrafficConfig
 from millrace.errors import ConfigError, DataError
 from millrace.evaluate import EVALUATIONS
 from millrace.models.losses import LOSSES, LossConfig
 from millrace.models.registry import MODELS, get_model
 from millrace.plan import EXECUTION, Plan
 from millrace.systems import FORMATS, KIND_OF_MODEL, KINDS
+from millrace.systems.motion import ADAPTED
 from millrace.training.config import (
     COMPRESSIONS,
     LOGGERS,
@@ -48,6 +52,8 @@ BLOCKS = {
     "feflow_csv": {"demo": AquiferConfig, "patches": PatchConfig, "planes": PlaneConfig},
     "plane_folders": {},
     "icon": {"demo": ClimateConfig, "blocks": BlockConfig},
+    "tracks": {"demo": TrafficConfig, "tokens": TokenConfig},
+    **{name: {"tokens": TokenConfig} for name in ADAPTERS},
 }
 
 
@@ -291,7 +297,8 @@ def test_shipped_configurations_build(over) -> None:
     for dataset in plan.datasets.values():
         for key, cls in BLOCKS[dataset.get("format", "feflow_csv")].items():
             from_mapping(cls, dataset.get(key, {}), key)
-        from_mapping(SplitConfig, dataset["split"], "split")
+        if "split" in dataset:
+            from_mapping(SplitConfig, dataset["split"], "split")
 
 
 def test_every_system_is_registered_everywhere() -> None:
@@ -300,6 +307,11 @@ def test_every_system_is_registered_everywhere() -> None:
     for kind in KINDS.values():
         assert set(kind.formats) <= set(FORMATS)
         assert kind.ensembles == (EVALUATIONS[kind.name].together is not None)
+
+
+def test_every_adapter_is_a_format() -> None:
+    assert set(KINDS["scenarios"].formats) == {"tracks", *ADAPTERS}
+    assert set(ADAPTED) == set(ADAPTERS)
 
 
 def icon():
@@ -325,6 +337,53 @@ def test_samples_follow_from_the_model() -> None:
     assert plan.sample_files() == ["results/data/globe/blocks.h5"]
     assert plan.datasets_in("icon") == "globe"
     assert plan.ensembles() == [], "a downscaler is itself an ensemble"
+
+
+def traffic():
+    made = config()
+    made["datasets"]["town"] = {"source": "demo", "format": "tracks", "tokens": {"motion": 64}}
+    made["experiments"]["drive"] = {
+        "dataset": "town",
+        "data": {},
+        "model": {"name": "smart"},
+        "train": {"epochs": 2, "global_batch": 4},
+    }
+    made["run"] |= {"experiments": ["drive"], "layouts": ["n1_gpu1"]}
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS["scenarios"].formats)
+def test_all_formats_of_traffic_become_scenarios(kind, tmp_path) -> None:
+    made = traffic()
+    made["datasets"]["town"] |= {"format": kind, "source": str(tmp_path)}
+    plan = Plan(made, SCHEMA)
+    assert plan.sample_files() == ["results/data/town/scenarios.h5"]
+    assert plan.datasets_in("tracks", *ADAPTED) == "town"
+    assert plan.source("town") == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("variables", ["speed"], "unknown key 'variables' in datasets.town"),
+        ("split", {"train": 0.7, "validation": 0.1, "gap": 1}, "unknown key 'split'"),
+        ("tokens", {"motion": 40000}, "datasets.town.tokens.motion: 40000 is greater"),
+        ("format", "waymo", "there is no demo of waymo"),
+    ],
+)
+def test_traffic_that_is_not_right_is_refused(key, value, message) -> None:
+    made = traffic()
+    made["datasets"]["town"][key] = value
+    with pytest.raises(ConfigError) as caught:
+        Plan(made, SCHEMA)
+    assert message in str(caught.value)
+
+
+def test_other_systems_still_need_a_split() -> None:
+    made = icon()
+    del made["datasets"]["globe"]["split"]
+    with pytest.raises(ConfigError, match="'split' is a required property"):
+        Plan(made, SCHEMA)
 
 
 @pytest.mark.parametrize(

@@ -145,9 +145,9 @@ class Plan:
         several = not isinstance(block["dataset"], str)
         return files if several else {role: paths[0] for role, paths in files.items()}
 
-    def datasets_in(self, kind: str) -> str:
-        """Pattern of the names of the datasets whose raw files are of a format."""
-        names = [name for name, block in self.datasets.items() if raw_format(block).name == kind]
+    def datasets_in(self, *kinds: str) -> str:
+        """Pattern of the names of the datasets whose raw files are of one of these formats."""
+        names = [name for name, block in self.datasets.items() if raw_format(block).name in kinds]
         return "|".join(names) or "(?!)"
 
     def source(self, dataset: str) -> str:

@@ -5,6 +5,7 @@ import yaml
 from millrace.errors import ConfigError, DataError
 from millrace.layout import Layout
 from millrace.plan import Plan
+from millrace.systems.motion import ADAPTED
 
 try:
     with open(workflow.source_path("../schemas/config.schema.yaml")) as schema:

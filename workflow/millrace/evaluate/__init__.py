@@ -12,7 +12,7 @@ from typing import Any
 from millrace.data.joint import JointView
 from millrace.data.views import Files, datasets_of
 from millrace.errors import ConfigError
-from millrace.evaluate import downscaling, forecasts
+from millrace.evaluate import downscaling, forecasts, motion
 from millrace.evaluation.forecast import TrainedModel
 from millrace.files import write_json
 from millrace.plots import training_curves
@@ -38,6 +38,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     "patches": Evaluation(forecasts.evaluate, forecasts.evaluate_together),
     "planes": Evaluation(forecasts.evaluate, forecasts.evaluate_together),
     "blocks": Evaluation(downscaling.evaluate),
+    "scenarios": Evaluation(motion.evaluate),
 }
 """By kind of samples, a key of `millrace.data.views.VIEWS`."""
 

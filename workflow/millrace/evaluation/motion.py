@@ -23,6 +23,10 @@ from millrace.models.smart.rollout import RolloutConfig, ahead, rollout
 
 Floats = NDArray[np.float64]
 
+FORECASTS = ("model", "shuffled_map", "constant_velocity", "noise", "truth")
+MISSED = 2.0
+"""A road user is missed if its best rollout ends farther off than this (m)."""
+
 _BATCH = 8
 Progress = Callable[[int, int], None]
 
@@ -41,6 +45,32 @@ class FrequencyPrior:
                 found = rows["token"][rows["kind"] == kind][valid[rows["kind"] == kind]]
                 count[kind] += np.bincount(found, minlength=count.shape[1])
         self.share_CV = count / count.sum(axis=1, keepdims=True)
+
+
+class TokenUsage:
+    """Which tokens occur, ranked by how often they do in training."""
+
+    def __init__(self, prior: FrequencyPrior) -> None:
+        self._rank_CV = np.argsort(np.argsort(-prior.share_CV, axis=1, kind="stable"), axis=1)
+        self._count_CV = np.zeros_like(self._rank_CV)
+
+    def add(self, token_SAK: NDArray, kind_A: NDArray) -> None:
+        """Count tokens; those below 0 are none."""
+        for kind, rank_V in enumerate(self._rank_CV):
+            found = token_SAK[:, np.asarray(kind_A) == kind]
+            ranks = rank_V[found[found >= 0]]
+            self._count_CV[kind] += np.bincount(ranks, minlength=len(rank_V))
+
+    def result(self) -> dict[str, dict[str, list[float]]]:
+        """By class: share of all that occurs that is among the first so many ``tokens``."""
+        ranks = np.unique(np.geomspace(1, self._rank_CV.shape[1], 40).astype(int))
+        return {
+            name: {
+                "tokens": ranks.tolist(),
+                "share": (count_V.cumsum()[ranks - 1] / max(count_V.sum(), 1)).tolist(),
+            }
+            for name, count_V in zip(CLASSES, self._count_CV, strict=True)
+        }
 
 
 def token_scores(
@@ -81,23 +111,15 @@ def token_scores(
     }
 
 
-def displacement(pose_SAT3: Floats, true_AT3: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """Mean displacement error of each rollout, and whether it can be told.
+def displacement(pose_SAT3: Floats, true_AT3: Floats) -> Floats:
+    """Displacement of each rollout, [S, A, T] (m); NaN where nobody was seen.
 
     Parameters
     ----------
     pose_SAT3, true_AT3 : ndarray
         After the present; the truth is NaN where nobody was seen.
-
-    Returns
-    -------
-    error_SA, known_A
-        m; bool.
     """
-    apart_SAT = np.linalg.norm(pose_SAT3[..., :2] - true_AT3[..., :2], axis=-1)
-    known_AT = np.isfinite(true_AT3[..., 0])
-    total_SA = np.where(known_AT, apart_SAT, 0).sum(axis=-1)
-    return total_SA / np.maximum(known_AT.sum(axis=-1), 1), np.asarray(known_AT.any(axis=-1))
+    return np.asarray(np.linalg.norm(pose_SAT3[..., :2] - true_AT3[..., :2], axis=-1))
 
 
 def constant_velocity(true_AT3: Floats, steps: int) -> Floats:
@@ -165,26 +187,35 @@ class MotionScores:
     """Scores of one forecaster, accumulated over scenes.
 
     ``min_ade``: of each road user the best rollout; ``scene_min_ade``: of each scene the best rollout of
-    all its road users together; ``ade``: the mean rollout. ``collision_rate`` and ``off_road_rate`` are
-    shares of the road users (vehicles) and rollouts, without those that collide (are off the road) at the
-    present.
+    all its road users together; ``ade``: the mean rollout. ``miss_rate`` is the share of road users whose
+    best rollout is more than `MISSED` off where they were seen last, and ``error_by_step`` the mean
+    displacement of their best rollouts. ``collision_rate`` and ``off_road_rate`` are shares of the road
+    users (vehicles) and rollouts, without those that collide (are off the road) at the present.
     """
 
     def __init__(self) -> None:
         self._best: list[float] = []
         self._mean: list[float] = []
         self._scene_best: list[float] = []
+        self._missed: list[bool] = []
+        self._by_step: list[Floats] = []
         self._realism: dict[str, list[float]] = {name: [] for name in (*FEATURES, "realism")}
         self._events = {"collision": [0.0, 0.0], "off_road": [0.0, 0.0]}
 
     def add(self, pose_SAT3: Floats, scene: "TrueScene") -> None:
         """Add the rollouts of a scene."""
         future_AT3 = scene.future_AT3[:, : pose_SAT3.shape[2]]
-        error_SA, known_A = displacement(pose_SAT3, future_AT3)
-        if known_A.any():
-            self._best += error_SA[:, known_A].min(axis=0).tolist()
-            self._mean += error_SA[:, known_A].mean(axis=0).tolist()
-            self._scene_best.append(float(error_SA[:, known_A].mean(axis=1).min()))
+        error_SAT = displacement(pose_SAT3, future_AT3)
+        error_SAT = error_SAT[:, np.isfinite(error_SAT).any(axis=(0, 2))]
+        if error_SAT.size:
+            error_SA = np.nanmean(error_SAT, axis=2)
+            best_AT = error_SAT[error_SA.argmin(axis=0), np.arange(error_SA.shape[1])]
+            last_A = np.isfinite(best_AT).cumsum(axis=1).argmax(axis=1)
+            self._best += error_SA.min(axis=0).tolist()
+            self._mean += error_SA.mean(axis=0).tolist()
+            self._scene_best.append(float(error_SA.mean(axis=1).min()))
+            self._missed += (best_AT[np.arange(len(last_A)), last_A] > MISSED).tolist()
+            self._by_step.append(best_AT)
         now = np.repeat(scene.now_A3[None, :, None], len(pose_SAT3), axis=0)
         found = scene.features(np.concatenate([now, pose_SAT3], axis=2))
         for name, score in realism(found, scene.truth).items():
@@ -200,6 +231,8 @@ class MotionScores:
             "min_ade": _mean(self._best),
             "scene_min_ade": _mean(self._scene_best),
             "ade": _mean(self._mean),
+            "miss_rate": _mean(self._missed),
+            "error_by_step": self._errors(),
             "collision_rate": _share(*self._events["collision"]),
             "off_road_rate": _share(*self._events["off_road"]),
             "realism": _mean(self._realism["realism"]),
@@ -207,12 +240,18 @@ class MotionScores:
             "scenes": len(self._realism["realism"]),
         }
 
+    def _errors(self) -> list[float | None]:
+        if not self._by_step:
+            return []
+        return [_mean(step) for step in np.concatenate(self._by_step).T]
+
 
 def motion_scores(
     module: Smart,
     view: ScenarioView,
     split: str,
     config: RolloutConfig,
+    names: Sequence[str] = FORECASTS,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Score rollouts of a model, and the baselines, on every scene of a split.
@@ -222,18 +261,21 @@ def motion_scores(
     Returns
     -------
     dict
-        `MotionScores.result` of ``model``, ``shuffled_map`` (the same model, given the maps of other
-        scenes), ``constant_velocity``, ``noise`` and ``truth``.
+        `MotionScores.result` of each of ``names``: ``model``, ``shuffled_map`` (the same model, given the
+        maps of other scenes), ``constant_velocity``, ``noise`` and ``truth``; with ``token_coverage``, see
+        `TokenUsage`, of ``model`` and ``truth``.
     """
-    names = ("model", "shuffled_map", "constant_velocity", "noise", "truth")
     scores = {name: MotionScores() for name in names}
-    shuffled = view.with_other_maps()
+    prior = FrequencyPrior(view)
+    usage = {name: TokenUsage(prior) for name in ("model", "truth") if name in names}
+    shuffled = view.with_other_maps() if "shuffled_map" in names else view
     for batch in _batches(view, split, progress):
         scenes = batch.scene_B.cpu().numpy()
-        drawn = {
-            "model": rollout(module, batch, config),
-            "shuffled_map": rollout(module, shuffled.gather(scenes), config),
-        }
+        drawn = {}
+        if "model" in names:
+            drawn["model"] = rollout(module, batch, config)
+        if "shuffled_map" in names:
+            drawn["shuffled_map"] = rollout(module, shuffled.gather(scenes), config)
         for b, scene in enumerate(scenes.tolist()):
             rows, steps = view.rows("agent", scene), ahead(config)
             true_scene = TrueScene(rows, edges(view, scene), steps)
@@ -242,11 +284,20 @@ def motion_scores(
                 name: r.pose_BSAT3[b, :, :n].double().cpu().numpy() for name, r in drawn.items()
             }
             poses["constant_velocity"] = constant_velocity(true, steps)
-            poses["noise"] = blind_tokens(view, scene, config)
+            if "noise" in names:
+                poses["noise"] = blind_tokens(view, scene, config)
             poses["truth"] = true_scene.future_AT3[None]
-            for name, value in poses.items():
-                scores[name].add(value, true_scene)
-    return {name: score.result() for name, score in scores.items()}
+            for name in names:
+                scores[name].add(poses[name], true_scene)
+            tokens = {"truth": np.where(rows["valid"], rows["token"], -1)[None, :, HISTORY:]}
+            if "model" in names:
+                tokens["model"] = drawn["model"].token_BSAK[b, :, :n].cpu().numpy()
+            for name, used in usage.items():
+                used.add(tokens[name], rows["kind"])
+    found = {name: score.result() for name, score in scores.items()}
+    for name, used in usage.items():
+        found[name]["token_coverage"] = used.result()
+    return found
 
 
 def edges(view: ScenarioView, scene: int) -> Floats:
@@ -269,7 +320,7 @@ def _batches(view: ScenarioView, split: str, progress: Progress | None) -> Itera
             progress(done + 1, len(parts))
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def _mean(values: Sequence[float] | Floats) -> float | None:
     known = [value for value in values if np.isfinite(value)]
     return float(np.mean(known)) if known else None
 

@@ -15,26 +15,42 @@ from millrace.plots.comparison import (
 )
 from millrace.plots.downscaling import by_region, reliability, spectra
 from millrace.plots.maps import error_map, patch_map
+from millrace.plots.motion import (
+    Traffic,
+    error_by_horizon,
+    event_rates,
+    rollout_animation,
+    rollout_maps,
+    token_usage,
+    vocabulary_plates,
+)
 from millrace.plots.sections import cross_section
 from millrace.plots.sphere import Panel, sphere_maps
 from millrace.plots.training import skill_summary, training_curves
 
 __all__ = [
     "Panel",
+    "Traffic",
     "by_region",
     "cross_section",
     "ensemble_by_lead",
+    "error_by_horizon",
     "error_by_lead",
     "error_map",
     "error_over_time",
+    "event_rates",
     "most_variable",
     "patch_map",
     "reliability",
+    "rollout_animation",
+    "rollout_maps",
     "scatter",
     "section_animation",
     "skill_summary",
     "spectra",
     "sphere_maps",
     "time_series",
+    "token_usage",
     "training_curves",
+    "vocabulary_plates",
 ]

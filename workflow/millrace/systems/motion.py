@@ -1,0 +1,89 @@
+"""Traffic: what road users do next, as tokens of half a second over a map."""
+
+from typing import Any
+
+from millrace.systems.base import Block, RawFormat, SampleKind, Table
+
+FORMATS = (
+    RawFormat("tracks", "the folders tracks/ and map/", "scenarios.h5", demo=True),
+    RawFormat("argoverse2", "one folder a scenario of Argoverse 2", "scenarios.h5"),
+    RawFormat("highd", "XX_tracks.csv, XX_tracksMeta.csv and XX_recordingMeta.csv", "scenarios.h5"),
+    RawFormat("interaction", "vehicle_tracks_XXX.csv and the maps", "scenarios.h5"),
+    RawFormat("ngsim", "trajectories of NGSIM as CSV", "scenarios.h5"),
+    RawFormat("waymo", "Waymo Open Motion TFRecords of scenarios", "scenarios.h5"),
+)
+ADAPTED = tuple(one.name for one in FORMATS if one.name != "tracks")
+"""Formats that are converted to tracks first."""
+
+
+def _rows(run: Block) -> list[dict[str, Any]]:
+    rows = []
+    for variable, scores in run["test"].items():
+        of, tokens = scores["forecasts"], scores["tokens"]["all"]
+        model, steady = of["model"], of["constant_velocity"]
+        shuffled, earlier = of["shuffled_map"], run["validation"][variable]["forecasts"]
+        rows.append(
+            {
+                "variable": variable,
+                "skill": _skill(model, steady),
+                "min_ade": model["min_ade"],
+                "baseline_min_ade": steady["min_ade"],
+                "validation_skill": _skill(earlier["model"], earlier["constant_velocity"]),
+                "miss_rate": model["miss_rate"],
+                "baseline_miss_rate": steady["miss_rate"],
+                "accuracy": tokens["accuracy"],
+                "prior_accuracy": tokens["prior_accuracy"],
+                "collision_rate": model["collision_rate"],
+                "shuffled_collision_rate": shuffled["collision_rate"],
+                "off_road_rate": model["off_road_rate"],
+                "shuffled_off_road_rate": shuffled["off_road_rate"],
+                "realism": model["realism"],
+                "baseline_realism": steady["realism"],
+                "true_realism": of["truth"]["realism"],
+            }
+        )
+    return rows
+
+
+def _skill(model: Block, steady: Block) -> float | None:
+    """None if nobody was seen after the present."""
+    if not steady["min_ade"]:
+        return None
+    return float(1 - model["min_ade"] / steady["min_ade"])
+
+
+KINDS = (
+    SampleKind(
+        name="scenarios",
+        formats=tuple(one.name for one in FORMATS),
+        files=lambda _: {"scenarios": "scenarios.h5"},
+        table=Table(
+            titles={
+                "skill": "skill",
+                "min_ade": "minADE",
+                "baseline_min_ade": "minADE of constant velocity",
+                "validation_skill": "skill (validation)",
+                "miss_rate": "missed",
+                "baseline_miss_rate": "missed by constant velocity",
+                "accuracy": "tokens right",
+                "prior_accuracy": "most frequent token right",
+                "collision_rate": "collide",
+                "shuffled_collision_rate": "collide, other map",
+                "off_road_rate": "off the road",
+                "shuffled_off_road_rate": "off the road, other map",
+                "realism": "realism",
+                "baseline_realism": "realism of constant velocity",
+                "true_realism": "realism of the truth",
+            },
+            caption="Skill is 1 − minADE / minADE of constant velocity. minADE is the mean displacement "
+            "(m) of each road user's best rollout over the 8 s after the present; missed are those whose "
+            "best rollout ends more than 2 m off. The rates are shares of road users and rollouts, without "
+            "those that collide or are off the road at the present. <i>Other map</i>: the same model, "
+            "given the map of another scene. Realism is the likelihood of what happened, from 0 to 1 (Waymo Open "
+            "Sim Agents); that of the truth, scored as if it were a forecast, is its ceiling.",
+            baseline="constant velocity",
+            rows=_rows,
+        ),
+    ),
+)
+MODELS = {"smart": "scenarios"}
