@@ -22,6 +22,7 @@ from millrace.evaluation.metrics import FieldMetrics
 from millrace.models.registry import get_model
 from millrace.models.spec import ModelSpec
 from millrace.training.store import checksum, load_state, weights_of
+from millrace.training.warm_start import check_bound
 
 Floats = NDArray[np.float64]
 
@@ -78,7 +79,9 @@ class TrainedModel:
         spec = get_model(parameters.pop("name"))
         view = open_view(spec.view, files, definition["data"], device, statistics)
         module = spec.build(from_mapping(spec.config, parameters, "model"), view).to(device)
-        module.load_state_dict(weights_of(load_state(checkpoint)))
+        weights = weights_of(load_state(checkpoint))
+        check_bound(module, weights, spec.bound, checkpoint)
+        module.load_state_dict(weights)
         return cls(spec, module.eval(), view)
 
     @torch.no_grad()

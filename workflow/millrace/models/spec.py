@@ -1,7 +1,7 @@
 """What the training engine knows of a model: nothing but a `ModelSpec`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -66,5 +66,8 @@ class ModelSpec:
     blocks: tuple[str, ...] = ()
     """Submodules whose activations may be computed again instead of kept: those that hold most.
     A ``*`` stands for all submodules of that level."""
+    bound: Mapping[str, str] = field(default_factory=dict)
+    """Buffers that say what the model's numbers mean, such as a vocabulary, and what they are for messages:
+    weights that were trained with other ones are refused."""
     division: Division | None = None
     """How it can be divided among processes; None: copies of it only."""

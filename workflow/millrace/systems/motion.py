@@ -79,8 +79,8 @@ KINDS = (
             "(m) of each road user's best rollout over the 8 s after the present; missed are those whose "
             "best rollout ends more than 2 m off. The rates are shares of road users and rollouts, without "
             "those that collide or are off the road at the present. <i>Other map</i>: the same model, "
-            "given the map of another scene. Realism is the likelihood of what happened, from 0 to 1 (Waymo Open "
-            "Sim Agents); that of the truth, scored as if it were a forecast, is its ceiling.",
+            "given the map of another scene. Realism is the likelihood of what happened, from 0 to 1 "
+            "(Waymo Open Sim Agents); that of the truth, scored as if it were a forecast, is its ceiling.",
             baseline="constant velocity",
             rows=_rows,
         ),

@@ -135,7 +135,7 @@ class Trainer:
         seed_everything(seed, rank=0)
         self.module = spec.build(model_config, view).to(ranks.device)
         if config.init_from is not None:
-            warm_start(self.module, config.init_from)
+            warm_start(self.module, config.init_from, spec.bound)
         self._trained_names = [n for n, p in self.module.named_parameters() if p.requires_grad]
         self.divided = self._divide(parallel or ParallelConfig())
         seed_everything(seed, self.divided.data_rank if self.divided else ranks.rank)

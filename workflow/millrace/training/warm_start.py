@@ -23,10 +23,12 @@ def content_digest(checkpoint: Path) -> str:
     return content.hexdigest()[:16]
 
 
-def warm_start(module: nn.Module, config: InitFromConfig) -> None:
+def warm_start(
+    module: nn.Module, config: InitFromConfig, bound: Mapping[str, str] | None = None
+) -> None:
     """Give a module the parameters of a checkpoint, and freeze those that shall stay.
 
-    Buffers, the scales of the new run's data, are left alone.
+    Buffers, the scales of the new run's data, are left alone; those of `ModelSpec.bound` must be the same.
 
     Raises
     ------
@@ -43,6 +45,7 @@ def warm_start(module: nn.Module, config: InitFromConfig) -> None:
             f"train.init_from.checkpoint: {config.checkpoint} does not fit the model: "
             f"{'; '.join(problems)}; give the model block of the run it comes from"
         )
+    check_bound(module, weights, bound or {}, Path(config.checkpoint))
     with torch.no_grad():
         for name, parameter in own.items():
             if name in weights:
@@ -58,6 +61,24 @@ def warm_start(module: nn.Module, config: InitFromConfig) -> None:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in own.values()):
         raise ConfigError("train.init_from.freeze: leaves no parameter to train")
+
+
+def check_bound(
+    module: nn.Module, weights: Mapping[str, Tensor], bound: Mapping[str, str], checkpoint: Path
+) -> None:
+    """Make sure that weights were trained with a module's own `ModelSpec.bound`.
+
+    Raises
+    ------
+    ConfigError
+        They were not.
+    """
+    for name, what in bound.items():
+        if not torch.equal(weights[name].cpu(), module.get_buffer(name).cpu()):
+            raise ConfigError(
+                f"{checkpoint}: its model was trained with another {what} than that of these samples; "
+                "give samples that were made with the same one"
+            )
 
 
 def _mismatches(

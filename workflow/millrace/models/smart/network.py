@@ -469,4 +469,5 @@ SPEC = ModelSpec(
     predict=next_tokens,
     loss=token_loss,
     blocks=("layers",),
+    bound={"motion_CVP3": "vocabulary of motion", "road_V6": "vocabulary of road"},
 )
