@@ -12,6 +12,9 @@ from millrace.evaluation.boxes import (
 )
 from millrace.evaluation.motion import (
     FrequencyPrior,
+    MotionScores,
+    TokenUsage,
+    TrueScene,
     constant_velocity,
     displacement,
     motion_scores,
@@ -141,9 +144,44 @@ def test_displacement_leaves_gaps_out():
     true[0, 5:30] = np.nan
     rollouts = np.stack([true, true]) * 0 + np.nan_to_num(true) + [0, 0, 0]
     rollouts[1, 0, :, 1] += 2.0
-    error, known = displacement(rollouts, true)
-    assert error[:, 0].tolist() == [0.0, 2.0]
-    assert known.tolist() == [True, False]
+    error = displacement(rollouts, true)
+    assert np.nanmax(error[:, 0], axis=1).tolist() == [0.0, 2.0]
+    assert np.isnan(error[:, 1]).all()
+    assert np.isnan(error[:, 0, 5:30]).all()
+
+
+def test_scores_are_those_of_the_best_rollout():
+    """Two road users, seen for 2 s and 1 s; each has another best rollout, and one is missed."""
+    true = np.full((2, 91, 3), np.nan)
+    true[0, :31] = 0
+    true[1, :21] = [50.0, 0, 0]
+    rows = {"true": true, "size": np.tile(CAR, (2, 1)), "kind": np.array([0, 1])}
+    scene = TrueScene(rows, np.empty((0, 2, 2)), 80)
+    pose = np.zeros((2, 2, 80, 3))
+    pose[:, 1, :, 0] = 50.0
+    pose[0, 0, :, 1] = 0.5
+    pose[0, 1, :, 1] = 9.0
+    pose[1, :, :, 1] = 0.3 * np.arange(1, 81)
+    scores = MotionScores()
+    scores.add(pose, scene)
+    found = scores.result()
+    ramp = 0.3 * np.arange(1, 81)
+    assert found["min_ade"] == pytest.approx((0.5 + ramp[:10].mean()) / 2)
+    assert found["miss_rate"] == 0.5, "the second ends 3 m off"
+    expected = [(0.5 + ramp[0]) / 2, 0.5, None]
+    assert [found["error_by_step"][i] for i in (0, 15, 79)] == pytest.approx(expected)
+
+
+def test_tokens_are_counted_by_rank():
+    prior = FrequencyPrior.__new__(FrequencyPrior)
+    prior.share_CV = np.tile([0.1, 0.6, 0.3], (3, 1))
+    usage = TokenUsage(prior)
+    usage.add(np.array([[[1, 1, 2, -1], [0, 0, 0, 0]]]), np.array([0, 2]))
+    found = usage.result()
+    assert found["vehicle"]["tokens"] == [1, 2, 3]
+    assert found["vehicle"]["share"] == pytest.approx([2 / 3, 1, 1])
+    assert found["cyclist"]["share"] == [0, 0, 1]
+    assert found["pedestrian"]["share"] == [0, 0, 0]
 
 
 def test_constant_velocity():
@@ -185,6 +223,11 @@ def test_scores_of_everyone(view):
     )
     assert tokens["all"]["log_loss"] > tokens["all"]["prior_log_loss"]
     found = motion_scores(module, view, "test", RolloutConfig(samples=2))
+    some = motion_scores(module, view, "test", RolloutConfig(samples=2), ("model",))
+    assert some == {"model": found["model"]}, "who else is scored changes nothing"
+    for name in ("model", "truth"):
+        shares = [one["share"][-1] for one in found[name]["token_coverage"].values()]
+        assert shares == pytest.approx([1, 1, 1])
     assert found["truth"]["min_ade"] == 0
     best = max(found, key=lambda name: found[name]["realism"])
     assert best == "truth"

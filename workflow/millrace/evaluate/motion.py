@@ -74,7 +74,7 @@ def _draw(model: TrainedModel, forecasts: Mapping[str, Any], folder: Path) -> No
 
 
 def _busiest(view: ScenarioView) -> Sequence[int]:
-    """Test scenes in which most road users move, of different places if there are some."""
+    """Test scenes in which most road users move, of different recordings if there are some."""
     scenes = view.scenes("test")
     moved = []
     for scene in scenes:
@@ -83,8 +83,8 @@ def _busiest(view: ScenarioView) -> Sequence[int]:
         far = np.nan_to_num(displacement(steady, true)[0], nan=0.0).max(axis=1)
         moved.append(float(np.minimum(far, 20).sum()))
     order = scenes[np.argsort(-np.array(moved), kind="stable")]
-    maps = [view.rows("road", int(scene))["point"].shape[0] for scene in order]
-    first = [i for i, size in enumerate(maps) if size not in maps[:i]]
+    places = [view.names[scene].rpartition("_")[0] for scene in order]
+    first = [i for i, place in enumerate(places) if place not in places[:i]]
     rest = [i for i in range(len(order)) if i not in first]
     return [int(order[i]) for i in (*first, *rest)[:_DRAWN]]
 

@@ -98,12 +98,17 @@ def rollout_maps(scenes: Sequence[Traffic], path: str | Path) -> None:
             axes.set_title(scene.title)
         for axes in panels[len(scenes) :]:
             axes.set_visible(False)
-        fig.legend(handles=_legend(), loc="outside upper center", ncols=6)
+        fig.legend(
+            handles=_legend(),
+            loc="outside upper center",
+            ncols=5,
+            title="Rollouts by class, and the truth",
+        )
 
 
 def _legend() -> list[Line2D]:
     kinds = [
-        Line2D([], [], color=colour, label=f"Rollouts, {name}")
+        Line2D([], [], color=colour, label=name.capitalize())
         for name, colour in zip(CLASSES, _KIND_COLOURS, strict=True)
     ]
     return [
@@ -154,7 +159,7 @@ def _boxes(axes: Axes, pose_A3: Floats, scene: Traffic) -> PolyCollection:
 
 def _corners(pose_A3: Floats, scene: Traffic) -> list[Floats]:
     # Pedestrians would be specks.
-    return list(np.nan_to_num(box_corners(pose_A3, np.maximum(scene.size_A2, 1.0)), nan=1e6))
+    return list(np.nan_to_num(box_corners(pose_A3, np.maximum(scene.size_A2, 1.8)), nan=1e6))
 
 
 def rollout_animation(scene: Traffic, path: str | Path, fps: float = 5) -> None:
@@ -194,7 +199,7 @@ def rollout_animation(scene: Traffic, path: str | Path, fps: float = 5) -> None:
             canvas.draw()
             fig.set_layout_engine("none")  # once is enough: no label changes its size
             frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
-    palette = frames[-1].quantize(64)
+    palette = frames[-1].quantize(160)
     # One palette for all frames: colours do not flicker, and what does not change takes no space.
     first, *rest = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
     with replacing(path) as part:
@@ -220,7 +225,7 @@ def token_usage(coverage: Mapping[str, Mapping[str, Any]], path: str | Path) -> 
                 axes.plot(one["tokens"], one["share"], label=_label(name), **_LOOKS[name])
             axes.set(xscale="log", ylim=(0, 1.02), title=kind.capitalize())
         panels[0].set_ylabel("Share of all that occur")
-        fig.supxlabel("Most frequent tokens of training", fontsize=9)
+        fig.supxlabel("Number of tokens, the most frequent of training first", fontsize=9)
         handles, labels = panels[0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside upper center", ncols=2)
 

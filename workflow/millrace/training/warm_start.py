@@ -38,7 +38,8 @@ def warm_start(
         The checkpoint is not there or damaged.
     """
     weights = weights_of(load_state(Path(config.checkpoint)))
-    own = dict(module.named_parameters())
+    # A layer that stands at two places has two names in the checkpoint.
+    own = dict(module.named_parameters(remove_duplicate=False))
     problems = _mismatches(own, weights, {name for name, _ in module.named_buffers()})
     if problems:
         raise ConfigError(

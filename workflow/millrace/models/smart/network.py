@@ -10,15 +10,15 @@ Q queries and N sources of an attention, flattened.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from millrace.data.scenario_view import ScenarioBatch, ScenarioView
+from millrace.data.scenario_view import ScenarioBatch
 from millrace.data.tracks import CLASSES, LIGHTS, LINES
-from millrace.data.vocabulary import BOXES, corners
+from millrace.data.vocabulary import corners
 from millrace.errors import ConfigError
 from millrace.models.smart.layers import (
     FourierEmbedding,
@@ -28,7 +28,6 @@ from millrace.models.smart.layers import (
     nearest,
     relations,
 )
-from millrace.models.spec import ModelSpec
 
 _RELATION = (1, 2, 2)  # distance, bearing, turn
 _TOKEN_S = 0.5
@@ -58,6 +57,9 @@ class SmartConfig:
     label_smoothing: float = 0.1
     road_weight: float = 1.0
     """Weight of the loss of the next piece of road."""
+    closed_loop: int = 0
+    """Train on the model's own rollouts, which follow the token nearest to the truth among so many most
+    probable ones; 0: on the true tokens."""
 
     def __post_init__(self) -> None:
         counts = (self.hidden, self.heads, self.map_layers, self.layers, self.bands, self.past)
@@ -66,6 +68,10 @@ class SmartConfig:
         if self.hidden % self.heads:
             raise ConfigError(
                 f"model.hidden = {self.hidden}: expected a multiple of model.heads = {self.heads}"
+            )
+        if self.closed_loop < 0:
+            raise ConfigError(
+                f"model.closed_loop = {self.closed_loop}: expected a number of tokens, or 0"
             )
         if not 0 <= self.label_smoothing < 1 or self.road_weight < 0:
             raise ConfigError(
@@ -399,75 +405,3 @@ def _flat(index_BQK: Tensor, n_sources: int) -> Tensor:
     """Index over the sources of all scenes, [B Q, K]."""
     first = torch.arange(len(index_BQK), device=index_BQK.device)[:, None, None] * n_sources
     return (index_BQK + first).flatten(0, 1)
-
-
-def next_tokens(module: nn.Module, batch: ScenarioBatch) -> Tensor:
-    """Mean of the next poses under the model, in the frames of the poses before, [A, B, K - 1, 4].
-
-    x, y (m) and the mean of cosine and sine of the turn; 0 where there is no token.
-    """
-    logits, _ = module(batch)
-    end_CV3 = cast(Smart, module).motion_CVP3[:, :, -1]
-    change = torch.cat([end_CV3[..., :2], end_CV3[..., 2:].cos(), end_CV3[..., 2:].sin()], dim=-1)
-    share = logits.softmax(dim=-1).to(change.dtype)
-    mean = torch.stack([share @ change[kind] for kind in range(len(change))], dim=-2)
-    chosen = batch.kind_BA[:, :, None, None, None].expand(*mean.shape[:3], 1, 4)
-    mean = mean.gather(3, chosen)[..., 0, :]
-    valid = batch.valid_BAK[:, :, 1:] & batch.valid_BAK[:, :, :-1]
-    return (mean * valid[..., None]).transpose(0, 1)
-
-
-def token_loss(module: nn.Module, batch: ScenarioBatch, config: Any) -> Tensor:
-    """Cross entropy of the next motion tokens of each scene, and of its hidden pieces of road, [B]."""
-    del config  # the losses of fields have no meaning here
-    logits, road_logits = module(batch)
-    inner = cast(Smart, getattr(module, "module", module))
-    settings = inner.config
-    valid = batch.valid_BAK[:, :, 1:] & batch.valid_BAK[:, :, :-1]
-    exists = inner.exists_CV[batch.kind_BA][:, :, None]
-    each = _smooth_entropy(logits, batch.token_BAK[:, :, 1:], exists, settings.label_smoothing)
-    loss_B = _mean(each, valid)
-    follower = batch.road_next_BM.clamp(min=0)
-    target = batch.road_token_BM.gather(1, follower)
-    wanted = (batch.road_next_BM >= 0) & batch.road_hidden_BM.gather(1, follower)
-    everything = torch.ones(road_logits.shape[-1], dtype=torch.bool, device=road_logits.device)
-    each = _smooth_entropy(road_logits, target, everything, settings.label_smoothing)
-    return loss_B + settings.road_weight * _mean(each, wanted)
-
-
-def _smooth_entropy(logits: Tensor, target: Tensor, exists: Tensor, smoothing: float) -> Tensor:
-    """Cross entropy with label smoothing over the tokens that exist."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    logs = wide.log_softmax(dim=-1)
-    hit = -logs.gather(-1, target[..., None])[..., 0]
-    spread = -(logs * exists).sum(dim=-1) / exists.sum(dim=-1)
-    return (1 - smoothing) * hit + smoothing * spread
-
-
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over all but the first axis where the mask is; 0 where it is nowhere."""
-    total = (values * mask).flatten(1).sum(dim=1)
-    return total / mask.flatten(1).sum(dim=1).clamp(min=1)
-
-
-def build(config: SmartConfig, view: ScenarioView) -> Smart:
-    """Make the model for the vocabularies of a view."""
-    vocabulary = view.vocabulary
-    motion = torch.zeros(len(CLASSES), vocabulary.width, *vocabulary.motion[0].shape[1:])
-    for kind, tokens in enumerate(vocabulary.motion):
-        motion[kind, : len(tokens)] = torch.from_numpy(tokens)
-    count = torch.tensor([len(tokens) for tokens in vocabulary.motion])
-    assert len(BOXES) == len(count)
-    return Smart(config, motion, count, torch.from_numpy(vocabulary.road))
-
-
-SPEC = ModelSpec(
-    name="smart",
-    config=SmartConfig,
-    view="scenarios",
-    build=build,
-    predict=next_tokens,
-    loss=token_loss,
-    blocks=("layers",),
-    bound={"motion_CVP3": "vocabulary of motion", "road_V6": "vocabulary of road"},
-)
