@@ -379,6 +379,14 @@ def test_traffic_that_is_not_right_is_refused(key, value, message) -> None:
     assert message in str(caught.value)
 
 
+def test_vocabularies_are_not_mixed() -> None:
+    made = traffic()
+    made["datasets"]["other"] = made["datasets"]["town"]
+    made["experiments"]["drive"]["dataset"] = ["town", "other"]
+    with pytest.raises(ConfigError, match=r"drive\.dataset: .* vocabularies of their own"):
+        Plan(made, SCHEMA)
+
+
 def test_other_systems_still_need_a_split() -> None:
     made = icon()
     del made["datasets"]["globe"]["split"]

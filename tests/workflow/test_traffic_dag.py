@@ -115,6 +115,17 @@ def test_other_tokens_are_made_of_the_same_tracks(project):
     assert "simulate_traffic" not in planned
 
 
+def test_a_second_stage_waits_for_the_first(project):
+    checkpoint = f"results/train/{RUN}/epoch_2.ckpt"
+    tuned = copy.deepcopy(project.config["experiments"]["drive"])
+    tuned["model"]["closed_loop"] = 8
+    tuned["train"]["init_from"] = {"checkpoint": checkpoint}
+    project.config["experiments"]["tuned"] = tuned
+    project.config["experiments"]["drive"]["train"]["epochs"] = 2
+    project.config["run"]["experiments"] = ["tuned"]
+    assert project.planned()["train_segment"] == 2
+
+
 def test_forced_data_stage_tokenises_again(project):
     planned = project.planned("data", "-R", "data")
     assert (planned["build_vocabulary"], planned["tokenise"]) == (1, 1)

@@ -96,3 +96,23 @@ def test_an_error_of_the_user_is_one_sentence(request_for, capfd):
     assert measure_throughput(request, cpus=1) == 2
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert last == "error: train: unknown key 'learning_rat': did you mean 'learning_rate'?"
+
+
+def test_scenes_of_traffic_are_measured(experiments, one, tmp_path):
+    """Batches of several sizes, from buckets."""
+    definition, files = experiments["smart"]
+    request = MeasureRequest(
+        experiment="drive",
+        layout="n1_gpu1",
+        mode="strong",
+        repeat=0,
+        definition=definition,
+        files=files,
+        output=str(tmp_path / "drive.json"),
+        steps=STEPS,
+    )
+    run = measure(request, one)
+    trainer = build_trainer(definition, files, 0, one)[0]
+    assert run.samples_per_epoch == trainer.view.groups("train").sum()
+    assert run.times.array("total").shape == (1, STEPS)
+    assert (run.times.array("forward") > 0).all()

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from millrace.errors import ConfigError
 from millrace.systems.base import Block, RawFormat, SampleKind, Table
 
 FORMATS = (
@@ -14,6 +15,15 @@ FORMATS = (
 )
 ADAPTED = tuple(one.name for one in FORMATS if one.name != "tracks")
 """Formats that are converted to tracks first."""
+
+
+def _check(name: str, experiment: Block, dataset: Block) -> None:
+    del dataset
+    if not isinstance(experiment["dataset"], str) and len(experiment["dataset"]) > 1:
+        raise ConfigError(
+            f"config: experiments.{name}.dataset: datasets of traffic have vocabularies of their own; give "
+            "one, and put all recordings into its directory"
+        )
 
 
 def _rows(run: Block) -> list[dict[str, Any]]:
@@ -57,6 +67,7 @@ KINDS = (
         name="scenarios",
         formats=tuple(one.name for one in FORMATS),
         files=lambda _: {"scenarios": "scenarios.h5"},
+        check=_check,
         table=Table(
             titles={
                 "skill": "skill",
