@@ -9,9 +9,10 @@ import torch
 
 from millrace.data.scenario_view import ScenarioConfig, ScenarioView
 from millrace.data.tokens import HISTORY
+from millrace.data.vocabulary import corners
 from millrace.errors import ConfigError
 from millrace.models.smart import SPEC, SmartConfig
-from millrace.models.smart.closed_loop import near_truth
+from millrace.models.smart.closed_loop import _apart, near_truth
 from millrace.training.deadline import Deadline
 from millrace.training.segment import build_trainer
 
@@ -38,6 +39,22 @@ def errors(batch, rolled):
     """Displacements (m) of road users that go on."""
     apart = (rolled.pose_BAK3 - batch.pose_BAK3)[..., :2].norm(dim=-1)[:, :, HISTORY:]
     return apart[going_on(batch)]
+
+
+def test_distances_are_those_of_corners(model):
+    """The mean square, corner by corner, of boxes of the size of each class."""
+    random = torch.Generator().manual_seed(3)
+    pose, true = (3 * torch.randn((1, 3, 3), generator=random) for _ in range(2))
+    kind = torch.arange(3)[None]
+    found = _apart(model, kind, pose, true)[0]
+    for c, count in enumerate(model.exists_CV.sum(dim=1).tolist()):
+        token = torch.arange(count)
+        begin = pose[:, c].expand(count, 3)
+        end = model.step(begin[None], torch.full((1, count), c), token[None])[0, :, -1].numpy()
+        apart = corners(end.astype(float), c) - corners(true[:, c].double().numpy(), c)
+        expected = (apart**2).sum(axis=-1).mean(axis=-1)
+        np.testing.assert_allclose(found[c, :count], expected, rtol=1e-4)
+        assert torch.isinf(found[c, count:]).all()
 
 
 def test_with_all_tokens_to_choose_from_it_is_the_truth(batch, model):
