@@ -35,6 +35,7 @@ from millrace.training.config import (
     ProfileConfig,
     TrainConfig,
 )
+from millrace.training.parallel.config import ParallelConfig
 from millrace.training.schedules import ScheduleConfig
 
 REPOSITORY = Path(__file__).parents[2]
@@ -70,6 +71,7 @@ CONFIGS = {
     "early_stopping": EarlyStoppingConfig,
     "init_from": InitFromConfig,
     "profile": ProfileConfig,
+    "parallel": ParallelConfig,
 }
 SCHEMAS = {
     "run": SCHEMA["properties"]["run"],
@@ -91,6 +93,7 @@ SCHEMAS = {
     "early_stopping": TRAIN["properties"]["early_stopping"],
     "init_from": TRAIN["properties"]["init_from"],
     "profile": TRAIN["properties"]["profile"],
+    "parallel": EXPERIMENT["properties"]["parallel"],
 }
 # Given beside the block, for all of the dataset.
 ELSEWHERE = {("blocks", "variables")}

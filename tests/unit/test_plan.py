@@ -1,8 +1,11 @@
 """What a configuration asks for, and what it is refused for."""
 
 import copy
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -20,9 +23,11 @@ from millrace.demo.climate import ClimateConfig
 from millrace.demo.traffic import TrafficConfig
 from millrace.errors import ConfigError, DataError
 from millrace.evaluate import EVALUATIONS
+from millrace.models.gino import GinoConfig
+from millrace.models.limits import LIMITS, Limits
 from millrace.models.losses import LOSSES, LossConfig
 from millrace.models.registry import MODELS, get_model
-from millrace.plan import EXECUTION, Plan
+from millrace.plan import EXECUTION, Plan, segment_request
 from millrace.systems import FORMATS, KIND_OF_MODEL, KINDS
 from millrace.systems.motion import ADAPTED
 from millrace.training.config import (
@@ -35,12 +40,15 @@ from millrace.training.config import (
     ProfileConfig,
     TrainConfig,
 )
+from millrace.training.parallel.config import SCHEDULES as PARALLEL_SCHEDULES
+from millrace.training.parallel.config import ParallelConfig
 from millrace.training.schedules import SCHEDULES, ScheduleConfig
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
 DEFAULT = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-TRAIN = SCHEMA["$defs"]["experiment"]["properties"]["train"]["properties"]
+EXPERIMENT = SCHEMA["$defs"]["experiment"]["properties"]
+TRAIN = EXPERIMENT["train"]["properties"]
 SHIPPED = [
     None,
     *sorted(
@@ -259,6 +267,7 @@ def test_schema_and_dataclasses_have_the_same_keys() -> None:
         (ProfileConfig, TRAIN["profile"]["properties"].keys()),
         (ScheduleConfig, TRAIN["schedule"]["properties"].keys()),
         (LossConfig, TRAIN["loss"]["properties"].keys()),
+        (ParallelConfig, EXPERIMENT["parallel"]["properties"].keys()),
     ):
         assert {field.name for field in fields(cls)} == keys, cls
     kept = SCHEMA["$defs"]
@@ -280,6 +289,7 @@ def test_schema_and_code_have_the_same_choices() -> None:
     assert TRAIN["precision"]["enum"] == list(PRECISIONS)
     assert TRAIN["gradient_compression"]["enum"] == list(COMPRESSIONS)
     assert TRAIN["log"]["items"]["enum"] == list(LOGGERS)
+    assert EXPERIMENT["parallel"]["properties"]["schedule"]["enum"] == list(PARALLEL_SCHEDULES)
 
 
 @pytest.mark.parametrize("over", SHIPPED, ids=lambda p: p.stem if p else "config")
@@ -435,3 +445,83 @@ def test_models_that_are_not_applied_to_raw_files_are_not_predicted_with() -> No
     }
     with pytest.raises(ConfigError, match="models on blocks, as that of fine, are not applied"):
         Plan(made, SCHEMA)
+
+
+def divisible(monkeypatch, **parallel):
+    """A configuration whose model could be divided: into 3 stages, its 4 heads by 2 and 4."""
+    limits = Limits(config=GinoConfig, heads=lambda _: (4,), stages=lambda _: 3)
+    monkeypatch.setitem(LIMITS, "gino", limits)
+    made = changed("run/layouts", ["n1_gpu4", "n2_gpu2"])
+    made["experiments"]["head"]["parallel"] = parallel
+    made["experiments"]["head"]["model"]["modes"] = [4, 4, 2]
+    return made
+
+
+def test_how_processes_are_used_travels_but_decides_nothing(monkeypatch) -> None:
+    made = divisible(monkeypatch, dp_shard=4)
+    assert "parallel" not in str(Plan(made, SCHEMA).definition("head"))
+    assert Plan(made, SCHEMA).advice() == []
+    named = SimpleNamespace(experiment="head", layout="n1_gpu4", seed=0, epoch=10)
+    outputs = {"checkpoint": "a.ckpt", "receipt": "a.json"}
+    assert segment_request(made, named, {}, {}, outputs).parallel == {"dp_shard": 4}
+    assert segment_request(config(), named, {}, {}, outputs).parallel == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("parallel", {"dp_shard": 3}, "head on n1_gpu4: parallel: dp_replicate 1 x dp_shard 3"),
+        ("parallel", {"pipeline": 4}, "4 stages, but the model has 3 blocks"),
+        ("parallel", {"tensor": 8}, "= 8 processes, but the layout has 4"),
+        ("parallel", {"pipeline": 2, "micro_batches": 1}, "at least the 2 stages"),
+        ("parallel", {"stages": 2}, "unknown key 'stages' in experiments.head.parallel"),
+        ("train/compile", True, "head on n1_gpu4: train.compile, train.gradient_compression"),
+        ("model/modes", [99, 4, 2], "experiments.head on n1_gpu4: model.modes [99, 4, 2]"),
+        ("race", ["n1_gpu4", "n4_gpu2"], "head on n4_gpu2: parallel: dp_replicate 2 x dp_shard"),
+    ],
+)
+def test_divisions_that_do_not_fit_are_refused(monkeypatch, path, value, message) -> None:
+    made = divisible(monkeypatch, dp_replicate=2, dp_shard=2)
+    *parents, key = path.split("/")
+    block = made["experiments"]["head"]
+    for parent in parents:
+        block = block[parent]
+    block[key] = value
+    with pytest.raises(ConfigError) as caught:
+        Plan(made, SCHEMA)
+    assert message in str(caught.value)
+
+
+def test_a_model_that_cannot_be_divided_is_refused() -> None:
+    made = changed("run/layouts", ["n1_gpu2"])
+    made["experiments"]["head"]["parallel"] = {"dp_shard": 2}
+    with pytest.raises(ConfigError, match="head on n1_gpu2: parallel: gino can only be copied"):
+        Plan(made, SCHEMA)
+
+
+def test_a_pipeline_that_waits_is_told(monkeypatch) -> None:
+    made = divisible(monkeypatch, pipeline=2, dp_shard=2, micro_batches=4)
+    first, second = Plan(made, SCHEMA).advice()
+    assert "experiments.head on n1_gpu4: parallel.micro_batches 4" in first
+    assert "wait 20% of their time; 8 or more" in first
+    assert "n2_gpu2" in second
+
+
+def test_divided_models_are_measured_if_asked_for(monkeypatch) -> None:
+    made = divisible(monkeypatch, dp_shard=4)
+    assert Plan(made, SCHEMA).scaling_runs() == []
+    made["scaling"] = {"experiments": ["head"], "measure": ["n4_gpu1"], "repeats": 1}
+    assert len(Plan(made, SCHEMA).scaling_runs()) == 2
+    made["scaling"]["measure"] = ["n1_gpu1"]
+    with pytest.raises(ConfigError, match=r"head on n1_gpu1: parallel: .* the layout has 1"):
+        Plan(made, SCHEMA)
+
+
+def test_models_that_can_be_divided_have_limits() -> None:
+    assert LIMITS.keys() == {name for name, spec in MODELS.items() if spec.division}
+    assert all(LIMITS[name].config is MODELS[name].config for name in LIMITS)
+
+
+def test_planning_needs_no_torch() -> None:
+    program = "import sys, millrace.plan; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -8,13 +8,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from millrace.config import validate
+from millrace.config import from_mapping, validate
 from millrace.data.fingerprint import fingerprint
 from millrace.errors import ConfigError, DataError
 from millrace.layout import Layout
+from millrace.models.limits import LIMITS
 from millrace.scaling.request import MeasureRequest
 from millrace.systems import KIND_OF_MODEL, KINDS, SampleKind, raw_format
 from millrace.systems.base import known
+from millrace.training.parallel.config import ParallelConfig
 from millrace.training.request import Request
 
 # How long training runs does not decide the weights: more epochs continue the same run.
@@ -70,6 +72,7 @@ class Plan:
             self._check_prediction(name)
         for name in self.scaling["experiments"]:
             known(name, self.experiments, "scaling.experiments", "experiment")
+        self._advice = [note for run in self._divided() if (note := self._check_parallel(*run))]
 
     def kind(self, experiment: str) -> SampleKind:
         """Kind of samples of an experiment, by its model."""
@@ -95,6 +98,39 @@ class Plan:
             )
         if source in self.datasets and raw_format(self.datasets[source]).name != "feflow_csv":
             raise ConfigError(f"config: {key}.source: {source} has no raw files of a mesh")
+
+    def _divided(self) -> dict[tuple[str, str], None]:
+        """Experiments with a block ``parallel``, and the layouts on which they run or are measured."""
+        wanted = [(experiment, layout) for experiment, layout, _ in self._runs()]
+        wanted += [(block["experiment"], block["layout"]) for block in self.predictions.values()]
+        wanted += product(self.scaling["experiments"], self.scaling["measure"])
+        return dict.fromkeys(
+            (experiment, str(layout))
+            for experiment, name in wanted
+            for layout in Layout.entrants(name)
+            if "parallel" in self.experiments[experiment]
+        )
+
+    def _check_parallel(self, name: str, layout: str) -> str | None:
+        """Refuse a division that a model or a layout does not allow; advice, if one is slow."""
+        model, train = dict(self.experiments[name]["model"]), self.experiments[name]["train"]
+        made, world_size = model.pop("name"), Layout.parse(layout).world_size
+        try:
+            config = from_mapping(LIMITS[made].config, model, "model") if made in LIMITS else None
+            parallel = from_mapping(
+                ParallelConfig, self.experiments[name]["parallel"], "parallel"
+            ).of(made, config, world_size, train["global_batch"])
+            parallel.check_options(
+                train.get("compile", False), train.get("gradient_compression", "none")
+            )
+        except ConfigError as error:
+            raise ConfigError(f"config: experiments.{name} on {layout}: {error}") from None
+        advice = parallel.advice()
+        return f"experiments.{name} on {layout}: {advice}" if advice else None
+
+    def advice(self) -> list[str]:
+        """Sentences about what is allowed, but slow."""
+        return list(self._advice)
 
     def definition(self, experiment: str) -> dict[str, Any]:
         """Return what decides the weights of an experiment."""
@@ -231,7 +267,7 @@ class Plan:
     def scaling_runs(self) -> list[str]:
         """Records of the runs that a scaling study measures."""
         study = self.scaling
-        keys = (study["experiments"] or self._run["experiments"], study["measure"], study["modes"])
+        keys = (self._studied(), study["measure"], study["modes"])
         return [
             f"results/scaling/{experiment}/{layout}/{mode}/run_{repeat}.json"
             for experiment, layout, mode, repeat in product(*keys, range(study["repeats"]))
@@ -240,9 +276,15 @@ class Plan:
     def scaling_settings(self) -> dict[str, Any]:
         """What the analysis of a scaling study is asked for, see `millrace.scaling.settings.Settings`."""
         asked = {key: value for key, value in self.scaling.items() if key not in _SCALING}
-        studied = self.scaling["experiments"] or self._run["experiments"]
-        epochs = {name: self.experiments[name]["train"]["epochs"] for name in studied}
+        epochs = {name: self.experiments[name]["train"]["epochs"] for name in self._studied()}
         return asked | {"epochs": epochs | asked.get("epochs", {})}
+
+    def _studied(self) -> list[str]:
+        """Experiments of the scaling study; one that needs a number of GPUs has to be asked for."""
+        asked = self.scaling["experiments"]
+        return asked or [
+            e for e in self._run["experiments"] if "parallel" not in self.experiments[e]
+        ]
 
     def report(self) -> list[str]:
         """What the report stage makes."""
@@ -296,6 +338,7 @@ def segment_request(
         receipt=outputs["receipt"],
         save_every=train.get("save_every", 1),
         execution={k: v for k, v in train.items() if k in EXECUTION},
+        parallel=config["experiments"][w.experiment].get("parallel", {}),
         previous=str(inputs.get("previous") or "") or None,
         final_epoch=train["epochs"],
     )
@@ -320,6 +363,7 @@ def measure_request(
         execution={
             k: v for k, v in train.items() if k in EXECUTION and k not in ("profile", "log")
         },
+        parallel=config["experiments"][w.experiment].get("parallel", {}),
     )
 
 

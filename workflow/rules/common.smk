@@ -13,6 +13,10 @@ try:
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
+if workflow.is_main_process:  # not in every job again
+    for note in plan.advice():
+        logger.warning(note)
+
 
 LAYOUT = r"n[1-9]\d*_gpu[1-9]\d*"
 RACE = f"{LAYOUT}(-or-{LAYOUT})+"

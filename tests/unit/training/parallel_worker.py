@@ -14,6 +14,7 @@ import torch.distributed as dist
 from millrace.config import from_mapping
 from millrace.training.config import ExecutionConfig
 from millrace.training.distributed import process_group
+from millrace.training.parallel.config import ParallelConfig
 from millrace.training.parallel.shards import local
 from millrace.training.parallel.state import gathered, load_weights
 from millrace.training.segment import build_trainer
@@ -21,9 +22,9 @@ from millrace.training.store import load_state
 
 
 def build(job, ranks):
-    definition = {**job["definition"], "parallel": job.get("parallel") or {}}
+    parallel = from_mapping(ParallelConfig, job.get("parallel", {}), "parallel")
     execution = from_mapping(ExecutionConfig, job.get("execution", {}), "train")
-    return build_trainer(definition, job["files"], 0, ranks, execution)[0]
+    return build_trainer(job["definition"], job["files"], 0, ranks, execution, parallel)[0]
 
 
 def perform(job, ranks) -> dict:
@@ -69,7 +70,7 @@ def steps(trainer, count, ranks):
         position = trainer.position
         for batch in trainer._plan.epoch(position.epoch, start=position.batch):
             trainer._parallel.train()
-            loss = trainer._train_step(batch)
+            loss = trainer.train_step(batch)
             trainer.step += 1
             losses.append(ranks.sum(float(loss))[0])
             if len(losses) == count:

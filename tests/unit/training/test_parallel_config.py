@@ -9,8 +9,7 @@ from torch import nn
 from millrace.config import from_mapping
 from millrace.data.weather_view import WeatherBatch
 from millrace.errors import ConfigError
-from millrace.models.aurora import AuroraConfig
-from millrace.models.registry import MODELS
+from millrace.models.aurora.config import AuroraConfig
 from millrace.training.parallel.config import ParallelConfig
 from millrace.training.parallel.copies import check_static_graph
 from millrace.training.parallel.pipeline import stage_bounds
@@ -21,7 +20,7 @@ LARGE = AuroraConfig()
 
 def resolved(world_size=8, global_batch=64, model="aurora", config=LARGE, **keys):
     parallel = from_mapping(ParallelConfig, keys, "parallel")
-    return parallel.of(MODELS[model], config, world_size, global_batch)
+    return parallel.of(model, config, world_size, global_batch)
 
 
 def test_what_is_left_are_copies():

@@ -1,7 +1,8 @@
 """The models by name."""
 
 from millrace.errors import ConfigError
-from millrace.models import aurora, downscaler, gfno, gino, regression, smart
+from millrace.models import downscaler, gfno, gino, regression, smart
+from millrace.models.aurora import spec as aurora
 from millrace.models.spec import ModelSpec
 
 MODELS: dict[str, ModelSpec] = {

@@ -12,7 +12,7 @@ class Division:
     """How a model can be divided among processes: facts about its modules, nothing distributed.
 
     A model is a chain of units, submodules that are passed one after another. What passes between two of
-    them are tensors with a leading axis of samples.
+    them are tensors with a leading axis of samples. How far it can be divided: `millrace.models.limits`.
     """
 
     units: Callable[[Any], list[str]]
@@ -35,10 +35,6 @@ class Division:
     inputs, with nothing but elementwise or headwise work between them."""
     packed: Callable[[nn.Module], Mapping[str, int]]
     """module -> linear layers whose outputs are queries, keys and values in one, and their heads."""
-    heads: Callable[[Any], Sequence[int]]
-    """config -> numbers of heads that tensor parallelism must divide."""
-    limit: Callable[[Any], int]
-    """config -> most stages a pipeline can have."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from millrace.training.batches import GlobalBatch
 from millrace.training.config import ExecutionConfig
 from millrace.training.distributed import Ranks
 from millrace.training.engine import Trainer
+from millrace.training.parallel.config import ParallelConfig
 from millrace.training.phases import PHASES, PhaseClock
 from millrace.training.segment import build_trainer
 
@@ -76,7 +77,7 @@ def measure(request: MeasureRequest, ranks: Ranks) -> ScalingRun | None:
         times=_times(times),
         precision=config.precision,
         micro_batch=trainer.execution.micro_batch,
-        parameters=sum(p.numel() for p in trainer.module.parameters()),
+        parameters=trainer.parameters,
         flops_per_sample=flops,
         losses=tuple(float(sum(step)) for step in zip(*parts, strict=True)),
         peak_memory_bytes=tuple(peaks) if all(peaks) else (),
@@ -99,7 +100,8 @@ def _trainer(request: MeasureRequest, ranks: Ranks, clock: PhaseClock) -> Traine
         train["global_batch"] *= ranks.world_size
     definition = {**request.definition, "train": train}
     execution: ExecutionConfig = from_mapping(ExecutionConfig, request.execution, "train")
-    return build_trainer(definition, request.files, 0, ranks, execution, clock.mark)[0]
+    parallel: ParallelConfig = from_mapping(ParallelConfig, request.parallel, "parallel")
+    return build_trainer(definition, request.files, 0, ranks, execution, parallel, clock.mark)[0]
 
 
 def _batches(trainer: Trainer) -> Iterator[GlobalBatch]:
@@ -134,6 +136,8 @@ def _warm_up(trainer: Trainer, batches: Iterator[GlobalBatch], ranks: Ranks) -> 
 
 def _flops_per_sample(trainer: Trainer, batch: GlobalBatch) -> float | None:
     """Floating-point operations of forward and backward that torch can count: products of matrices."""
+    if trainer.divided is not None:
+        return None
     group, index = batch.parts[0]
     samples = trainer.view.batch("train", group, index[:1])
     counter = FlopCounterMode(display=False)

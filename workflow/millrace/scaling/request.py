@@ -20,3 +20,4 @@ class MeasureRequest:
     """The record to write, see `millrace.scaling.records`."""
     steps: int = 30
     execution: dict[str, Any] = field(default_factory=dict)
+    parallel: dict[str, Any] = field(default_factory=dict)

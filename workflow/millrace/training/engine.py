@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from millrace.errors import ConfigError, ExitCode, UserError
+from millrace.errors import ExitCode, UserError
 from millrace.models.spec import ModelSpec
 from millrace.training.acceleration import checkpoint_activations, compile_in_place
 from millrace.training.batches import (
@@ -137,6 +137,8 @@ class Trainer:
         if config.init_from is not None:
             warm_start(self.module, config.init_from, spec.bound)
         self._trained_names = [n for n, p in self.module.named_parameters() if p.requires_grad]
+        self.parameters = sum(p.numel() for p in self.module.parameters())
+        """Numbers that the whole model holds."""
         self.divided = self._divide(parallel or ParallelConfig())
         seed_everything(seed, self.divided.data_rank if self.divided else ranks.rank)
         self._parallel = self._wrapped()
@@ -163,17 +165,12 @@ class Trainer:
 
     def _divide(self, parallel: ParallelConfig) -> Divided | None:
         """Leave this rank its part of the module; None: all of it."""
-        resolved = parallel.of(
-            self.spec, self._model_config, self.ranks.world_size, self.config.global_batch
+        self.parallel = resolved = parallel.of(
+            self.spec.name, self._model_config, self.ranks.world_size, self.config.global_batch
         )
-        self._static_graph = resolved.static_graph
+        resolved.check_options(self.execution.compile, self.config.gradient_compression)
         if not resolved.is_divided:
             return None
-        if self.execution.compile or self.config.gradient_compression != "none":
-            raise ConfigError(
-                "train.compile, train.gradient_compression: work on copies of a model only; leave them out "
-                "or leave parallel.dp_shard, pipeline and tensor at 1"
-            )
         return divide(
             self.spec, self.module, resolved, self.ranks, self.view, self._checkpoint_activations
         )
@@ -191,7 +188,7 @@ class Trainer:
             compile_in_place(self.module, self.ranks.device)
         if self.ranks.world_size == 1:
             return self.module
-        if self._static_graph:
+        if self.parallel.static_graph:
             check_static_graph(self.view.batch("train", 0, np.zeros(1, dtype=np.int64)))
         with warnings.catch_warnings():
             # Newer versions have another name for it, which 2.11 does not know.
@@ -201,7 +198,7 @@ class Trainer:
                 self.module,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
-                static_graph=self._static_graph,
+                static_graph=self.parallel.static_graph,
             )
         exchange_gradients(parallel, self.config.gradient_compression, self._mark)
         return parallel
@@ -438,7 +435,8 @@ class Trainer:
     def _validated(self, shares: list[RankShare]) -> float:
         """Sum of the losses of what this rank takes of a batch, or of its part of that."""
         if self.divided is not None and self.divided.is_pipeline:
-            total = self._through_stages(self.divided, "validation", *shares, backward=False)
+            [share] = shares
+            total = self._through_stages(self.divided, "validation", share, backward=False)
             return float(total) / self.divided.counted
         parts = micro_batches(shares, self.execution.micro_batch)
         losses = (self._losses("validation", part, self.module).double().sum() for part in parts)

@@ -27,6 +27,8 @@ class Request:
     """Epochs between checkpoints in the store: what a kill can cost."""
     execution: dict[str, Any] = field(default_factory=dict)
     """Keys of the block ``train`` that do not decide the weights."""
+    parallel: dict[str, Any] = field(default_factory=dict)
+    """The block of that name: how the processes of the layout are used."""
     previous: str | None = None
     """Checkpoint of the milestone before, for when the store has been removed."""
     final_epoch: int | None = None

@@ -51,6 +51,7 @@ def build_trainer(
     seed: int,
     ranks: Ranks,
     execution: ExecutionConfig | None = None,
+    parallel: ParallelConfig | None = None,
     mark: Mark = unmarked,
 ) -> tuple[Trainer, dict[str, Any]]:
     """Make a trainer and the identity of its run from an experiment's definition."""
@@ -70,7 +71,6 @@ def build_trainer(
         "train": _essentials(train),
         "seed": seed,
     }
-    parallel = from_mapping(ParallelConfig, definition.get("parallel") or {}, "parallel")
     trainer = Trainer(spec, model_config, view, train, seed, ranks, execution, parallel, mark)
     return trainer, described
 
@@ -98,8 +98,9 @@ def run_segment(request: Request, ranks: Ranks) -> Stop:
     """
     execution = from_mapping(ExecutionConfig, request.execution, "train")
     check_loggers(execution.log)
+    parallel = from_mapping(ParallelConfig, request.parallel, "parallel")
     trainer, described = build_trainer(
-        request.definition, request.files, request.seed, ranks, execution
+        request.definition, request.files, request.seed, ranks, execution, parallel
     )
     name = identity.digest(described)
     store = CheckpointStore(Path(request.runs) / name, name, code_version())
@@ -159,6 +160,7 @@ def _begin_session(trainer: Trainer, request: Request) -> None:
             "device": _device_name(trainer.ranks.device),
             "torch": str(torch.__version__),
             "execution": essentials(trainer.execution),
+            "parallel": essentials(trainer.parallel) if trainer.divided else {},
         }
     )
 
@@ -276,8 +278,8 @@ def _benign_changes(sessions: list[dict[str, Any]]) -> list[str]:
     return [
         f"resumed with another {key} ({before[key]} -> {now[key]}): results agree to rounding, not "
         "bit by bit"
-        for key in ("ranks", "threads", "device", "torch")
-        if before[key] != now[key]
+        for key in ("ranks", "parallel", "threads", "device", "torch")
+        if before.get(key, now[key]) != now[key]
     ]
 
 

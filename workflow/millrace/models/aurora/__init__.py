@@ -1,6 +1,4 @@
-"""Aurora, a weather model: configuration, layers, loss, and how it can be divided among processes."""
+"""Aurora, a weather model: configuration, layers, loss, and how it can be divided among processes.
 
-from millrace.models.aurora.config import AuroraConfig
-from millrace.models.aurora.spec import SPEC
-
-__all__ = ["SPEC", "AuroraConfig"]
+Nothing is imported here: planning reads the configuration without torch.
+"""

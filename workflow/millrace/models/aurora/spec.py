@@ -118,7 +118,5 @@ SPEC = ModelSpec(
         loss=_loss_of_forecast,
         pairs=_pairs,
         packed=_packed,
-        heads=lambda config: config.attention_heads,
-        limit=lambda config: config.swin_blocks,
     ),
 )

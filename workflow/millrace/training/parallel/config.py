@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from millrace.errors import ConfigError
-from millrace.models.spec import ModelSpec
+from millrace.models.limits import LIMITS
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved")
 _STAGES_PER_RANK = {"interleaved": 2}
@@ -75,14 +75,14 @@ class ParallelConfig:
         return -(-global_batch // self.data_size)
 
     def of(
-        self, spec: ModelSpec, model_config: Any, world_size: int, global_batch: int
+        self, model: str, model_config: Any, world_size: int, global_batch: int
     ) -> "ParallelConfig":
         """`resolved` for a model; raises `ConfigError` also if it can only be copied."""
-        division = spec.division
-        if division is None:
+        limits = LIMITS.get(model)
+        if limits is None:
             if self.is_divided:
                 raise ConfigError(
-                    f"parallel: {spec.name} can only be copied; leave dp_shard, pipeline and tensor at 1"
+                    f"parallel: {model} can only be copied; leave dp_shard, pipeline and tensor at 1"
                 )
             return self.resolved(world_size, global_batch, (), 1)
         if self.tensor > 1 and getattr(model_config, "lora_rank", None):
@@ -90,8 +90,16 @@ class ParallelConfig:
                 "parallel.tensor: low-rank updates are not cut; train them with dp_shard or pipeline, or "
                 "set model.lora_rank to 0"
             )
-        heads, limit = division.heads(model_config), division.limit(model_config)
-        return self.resolved(world_size, global_batch, heads, limit)
+        heads, stages = limits.heads(model_config), limits.stages(model_config)
+        return self.resolved(world_size, global_batch, heads, stages)
+
+    def check_options(self, compiled: bool, compression: str) -> None:
+        """Raise `ConfigError` for options of the block ``train`` that a divided model cannot have."""
+        if self.is_divided and (compiled or compression != "none"):
+            raise ConfigError(
+                "train.compile, train.gradient_compression: work on copies of a model only; leave them out "
+                "or leave parallel.dp_shard, pipeline and tensor at 1"
+            )
 
     def resolved(
         self, world_size: int, global_batch: int, heads: Sequence[int], limit: int
