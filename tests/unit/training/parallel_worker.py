@@ -14,9 +14,10 @@ import torch.distributed as dist
 from millrace.config import from_mapping
 from millrace.training.config import ExecutionConfig
 from millrace.training.distributed import process_group
+from millrace.training.parallel.checkpoints import save
 from millrace.training.parallel.config import ParallelConfig
-from millrace.training.parallel.shards import local
-from millrace.training.parallel.state import gathered, load_weights
+from millrace.training.parallel.shards import local, whole
+from millrace.training.parallel.state import held, load_weights
 from millrace.training.segment import build_trainer
 from millrace.training.store import load_state
 
@@ -33,12 +34,30 @@ def perform(job, ranks) -> dict:
     if job["do"] == "gradients":
         return gradients(trainer, job, ranks)
     if job["do"] == "continue":
-        trainer.load(load_state(Path(job["state"])))
+        path = Path(job["state"]) / "state.pt"
+        trainer.load(load_state(path, whole=trainer.divided is None))
     losses = steps(trainer, job["steps"], ranks)
-    state = trainer.state()
-    if ranks.is_first and "output" in job:
-        torch.save(state, job["output"])
+    if "output" in job:
+        write(trainer, Path(job["output"]), ranks)
     return {"losses": losses, "validation": trainer.validation_loss()}
+
+
+def write(trainer, directory, ranks) -> None:
+    """Save the state as a store does, without its commit record."""
+    state, tensors = trainer.checkpoint()
+    if ranks.is_first:
+        directory.mkdir()
+        torch.save(state, directory / "state.pt")
+    if tensors:
+        save(tensors, directory / "shards", ranks)
+
+
+def gathered(values, trainer, ranks) -> dict:
+    """Whole tensors that are cut like the parameters, on the first rank."""
+    if trainer.divided is None:
+        return dict(values)
+    portable = {n: whole(trainer.divided.portable(v, n)).clone() for n, v in values.items()}
+    return {n: v for part in ranks.gather(portable) for n, v in part.items()}
 
 
 def gradients(trainer, job, ranks) -> dict:
@@ -47,18 +66,18 @@ def gradients(trainer, job, ranks) -> dict:
     trainer._parallel.train()
     loss = trainer._backward(next(trainer._plan.epoch(0)))
     named = {n: p.grad for n, p in trainer.module.named_parameters() if p.grad is not None}
-    held = sum(local(p).numel() for p in trainer.module.parameters())
-    whole = trainer.divided.gather(named) if trainer.divided else dict(named)
+    count = sum(local(p).numel() for p in trainer.module.parameters())
+    every = gathered(named, trainer, ranks)
     if ranks.is_first:
-        torch.save({n: g.clone() for n, g in whole.items()}, job["output"])
+        torch.save({n: g.clone() for n, g in every.items()}, job["output"])
     norm = float(trainer._clipped())
-    back = gathered(trainer.module, trainer.divided)
+    back = gathered(held(trainer.module, trainer.divided), trainer, ranks)
     given = load_state(Path(job["weights"]))
     same = not back or all(torch.equal(back[n], given[n]) for n in back)
     return {
         "loss": ranks.sum(float(loss))[0],
         "norm": norm,
-        "held": held,
+        "held": count,
         "weights_survive": same,
         "validation": trainer.validation_loss(),
     }

@@ -12,6 +12,8 @@ import parallel_worker
 import pytest
 import torch
 
+from millrace.training.store import load_state
+
 WORKER = Path(parallel_worker.__file__)
 
 # name -> ranks, parallel block, largest relative difference of a gradient
@@ -36,70 +38,126 @@ MODES = {
     "tp2_copies2": (4, {"tensor": 2, "dp_replicate": 2}, 1e-3),
     "tp2_pp2": (4, {"tensor": 2, "pipeline": 2}, 1e-3),
 }
+ALONE = (1, {}, 0)
 MOVES = ["ddp2", "fsdp2", "pp2", "tp2", "pp2_fsdp2"]
 STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def run_jobs(tmp_path_factory, alone):
-    """(ranks, jobs by name) -> results by name; all jobs share one torchrun."""
-
-    def run(ranks, jobs):
-        if ranks == 1:
-            return {name: parallel_worker.perform(job, alone) for name, job in jobs.items()}
-        directory = tmp_path_factory.mktemp("jobs")
-        given, output = directory / "jobs.json", directory / "results.json"
-        given.write_text(json.dumps(jobs))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={ranks}", str(WORKER), str(given), str(output)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, _reason(done.stderr)
-        return json.loads(output.read_text())
-
-    return run
+VARIANTS = {
+    "accumulated": {"execution": {"micro_batch": 1, "activation_checkpointing": True}},
+    "bfloat16": {"train": {"precision": "bfloat16"}},
+    "clipped": {"train": {"clip_norm": 0.05, "loss": {"kind": "mse"}}},
+    "odd": {"train": {"global_batch": 5}},
+}
+"""What else training can be told -> the keys."""
 
 
 @pytest.fixture(scope="module")
 def blocks(experiments):
-    """(keys of the block data) -> definition of the small Aurora and its files."""
+    """(blocks of the definition, with keys) -> definition of the small Aurora and its files."""
 
-    def make(**data):
+    def make(**blocks):
         definition, files = copy.deepcopy(experiments["aurora"])
-        definition["data"] |= data
+        for name, keys in blocks.items():
+            definition[name] |= keys
         return {"definition": definition, "files": files}
 
     return make
 
 
 @pytest.fixture(scope="module")
-def gradients(run_jobs, blocks, tmp_path_factory, alone):
-    """(rollout steps) -> {mode: (result, gradients)} at perturbed weights, one process as ``alone``."""
+def directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("parallel")
+
+
+@pytest.fixture(scope="module")
+def results(blocks, directory, alone):
+    """{name of a job: what it gave}, for all modes of all tests: starting processes takes longest."""
     done = {}
 
-    def compute(rollout):
-        if rollout in done:
-            return done[rollout]
-        directory = tmp_path_factory.mktemp(f"gradients{rollout}")
-        job = blocks(output_steps=rollout) | {
+    def run(ranks, jobs):
+        mine = {name: job for name, (needed, job) in jobs.items() if needed == ranks}
+        if ranks == 1:
+            done.update((name, parallel_worker.perform(job, alone)) for name, job in mine.items())
+            return
+        given, output = directory / "jobs.json", directory / "results.json"
+        given.write_text(json.dumps(mine))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={ranks}", str(WORKER), str(given), str(output)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert ended.returncode == 0, _reason(ended.stderr)
+        done.update(json.loads(output.read_text()))
+
+    first = gradient_jobs(blocks, directory, alone) | variant_jobs(blocks)
+    first |= first_parts(blocks, directory)
+    later = second_parts(blocks, directory)
+    run(1, first)
+    run(4, first)
+    # What two ranks saved is there only after this one.
+    both = first | {name: job for name, job in later.items() if job[0] == 2}
+    run(2, both)
+    run(4, later)
+    run(1, later)
+    return done
+
+
+def gradient_jobs(blocks, directory, alone):
+    """Gradients of every mode, of one step and of a rollout, at perturbed weights."""
+    jobs = {}
+    for rollout in (1, 2):
+        job = blocks(data={"output_steps": rollout}) | {
             "do": "gradients",
-            "weights": str(directory / "weights.pt"),
+            "weights": str(directory / f"weights{rollout}.pt"),
         }
         torch.save(perturbed_weights(parallel_worker.build(job, alone).module), job["weights"])
-        results = {}
-        for ranks in (1, 2, 4):
-            modes = {n: m for n, m in MODES.items() if m[0] == ranks} or {"alone": (1, {}, 0)}
-            jobs = {
-                name: job | {"parallel": block, "output": str(directory / f"{name}.pt")}
-                for name, (_, block, _) in modes.items()
-            }
-            results |= run_jobs(ranks, jobs)
-        done[rollout] = {
-            name: (result, torch.load(directory / f"{name}.pt")) for name, result in results.items()
-        }
-        return done[rollout]
+        for name, (ranks, block, _) in {"alone": ALONE, **MODES}.items():
+            output = str(directory / f"gradients_{name}_{rollout}.pt")
+            jobs[f"gradients {name} {rollout}"] = (
+                ranks,
+                job | {"parallel": block, "output": output},
+            )
+    return jobs
 
-    return compute
+
+def variant_jobs(blocks):
+    jobs = {}
+    for variant, keys in VARIANTS.items():
+        job = blocks(train=keys.get("train", {})) | {"do": "train", "steps": STEPS}
+        job["execution"] = keys.get("execution", {})
+        for name, (ranks, block, _) in moving().items():
+            jobs[f"{variant} {name}"] = (ranks, job | {"parallel": block})
+    return jobs
+
+
+def moving():
+    return {"alone": ALONE} | {name: MODES[name] for name in MOVES}
+
+
+def training(blocks):
+    return blocks(train={"ema": 0.9, "learning_rate": 1e-3})
+
+
+def first_parts(blocks, directory):
+    """Training in every mode, which is saved, and all of it in one process."""
+    job = training(blocks) | {"do": "train", "steps": STEPS}
+    jobs = {"whole": (1, job | {"steps": 2 * STEPS})}
+    for name, (ranks, block, _) in moving().items():
+        output = str(directory / name)
+        jobs[f"first {name}"] = (ranks, job | {"parallel": block, "output": output})
+    return jobs
+
+
+def second_parts(blocks, directory):
+    """What every mode saved is continued in every mode."""
+    job = training(blocks) | {"do": "continue", "steps": STEPS}
+    return {
+        f"{before}>{after}": (
+            moving()[after][0],
+            job | {"parallel": moving()[after][1], "state": str(directory / before)},
+        )
+        for before, after in itertools.product(moving(), moving())
+    }
 
 
 def perturbed_weights(module):
@@ -114,8 +172,11 @@ def perturbed_weights(module):
 @pytest.mark.slow
 @pytest.mark.parametrize("rollout", [1, 2])
 @pytest.mark.parametrize("mode", MODES)
-def test_gradients_are_those_of_one_process(gradients, mode, rollout):
-    (alone, expected), (result, found) = (gradients(rollout)[name] for name in ("alone", mode))
+def test_gradients_are_those_of_one_process(results, directory, mode, rollout):
+    alone, result = (results[f"gradients {name} {rollout}"] for name in ("alone", mode))
+    expected, found = (
+        torch.load(directory / f"gradients_{name}_{rollout}.pt") for name in ("alone", mode)
+    )
     assert found.keys() == expected.keys()
     assert all(float(g.abs().max()) > 0 for g in expected.values()), "the test would be vacuous"
     largest = {n: relative(found[n], expected[n]) for n in expected}
@@ -129,50 +190,18 @@ def test_gradients_are_those_of_one_process(gradients, mode, rollout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["fsdp4", "pp2", "pp4", "tp2", "pp2_fsdp2"])
-def test_each_process_holds_a_part(gradients, mode):
-    results = gradients(1)
-    if "fsdp" not in mode:
-        assert results[mode][0]["held"] < 0.8 * results["alone"][0]["held"]
-
-
-@pytest.fixture(scope="module")
-def moved(run_jobs, blocks, tmp_path_factory):
-    """{(from, to): losses after the checkpoint} and {"alone": losses throughout}."""
-    directory = tmp_path_factory.mktemp("moved")
-    base = blocks() | {"steps": STEPS}
-    base["definition"]["train"] |= {"ema": 0.9, "learning_rate": 1e-3}
-    modes = {"alone": (1, {}, 0)} | {name: MODES[name] for name in MOVES}
-    files = {name: str(directory / f"{name}.pt") for name in modes}
-    whole = run_jobs(1, {"whole": base | {"do": "train", "steps": 2 * STEPS}})["whole"]
-    for ranks in (1, 2, 4):
-        run_jobs(
-            ranks,
-            {
-                name: base | {"do": "train", "parallel": block, "output": files[name]}
-                for name, (n, block, _) in modes.items()
-                if n == ranks
-            },
-        )
-    results = {}
-    for ranks in (1, 2, 4):
-        jobs = {
-            f"{before}>{after}": base
-            | {"do": "continue", "parallel": modes[after][1], "state": files[before]}
-            for before, after in itertools.product(modes, modes)
-            if modes[after][0] == ranks
-        }
-        results |= run_jobs(ranks, jobs)
-    return whole, results, {name: torch.load(path) for name, path in files.items()}
+@pytest.mark.parametrize("mode", ["fsdp2", "fsdp4", "pp2", "pp4", "tp2", "pp2_fsdp2"])
+def test_each_process_holds_a_part(results, mode):
+    held = results[f"gradients {mode} 1"]["held"]
+    assert held < 0.8 * results["gradients alone 1"]["held"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", ["alone", *MOVES])
 @pytest.mark.parametrize("before", ["alone", *MOVES])
-def test_checkpoints_move_between_modes(moved, before, after):
-    whole, results, _ = moved
+def test_checkpoints_move_between_modes(results, before, after):
     tolerance = 1e-4 if "tp2" in (before, after) else 1e-6
-    found = results[f"{before}>{after}"]
+    whole, found = results["whole"], results[f"{before}>{after}"]
     worst = max(
         abs(a / b - 1) for a, b in zip(found["losses"], whole["losses"][STEPS:], strict=True)
     )
@@ -183,16 +212,36 @@ def test_checkpoints_move_between_modes(moved, before, after):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MOVES)
-def test_checkpoints_look_like_that_of_one_process(moved, mode):
-    *_, states = moved
-    one, other = states["alone"], states[mode]
+def test_put_together_shards_are_the_checkpoint_of_one_process(results, directory, mode):
+    one, other = (load_state(directory / name / "state.pt") for name in ("alone", mode))
+    assert other.keys() == one.keys()
     for key in ("model", "ema_model"):
         assert one[key].keys() == other[key].keys()
         for name, value in one[key].items():
             torch.testing.assert_close(other[key][name], value, rtol=1e-3, atol=1e-4)
     assert one["optimizer"]["state"].keys() == other["optimizer"]["state"].keys()
     for number, moments in one["optimizer"]["state"].items():
-        assert moments["exp_avg"].shape == other["optimizer"]["state"][number]["exp_avg"].shape
+        for key, value in moments.items():
+            torch.testing.assert_close(
+                other["optimizer"]["state"][number][key], value, rtol=1e-3, atol=1e-4
+            )
+
+
+@pytest.mark.slow
+def test_no_process_writes_the_whole_model(results, directory):
+    shards = [f.stat().st_size for f in (directory / "fsdp2" / "shards").glob("__*")]
+    assert len(shards) == 2
+    assert max(shards) < 0.6 * sum(shards)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("mode", MOVES)
+def test_all_options_work_in_every_mode(results, mode, variant):
+    alone, found = results[f"{variant} alone"], results[f"{variant} {mode}"]
+    tolerance = {"bfloat16": 5e-3}.get(variant, 1e-4 if mode == "tp2" else 1e-5)
+    assert found["losses"] == pytest.approx(alone["losses"], rel=tolerance)
+    assert found["validation"] == pytest.approx(alone["validation"], rel=tolerance)
 
 
 def relative(found, expected):
@@ -202,44 +251,3 @@ def relative(found, expected):
 def _reason(text):
     """What the worker printed, without torchrun's report about it."""
     return text.partition("torch.distributed.elastic")[0][-9000:]
-
-
-VARIANTS = {
-    "accumulated": {"execution": {"micro_batch": 1, "activation_checkpointing": True}},
-    "bfloat16": {"train": {"precision": "bfloat16"}},
-    "clipped": {"train": {"clip_norm": 0.05, "loss": {"kind": "mse"}}},
-    "odd": {"train": {"global_batch": 5}},
-}
-"""What else training can be told -> the keys."""
-
-
-@pytest.fixture(scope="module")
-def varied(run_jobs, blocks):
-    results = {}
-    for ranks in (1, 2, 4):
-        modes = {"alone": (1, {}, 0)} | {name: MODES[name] for name in MOVES}
-        jobs = {}
-        for variant, keys in VARIANTS.items():
-            base = blocks() | {
-                "do": "train",
-                "steps": STEPS,
-                "execution": keys.get("execution", {}),
-            }
-            base["definition"]["train"] |= keys.get("train", {})
-            jobs |= {
-                f"{variant} {name}": base | {"parallel": block}
-                for name, (n, block, _) in modes.items()
-                if n == ranks
-            }
-        results |= run_jobs(ranks, jobs)
-    return results
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("mode", MOVES)
-def test_all_options_work_in_every_mode(varied, mode, variant):
-    alone, found = varied[f"{variant} alone"], varied[f"{variant} {mode}"]
-    tolerance = {"bfloat16": 5e-3}.get(variant, 1e-4 if mode == "tp2" else 1e-5)
-    assert found["losses"] == pytest.approx(alone["losses"], rel=tolerance)
-    assert found["validation"] == pytest.approx(alone["validation"], rel=tolerance)

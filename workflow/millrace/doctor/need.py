@@ -8,7 +8,6 @@ import yaml
 from millrace.doctor.environment import ROOT
 from millrace.errors import ConfigError
 from millrace.plan import Plan
-from millrace.runs.inventory import STATE
 
 # Steps that a store keeps besides its milestones, and the one that is being written.
 _KEPT = 3
@@ -32,7 +31,7 @@ def wanted_space(config: Path, runs: Path) -> tuple[float, str]:
     why : str
         Where the number comes from.
     """
-    largest = max((path.stat().st_size for path in runs.rglob(STATE)), default=0)
+    largest = max((_bytes(step) for step in runs.rglob("step_*")), default=0)
     count = _checkpoints(config)
     if not (largest and count):
         return _DEFAULT_GB, "a guess: no checkpoint yet to go by, say more with --need-gb"
@@ -51,3 +50,7 @@ def _checkpoints(config: Path) -> int:
     run = described["run"]
     per_seed = sum(len(plan.milestones(name)) + _KEPT for name in run["experiments"])
     return per_seed * len(run["layouts"]) * len(run["seeds"])
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -16,7 +16,6 @@ from millrace.errors import DataError
 from millrace.training import owner
 from millrace.training.store import CheckpointStore, Manifest, checksum
 
-STATE = "state.pt"
 _LEFTOVERS = ("tmp_*", ".*.partial", ".owner.json.[0-9a-f]*")
 
 
@@ -29,11 +28,6 @@ class Step:
     """None: missing or damaged."""
     identity: str
     """Of the run that the step should belong to."""
-
-    @property
-    def state(self) -> Path:
-        """The data file."""
-        return self.path / STATE
 
     @property
     def milestone(self) -> bool:
@@ -53,14 +47,16 @@ class Step:
             return "its manifest is missing or damaged"
         if manifest.identity != self.identity:
             return f"it belongs to the run {manifest.identity}"
-        try:
-            size = self.state.stat().st_size
-            if size != manifest.size:
-                return f"{STATE} has {size} bytes, expected {manifest.size}"
-            if thorough and checksum(self.state) != manifest.crc32:
-                return f"the checksum of {STATE} is not the one of its manifest"
-        except OSError as error:
-            return f"{STATE} cannot be read ({error.strerror})"
+        for name, (expected, crc) in manifest.files.items():
+            file = self.path / name
+            try:
+                size = file.stat().st_size
+                if size != expected:
+                    return f"{name} has {size} bytes, expected {expected}"
+                if thorough and checksum(file) != crc:
+                    return f"the checksum of {name} is not the one of its manifest"
+            except OSError as error:
+                return f"{name} cannot be read ({error.strerror})"
         return None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from millrace.errors import DataError
 from millrace.files import refusal_of, sync, whole
-from millrace.runs.inventory import STATE, Run, Step, usage
+from millrace.runs.inventory import Run, Step, usage
 from millrace.training import identity
 from millrace.training.owner import LockedError
 from millrace.training.store import Manifest, checksum
@@ -183,12 +183,13 @@ def _copy_step(step: Step, target: Path) -> str:
         if step.milestone and not there.milestone:
             _copy_file(step.path / "manifest.json", target / "manifest.json")
         return "there"
-    problem = step.problem(thorough=False)
+    problem, manifest = step.problem(thorough=False), step.manifest
     partial = target.with_name(f"tmp_{target.name}")
     try:
-        if problem is None:
+        if problem is None and manifest is not None:
             partial.mkdir()
-            for name in (STATE, "manifest.json"):
+            for name in (*manifest.files, "manifest.json"):
+                (partial / name).parent.mkdir(exist_ok=True)
                 shutil.copy2(step.path / name, partial / name)
                 sync(partial / name)
             problem = Step(partial, Manifest.read(partial), step.identity).problem()

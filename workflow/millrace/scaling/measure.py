@@ -41,10 +41,13 @@ def measure(request: MeasureRequest, ranks: Ranks) -> ScalingRun | None:
     clock = PhaseClock(ranks.device)
     trainer = _trainer(request, ranks, clock)
     flops = _flops_per_sample(trainer, next(trainer.batches(0)))
-    beginning = copy.deepcopy(trainer.state())
+    beginning = None if trainer.divided else copy.deepcopy(trainer.state())
     warm_up = _warm_up(trainer, _batches(trainer), ranks)
     # The steps that count are the first of a training, on all layouts the same.
-    trainer.load(beginning)
+    if beginning is None:
+        trainer = _trainer(request, ranks, clock)
+    else:
+        trainer.load(beginning)
     _reset_peak(ranks)
     energy = _energy_meter(ranks)
     clock.end_step()

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from millrace.training.parallel.divided import Divided
 from millrace.training.parallel.shards import local
-from millrace.training.parallel.state import load_weights
 
 
 class Ema:
@@ -44,13 +42,12 @@ class Ema:
         finally:
             self._fill(own)
 
-    def load(self, weights: Mapping[str, Tensor], divided: Divided | None = None) -> None:
-        """Continue from the averaged weights by name."""
-        own = [p.clone() for p in self._own()]
-        load_weights(self._module, weights, divided)
-        for average, parameter in zip(self._average, self._own(), strict=True):
-            average.copy_(parameter)
-        self._fill(own)
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Continue from the averaged weights by name, those of this process."""
+        names = (name for name, _ in self._module.named_parameters())
+        for average, name in zip(self._average, names, strict=True):
+            average.copy_(local(weights[name]))
 
     @torch.no_grad()
     def _own(self) -> list[Tensor]:

@@ -40,15 +40,16 @@ from millrace.training.distributed import (
 )
 from millrace.training.early_stopping import best_epoch, is_exhausted
 from millrace.training.ema import Ema
+from millrace.training.parallel.checkpoints import is_sharded
 from millrace.training.parallel.config import ParallelConfig
 from millrace.training.parallel.copies import check_static_graph
 from millrace.training.parallel.divided import Divided, divide
 from millrace.training.parallel.shards import kinds
 from millrace.training.parallel.state import (
-    gathered,
-    load_optimizer,
-    load_weights,
-    optimizer_state,
+    held,
+    load_sharded,
+    load_whole,
+    sharded,
 )
 from millrace.training.phases import Mark, unmarked
 from millrace.training.precision import LossScaler, autocast
@@ -445,23 +446,38 @@ class Trainer:
     def _forecasting(self) -> dict[str, Tensor]:
         """The weights that are validated: averaged, if that is asked for."""
         with self._ema.applied() if self._ema else contextlib.nullcontext():
-            return {name: value.detach().clone() for name, value in self._tensors().items()}
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """Whole weights by name; of a divided model only the first rank gets them."""
-        return gathered(self.module, self.divided)
+            return {
+                n: value.detach().clone() for n, value in held(self.module, self.divided).items()
+            }
 
     def begin_session(self, description: Mapping[str, Any]) -> None:
         """Note that training starts or resumes here."""
         self.sessions.append({"session": len(self.sessions) + 1, "step": self.step, **description})
 
     def state(self) -> dict[str, Any]:
-        """Everything that training needs to continue; call it on all ranks, meant for the first."""
-        state = {
-            "model": self._tensors(),
-            "optimizer": optimizer_state(
-                self.optimizer, self.module, self._trained_names, self.divided
-            ),
+        """Everything that training needs to continue, of an undivided model; call it on all ranks."""
+        optimizer = self.optimizer.state_dict()
+        return self._plain_state() | self._weights() | {"optimizer": optimizer}
+
+    def checkpoint(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """`state`; of a divided model without tensors, this rank's come apart. Call it on all."""
+        if self.divided is None:
+            return self.state(), {}
+        facts, tensors = sharded(
+            self._weights(), self.optimizer, self.module, self._trained_names, self.divided
+        )
+        return self._plain_state() | facts, tensors
+
+    def _weights(self) -> dict[str, dict[str, Tensor]]:
+        """All kinds of weights that are kept, as far as this rank has them."""
+        weights = {"model": held(self.module, self.divided)}
+        if self._ema is not None:
+            weights["ema_model"] = self._forecasting()
+        return weights | ({"best_model": self._best} if self._best else {})
+
+    def _plain_state(self) -> dict[str, Any]:
+        best = {"best_epoch": best_epoch(self.history)} if self._best else {}
+        return best | {
             "scaler": self._scaler.state(),
             "step": self.step,
             "history": self.history,
@@ -470,26 +486,23 @@ class Trainer:
             "rng": self.ranks.gather(rng_state()),
             "threads": torch.get_num_threads(),
         }
-        if self._ema is not None:
-            state["ema_model"] = self._forecasting()
-        if self._best:
-            state |= {"best_model": self._best, "best_epoch": best_epoch(self.history)}
-        return state
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`, saved by any number of ranks."""
-        load_weights(self.module, state["model"], self.divided)
-        load_optimizer(
-            self.optimizer, state["optimizer"], self.module, self._trained_names, self.divided
-        )
+        """Continue from `state`, or from a `checkpoint` in shards, saved by any number of ranks."""
+        if self.divided is not None and is_sharded(state):
+            weights = load_sharded(state, self.optimizer, self.module, self.divided)
+        else:
+            weights = load_whole(
+                state, self.optimizer, self.module, self._trained_names, self.divided
+            )
         self.step = state["step"]
         self.history, self.sessions = list(state["history"]), list(state["sessions"])
         self._sums.load(state["sums"])
         if "scaler" in state:
             self._scaler.load(state["scaler"])
         if self._ema is not None:
-            self._ema.load(state["ema_model"], self.divided)
-        best = state.get("best_model", {})
+            self._ema.load(weights["ema_model"])
+        best = weights.get("best_model", {})
         self._best = {name: value.to(self.ranks.device) for name, value in best.items()}
         if len(state["rng"]) == self.ranks.world_size:
             restore_rng_state(state["rng"][self.ranks.rank])

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from millrace.config import essentials, from_mapping
 from millrace.data.views import Files, open_view
 from millrace.errors import ConfigError, UserError
-from millrace.files import write_json
+from millrace.files import refusal_of, write_json
 from millrace.models.registry import get_model
 from millrace.provenance import code_version, provenance
 from millrace.training import identity
@@ -24,6 +25,7 @@ from millrace.training.distributed import Ranks
 from millrace.training.early_stopping import best_epoch
 from millrace.training.engine import Trainer
 from millrace.training.loggers import Logger, check_loggers, open_loggers
+from millrace.training.parallel.checkpoints import checksum, save
 from millrace.training.parallel.config import ParallelConfig
 from millrace.training.phases import Mark, unmarked
 from millrace.training.profiler import StepProfiler, traces
@@ -113,7 +115,7 @@ def run_segment(request: Request, ranks: Ranks) -> Stop:
         found = _starting_point(store, request) if ranks.is_first else None
         start, origin = ranks.from_first(found)
         if start is not None:
-            trainer.load(load_state(start))
+            trainer.load(load_state(Path(start), whole=trainer.divided is None))
         _begin_session(trainer, request)
         deadline = Deadline.from_environment()
         deadline.listen()
@@ -251,23 +253,34 @@ class _Observer:
         if not (stopping or milestone or epoch % self._request.save_every == 0):
             return
         started = time.monotonic()
-        state = trainer.state() | {"identity": self._store.identity}
-        if self._reporter is None:
-            return
-        if last:
+        if last and self._reporter is not None:
             self._reporter.say(
                 "stopped early: no better validation loss since epoch "
                 f"{best_epoch(trainer.history)}; epoch {epoch} stands for all later ones"
             )
-            if self._store.at_epoch(epoch) is not None:
-                return  # every later milestone comes here again
-        self._store.commit(state, trainer.position, milestone)
+        if last and self._is_there(trainer):
+            return  # every later milestone comes here again
+        state, tensors = trainer.checkpoint()
+        if self._reporter is None:
+            if tensors:
+                with refusal_of(self._store.root):
+                    save(tensors, None, trainer.ranks)
+            return
+        write_shards = partial(save, tensors, ranks=trainer.ranks) if tensors else None
+        state |= {"identity": self._store.identity}
+        self._store.commit(state, trainer.position, milestone, write_shards)
         self._deadline.record_save(time.monotonic() - started)
         if stopping:
             self._reporter.say(
                 f"{_REASONS[trainer.stopped]}: stopped at step {trainer.step} and saved; the same command "
                 "continues from there"
             )
+
+    def _is_there(self, trainer: Trainer) -> bool:
+        """Whether the end of this epoch is committed, for all ranks."""
+        is_first = trainer.ranks.is_first
+        found = is_first and self._store.at_epoch(trainer.position.epoch) is not None
+        return trainer.ranks.from_first(found)
 
 
 def _benign_changes(sessions: list[dict[str, Any]]) -> list[str]:
@@ -286,7 +299,7 @@ def _benign_changes(sessions: list[dict[str, Any]]) -> list[str]:
 def _receipt(
     request: Request, store: CheckpointStore, checkpoint: Checkpoint, view: Any
 ) -> dict[str, Any]:
-    state = checkpoint.load()
+    state, output = load_state(checkpoint.path, whole=False), Path(request.checkpoint)
     return {
         "schema": "millrace.receipt/1",
         "experiment": request.experiment,
@@ -299,9 +312,9 @@ def _receipt(
         "profiles": traces(store.root),
         "identity": store.identity,
         "checkpoint": {
-            "file": Path(request.checkpoint).name,
-            "size": checkpoint.manifest.size,
-            "crc32": checkpoint.manifest.crc32,
+            "file": output.name,
+            "size": output.stat().st_size,
+            "crc32": checksum(output) if checkpoint.manifest.shards else checkpoint.manifest.crc32,
         },
         "store": str(store.root),
         "definition": request.definition,

@@ -7,7 +7,8 @@ A store is a directory that belongs to one run::
     metrics.jsonl       one line per epoch
     target.json         epochs that were asked for last
     sessions.jsonl      where the time of each session went
-    step_0000000120/    state.pt, then manifest.json: the commit record
+    step_0000000120/    state.pt, then manifest.json: the commit record; of a model that is divided
+                        among processes, its tensors are in shards/
 
 A step counts only if its manifest is intact and the checksum of its data agrees; any other is passed
 over. Files and directories are synced before the rename that commits them; what a kill leaves behind
@@ -20,8 +21,8 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ import torch
 from millrace.errors import DataError
 from millrace.files import refusal_of, sync, whole, write_json
 from millrace.training.owner import Owner
+from millrace.training.parallel.checkpoints import checksum, is_sharded, read_whole
 
-_STATE, _MANIFEST = "state.pt", "manifest.json"
-_CHUNK = 1 << 20
+_STATE, _MANIFEST, _SHARDS = "state.pt", "manifest.json", "shards"
 _UNTOUCHED = (
     "the last committed step is untouched: make room or give write permission, and run the same "
     "command again"
@@ -68,6 +69,14 @@ class Manifest:
     code_version: str
     token: int
     """Fencing token of the owner that wrote it."""
+    shards: dict[str, list[int]] = field(default_factory=dict)
+    """Size and checksum of each file of a state in shards."""
+
+    @property
+    def files(self) -> dict[str, tuple[int, int]]:
+        """Size and checksum of all files of the step."""
+        shards = {f"{_SHARDS}/{name}": (size, crc) for name, (size, crc) in self.shards.items()}
+        return {_STATE: (self.size, self.crc32), **shards}
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest | None":
@@ -81,11 +90,17 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Write the manifest of a step."""
-        write_json(directory / _MANIFEST, asdict(self) | {"seal": self._seal()})
+        write_json(directory / _MANIFEST, self._record() | {"seal": self._seal()})
+
+    def _record(self) -> dict[str, Any]:
+        record = asdict(self)
+        if not self.shards:
+            del record["shards"]  # as before there were any
+        return record
 
     def _seal(self) -> int:
         # A flipped bit may leave valid JSON: another epoch, another length.
-        return zlib.crc32(json.dumps(asdict(self), sort_keys=True).encode())
+        return zlib.crc32(json.dumps(self._record(), sort_keys=True).encode())
 
 
 @dataclass(frozen=True)
@@ -97,34 +112,36 @@ class Checkpoint:
     manifest: Manifest
 
     def load(self) -> dict[str, Any]:
-        """Read tensors and plain values, on the CPU; executes nothing."""
+        """Read tensors and plain values, on the CPU, shards put together; executes nothing."""
         return load_state(self.path)
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """Read a state file; refuses anything but tensors and plain values."""
+def load_state(path: Path, whole: bool = True) -> dict[str, Any]:
+    """Read a state file; refuses anything but tensors and plain values.
+
+    Parameters
+    ----------
+    path : Path
+    whole : bool
+        Put the shards of a state together, if it is in shards; else their directory is under ``shards``.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such checkpoint; run the train stage first") from None
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: not a readable checkpoint ({reason})") from None
+    if not is_sharded(state):
+        return state
+    shards = path.parent / _SHARDS
+    return read_whole(state, shards) if whole else state | {"shards": str(shards)}
 
 
 def weights_of(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Weights to forecast with: those of the best epoch or the averaged ones, if they were kept."""
     names = ("best_model", "ema_model", "model")
     return next(state[name] for name in names if name in state)
-
-
-def checksum(path: Path) -> int:
-    """CRC-32 of a file."""
-    crc = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            crc = zlib.crc32(chunk, crc)
-    return crc
 
 
 class CheckpointStore:
@@ -162,7 +179,13 @@ class CheckpointStore:
             finally:
                 self._owner = None
 
-    def commit(self, state: Mapping[str, Any], position: Position, milestone: bool) -> Checkpoint:
+    def commit(
+        self,
+        state: Mapping[str, Any],
+        position: Position,
+        milestone: bool,
+        write_shards: Callable[[Path], dict[str, list[int]]] | None = None,
+    ) -> Checkpoint:
         """Save a state so that it is either there whole or not at all.
 
         Parameters
@@ -173,6 +196,9 @@ class CheckpointStore:
             How far training has come.
         milestone : bool
             Keep it for good.
+        write_shards : callable, optional
+            Has all processes write their tensors into a new directory, and says size and checksum of each
+            file.
 
         Raises
         ------
@@ -190,6 +216,7 @@ class CheckpointStore:
             with refusal_of(self.root, _UNTOUCHED):
                 temporary.mkdir()
                 _write_state(state, temporary / _STATE)
+                shards = write_shards(temporary / _SHARDS) if write_shards else {}
                 manifest = Manifest(
                     step=position.step,
                     epoch=position.epoch,
@@ -200,6 +227,7 @@ class CheckpointStore:
                     identity=self.identity,
                     code_version=self._code_version,
                     token=owner.token,
+                    shards=shards,
                 )
                 manifest.write(temporary)
                 owner.check()
@@ -251,12 +279,14 @@ class CheckpointStore:
             return None
         if max_epoch is not None and (manifest.epoch, manifest.batch) > (max_epoch, 0):
             return None
-        state = directory / _STATE
         try:
-            intact = state.stat().st_size == manifest.size and checksum(state) == manifest.crc32
+            for name, (size, crc) in manifest.files.items():
+                path = directory / name
+                if path.stat().st_size != size or checksum(path) != crc:
+                    return None
         except OSError:  # missing, or on a bad sector
             return None
-        return Checkpoint(state, manifest) if intact else None
+        return Checkpoint(directory / _STATE, manifest)
 
     def _prune(self, newest: Path) -> None:
         """Remove steps but the milestones and the last few, both up to ``newest`` and of all.
@@ -281,11 +311,14 @@ class CheckpointStore:
 def publish(checkpoint: Checkpoint, output: Path) -> None:
     """Give a committed state a second name, the output of a rule.
 
-    A hard link where the file system allows it, else a copy. Its time is set to now: a workflow would
-    take an output older than its inputs for stale.
+    A hard link where the file system allows it, else a copy; shards are put together. Its time is set to
+    now: a workflow would take an output older than its inputs for stale.
     """
     # Renaming one of two links to the same file onto the other leaves both: `whole` removes the other.
     with whole(output) as partial:
+        if checkpoint.manifest.shards:
+            _write_state(checkpoint.load(), partial)
+            return
         try:
             os.link(checkpoint.path, partial)
         except OSError:

@@ -181,22 +181,20 @@ class Divided:
         dist.all_reduce(total, group=self._mesh["pp"].get_group())
         return total
 
-    def gather(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors by the parameters' names, on the first process; to be called on all.
+    def portable(self, tensor: Tensor, name: str) -> Tensor:
+        """A tensor that is cut like a parameter, in a form that fits any division.
 
-        Parameters
-        ----------
-        values : mapping
-            Tensors cut like the parameters of these names, of this process.
+        Packed rows that were put in the order of the processes' heads are no part of the undivided tensor:
+        those layers are whole.
         """
-        leads = not any(self._at[axis] for axis in AXES[1:])
-        mine = {}
-        for name, value in values.items():
-            full = whole(value)
-            if leads:
-                mine[name] = restored(full, self._orders.get(name)).detach().cpu().clone()
-        gathered = self.ranks.gather(mine)
-        return {name: value for part in gathered for name, value in part.items()}
+        order = self._orders.get(name)
+        return tensor if order is None else restored(whole(tensor), order).detach()
+
+    def target(self, tensor: Tensor, name: str) -> Tensor:
+        """Where a portable tensor can be read to: ``tensor`` itself, or what `fill` takes its part of."""
+        if name not in self._orders:
+            return tensor
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
 
     def fill(self, tensor: Tensor, name: str, full: Tensor) -> None:
         """Take this process's part of a whole tensor that is cut like a parameter."""
