@@ -12,10 +12,11 @@ PROFILE ?= local
 DOCTOR_ARGS ?=
 
 # One demo per system: the Snakemake arguments that select it.
-SYSTEMS := gino gfno downscaler smart
+SYSTEMS := gino gfno downscaler aurora smart
 DEMO_gino :=
 DEMO_gfno := --configfile config/demo/gfno.yaml
 DEMO_downscaler := --configfile config/demo/downscaler.yaml
+DEMO_aurora := --configfile config/demo/aurora.yaml
 DEMO_smart := --configfile config/demo/smart.yaml
 
 LOCK := envs/requirements.lock

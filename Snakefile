@@ -23,6 +23,7 @@ include: "workflow/rules/preflight.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/data_icon.smk"
 include: "workflow/rules/data_traffic.smk"
+include: "workflow/rules/data_weather.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/predict.smk"
@@ -54,6 +55,7 @@ rule data:
             "convert_tracks",
             "build_vocabulary",
             "tokenise",
+            "extract_weather",
             files=plan.sample_files(),
         ),
 

@@ -6,7 +6,8 @@ finite is an error that names variable and time: who made the data may fill gaps
 
 File (schema ``millrace.weather/1``): ``state`` float32[T, C, I, J], surface variables first, then each
 variable of the air level by level; ``static`` float32[F, I, J]; ``time`` (days since 1970), ``latitude``,
-``longitude``, ``level`` (hPa); ``split``; ``stats`` of the training period.
+``longitude``, ``level`` (hPa); ``split``; of the training period ``climatology``, the mean state [C, I, J],
+and ``stats`` of each channel.
 
 Shape suffixes: T times, C channels, F static fields, L levels, I latitudes, J longitudes.
 """
@@ -97,6 +98,7 @@ def extract_weather(
     shape = (len(reader.time), len(names), *reader.grid.shape)
     moments, changes = Moments(len(names)), Moments(len(names))
     content = hashlib.sha256()
+    total_CIJ = np.zeros(shape[1:])
     with hdf5.create(output) as file:
         state = hdf5.create_dataset(
             file, "state", shape=shape, dtype=np.float32, chunks=(1, *_chunk(shape[1:]))
@@ -107,6 +109,7 @@ def extract_weather(
             state[index] = values_CIJ
             content.update(values_CIJ.tobytes())
             if ranges[0, 0] <= index < ranges[0, 1]:
+                total_CIJ += values_CIJ
                 moments.add(_columns(values_CIJ))
                 if previous is not None:
                     changes.add(_columns(values_CIJ.astype(np.float64) - previous))
@@ -125,6 +128,8 @@ def extract_weather(
         hdf5.create_dataset(file, "longitude", reader.grid.longitude)
         hdf5.create_dataset(file, "level", reader.grid.level)
         hdf5.create_dataset(file, "split", ranges)
+        mean_CIJ = total_CIJ / (ranges[0, 1] - ranges[0, 0])
+        hdf5.create_dataset(file, "climatology", mean_CIJ.astype(np.float32))
         stats = file.create_group("stats")
         hdf5.create_dataset(stats, "mean", moments.mean)
         hdf5.create_dataset(stats, "std", moments.std)

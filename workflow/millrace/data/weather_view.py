@@ -188,6 +188,17 @@ class WeatherView(WindowView):
             weight_B=torch.ones(len(starts), device=self.device),
         )
 
+    def climatology(self) -> np.ndarray:
+        """Mean state of the file's training period, float64[C, I, J], in physical units."""
+        with open_checked(self._path, SCHEMA) as file:
+            return np.asarray(file["climatology"][()], dtype=np.float64)
+
+    def land(self) -> np.ndarray | None:
+        """Share of land, float64[I, J], if the mask ``lsm`` is among the static fields."""
+        with open_checked(self._path, SCHEMA) as file:
+            names = list(file.attrs["static"])
+            return file["static"][names.index("lsm")] if "lsm" in names else None
+
     def with_states(self, batch: WeatherBatch, past_KBTV: Tensor) -> WeatherBatch:
         """Replace the past states of a batch, for forecasts that feed on their own output."""
         past_BTCIJ = past_KBTV.permute(1, 2, 3, 0).unflatten(3, self.shape)

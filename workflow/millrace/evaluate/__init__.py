@@ -12,7 +12,7 @@ from typing import Any
 from millrace.data.joint import JointView
 from millrace.data.views import Files, datasets_of
 from millrace.errors import ConfigError
-from millrace.evaluate import downscaling, forecasts, motion
+from millrace.evaluate import downscaling, forecasts, motion, weather
 from millrace.evaluation.forecast import TrainedModel
 from millrace.files import write_json
 from millrace.plots import training_curves
@@ -39,6 +39,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     "planes": Evaluation(forecasts.evaluate, forecasts.evaluate_together),
     "blocks": Evaluation(downscaling.evaluate),
     "scenarios": Evaluation(motion.evaluate),
+    "weather": Evaluation(weather.evaluate),
 }
 """By kind of samples, a key of `millrace.data.views.VIEWS`."""
 

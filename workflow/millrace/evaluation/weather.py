@@ -79,24 +79,28 @@ class WeatherScores:
             Last given state: the forecast of persistence.
         """
         weight = latitude_weights(self.latitude_I)
-        candidates = {
-            "model": forecast_LCIJ,
-            "persistence": np.broadcast_to(initial_CIJ, truth_LCIJ.shape),
-            "climatology": np.broadcast_to(self.climatology_CIJ, truth_LCIJ.shape),
-        }
-        for name, forecast in candidates.items():
-            error = forecast - truth_LCIJ
-            scores = (
-                (self._squared, area_mean(error**2, weight)),
-                (self._bias, area_mean(error, weight)),
-                (
-                    self._correlation,
-                    anomaly_correlation(forecast, truth_LCIJ, self.climatology_CIJ, weight),
-                ),
-            )
-            for total, value in scores:
-                total[name] = total.get(name, 0.0) + value
+        for name, fixed in (
+            ("model", None),
+            ("persistence", initial_CIJ),
+            ("climatology", self.climatology_CIJ),
+        ):
+            # One lead time after the other: those of a fine grid are many gigabytes.
+            by_lead = [
+                self._of(forecast if fixed is None else fixed, truth, weight)
+                for forecast, truth in zip(forecast_LCIJ, truth_LCIJ, strict=True)
+            ]
+            totals = (self._squared, self._bias, self._correlation)
+            for total, values in zip(totals, zip(*by_lead, strict=True), strict=True):
+                total[name] = total.get(name, 0.0) + np.array(values)
         self._starts += 1
+
+    def _of(
+        self, forecast_CIJ: Floats, truth_CIJ: Floats, weight_I: Floats
+    ) -> tuple[Floats, Floats, Floats]:
+        """Mean square and mean of the error, and anomaly correlation, [C]."""
+        error = forecast_CIJ - truth_CIJ
+        correlation = anomaly_correlation(forecast_CIJ, truth_CIJ, self.climatology_CIJ, weight_I)
+        return area_mean(error**2, weight_I), area_mean(error, weight_I), correlation
 
     def result(self) -> dict[str, Any]:
         """Scores by channel: lists by lead time for the model, persistence and climatology.

@@ -1,35 +1,41 @@
-"""Forecasts of the weather from many starts, each fed on its own output, and their scores."""
+"""Forecasts of the weather from many starts, each fed on its own output, and their scores.
 
-from collections.abc import Callable
+Shape suffixes: L lead times, S those that are shown, C channels, I latitudes, J longitudes, M wave numbers,
+K cells, B samples, T steps, V channels as the last axis.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from millrace.data.weather_view import WeatherView
 from millrace.data.window_view import Split
 from millrace.evaluation.forecast import TrainedModel
 from millrace.evaluation.weather import WeatherScores, zonal_spectrum
-from millrace.models.aurora.loss import channel_weights, shares
 
 Floats = NDArray[np.float64]
 
 DAYS = 5.0
+SHOWN_HOURS = (24, 72, 120)
+"""Lead times of maps and spectra, as far as they are forecast."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """Forecast and truth of one start, for maps and spectra, in physical units."""
+    """What figures show, at some lead times and in physical units."""
 
-    hours: Floats
-    """Lead times."""
-    truth_LCIJ: Floats
-    forecast_LCIJ: Floats
-    spectrum_truth_LCM: Floats
-    """Power by zonal wave number."""
-    spectrum_forecast_LCM: Floats
+    hours: tuple[float, ...]
+    truth_SCIJ: NDArray[np.float32]
+    """Of the start in the middle of the period."""
+    forecast_SCIJ: NDArray[np.float32]
+    spectrum_truth_SCM: Floats
+    """Power by zonal wave number, mean over all starts."""
+    spectrum_forecast_SCM: Floats
 
 
 def score_weather(
@@ -44,9 +50,9 @@ def score_weather(
     Returns
     -------
     scores : dict
-        `WeatherScores.result`, and ``loss_share``: what each channel adds to the loss of the first step.
+        `WeatherScores.result`, and ``loss_share``: what each channel adds to the loss of the first step,
+        see `loss_shares`.
     example : Example
-        The forecast in the middle.
     """
     view: WeatherView = model.view
     past, step = view.config.input_steps, view.step_hours
@@ -57,44 +63,39 @@ def score_weather(
     chosen = np.unique(np.linspace(every[0], max(every[0], last), starts).astype(int))
     names = view.config.variables
     hours = step * np.arange(1, leads + 1)
-    scores = WeatherScores(names, hours, view.latitude, climatology(view))
-    share: dict[str, float] = dict.fromkeys(names, 0.0)
-    middle = len(chosen) // 2
+    shown = np.flatnonzero(np.isin(hours, SHOWN_HOURS))
+    if not len(shown):
+        shown = np.array([leads - 1])
+    scores = WeatherScores(names, hours, view.latitude, view.climatology())
+    shares: list[dict[str, Floats]] = []
+    spectra: list[tuple[Floats, Floats]] = []
     for number, start in enumerate(chosen):
         truth = _physical(view, np.arange(start + past - 1, start + past + leads))
-        forecast, first = _forecast(model, int(start), leads)
+        forecast, share = _forecast(model, int(start), leads)
         scores.add(truth[1:], forecast, truth[0])
-        for name, value in first.items():
-            share[name] += value / len(chosen)
-        if number == middle:
-            example = Example(
-                hours,
-                truth[1:],
-                forecast,
-                zonal_spectrum(truth[1:], view.latitude),
-                zonal_spectrum(forecast, view.latitude),
-            )
+        pair = truth[1:][shown], forecast[shown]
+        shares.append(share)
+        spectra.append((_spectrum(view, pair[0]), _spectrum(view, pair[1])))
+        if number == len(chosen) // 2:
+            fields = [field.astype(np.float32) for field in pair]
         if progress is not None:
             progress(number + 1, len(chosen))
-    return {**scores.result(), "loss_share": share}, example
-
-
-def climatology(view: WeatherView) -> Floats:
-    """Mean state of the training period, [C, I, J], in physical units."""
-    begin, end = view._split[0]
-    total = sum(
-        _physical(view, np.array([step])).sum(axis=0) for step in range(int(begin), int(end))
-    )
-    return np.asarray(total) / (end - begin)
+    share = {kind: np.mean([one[kind] for one in shares], axis=0) for kind in shares[0]}
+    by_name = {
+        kind: dict(zip(names, values.tolist(), strict=True)) for kind, values in share.items()
+    }
+    power = [np.mean(one, axis=0) for one in zip(*spectra, strict=True)]
+    example = Example(tuple(hours[shown].tolist()), fields[0], fields[1], power[0], power[1])
+    return {**scores.result(), "loss_share": by_name}, example
 
 
 @torch.no_grad()
-def _forecast(model: TrainedModel, start: int, leads: int) -> tuple[Floats, dict[str, float]]:
+def _forecast(model: TrainedModel, start: int, leads: int) -> tuple[Floats, dict[str, Floats]]:
     """Forecast [L, C, I, J] in physical units, and the shares of the first step's loss."""
     view: WeatherView = model.view
     states_KBSV = view.core_states(0, np.arange(start, start + view.config.input_steps)[None])
-    forecasts: list[torch.Tensor] = []
-    share: dict[str, float] = {}
+    forecasts: list[Tensor] = []
+    share: dict[str, Floats] = {}
     for step in range(0, leads, view.config.output_steps):
         batch = view.at_times(0, np.array([min(start + step, len(view.time) - view.config.length)]))
         hours = view.time[start + view.config.input_steps - 1] * 24.0 + step * view.step_hours
@@ -102,20 +103,34 @@ def _forecast(model: TrainedModel, start: int, leads: int) -> tuple[Floats, dict
         batch.hours_B.fill_(hours)
         next_KBTV = model(batch)
         if not forecasts:
-            share = _shares(view, next_KBTV, batch.y_KBTV)
+            weight_V = model.module.get_buffer("loss_weight_C").to(next_KBTV)
+            share = loss_shares(view, next_KBTV - batch.y_KBTV, weight_V)
         forecasts.append(next_KBTV)
-        states_KBSV = torch.cat([states_KBSV, next_KBTV], dim=2)
+        states_KBSV = torch.cat([states_KBSV[:, :, -view.config.input_steps :], next_KBTV], dim=2)
     values_KLC = torch.cat(forecasts, dim=2)[:, 0, :leads]
     physical = np.moveaxis(view.to_physical(values_KLC), 0, -1)
     return physical.reshape(*physical.shape[:2], *view.shape), share
 
 
-def _shares(view: WeatherView, forecast: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
-    weight = channel_weights(view.surface, view.air, len(view.levels), "pretraining").to(
-        view.device
-    )
-    one, other = (x.permute(1, 2, 3, 0).unflatten(3, view.shape) for x in (forecast, truth))
-    return shares(one, other, weight, view.config.variables)
+def loss_shares(view: WeatherView, error_KBTV: Tensor, weight_V: Tensor) -> dict[str, Floats]:
+    """What each channel adds to a loss, [V] adding up to 1, by loss.
+
+    ``mae`` and ``mse`` are those of ``train.loss.kind``. ``mae_physical`` is the weighted absolute error
+    of fields that are not normalised: whatever has the largest numbers is most of it.
+    """
+    absolute_V = error_KBTV.double().abs().mean(dim=(0, 1, 2)).cpu().numpy()
+    square_V = error_KBTV.double().square().mean(dim=(0, 1, 2)).cpu().numpy()
+    weight = weight_V.double().cpu().numpy()
+    parts: Mapping[str, Floats] = {
+        "mae": weight * absolute_V,
+        "mse": square_V / view.increment_scale**2,
+        "mae_physical": weight * absolute_V * view.std,
+    }
+    return {kind: values / values.sum() for kind, values in parts.items()}
+
+
+def _spectrum(view: WeatherView, fields_SCIJ: Floats) -> Floats:
+    return zonal_spectrum(fields_SCIJ, view.latitude)
 
 
 def _physical(view: WeatherView, steps: NDArray[np.int64]) -> Floats:

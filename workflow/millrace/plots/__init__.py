@@ -27,6 +27,13 @@ from millrace.plots.motion import (
 from millrace.plots.sections import cross_section
 from millrace.plots.sphere import Panel, sphere_maps
 from millrace.plots.training import skill_summary, training_curves
+from millrace.plots.weather import (
+    loss_share,
+    scorecard,
+    weather_by_lead,
+    weather_maps,
+    zonal_spectra,
+)
 
 __all__ = [
     "Panel",
@@ -39,12 +46,14 @@ __all__ = [
     "error_map",
     "error_over_time",
     "event_rates",
+    "loss_share",
     "most_variable",
     "patch_map",
     "reliability",
     "rollout_animation",
     "rollout_maps",
     "scatter",
+    "scorecard",
     "section_animation",
     "skill_summary",
     "spectra",
@@ -53,4 +62,7 @@ __all__ = [
     "token_usage",
     "training_curves",
     "vocabulary_plates",
+    "weather_by_lead",
+    "weather_maps",
+    "zonal_spectra",
 ]

@@ -8,12 +8,12 @@ and how they are scored in `millrace.evaluate`, all under the same names.
 from collections.abc import Mapping
 from typing import Any
 
-from millrace.systems import downscaling, groundwater, motion
+from millrace.systems import downscaling, groundwater, motion, weather
 from millrace.systems.base import RawFormat, SampleKind, Table
 
 __all__ = ["FORMATS", "KINDS", "KIND_OF_MODEL", "RawFormat", "SampleKind", "Table", "raw_format"]
 
-_SYSTEMS = (groundwater, downscaling, motion)
+_SYSTEMS = (groundwater, downscaling, weather, motion)
 
 FORMATS: dict[str, RawFormat] = {one.name: one for system in _SYSTEMS for one in system.FORMATS}
 """By the key ``format`` of a dataset; the first is the default."""

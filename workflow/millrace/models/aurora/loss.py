@@ -1,6 +1,7 @@
 """Weighted mean absolute error of Aurora (Bodnar et al. 2025, section B.5), on normalised fields.
 
-The weights keep geopotential from being most of the loss; `shares` says how much of it each channel is.
+The weights keep geopotential from being most of the loss; `millrace.evaluation.weather_rollout.loss_shares`
+says how much of it each channel is.
 """
 
 import torch
@@ -38,11 +39,3 @@ def weighted_mae(forecast_BKCIJ: Tensor, target_BKCIJ: Tensor, weight_C: Tensor)
     """Loss of each sample, averaged over the steps of the rollout, [B]."""
     error_BKC = (forecast_BKCIJ - target_BKCIJ).abs().mean(dim=(3, 4))
     return (error_BKC * weight_C).sum(dim=2).mean(dim=1)
-
-
-def shares(
-    forecast_BKCIJ: Tensor, target_BKCIJ: Tensor, weight_C: Tensor, names: tuple[str, ...]
-) -> dict[str, float]:
-    """Share of each channel in the loss, adding up to 1."""
-    error_C = (forecast_BKCIJ - target_BKCIJ).abs().mean(dim=(0, 1, 3, 4)) * weight_C
-    return dict(zip(names, (error_C / error_C.sum()).tolist(), strict=True))

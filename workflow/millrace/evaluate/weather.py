@@ -1,0 +1,90 @@
+"""Scores and figures of weather forecasts."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from millrace.data.weather_units import SI
+from millrace.data.weather_view import WeatherView
+from millrace.evaluation.forecast import TrainedModel
+from millrace.evaluation.weather_rollout import Example, score_weather
+from millrace.plots import loss_share, scorecard, weather_by_lead, weather_maps, zonal_spectra
+
+Progress = Callable[[int, int], None]
+
+# The validation period is for comparison with the test only.
+_VALIDATION_DAYS, _VALIDATION_STARTS = 1.0, 8
+_LEVELS = (250, 500, 700, 850)
+"""Levels (hPa) of the figures by variable, or those nearest; maps are of the second."""
+_UNITS = {"m s**-1": "m/s", "m**2 s**-2": "m²/s²", "kg kg**-1": "kg/kg"}
+
+
+def evaluate(
+    model: TrainedModel,
+    files: Mapping[str, Path],
+    figures: Path | None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score forecasts on validation and test period; draw a folder for each variable and one for ``all``.
+
+    See `millrace.evaluate.Evaluation`. Scores are those of `score_weather`.
+    """
+    validation, _ = score_weather(model, "validation", _VALIDATION_DAYS, _VALIDATION_STARTS)
+    test, example = score_weather(model, "test", progress=progress)
+    if figures is not None:
+        _draw(model.view, test, example, figures)
+    return {"validation": validation, "test": test}
+
+
+def _draw(view: WeatherView, scores: Mapping[str, Any], example: Example, figures: Path) -> None:
+    groups = channels_of(view)
+    scorecard(scores, groups, figures / "all/scorecard.png")
+    shares = {
+        kind: {variable: sum(values[name] for name in groups[variable]) for variable in groups}
+        for kind, values in scores["loss_share"].items()
+    }
+    loss_share(shares, figures / "all/loss_share.png")
+    names = list(view.config.variables)
+    for variable, channels in groups.items():
+        folder, unit = figures / variable, unit_of(variable)
+        shown = _shown(view, channels)
+        weather_by_lead(scores, shown, unit, folder / "by_lead.png")
+        at = [names.index(channel) for channel in shown]
+        zonal_spectra(
+            dict(zip(shown, np.moveaxis(example.spectrum_truth_SCM[:, at], 1, 0), strict=True)),
+            dict(zip(shown, np.moveaxis(example.spectrum_forecast_SCM[:, at], 1, 0), strict=True)),
+            example.hours,
+            unit,
+            folder / "spectra.png",
+        )
+        mapped = min(1, len(shown) - 1)
+        weather_maps(
+            example.truth_SCIJ[:, at[mapped]],
+            example.forecast_SCIJ[:, at[mapped]],
+            example.hours,
+            (view.latitude, view.longitude),
+            (shown[mapped], unit),
+            folder / "maps.png",
+            view.land(),
+        )
+
+
+def channels_of(view: WeatherView) -> dict[str, list[str]]:
+    """Channels of each variable, from the top of the atmosphere down."""
+    in_air = {name: [f"{name}_{level:g}" for level in view.levels] for name in view.air}
+    return {name: [name] for name in view.surface} | in_air
+
+
+def unit_of(variable: str) -> str:
+    """Unit of a variable, as it is printed."""
+    unit = SI.get(variable, "")
+    return _UNITS.get(unit, unit)
+
+
+def _shown(view: WeatherView, channels: list[str]) -> list[str]:
+    if len(channels) == 1:
+        return channels
+    nearest = [int(np.argmin(np.abs(view.levels - level))) for level in _LEVELS]
+    return [channels[at] for at in sorted(set(nearest))]

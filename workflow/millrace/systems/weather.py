@@ -1,0 +1,112 @@
+"""Weather: states of the atmosphere, forecast step by step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from millrace.errors import ConfigError
+from millrace.systems.base import Block, RawFormat, SampleKind, Table, is_count
+
+FORMATS = (
+    RawFormat(
+        "weather",
+        "files of NetCDF or CSV, or that is a Zarr store",
+        "weather.h5",
+        demo=True,
+    ),
+)
+
+LEADS = (6, 24, 72, 120)
+"""Lead times (h) of the table."""
+HEADLINE = 24
+"""The one that the column ``skill`` is of."""
+
+
+def _check(name: str, experiment: Block, dataset: Block) -> None:
+    steps = [experiment["data"].get(key, n) for key, n in (("input_steps", 2), ("output_steps", 1))]
+    if not all(is_count(n) for n in steps):
+        raise ConfigError(
+            f"config: experiments.{name}.data: expected whole numbers of input_steps and output_steps, "
+            f"got {steps}"
+        )
+    gap = dataset["split"]["gap"]
+    if sum(steps) > gap + 1:
+        raise ConfigError(
+            f"config: experiments.{name}.data: a window of {sum(steps)} steps reaches over the gap of {gap}"
+            f" between the splits, so test data would leak into training: raise split.gap to "
+            f"at least {sum(steps) - 1}"
+        )
+
+
+def at_lead(scores: Block, values: Sequence[float | None], hour: float) -> float | None:
+    """A score at a lead time (h); None: it was not forecast that far, or not at that time."""
+    leads = list(scores["lead_hours"])
+    return values[leads.index(hour)] if hour in leads else None
+
+
+def _rows(run: Block) -> list[dict[str, Any]]:
+    test, earlier = run["test"], run["validation"]
+    rows = []
+    for channel, scores in test["channels"].items():
+        before = earlier["channels"][channel]["skill"]
+        rows.append(
+            {
+                "variable": channel,
+                "skill": at_lead(test, scores["skill"], HEADLINE),
+                "validation_skill": at_lead(earlier, before, HEADLINE),
+                **{
+                    f"h{hour}_skill": at_lead(test, scores["skill"], hour)
+                    for hour in LEADS
+                    if hour != HEADLINE
+                },
+                **{
+                    f"{key}_h{hour}": at_lead(test, values, hour)
+                    for key, values in (
+                        ("rmse", scores["rmse"]["model"]),
+                        ("persistence", scores["rmse"]["persistence"]),
+                        ("climatology", scores["rmse"]["climatology"]),
+                        ("acc", scores["acc"]["model"]),
+                        ("persistence_acc", scores["acc"]["persistence"]),
+                    )
+                    for hour in LEADS
+                },
+            }
+        )
+    return rows
+
+
+_TITLES = {
+    "rmse": "RMSE",
+    "persistence": "RMSE of persistence",
+    "climatology": "RMSE of climatology",
+    "acc": "ACC",
+    "persistence_acc": "ACC of persistence",
+}
+
+KINDS = (
+    SampleKind(
+        name="weather",
+        formats=("weather",),
+        files=lambda _: {"weather": "weather.h5"},
+        check=_check,
+        table=Table(
+            titles={
+                "skill": f"skill at {HEADLINE} h",
+                "validation_skill": f"skill at {HEADLINE} h (validation)",
+                **{f"h{hour}_skill": f"skill at {hour} h" for hour in LEADS if hour != HEADLINE},
+                **{
+                    f"{key}_h{hour}": f"{title}, {hour} h"
+                    for key, title in _TITLES.items()
+                    for hour in LEADS
+                },
+            },
+            caption="Skill is 1 − RMSE / RMSE of the better of two: persistence, that nothing changes, and "
+            "climatology, the mean state of the training period. All are over the sphere, cells by their "
+            "area, in SI units: K, m/s, Pa, m²/s² (z) and kg/kg (q); numbers in names are pressure levels "
+            "(hPa). ACC is the correlation of departures from climatology. Forecasts feed on themselves, "
+            "from starts spread over the period.",
+            baseline="the better of persistence and climatology",
+            rows=_rows,
+        ),
+    ),
+)
+MODELS = {"aurora": "weather"}
