@@ -17,10 +17,14 @@ from millrace.data.planes import PlaneConfig
 from millrace.data.scenario_view import ScenarioConfig
 from millrace.data.scenarios import TokenConfig
 from millrace.data.series import SplitConfig
+from millrace.data.weather import WeatherConfig
+from millrace.data.weather_view import WeatherWindowConfig
 from millrace.data.windows import WindowConfig
 from millrace.demo.aquifer import AquiferConfig
+from millrace.demo.barotropic import BarotropicConfig
 from millrace.demo.climate import ClimateConfig
 from millrace.demo.traffic import TrafficConfig
+from millrace.models.aurora.config import AuroraConfig
 from millrace.models.downscaler import DownscalerConfig
 from millrace.models.gfno import GfnoConfig
 from millrace.models.gino import GinoConfig
@@ -43,8 +47,9 @@ README = (REPOSITORY / "README.md").read_text()
 CONFIG_README = (REPOSITORY / "config/README.md").read_text()
 SCHEMA = yaml.safe_load((REPOSITORY / "workflow/schemas/config.schema.yaml").read_text())
 DATASET, EXPERIMENT = SCHEMA["$defs"]["dataset"], SCHEMA["$defs"]["experiment"]
-GROUNDWATER, ICON = (SCHEMA["$defs"][f"{name}_dataset"] for name in ("groundwater", "icon"))
-TRAFFIC = SCHEMA["$defs"]["traffic_dataset"]
+GROUNDWATER, ICON, WEATHER, TRAFFIC = (
+    SCHEMA["$defs"][f"{name}_dataset"] for name in ("groundwater", "icon", "weather", "traffic")
+)
 TRAIN = EXPERIMENT["properties"]["train"]
 
 CONFIGS = {
@@ -54,6 +59,10 @@ CONFIGS = {
     "tokens": TokenConfig,
     "data` on scenarios": ScenarioConfig,
     "model` SMART": SmartConfig,
+    "demo` of weather": BarotropicConfig,
+    "weather": WeatherConfig,
+    "data` on weather": WeatherWindowConfig,
+    "model` Aurora": AuroraConfig,
     "split": SplitConfig,
     "patches": PatchConfig,
     "planes": PlaneConfig,
@@ -81,6 +90,8 @@ SCHEMAS = {
     "datasets` of ICON": ICON,
     "datasets` of traffic": TRAFFIC,
     "tokens": TRAFFIC["properties"]["tokens"],
+    "datasets` of weather": WEATHER,
+    "weather": WEATHER["properties"]["weather"],
     "split": DATASET["properties"]["split"],
     "patches": GROUNDWATER["properties"]["patches"],
     "planes": GROUNDWATER["properties"]["planes"],
@@ -96,7 +107,7 @@ SCHEMAS = {
     "parallel": EXPERIMENT["properties"]["parallel"],
 }
 # Given beside the block, for all of the dataset.
-ELSEWHERE = {("blocks", "variables")}
+ELSEWHERE = {("blocks", "variables"), ("data` on weather", "variables")}
 # They name the file of the graph, so the workflow wants them spelt out.
 REQUIRED_BY_PLAN = {("model` GINO", "latent_shape"), ("model` GINO", "radius")}
 OPTIONS = {"-n": 0, "--report": 1, "--unlock": 0, "--profile": 1, "--configfile": 1, "--config": 1}

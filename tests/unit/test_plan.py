@@ -18,7 +18,9 @@ from millrace.data.planes import PlaneConfig
 from millrace.data.scenarios import TokenConfig
 from millrace.data.series import SplitConfig
 from millrace.data.views import VIEWS
+from millrace.data.weather import WeatherConfig
 from millrace.demo.aquifer import AquiferConfig
+from millrace.demo.barotropic import BarotropicConfig
 from millrace.demo.climate import ClimateConfig
 from millrace.demo.traffic import TrafficConfig
 from millrace.errors import ConfigError, DataError
@@ -62,6 +64,7 @@ BLOCKS = {
     "icon": {"demo": ClimateConfig, "blocks": BlockConfig},
     "tracks": {"demo": TrafficConfig, "tokens": TokenConfig},
     **{name: {"tokens": TokenConfig} for name in ADAPTERS},
+    "weather": {"demo": BarotropicConfig, "weather": WeatherConfig},
 }
 
 
@@ -304,6 +307,8 @@ def test_shipped_configurations_build(over) -> None:
         from_mapping(spec.config, model, "model")
         from_mapping(VIEWS[spec.view].config, definition["data"], "data")
         from_mapping(TrainConfig, definition["train"], "train")
+        parallel = plan.experiments[name].get("parallel", {})
+        from_mapping(ParallelConfig, parallel, "parallel")
     for dataset in plan.datasets.values():
         for key, cls in BLOCKS[dataset.get("format", "feflow_csv")].items():
             from_mapping(cls, dataset.get(key, {}), key)
@@ -436,6 +441,68 @@ def test_formats_and_models_that_do_not_fit_are_refused(block, key, value, messa
     with pytest.raises(ConfigError) as caught:
         Plan(made, SCHEMA)
     assert message in str(caught.value)
+
+
+def weather():
+    made = config()
+    made["datasets"]["planet"] = {
+        "source": "demo",
+        "format": "weather",
+        "split": {"train": 0.7, "validation": 0.1, "gap": 4},
+    }
+    made["experiments"]["globe"] = {
+        "dataset": "planet",
+        "data": {},
+        "model": {"name": "aurora"},
+        "train": {"epochs": 2, "global_batch": 4},
+    }
+    made["run"] |= {"experiments": ["head", "globe"]}
+    return made
+
+
+def test_weather_is_planned() -> None:
+    plan = Plan(weather(), SCHEMA)
+    assert plan.samples("globe") == {"weather": "results/data/planet/weather.h5"}
+    assert plan.datasets_in("weather") == "planet"
+    assert not [path for path in plan.ensembles() if "globe" in path]
+
+
+@pytest.mark.parametrize(
+    ("block", "key", "value", "message"),
+    [
+        ("experiments/globe", "data", {"output_steps": 4}, "a window of 6 steps reaches over"),
+        ("experiments/globe", "data", {"input_steps": "2"}, "expected whole numbers of input_"),
+        ("datasets/planet", "weather", {"air": []}, "datasets.planet.weather.air"),
+        ("datasets/planet", "weather", {"surfaces": []}, "unknown key 'surfaces' in datasets."),
+        ("datasets/planet", "variables", ["2t"], "unknown key 'variables' in datasets.planet"),
+    ],
+)
+def test_weather_that_does_not_fit_is_refused(block, key, value, message) -> None:
+    made = weather()
+    kind, name = block.split("/")
+    made[kind][name][key] = value
+    with pytest.raises(ConfigError) as caught:
+        Plan(made, SCHEMA)
+    assert message in str(caught.value)
+
+
+def test_an_experiment_may_have_its_own_layouts_and_seeds() -> None:
+    made = config()
+    made["experiments"]["other"] = made["experiments"]["head"] | {
+        "layouts": ["n1_gpu4"],
+        "seeds": [7],
+    }
+    made["run"]["experiments"] = ["head", "other"]
+    plan = Plan(made, SCHEMA)
+    runs = [path for path in plan.metrics() if "/other/" in path]
+    assert runs == ["results/evaluate/other/n1_gpu4/seed7/metrics.json"]
+    assert len(plan.metrics()) == 5
+    assert not [path for path in plan.ensembles() if "/other/" in path]
+    made["experiments"]["other"]["seeds"] = [7, 8]
+    plan = Plan(made, SCHEMA)
+    assert "results/evaluate/other/n1_gpu4/ensemble/metrics.json" in plan.ensembles()
+    receipts = plan.ensemble_checkpoints("other", "n1_gpu4")["receipts"]
+    assert [path.split("/")[4] for path in receipts] == ["seed7", "seed8"]
 
 
 def test_models_that_are_not_applied_to_raw_files_are_not_predicted_with() -> None:

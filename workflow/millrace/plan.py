@@ -168,7 +168,7 @@ class Plan:
 
     def ensemble_checkpoints(self, experiment: str, layout: str) -> dict[str, list[str]]:
         """Paths of the last checkpoints of all seeds, and of their receipts."""
-        files = [self.final_checkpoint(experiment, layout, seed) for seed in self._run["seeds"]]
+        files = [self.final_checkpoint(experiment, layout, s) for s in self._seeds(experiment)]
         return {f"{key}s": [one[key] for one in files] for key in ("checkpoint", "receipt")}
 
     def samples(self, experiment: str) -> Mapping[str, str | list[str]]:
@@ -259,9 +259,9 @@ class Plan:
 
     def ensembles(self) -> list[str]:
         """Metrics of every ensemble over seeds; none for a single seed or a model that is one by itself."""
-        if len(self._run["seeds"]) < 2:
-            return []
-        pairs = dict.fromkeys((e, n) for e, n, _ in self._runs() if self.kind(e).ensembles)
+        pairs = dict.fromkeys(
+            (e, n) for e, n, _ in self._runs() if self.kind(e).ensembles and len(self._seeds(e)) > 1
+        )
         return [f"results/evaluate/{e}/{n}/ensemble/metrics.json" for e, n in pairs]
 
     def scaling_runs(self) -> list[str]:
@@ -294,12 +294,16 @@ class Plan:
         return [
             run
             for experiment in self._run["experiments"]
-            for run in product([experiment], self._layouts(experiment), self._run["seeds"])
+            for run in product([experiment], self._layouts(experiment), self._seeds(experiment))
         ]
 
     def _layouts(self, experiment: str) -> Sequence[str]:
-        race = self.experiments[experiment].get("race")
-        return [Layout.race(race)] if race else self._run["layouts"]
+        block = self.experiments[experiment]
+        race = block.get("race")
+        return [Layout.race(race)] if race else block.get("layouts", self._run["layouts"])
+
+    def _seeds(self, experiment: str) -> Sequence[int]:
+        return self.experiments[experiment].get("seeds", self._run["seeds"])
 
 
 def segment_request(

@@ -7,7 +7,6 @@ import pytest
 from millrace.data.series import SplitConfig
 from millrace.data.weather import WeatherConfig, extract_weather
 from millrace.data.weather_view import WeatherView, WeatherWindowConfig
-from millrace.demo import barotropic
 from millrace.demo.barotropic import BarotropicConfig, Planet, write_weather
 from millrace.demo.sphere import RADIUS, Sphere
 from millrace.errors import ConfigError
@@ -67,10 +66,8 @@ def test_advection_keeps_the_mean():
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
     directory = tmp_path_factory.mktemp("barotropic")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(barotropic, "SPIN_UP_DAYS", 12)
-        write_weather(BarotropicConfig(steps=40), directory / "raw")
-        write_weather(BarotropicConfig(steps=3), directory / "again")
+    write_weather(BarotropicConfig(steps=40, spin_up=12), directory / "raw")
+    write_weather(BarotropicConfig(steps=3, spin_up=12), directory / "again")
     extract_weather(
         directory / "raw", directory / "weather.h5", WeatherConfig(), SplitConfig(0.5, 0.25, 2)
     )

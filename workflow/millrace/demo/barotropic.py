@@ -41,7 +41,6 @@ DAMPING_TIME = 1.0 * DAY
 MOUNTAIN, SCALE_HEIGHT = 2_500.0, 9_000.0
 """Highest mountain and depth of the air (m)."""
 TIME_STEP, OUTPUT_HOURS = 7_200.0, 6
-SPIN_UP_DAYS = 25
 TRUNCATION, ROWS = 21, 32
 _GRAVITY, _LAPSE, _DENSITY = 9.80665, 6.5e-3, 1.2
 
@@ -69,12 +68,16 @@ class BarotropicConfig:
     """Output times, six hours apart."""
     seed: int = 0
     """Of the first disturbances and the mountains."""
+    spin_up: float = 25.0
+    """Days before the first output, until the jets break up."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 100_000:
             raise ConfigError(f"steps: expected 1 to 100,000 output times, got {self.steps}")
         if self.seed < 0:
             raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
+        if not 0 <= self.spin_up <= 1_000:
+            raise ConfigError(f"spin_up: expected 0 to 1,000 days, got {self.spin_up}")
 
 
 class Planet:
@@ -183,7 +186,7 @@ def simulate(config: BarotropicConfig, planet: Planet) -> Iterator[dict[str, Flo
     """Yield the fields of each output time after the spin-up."""
     state = planet.begin(config.seed)
     per_output = round(OUTPUT_HOURS * 3_600 / TIME_STEP)
-    for _ in range(round(SPIN_UP_DAYS * DAY / TIME_STEP)):
+    for _ in range(round(config.spin_up * DAY / TIME_STEP)):
         state = planet.step(state)
     for _ in range(config.steps):
         for _ in range(per_output):
