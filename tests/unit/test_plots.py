@@ -327,6 +327,16 @@ def test_skill_summary_shows_every_seed(tmp_path, drawn):
     assert head.get_xlim() == pressure.get_xlim()
 
 
+def test_many_variables_are_put_in_rows(tmp_path, drawn):
+    names = [f"z_{level}" for level in range(8)]
+    table = {"experiment": ["aurora"] * 8, "variable": names, "skill": np.linspace(-1, 0.6, 8)}
+    plots.skill_summary(table, tmp_path / "skill.png")
+    axes = drawn[0].axes
+    assert [one.get_title("left") for one in axes] == [f"Z {level}" for level in range(8)]
+    assert len({one.get_position().y0 for one in axes}) == 2
+    assert [one.lines[1].get_xdata()[0] for one in axes] == table["skill"].tolist()
+
+
 def test_other_suffixes_are_refused_before_anything_is_drawn(tmp_path, aquifer):
     with pytest.raises(ConfigError, match=r"ends in \.png, \.svg, \.pdf"):
         plots.scatter([1, 2], [1, 2], "head", "m", tmp_path / "scatter.jpg")

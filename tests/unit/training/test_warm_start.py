@@ -138,3 +138,22 @@ def test_imaginary_parts_are_part_of_the_content(checkpoint):
                 state["model"][name] = value.conj().resolve_conj()
 
     assert content_digest(saved_as(checkpoint, conjugate)) != content_digest(checkpoint)
+
+
+def test_low_rank_updates_learn_from_rollouts(experiments, alone, make_trainer, run, tmp_path):
+    base = run(make_trainer("aurora"), 1)
+    torch.save(base, tmp_path / "base.ckpt")
+    definition, files = experiments["aurora"]
+    tuned = {
+        "data": definition["data"] | {"output_steps": 2},
+        "model": definition["model"] | {"lora_rank": 2, "push_forward": True},
+        "train": definition["train"] | {"init_from": {"checkpoint": str(tmp_path / "base.ckpt")}},
+    }
+    trainer = build_trainer(tuned, files, 0, alone)[0]
+    state = run(trainer, 1)
+    updates = {name for name in state["model"] if ".lora_" in name}
+    assert state["model"].keys() - updates == base["model"].keys()
+    for name, value in base["model"].items():
+        assert torch.equal(state["model"][name], value), name
+    assert all(state["model"][name].abs().max() > 0 for name in updates)
+    assert trainer.history[-1]["validation_loss"] > 0

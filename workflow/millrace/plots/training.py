@@ -17,6 +17,9 @@ from millrace.plots.style import (
     quantity,
 )
 
+_MOST_ACROSS = 6
+"""Panels of variables in a row."""
+
 
 def training_curves(histories: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Draw training and validation loss and the learning rate by epoch.
@@ -85,10 +88,14 @@ def skill_summary(table: Any, path: str | Path, baseline: str = "persistence") -
     experiment, variable = list(table["experiment"]), list(table["variable"])
     skill = np.array(list(table["skill"]), dtype=float)
     experiments, variables = _distinct(experiment), _distinct(variable)
-    shape = (len(experiments), len(variables))
-    with figure(path, PAGE_WIDTH, 1.1 + 0.55 * shape[0]) as fig:
-        panels = fig.subplots(1, shape[1], sharex=True, sharey=True, squeeze=False)[0]
-        for axes, name in zip(panels, variables, strict=True):
+    across = min(len(variables), _MOST_ACROSS)
+    down = -(-len(variables) // across)
+    with figure(path, PAGE_WIDTH, 0.5 + down * (0.6 + 0.55 * len(experiments))) as fig:
+        grid = fig.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+        panels = grid.ravel()
+        for axes in panels[len(variables) :]:
+            axes.remove()
+        for axes, name in zip(panels, variables, strict=False):
             axes.axvline(0, color=REFERENCE_LINE, linewidth=1.2)
             for row, label in enumerate(experiments):
                 mine = [e == label and v == name for e, v in zip(experiment, variable, strict=True)]
@@ -113,8 +120,8 @@ def skill_summary(table: Any, path: str | Path, baseline: str = "persistence") -
             axes.set_xmargin(0.08)
             axes.grid(axis="y", visible=False)
             axes.tick_params(axis="y", length=0)
-        panels[0].set_yticks(range(shape[0]), experiments)
-        panels[0].set_ylim(shape[0] - 0.5, -0.5)
+        panels[0].set_yticks(range(len(experiments)), experiments)
+        panels[0].set_ylim(len(experiments) - 0.5, -0.5)
         fig.supxlabel(f"Skill over {baseline} (dots: seeds, bar: mean)", fontsize=9)
 
 

@@ -60,6 +60,7 @@ def _rows(run: Block) -> list[dict[str, Any]]:
                 },
                 **{
                     f"{key}_h{hour}": at_lead(test, values, hour)
+                    for hour in LEADS
                     for key, values in (
                         ("rmse", scores["rmse"]["model"]),
                         ("persistence", scores["rmse"]["persistence"]),
@@ -67,7 +68,6 @@ def _rows(run: Block) -> list[dict[str, Any]]:
                         ("acc", scores["acc"]["model"]),
                         ("persistence_acc", scores["acc"]["persistence"]),
                     )
-                    for hour in LEADS
                 },
             }
         )
@@ -95,8 +95,8 @@ KINDS = (
                 **{f"h{hour}_skill": f"skill at {hour} h" for hour in LEADS if hour != HEADLINE},
                 **{
                     f"{key}_h{hour}": f"{title}, {hour} h"
-                    for key, title in _TITLES.items()
                     for hour in LEADS
+                    for key, title in _TITLES.items()
                 },
             },
             caption="Skill is 1 − RMSE / RMSE of the better of two: persistence, that nothing changes, and "

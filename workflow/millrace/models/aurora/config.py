@@ -36,8 +36,8 @@ class AuroraConfig:
     drop_path: float = 0.0
     """Probability of leaving a block out for a sample, rising linearly to this at the last block."""
     push_forward: bool = False
-    """In a rollout (data.output_steps above 1) let gradients through the last step only, not through all
-    of time."""
+    """In a rollout (data.output_steps above 1) every step learns from its own error, without gradients
+    through the steps before."""
     loss_weights: str = "pretraining"
     """Weights of the variables in the loss ``mae``."""
     lora_rank: int = 0
