@@ -18,7 +18,7 @@ Progress = Callable[[int, int], None]
 _VALIDATION_DAYS, _VALIDATION_STARTS = 1.0, 8
 _LEVELS = (250, 500, 700, 850)
 """Levels (hPa) of the figures by variable, or those nearest; maps are of the second."""
-_UNITS = {"m s**-1": "m/s", "m**2 s**-2": "m²/s²", "kg kg**-1": "kg/kg"}
+_PRINTED = {"m s**-1": ("m/s", 1.0), "m**2 s**-2": ("m²/s²", 1.0), "kg kg**-1": ("g/kg", 1e3)}
 
 
 def evaluate(
@@ -48,21 +48,24 @@ def _draw(view: WeatherView, scores: Mapping[str, Any], example: Example, figure
     loss_share(shares, figures / "all/loss_share.png")
     names = list(view.config.variables)
     for variable, channels in groups.items():
-        folder, unit = figures / variable, unit_of(variable)
+        folder, (unit, factor) = figures / variable, printed(variable)
         shown = _shown(view, channels)
-        weather_by_lead(scores, shown, unit, folder / "by_lead.png")
+        weather_by_lead(scores, shown, unit, folder / "by_lead.png", factor)
         at = [names.index(channel) for channel in shown]
+        power = [
+            dict(zip(shown, factor**2 * np.moveaxis(power_SCM[:, at], 1, 0), strict=True))
+            for power_SCM in (example.spectrum_truth_SCM, example.spectrum_forecast_SCM)
+        ]
         zonal_spectra(
-            dict(zip(shown, np.moveaxis(example.spectrum_truth_SCM[:, at], 1, 0), strict=True)),
-            dict(zip(shown, np.moveaxis(example.spectrum_forecast_SCM[:, at], 1, 0), strict=True)),
+            *power,
             example.hours,
             unit,
             folder / "spectra.png",
         )
         mapped = min(1, len(shown) - 1)
         weather_maps(
-            example.truth_SCIJ[:, at[mapped]],
-            example.forecast_SCIJ[:, at[mapped]],
+            factor * example.truth_SCIJ[:, at[mapped]],
+            factor * example.forecast_SCIJ[:, at[mapped]],
             example.hours,
             (view.latitude, view.longitude),
             (shown[mapped], unit),
@@ -77,10 +80,10 @@ def channels_of(view: WeatherView) -> dict[str, list[str]]:
     return {name: [name] for name in view.surface} | in_air
 
 
-def unit_of(variable: str) -> str:
-    """Unit of a variable, as it is printed."""
+def printed(variable: str) -> tuple[str, float]:
+    """Unit in which figures show a variable, and the factor to it from that of the scores."""
     unit = SI.get(variable, "")
-    return _UNITS.get(unit, unit)
+    return _PRINTED.get(unit, (unit, 1.0))
 
 
 def _shown(view: WeatherView, channels: list[str]) -> list[str]:

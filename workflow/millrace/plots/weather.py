@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FormatStrFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+)
 from numpy.typing import ArrayLike, NDArray
 
 from millrace.plots.style import (
@@ -88,7 +94,11 @@ def scorecard(
 
 
 def weather_by_lead(
-    scores: Mapping[str, Any], names: Sequence[str], unit: str, path: str | Path
+    scores: Mapping[str, Any],
+    names: Sequence[str],
+    unit: str,
+    path: str | Path,
+    factor: float = 1.0,
 ) -> None:
     """Draw the RMSE and the anomaly correlation by lead time, against persistence and climatology.
 
@@ -102,16 +112,18 @@ def weather_by_lead(
         Of the variable.
     path
         Where to write.
+    factor
+        To this unit from that of the scores.
     """
     days = np.array(scores["lead_hours"]) / 24
     with figure(path, PAGE_WIDTH, 0.7 + 1.7 * len(names)) as fig:
         rows = fig.subplots(len(names), 2, sharex=True, squeeze=False)
         for (left, right), name in zip(rows, names, strict=True):
             channel = scores["channels"][name]
-            for axes, key in ((left, "rmse"), (right, "acc")):
+            for axes, key, scale in ((left, "rmse", factor), (right, "acc", 1.0)):
                 for forecast, values in channel[key].items():
                     axes.plot(
-                        days, np.array(values, dtype=float), label=forecast.capitalize(),
+                        days, scale * np.array(values, dtype=float), label=forecast.capitalize(),
                         **_LOOKS[forecast],
                     )  # fmt: skip
                 axes.set_title(name)
@@ -177,6 +189,7 @@ def weather_maps(
         name, unit = variable
         label = f"{name} ({unit})" if unit else name
         bars: dict[str, Any] = {"location": "bottom", "extend": "both", "aspect": 40, "shrink": 0.9}
+        bars["ticks"] = MaxNLocator(5)
         fig.colorbar(field, ax=rows[:, :2].ravel().tolist(), label=label, **bars)
         bars["aspect"] = 20
         fig.colorbar(mesh, ax=rows[:, 2].tolist(), label=f"Difference ({unit})", **bars)
