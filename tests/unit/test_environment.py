@@ -129,11 +129,16 @@ def third_party(modules: set[str]) -> set[str]:
             modules = modules | {module.rpartition(".")[0], STARTED_BY.get(module, "")} - {""}
     packages = {name.partition(".")[0] for name in reached} - sys.stdlib_module_names
     owners = importlib.metadata.packages_distributions()
-    # A wheel that is one compiled module does not say which; it has the name of its module.
-    return {
-        canonicalize_name(owners.get(name, [name])[0])
-        for name in packages - {"millrace", "snakemake"}
-    }
+    lines = [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+
+    def owner(package: str) -> str:
+        # A wheel that is one compiled module does not say which; it has the name of its module. A
+        # namespace, such as `google`, has several.
+        names = sorted(canonicalize_name(one) for one in owners.get(package, [package]))
+        return next((one for one in names if one in declared), names[0])
+
+    return {owner(name) for name in packages - {"millrace", "snakemake"}}
 
 
 def script_imports(path: Path) -> set[str]:

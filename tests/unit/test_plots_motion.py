@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from PIL import Image
 
 from millrace.data.tracks import CLASSES
-from millrace.data.vocabulary import Coverage, Vocabulary
+from millrace.data.vocabulary import Coverage
 from millrace.errors import ConfigError
 from millrace.plots import (
     Traffic,
@@ -100,7 +100,7 @@ def test_plates_show_classes_that_do_not_occur(tmp_path):
     still = np.zeros((1, 6, 3))
     coverage = dict.fromkeys((*CLASSES, "road"), Coverage(30, 0.01, 0.04, 0.05, 1.0))
     road = np.array([[[0, 0], [2.5, 0.1], [5, 0]]], dtype=float)
-    vocabulary_plates(Vocabulary((tokens, still, still), road, coverage), tmp_path / "v.png")
+    vocabulary_plates((tokens, still, still), road, coverage, tmp_path / "v.png")
     pixels = imread(tmp_path / "v.png")
     half = pixels.shape[0] // 2
     first, second = pixels[:half, : half - 50, :3], pixels[:half, half:-200, :3]

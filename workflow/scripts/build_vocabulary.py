@@ -11,4 +11,6 @@ with job(snakemake.log[0]) as progress:
     config = from_mapping(TokenConfig, snakemake.params.tokens, "tokens")
     source, output = Path(snakemake.input.source), Path(snakemake.output.vocabulary)
     vocabulary = build_vocabulary(source, output, config, progress("recordings"))
-    vocabulary_plates(vocabulary, snakemake.output.plates)
+    vocabulary_plates(
+        vocabulary.motion, vocabulary.road, vocabulary.coverage, snakemake.output.plates
+    )

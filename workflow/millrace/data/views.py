@@ -78,8 +78,8 @@ VIEWS = {
     "patches": ViewKind(WindowConfig, _open_patches),
     "planes": ViewKind(PlaneWindowConfig, _open_planes),
     "blocks": ViewKind(BlockViewConfig, _open_blocks),
-    "scenarios": ViewKind(ScenarioConfig, _open_scenarios),
     "weather": ViewKind(WeatherWindowConfig, _open_weather),
+    "scenarios": ViewKind(ScenarioConfig, _open_scenarios),
 }
 
 

@@ -38,8 +38,8 @@ EVALUATIONS: dict[str, Evaluation] = {
     "patches": Evaluation(forecasts.evaluate, forecasts.evaluate_together),
     "planes": Evaluation(forecasts.evaluate, forecasts.evaluate_together),
     "blocks": Evaluation(downscaling.evaluate),
-    "scenarios": Evaluation(motion.evaluate),
     "weather": Evaluation(weather.evaluate),
+    "scenarios": Evaluation(motion.evaluate),
 }
 """By kind of samples, a key of `millrace.data.views.VIEWS`."""
 

@@ -52,16 +52,11 @@ def _draw(view: WeatherView, scores: Mapping[str, Any], example: Example, figure
         shown = _shown(view, channels)
         weather_by_lead(scores, shown, unit, folder / "by_lead.png", factor)
         at = [names.index(channel) for channel in shown]
-        power = [
+        truth, forecasts = (
             dict(zip(shown, factor**2 * np.moveaxis(power_SCM[:, at], 1, 0), strict=True))
             for power_SCM in (example.spectrum_truth_SCM, example.spectrum_forecast_SCM)
-        ]
-        zonal_spectra(
-            *power,
-            example.hours,
-            unit,
-            folder / "spectra.png",
         )
+        zonal_spectra(truth, forecasts, example.hours, unit, folder / "spectra.png")
         mapped = min(1, len(shown) - 1)
         weather_maps(
             factor * example.truth_SCIJ[:, at[mapped]],

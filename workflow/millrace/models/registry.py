@@ -12,8 +12,8 @@ MODELS: dict[str, ModelSpec] = {
         gfno.SPEC,
         downscaler.SPEC,
         regression.SPEC,
-        smart.SPEC,
         aurora.SPEC,
+        smart.SPEC,
     )
 }
 

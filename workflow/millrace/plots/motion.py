@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from millrace.data.tracks import CLASSES, LINES, STEP_S
-from millrace.data.vocabulary import Vocabulary
 from millrace.errors import ConfigError
 from millrace.evaluation.boxes import box_corners
 from millrace.plots.style import (
@@ -283,19 +282,24 @@ def event_rates(forecasts: Mapping[str, Mapping[str, Any]], path: str | Path) ->
         panels[0].set_ylim(len(names) - 0.5, -0.5)
 
 
-def vocabulary_plates(vocabulary: Vocabulary, path: str | Path) -> None:
+def vocabulary_plates(
+    motion: Sequence[Floats],
+    road_V32: Floats,
+    coverage: Mapping[str, Any],
+    path: str | Path,
+) -> None:
     """Draw where the tokens of each class lead, and the pieces of road.
 
     Parameters
     ----------
-    vocabulary
-        Tokens begin at the origin, facing along x.
+    motion, road_V32, coverage
+        See `millrace.data.vocabulary.Vocabulary`. Tokens begin at the origin, facing along x.
     path
         Where to write.
     """
     with figure(path, PAGE_WIDTH, 5.4) as fig:
         panels = fig.subplots(2, 2).ravel()
-        for axes, kind, tokens in zip(panels, CLASSES, vocabulary.motion, strict=False):
+        for axes, kind, tokens in zip(panels, CLASSES, motion, strict=False):
             turn = np.clip(np.degrees(tokens[:, -1, 2]), -30, 30)
             lines = LineCollection(
                 list(tokens[..., :2]), array=turn, cmap="coolwarm", linewidths=0.5, alpha=0.8
@@ -305,13 +309,11 @@ def vocabulary_plates(vocabulary: Vocabulary, path: str | Path) -> None:
             axes.scatter(
                 *tokens[:, -1, :2].T, c=turn, s=4, cmap="coolwarm", vmin=-30, vmax=30, zorder=3
             )
-            _plate(axes, kind.capitalize(), len(tokens), vocabulary.coverage[kind])
+            _plate(axes, kind.capitalize(), len(tokens), coverage[kind])
         road = panels[len(CLASSES)]
-        road.add_collection(
-            LineCollection(list(vocabulary.road), colors=CATEGORIES[0], linewidths=0.6)
-        )
-        road.scatter(*vocabulary.road[:, 1].T, color=PREDICTION, s=4, zorder=3)
-        _plate(road, "Road", len(vocabulary.road), vocabulary.coverage["road"])
+        road.add_collection(LineCollection(list(road_V32), colors=CATEGORIES[0], linewidths=0.6))
+        road.scatter(*road_V32[:, 1].T, color=PREDICTION, s=4, zorder=3)
+        _plate(road, "Road", len(road_V32), coverage["road"])
         bar = fig.colorbar(lines, ax=panels, extend="both", shrink=0.6, aspect=30)
         bar.set_label("Turn within the token (°)")
 
