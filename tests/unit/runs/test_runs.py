@@ -150,7 +150,7 @@ def test_show_has_sessions_losses_and_checkpoints(base, capsys):
     assert said.count("milestone") == 2
     assert said.count("intact") == EPOCHS
     assert "learning_rate: 0.1" in said
-    flip(find_runs(base / "runs")[0].steps[-1].state)
+    flip(find_runs(base / "runs")[0].steps[-1].path / "state.pt")
     assert main(["show", "salt"]) == ExitCode.DATA
     assert "checksum" in capsys.readouterr().out
 
@@ -172,7 +172,7 @@ def test_list_and_latest(base, run, capsys):
     row = capsys.readouterr().out.splitlines()[1].split()
     assert row[:8] == [*run.parts, "6", "60", "0.1667", "0.3333"]
     assert row[8:10] == ["2", "idle"]
-    flip(run.steps[-1].state)
+    flip(run.steps[-1].path / "state.pt")
     assert main(["latest"]) == ExitCode.OK
     assert capsys.readouterr().out == f"runs/{run.name}/step_0000000050/state.pt\n"
 
@@ -183,7 +183,7 @@ def test_verify_finds_all_damage(base, run, kind, capsys):
     assert f"{EPOCHS + 2} intact, 0 damaged" in capsys.readouterr().out
     output = base / "results/train/salt/n1_gpu1/seed0/epoch_2.ckpt"
     if kind == "state":
-        flip(run.steps[2].state)
+        flip(run.steps[2].path / "state.pt")
     elif kind == "manifest":
         flip(run.steps[2].path / "manifest.json")
     elif kind == "identity":
@@ -218,7 +218,7 @@ def test_clean_keeps_milestones_and_the_newest(base, run, capsys):
 
 
 def test_clean_counts_only_intact_steps(base, run):
-    flip(run.steps[-1].state)
+    flip(run.steps[-1].path / "state.pt")
     assert main(["clean", "--keep", "1", "--yes"]) == ExitCode.OK
     assert steps(run.path) == [20, 40, 50, 60]
 
@@ -267,7 +267,7 @@ def test_identities_stay_where_receipts_cannot_be_read(base, run, capsys):
 
 def test_usage_counts_shared_bytes(run):
     total, freed = usage([run.path])
-    assert total - freed == run.steps[1].state.stat().st_size
+    assert total - freed == (run.steps[1].path / "state.pt").stat().st_size
     assert total == sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file())
 
 
@@ -280,12 +280,12 @@ def test_backup_can_be_stopped_repeated_and_copied_back(base, run, capsys):
     assert main(["verify", "--root", "safe"]) == ExitCode.OK
     # A kill in the midst of a copy, and a bit that fell over in another.
     copy.steps[1].path.rename(copy.path / "tmp_step_0000000020")
-    flip(copy.steps[2].state)
-    kept = copy.steps[3].state.stat().st_ino
+    flip(copy.steps[2].path / "state.pt")
+    kept = (copy.steps[3].path / "state.pt").stat().st_ino
     capsys.readouterr()
     assert main(["backup", "safe"]) == ExitCode.OK
     assert "2 steps copied and verified, 4 were there" in capsys.readouterr().out
-    assert copy.steps[3].state.stat().st_ino == kept
+    assert (copy.steps[3].path / "state.pt").stat().st_ino == kept
     shutil.rmtree(base / "runs")
     assert main(["backup", "--root", "safe", "runs"]) == ExitCode.OK
     assert main(["verify"]) == ExitCode.OK
@@ -293,7 +293,7 @@ def test_backup_can_be_stopped_repeated_and_copied_back(base, run, capsys):
 
 
 def test_backup_does_not_pass_damage_on(base, run, capsys):
-    flip(run.steps[-1].state)
+    flip(run.steps[-1].path / "state.pt")
     assert main(["backup", "safe"]) == ExitCode.DATA
     assert "5 steps copied and verified, 0 were there, 1 damaged" in capsys.readouterr().out
     assert steps(base / "safe" / run.name) == [10, 20, 30, 40, 50]

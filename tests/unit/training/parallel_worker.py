@@ -3,6 +3,8 @@
 A job is ``{"parallel": block, "do": "gradients" | "train" | "continue", ...}``, see `perform`.
 """
 
+import gc
+import itertools
 import json
 import sys
 import traceback
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.profiler import ProfilerActivity
 
 from millrace.config import from_mapping
 from millrace.training.config import ExecutionConfig
@@ -33,6 +36,8 @@ def perform(job, ranks) -> dict:
     trainer = build(job, ranks)
     if job["do"] == "gradients":
         return gradients(trainer, job, ranks)
+    if job["do"] == "memory":
+        return memory(trainer, ranks)
     if job["do"] == "continue":
         path = Path(job["state"]) / "state.pt"
         trainer.load(load_state(path, whole=trainer.divided is None))
@@ -81,6 +86,21 @@ def gradients(trainer, job, ranks) -> dict:
         "weights_survive": same,
         "validation": trainer.validation_loss(),
     }
+
+
+def memory(trainer, ranks) -> dict:
+    """Bytes that each rank holds in the second step when it holds most, as the allocator saw it."""
+    steps(trainer, 1, ranks)
+    state = [v for values in trainer.optimizer.state.values() for v in values.values()]
+    held = [*trainer.module.parameters(), *(v for v in state if torch.is_tensor(v))]
+    before = sum(local(x).numel() * x.element_size() for x in held)
+    gc.collect()
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
+        steps(trainer, 1, ranks)
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    peak = max(itertools.accumulate(size for _, size in changes))
+    return {"peaks": ranks.gather(before + peak)}
 
 
 def steps(trainer, count, ranks):

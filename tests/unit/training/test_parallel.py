@@ -8,10 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import parallel_worker
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
+from millrace.config import from_mapping
+from millrace.data.views import open_view
+from millrace.models.registry import MODELS as REGISTRY
+from millrace.training.config import TrainConfig
+from millrace.training.parallel.config import ParallelConfig
+from millrace.training.parallel.footprint import Subject, footprints
 from millrace.training.store import load_state
 
 WORKER = Path(parallel_worker.__file__)
@@ -48,6 +56,18 @@ VARIANTS = {
     "odd": {"train": {"global_batch": 5}},
 }
 """What else training can be told -> the keys."""
+AGAIN = {"activation_checkpointing": True}
+MEMORY = {
+    "alone": {},
+    "alone again": AGAIN,
+    "ddp2": {},
+    "fsdp2": {},
+    "gpipe2": {},
+    "pp2 again": AGAIN,
+    "interleaved2": {},
+    "tp2": {},
+}
+"""Modes whose memory is measured, and how activations are kept there."""
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +110,7 @@ def results(blocks, directory, alone):
         done.update(json.loads(output.read_text()))
 
     first = gradient_jobs(blocks, directory, alone) | variant_jobs(blocks)
-    first |= first_parts(blocks, directory)
+    first |= first_parts(blocks, directory) | memory_jobs(blocks)
     later = second_parts(blocks, directory)
     run(1, first)
     run(4, first)
@@ -127,6 +147,15 @@ def variant_jobs(blocks):
         job["execution"] = keys.get("execution", {})
         for name, (ranks, block, _) in moving().items():
             jobs[f"{variant} {name}"] = (ranks, job | {"parallel": block})
+    return jobs
+
+
+def memory_jobs(blocks):
+    job = blocks(train={"global_batch": 8}) | {"do": "memory"}
+    jobs = {}
+    for name, execution in MEMORY.items():
+        ranks, block, _ = ({"alone": ALONE} | MODES)[name.split()[0]]
+        jobs[f"memory {name}"] = (ranks, job | {"parallel": block, "execution": execution})
     return jobs
 
 
@@ -242,6 +271,31 @@ def test_all_options_work_in_every_mode(results, mode, variant):
     tolerance = {"bfloat16": 5e-3}.get(variant, 1e-4 if mode == "tp2" else 1e-5)
     assert found["losses"] == pytest.approx(alone["losses"], rel=tolerance)
     assert found["validation"] == pytest.approx(alone["validation"], rel=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MEMORY)
+def test_memory_is_as_predicted(results, blocks, name):
+    job = blocks(train={"global_batch": 8})
+    view = open_view("weather", job["files"], job["definition"]["data"], torch.device("cpu"))
+    spec, train = REGISTRY["aurora"], from_mapping(TrainConfig, job["definition"]["train"], "train")
+    model = {k: v for k, v in job["definition"]["model"].items() if k != "name"}
+    config = from_mapping(spec.config, model, "model")
+    ranks, block, _ = ({"alone": ALONE} | MODES)[name.split()[0]]
+    parallel = from_mapping(ParallelConfig, block, "parallel").of("aurora", config, ranks, 8)
+
+    def batch(samples):
+        real = view.batch("train", 0, np.zeros(samples, dtype=np.int64))
+        return tree_map_only(torch.Tensor, torch.empty_like, real)
+
+    subject = Subject(spec, config, view, batch, train)
+    found = footprints(subject, parallel, None, bool(MEMORY[name]))
+    peaks = results[f"memory {name}"]["peaks"]
+    # Ranks of a mesh: the pipeline is the slowest axis.
+    places = [rank * parallel.pipeline // ranks for rank in range(ranks)]
+    ratios = [found[place].total / peak for place, peak in zip(places, peaks, strict=True)]
+    print(f"{name}: predicted / measured {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
+    assert ratios == pytest.approx([1.0] * ranks, abs=0.15)
 
 
 def relative(found, expected):

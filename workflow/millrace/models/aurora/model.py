@@ -21,7 +21,7 @@ from millrace.models.aurora.swin import Merge, Size, Split, SwinBlock, coarser
 
 Carry = tuple[Tensor, ...]
 
-# Of a block of the backbone, as measured on a small grid with four levels.
+# In blocks of the backbone. Assumed: encoder and decoder each do about the work of one.
 _ENCODER_COST, _DECODER_COST = 1.0, 1.0
 
 
