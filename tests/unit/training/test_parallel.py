@@ -62,9 +62,7 @@ MEMORY = {
     "alone again": AGAIN,
     "ddp2": {},
     "fsdp2": {},
-    "gpipe2": {},
     "pp2 again": AGAIN,
-    "interleaved2": {},
     "tp2": {},
 }
 """Modes whose memory is measured, and how activations are kept there."""
