@@ -189,10 +189,14 @@ def weather_maps(
         name, unit = variable
         label = f"{name} ({unit})" if unit else name
         bars: dict[str, Any] = {"location": "bottom", "extend": "both", "aspect": 40, "shrink": 0.9}
-        bars["ticks"] = MaxNLocator(5)
-        fig.colorbar(field, ax=rows[:, :2].ravel().tolist(), label=label, **bars)
+        fig.colorbar(
+            field, ax=rows[:, :2].ravel().tolist(), label=label, ticks=MaxNLocator(6), **bars
+        )
         bars["aspect"] = 20
-        fig.colorbar(mesh, ax=rows[:, 2].tolist(), label=f"Difference ({unit})", **bars)
+        ticks = MaxNLocator(3, symmetric=True)
+        fig.colorbar(
+            mesh, ax=rows[:, 2].tolist(), label=f"Difference ({unit})", ticks=ticks, **bars
+        )
 
 
 def zonal_spectra(
