@@ -103,6 +103,8 @@ def test_shares_of_the_loss(tmp_path):
     loss_share(shares, tmp_path / "share.png")
     pixels = imread(tmp_path / "share.png")[..., :3]
     orange = (pixels[..., 0] > 0.75) & (pixels[..., 2] < 0.3) & (pixels[..., 1] < 0.5)
-    half = pixels.shape[0] // 2
-    upper, lower = orange[half // 2 : half].sum(), orange[half:].sum()
-    assert lower > 10 * max(upper, 1)
+    longest = orange.sum(
+        axis=1
+    )  # by row: the legend is short, the bar of z nearly all of the width
+    assert longest.max() > 0.8 * pixels.shape[1]
+    assert longest.argmax() > 0.6 * pixels.shape[0]
