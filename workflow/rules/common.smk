@@ -47,6 +47,13 @@ def raw_source(wildcards):
         raise WorkflowError(str(error)) from None
 
 
+def tracks(wildcards):
+    """Directory of tracks: simulated, the user's, or converted from another format."""
+    if plan.datasets[wildcards.dataset]["format"] == "tracks":
+        return raw_source(wildcards)
+    return f"results/data/{wildcards.dataset}/tracks"
+
+
 def raw_fingerprint(wildcards):
     """Names and sizes of the raw files."""
     return plan.fingerprint(wildcards.dataset)

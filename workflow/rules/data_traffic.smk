@@ -1,13 +1,6 @@
 """Recorded traffic to tokens: simulate or convert, build vocabularies, tokenise once."""
 
 
-def tracks(wildcards):
-    """Directory of tracks: simulated, the user's, or converted from another format."""
-    if plan.datasets[wildcards.dataset]["format"] == "tracks":
-        return raw_source(wildcards)
-    return f"results/data/{wildcards.dataset}/tracks"
-
-
 rule simulate_traffic:
     output:
         directory("results/data/{dataset}/raw"),
