@@ -2,7 +2,8 @@
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 SYSTEM ?= gino
-PYTEST_ARGS ?= -n $(CORES) --dist loadgroup
+# One worker more than cores: one of them waits for SLURM most of the time.
+PYTEST_ARGS ?= -n $$(($(CORES) + 1)) --dist loadgroup --no-loadscope-reorder
 TORCH ?= $(shell grep '^torch==' $(LOCK))
 # Extra pip options for torch alone, for example another index with CPU-only builds.
 TORCH_PIP_ARGS ?=

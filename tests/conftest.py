@@ -21,10 +21,24 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
-    """Files stay together on a worker, for their fixtures; there is only one SLURM on a machine."""
+    """Tests that share something dear stay together on a worker, the longest groups first.
+
+    There is only one SLURM on a machine; a project that ran to the end takes minutes; the other files
+    have fixtures of their own.
+    """
     for item in items:
-        group = "slurm" if item.path.parent.name == "slurm" else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: _LONGEST.index(group) if (group := _group(item)) in _LONGEST else 9)
+
+
+_LONGEST = ("slurm", "finished", "test_parallel")
+
+
+def _group(item):
+    if item.path.parent.name == "slurm":
+        return "slurm"
+    shared = "finished" in item.fixturenames and not hasattr(item.module, "finished")
+    return "finished" if shared else item.path.stem
 
 
 @pytest.fixture(scope="session")
