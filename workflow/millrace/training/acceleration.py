@@ -35,16 +35,17 @@ def checkpoint_activations(module: nn.Module, blocks: Sequence[str]) -> None:
     A block is computed again when its gradients are needed (Chen et al. 2016, arXiv:1604.06174): the
     same gradients for less memory and more time. In a name, ``*`` stands for all members of a list.
     """
-    for name in _expanded(module, blocks):
-        block = module.get_submodule(name)
+    for block in _matching(module, blocks):
         block.forward = _checkpointed(block.forward)
 
 
-def _expanded(module: nn.Module, blocks: Sequence[str]) -> list[str]:
-    """Names of the submodules; those that a stage of a pipeline does not hold are left out."""
+def _matching(module: nn.Module, blocks: Sequence[str]) -> list[nn.Module]:
+    """Submodules of these names; those that a stage of a pipeline does not hold are left out."""
     patterns = [re.compile(re.escape(block).replace(r"\*", "[^.]+")) for block in blocks]
-    present = [name for name, _ in module.named_modules()]
-    return [name for name in present if any(pattern.fullmatch(name) for pattern in patterns)]
+    # One that is used at two places has two names.
+    present = module.named_modules(remove_duplicate=False)
+    found = {id(m): m for name, m in present if any(one.fullmatch(name) for one in patterns)}
+    return list(found.values())
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -80,6 +80,6 @@ SPEC = ModelSpec(
     build=build,
     predict=next_tokens,
     loss=token_loss,
-    blocks=("layers",),
+    blocks=("map_layers.*", "layers.*.*"),
     bound={"motion_CVP3": "vocabulary of motion", "road_V6": "vocabulary of road"},
 )
