@@ -55,9 +55,7 @@ def test_gradients_are_those_of_float32_to_rounding(make_trainer, model):
         trainer.module.named_parameters(), *gradients.values(), strict=True
     ):
         assert half.dtype == single.dtype
-        # On a CPU, autocast leaves the norms of Aurora in half precision.
-        most = (0.15 if model == "aurora" else 0.1) * max(float(single.norm()), least)
-        assert float((half - single).norm()) < most, parameter
+        assert float((half - single).norm()) < 0.1 * max(float(single.norm()), least), parameter
 
 
 @pytest.mark.parametrize("model", ["gino", "gfno"])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from millrace.models.aurora.config import AuroraConfig
 from millrace.models.aurora.encodings import ABSOLUTE_TIME, LEAD_TIME, PRESSURE, fourier
 from millrace.models.aurora.swin import Mlp
+from millrace.models.norms import LayerNorm
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ class CrossAttention(nn.Module):
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_kv = nn.Linear(channels, 2 * channels, bias=False)
         self.to_out = nn.Linear(channels, channels, bias=False)
-        self.norm_q = nn.LayerNorm(channels) if normalise else nn.Identity()
+        self.norm_q = LayerNorm(channels) if normalise else nn.Identity()
         # The same shift of all keys changes no weight of the attention: a bias could not learn.
-        self.norm_k = nn.LayerNorm(channels, bias=False) if normalise else nn.Identity()
-        self.norm1 = nn.LayerNorm(channels)
+        self.norm_k = LayerNorm(channels, bias=False) if normalise else nn.Identity()
+        self.norm1 = LayerNorm(channels)
         self.mlp = Mlp(channels, int(mlp_ratio * channels))
-        self.norm2 = nn.LayerNorm(channels)
+        self.norm2 = LayerNorm(channels)
 
     def forward(self, query: Tensor, context: Tensor) -> Tensor:
         """[..., Q, D] and [..., C, D] -> [..., Q, D]."""
@@ -89,7 +90,7 @@ class Encoder(nn.Module):
         self.air_tokens = nn.Linear(grid.air * steps * cells, width)
         self.surface_level = nn.Parameter(0.02 * torch.randn(width))
         self.surface_mlp = Mlp(width, int(config.mlp_ratio * width))
-        self.surface_norm = nn.LayerNorm(width)
+        self.surface_norm = LayerNorm(width)
         self.latents_PD = nn.Parameter(0.02 * torch.randn(config.latent_levels - 1, width))
         self.aggregation = CrossAttention(
             width, config.perceiver_heads, config.mlp_ratio, config.stabilise_level_agg

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from millrace.models.norms import LayerNorm
+
 Size = tuple[int, int, int]
 
 _MODULATION_STD = 1e-2
@@ -217,7 +219,7 @@ class Merge(nn.Module):
     def __init__(self, channels: int, size: Size) -> None:
         super().__init__()
         self.size = size
-        self.norm = nn.LayerNorm(4 * channels)
+        self.norm = LayerNorm(4 * channels)
         self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, x_BNC: Tensor, _: Tensor) -> Tensor:
@@ -235,7 +237,7 @@ class Split(nn.Module):
         super().__init__()
         self.size = size
         self.expansion = nn.Linear(channels, 2 * channels, bias=False)
-        self.norm = nn.LayerNorm(channels // 2)
+        self.norm = LayerNorm(channels // 2)
         self.mixing = nn.Linear(channels // 2, channels // 2, bias=False)
 
     def forward(self, x_BNC: Tensor, _: Tensor) -> Tensor:
