@@ -82,7 +82,7 @@ class Project:
         return [*command, *self.options, *arguments]
 
     def run(
-        self, *arguments: str, check: bool = True, timeout: float = 300
+        self, *arguments: str, check: bool = True, timeout: float = 900
     ) -> subprocess.CompletedProcess:
         done = subprocess.run(
             self.command(*arguments),

@@ -43,7 +43,7 @@ def test_time_limit_a_third_of_what_is_needed(training, whole):
     """Three jobs of a minute, under one id, finish what one cannot; bit by bit as if uninterrupted."""
     request = training.request(epochs=400)
     job = training.submit(request, minutes=1)
-    training.wait_for_end(request, job, seconds=600)
+    training.wait_for_end(request, job, seconds=900)
     state = load(request)
     assert len(state["sessions"]) >= 3
     assert training.epochs(request) == list(range(1, 401)), "an epoch was computed twice"
@@ -86,7 +86,7 @@ def test_node_that_dies_is_replaced(training, slurm, whole):
     lost = training.jobs.jobs([job])[job].nodes[1]
     slurm.kill_node(lost)
     try:
-        training.wait_for_end(request, job, seconds=200)
+        training.wait_for_end(request, job, seconds=480)
     finally:
         slurm.start_node(lost)
         slurm.run("scontrol", "update", f"NodeName={lost}", "State=RESUME")
@@ -104,7 +104,7 @@ def test_rank_that_dies_or_hangs_is_started_again(training, whole, number):
     victim = ranks(job)[1]
     reached = max(training.epochs(request))
     victim.send_signal(number)
-    training.wait_for_epoch(request, reached + 1, seconds=120)
+    training.wait_for_epoch(request, reached + 1)
     training.wait_for_end(request, job)
     state = load(request)
     assert len(state["sessions"]) == 2
