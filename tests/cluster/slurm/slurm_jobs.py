@@ -13,10 +13,11 @@ from millrace.schedulers import State
 from millrace.training.request import Request
 
 LAUNCH = """
-import json, sys
+import json, os, sys
 from millrace.launch import launch
 from millrace.training.request import Request
-sys.exit(launch(Request(**json.loads(open(sys.argv[1]).read())), cpus=2))
+cpus = int(os.environ["SLURM_CPUS_PER_TASK"])
+sys.exit(launch(Request(**json.loads(open(sys.argv[1]).read())), cpus))
 """
 GPU_NODES = {"slurm_account": ACCOUNT, "slurm_partition": "a100-80gb", "mem_mb": 1000}
 
