@@ -94,13 +94,15 @@ def experiments(samples, definition, plane_samples, block_samples, motion_sample
 
 @pytest.fixture(scope="session")
 def train_on_ranks(tmp_path_factory):
-    """Run `rank_worker.train` under torchrun: (ranks, definition, files, steps, execution) -> result."""
+    """Run `rank_worker.train` under torchrun: (ranks, definition, files, steps, execution, parallel) ->
+    result."""
 
-    def run(ranks, definition, files, steps, execution=None):
+    def run(ranks, definition, files, steps, execution=None, parallel=None):
         directory = tmp_path_factory.mktemp("ranks")
         job, output = directory / "job.json", directory / "result.json"
         described = {"definition": definition, "files": files, "steps": steps}
-        job.write_text(json.dumps(described | {"execution": execution or {}}))
+        described |= {"execution": execution or {}, "parallel": parallel or {}}
+        job.write_text(json.dumps(described))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc-per-node={ranks}", str(WORKER), str(job), str(output)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -7,12 +7,12 @@ from pathlib import Path
 from unittest import mock
 
 import torch.distributed as dist
-from torch import nn
 
 from millrace.config import from_mapping
 from millrace.training.batches import rank_shares
 from millrace.training.config import ExecutionConfig
 from millrace.training.distributed import process_group
+from millrace.training.parallel.config import ParallelConfig
 from millrace.training.segment import build_trainer
 
 
@@ -21,13 +21,14 @@ def train(job, ranks) -> dict:
 
     The norms are needed: clipping and Adam hide gradients that are wrong by a factor.
     """
-    execution = from_mapping(ExecutionConfig, job.get("execution", {}), "train")
-    trainer, _ = build_trainer(job["definition"], job["files"], 0, ranks, execution)
+    execution = from_mapping(ExecutionConfig, job["execution"], "train")
+    parallel = from_mapping(ParallelConfig, job["parallel"], "parallel")
+    trainer, _ = build_trainer(job["definition"], job["files"], 0, ranks, execution, parallel)
     losses, norms, batches = [], [], []
     epoch = 0
     while trainer.step < job["steps"]:
         for batch in trainer._plan.epoch(epoch):
-            with recorded_norms(norms):
+            with recorded_norms(trainer, norms):
                 loss = trainer.train_step(batch)
             trainer.step += 1
             losses.append(ranks.sum(float(loss))[0])
@@ -45,17 +46,18 @@ def train(job, ranks) -> dict:
 
 
 @contextlib.contextmanager
-def recorded_norms(norms):
+def recorded_norms(trainer, norms):
     """Keep what the engine finds for the norm of the gradient before it clips."""
-    original = nn.utils.clip_grad_norm_
+    original = trainer._clipped
 
-    def recording(*arguments, **options):
-        norm = original(*arguments, **options)
+    def recording():
+        norm = original()
         norms.append(float(norm))
         return norm
 
-    with mock.patch.object(nn.utils, "clip_grad_norm_", recording):
+    with mock.patch.object(trainer, "_clipped", recording):
         yield
+    assert norms, "the engine clips elsewhere"
 
 
 def main() -> None:

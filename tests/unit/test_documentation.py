@@ -37,6 +37,7 @@ from millrace.training.config import (
     ExecutionConfig,
     InitFromConfig,
     ProfileConfig,
+    ReplayConfig,
     TrainConfig,
 )
 from millrace.training.parallel.config import ParallelConfig
@@ -79,6 +80,7 @@ CONFIGS = {
     "loss": LossConfig,
     "early_stopping": EarlyStoppingConfig,
     "init_from": InitFromConfig,
+    "replay": ReplayConfig,
     "profile": ProfileConfig,
     "parallel": ParallelConfig,
 }

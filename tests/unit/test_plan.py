@@ -3,7 +3,7 @@
 import copy
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,6 +40,7 @@ from millrace.training.config import (
     ExecutionConfig,
     InitFromConfig,
     ProfileConfig,
+    ReplayConfig,
     TrainConfig,
 )
 from millrace.training.parallel.config import SCHEDULES as PARALLEL_SCHEDULES
@@ -267,6 +268,7 @@ def test_schema_and_dataclasses_have_the_same_keys() -> None:
         (ExecutionConfig, set(EXECUTION)),
         (EarlyStoppingConfig, TRAIN["early_stopping"]["properties"].keys()),
         (InitFromConfig, TRAIN["init_from"]["properties"].keys()),
+        (ReplayConfig, TRAIN["replay"]["properties"].keys()),
         (ProfileConfig, TRAIN["profile"]["properties"].keys()),
         (ScheduleConfig, TRAIN["schedule"]["properties"].keys()),
         (LossConfig, TRAIN["loss"]["properties"].keys()),
@@ -557,6 +559,25 @@ def test_divisions_that_do_not_fit_are_refused(monkeypatch, path, value, message
     with pytest.raises(ConfigError) as caught:
         Plan(made, SCHEMA)
     assert message in str(caught.value)
+
+
+def test_a_pipeline_does_not_start_from_forecasts(monkeypatch) -> None:
+    made = divisible(monkeypatch, pipeline=2, dp_shard=2)
+    made["experiments"]["head"]["train"]["replay"] = {"longest": 4}
+    monkeypatch.setitem(KINDS, "patches", replace(KINDS["patches"], replay=True))
+    with pytest.raises(
+        ConfigError, match=r"head on n1_gpu4: train\.replay: forecasts leave a pipeline"
+    ):
+        Plan(made, SCHEMA)
+
+
+def test_only_samples_that_follow_on_each_other_are_replayed() -> None:
+    made = config()
+    made["experiments"]["head"]["train"]["replay"] = {"longest": 4}
+    with pytest.raises(ConfigError, match=r"head\.train\.replay: samples of patches do not follow"):
+        Plan(made, SCHEMA)
+    for name, spec in MODELS.items():
+        assert KINDS[KIND_OF_MODEL[name]].replay == (spec.go_on is not None), name
 
 
 def test_a_model_that_cannot_be_divided_is_refused() -> None:

@@ -85,6 +85,11 @@ class Plan:
                 f"config: experiments.{name}: {experiment['model']['name']} takes {kind.name}, which "
                 f"cannot be cut from the {found} of {dataset}"
             )
+        if experiment["train"].get("replay") and not kind.replay:
+            raise ConfigError(
+                f"config: experiments.{name}.train.replay: samples of {kind.name} do not follow on each "
+                "other; leave it out"
+            )
         kind.check(name, experiment, block)
 
     def _check_prediction(self, name: str) -> None:
@@ -121,7 +126,9 @@ class Plan:
                 ParallelConfig, self.experiments[name]["parallel"], "parallel"
             ).of(made, config, world_size, train["global_batch"])
             parallel.check_options(
-                train.get("compile", False), train.get("gradient_compression", "none")
+                train.get("compile", False),
+                train.get("gradient_compression", "none"),
+                train.get("replay") is not None,
             )
         except ConfigError as error:
             raise ConfigError(f"config: experiments.{name} on {layout}: {error}") from None

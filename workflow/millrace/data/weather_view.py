@@ -204,6 +204,12 @@ class WeatherView(WindowView):
         past_BTCIJ = past_KBTV.permute(1, 2, 3, 0).unflatten(3, self.shape)
         return replace(batch, past_BTCIJ=past_BTCIJ)
 
+    def with_past(self, batch: WeatherBatch, rows: np.ndarray, past_RTCIJ: Tensor) -> WeatherBatch:
+        """Replace the past states of some samples, whose numbers are ``rows``, int64[R]."""
+        past_BTCIJ = batch.past_BTCIJ.clone()
+        past_BTCIJ[torch.from_numpy(rows)] = past_RTCIJ.to(self.device)
+        return replace(batch, past_BTCIJ=past_BTCIJ)
+
     def core_states(self, group: int, steps: np.ndarray) -> Tensor:
         """States of all cells at time indices of any shape S, [K, *S, V]."""
         steps = np.asarray(steps)

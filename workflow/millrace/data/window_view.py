@@ -101,6 +101,11 @@ class WindowView(ABC):
             )
         return starts
 
+    def contains(self, split: Split, starts: np.ndarray) -> np.ndarray:
+        """Whether windows that begin at given time indices lie within a split, bool[B]."""
+        begin, end = self._split[SPLITS.index(split)]
+        return (begin <= starts) & (starts + self.config.length <= end)
+
     def groups(self, split: Split) -> np.ndarray:
         """Number of windows of each group, int64[G]."""
         return np.full(len(self.core_nodes), len(self.starts(split)))

@@ -59,6 +59,9 @@ class ModelSpec:
     randomise: Callable[[Any, Any, Any], Any] | None = None
     """(config, batch, seeds) -> batch with what a step draws at random, such as noise: a function of the
     seeds, int64[B], one for each sample. None: the model draws nothing."""
+    go_on: Callable[[nn.Module, Any, Any], tuple[Tensor, Tensor]] | None = None
+    """(module, batch, loss config) -> `loss`, and the past states of the samples that follow on these
+    forecasts, [B, ...]: what ``train.replay`` starts from. None: no sample follows on another."""
     blocks: tuple[str, ...] = ()
     """Submodules whose activations may be computed again instead of kept: those that hold most.
     A ``*`` stands for all submodules of that level."""

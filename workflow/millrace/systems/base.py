@@ -55,6 +55,8 @@ class SampleKind:
     """(name of the experiment, its block, dataset block); raises `ConfigError`."""
     ensembles: bool = False
     """Whether the seeds of an experiment are scored together."""
+    replay: bool = False
+    """Whether samples follow on each other, so that training can go on from forecasts."""
     predictions: bool = False
     """Whether `millrace.predict` applies models to new raw files."""
 

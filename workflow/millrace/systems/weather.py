@@ -88,6 +88,7 @@ KINDS = (
         formats=("weather",),
         files=lambda _: {"weather": "weather.h5"},
         check=_check,
+        replay=True,
         table=Table(
             titles={
                 "skill": f"skill at {HEADLINE} h",

@@ -35,6 +35,8 @@ class RankShare:
     weight: np.ndarray
     """float32: 1, or 0 for a sample that only keeps a rank busy when there are fewer samples than
     ranks (a rank that skipped the step would leave the others waiting)."""
+    place: np.ndarray
+    """int64: where in the global batch."""
     batch_size: int
     """Samples in the global batch."""
 
@@ -120,27 +122,32 @@ def rank_shares(batch: GlobalBatch, rank: int, world_size: int) -> list[RankShar
     The samples are dealt to and fro, ``0 1 2 2 1 0 0 1 …``: the rank that gets the dearest of one round
     gets the cheapest of the next.
     """
-    dealt = np.arange(batch.size)
-    turn, place = np.divmod(dealt, world_size)
-    owner = np.where(turn % 2, world_size - 1 - place, place)
+    mine_P = np.flatnonzero(owners(np.arange(batch.size), world_size) == rank)
     shares, begin = [], 0
     for group, index in batch.parts:
-        mine = index[owner[begin : begin + len(index)] == rank]
+        place = mine_P[(begin <= mine_P) & (mine_P < begin + len(index))]
+        if len(place):
+            weight = np.ones(len(place), dtype=np.float32)
+            shares.append(RankShare(group, index[place - begin], weight, place, batch.size))
         begin += len(index)
-        if len(mine):
-            weight = np.ones(len(mine), dtype=np.float32)
-            shares.append(RankShare(group, mine, weight, batch.size))
     if shares:
         return shares
     group, index = batch.parts[-1]
-    return [RankShare(group, index[:1], np.zeros(1, dtype=np.float32), batch.size)]
+    weight, place = np.zeros(1, dtype=np.float32), np.array([begin - len(index)])
+    return [RankShare(group, index[:1], weight, place, batch.size)]
+
+
+def owners(place: np.ndarray, world_size: int) -> np.ndarray:
+    """Ranks that take the samples at given places of a global batch."""
+    turn, seat = np.divmod(place, world_size)
+    return np.where(turn % 2, world_size - 1 - seat, seat)
 
 
 def micro_batches(shares: list[RankShare], size: int | None) -> list[RankShare]:
     """Split what a rank takes of a batch into parts of at most ``size`` samples, at least one part."""
     return [
-        replace(share, index=share.index[i : i + step], weight=share.weight[i : i + step])
+        replace(share, index=share.index[at], weight=share.weight[at], place=share.place[at])
         for share in shares
         for step in [size or len(share.index)]
-        for i in range(0, len(share.index), step)
+        for at in (slice(i, i + step) for i in range(0, len(share.index), step))
     ]

@@ -37,6 +37,27 @@ class InitFromConfig:
 
 
 @dataclass(frozen=True)
+class ReplayConfig:
+    """The ``train.replay`` block: samples that start from forecasts."""
+
+    longest: int
+    """Lead time of the last forecast that is learned from, in states from the data."""
+    fresh: float = 0.25
+    """Share of the samples that start from data although there is a forecast: what it held is replaced."""
+    depth: int = 2
+    """Forecasts kept for each sample of a batch."""
+
+    def __post_init__(self) -> None:
+        if self.longest < 2 or self.depth < 1:
+            raise ConfigError(
+                "train.replay: expected a longest lead of 2 or more states and a depth of 1 or more, got "
+                f"{self.longest} and {self.depth}"
+            )
+        if not 0 < self.fresh < 1:
+            raise ConfigError(f"train.replay.fresh: expected between 0 and 1, got {self.fresh}")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The keys of the ``train:`` block that decide the weights: part of a run's identity."""
 
@@ -58,6 +79,8 @@ class TrainConfig:
     gradient_compression: str = "none"
     """Number format in which ranks exchange gradients."""
     init_from: InitFromConfig | None = None
+    replay: ReplayConfig | None = None
+    """Start a part of the samples from the model's own forecasts; None: all from data."""
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from millrace.errors import ExitCode, UserError
+from millrace.errors import ConfigError, ExitCode, UserError
 from millrace.models.spec import ModelSpec
 from millrace.training.acceleration import checkpoint_activations, compile_in_place
 from millrace.training.batches import (
@@ -53,6 +53,7 @@ from millrace.training.parallel.state import (
 )
 from millrace.training.phases import Mark, unmarked
 from millrace.training.precision import LossScaler, autocast
+from millrace.training.replay import Replay
 from millrace.training.schedules import factor
 from millrace.training.store import Position
 from millrace.training.sums import EpochSums
@@ -160,6 +161,7 @@ class Trainer:
         """Why `run` ended before its target."""
         self.history: list[dict[str, Any]] = []
         self.sessions: list[dict[str, Any]] = []
+        self._replay = self._replayed()
         self._sums = EpochSums(ranks)
         self._watchdog = Watchdog()
         self._not_finite = torch.zeros((), dtype=torch.bool, device=ranks.device)
@@ -169,12 +171,24 @@ class Trainer:
         self.parallel = resolved = parallel.of(
             self.spec.name, self._model_config, self.ranks.world_size, self.config.global_batch
         )
-        resolved.check_options(self.execution.compile, self.config.gradient_compression)
+        resolved.check_options(
+            self.execution.compile, self.config.gradient_compression, self.config.replay is not None
+        )
         if not resolved.is_divided:
             return None
         return divide(
             self.spec, self.module, resolved, self.ranks, self.view, self._checkpoint_activations
         )
+
+    def _replayed(self) -> Replay | None:
+        if self.config.replay is None:
+            return None
+        if self.spec.go_on is None:
+            raise ConfigError(
+                f"train.replay: samples of {self.spec.name} do not follow on each other; leave it out"
+            )
+        windows: Any = self.view  # of models that go on from their forecasts
+        return Replay(self.config.replay, windows, self._seed)
 
     def _checkpoint_activations(self, module: nn.Module) -> None:
         if self.execution.activation_checkpointing:
@@ -199,10 +213,21 @@ class Trainer:
                 self.module,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
+                bucket_cap_mb=self._bucket_megabytes(),
                 static_graph=self.parallel.static_graph,
             )
         exchange_gradients(parallel, self.config.gradient_compression, self._mark)
         return parallel
+
+    def _bucket_megabytes(self) -> int | None:
+        """Largest bucket of gradients that is exchanged on its own; None: what torch finds best for GPUs.
+
+        On CPUs an exchange hides behind nothing, it takes the cores that compute: one at the end is
+        quicker.
+        """
+        if self.ranks.device.type != "cpu":
+            return None
+        return 1 + (sum(p.numel() * p.element_size() for p in self.module.parameters()) >> 20)
 
     @property
     def position(self) -> Position:
@@ -373,10 +398,21 @@ class Trainer:
     def _losses(self, split: str, part: RankShare, model: nn.Module) -> Tensor:
         """Loss of each sample, [B], 0 for those that do not count."""
         self._mark("data")
+        if self._replay is not None and split == "train":
+            return self._losses_of_replay(self._replay, part, model)
         samples = self.samples(split, part)
         self._mark("forward")
         with autocast(self.config.precision, self.ranks.device):
             loss_B = self.spec.loss(model, samples, self.config.loss)
+        return loss_B * samples.weight_B
+
+    def _losses_of_replay(self, replay: Replay, part: RankShare, model: nn.Module) -> Tensor:
+        assert self.spec.go_on is not None
+        samples, draw = replay.samples(part, self.step)
+        self._mark("forward")
+        with autocast(self.config.precision, self.ranks.device):
+            loss_B, past = self.spec.go_on(model, samples, self.config.loss)
+        replay.keep(draw, past)
         return loss_B * samples.weight_B
 
     def samples(self, split: str, part: RankShare) -> Any:
@@ -477,15 +513,20 @@ class Trainer:
 
     def _plain_state(self) -> dict[str, Any]:
         best = {"best_epoch": best_epoch(self.history)} if self._best else {}
-        return best | {
-            "scaler": self._scaler.state(),
-            "step": self.step,
-            "history": self.history,
-            "sessions": self.sessions,
-            "sums": self._sums.state(),
-            "rng": self.ranks.gather(rng_state()),
-            "threads": torch.get_num_threads(),
-        }
+        replay = {"replay": self.ranks.gather(self._replay.state())} if self._replay else {}
+        return (
+            best
+            | replay
+            | {
+                "scaler": self._scaler.state(),
+                "step": self.step,
+                "history": self.history,
+                "sessions": self.sessions,
+                "sums": self._sums.state(),
+                "rng": self.ranks.gather(rng_state()),
+                "threads": torch.get_num_threads(),
+            }
+        )
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, or from a `checkpoint` in shards, saved by any number of ranks."""
@@ -504,5 +545,10 @@ class Trainer:
             self._ema.load(weights["ema_model"])
         best = weights.get("best_model", {})
         self._best = {name: value.to(self.ranks.device) for name, value in best.items()}
+        if self._replay is not None:
+            data_ranks = (self.ranks.rank, self.ranks.world_size)
+            if self.divided is not None:
+                data_ranks = (self.divided.data_rank, self.divided.data_size)
+            self._replay.load(state["replay"], *data_ranks)
         if len(state["rng"]) == self.ranks.world_size:
             restore_rng_state(state["rng"][self.ranks.rank])

@@ -56,9 +56,16 @@ def as_points(states_BKCIJ: Tensor) -> Tensor:
 
 
 def _loss(module: nn.Module, batch: WeatherBatch, config: LossConfig) -> Tensor:
+    return _go_on(module, batch, config)[0]
+
+
+def _go_on(module: nn.Module, batch: WeatherBatch, config: LossConfig) -> tuple[Tensor, Tensor]:
     core = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
     weight_C: Any = core.get_buffer("loss_weight_C")
-    return _forecast_loss(module(batch), batch, config, weight_C)
+    forecast_BKCIJ = module(batch)
+    states = torch.cat([batch.past_BTCIJ, forecast_BKCIJ.detach()], dim=1)
+    past_BTCIJ = states[:, -batch.past_BTCIJ.shape[1] :]
+    return _forecast_loss(forecast_BKCIJ, batch, config, weight_C), past_BTCIJ
 
 
 def _forecast_loss(
@@ -107,6 +114,7 @@ SPEC = ModelSpec(
     build=_build,
     predict=_predict,
     loss=_loss,
+    go_on=_go_on,
     blocks=("encoder", "blocks.*", "decoder"),
     division=Division(
         units=unit_names,

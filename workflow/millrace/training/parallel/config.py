@@ -93,8 +93,13 @@ class ParallelConfig:
         heads, stages = limits.heads(model_config), limits.stages(model_config)
         return self.resolved(world_size, global_batch, heads, stages)
 
-    def check_options(self, compiled: bool, compression: str) -> None:
+    def check_options(self, compiled: bool, compression: str, replay: bool) -> None:
         """Raise `ConfigError` for options of the block ``train`` that a divided model cannot have."""
+        if self.pipeline > 1 and replay:
+            raise ConfigError(
+                "train.replay: forecasts leave a pipeline at its last stage and cannot be started from; "
+                "divide the model by parallel.dp_shard or tensor, or leave the block out"
+            )
         if self.is_divided and (compiled or compression != "none"):
             raise ConfigError(
                 "train.compile, train.gradient_compression: work on copies of a model only; leave them out "

@@ -165,6 +165,7 @@ class Divided:
             share,
             index=np.concatenate([share.index, np.repeat(share.index[:1], missing)]),
             weight=np.concatenate([share.weight, np.zeros(missing, dtype=np.float32)]),
+            place=np.concatenate([share.place, np.repeat(share.place[:1], missing)]),
         )
 
     def run(

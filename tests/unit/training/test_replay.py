@@ -1,0 +1,165 @@
+"""Pushing forward: what is started from, how far, and that nothing depends on ranks or stops."""
+
+import numpy as np
+import pytest
+import torch
+
+from millrace.config import from_mapping
+from millrace.errors import ConfigError
+from millrace.training.config import TrainConfig
+from millrace.training.segment import build_trainer
+
+LONGEST = 4
+STEPS = 20
+
+
+def replaying(**keys):
+    return {"longest": LONGEST, "fresh": 0.2, **keys}
+
+
+@pytest.fixture
+def watched(make_trainer, monkeypatch):
+    """A trainer that notes what each of its samples starts from: (draw, batch)."""
+    trainer = make_trainer("aurora", replay=replaying())
+    seen, gather = [], trainer._replay.samples
+
+    def noting(part, step):
+        batch, draw = gather(part, step)
+        seen.append((draw, batch))
+        return batch, draw
+
+    monkeypatch.setattr(trainer._replay, "samples", noting)
+    return trainer, seen
+
+
+def test_forecasts_go_on_up_to_the_longest_lead(watched, run):
+    trainer, seen = watched
+    run(trainer, 8)
+    leads = np.concatenate([draw.lead for draw, _ in seen])
+    assert set(leads) == set(range(LONGEST))  # the last one forecasts the longest
+    assert (leads == 0).mean() >= 0.2
+
+
+def test_what_follows_on_a_forecast_is_the_truth(watched, run):
+    """The target of a sample is what the data say for its time, its past the forecast for the times
+    before."""
+    trainer, seen = watched
+    run(trainer, 4)
+    view, errors = trainer.view, {0: [], 1: []}
+    for draw, batch in seen:
+        truth = view.at_times(0, draw.start)
+        assert torch.equal(batch.y_BKCIJ, truth.y_BKCIJ)
+        assert torch.equal(batch.hours_B, truth.hours_B)
+        difference_BT = (batch.past_BTCIJ - truth.past_BTCIJ).abs().mean(dim=(2, 3, 4))
+        for lead, difference_T in zip(draw.lead, difference_BT, strict=True):
+            # Of two past states the older one is a forecast from the second step on.
+            assert (difference_T > 0).tolist() == [lead >= 2, lead >= 1]
+            errors[int(lead > 0)].append(float(difference_T[-1]))
+    increment = float(np.mean(view.increment_scale))
+    assert 0 < np.mean(errors[1]) < 3 * increment, (
+        "close to the truth, as forecasts of a step or two are"
+    )
+
+
+def test_no_window_leaves_the_training_period(watched, run):
+    trainer, seen = watched
+    run(trainer, 8)
+    begin, end = trainer.view._split[0]
+    starts = np.concatenate([draw.start for draw, _ in seen])
+    assert starts.min() >= begin
+    assert starts.max() + trainer.view.config.length <= end
+    last = trainer.view.starts("train")[-1]
+    assert any((draw.start[draw.lead > 0] == last).any() for draw, _ in seen), (
+        "it goes up to the end"
+    )
+
+
+def test_one_gradient_is_that_of_one_forecast(watched, run):
+    """Nothing that is kept holds on to the graph of an earlier step."""
+    trainer, _ = watched
+    run(trainer, 1)
+    assert trainer._replay._entries
+    assert not any(entry.past.requires_grad for entry in trainer._replay._entries.values())
+
+
+@pytest.mark.parametrize("stop_after", [3, 7, 10])
+def test_resume_is_bitwise(make_trainer, run, tmp_path, stop_after):
+    whole = run(make_trainer("aurora", replay=replaying()), 2)
+    state = run(make_trainer("aurora", replay=replaying()), 2, stop_after)
+    assert state["step"] == stop_after
+    torch.save(state, tmp_path / "state.pt")
+    second = make_trainer("aurora", replay=replaying())
+    second.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    resumed = run(second, 2)
+    for name, value in whole["model"].items():
+        assert torch.equal(resumed["model"][name], value), name
+    [ours], [theirs] = resumed["replay"], whole["replay"]
+    assert ours["key"]
+    assert ours["key"] == theirs["key"]
+    assert all(torch.equal(a, b) for a, b in zip(ours["past"], theirs["past"], strict=True))
+
+
+@pytest.fixture(scope="module")
+def trained(experiments, train_on_ranks):
+    """(ranks, replay, parallel) -> what 20 steps gave. A batch of 5 leaves ranks unequal shares."""
+    definition, files = experiments["aurora"]
+
+    def train(ranks, replay=None, parallel=None):
+        block = definition["train"] | {"global_batch": 5, "replay": replay}
+        blocks = definition | {"train": block}
+        return train_on_ranks(ranks, blocks, files, STEPS, parallel=parallel)
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def one_process(trained):
+    return trained(1, replaying())
+
+
+@pytest.mark.parametrize(("ranks", "parallel"), [(3, {}), (2, {"dp_shard": 2})])
+def test_layouts_agree(trained, one_process, ranks, parallel):
+    found = trained(ranks, replaying(), parallel)
+    assert found["losses"] == pytest.approx(one_process["losses"], rel=1e-5)
+    assert found["norms"] == pytest.approx(one_process["norms"], rel=1e-4)
+
+
+def test_it_makes_a_difference(trained, one_process):
+    """Else the layouts would agree without a buffer."""
+    plain = trained(1)
+    assert plain["losses"][0] == pytest.approx(one_process["losses"][0], rel=1e-6)
+    assert plain["losses"] != pytest.approx(one_process["losses"], rel=1e-2)
+
+
+def test_a_buffer_is_dealt_anew_to_other_ranks(make_trainer, run):
+    trainer = make_trainer("aurora", replay=replaying())
+    run(trainer, 1)
+    whole = trainer._replay.state()
+    parts = []
+    for rank in range(3):
+        trainer._replay.load([whole], rank, 3)
+        parts.append(trainer._replay.state())
+    assert all(part["key"] for part in parts)
+    trainer._replay.load(parts, 0, 1)
+    assert trainer._replay.state()["key"] == whole["key"]
+    assert trainer._replay.state()["start"] == whole["start"]
+
+
+@pytest.mark.parametrize(
+    ("replay", "message"),
+    [
+        ({"longest": 1}, "a longest lead of 2 or more"),
+        ({"longest": 4, "depth": 0}, "a depth of 1 or more"),
+        ({"longest": 4, "fresh": 1.0}, "between 0 and 1, got 1.0"),
+    ],
+)
+def test_refuses_what_makes_no_sense(replay, message):
+    with pytest.raises(ConfigError, match=message):
+        from_mapping(TrainConfig, {"global_batch": 2, "replay": replay}, "train")
+
+
+def test_refuses_samples_that_do_not_follow_on_each_other(experiments, alone):
+    definition, files = experiments["smart"]
+    train = definition["train"] | {"replay": replaying()}
+    with pytest.raises(ConfigError, match=r"train\.replay: samples of smart"):
+        build_trainer(definition | {"train": train}, files, 0, alone)

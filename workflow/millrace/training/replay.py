@@ -1,0 +1,138 @@
+"""Training on the model's own forecasts: pushing forward out of a replay buffer.
+
+A model that forecasts step by step has to live with its own errors. Here a part of the samples starts
+from a state that the model forecast earlier in training, and what it makes of them is kept in turn, up to
+a longest lead time. Gradients pass through one forecast only: far leads cost no more than near ones.
+
+Pushing forward: Brandstetter, Worrall & Welling 2022 (arXiv:2202.03376); the buffer: Bodnar et al. 2025
+(Nature 641). A forecast that is kept is older than the weights that go on from it.
+
+The buffer belongs to places in the global batch, not to ranks. What it holds, and what is drawn from it,
+depends on (seed, step, place) alone: the same with any number of ranks, and after any stop.
+"""
+
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from millrace.training.batches import RankShare, owners
+from millrace.training.config import ReplayConfig
+
+_KEY = zlib.crc32(b"replay")
+
+
+class Windows(Protocol):
+    """Samples in time whose past can be replaced."""
+
+    config: Any
+    """With ``output_steps``."""
+
+    def starts(self, split: Any) -> np.ndarray:
+        """Time indices at which the windows of a split begin, int64[W]."""
+
+    def contains(self, split: Any, starts: np.ndarray) -> np.ndarray:
+        """Whether windows that begin at given time indices lie within a split, bool[B]."""
+
+    def at_times(self, group: int, starts: np.ndarray) -> Any:
+        """Windows that begin at the given time indices."""
+
+    def with_past(self, batch: Any, rows: np.ndarray, past: Tensor) -> Any:
+        """Replace the past of some samples, whose numbers are int64[R], by [R, ...]."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A forecast to go on from."""
+
+    start: int
+    """Time index at which its window begins."""
+    lead: int
+    """States from the data to the last one."""
+    past: Tensor
+    """States of the window, on the CPU."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Where the samples of a batch come from, and where their forecasts go."""
+
+    key: list[tuple[int, int]]
+    """(place in the global batch, slot)."""
+    start: np.ndarray
+    """int64[B]."""
+    lead: np.ndarray
+    """int64[B]: 0 for data."""
+    counts: np.ndarray
+    """bool[B]: whether it is a sample, and not one that only keeps a rank busy."""
+
+
+class Replay:
+    """Forecasts to start from.
+
+    Parameters
+    ----------
+    config : ReplayConfig
+    view : Windows
+    seed : int
+    """
+
+    def __init__(self, config: ReplayConfig, view: Windows, seed: int) -> None:
+        self._config, self._view, self._seed = config, view, seed
+        self._entries: dict[tuple[int, int], Entry] = {}
+
+    def samples(self, part: RankShare, step: int) -> tuple[Any, Draw]:
+        """Gather the samples of a share: windows of the data, or forecasts and what followed on them."""
+        start = self._view.starts("train")[part.index].copy()
+        lead = np.zeros(len(start), dtype=np.int64)
+        key, past = [], {}
+        for row, place in enumerate(part.place):
+            random = np.random.default_rng([self._seed, _KEY, step, int(place)])
+            key.append((int(place), int(random.integers(self._config.depth))))
+            entry = self._entries.get(key[-1])
+            if entry is not None and random.random() >= self._config.fresh:
+                start[row], lead[row], past[row] = entry.start, entry.lead, entry.past
+        batch = self._view.at_times(part.group, start)
+        weight_B = torch.from_numpy(part.weight).to(batch.weight_B.device)
+        batch = replace(batch, weight_B=weight_B)
+        if past:
+            batch = self._view.with_past(batch, np.array(list(past)), torch.stack([*past.values()]))
+        return batch, Draw(key, start, lead, part.weight > 0)
+
+    def keep(self, draw: Draw, past: Tensor) -> None:
+        """Keep forecasts, [B, ...], that end with the windows after those that were drawn."""
+        steps = self._view.config.output_steps
+        start, lead = draw.start + steps, draw.lead + steps
+        # The forecast after this one has to be within reach and within the training period.
+        goes_on = (lead + steps <= self._config.longest) & self._view.contains("train", start)
+        past = past.detach().float().cpu()
+        for row in np.flatnonzero(draw.counts):
+            if goes_on[row]:
+                entry = Entry(int(start[row]), int(lead[row]), past[row].clone())
+                self._entries[draw.key[row]] = entry
+            else:
+                self._entries.pop(draw.key[row], None)
+
+    def state(self) -> dict[str, Any]:
+        """Plain values and tensors to continue from."""
+        keys = sorted(self._entries)
+        entries = [self._entries[key] for key in keys]
+        return {
+            "key": [list(key) for key in keys],
+            "start": [entry.start for entry in entries],
+            "lead": [entry.lead for entry in entries],
+            "past": [entry.past for entry in entries],
+        }
+
+    def load(self, states: Iterable[Mapping[str, Any]], rank: int, world_size: int) -> None:
+        """Continue from the `state` of all ranks, as many as there were."""
+        self._entries = {}
+        for state in states:
+            values = zip(state["key"], state["start"], state["lead"], state["past"], strict=True)
+            for (place, slot), *entry in values:
+                if owners(np.array([place]), world_size)[0] == rank:
+                    self._entries[place, slot] = Entry(*entry)
