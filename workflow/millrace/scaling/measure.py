@@ -88,7 +88,7 @@ def measure(request: MeasureRequest, ranks: Ranks) -> ScalingRun | None:
         bandwidth=tuple(transfers),
         software={
             "torch": str(torch.__version__),
-            "cuda": torch.version.cuda,
+            **({"cuda": torch.version.cuda} if torch.version.cuda else {}),
             "python": platform.python_version(),
             "threads": torch.get_num_threads(),
             "kernel": platform.release(),
