@@ -47,7 +47,7 @@ class SumoConfig:
 
     towns: int = 4
     """Networks, each with two or more intersections with traffic lights."""
-    scenes: int = 25
+    scenes: int = 18
     """Scenarios around each intersection, one after the other."""
     vehicles_per_minute: float = 3.0
     """Departures at each end of the network."""

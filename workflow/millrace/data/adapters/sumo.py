@@ -2,15 +2,15 @@
 
 ``<name>.fcd.xml`` or ``<name>.fcd.csv`` gives the middle of the front bumper, the angle in degrees
 clockwise from north and the speed along it; of a person the foremost point. ``<name>.net.xml`` is the
-network, ``<name>.tls.xml`` the states of the traffic lights (``SaveTLSStates``, optional). Sizes follow from
-the types of the vehicles: those in ``*.rou.xml``, ``*.add.xml`` and ``*.typ.xml`` beside, or the defaults of
-SUMO. All may be compressed (``.gz``). Each moment of a road user belongs to the nearest intersection, around
-which scenarios are cut.
+network, ``<name>.tls.xml`` the states of the traffic lights (``SaveTLSStates``, optional). Sizes follow
+from the types of the vehicles: those in ``*.rou.xml``, ``*.add.xml`` and ``*.typ.xml`` beside, or the
+defaults of SUMO. All may be compressed (``.gz``). Each moment of a road user belongs to the nearest
+intersection, around which scenarios are cut.
 
 Shape suffixes: C intersections, N observations, T steps.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +86,7 @@ def convert(source: Path, output: Path, progress: Callable[[int, int], None] | N
         name = path.name.split(".fcd.")[0]
         label = "_".join([*path.relative_to(source).parts[:-1], name])
         network = read_network(_network_of(path, name))
-        tracks = read_tracks(path, read_types(path.parent))
+        tracks = read_tracks(path, read_types(path.parent, name))
         _check(path, tracks, network)
         states = _beside(path, f"{name}.tls.xml")
         phases = read_states(states) if states is not None else {}
@@ -118,8 +118,10 @@ def _network_of(path: Path, name: str) -> Path:
     return own or others[0]
 
 
-def read_types(folder: Path) -> dict[str, Size]:
+def read_types(folder: Path, name: str) -> dict[str, Size]:
     """Class, length and width of the types of vehicles and persons that the files of a directory define.
+
+    Where several define one type, those that are called ``<name>.`` have the last word.
 
     Raises
     ------
@@ -127,18 +129,20 @@ def read_types(folder: Path) -> dict[str, Size]:
         A file is malformed.
     """
     types = dict(_DEFAULTS)
-    for ending in ("rou", "add", "typ"):
-        for path in sorted(folder.glob(f"*.{ending}.xml*")):
-            for element in elements(path, "vType"):
-                get = element.attrib
-                vehicle = get.get("vClass", "passenger")
-                usual = _NOT_ON_ROADS if vehicle in _ELSEWHERE else _SIZES.get(vehicle, _CAR)
-                kind, length, width = usual
-                try:
-                    size = float(get.get("length", length)), float(get.get("width", width))
-                except ValueError:
-                    raise DataError(f"{path}: vType {get.get('id')!r}: expected metres") from None
+    files = [p for end in ("rou", "add", "typ") for p in sorted(folder.glob(f"*.{end}.xml*"))]
+    for path in sorted(files, key=lambda p: p.name.startswith(f"{name}.")):
+        for element in elements(path, "vType"):
+            get = element.attrib
+            vehicle = get.get("vClass", "passenger")
+            usual = _NOT_ON_ROADS if vehicle in _ELSEWHERE else _SIZES.get(vehicle, _CAR)
+            kind, length, width = usual
+            try:
+                size = float(get.get("length", length)), float(get.get("width", width))
                 types[get["id"]] = (kind, *size)
+            except (KeyError, ValueError) as error:
+                raise DataError(
+                    f"{path}: vType {get.get('id')!r}: {error}; expected an id, and metres"
+                ) from None
     return types
 
 
@@ -150,21 +154,20 @@ def read_tracks(path: Path, types: Mapping[str, Size]) -> list[Track]:
     DataError
         The file is malformed, or has a type that no file defines.
     """
+    # A vehicle and a person may share a name, but no type.
     rows: dict[tuple[str, str], list[tuple[float, ...]]] = defaultdict(list)
-    type_of: dict[tuple[str, str], str] = {}
     read = {".xml": _xml, ".csv": _csv}.get(Path(path.name.removesuffix(".gz")).suffix)
     if read is None:
         raise DataError(f"{path}: expected floating car data as .fcd.xml or .fcd.csv, perhaps .gz")
-    # A vehicle and a person may share a name.
-    for role, name, kind, *numbers in read(path):
-        rows[role, name].append(tuple(numbers))
-        type_of[role, name] = kind
-    tracks = []
-    for (role, name), observed in rows.items():
-        made = types.get(type_of[role, name])
+    for name, kind, *numbers in read(path):
+        rows[name, kind].append(tuple(numbers))
+    tracks: list[Track] = []
+    names = Counter(name for name, _ in rows)
+    for (name, vehicle), observed in rows.items():
+        made = types.get(vehicle)
         if made is None:
             raise DataError(
-                f"{path}: no vType {type_of[role, name]!r}; put the file that defines it "
+                f"{path}: no vType {vehicle!r}; put the file that defines it "
                 "beside, as *.rou.xml or *.add.xml"
             )
         kind, length, width = made
@@ -176,7 +179,7 @@ def read_tracks(path: Path, types: Mapping[str, Size]) -> list[Track]:
         middle = np.stack([x, y], axis=1) - length / 2 * unit_N2
         heading = (heading + np.pi) % (2 * np.pi) - np.pi
         track = Track(
-            name=f"person {name}" if role == "person" else name,
+            name=name if names[name] == 1 else f"{name} ({vehicle})",
             kind=kind,
             length=length,
             width=width,
@@ -206,7 +209,7 @@ def _part(track: Track, kept_N: NDArray[np.bool_], name: str) -> Track:
 
 
 def _xml(path: Path) -> Iterator[tuple]:
-    """Rows of floating car data: role, name, type, time, x, y, angle, speed."""
+    """Rows of floating car data: name, type, time, x, y, angle, speed."""
     for step in elements(path, "timestep"):
         for element in step:
             get = element.attrib
@@ -214,7 +217,7 @@ def _xml(path: Path) -> Iterator[tuple]:
                 continue
             try:
                 numbers = [float(step.attrib["time"]), *(float(get[key]) for key in _FIELDS)]
-                yield element.tag, get["id"], get["type"], *numbers
+                yield get["id"], get["type"], *numbers
             except (KeyError, ValueError) as error:
                 raise DataError(
                     f"{path}: time {step.get('time')}, {element.tag} {get.get('id')!r}: {error}; "
@@ -223,7 +226,7 @@ def _xml(path: Path) -> Iterator[tuple]:
 
 
 def _csv(path: Path) -> Iterator[tuple]:
-    """The same of a table with semicolons, as SUMO and its ``xml2csv.py`` write it."""
+    """The same of a table with semicolons; SUMO calls all of them vehicles, its ``xml2csv.py`` does not."""
     try:
         for frame in pd.read_csv(path, sep=";", chunksize=_CHUNK, dtype=str):
             for role in ("vehicle", "person"):
@@ -234,12 +237,14 @@ def _csv(path: Path) -> Iterator[tuple]:
                 if f"{role}_vehicle" in part:
                     part = part[part[f"{role}_vehicle"].isna()]
                 numbers = part[["timestep_time", *columns[2:]]].astype(float)
+                if numbers.isna().any(axis=None):
+                    raise ValueError("an empty cell")
                 for names, values in zip(
                     part[columns[:2]].itertuples(index=False),
                     numbers.itertuples(index=False),
                     strict=True,
                 ):
-                    yield role, *names, *values
+                    yield *names, *values
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
             f"{path}: {error}; expected timestep_time and vehicle_id, vehicle_type, "
