@@ -95,7 +95,7 @@ def base(tmp_path):
     write_network(source / "cross.net.xml")
     (source / "cross.rou.xml").write_text(TYPES)
     write_fcd(source / "cross.fcd.xml")
-    states = [(100.0, "Gur"), (102.0, "yrr"), (104.95, "rsg"), (107.0, "oog")]
+    states = [(100.0, "Gur"), (102.0, "yrr"), (104.95, "usg"), (107.0, "oog")]
     events = [f'<tlsState time="{t}" id="T" programID="0" state="{s}"/>' for t, s in states]
     (source / "cross.tls.xml").write_text(f"<tlsStates>{''.join(events)}</tlsStates>")
     return source
