@@ -23,6 +23,7 @@ from millrace.data.windows import WindowConfig
 from millrace.demo.aquifer import AquiferConfig
 from millrace.demo.barotropic import BarotropicConfig
 from millrace.demo.climate import ClimateConfig
+from millrace.demo.sumo import SumoConfig
 from millrace.demo.traffic import TrafficConfig
 from millrace.models.aurora.config import AuroraConfig
 from millrace.models.downscaler import DownscalerConfig
@@ -57,6 +58,7 @@ CONFIGS = {
     "demo` of groundwater": AquiferConfig,
     "demo` of ICON": ClimateConfig,
     "demo` of traffic": TrafficConfig,
+    "demo` of SUMO": SumoConfig,
     "tokens": TokenConfig,
     "data` on scenarios": ScenarioConfig,
     "model` SMART": SmartConfig,

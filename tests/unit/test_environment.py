@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import importlib.util
 import re
 import sys
 import tomllib
@@ -26,8 +27,8 @@ CUDA = re.compile(r"nvidia-|cuda-|triton$")
 STARTED_BY = {"millrace.launch": "millrace.train", "millrace.doctor.inside": "millrace.preflight"}
 
 
-def read_lock() -> dict[str, str]:
-    lines = (ROOT / "envs/requirements.lock").read_text().splitlines()
+def read_lock(name: str = "requirements.lock") -> dict[str, str]:
+    lines = (ROOT / "envs" / name).read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.!]+", pin) for pin in pins), "exact pins only"
     names = [canonicalize_name(pin.split("==")[0]) for pin in pins]
@@ -36,6 +37,8 @@ def read_lock() -> dict[str, str]:
 
 
 LOCK = read_lock()
+# Installed by `make demo-sumo` alone, beside the others.
+SUMO = read_lock("sumo.lock")
 
 
 def conda_pins(path: Path) -> dict[str, str]:
@@ -96,8 +99,28 @@ def test_running_environment_is_the_lock():
 
 @pytest.mark.parametrize("path", ENVS, ids=lambda path: path.name)
 def test_conda_pins_agree_with_lock(path: Path):
-    pins = conda_pins(path)
-    assert pins == {name: LOCK.get(name) for name in pins}
+    pins, lock = conda_pins(path), LOCK | (SUMO if path.name == "sumo.yaml" else {})
+    assert pins == {name: lock.get(name) for name in pins}
+
+
+def test_sumo_is_installed_by_its_own_target_alone():
+    assert not SUMO.keys() & LOCK.keys()
+    assert SUMO.items() <= conda_pins(ROOT / "envs/sumo.yaml").items()
+    # Its data come in a package of the same version.
+    assert SUMO["eclipse-sumo"] == SUMO["sumo-data"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^SUMO_LOCK := envs/sumo\.lock$", makefile, flags=re.MULTILINE)
+    assert makefile.count("-r $(SUMO_LOCK)") == 1
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("sumo") is None, reason="SUMO is not installed: make demo-sumo does it"
+)
+def test_sumo_needs_no_more_than_its_lock():
+    for name in SUMO:
+        for need in map(Requirement, importlib.metadata.requires(name) or []):
+            if need.marker is None or need.marker.evaluate():
+                assert (SUMO | LOCK)[canonicalize_name(need.name)] in need.specifier, need
 
 
 @pytest.mark.parametrize("path", ENVS, ids=lambda path: path.name)

@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import shutil
 
 import h5py
 import pytest
@@ -17,6 +18,7 @@ DATASETS = {
         "demo": {"towns": 1, "scenes": 12, "cars_per_minute": 3},
         "tokens": {**TOKENS, "margin": 10.0, "max_agents": 12, "seed": 3},
     },
+    "simulated": {"source": "demo", "format": "sumo", "tokens": {**TOKENS, "seed": 2}},
     "motorway": {"source": "recordings", "format": "ngsim", "tokens": {**TOKENS, "seed": 1}},
 }
 MODEL = {"name": "smart", "hidden": 8, "heads": 2, "map_layers": 1, "layers": 1, "bands": 4}
@@ -27,7 +29,7 @@ EXPERIMENTS = {
         "model": {**MODEL, "road_neighbours": 8, "agent_neighbours": 4, "map_neighbours": 4},
         "train": {"epochs": 1, "global_batch": 4},
     }
-    for name, dataset in (("drive", "town"), ("flow", "motorway"))
+    for name, dataset in (("drive", "town"), ("flow", "motorway"), ("sumo", "simulated"))
 }
 
 
@@ -138,3 +140,14 @@ def test_a_recording_in_another_format_is_converted(project):
         assert set(file["split"][()]) == {0, 1, 2}
     project.config["run"]["experiments"] = ["flow"]
     assert "convert_tracks" not in project.planned()
+
+
+def test_sumo_simulates_before_its_files_are_converted(project):
+    project.config["run"]["experiments"] = ["sumo"]
+    planned = project.planned("results/data/simulated/scenarios.h5")
+    jobs = ("simulate_sumo", "convert_tracks", "build_vocabulary", "tokenise")
+    assert planned == dict.fromkeys(jobs, 1)
+    if shutil.which("sumo") is None:
+        done = project.run("results/data/simulated/raw", check=False)
+        assert done.returncode != 0
+        assert "install it with `pip install -r envs/sumo.lock`" in done.stdout + done.stderr

@@ -21,6 +21,26 @@ rule simulate_traffic:
         "../scripts/simulate_traffic.py"
 
 
+rule simulate_sumo:
+    output:
+        directory("results/data/{dataset}/raw"),
+    log:
+        "logs/simulate_sumo/{dataset}.log",
+    benchmark:
+        "benchmarks/simulate_sumo/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=plan.datasets_in("sumo"),
+    conda:
+        "../../envs/sumo.yaml"
+    threads: cores("simulate_sumo")
+    resources:
+        **placed("simulate_sumo"),
+    params:
+        demo=dataset_block("demo", default={}),
+    script:
+        "../scripts/simulate_sumo.py"
+
+
 rule convert_tracks:
     input:
         # Its time means nothing, see raw_fingerprint.

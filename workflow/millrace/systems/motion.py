@@ -11,6 +11,7 @@ FORMATS = (
     RawFormat("highd", "XX_tracks.csv, XX_tracksMeta.csv and XX_recordingMeta.csv", "scenarios.h5"),
     RawFormat("interaction", "vehicle_tracks_XXX.csv and the maps", "scenarios.h5"),
     RawFormat("ngsim", "trajectories of NGSIM as CSV", "scenarios.h5"),
+    RawFormat("sumo", "<name>.net.xml and <name>.fcd.xml of SUMO", "scenarios.h5", demo=True),
     RawFormat("waymo", "Waymo Open Motion TFRecords of scenarios", "scenarios.h5"),
 )
 ADAPTED = tuple(one.name for one in FORMATS if one.name != "tracks")

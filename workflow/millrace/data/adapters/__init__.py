@@ -7,7 +7,7 @@ its angles, and its rate. All write metres, middles of boxes, radians counter-cl
 from collections.abc import Callable
 from pathlib import Path
 
-from millrace.data.adapters import argoverse, highd, interaction, ngsim, waymo
+from millrace.data.adapters import argoverse, highd, interaction, ngsim, sumo, waymo
 from millrace.errors import ConfigError
 
 Progress = Callable[[int, int], None]
@@ -17,6 +17,7 @@ ADAPTERS: dict[str, Callable[[Path, Path, Progress | None], int]] = {
     "highd": highd.convert,
     "interaction": interaction.convert,
     "ngsim": ngsim.convert,
+    "sumo": sumo.convert,
     "waymo": waymo.convert,
 }
 

@@ -3,7 +3,7 @@
 Shape suffixes: N observations, T steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from millrace.errors import DataError
 
 Floats = NDArray[np.float64]
 
-_GAP_S = 0.25  # observations farther apart are not joined
+GAP_S = 0.25
+"""Observations farther apart are not joined (s)."""
+
 _STANDING = 0.5  # m/s, below which a path has no direction
 
 
@@ -83,12 +85,17 @@ def heading_of(path_N2: Floats, time_N: Floats, given: float = 0.0) -> Floats:
 
 
 def cut_scenes(
-    name: str, tracks: Sequence[Track], road: tuple[Polyline, ...], every: float = 9.1
+    name: str,
+    tracks: Sequence[Track],
+    road: tuple[Polyline, ...],
+    every: float = 9.1,
+    lights: Callable[[NDArray], dict[str, NDArray[np.int8]]] | None = None,
 ) -> list[Scene]:
     """Cut a recording into scenarios that begin ``every`` so many seconds.
 
     Scenarios without anybody at the present are left out. Positions between observations are linear,
-    where these are not farther apart than a quarter of a second.
+    where these are not farther apart than a quarter of a second. ``lights`` gives the states of all lights
+    at the times of a scenario.
     """
     if not tracks:
         return []
@@ -112,7 +119,7 @@ def cut_scenes(
                 pose_AT3=np.stack([sampled[i][0] for i in rows]),
                 velocity_AT2=np.stack([sampled[i][1] for i in rows]),
                 road=road,
-                lights={},
+                lights=lights(times) if lights is not None else {},
             )
         )
     return scenes
@@ -128,7 +135,7 @@ def resample(track: Track, time_T: NDArray) -> tuple[Floats, Floats]:
     share = np.where(apart > 0, (time_T - track.time_N[before]) / np.where(apart > 0, apart, 1), 0)
     share = np.where(np.abs(share) < 1e-4, 0, np.where(np.abs(share - 1) < 1e-4, 1, share))
     inside = (time_T >= track.time_N[0] - 1e-4) & (time_T <= track.time_N[-1] + 1e-4)
-    inside &= (apart <= _GAP_S) | (share == 0) | (share == 1)
+    inside &= (apart <= GAP_S) | (share == 0) | (share == 1)
     turning = np.column_stack([track.pose_N3[:, :2], np.unwrap(track.pose_N3[:, 2])])
     values = np.concatenate([turning, track.velocity_N2], axis=1)
     found = values[before] + share[:, None] * (values[after] - values[before])
