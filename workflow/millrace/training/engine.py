@@ -173,7 +173,13 @@ class Trainer:
         if not resolved.is_divided:
             return None
         return divide(
-            self.spec, self.module, resolved, self.ranks, self.view, self._checkpoint_activations
+            self.spec,
+            self.module,
+            resolved,
+            self.ranks,
+            self.view,
+            self.config.precision,
+            self._checkpoint_activations,
         )
 
     def _checkpoint_activations(self, module: nn.Module) -> None:
@@ -350,7 +356,10 @@ class Trainer:
             loss_B = self.spec.division.loss(self.module, output, part, self.config.loss)
             return (loss_B * part.weight_B).sum() * scale
 
-        with autocast(self.config.precision, self.ranks.device):
+        # FSDP collects the gradients of a unit when those of its inputs are there. If micro-batches shared
+        # rounded weights, theirs would come later, and could be lost.
+        keep = divided.config.dp_shard == 1
+        with autocast(self.config.precision, self.ranks.device, keep):
             total = divided.run(samples, loss, backward)
         return total * (
             share.batch_size / (divided.loss_factor * self._scaler.scale) if backward else 1.0
