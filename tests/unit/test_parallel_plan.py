@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+import torch
 import yaml
 
 from millrace import parallel
@@ -11,6 +12,7 @@ from millrace.data.weather_outline import WeatherOutline
 from millrace.data.weather_view import WeatherWindowConfig
 from millrace.errors import ExitCode
 from millrace.models.aurora.config import AuroraConfig
+from millrace.models.aurora.swin import SwinBlock
 from millrace.models.registry import MODELS
 from millrace.training.config import TrainConfig
 from millrace.training.parallel.config import ParallelConfig
@@ -29,10 +31,13 @@ KEYS = {
 SMALL = AuroraConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in KEYS.items()})
 
 
+def outline():
+    return WeatherOutline(WeatherConfig(), WeatherWindowConfig(), SHAPE, LEVELS)
+
+
 @functools.cache
-def predicted(world=1, recompute=False, **block):
-    view = WeatherOutline(WeatherConfig(), WeatherWindowConfig(), SHAPE, LEVELS)
-    train = TrainConfig(global_batch=BATCH)
+def predicted(world=1, recompute=False, precision="float32", **block):
+    view, train = outline(), TrainConfig(global_batch=BATCH, precision=precision)
     subject = Subject(MODELS["aurora"], SMALL, view, view.batch, train)
     resolved = ParallelConfig(**block).of("aurora", SMALL, world, BATCH)
     return footprints(subject, resolved, None, recompute)
@@ -55,6 +60,28 @@ def test_shards_send_weights_twice_and_gradients_once():
     [one] = predicted(2, dp_shard=2)
     assert one.parameters == pytest.approx(predicted()[0].parameters / 2, abs=1)
     assert one.sent == {"shards": 3 * one.parameters}
+
+
+def test_blocks_are_sent_in_half_precision():
+    whole, [half] = predicted()[0], predicted(2, dp_shard=2, precision="bfloat16")
+    with torch.device("meta"):
+        module = MODELS["aurora"].build(SMALL, outline())
+    blocks = sum(
+        p.numel() for b in module.blocks if isinstance(b, SwinBlock) for p in b.parameters()
+    )
+    assert 0.5 * whole.parameters < 4 * blocks < whole.parameters
+    # Of half of the weights, twice, 2 bytes less for each of the blocks; gradients as ever.
+    assert half.sent == {"shards": 3 * half.parameters - 2 * blocks}
+    [single] = predicted(2, dp_shard=2)
+    for kept in ("parameters", "gradients", "optimiser"):
+        assert getattr(half, kept) == getattr(single, kept)
+    assert half.activations < single.activations
+
+
+def test_stages_of_unequal_work_wait_longer():
+    first, second = (one.waits for one in predicted(2, pipeline=2))
+    assert first != second
+    assert (first + second) / 2 > 1 / 5  # what stages of equal work wait
 
 
 def test_stages_send_tokens_time_and_skip():
@@ -94,7 +121,9 @@ def test_the_table(configuration, capsys):
     assert "storms on n1_gpu2: dp_replicate 1 x dp_shard 1 x pipeline 2" in shown
     assert "kept (configured)" in shown
     assert "place 2 of 2 in a pipeline" in shown
-    assert "4 micro-batches, 1f1b; a GPU waits for 20% of its time" in shown
+    first, second = (one.waits for one in predicted(2, pipeline=2))
+    waits = f"a GPU waits for {(first + second) / 2:.0%} of its time ({first:.0%}, {second:.0%} by place)"
+    assert f"4 micro-batches, 1f1b; {waits}" in shown
     assert "between stages" in shown
     assert "fits, 0% of its memory" in shown
 

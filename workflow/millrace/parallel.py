@@ -63,12 +63,14 @@ def _plan(options: argparse.Namespace, console: Console) -> None:
     }
     console.print(memory_table(kept, execution.activation_checkpointing))
     console.print(sent_table(kept[False]))
+    waits = [one.waits for one in kept[False]]
+    mean = sum(waits) / len(waits)
     if parallel.pipeline > 1:
         console.print(
             f"pipeline: {parallel.micro_batches} micro-batches, {parallel.schedule}; a GPU waits for "
-            f"{parallel.bubble:.0%} of its time"
+            f"{mean:.0%} of its time ({', '.join(f'{share:.0%}' for share in waits)} by place)"
         )
-    if advice := parallel.advice():
+    if advice := parallel.advice(mean):
         console.print(advice)
     names = [options.profile] if options.profile else _clusters()
     console.print(fit_table((Cluster.read(name) for name in names), layout, kept), soft_wrap=True)

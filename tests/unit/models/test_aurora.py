@@ -12,9 +12,9 @@ from millrace.errors import ConfigError
 from millrace.models.aurora.config import PUBLISHED, TINY, AuroraConfig
 from millrace.models.aurora.encodings import place_encodings
 from millrace.models.aurora.loss import channel_weights, weighted_mae
-from millrace.models.aurora.model import Aurora, AuroraPart, drop
+from millrace.models.aurora.model import Aurora, AuroraPart, drop, unit_costs, unit_names
 from millrace.models.aurora.perceiver import Grid, patches, unpatched
-from millrace.models.aurora.swin import from_windows, to_windows, window_labels
+from millrace.models.aurora.swin import Merge, Split, from_windows, to_windows, window_labels
 
 CHANNELS = 4 + 5 * 4
 
@@ -133,6 +133,30 @@ def test_parts_give_what_the_whole_gives(cut):
     names = {n for part in (first, second) for n, _ in part.named_parameters()}
     assert names == {n for n, _ in model.named_parameters()}
     assert sum(len(list(p.parameters())) for p in (first, second)) == len(names)
+
+
+def test_costs_are_the_operations_of_the_units():
+    model, batch = build(), make_batch(samples=1)
+    costs = dict(zip(unit_names(model), unit_costs(model), strict=True))
+    layers = dict.fromkeys(costs, 0)
+
+    def count(unit, layer):
+        def hook(_, given, out):
+            layers[unit] += 2 * layer.in_features * out.numel()
+
+        return hook
+
+    for unit in costs:
+        for layer in model.get_submodule(unit).modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.register_forward_hook(count(unit, layer))
+    model(batch)
+    attends = {n for n in costs if not isinstance(model.get_submodule(n), (Merge, Split))}
+    for unit, cost in costs.items():
+        if unit in attends:
+            assert layers[unit] < cost < 1.3 * layers[unit], unit
+        else:
+            assert cost == layers[unit], unit
 
 
 def test_time_advances_with_the_rollout():

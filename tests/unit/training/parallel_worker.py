@@ -8,11 +8,15 @@ import itertools
 import json
 import sys
 import traceback
+import warnings
+from collections import Counter
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from millrace.config import from_mapping
 from millrace.training.config import ExecutionConfig
@@ -44,7 +48,37 @@ def perform(job, ranks) -> dict:
     losses = steps(trainer, job["steps"], ranks)
     if "output" in job:
         write(trainer, Path(job["output"]), ranks)
-    return {"losses": losses, "validation": trainer.validation_loss()}
+    kept = types(trainer.checkpoint(), trainer.module.state_dict())
+    return {"losses": losses, "validation": trainer.validation_loss(), "kept": kept}
+
+
+def types(*values) -> list[str]:
+    """Types of the real numbers in structures."""
+    tensors = [x for x in tree_leaves(values) if torch.is_tensor(x) and x.is_floating_point()]
+    return sorted({str(x.dtype) for x in tensors})
+
+
+class Exchanged(TorchDispatchMode):
+    """Counts the bytes of shards that this process sends, by what is done and in which type.
+
+    Each process sends its part to each of the others, in effect.
+    """
+
+    # Name of the operation -> the argument that is one process's part.
+    PARTS = {"_allgather_base_": 1, "_reduce_scatter_base_": 0}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        operation = func.name().removeprefix("c10d::").partition(".")[0]
+        if operation in self.PARTS:
+            part, output, given = args[self.PARTS[operation]], args[0], args[1]
+            others = max(output.numel(), given.numel()) // part.numel() - 1
+            key = f"{operation.strip('_')} {part.dtype}".replace("torch.", "")
+            self.sent[key] += others * part.numel() * part.element_size()
+        return func(*args, **(kwargs or {}))
 
 
 def write(trainer, directory, ranks) -> None:
@@ -69,7 +103,12 @@ def gradients(trainer, job, ranks) -> dict:
     """Gradients of one batch at given weights, and the norm that clipping uses."""
     load_weights(trainer.module, load_state(Path(job["weights"])), trainer.divided)
     trainer._parallel.train()
-    loss = trainer._backward(next(trainer._plan.epoch(0)))
+    if trainer.divided is not None and trainer.divided.is_pipeline:
+        # The first time, shapes are found out by another pass.
+        trainer._backward(next(trainer._plan.epoch(0)))
+        trainer.optimizer.zero_grad()
+    with Exchanged() as exchanged:
+        loss = trainer._backward(next(trainer._plan.epoch(0)))
     named = {n: p.grad for n, p in trainer.module.named_parameters() if p.grad is not None}
     count = sum(local(p).numel() for p in trainer.module.parameters())
     every = gathered(named, trainer, ranks)
@@ -84,6 +123,7 @@ def gradients(trainer, job, ranks) -> dict:
         "norm": norm,
         "held": count,
         "weights_survive": same,
+        "sent": ranks.gather(exchanged.sent),
         "validation": trainer.validation_loss(),
     }
 
@@ -119,6 +159,7 @@ def steps(trainer, count, ranks):
 
 def main() -> None:
     jobs = json.loads(Path(sys.argv[1]).read_text())
+    warnings.filterwarnings("error", message="FSDP2-wrapped module")
     with process_group() as ranks:
         results = {}
         for name, job in jobs.items():

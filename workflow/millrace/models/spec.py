@@ -21,7 +21,7 @@ class Division:
     """(module, begin, end, step, steps) -> module that passes through units begin to end at one of the
     steps of a rollout; it takes what the stage before gave, and `inputs` by name."""
     costs: Callable[[Any], list[float]]
-    """module -> how much work each unit is, in any unit."""
+    """module, whole -> how much work each unit is, in any unit."""
     drop: Callable[[Any, int], None]
     """(module, unit): remove the parameters of a unit; the others keep their names."""
     steps: Callable[[Any], int]
@@ -35,6 +35,9 @@ class Division:
     inputs, with nothing but elementwise or headwise work between them."""
     packed: Callable[[nn.Module], Mapping[str, int]]
     """module -> linear layers whose outputs are queries, keys and values in one, and their heads."""
+    half: Callable[[nn.Module], Sequence[str]]
+    """module -> names of units that use their weights in nothing but linear layers: autocast rounds them to
+    half precision anyway, so that they may be rounded before they are sent."""
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,13 @@ class Trainer:
         if not resolved.is_divided:
             return None
         return divide(
-            self.spec, self.module, resolved, self.ranks, self.view, self._checkpoint_activations
+            self.spec,
+            self.module,
+            resolved,
+            self.ranks,
+            self.view,
+            self.config.precision,
+            self._checkpoint_activations,
         )
 
     def _replayed(self) -> Replay | None:
@@ -375,7 +381,7 @@ class Trainer:
             loss_B = self.spec.division.loss(self.module, output, part, self.config.loss)
             return (loss_B * part.weight_B).sum() * scale
 
-        with autocast(self.config.precision, self.ranks.device):
+        with self._autocast():
             total = divided.run(samples, loss, backward)
         return total * (
             share.batch_size / (divided.loss_factor * self._scaler.scale) if backward else 1.0
@@ -402,7 +408,7 @@ class Trainer:
             return self._losses_of_replay(self._replay, part, model)
         samples = self.samples(split, part)
         self._mark("forward")
-        with autocast(self.config.precision, self.ranks.device):
+        with self._autocast():
             loss_B = self.spec.loss(model, samples, self.config.loss)
         return loss_B * samples.weight_B
 
@@ -410,10 +416,16 @@ class Trainer:
         assert self.spec.go_on is not None
         samples, draw = replay.samples(part, self.step)
         self._mark("forward")
-        with autocast(self.config.precision, self.ranks.device):
+        with self._autocast():
             loss_B, past = self.spec.go_on(model, samples, self.config.loss)
         replay.keep(draw, past)
         return loss_B * samples.weight_B
+
+    def _autocast(self) -> torch.autocast:
+        # FSDP collects the gradients of a unit when those of its inputs are there. If micro-batches, or the
+        # steps of a rollout, shared rounded weights, theirs would come later, and could be lost.
+        keep = self.divided is None or self.divided.config.dp_shard == 1
+        return autocast(self.config.precision, self.ranks.device, keep)
 
     def samples(self, split: str, part: RankShare) -> Any:
         """Gather samples, with what the model draws at random for this epoch."""

@@ -10,10 +10,18 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _FIRST_SCALE, _GROW_AFTER = 2.0**16, 2000
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Context of a forward pass in ``float32``, ``bfloat16`` or ``float16``."""
-    dtype = _DTYPES.get(precision)
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+def half_type(precision: str) -> torch.dtype | None:
+    """Type of numbers in which layers work under `autocast`; None: that of the weights."""
+    return _DTYPES.get(precision)
+
+
+def autocast(precision: str, device: torch.device, keep: bool = True) -> torch.autocast:
+    """Context of a forward pass in ``float32``, ``bfloat16`` or ``float16``.
+
+    ``keep``: round weights once, not at each use.
+    """
+    dtype = half_type(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=keep)
 
 
 class LossScaler:

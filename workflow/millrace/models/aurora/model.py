@@ -7,12 +7,17 @@ Shape suffixes: B samples, T past steps, K future steps, C channels of a state (
 each variable of the air level by level), I x J cells, N tokens, D channels of a token.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from millrace.errors import ConfigError
 from millrace.models.aurora.config import AuroraConfig
@@ -20,9 +25,6 @@ from millrace.models.aurora.perceiver import Decoder, Encoder, Grid
 from millrace.models.aurora.swin import Merge, Size, Split, SwinBlock, coarser
 
 Carry = tuple[Tensor, ...]
-
-# In blocks of the backbone. Assumed: encoder and decoder each do about the work of one.
-_ENCODER_COST, _DECODER_COST = 1.0, 1.0
 
 
 class Aurora(nn.Module):
@@ -178,9 +180,29 @@ def drop(model: Aurora, unit: int) -> None:
 
 
 def unit_costs(model: Aurora) -> list[float]:
-    """Work of each unit, in blocks: halving the grid and doubling the channels leaves that of a block."""
-    swin = [float(isinstance(block, SwinBlock)) for block in model.blocks]
-    return [_ENCODER_COST, *swin, _DECODER_COST]
+    """Floating-point operations of each unit for a sample.
+
+    All blocks do the same: halving the grid and doubling the channels leaves their work. What encoder and
+    decoder do grows with the pressure levels: with 13 of them, the decoder does that of several blocks.
+    """
+    encoder = model.encoder
+    levels, cells = len(encoder.level_LD), encoder.static_FIJ.shape[1:]
+    past = encoder.air_tokens.in_features // (encoder.air * encoder.patch**2)
+    channels = encoder.surface + encoder.air * levels
+    span = {"begin": 0, "end": model.units, "step": 0, "steps": 1}
+    # Tensors without content: nothing is computed.
+    with FakeTensorMode(), torch.device("cpu"), torch.no_grad():
+        tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+        values = {name: torch.empty(x.shape, dtype=x.dtype) for name, x in tensors}
+        past_BTCIJ = torch.empty(1, past, channels, *cells)
+        hours_B = torch.empty(1, dtype=torch.float64)
+        # The counter does not know the fused attention of CPUs.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            functional_call(
+                model, values, (), span | {"past_BTCIJ": past_BTCIJ, "hours_B": hours_B}
+            )
+    counts, top = counter.get_flop_counts(), type(model).__name__
+    return [float(sum(counts[f"{top}.{name}"].values())) for name in unit_names(model)]
 
 
 def unit_names(model: Aurora) -> list[str]:

@@ -145,9 +145,10 @@ class Encoder(nn.Module):
         lead = fourier(torch.full_like(hours_B, self.hours), LEAD_TIME, width)
         absolute = fourier(hours_B, ABSOLUTE_TIME, width)
         x_BCND = x_BCND + self._embed("lead_time", lead)[:, None, None]
-        x_BCND = x_BCND + self._embed("absolute_time", absolute)[:, None, None]
+        # Added last: FSDP wants no views of other tensors, which `flatten` gives.
+        x_BND = x_BCND.flatten(1, 2) + self._embed("absolute_time", absolute)[:, None]
         context_BD = self.time_mlp(lead.to(self.surface_level.dtype))
-        return x_BCND.flatten(1, 2), context_BD
+        return x_BND, context_BD
 
     def _embed(self, name: str, encoding: Tensor) -> Tensor:
         return self.embedding[name](encoding.to(self.surface_level.dtype))

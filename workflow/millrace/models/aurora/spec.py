@@ -97,6 +97,11 @@ def _packed(module: nn.Module) -> Mapping[str, int]:
     }
 
 
+def _half(module: nn.Module) -> list[str]:
+    """The blocks; encoder, decoder and what joins resolutions hold norms and embeddings too."""
+    return [name for name, block in module.named_modules() if isinstance(block, SwinBlock)]
+
+
 def _pairs(module: nn.Module) -> list[tuple[str, str]]:
     pairs = (("attention.qkv", "attention.proj"), ("mlp.fc1", "mlp.fc2"))
     return [
@@ -126,5 +131,6 @@ SPEC = ModelSpec(
         loss=_loss_of_forecast,
         pairs=_pairs,
         packed=_packed,
+        half=_half,
     ),
 )

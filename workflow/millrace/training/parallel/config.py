@@ -66,7 +66,10 @@ class ParallelConfig:
 
     @property
     def bubble(self) -> float:
-        """Share of its time that a process waits: (p - 1) / (v m + p - 1)."""
+        """Share of its time that a process waits: (p - 1) / (v m + p - 1), if all stages take equally long.
+
+        `millrace.training.parallel.order.waiting` knows of those that do not.
+        """
         waits = self.pipeline - 1
         return waits / (self.stages_per_rank * (self.micro_batches or 1) + waits)
 
@@ -161,11 +164,15 @@ class ParallelConfig:
             )
         return replace(whole, micro_batches=micro_batches)
 
-    def advice(self) -> str | None:
-        """A sentence about a pipeline that waits a lot; None: it does not."""
+    def advice(self, waits: float | None = None) -> str | None:
+        """A sentence about a pipeline that waits a lot; None: it does not.
+
+        ``waits`` is the share of its time that it waits; None: as if all stages took equally long.
+        """
         if self.pipeline == 1 or (self.micro_batches or 1) >= _ADVISED * self.pipeline:
             return None
+        share = self.bubble if waits is None else waits
         return (
             f"parallel.micro_batches {self.micro_batches}: processes of the pipeline wait "
-            f"{self.bubble:.0%} of their time; {_ADVISED * self.pipeline} or more would be better"
+            f"{share:.0%} of their time; {_ADVISED * self.pipeline} or more would be better"
         )

@@ -10,16 +10,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.utils._pytree import tree_map_only
 
 from millrace.models.spec import Division, ModelSpec
 from millrace.training.batches import RankShare
 from millrace.training.distributed import Ranks
 from millrace.training.parallel.config import ParallelConfig
-from millrace.training.parallel.pipeline import Pipeline, stage_bounds
+from millrace.training.parallel.order import waiting
+from millrace.training.parallel.pipeline import Pipeline, stages
 from millrace.training.parallel.shards import fill, global_norm, local, scale, settled, whole
 from millrace.training.parallel.tensor import divide_layers, ordered, restored
-from millrace.training.precision import LossScaler
+from millrace.training.precision import LossScaler, half_type
 
 AXES = ("pp", "dp_replicate", "dp_shard", "tp")
 
@@ -37,6 +39,8 @@ class Divided:
     ranks : Ranks
     steps : int
         Of a rollout.
+    half : torch.dtype or None
+        Type in which shards of the weights are sent that autocast rounds to it anyway; None: as they are.
     prepare : callable
         Called with the part of the module that is left, before it is sharded: to have its activations
         computed again, for one.
@@ -49,6 +53,7 @@ class Divided:
         config: ParallelConfig,
         ranks: Ranks,
         steps: int,
+        half: torch.dtype | None,
         prepare: Callable[[nn.Module], None],
     ) -> None:
         self.config, self.module, self.ranks, self._division = config, module, ranks, division
@@ -58,8 +63,8 @@ class Divided:
         self.data_rank = self._at["dp_replicate"] * config.dp_shard + self._at["dp_shard"]
         self.data_size = config.data_size
         self.names = [name for name, _ in module.named_parameters()]
-        units, costs = division.units(module), division.costs(module)
-        bounds = stage_bounds(costs, config.stages)
+        units = division.units(module)
+        bounds, costs = stages(division, module, config)
         mine = [s for s in range(config.stages) if s % config.pipeline == self._at["pp"]]
         held = [unit for stage in mine for unit in range(*bounds[stage])]
         if config.pipeline > 1:
@@ -78,26 +83,38 @@ class Divided:
         }
         self._shards = config.dp_shard > 1
         if self._shards:
-            self._shard([units[unit] for unit in held], parts)
+            self._shard([units[unit] for unit in held], parts, half)
         self._pipeline: Pipeline | None = None
         if config.pipeline > 1:
             group, total = self._mesh["pp"].get_group(), config.stages * steps
             self._pipeline = Pipeline(parts, total, config, group, ranks.device)
-        if ranks.is_first and (advice := config.advice()):
+        advice = config.advice(float(np.mean(waiting(config, costs * steps))))
+        if ranks.is_first and advice:
             warnings.warn(advice, stacklevel=2)
 
-    def _shard(self, names: Sequence[str], parts: Mapping[int, nn.Module]) -> None:
+    def _shard(
+        self, names: Sequence[str], parts: Mapping[int, nn.Module], half: torch.dtype | None
+    ) -> None:
         both = (self.config.dp_replicate or 1) > 1
         mesh: DeviceMesh = (
             self._mesh["dp_replicate", "dp_shard"] if both else self._mesh["dp_shard"]
         )
+        # Inputs stay as they are: what is added up from block to block is float32, and so are the shards.
+        rounded = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False)
+        roundable = set(self._division.half(self.module)) if half else set()
         for name in names:
-            # Also the last unit frees its weights: they may change between two forward passes.
-            fully_shard(self.module.get_submodule(name), mesh=mesh, reshard_after_forward=True)
+            fully_shard(
+                self.module.get_submodule(name),
+                mesh=mesh,
+                # Also the last unit frees its weights: they may change between two forward passes.
+                reshard_after_forward=True,
+                mp_policy=rounded if name in roundable else MixedPrecisionPolicy(),
+            )
         if self.config.pipeline > 1 and len(parts) == 1:
             (root,) = parts.values()  # torch's stages delay the exchange to the last micro-batch
         else:
             root = self.module
+        root.register_forward_hook(_without_views)  # before the hook of FSDP
         fully_shard(root, mesh=mesh, reshard_after_forward=True)
 
     @property
@@ -202,15 +219,22 @@ class Divided:
         fill(tensor, ordered(full.to(local(tensor).device), self._orders.get(name)))
 
 
+def _without_views(_: nn.Module, given: Any, output: Any) -> Any:
+    """Copy what a stage only passes on: on views of other tensors, hooks of FSDP could be lost."""
+    return tree_map_only(Tensor, lambda x: x.clone() if x._is_view() else x, output)
+
+
 def divide(
     spec: ModelSpec,
     module: nn.Module,
     config: ParallelConfig,
     ranks: Ranks,
     view: Any,
+    precision: str,
     prepare: Callable[[nn.Module], None],
 ) -> Divided:
     """Divide a module among processes, see `Divided`."""
     assert spec.division is not None
     steps = spec.division.steps(view)
-    return Divided(spec.division, module, config, ranks, steps, prepare)
+    half = half_type(precision)
+    return Divided(spec.division, module, config, ranks, steps, half, prepare)

@@ -23,15 +23,16 @@ from millrace.models.spec import ModelSpec
 from millrace.training.acceleration import checkpoint_activations
 from millrace.training.config import TrainConfig
 from millrace.training.parallel.config import ParallelConfig
-from millrace.training.parallel.pipeline import stage_bounds
-from millrace.training.precision import autocast
+from millrace.training.parallel.order import Work, order, waiting
+from millrace.training.parallel.pipeline import stages
+from millrace.training.precision import autocast, half_type
 
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that a process holds when it holds most, and that it sends in a step."""
+    """Bytes that a process holds when it holds most, and that it sends in a step; how much it waits."""
 
     stages: tuple[int, ...]
     """Stages of the pipeline that it has."""
@@ -42,6 +43,8 @@ class Footprint:
     """All else: activations that wait for the backward pass, weights of others for a while, buffers."""
     sent: Mapping[str, int]
     """By what is sent."""
+    waits: float = 0.0
+    """Share of its time that it waits for other stages, see `waiting`."""
 
     @property
     def total(self) -> int:
@@ -87,10 +90,24 @@ def footprints(
     recompute : bool
         Whether the activations of large blocks are computed again.
     """
+    assert subject.spec.division is not None
+    with torch.device("meta"):
+        module = subject.spec.build(subject.model_config, subject.view)
+    bounds, costs = stages(subject.spec.division, module, config)
+    waits = waiting(config, costs * subject.spec.division.steps(subject.view))
     return [
-        _Process(subject, config, micro_batch, recompute, rank).footprint()
+        _Process(subject, config, micro_batch, recompute, rank, bounds).footprint(waits[rank])
         for rank in range(config.pipeline)
     ]
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Bytes of a unit's parameters, of their gradients, and of its weights where they are gathered."""
+
+    parameters: int
+    gradients: int
+    gathered: int
 
 
 class _Process:
@@ -103,6 +120,7 @@ class _Process:
         micro_batch: int | None,
         recompute: bool,
         rank: int,
+        bounds: list[tuple[int, int]],
     ) -> None:
         division = subject.spec.division
         assert division is not None
@@ -111,12 +129,15 @@ class _Process:
             module = subject.spec.build(subject.model_config, subject.view)
         if config.tensor > 1:
             _cut_layers(module, division.pairs(module), config.tensor)
+        self.units = division.units(module)
+        half = half_type(subject.train.precision) if config.dp_shard > 1 else None
+        halved = set(division.half(module)) if half else set()
+        for name in halved:
+            module.get_submodule(name).to(half)
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self.fake:
             self.module = module.to_empty(device="cpu").train()
-        self.units = division.units(module)
         self.steps = division.steps(subject.view)
-        bounds = stage_bounds(division.costs(module), config.stages)
         self.stages = [s for s in range(config.stages) if s % config.pipeline == rank]
         self.held = [unit for s in self.stages for unit in self.units[slice(*bounds[s])]]
         self.bounds = bounds
@@ -127,26 +148,30 @@ class _Process:
         self.size = -(-share // self.parts)
         self.sent: dict[str, int] = defaultdict(int)
 
-    def footprint(self) -> Footprint:
-        """Carry out a step."""
-        own = {p for name in self.held for p in self.module.get_submodule(name).parameters()}
-        trained = [p for p in own if p.requires_grad]
+    def footprint(self, waits: float) -> Footprint:
+        """Carry out a step; ``waits`` is `Footprint.waits`."""
+        units = {module: _unit(module) for module in map(self.module.get_submodule, self.held)}
+        own = {parameter for module in units for parameter in module.parameters()}
         shard = self.config.dp_shard
-        parameters = -(-_bytes(own) // shard)
-        gradients = -(-_bytes(trained) // shard)
+        parameters = -(-sum(unit.parameters for unit in units.values()) // shard)
+        gradients = -(-sum(unit.gradients for unit in units.values()) // shard)
         with self.fake, warnings.catch_warnings():
             # The first unit has no input that wants a gradient: torch says that its hook comes later.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            tally = _Tally(self.module, self._unit_bytes() if shard > 1 else {}, shard)
+            # Micro-batches before the last leave their gradients whole, stages of a pipeline weights too.
+            alone = self.config.pipeline > 1 and not self._is_one_stage
+            adds_up = self.parts > 1 and not alone
+            tally = _Tally(units if shard > 1 else {}, 1 if adds_up else shard, self._is_one_stage)
             self._count_layers()
             peak = self._step(tally, own)
         copies = self.config.data_size // shard
         reduced = 2 * (copies - 1) / copies * gradients
         if not self.config.is_divided and copies > 1:
             peak += gradients  # DDP gathers them in buckets
-        gathered = (shard - 1) * (2 * parameters * self._passes() + gradients)
+        gathered = sum(unit.gathered for unit in units.values()) / shard
         self._add("gradients of copies", reduced)
-        self._add("shards", gathered)
+        passed = gathered * self._gathers() + gradients * self._reductions()
+        self._add("shards", (shard - 1) * passed)
         # AdamW: two moments, and for a while another set of values.
         optimiser = 2 * gradients
         stepping = 2 * gradients
@@ -157,15 +182,30 @@ class _Process:
             optimiser,
             max(peak, stepping) - gradients,
             dict(self.sent),
+            waits,
         )
 
-    def _passes(self) -> int:
-        """How often the shards of the weights are gathered in a forward pass of the step."""
-        return self.parts * self.steps
+    @property
+    def _is_one_stage(self) -> bool:
+        """Whether this is one stage of a pipeline, whose gradients torch exchanges only once."""
+        return self.config.pipeline > 1 and len(self._local()) == 1
 
-    def _unit_bytes(self) -> dict[nn.Module, int]:
-        units = (self.module.get_submodule(name) for name in self.held)
-        return {unit: _bytes(set(unit.parameters())) for unit in units}
+    def _gathers(self) -> int:
+        """How often the shards of the weights are gathered in a step."""
+        if not self._is_one_stage:
+            return 2 * self.parts * self.steps  # on the way forward, and on the way back
+        count, kept = 0, False
+        for kind, _, _ in order(self.config, self.rank, 1, self.parts):
+            count += not kept
+            kept = kind == "B"  # until the next pass
+        return count
+
+    def _reductions(self) -> int:
+        """How often gradients are added up in a step."""
+        if self.config.pipeline > 1:
+            return 1 if self._is_one_stage else self.parts * self.steps
+        # What the other micro-batches left comes with the first gradients of a rollout's last step.
+        return 2 if self.steps > 1 and self.parts > 1 else 1
 
     def _add(self, kind: str, sent: float) -> None:
         if sent:
@@ -203,7 +243,8 @@ class _Process:
         tally.share_gradients(own)
         running: dict[tuple[int, int], Any] = {}
         self._layer_bytes = 0.0
-        with tally, _Fused(), autocast(self.subject.train.precision, _CPU):
+        keep = self.config.pipeline == 1 or self.config.dp_shard == 1
+        with tally, _Fused(), autocast(self.subject.train.precision, _CPU, keep):
             for kind, chunk, number in self._order():
                 if kind == "F":
                     running[chunk, number] = self._forward(chunk, part, borders)
@@ -264,38 +305,15 @@ class _Process:
         like = [b for b, x in zip(borders[index + 1], outs, strict=True) if x.requires_grad]
         return kept, list(like)
 
-    def _order(self) -> list[tuple[str, int, int]]:
-        """Forward and backward passes (F or B, local stage, part) up to where the peak is past."""
+    def _order(self) -> Iterator[Work]:
+        """Forward and backward passes up to where the peak is past: two rounds show it."""
         chunks = len(self._local()) if self.config.pipeline > 1 else 1
-        ranks, parts = self.config.pipeline, self.parts
-        total = chunks * parts
-        if ranks == 1:
-            ahead = 1
-        elif chunks == 1 and self.config.schedule == "1f1b":
-            ahead = min(parts, ranks - self.rank)
-        elif self.config.schedule == "gpipe":
-            ahead = total
-        else:
-            rounds = max(1, parts // ranks)
-            ahead = (chunks - 1) * (parts // rounds) + 2 * (ranks - 1 - self.rank)
-            ahead = min(ahead + 1, total)
-        forward = list(_turns(chunks, parts, parts if self.config.schedule == "gpipe" else ranks))
-        backward = [(chunks - 1 - chunk, number) for chunk, number in forward]
-        order = [("F", *one) for one in forward[:ahead]]
-        # Then each backward pass makes room for a forward pass; two rounds show the peak.
-        for index in range(min(total, 2 * chunks + 1)):
-            order.append(("B", *backward[index]))
-            if ahead + index < total:
-                order.append(("F", *forward[ahead + index]))
-        return order
-
-
-def _turns(chunks: int, parts: int, size: int) -> Iterator[tuple[int, int]]:
-    """Local stages take turns every ``size`` parts."""
-    for begin in range(0, parts, size):
-        for chunk in range(chunks):
-            for number in range(begin, min(begin + size, parts)):
-                yield chunk, number
+        left = 2 * chunks + 1
+        for work in order(self.config, self.rank, chunks, self.parts):
+            left -= work[0] == "B"
+            if left < 0:
+                return
+            yield work
 
 
 def _backward(outputs: list[Tensor], gradients: list[Tensor | None]) -> None:
@@ -323,8 +341,15 @@ def _size(values: Any) -> int:
     return sum(x.numel() * x.element_size() for x in tree_leaves(values) if isinstance(x, Tensor))
 
 
+def _unit(module: nn.Module) -> _Unit:
+    parameters = list(module.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    return _Unit(_bytes(parameters), _bytes(trained), _size(parameters))
+
+
 def _bytes(parameters: Iterable[Tensor]) -> int:
-    return sum(p.numel() * p.element_size() for p in parameters)
+    """Bytes in float32, in which parameters and gradients are kept."""
+    return sum(p.numel() * torch.float32.itemsize for p in parameters)
 
 
 class _Fused(TorchFunctionMode):
@@ -349,26 +374,29 @@ class _Tally(TorchDispatchMode):
 
     Parameters
     ----------
-    module : nn.Module
     units : mapping
-        Units whose shards are gathered while they work -> bytes of their weights.
+        Units whose shards are gathered while they work.
     shard : int
         Processes that share the gradients.
+    keeps : bool
+        Whether the weights of all units stay gathered.
     """
 
-    def __init__(self, module: nn.Module, units: Mapping[nn.Module, int], shard: int) -> None:
+    def __init__(self, units: Mapping[nn.Module, _Unit], shard: int, keeps: bool) -> None:
         super().__init__()
         self.peak, self._live, self._gathered = 0, 0.0, 0
         self._shard = shard
         self._known: dict[int, int] = {}
         self._ignored: list[Any] = []
-        sizes = list(units.values())
-        for index, unit in enumerate(units):
+        sizes = [unit.gathered for unit in units.values()]
+        for index, (module, unit) in enumerate(units.items()):
             # While a unit works, the next one's weights arrive; its own gradients leave afterwards.
-            ahead = sizes[min(index + 1, len(sizes) - 1)]
-            behind = sizes[max(index - 1, 0)]
-            unit.register_forward_pre_hook(self._gathering(sizes[index] + ahead))
-            unit.register_full_backward_pre_hook(self._gathering(2 * sizes[index] + behind))
+            ahead = unit.gathered + sizes[min(index + 1, len(sizes) - 1)]
+            behind = unit.gathered + sizes[max(index - 1, 0)]
+            if keeps:
+                ahead = behind = sum(sizes)
+            module.register_forward_pre_hook(self._gathering(ahead))
+            module.register_full_backward_pre_hook(self._gathering(behind + unit.gradients))
 
     def _gathering(self, size: int) -> Callable[..., None]:
         def hook(*_: Any) -> None:
@@ -391,7 +419,7 @@ class _Tally(TorchDispatchMode):
         def settle(parameter: Tensor) -> None:
             if parameter not in counted:
                 counted.add(parameter)  # type: ignore[arg-type]
-                self._live += _size(parameter) / self._shard
+                self._live += _bytes([parameter]) / self._shard
             parameter.grad = None
             self._note()
 

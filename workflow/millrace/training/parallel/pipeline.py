@@ -22,6 +22,7 @@ from torch.distributed.pipelining.schedules import (
     ScheduleLoopedBFS,
 )
 
+from millrace.models.spec import Division
 from millrace.training.parallel.config import ParallelConfig
 
 
@@ -42,6 +43,16 @@ def stage_bounds(costs: Sequence[float], stages: int) -> list[tuple[int, int]]:
         cuts.append(min(max(cut, cuts[-1] + 1), len(costs) - (stages - stage)))
     cuts.append(len(costs))
     return list(itertools.pairwise(cuts))
+
+
+def stages(
+    division: Division, module: nn.Module, config: ParallelConfig
+) -> tuple[list[tuple[int, int]], list[float]]:
+    """Units of each stage of one pass through a whole module, and how much work that is."""
+    units = len(division.units(module))
+    costs = division.costs(module) if config.stages > 1 else [1.0] * units
+    bounds = stage_bounds(costs, config.stages)
+    return bounds, [sum(costs[slice(*bound)]) for bound in bounds]
 
 
 class Pipeline:
