@@ -171,10 +171,24 @@ def test_more_epochs_change_neither_definition_nor_earlier_segments() -> None:
 
 
 def test_weights_of_another_run_are_an_input() -> None:
-    assert Plan(config(), SCHEMA).initial_checkpoint("head") == []
+    assert Plan(config(), SCHEMA).initial_checkpoint("head", 0) == []
     made = config()
     made["experiments"]["head"]["train"]["init_from"] = {"checkpoint": "a/epoch_3.ckpt"}
-    assert Plan(made, SCHEMA).initial_checkpoint("head") == ["a/epoch_3.ckpt"]
+    assert Plan(made, SCHEMA).initial_checkpoint("head", 0) == ["a/epoch_3.ckpt"]
+
+
+def test_each_seed_starts_from_its_own_checkpoint() -> None:
+    made = config()
+    init_from = {"checkpoint": "a/seed{seed}/epoch_3.ckpt", "freeze": ["net"]}
+    made["experiments"]["head"]["train"]["init_from"] = init_from
+    plan = Plan(made, SCHEMA)
+    assert plan.initial_checkpoint("head", 7) == ["a/seed7/epoch_3.ckpt"]
+    named = SimpleNamespace(experiment="head", layout="n1_gpu1", seed="7", epoch="10")
+    outputs = {"checkpoint": "a.ckpt", "receipt": "a.json"}
+    request = segment_request(made, named, plan.definition("head"), {}, outputs)
+    expected = {"checkpoint": "a/seed7/epoch_3.ckpt", "freeze": ["net"]}
+    assert request.definition["train"]["init_from"] == expected
+    assert plan.definition("head")["train"]["init_from"] == init_from, "one for all seeds"
 
 
 def test_how_it_is_computed_does_not_change_the_definition() -> None:
