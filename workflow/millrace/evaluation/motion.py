@@ -276,6 +276,13 @@ def interval(events_N2: Floats, less_N2: Floats | None = None) -> list[float] | 
     return [float(end) for end in np.quantile(rate_D, [0.025, 0.975])] if len(rate_D) else None
 
 
+def above_model(other: MotionScores, model: MotionScores) -> dict[str, list[float] | None]:
+    """Say by how much the rates of a forecaster are higher than the model's, as 95 % intervals."""
+    return {
+        f"{name}_above_model": interval(other.events(name), model.events(name)) for name in EVENTS
+    }
+
+
 def motion_scores(
     module: Smart,
     view: ScenarioView,
@@ -329,9 +336,7 @@ def motion_scores(
     for name, used in usage.items():
         found[name]["token_coverage"] = used.result()
     if "model" in names and "shuffled_map" in names:
-        for name in EVENTS:
-            both = (scores[forecast].events(name) for forecast in ("shuffled_map", "model"))
-            found["shuffled_map"][f"{name}_above_model"] = interval(*both)
+        found["shuffled_map"] |= above_model(scores["shuffled_map"], scores["model"])
     return found
 
 
