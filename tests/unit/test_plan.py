@@ -29,7 +29,7 @@ from millrace.models.gino import GinoConfig
 from millrace.models.limits import LIMITS, Limits
 from millrace.models.losses import LOSSES, LossConfig
 from millrace.models.registry import MODELS, get_model
-from millrace.plan import EXECUTION, Plan, segment_request
+from millrace.plan import EXECUTION, Plan, measure_request, segment_request
 from millrace.systems import FORMATS, KIND_OF_MODEL, KINDS
 from millrace.systems.motion import ADAPTED
 from millrace.training.config import (
@@ -189,6 +189,10 @@ def test_each_seed_starts_from_its_own_checkpoint() -> None:
     expected = {"checkpoint": "a/seed7/epoch_3.ckpt", "freeze": ["net"]}
     assert request.definition["train"]["init_from"] == expected
     assert plan.definition("head")["train"]["init_from"] == init_from, "one for all seeds"
+    params = SimpleNamespace(definition=plan.definition("head"), steps=3)
+    named = SimpleNamespace(experiment="head", layout="n1_gpu1", mode="strong", repeat="0")
+    measured = measure_request(made, named, params, {}, "run.json").definition
+    assert measured["train"]["init_from"]["checkpoint"] == "a/seed0/epoch_3.ckpt"
 
 
 def test_how_it_is_computed_does_not_change_the_definition() -> None:

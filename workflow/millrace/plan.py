@@ -359,7 +359,7 @@ def measure_request(
         layout=w.layout,
         mode=w.mode,
         repeat=int(w.repeat),
-        definition=dict(params.definition),
+        definition=_with_seed(params.definition, 0),  # that of all measurements
         files={k: v if isinstance(v, str) else list(v) for k, v in inputs.items()},
         output=output,
         steps=params.steps,
