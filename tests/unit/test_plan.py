@@ -29,7 +29,7 @@ from millrace.models.gino import GinoConfig
 from millrace.models.limits import LIMITS, Limits
 from millrace.models.losses import LOSSES, LossConfig
 from millrace.models.registry import MODELS, get_model
-from millrace.plan import EXECUTION, Plan, segment_request
+from millrace.plan import EXECUTION, Plan, measure_request, segment_request
 from millrace.systems import FORMATS, KIND_OF_MODEL, KINDS
 from millrace.systems.motion import ADAPTED
 from millrace.training.config import (
@@ -172,10 +172,28 @@ def test_more_epochs_change_neither_definition_nor_earlier_segments() -> None:
 
 
 def test_weights_of_another_run_are_an_input() -> None:
-    assert Plan(config(), SCHEMA).initial_checkpoint("head") == []
+    assert Plan(config(), SCHEMA).initial_checkpoint("head", 0) == []
     made = config()
     made["experiments"]["head"]["train"]["init_from"] = {"checkpoint": "a/epoch_3.ckpt"}
-    assert Plan(made, SCHEMA).initial_checkpoint("head") == ["a/epoch_3.ckpt"]
+    assert Plan(made, SCHEMA).initial_checkpoint("head", 0) == ["a/epoch_3.ckpt"]
+
+
+def test_each_seed_starts_from_its_own_checkpoint() -> None:
+    made = config()
+    init_from = {"checkpoint": "a/seed{seed}/epoch_3.ckpt", "freeze": ["net"]}
+    made["experiments"]["head"]["train"]["init_from"] = init_from
+    plan = Plan(made, SCHEMA)
+    assert plan.initial_checkpoint("head", 7) == ["a/seed7/epoch_3.ckpt"]
+    named = SimpleNamespace(experiment="head", layout="n1_gpu1", seed="7", epoch="10")
+    outputs = {"checkpoint": "a.ckpt", "receipt": "a.json"}
+    request = segment_request(made, named, plan.definition("head"), {}, outputs)
+    expected = {"checkpoint": "a/seed7/epoch_3.ckpt", "freeze": ["net"]}
+    assert request.definition["train"]["init_from"] == expected
+    assert plan.definition("head")["train"]["init_from"] == init_from, "one for all seeds"
+    params = SimpleNamespace(definition=plan.definition("head"), steps=3)
+    named = SimpleNamespace(experiment="head", layout="n1_gpu1", mode="strong", repeat="0")
+    measured = measure_request(made, named, params, {}, "run.json").definition
+    assert measured["train"]["init_from"]["checkpoint"] == "a/seed0/epoch_3.ckpt"
 
 
 def test_how_it_is_computed_does_not_change_the_definition() -> None:

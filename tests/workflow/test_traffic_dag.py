@@ -118,14 +118,14 @@ def test_other_tokens_are_made_of_the_same_tracks(project):
 
 
 def test_a_second_stage_waits_for_the_first(project):
-    checkpoint = f"results/train/{RUN}/epoch_2.ckpt"
+    checkpoint = "results/train/drive/n1_gpu1/seed{seed}/epoch_2.ckpt"
     tuned = copy.deepcopy(project.config["experiments"]["drive"])
     tuned["model"]["closed_loop"] = 8
     tuned["train"]["init_from"] = {"checkpoint": checkpoint}
     project.config["experiments"]["tuned"] = tuned
     project.config["experiments"]["drive"]["train"]["epochs"] = 2
-    project.config["run"]["experiments"] = ["tuned"]
-    assert project.planned()["train_segment"] == 2
+    project.config["run"] |= {"experiments": ["tuned"], "seeds": [0, 1]}
+    assert project.planned()["train_segment"] == 4, "two stages of each seed"
 
 
 def test_forced_data_stage_tokenises_again(project):

@@ -163,10 +163,10 @@ class Plan:
         earlier = [e for e in self.milestones(experiment) if e < epoch]
         return [self.checkpoint(experiment, layout, seed, earlier[-1])] if earlier else []
 
-    def initial_checkpoint(self, experiment: str) -> list[str]:
-        """Path of the checkpoint that an experiment's weights come from, if any."""
+    def initial_checkpoint(self, experiment: str, seed: int | str) -> list[str]:
+        """Path of the checkpoint that a run's weights come from, if any."""
         init_from = self.experiments[experiment]["train"].get("init_from")
-        return [init_from["checkpoint"]] if init_from else []
+        return [_of_seed(init_from["checkpoint"], seed)] if init_from else []
 
     def final_checkpoint(self, experiment: str, layout: str, seed: int | str) -> dict[str, str]:
         """Paths of a run's last checkpoint and its receipt."""
@@ -342,7 +342,7 @@ def segment_request(
         layout=w.layout,
         seed=int(w.seed),
         target_epoch=int(w.epoch),
-        definition=dict(definition),
+        definition=_with_seed(definition, w.seed),
         files={k: v if isinstance(v, str) else list(v) for k, v in files.items()},
         runs=f"runs/{w.experiment}/{w.layout}/seed{w.seed}",
         checkpoint=outputs["checkpoint"],
@@ -366,7 +366,7 @@ def measure_request(
         layout=w.layout,
         mode=w.mode,
         repeat=int(w.repeat),
-        definition=dict(params.definition),
+        definition=_with_seed(params.definition, 0),  # that of all measurements
         files={k: v if isinstance(v, str) else list(v) for k, v in inputs.items()},
         output=output,
         steps=params.steps,
@@ -376,6 +376,21 @@ def measure_request(
         },
         parallel=config["experiments"][w.experiment].get("parallel", {}),
     )
+
+
+def _of_seed(checkpoint: str, seed: int | str) -> str:
+    """Path of a checkpoint that may have ``{seed}`` in it: each run starts from the one of its seed."""
+    return checkpoint.replace("{seed}", str(seed))
+
+
+def _with_seed(definition: Mapping[str, Any], seed: int | str) -> dict[str, Any]:
+    """Definition of the run of a seed."""
+    train = definition.get("train", {})
+    if not train.get("init_from"):
+        return dict(definition)
+    checkpoint = _of_seed(train["init_from"]["checkpoint"], seed)
+    init_from = {**train["init_from"], "checkpoint": checkpoint}
+    return {**definition, "train": {**train, "init_from": init_from}}
 
 
 def _check_directory(source: str, key: str, other: str, made: Path, holds: str = "all/") -> None:

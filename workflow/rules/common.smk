@@ -77,7 +77,7 @@ def previous_checkpoint(wildcards):
 
 def initial_checkpoint(wildcards):
     """The checkpoint that the weights come from, if any."""
-    return plan.initial_checkpoint(wildcards.experiment)
+    return plan.initial_checkpoint(wildcards.experiment, wildcards.seed)
 
 
 def final_checkpoint(wildcards):

@@ -15,8 +15,10 @@ from millrace.evaluation.motion import (
     MotionScores,
     TokenUsage,
     TrueScene,
+    above_model,
     constant_velocity,
     displacement,
+    interval,
     motion_scores,
     token_scores,
 )
@@ -172,6 +174,33 @@ def test_scores_are_those_of_the_best_rollout():
     assert [found["error_by_step"][i] for i in (0, 15, 79)] == pytest.approx(expected)
 
 
+def test_intervals_come_from_whole_scenes():
+    """Half of the scenes with all, half with none: 0.5, with the error of as many coins."""
+    events = np.tile([[10.0, 10.0], [0.0, 10.0]], (50, 1))
+    low, high = interval(events)
+    error = 0.5 / np.sqrt(100)
+    assert (low, high) == pytest.approx((0.5 - 1.96 * error, 0.5 + 1.96 * error), abs=0.01)
+    assert interval(events, events) == [0, 0], "the same scenes are drawn for both"
+    fewer = events - [[1.0, 0.0], [0.0, 0.0]] * 50
+    assert interval(events, fewer)[0] > 0.03
+    assert interval(np.empty((0, 2))) is None
+    assert interval(np.zeros((3, 2))) is None
+
+
+def test_rates_above_those_of_the_model():
+    """Two cars meet in the rollout of one forecaster only."""
+    true = np.zeros((2, 91, 3))
+    true[1, :, 0] = 50.0
+    rows = {"true": true, "size": np.tile(CAR, (2, 1)), "kind": np.zeros(2, dtype=int)}
+    scene, apart = TrueScene(rows, np.empty((0, 2, 2)), 80), true[None, :, 11:]
+    model, other = MotionScores(), MotionScores()
+    model.add(apart, scene)
+    other.add(apart * 0, scene)
+    found = above_model(other, model)
+    assert found["collision_above_model"] == [1, 1]
+    assert found["off_road_above_model"] is None, "there is no edge to be beyond"
+
+
 def test_tokens_are_counted_by_rank():
     prior = FrequencyPrior.__new__(FrequencyPrior)
     prior.share_CV = np.tile([0.1, 0.6, 0.3], (3, 1))
@@ -225,6 +254,10 @@ def test_scores_of_everyone(view):
     found = motion_scores(module, view, "test", RolloutConfig(samples=2))
     some = motion_scores(module, view, "test", RolloutConfig(samples=2), ("model",))
     assert some == {"model": found["model"]}, "who else is scored changes nothing"
+    for event in ("collision", "off_road"):
+        low, high = found["model"][f"{event}_interval"]
+        assert low <= found["model"][f"{event}_rate"] <= high
+        assert len(found["shuffled_map"][f"{event}_above_model"]) == 2
     for name in ("model", "truth"):
         shares = [one["share"][-1] for one in found[name]["token_coverage"].values()]
         assert shares == pytest.approx([1, 1, 1])

@@ -23,8 +23,9 @@ from millrace.plots import (
 
 Progress = Callable[[int, int], None]
 
-ROLLOUTS = RolloutConfig(samples=6, top_k=8)
-"""What is scored. More rollouts would lower the error of the best."""
+ROLLOUTS = RolloutConfig(samples=6, top_k=4)
+"""What is scored. More rollouts would lower the error of the best. Of 2, 4 and 8 as ``top_k``, 4 has the
+highest realism on the validation scenes of the demo: 0.700, 0.712 and 0.710, means of three seeds."""
 _VARIABLE = "motion"
 _DRAWN = 4
 

@@ -27,7 +27,10 @@ FORECASTS = ("model", "shuffled_map", "constant_velocity", "noise", "truth")
 MISSED = 2.0
 """A road user is missed if its best rollout ends farther off than this (m)."""
 
+EVENTS = ("collision", "off_road")
+
 _BATCH = 8
+_DRAWS = 2000
 Progress = Callable[[int, int], None]
 
 
@@ -190,7 +193,8 @@ class MotionScores:
     all its road users together; ``ade``: the mean rollout. ``miss_rate`` is the share of road users whose
     best rollout is more than `MISSED` off where they were seen last, and ``error_by_step`` the mean
     displacement of their best rollouts. ``collision_rate`` and ``off_road_rate`` are shares of the road
-    users (vehicles) and rollouts, without those that collide (are off the road) at the present.
+    users (vehicles) and rollouts, without those that collide (are off the road) at the present. Each has a
+    95 % interval: how far chance in the choice of scenes reaches.
     """
 
     def __init__(self) -> None:
@@ -200,7 +204,7 @@ class MotionScores:
         self._missed: list[bool] = []
         self._by_step: list[Floats] = []
         self._realism: dict[str, list[float]] = {name: [] for name in (*FEATURES, "realism")}
-        self._events = {"collision": [0.0, 0.0], "off_road": [0.0, 0.0]}
+        self._events: dict[str, list[tuple[float, float]]] = {name: [] for name in EVENTS}
 
     def add(self, pose_SAT3: Floats, scene: "TrueScene") -> None:
         """Add the rollouts of a scene."""
@@ -220,10 +224,9 @@ class MotionScores:
         found = scene.features(np.concatenate([now, pose_SAT3], axis=2))
         for name, score in realism(found, scene.truth).items():
             self._realism[name].append(score)
-        for name, tally in self._events.items():
+        for name, tallies in self._events.items():
             counts = (scene.start[name][0] == 0) & np.isfinite(found[name])
-            tally[0] += float(found[name][counts].sum())
-            tally[1] += float(counts.sum())
+            tallies.append((float(found[name][counts].sum()), float(counts.sum())))
 
     def result(self) -> dict[str, Any]:
         """Scores, ready for JSON; what is undefined is None."""
@@ -233,17 +236,51 @@ class MotionScores:
             "ade": _mean(self._mean),
             "miss_rate": _mean(self._missed),
             "error_by_step": self._errors(),
-            "collision_rate": _share(*self._events["collision"]),
-            "off_road_rate": _share(*self._events["off_road"]),
+            **{f"{name}_rate": _share(*self.events(name).sum(axis=0)) for name in EVENTS},
+            **{f"{name}_interval": interval(self.events(name)) for name in EVENTS},
             "realism": _mean(self._realism["realism"]),
             "realism_by_feature": {name: _mean(self._realism[name]) for name in FEATURES},
             "scenes": len(self._realism["realism"]),
         }
 
+    def events(self, name: str) -> Floats:
+        """Of each scene how many collide (are off the road), and of how many, [N, 2]."""
+        return np.array(self._events[name]).reshape(-1, 2)
+
     def _errors(self) -> list[float | None]:
         if not self._by_step:
             return []
         return [_mean(step) for step in np.concatenate(self._by_step).T]
+
+
+def interval(events_N2: Floats, less_N2: Floats | None = None) -> list[float] | None:
+    """95 % interval of a rate, from scenes drawn with replacement; None if nothing can be said.
+
+    Scenes are drawn, and not road users, since what happens to those of a scene goes together.
+
+    Parameters
+    ----------
+    events_N2 : ndarray
+        See `MotionScores.events`.
+    less_N2 : ndarray, optional
+        Those of another forecaster in the same scenes, whose rate is subtracted.
+    """
+    if not len(events_N2):
+        return None
+    drawn_DN = np.random.default_rng(0).integers(len(events_N2), size=(_DRAWS, len(events_N2)))
+    with np.errstate(invalid="ignore"):
+        rate_D = np.divide(*events_N2[drawn_DN].sum(axis=1).T)
+        if less_N2 is not None:
+            rate_D = rate_D - np.divide(*less_N2[drawn_DN].sum(axis=1).T)
+    rate_D = rate_D[np.isfinite(rate_D)]
+    return [float(end) for end in np.quantile(rate_D, [0.025, 0.975])] if len(rate_D) else None
+
+
+def above_model(other: MotionScores, model: MotionScores) -> dict[str, list[float] | None]:
+    """Say by how much the rates of a forecaster are higher than the model's, as 95 % intervals."""
+    return {
+        f"{name}_above_model": interval(other.events(name), model.events(name)) for name in EVENTS
+    }
 
 
 def motion_scores(
@@ -263,7 +300,8 @@ def motion_scores(
     dict
         `MotionScores.result` of each of ``names``: ``model``, ``shuffled_map`` (the same model, given the
         maps of other scenes), ``constant_velocity``, ``noise`` and ``truth``; with ``token_coverage``, see
-        `TokenUsage`, of ``model`` and ``truth``.
+        `TokenUsage`, of ``model`` and ``truth``. ``collision_above_model`` and ``off_road_above_model`` of
+        ``shuffled_map`` are 95 % intervals of how much higher its rates are than those of ``model``.
     """
     scores = {name: MotionScores() for name in names}
     prior = FrequencyPrior(view)
@@ -297,6 +335,8 @@ def motion_scores(
     found = {name: score.result() for name, score in scores.items()}
     for name, used in usage.items():
         found[name]["token_coverage"] = used.result()
+    if "model" in names and "shuffled_map" in names:
+        found["shuffled_map"] |= above_model(scores["shuffled_map"], scores["model"])
     return found
 
 
