@@ -241,6 +241,17 @@ def test_prior_counts_the_tokens_of_training(view):
     assert prior.share_CV[1].min() <= 1 / (count + n)
 
 
+@pytest.mark.parametrize("scenes", [2, 24, 240])
+def test_other_maps_are_of_elsewhere(view, monkeypatch, scenes):
+    """Scenes of a place stand together in the file; which map a scene gets says nothing of its own."""
+    monkeypatch.setattr(view, "names", [str(n) for n in range(scenes)])
+    every = np.arange(scenes)
+    away = (view._other_maps(every) - every) % scenes
+    assert np.minimum(away, scenes - away).min() >= max(1, scenes // 4)
+    assert (view._other_maps(every[::-1])[::-1] == view._other_maps(every)).all()
+    assert scenes == 2 or len(set(away)) > scenes / 5
+
+
 def test_scores_of_everyone(view):
     torch.manual_seed(0)
     module = SPEC.build(

@@ -252,8 +252,15 @@ class ScenarioView:
         return np.concatenate([known_LK, dark])[row_M]  # -1 takes the last row
 
     def _other_maps(self, scenes: np.ndarray) -> np.ndarray:
-        """The map of a scene half the file away: of another place, if the file holds several."""
-        return (scenes + len(self.names) // 2) % len(self.names)
+        """The map of a scene drawn at random, a quarter of the file away or more: of another place, if the
+        file holds several one after the other.
+
+        At random, because a model that trains on wrong maps must not learn which belongs to which.
+        """
+        n = len(self.names)
+        least = max(1, n // 4)
+        away = np.random.default_rng(n).integers(least, max(least + 1, n - least + 1), n)
+        return (scenes + away[scenes]) % n
 
     def _next(self, agent: Mapping[str, np.ndarray], valid: np.ndarray) -> np.ndarray:
         end = np.zeros((*agent["token"].shape, 3))
