@@ -1,5 +1,6 @@
 """States in shards: put together again, checked, and safe from kills and hostile files."""
 
+import io
 import json
 import os
 import pickle
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from millrace.errors import DataError
 from millrace.files import OutputError
 from millrace.runs.inventory import Run
 from millrace.runs.maintenance import backup
-from millrace.training.parallel.checkpoints import load_into, load_whole, save
+from millrace.training.parallel.checkpoints import _Index, load_into, load_whole, save
 from millrace.training.store import CheckpointStore, Position, load_state, publish
 
 FACTS = {
@@ -140,6 +142,25 @@ def test_an_index_is_not_executed(tmp_path, alone) -> None:
         with pytest.raises(DataError, match=r"not a readable checkpoint .*is no part of a"):
             read(tmp_path / "shards")
     assert not (tmp_path / "canary").exists()
+
+
+class Attribute:
+    """Pickled as Python before 3.11.4 does it with members of enumerations."""
+
+    def __init__(self, *of):
+        self.of = of
+
+    def __reduce__(self):
+        return getattr, self.of
+
+
+def test_of_attributes_only_members_of_enumerations_are_read() -> None:
+    member = Attribute(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT")
+    found = _Index(io.BytesIO(pickle.dumps(member))).load()
+    assert found is _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+    for other in (Attribute(torch.Size, "numel"), Attribute(_MEM_FORMAT_ENCODING, "mro")):
+        with pytest.raises(pickle.UnpicklingError, match="an attribute is no part of a checkpoint"):
+            _Index(io.BytesIO(pickle.dumps(other))).load()
 
 
 def test_what_is_not_there_is_told(tmp_path, alone) -> None:

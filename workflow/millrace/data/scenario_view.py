@@ -252,9 +252,9 @@ class ScenarioView:
         return np.concatenate([known_LK, dark])[row_M]  # -1 takes the last row
 
     def _other_maps(self, scenes: np.ndarray) -> np.ndarray:
-        """The map of a scene drawn at random, a quarter of the file away or more: of another place, if the
-        file holds several one after the other.
+        """The map of a scene drawn at random, a quarter of the file away or more.
 
+        That is of another place, if the file holds several one after the other.
         At random, because a model that trains on wrong maps must not learn which belongs to which.
         """
         n = len(self.names)
