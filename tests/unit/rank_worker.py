@@ -21,8 +21,8 @@ def train(job, ranks) -> dict:
 
     The norms are needed: clipping and Adam hide gradients that are wrong by a factor.
     """
-    execution = from_mapping(ExecutionConfig, job["execution"], "train")
-    parallel = from_mapping(ParallelConfig, job["parallel"], "parallel")
+    execution = from_mapping(ExecutionConfig, job.get("execution", {}), "train")
+    parallel = from_mapping(ParallelConfig, job.get("parallel", {}), "parallel")
     trainer, _ = build_trainer(job["definition"], job["files"], 0, ranks, execution, parallel)
     losses, norms, batches = [], [], []
     epoch = 0
