@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import psutil
+import torch
 from lab import ACCOUNT
 
 from millrace.schedulers import State
@@ -120,3 +121,14 @@ def ranks(job):
         for p in workers()
         if (env := _environment(p)).get("SLURM_JOB_ID") == job and "RANK" in env
     }
+
+
+def same_state(one, other):
+    """Weights and optimiser bit by bit."""
+    assert one["step"] == other["step"]
+    for name, value in one["model"].items():
+        assert torch.equal(value, other["model"][name]), name
+    states = (one["optimizer"]["state"], other["optimizer"]["state"])
+    for index, moments in states[0].items():
+        for key, value in moments.items():
+            assert torch.equal(value, states[1][index][key]), (index, key)

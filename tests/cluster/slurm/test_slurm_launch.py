@@ -5,11 +5,11 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
-from slurm_jobs import ranks, wait, workers
+from slurm_jobs import ranks, same_state, wait, workers
 
 from millrace.launch import launch
 from millrace.schedulers import State
+from millrace.training.store import load_state
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ def whole(training):
     def run(layout, epochs):
         request = training.request(layout, epochs, name="whole")
         assert launch(request, cpus=2) == 0
-        return load(request)
+        return load_state(Path(request.checkpoint))
 
     return run
 
@@ -39,18 +39,6 @@ def test_ranks_of_two_nodes_train_like_one_process(training):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_time_limit_a_third_of_what_is_needed(training, whole):
-    """Three jobs of a minute, under one id, finish what one cannot; bit by bit as if uninterrupted."""
-    request = training.request(epochs=400)
-    job = training.submit(request, minutes=1)
-    training.wait_for_end(request, job, seconds=900)
-    state = load(request)
-    assert len(state["sessions"]) >= 3
-    assert training.epochs(request) == list(range(1, 401)), "an epoch was computed twice"
-    assert "the allocation ends" in training.log(request)
-    same(state, whole("n1_gpu2", 400))
-
-
 def test_cancelled_job_saves_and_stays_cancelled(training, jobs, whole):
     request = training.request(epochs=60)
     job = training.submit(request)
@@ -64,7 +52,7 @@ def test_cancelled_job_saves_and_stays_cancelled(training, jobs, whole):
     again = training.submit(request)
     training.wait_for_end(request, again)
     assert training.epochs(request) == list(range(1, 61)), "a finished epoch was lost"
-    same(load(request), whole("n1_gpu2", 60))
+    same_state(load_state(Path(request.checkpoint)), whole("n1_gpu2", 60))
 
 
 def test_requeued_job_continues_under_its_id(training, slurm, whole):
@@ -73,9 +61,9 @@ def test_requeued_job_continues_under_its_id(training, slurm, whole):
     training.wait_for_epoch(request, 5)
     assert slurm.run("scontrol", "requeue", job).returncode == 0
     training.wait_for_end(request, job)
-    state = load(request)
+    state = load_state(Path(request.checkpoint))
     assert [session["job"] for session in state["sessions"]] == [job, job]
-    same(state, whole("n1_gpu2", 60))
+    same_state(state, whole("n1_gpu2", 60))
 
 
 def test_node_that_dies_is_replaced(training, slurm, whole):
@@ -90,10 +78,10 @@ def test_node_that_dies_is_replaced(training, slurm, whole):
     finally:
         slurm.start_node(lost)
         slurm.run("scontrol", "update", f"NodeName={lost}", "State=RESUME")
-    state = load(request)
+    state = load_state(Path(request.checkpoint))
     assert len(state["sessions"]) >= 2
     # Two ranks with a thread each are the same two, wherever they are.
-    same(state, whole("n1_gpu2", 60))
+    same_state(state, whole("n1_gpu2", 60))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -106,10 +94,10 @@ def test_rank_that_dies_or_hangs_is_started_again(training, whole, number):
     victim.send_signal(number)
     training.wait_for_epoch(request, reached + 1)
     training.wait_for_end(request, job)
-    state = load(request)
+    state = load_state(Path(request.checkpoint))
     assert len(state["sessions"]) == 2
     assert not victim.is_running()
-    same(state, whole("n1_gpu2", 100))
+    same_state(state, whole("n1_gpu2", 100))
 
 
 def test_second_job_on_a_run_ends_the_first(training, jobs, whole):
@@ -120,23 +108,8 @@ def test_second_job_on_a_run_ends_the_first(training, jobs, whole):
     second = training.submit(request)
     training.wait_for_end(request, second)
     assert jobs.jobs([first])[first].state is State.FAILED
-    state = load(request)
+    state = load_state(Path(request.checkpoint))
     assert [session["job"] for session in state["sessions"]] == [first, second]
     epochs = training.epochs(request)
     assert epochs == sorted(set(epochs)), "both wrote"
-    same(state, whole("n1_gpu2", 120))
-
-
-def load(request):
-    return torch.load(request.checkpoint, weights_only=True)
-
-
-def same(one, other):
-    """Weights and optimiser bit by bit."""
-    assert one["step"] == other["step"]
-    for name, value in one["model"].items():
-        assert torch.equal(value, other["model"][name]), name
-    states = (one["optimizer"]["state"], other["optimizer"]["state"])
-    for index, moments in states[0].items():
-        for key, value in moments.items():
-            assert torch.equal(value, states[1][index][key]), (index, key)
+    same_state(state, whole("n1_gpu2", 120))

@@ -11,10 +11,11 @@ import torch
 import yaml
 from lab import ACCOUNT
 from project import Project
-from slurm_jobs import wait
+from slurm_jobs import same_state, wait
 
 from millrace.cluster import Cluster
 from millrace.layout import Layout
+from millrace.training.store import load_state
 
 pytestmark = pytest.mark.slow
 LAYOUTS = ["n1_gpu1", "n1_gpu2", "n2_gpu1", "n2_gpu2", "n4_gpu1"]
@@ -144,15 +145,21 @@ def accounting(slurm, began):
     return jobs
 
 
-def test_short_jobs_run_to_the_end_from_one_command(project):
-    """Jobs of a minute, as Gilbreth's standby with its four hours."""
-    run = long_training(project, epochs=250)
+def test_short_jobs_run_to_the_end_from_one_command(project, data, tmp_path):
+    """Three jobs of a minute, as Gilbreth's standby with its four hours, and bit by bit like a long one."""
+    whole = data.copy(tmp_path / "whole")
+    whole.__class__, whole.options = SlurmProject, project.options
+    run = long_training(whole, epochs=500)
+    whole.run("train")
+    long_training(project, epochs=500)
     project.facts(train_segment={"hours": 1 / 59})
     project.run("train")
-    sessions = project.receipt(run, 250)["sessions"]
-    assert len(sessions) >= 2
+    sessions = project.receipt(run, 500)["sessions"]
+    assert len(sessions) >= 3
     assert len({session["job"] for session in sessions}) == 1, "queued again under another id"
-    assert project.epochs(run) == list(range(1, 251))
+    assert project.epochs(run) == list(range(1, 501)), "an epoch was computed twice"
+    output = f"results/train/{run}/epoch_500.ckpt"
+    same_state(load_state(project.path(output)), load_state(whole.path(output)))
 
 
 def test_interrupted_head_takes_its_jobs_along(project, slurm):
