@@ -21,7 +21,7 @@ class Division:
     """(module, begin, end, step, steps) -> module that passes through units begin to end at one of the
     steps of a rollout; it takes what the stage before gave, and `inputs` by name."""
     costs: Callable[[Any], list[float]]
-    """module, whole -> how much work each unit is, in any unit."""
+    """whole module -> how much work each unit is, in any unit."""
     drop: Callable[[Any, int], None]
     """(module, unit): remove the parameters of a unit; the others keep their names."""
     steps: Callable[[Any], int]
