@@ -1,10 +1,8 @@
 """One SLURM for all tests of this folder, and a way to train a small model in it."""
 
-import contextlib
 import getpass
 import threading
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -25,28 +23,11 @@ def slurm(tmp_path_factory):
     try:
         lab.start()
         threading.Thread(target=_hasten, args=(lab, over), daemon=True).start()
-        with _others_give_way():
-            yield lab
+        yield lab
     finally:
         over.set()
         lab.stop()
     assert not _ours(lab.directory), "processes of SLURM are left"
-
-
-@contextlib.contextmanager
-def _others_give_way():
-    """Let SLURM's jobs, which have limits in real time, come before the other tests of this run.
-
-    Where Linux schedules by sessions (`man 7 sched`, autogroups): each job is one, `make test` another.
-    """
-    session = Path("/proc/self/autogroup")
-    with contextlib.suppress(OSError):
-        session.write_text("10")
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            session.write_text("0")
 
 
 def _hasten(lab, over):
