@@ -86,7 +86,7 @@ def test_node_that_dies_is_replaced(training, slurm, whole):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_rank_that_dies_or_hangs_is_started_again(training, whole, number):
-    request = training.request(epochs=100)
+    request = training.request(epochs=60)
     job = training.submit(request)
     training.wait_for_epoch(request, 10)
     victim = ranks(job)[1]
@@ -97,7 +97,7 @@ def test_rank_that_dies_or_hangs_is_started_again(training, whole, number):
     state = load_state(Path(request.checkpoint))
     assert len(state["sessions"]) == 2
     assert not victim.is_running()
-    same_state(state, whole("n1_gpu2", 100))
+    same_state(state, whole("n1_gpu2", 60))
 
 
 def test_second_job_on_a_run_ends_the_first(training, jobs, whole):

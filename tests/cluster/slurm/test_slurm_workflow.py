@@ -7,11 +7,10 @@ import subprocess
 import time
 
 import pytest
-import torch
 import yaml
 from lab import ACCOUNT
 from project import Project
-from slurm_jobs import same_state, wait
+from slurm_jobs import wait
 
 from millrace.cluster import Cluster
 from millrace.layout import Layout
@@ -74,7 +73,7 @@ def project(data, jobs, tmp_path):
     return copied
 
 
-def long_training(project, layout="n1_gpu2", epochs=150):
+def long_training(project, layout="n1_gpu2", epochs=100):
     project.config["run"]["layouts"] = [layout]
     project.config["experiments"]["tiny"]["train"] |= {"epochs": epochs, "milestone_every": epochs}
     return f"tiny/{layout}/seed0"
@@ -145,21 +144,15 @@ def accounting(slurm, began):
     return jobs
 
 
-def test_short_jobs_run_to_the_end_from_one_command(project, data, tmp_path):
-    """Three jobs of a minute, as Gilbreth's standby with its four hours, and bit by bit like a long one."""
-    whole = data.copy(tmp_path / "whole")
-    whole.__class__, whole.options = SlurmProject, project.options
-    run = long_training(whole, epochs=500)
-    whole.run("train")
-    long_training(project, epochs=500)
+def test_short_jobs_run_to_the_end_from_one_command(project):
+    """Three jobs of a minute, as Gilbreth's standby with its four hours."""
+    run = long_training(project, epochs=500)
     project.facts(train_segment={"hours": 1 / 59})
     project.run("train")
     sessions = project.receipt(run, 500)["sessions"]
     assert len(sessions) >= 3
     assert len({session["job"] for session in sessions}) == 1, "queued again under another id"
     assert project.epochs(run) == list(range(1, 501)), "an epoch was computed twice"
-    output = f"results/train/{run}/epoch_500.ckpt"
-    same_state(load_state(project.path(output)), load_state(whole.path(output)))
 
 
 def test_interrupted_head_takes_its_jobs_along(project, slurm):
@@ -169,9 +162,9 @@ def test_interrupted_head_takes_its_jobs_along(project, slurm):
     os.kill(head.pid, signal.SIGINT)
     head.wait(180)
     wait(30, lambda: not slurm.run("squeue", "-h").stdout, "the end of all jobs")
-    assert max(project.epochs(run)) < 150
+    assert max(project.epochs(run)) < 100
     project.run("train")
-    assert project.epochs(run) == list(range(1, 151))
+    assert project.epochs(run) == list(range(1, 101))
 
 
 def test_terminated_head_waits_for_its_jobs(project):
@@ -180,9 +173,9 @@ def test_terminated_head_waits_for_its_jobs(project):
     wait(240, lambda: max(project.epochs(run), default=0) >= 5, "training")
     os.kill(head.pid, signal.SIGTERM)
     head.wait(400)
-    assert project.epochs(run) == list(range(1, 151))
+    assert project.epochs(run) == list(range(1, 101))
     project.run("train")
-    assert len(project.receipt(run, 150)["sessions"]) == 1
+    assert len(project.receipt(run, 100)["sessions"]) == 1
 
 
 def test_killed_head_and_a_new_one_do_not_train_twice(project, slurm):
@@ -199,7 +192,7 @@ def test_killed_head_and_a_new_one_do_not_train_twice(project, slurm):
     first, second = receipt["sessions"]
     assert first["job"] != second["job"]
     assert project.epochs(run) == list(range(1, 201)), "both trained"
-    state = torch.load(project.path(f"results/train/{run}/epoch_200.ckpt"), weights_only=True)
+    state = load_state(project.path(f"results/train/{run}/epoch_200.ckpt"))
     assert state["step"] == receipt["step"]
 
 
