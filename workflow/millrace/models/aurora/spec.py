@@ -56,16 +56,21 @@ def as_points(states_BKCIJ: Tensor) -> Tensor:
 
 
 def _loss(module: nn.Module, batch: WeatherBatch, config: LossConfig) -> Tensor:
-    return _go_on(module, batch, config)[0]
+    return _scored(module, batch, config)[0]
 
 
 def _go_on(module: nn.Module, batch: WeatherBatch, config: LossConfig) -> tuple[Tensor, Tensor]:
+    loss_B, forecast_BKCIJ = _scored(module, batch, config)
+    states = torch.cat([batch.past_BTCIJ, forecast_BKCIJ.detach()], dim=1)
+    return loss_B, states[:, -batch.past_BTCIJ.shape[1] :]
+
+
+def _scored(module: nn.Module, batch: WeatherBatch, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """Loss of each sample, and the forecast."""
     core = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
     weight_C: Any = core.get_buffer("loss_weight_C")
     forecast_BKCIJ = module(batch)
-    states = torch.cat([batch.past_BTCIJ, forecast_BKCIJ.detach()], dim=1)
-    past_BTCIJ = states[:, -batch.past_BTCIJ.shape[1] :]
-    return _forecast_loss(forecast_BKCIJ, batch, config, weight_C), past_BTCIJ
+    return _forecast_loss(forecast_BKCIJ, batch, config, weight_C), forecast_BKCIJ
 
 
 def _forecast_loss(

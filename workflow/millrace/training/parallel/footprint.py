@@ -243,7 +243,7 @@ class _Process:
         tally.share_gradients(own)
         running: dict[tuple[int, int], Any] = {}
         self._layer_bytes = 0.0
-        keep = self.config.pipeline == 1 or self.config.dp_shard == 1
+        keep = self.config.dp_shard == 1
         with tally, _Fused(), autocast(self.subject.train.precision, _CPU, keep):
             for kind, chunk, number in self._order():
                 if kind == "F":
