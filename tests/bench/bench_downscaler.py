@@ -94,7 +94,7 @@ def engine_round(blocks: Path, batch: int, precision: str) -> Callable[[], None]
 
     def run() -> None:
         steps = 0
-        for share in trainer._plan.epoch(0):
+        for share in trainer.batches(0):
             trainer.train_step(share)
             trainer.step += 1
             steps += len(share.index)

@@ -27,7 +27,7 @@ def train(job, ranks) -> dict:
     losses, norms, batches = [], [], []
     epoch = 0
     while trainer.step < job["steps"]:
-        for batch in trainer._plan.epoch(epoch):
+        for batch in trainer.batches(epoch):
             with recorded_norms(trainer, norms):
                 loss = trainer.train_step(batch)
             trainer.step += 1

@@ -3,114 +3,16 @@
 import copy
 import subprocess
 import sys
-from dataclasses import fields, replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
+from plans import SCHEMA, changed, config, icon, traffic, weather
 
-from millrace.config import from_mapping
-from millrace.data.adapters import ADAPTERS
-from millrace.data.blocks import BlockConfig
-from millrace.data.patches import PatchConfig
-from millrace.data.planes import PlaneConfig
-from millrace.data.scenarios import TokenConfig
-from millrace.data.series import SplitConfig
-from millrace.data.views import VIEWS
-from millrace.data.weather import WeatherConfig
-from millrace.demo.aquifer import AquiferConfig
-from millrace.demo.barotropic import BarotropicConfig
-from millrace.demo.climate import ClimateConfig
-from millrace.demo.traffic import TrafficConfig
 from millrace.errors import ConfigError, DataError
-from millrace.evaluate import EVALUATIONS
-from millrace.models.gino import GinoConfig
-from millrace.models.limits import LIMITS, Limits
-from millrace.models.losses import LOSSES, LossConfig
-from millrace.models.registry import MODELS, get_model
-from millrace.plan import EXECUTION, Plan, measure_request, segment_request
-from millrace.systems import FORMATS, KIND_OF_MODEL, KINDS
+from millrace.models.registry import MODELS
+from millrace.plan import Plan, measure_request, segment_request
+from millrace.systems import KIND_OF_MODEL, KINDS
 from millrace.systems.motion import ADAPTED
-from millrace.training.config import (
-    COMPRESSIONS,
-    LOGGERS,
-    PRECISIONS,
-    EarlyStoppingConfig,
-    ExecutionConfig,
-    InitFromConfig,
-    ProfileConfig,
-    ReplayConfig,
-    TrainConfig,
-)
-from millrace.training.parallel.config import SCHEDULES as PARALLEL_SCHEDULES
-from millrace.training.parallel.config import ParallelConfig
-from millrace.training.schedules import SCHEDULES, ScheduleConfig
-
-ROOT = Path(__file__).parents[2]
-SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
-DEFAULT = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-EXPERIMENT = SCHEMA["$defs"]["experiment"]["properties"]
-TRAIN = EXPERIMENT["train"]["properties"]
-SHIPPED = [
-    None,
-    *sorted(
-        path for kind in ("demo", "experiments") for path in (ROOT / "config" / kind).glob("*")
-    ),
-]
-# Blocks of a dataset that are made into dataclasses, by format.
-BLOCKS = {
-    "feflow_csv": {"demo": AquiferConfig, "patches": PatchConfig, "planes": PlaneConfig},
-    "plane_folders": {},
-    "icon": {"demo": ClimateConfig, "blocks": BlockConfig},
-    "tracks": {"demo": TrafficConfig, "tokens": TokenConfig},
-    **{name: {"tokens": TokenConfig} for name in ADAPTERS},
-    "weather": {"demo": BarotropicConfig, "weather": WeatherConfig},
-}
-
-
-def merged(base, over):
-    """As Snakemake merges a second configuration file: mappings key by key, all else replaced."""
-    if not (isinstance(base, dict) and isinstance(over, dict)):
-        return over
-    return base | {key: merged(base.get(key), value) for key, value in over.items()}
-
-
-def config():
-    return {
-        "run": {"experiments": ["head"], "layouts": ["n1_gpu1", "n2_gpu2"], "seeds": [0, 3]},
-        "datasets": {
-            "coast": {
-                "source": "demo",
-                "demo": {"steps": 9},
-                "variables": ["head", "mass_concentration"],
-                "forcings": ["head_bc"],
-                "split": {"train": 0.7, "validation": 0.15, "gap": 20},
-                "patches": {},
-            }
-        },
-        "experiments": {
-            "head": {
-                "dataset": "coast",
-                "data": {"variables": ["head"], "input_steps": 10, "output_steps": 10},
-                "model": {"name": "gino", "latent_shape": [12, 8, 6], "radius": 0.2},
-                "train": {"epochs": 10, "milestone_every": 4, "save_every": 2, "global_batch": 8},
-            }
-        },
-    }
-
-
-def changed(path: str, value):
-    made = config()
-    block = made
-    *parents, last = path.split("/")
-    for key in parents:
-        block = block[key]
-    if value is None:
-        del block[last]
-    else:
-        block[last] = value
-    return made
 
 
 @pytest.mark.parametrize(
@@ -280,111 +182,11 @@ def test_names_that_a_path_or_shell_would_trip_over_are_refused(block, name) -> 
         Plan(made, SCHEMA)
 
 
-def test_schema_and_dataclasses_have_the_same_keys() -> None:
-    for cls, keys in (
-        (TrainConfig, TRAIN.keys() - {"epochs", "milestone_every", "save_every", *EXECUTION}),
-        (ExecutionConfig, set(EXECUTION)),
-        (EarlyStoppingConfig, TRAIN["early_stopping"]["properties"].keys()),
-        (InitFromConfig, TRAIN["init_from"]["properties"].keys()),
-        (ReplayConfig, TRAIN["replay"]["properties"].keys()),
-        (ProfileConfig, TRAIN["profile"]["properties"].keys()),
-        (ScheduleConfig, TRAIN["schedule"]["properties"].keys()),
-        (LossConfig, TRAIN["loss"]["properties"].keys()),
-        (ParallelConfig, EXPERIMENT["parallel"]["properties"].keys()),
-    ):
-        assert {field.name for field in fields(cls)} == keys, cls
-    kept = SCHEMA["$defs"]
-    split = kept["dataset"]["properties"]["split"]
-    patches = kept["groundwater_dataset"]["properties"]["patches"]
-    for cls, block in ((PatchConfig, patches), (SplitConfig, split)):
-        assert {field.name for field in fields(cls)} == block["properties"].keys(), cls
-        for field in fields(cls):
-            default = block["properties"][field.name].get("default")
-            assert default is None or field.default == default, field.name
-
-
-def test_schema_and_code_have_the_same_choices() -> None:
-    properties = SCHEMA["$defs"]["experiment"]["properties"]
-    assert properties["model"]["properties"]["name"]["enum"] == list(MODELS)
-    assert SCHEMA["$defs"]["dataset"]["properties"]["format"]["enum"] == list(FORMATS)
-    assert TRAIN["schedule"]["properties"]["kind"]["enum"] == list(SCHEDULES)
-    assert TRAIN["loss"]["properties"]["kind"]["enum"] == list(LOSSES)
-    assert TRAIN["precision"]["enum"] == list(PRECISIONS)
-    assert TRAIN["gradient_compression"]["enum"] == list(COMPRESSIONS)
-    assert TRAIN["log"]["items"]["enum"] == list(LOGGERS)
-    assert EXPERIMENT["parallel"]["properties"]["schedule"]["enum"] == list(PARALLEL_SCHEDULES)
-
-
-@pytest.mark.parametrize("over", SHIPPED, ids=lambda p: p.stem if p else "config")
-def test_shipped_configurations_build(over) -> None:
-    made = merged(DEFAULT, yaml.safe_load(over.read_text())) if over else DEFAULT
-    plan = Plan(made, SCHEMA)
-    assert plan.final_checkpoints()
-    for name in plan.experiments:
-        definition = plan.definition(name)
-        model = dict(definition["model"])
-        spec = get_model(model.pop("name"))
-        from_mapping(spec.config, model, "model")
-        from_mapping(VIEWS[spec.view].config, definition["data"], "data")
-        from_mapping(TrainConfig, definition["train"], "train")
-        parallel = plan.experiments[name].get("parallel", {})
-        from_mapping(ParallelConfig, parallel, "parallel")
-    for dataset in plan.datasets.values():
-        for key, cls in BLOCKS[dataset.get("format", "feflow_csv")].items():
-            from_mapping(cls, dataset.get(key, {}), key)
-        if "split" in dataset:
-            from_mapping(SplitConfig, dataset["split"], "split")
-
-
-def test_every_system_is_registered_everywhere() -> None:
-    assert list(KINDS) == list(VIEWS) == list(EVALUATIONS)
-    assert {name: spec.view for name, spec in MODELS.items()} == KIND_OF_MODEL
-    for kind in KINDS.values():
-        assert set(kind.formats) <= set(FORMATS)
-        assert kind.ensembles == (EVALUATIONS[kind.name].together is not None)
-
-
-def test_every_adapter_is_a_format() -> None:
-    assert set(KINDS["scenarios"].formats) == {"tracks", *ADAPTERS}
-    assert set(ADAPTED) == set(ADAPTERS)
-
-
-def icon():
-    made = config()
-    made["datasets"]["globe"] = {
-        "source": "demo",
-        "format": "icon",
-        "variables": ["tas"],
-        "split": {"train": 0.7, "validation": 0.15, "gap": 4},
-    }
-    made["experiments"]["fine"] = {
-        "dataset": "globe",
-        "data": {"variables": ["tas"]},
-        "model": {"name": "downscaler"},
-        "train": {"epochs": 2, "global_batch": 4},
-    }
-    made["run"] |= {"experiments": ["fine"], "layouts": ["n1_gpu1"]}
-    return made
-
-
 def test_samples_follow_from_the_model() -> None:
     plan = Plan(icon(), SCHEMA)
     assert plan.sample_files() == ["results/data/globe/blocks.h5"]
     assert plan.datasets_in("icon") == "globe"
     assert plan.ensembles() == [], "a downscaler is itself an ensemble"
-
-
-def traffic():
-    made = config()
-    made["datasets"]["town"] = {"source": "demo", "format": "tracks", "tokens": {"motion": 64}}
-    made["experiments"]["drive"] = {
-        "dataset": "town",
-        "data": {},
-        "model": {"name": "smart"},
-        "train": {"epochs": 2, "global_batch": 4},
-    }
-    made["run"] |= {"experiments": ["drive"], "layouts": ["n1_gpu1"]}
-    return made
 
 
 @pytest.mark.parametrize("kind", KINDS["scenarios"].formats)
@@ -463,23 +265,6 @@ def test_formats_and_models_that_do_not_fit_are_refused(block, key, value, messa
     assert message in str(caught.value)
 
 
-def weather():
-    made = config()
-    made["datasets"]["planet"] = {
-        "source": "demo",
-        "format": "weather",
-        "split": {"train": 0.7, "validation": 0.1, "gap": 4},
-    }
-    made["experiments"]["globe"] = {
-        "dataset": "planet",
-        "data": {},
-        "model": {"name": "aurora"},
-        "train": {"epochs": 2, "global_batch": 4},
-    }
-    made["run"] |= {"experiments": ["head", "globe"]}
-    return made
-
-
 def test_weather_is_planned() -> None:
     plan = Plan(weather(), SCHEMA)
     assert plan.samples("globe") == {"weather": "results/data/planet/weather.h5"}
@@ -534,61 +319,6 @@ def test_models_that_are_not_applied_to_raw_files_are_not_predicted_with() -> No
         Plan(made, SCHEMA)
 
 
-def divisible(monkeypatch, **parallel):
-    """A configuration whose model could be divided: into 3 stages, its 4 heads by 2 and 4."""
-    limits = Limits(config=GinoConfig, heads=lambda _: (4,), stages=lambda _: 3)
-    monkeypatch.setitem(LIMITS, "gino", limits)
-    made = changed("run/layouts", ["n1_gpu4", "n2_gpu2"])
-    made["experiments"]["head"]["parallel"] = parallel
-    made["experiments"]["head"]["model"]["modes"] = [4, 4, 2]
-    return made
-
-
-def test_how_processes_are_used_travels_but_decides_nothing(monkeypatch) -> None:
-    made = divisible(monkeypatch, dp_shard=4)
-    assert "parallel" not in str(Plan(made, SCHEMA).definition("head"))
-    assert Plan(made, SCHEMA).advice() == []
-    named = SimpleNamespace(experiment="head", layout="n1_gpu4", seed=0, epoch=10)
-    outputs = {"checkpoint": "a.ckpt", "receipt": "a.json"}
-    assert segment_request(made, named, {}, {}, outputs).parallel == {"dp_shard": 4}
-    assert segment_request(config(), named, {}, {}, outputs).parallel == {}
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        ("parallel", {"dp_shard": 3}, "head on n1_gpu4: parallel: dp_replicate 1 x dp_shard 3"),
-        ("parallel", {"pipeline": 4}, "4 stages, but the model has 3 blocks"),
-        ("parallel", {"tensor": 8}, "= 8 processes, but the layout has 4"),
-        ("parallel", {"pipeline": 2, "micro_batches": 1}, "at least the 2 stages"),
-        ("parallel", {"stages": 2}, "unknown key 'stages' in experiments.head.parallel"),
-        ("train/compile", True, "head on n1_gpu4: train.compile, train.gradient_compression"),
-        ("model/modes", [99, 4, 2], "experiments.head on n1_gpu4: model.modes [99, 4, 2]"),
-        ("race", ["n1_gpu4", "n4_gpu2"], "head on n4_gpu2: parallel: dp_replicate 2 x dp_shard"),
-    ],
-)
-def test_divisions_that_do_not_fit_are_refused(monkeypatch, path, value, message) -> None:
-    made = divisible(monkeypatch, dp_replicate=2, dp_shard=2)
-    *parents, key = path.split("/")
-    block = made["experiments"]["head"]
-    for parent in parents:
-        block = block[parent]
-    block[key] = value
-    with pytest.raises(ConfigError) as caught:
-        Plan(made, SCHEMA)
-    assert message in str(caught.value)
-
-
-def test_a_pipeline_does_not_start_from_forecasts(monkeypatch) -> None:
-    made = divisible(monkeypatch, pipeline=2, dp_shard=2)
-    made["experiments"]["head"]["train"]["replay"] = {"longest": 4}
-    monkeypatch.setitem(KINDS, "patches", replace(KINDS["patches"], replay=True))
-    with pytest.raises(
-        ConfigError, match=r"head on n1_gpu4: train\.replay: forecasts leave a pipeline"
-    ):
-        Plan(made, SCHEMA)
-
-
 def test_only_samples_that_follow_on_each_other_are_replayed() -> None:
     made = config()
     made["experiments"]["head"]["train"]["replay"] = {"longest": 4}
@@ -596,36 +326,6 @@ def test_only_samples_that_follow_on_each_other_are_replayed() -> None:
         Plan(made, SCHEMA)
     for name, spec in MODELS.items():
         assert KINDS[KIND_OF_MODEL[name]].replay == (spec.go_on is not None), name
-
-
-def test_a_model_that_cannot_be_divided_is_refused() -> None:
-    made = changed("run/layouts", ["n1_gpu2"])
-    made["experiments"]["head"]["parallel"] = {"dp_shard": 2}
-    with pytest.raises(ConfigError, match="head on n1_gpu2: parallel: gino can only be copied"):
-        Plan(made, SCHEMA)
-
-
-def test_a_pipeline_that_waits_is_told(monkeypatch) -> None:
-    made = divisible(monkeypatch, pipeline=2, dp_shard=2, micro_batches=4)
-    first, second = Plan(made, SCHEMA).advice()
-    assert "experiments.head on n1_gpu4: parallel.micro_batches 4" in first
-    assert "wait 20% of their time; 8 or more" in first
-    assert "n2_gpu2" in second
-
-
-def test_divided_models_are_measured_if_asked_for(monkeypatch) -> None:
-    made = divisible(monkeypatch, dp_shard=4)
-    assert Plan(made, SCHEMA).scaling_runs() == []
-    made["scaling"] = {"experiments": ["head"], "measure": ["n4_gpu1"], "repeats": 1}
-    assert len(Plan(made, SCHEMA).scaling_runs()) == 2
-    made["scaling"]["measure"] = ["n1_gpu1"]
-    with pytest.raises(ConfigError, match=r"head on n1_gpu1: parallel: .* the layout has 1"):
-        Plan(made, SCHEMA)
-
-
-def test_models_that_can_be_divided_have_limits() -> None:
-    assert LIMITS.keys() == {name for name, spec in MODELS.items() if spec.division}
-    assert all(LIMITS[name].config is MODELS[name].config for name in LIMITS)
 
 
 def test_planning_needs_no_torch() -> None:

@@ -68,13 +68,15 @@ def epochs(project):
 
 @contextlib.contextmanager
 def slowed(pbs, project):
-    """Stop the training for most of the time, once it goes: enough of it is left to be disturbed."""
+    """Stop the training for a while after each epoch: enough of it is left to be disturbed."""
     over = threading.Event()
 
     def work():
-        while not over.wait(0.05):
-            if epochs(project) == 0:
+        done = 0
+        while not over.wait(0.02):
+            if epochs(project) == done:
                 continue
+            done = epochs(project)
             trainers = [p for p in jobs_processes(pbs) if is_trainer(p)]
             send(trainers, signal.SIGSTOP)
             over.wait(0.4)
@@ -115,7 +117,7 @@ def runs(process, *words):
 
 
 def wait_for_epochs(project, n):
-    wait_for(lambda: epochs(project) >= n, 60, f"no {n} epochs")
+    wait_for(lambda: epochs(project) >= n, 180, f"no {n} epochs")
 
 
 def assert_same(checkpoint, whole, sessions):

@@ -41,10 +41,10 @@ class Case:
         return build_trainer(self.definition, self.files, seed, self.ranks)[0]
 
     def batch(self, trainer: Trainer, samples: int | None = None) -> Any:
-        first = next(trainer._plan.epoch(0))
+        first = next(trainer.batches(0))
         group, index = first.parts[0]
         [share] = rank_shares(GlobalBatch(((group, index[:samples]),)), 0, 1)
-        return trainer.samples("train", share)
+        return trainer.passes.samples("train", share, trainer.position)
 
 
 class Recorder:
@@ -77,7 +77,7 @@ def forecast_fits_the_target(case: Case) -> None:
 
 def every_parameter_learns(case: Case) -> None:
     trainer = case.trainer()
-    trainer._backward(next(trainer._plan.epoch(0)))
+    trainer.passes.backward(next(trainer.batches(0)), trainer.position)
     named = dict(trainer.module.named_parameters())
     unused = [n for n, p in named.items() if p.grad is None or not p.grad.abs().max() > 0]
     assert not unused, f"no gradient: {', '.join(unused)}"

@@ -102,13 +102,13 @@ def gathered(values, trainer, ranks) -> dict:
 def gradients(trainer, job, ranks) -> dict:
     """Gradients of one batch at given weights, and the norm that clipping uses."""
     load_weights(trainer.module, load_state(Path(job["weights"])), trainer.divided)
-    trainer._parallel.train()
+    trainer.module.train()
     if trainer.divided is not None and trainer.divided.is_pipeline:
         # The first time, shapes are found out by another pass.
-        trainer._backward(next(trainer._plan.epoch(0)))
+        trainer.passes.backward(next(trainer.batches(0)), trainer.position)
         trainer.optimizer.zero_grad()
     with Exchanged() as exchanged:
-        loss = trainer._backward(next(trainer._plan.epoch(0)))
+        loss = trainer.passes.backward(next(trainer.batches(0)), trainer.position)
     named = {n: p.grad for n, p in trainer.module.named_parameters() if p.grad is not None}
     count = sum(local(p).numel() for p in trainer.module.parameters())
     every = gathered(named, trainer, ranks)
@@ -147,8 +147,8 @@ def steps(trainer, count, ranks):
     losses = []
     while len(losses) < count:
         position = trainer.position
-        for batch in trainer._plan.epoch(position.epoch, start=position.batch):
-            trainer._parallel.train()
+        for batch in trainer.batches(position.epoch, start=position.batch):
+            trainer.module.train()
             loss = trainer.train_step(batch)
             trainer.step += 1
             losses.append(ranks.sum(float(loss))[0])

@@ -9,7 +9,7 @@ from millrace.training.batches import rank_shares
 
 
 def gradients(trainer):
-    trainer._backward(next(trainer._plan.epoch(0)))
+    trainer.passes.backward(next(trainer.batches(0)), trainer.position)
     return {name: p.grad.clone() for name, p in trainer.module.named_parameters()}
 
 
@@ -28,8 +28,8 @@ def test_checkpointed_activations_give_the_same_gradients(make_trainer, model, p
 def test_checkpointed_blocks_keep_less(make_trainer, model):
     def kept_bytes(execution):
         trainer = make_trainer(model, execution)
-        first = next(trainer._plan.epoch(0))
-        batch = trainer.samples("train", rank_shares(first, 0, 1)[0])
+        first = next(trainer.batches(0))
+        batch = trainer.passes.samples("train", rank_shares(first, 0, 1)[0], trainer.position)
         total = 0
 
         def pack(tensor):

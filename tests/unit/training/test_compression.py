@@ -64,5 +64,5 @@ def test_real_and_imaginary_parts_are_averaged(monkeypatch, dtype):
 
 def test_a_single_rank_compresses_nothing(make_trainer):
     trainer = make_trainer(gradient_compression="bfloat16")
-    assert trainer._parallel is trainer.module
+    assert trainer.passes.trained is trainer.module
     assert isinstance(trainer.module, nn.Module)

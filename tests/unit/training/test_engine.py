@@ -103,7 +103,7 @@ def test_seed_decides_weights_and_order(samples, definition):
 def test_every_parameter_learns(trainer):
     model = trainer()
     before = {n: p.detach().clone() for n, p in model.module.named_parameters()}
-    model.train_step(next(model._plan.epoch(0)))
+    model.train_step(next(model.batches(0)))
     assert [n for n, p in model.module.named_parameters() if torch.equal(p, before[n])] == []
 
 

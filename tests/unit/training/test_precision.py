@@ -41,7 +41,7 @@ def test_final_loss_is_that_of_float32(make_trainer, run, model, kind, loss):
 def test_gradients_are_those_of_float32_to_rounding(make_trainer, model):
     trainer = make_trainer(model)
     [share, *_] = rank_shares(next(trainer.batches(0)), 0, 1)
-    samples = trainer.samples("train", share)
+    samples = trainer.passes.samples("train", share, trainer.position)
     gradients = {}
     for name in ("float32", "bfloat16"):
         with autocast(name, CPU):
@@ -75,7 +75,7 @@ def test_spectral_layers_and_neighbour_sums_compute_in_float32(make_trainer, mod
             seen["sum"].update((kernel.dtype, f.dtype)) or apply(kernel, f, table)
         ),
     )
-    trainer._backward(next(trainer._plan.epoch(0)))
+    trainer.passes.backward(next(trainer.batches(0)), trainer.position)
     assert seen["spectral"] == seen["sum"] == {torch.float32}
     assert torch.bfloat16 in seen["linear"]
 
@@ -85,7 +85,7 @@ def test_positions_are_embedded_in_their_own_precision(make_trainer):
     embedded = []
     for kind in ("float32", "bfloat16"):
         trainer = make_trainer(precision=kind)
-        trainer._backward(next(trainer._plan.epoch(0)))
+        trainer.passes.backward(next(trainer.batches(0)), trainer.position)
         embedded.append(next(iter(trainer.module._embeddings.values())))
     for single, half in zip(*embedded, strict=True):
         assert torch.equal(single, half)
@@ -95,12 +95,12 @@ def test_overflow_leaves_a_step_out_and_halves_the_scale(make_trainer):
     trainer = make_trainer(precision="float16")
     trainer._scaler.scale = 2.0**100
     before = [p.detach().clone() for p in trainer.module.parameters()]
-    trainer.train_step(next(trainer._plan.epoch(0)))
+    trainer.train_step(next(trainer.batches(0)))
     assert trainer._scaler.scale == 2.0**99
     assert all(torch.equal(p, q) for p, q in zip(trainer.module.parameters(), before, strict=True))
     trainer._check_finite()
     trainer._scaler.scale = 2.0**10
-    trainer.train_step(next(trainer._plan.epoch(0)))
+    trainer.train_step(next(trainer.batches(0)))
     assert not all(
         torch.equal(p, q) for p, q in zip(trainer.module.parameters(), before, strict=True)
     )

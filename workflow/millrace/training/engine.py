@@ -8,26 +8,17 @@ bit by bit as if it had not been.
 import contextlib
 import math
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from millrace.errors import ConfigError, ExitCode, UserError
 from millrace.models.spec import ModelSpec
 from millrace.training.acceleration import checkpoint_activations, compile_in_place
-from millrace.training.batches import (
-    BatchPlan,
-    GlobalBatch,
-    RankShare,
-    micro_batches,
-    rank_shares,
-    sample_seeds,
-)
+from millrace.training.batches import BatchPlan, GlobalBatch
 from millrace.training.compression import exchange_gradients
 from millrace.training.config import ExecutionConfig, TrainConfig
 from millrace.training.deadline import Deadline, Stop
@@ -42,17 +33,13 @@ from millrace.training.early_stopping import best_epoch, is_exhausted
 from millrace.training.ema import Ema
 from millrace.training.parallel.checkpoints import is_sharded
 from millrace.training.parallel.config import ParallelConfig
-from millrace.training.parallel.copies import check_static_graph
+from millrace.training.parallel.copies import check_static_graph, synchronised
 from millrace.training.parallel.divided import Divided, divide
 from millrace.training.parallel.shards import kinds
-from millrace.training.parallel.state import (
-    held,
-    load_sharded,
-    load_whole,
-    sharded,
-)
+from millrace.training.parallel.state import held, load_sharded, load_whole, sharded
+from millrace.training.passes import Passes, View
 from millrace.training.phases import Mark, unmarked
-from millrace.training.precision import LossScaler, autocast
+from millrace.training.precision import LossScaler
 from millrace.training.replay import Replay
 from millrace.training.schedules import factor
 from millrace.training.store import Position
@@ -68,19 +55,6 @@ class NotFiniteError(UserError):
     """Loss or gradients became infinite or NaN."""
 
     exit_code = ExitCode.NOT_FINITE
-
-
-class View(Protocol):
-    """Samples as the engine sees them: groups of samples that share a geometry."""
-
-    group_costs: np.ndarray
-    """How long a sample of each group takes, in any unit, [G]."""
-
-    def groups(self, split: Any) -> np.ndarray:
-        """Samples of each group, int64[G]."""
-
-    def batch(self, split: Any, group: int, index: np.ndarray, weight: Any = None) -> Any:
-        """Gather samples of a group; the result has ``weight_B``."""
 
 
 class Observer(Protocol):
@@ -143,7 +117,7 @@ class Trainer:
         """Numbers that the whole model holds."""
         self.divided = self._divide(parallel or ParallelConfig())
         seed_everything(seed, self.divided.data_rank if self.divided else ranks.rank)
-        self._parallel = self._wrapped()
+        trained = self._called_in_training()
         self._trained = [p for p in self.module.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": group} for group in kinds(self._trained)]
         self.optimizer = torch.optim.AdamW(
@@ -162,6 +136,21 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.sessions: list[dict[str, Any]] = []
         self._replay = self._replayed()
+        self.passes = Passes(
+            spec,
+            model_config,
+            view,
+            config,
+            self.execution,
+            seed,
+            ranks,
+            module=self.module,
+            trained=trained,
+            divided=self.divided,
+            scaler=self._scaler,
+            replay=self._replay,
+            mark=mark,
+        )
         self._sums = EpochSums(ranks)
         self._watchdog = Watchdog()
         self._not_finite = torch.zeros((), dtype=torch.bool, device=ranks.device)
@@ -200,8 +189,8 @@ class Trainer:
         if self.execution.activation_checkpointing:
             checkpoint_activations(module, self.spec.blocks)
 
-    def _wrapped(self) -> nn.Module:
-        """The module as it is called in training."""
+    def _called_in_training(self) -> nn.Module:
+        """The module as a training step calls it."""
         if self.divided is not None:
             return self.module
         self._checkpoint_activations(self.module)
@@ -211,29 +200,9 @@ class Trainer:
             return self.module
         if self.parallel.static_graph:
             check_static_graph(self.view.batch("train", 0, np.zeros(1, dtype=np.int64)))
-        with warnings.catch_warnings():
-            # Newer versions have another name for it, which 2.11 does not know.
-            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-            # Buffers are constants of the data, equal on all ranks.
-            parallel = DistributedDataParallel(
-                self.module,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-                bucket_cap_mb=self._bucket_megabytes(),
-                static_graph=self.parallel.static_graph,
-            )
-        exchange_gradients(parallel, self.config.gradient_compression, self._mark)
-        return parallel
-
-    def _bucket_megabytes(self) -> int | None:
-        """Largest bucket of gradients that is exchanged on its own; None: what torch finds best for GPUs.
-
-        On CPUs an exchange hides behind nothing, it takes the cores that compute: one at the end is
-        quicker.
-        """
-        if self.ranks.device.type != "cpu":
-            return None
-        return 1 + (sum(p.numel() * p.element_size() for p in self.module.parameters()) >> 20)
+        copy = synchronised(self.module, self.ranks.device, self.parallel.static_graph)
+        exchange_gradients(copy, self.config.gradient_compression, self._mark)
+        return copy
 
     @property
     def position(self) -> Position:
@@ -241,9 +210,9 @@ class Trainer:
         epoch, batch = divmod(self.step, len(self._plan))
         return Position(self.step, epoch, batch)
 
-    def batches(self, epoch: int) -> Iterator[GlobalBatch]:
-        """Batches of an epoch, the same on all ranks."""
-        return self._plan.epoch(epoch)
+    def batches(self, epoch: int, start: int = 0) -> Iterator[GlobalBatch]:
+        """Batches of an epoch from the ``start``-th on, the same on all ranks."""
+        return self._plan.epoch(epoch, start)
 
     def run(self, target_epoch: int, deadline: Deadline, observer: Observer) -> bool:
         """Train until the end of ``target_epoch``, or until more epochs do not help.
@@ -278,11 +247,11 @@ class Trainer:
 
     def _run_epoch(self, deadline: Deadline, observer: Observer) -> bool:
         """Do the rest of an epoch; False: stopped before its end."""
-        self._parallel.train()
+        self.module.train()
         position, agree_at = self.position, self.step
         started = time.monotonic()
         with self._watchdog.watching():
-            for batch in self._plan.epoch(position.epoch, start=position.batch):
+            for batch in self.batches(position.epoch, start=position.batch):
                 if self.step >= agree_at:
                     stop, seconds = self.ranks.maximum(deadline.stop, self._sums.seconds_per_step)
                     self._check_finite()
@@ -306,7 +275,7 @@ class Trainer:
         learning_rate = self.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss = self._backward(batch)
+        loss = self.passes.backward(batch, self.position)
         self._mark("optimiser")
         norm = self._clipped()
         if self._scaler.is_exhausted:
@@ -333,109 +302,6 @@ class Trainer:
         largest = self.config.clip_norm or math.inf
         torch._foreach_mul_(gradients, torch.clamp(largest / (norm + 1e-6), max=1.0))
         return norm
-
-    def _backward(self, batch: GlobalBatch) -> Tensor:
-        """Add up the gradients of this rank's share, micro-batch by micro-batch.
-
-        Ranks may have different numbers of micro-batches, but each has a last one: only that one
-        exchanges gradients, so that nobody waits for a rank that has none left.
-        """
-        if self.divided is not None:
-            return self._backward_divided(self.divided, *self._shares(batch))
-        total = torch.zeros((), device=self.ranks.device)
-        *first, last = micro_batches(self._shares(batch), self.execution.micro_batch)
-        for part in first:
-            with self._without_exchange():
-                total += self._backward_part(part, self.ranks.world_size)
-        return total + self._backward_part(last, self.ranks.world_size)
-
-    def _backward_part(self, part: RankShare, factor: float) -> Tensor:
-        loss = self._losses("train", part, self._parallel).sum() / part.batch_size
-        self._mark("backward")
-        # Gradients are averaged over the ranks; what is wanted is the sum of the ranks' parts.
-        (loss * factor * self._scaler.scale).backward()
-        return loss.detach()
-
-    def _backward_divided(self, divided: Divided, share: RankShare) -> Tensor:
-        if divided.is_pipeline:
-            total = self._through_stages(divided, "train", share, backward=True) / share.batch_size
-        else:
-            total = torch.zeros((), device=self.ranks.device)
-            parts = micro_batches([share], self.execution.micro_batch)
-            for number, part in enumerate(parts, start=1):
-                divided.exchanging(number == len(parts))
-                total += self._backward_part(part, divided.loss_factor)
-        divided.finish_gradients()
-        return total / divided.counted  # others report the same
-
-    def _through_stages(
-        self, divided: Divided, split: str, share: RankShare, backward: bool
-    ) -> Tensor:
-        """Sum of the losses of a share, the same on all ranks of the pipeline."""
-        size = len(share.index) // (divided.config.micro_batches or 1)
-        samples = [self.samples(split, part) for part in micro_batches([share], size)]
-        scale = divided.loss_factor * self._scaler.scale / share.batch_size if backward else 1.0
-
-        def loss(output: Tensor, part: Any) -> Tensor:
-            assert self.spec.division is not None
-            loss_B = self.spec.division.loss(self.module, output, part, self.config.loss)
-            return (loss_B * part.weight_B).sum() * scale
-
-        with self._autocast():
-            total = divided.run(samples, loss, backward)
-        return total * (
-            share.batch_size / (divided.loss_factor * self._scaler.scale) if backward else 1.0
-        )
-
-    def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
-        parallel = self._parallel
-        if isinstance(parallel, DistributedDataParallel):
-            return parallel.no_sync()
-        return contextlib.nullcontext()
-
-    def _shares(self, batch: GlobalBatch) -> list[RankShare]:
-        """What this rank takes of a batch."""
-        if self.divided is None:
-            return rank_shares(batch, self.ranks.rank, self.ranks.world_size)
-        # All samples of a model that can be divided are alike.
-        [share] = rank_shares(batch, self.divided.data_rank, self.divided.data_size)
-        return [self.divided.padded(share, self.config.global_batch)]
-
-    def _losses(self, split: str, part: RankShare, model: nn.Module) -> Tensor:
-        """Loss of each sample, [B], 0 for those that do not count."""
-        self._mark("data")
-        if self._replay is not None and split == "train":
-            return self._losses_of_replay(self._replay, part, model)
-        samples = self.samples(split, part)
-        self._mark("forward")
-        with self._autocast():
-            loss_B = self.spec.loss(model, samples, self.config.loss)
-        return loss_B * samples.weight_B
-
-    def _losses_of_replay(self, replay: Replay, part: RankShare, model: nn.Module) -> Tensor:
-        assert self.spec.go_on is not None
-        samples, draw = replay.samples(part, self.step)
-        self._mark("forward")
-        with self._autocast():
-            loss_B, past = self.spec.go_on(model, samples, self.config.loss)
-        replay.keep(draw, past)
-        return loss_B * samples.weight_B
-
-    def _autocast(self) -> torch.autocast:
-        # FSDP collects the gradients of a unit when those of its inputs are there. If micro-batches, or the
-        # steps of a rollout, shared rounded weights, theirs would come later, and could be lost.
-        keep = self.divided is None or self.divided.config.dp_shard == 1
-        return autocast(self.config.precision, self.ranks.device, keep)
-
-    def samples(self, split: str, part: RankShare) -> Any:
-        """Gather samples, with what the model draws at random for this epoch."""
-        samples = self.view.batch(split, part.group, part.index, part.weight)
-        if self.spec.randomise is not None:
-            # Validation draws the same in every epoch: its losses can be compared.
-            epoch = self.position.epoch if split == "train" else 0
-            seeds = sample_seeds(self._seed, split, epoch, part.group, part.index)
-            samples = self.spec.randomise(self._model_config, samples, seeds)
-        return samples
 
     @property
     def learning_rate(self) -> float:
@@ -477,19 +343,9 @@ class Trainer:
         total, count = 0.0, 0
         with self._ema.applied() if self._ema else contextlib.nullcontext():
             for batch in self._validation.epoch(0):
-                total += self._validated(self._shares(batch))
+                total += self.passes.validated(batch, self.position)
                 count += batch.size
         return self.ranks.sum(total)[0] / count
-
-    def _validated(self, shares: list[RankShare]) -> float:
-        """Sum of the losses of what this rank takes of a batch, or of its part of that."""
-        if self.divided is not None and self.divided.is_pipeline:
-            [share] = shares
-            total = self._through_stages(self.divided, "validation", share, backward=False)
-            return float(total) / self.divided.counted
-        parts = micro_batches(shares, self.execution.micro_batch)
-        losses = (self._losses("validation", part, self.module).double().sum() for part in parts)
-        return sum(map(float, losses)) / (self.divided.counted if self.divided else 1)
 
     def _forecasting(self) -> dict[str, Tensor]:
         """The weights that are validated: averaged, if that is asked for."""

@@ -167,12 +167,13 @@ class ParallelConfig:
     def advice(self, waits: float | None = None) -> str | None:
         """A sentence about a pipeline that waits a lot; None: it does not.
 
-        ``waits`` is the share of its time that it waits; None: as if all stages took equally long.
+        ``waits`` is the share of its time that it waits; None: the stages are not known, and what it would
+        wait if all took equally long is the least.
         """
         if self.pipeline == 1 or (self.micro_batches or 1) >= _ADVISED * self.pipeline:
             return None
-        share = self.bubble if waits is None else waits
+        share = f"at least {self.bubble:.0%}" if waits is None else f"{waits:.0%}"
         return (
             f"parallel.micro_batches {self.micro_batches}: processes of the pipeline wait "
-            f"{share:.0%} of their time; {_ADVISED * self.pipeline} or more would be better"
+            f"{share} of their time; {_ADVISED * self.pipeline} or more would be better"
         )

@@ -1,0 +1,93 @@
+"""Small configurations of every kind of samples."""
+
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+
+
+def config():
+    return {
+        "run": {"experiments": ["head"], "layouts": ["n1_gpu1", "n2_gpu2"], "seeds": [0, 3]},
+        "datasets": {
+            "coast": {
+                "source": "demo",
+                "demo": {"steps": 9},
+                "variables": ["head", "mass_concentration"],
+                "forcings": ["head_bc"],
+                "split": {"train": 0.7, "validation": 0.15, "gap": 20},
+                "patches": {},
+            }
+        },
+        "experiments": {
+            "head": {
+                "dataset": "coast",
+                "data": {"variables": ["head"], "input_steps": 10, "output_steps": 10},
+                "model": {"name": "gino", "latent_shape": [12, 8, 6], "radius": 0.2},
+                "train": {"epochs": 10, "milestone_every": 4, "save_every": 2, "global_batch": 8},
+            }
+        },
+    }
+
+
+def changed(path: str, value):
+    made = config()
+    block = made
+    *parents, last = path.split("/")
+    for key in parents:
+        block = block[key]
+    if value is None:
+        del block[last]
+    else:
+        block[last] = value
+    return made
+
+
+def icon():
+    made = config()
+    made["datasets"]["globe"] = {
+        "source": "demo",
+        "format": "icon",
+        "variables": ["tas"],
+        "split": {"train": 0.7, "validation": 0.15, "gap": 4},
+    }
+    made["experiments"]["fine"] = {
+        "dataset": "globe",
+        "data": {"variables": ["tas"]},
+        "model": {"name": "downscaler"},
+        "train": {"epochs": 2, "global_batch": 4},
+    }
+    made["run"] |= {"experiments": ["fine"], "layouts": ["n1_gpu1"]}
+    return made
+
+
+def traffic():
+    made = config()
+    made["datasets"]["town"] = {"source": "demo", "format": "tracks", "tokens": {"motion": 64}}
+    made["experiments"]["drive"] = {
+        "dataset": "town",
+        "data": {},
+        "model": {"name": "smart"},
+        "train": {"epochs": 2, "global_batch": 4},
+    }
+    made["run"] |= {"experiments": ["drive"], "layouts": ["n1_gpu1"]}
+    return made
+
+
+def weather():
+    made = config()
+    made["datasets"]["planet"] = {
+        "source": "demo",
+        "format": "weather",
+        "split": {"train": 0.7, "validation": 0.1, "gap": 4},
+    }
+    made["experiments"]["globe"] = {
+        "dataset": "planet",
+        "data": {},
+        "model": {"name": "aurora"},
+        "train": {"epochs": 2, "global_batch": 4},
+    }
+    made["run"] |= {"experiments": ["head", "globe"]}
+    return made

@@ -1,0 +1,187 @@
+"""How a rank's samples go through the model: forward for their losses, backward for the gradients."""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from millrace.models.spec import ModelSpec
+from millrace.training.batches import (
+    GlobalBatch,
+    RankShare,
+    micro_batches,
+    rank_shares,
+    sample_seeds,
+)
+from millrace.training.config import ExecutionConfig, TrainConfig
+from millrace.training.distributed import Ranks
+from millrace.training.parallel.divided import Divided
+from millrace.training.phases import Mark
+from millrace.training.precision import LossScaler, autocast
+from millrace.training.replay import Replay
+from millrace.training.store import Position
+
+
+class View(Protocol):
+    """Samples as the engine sees them: groups of samples that share a geometry."""
+
+    group_costs: np.ndarray
+    """How long a sample of each group takes, in any unit, [G]."""
+
+    def groups(self, split: Any) -> np.ndarray:
+        """Samples of each group, int64[G]."""
+
+    def batch(self, split: Any, group: int, index: np.ndarray, weight: Any = None) -> Any:
+        """Gather samples of a group; the result has ``weight_B``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """A model, its samples and the ranks it is trained on."""
+
+    spec: ModelSpec
+    model_config: Any
+    """An instance of ``spec.config``."""
+    view: View
+    config: TrainConfig
+    execution: ExecutionConfig
+    seed: int
+    ranks: Ranks
+    module: nn.Module
+    """Without what only training needs."""
+    trained: nn.Module
+    """``module`` as training calls it; among copies its backward pass exchanges gradients."""
+    divided: Divided | None
+    """How the module is divided among ranks; None: each has all of it."""
+    scaler: LossScaler
+    replay: Replay | None
+    """Forecasts to train from; None: only the data."""
+    mark: Mark
+
+    def backward(self, batch: GlobalBatch, position: Position) -> Tensor:
+        """Add up the gradients of this rank's samples; gives their part of the loss of the batch.
+
+        Ranks may have different numbers of micro-batches, but each has a last one: only that one
+        exchanges gradients, so that nobody waits for a rank that has none left.
+        """
+        if self.divided is not None:
+            [share] = self._shares(batch)
+            return self._backward_divided(self.divided, share, position)
+        total = torch.zeros((), device=self.ranks.device)
+        *first, last = micro_batches(self._shares(batch), self.execution.micro_batch)
+        for part in first:
+            with self._without_exchange():
+                total += self._backward_part(part, position, self.ranks.world_size)
+        return total + self._backward_part(last, position, self.ranks.world_size)
+
+    def validated(self, batch: GlobalBatch, position: Position) -> float:
+        """Sum of the losses of this rank's samples; summed over ranks it is that of the batch."""
+        shares = self._shares(batch)
+        if self.divided is not None and self.divided.is_pipeline:
+            [share] = shares
+            samples = self._in_micro_batches(self.divided, "validation", share, position)
+            return float(self._through_stages(self.divided, samples)) / self.divided.counted
+        parts = micro_batches(shares, self.execution.micro_batch)
+        losses = (
+            self._losses("validation", part, position, self.module).double().sum() for part in parts
+        )
+        return sum(map(float, losses)) / (self.divided.counted if self.divided else 1)
+
+    def samples(self, split: str, part: RankShare, position: Position) -> Any:
+        """Gather samples, with what the model draws at random for this epoch."""
+        samples = self.view.batch(split, part.group, part.index, part.weight)
+        if self.spec.randomise is not None:
+            # Validation draws the same in every epoch: its losses can be compared.
+            epoch = position.epoch if split == "train" else 0
+            seeds = sample_seeds(self.seed, split, epoch, part.group, part.index)
+            samples = self.spec.randomise(self.model_config, samples, seeds)
+        return samples
+
+    def _shares(self, batch: GlobalBatch) -> list[RankShare]:
+        """What this rank takes of a batch."""
+        if self.divided is None:
+            return rank_shares(batch, self.ranks.rank, self.ranks.world_size)
+        # All samples of a model that can be divided are alike.
+        [share] = rank_shares(batch, self.divided.data_rank, self.divided.data_size)
+        return [self.divided.padded(share, self.config.global_batch)]
+
+    def _backward_part(self, part: RankShare, position: Position, factor: float) -> Tensor:
+        loss = self._losses("train", part, position, self.trained).sum() / part.batch_size
+        self.mark("backward")
+        # Gradients are averaged over the ranks; what is wanted is the sum of the ranks' parts.
+        (loss * factor * self.scaler.scale).backward()
+        return loss.detach()
+
+    def _backward_divided(self, divided: Divided, share: RankShare, position: Position) -> Tensor:
+        if divided.is_pipeline:
+            samples = self._in_micro_batches(divided, "train", share, position)
+            factor = divided.loss_factor * self.scaler.scale / share.batch_size
+            total = self._through_stages(divided, samples, factor) / share.batch_size
+        else:
+            total = torch.zeros((), device=self.ranks.device)
+            parts = micro_batches([share], self.execution.micro_batch)
+            for number, part in enumerate(parts, start=1):
+                divided.exchanging(number == len(parts))
+                total += self._backward_part(part, position, divided.loss_factor)
+        divided.finish_gradients()
+        return total / divided.counted  # others report the same
+
+    def _in_micro_batches(
+        self, divided: Divided, split: str, share: RankShare, position: Position
+    ) -> list[Any]:
+        size = len(share.index) // (divided.config.micro_batches or 1)
+        return [self.samples(split, part, position) for part in micro_batches([share], size)]
+
+    def _through_stages(
+        self, divided: Divided, samples: list[Any], backward: float | None = None
+    ) -> Tensor:
+        """Sum of the losses, the same on all ranks of the pipeline.
+
+        ``backward``: what the losses are multiplied with for the backward pass; None: there is none.
+        """
+        factor = 1.0 if backward is None else backward
+
+        def loss(output: Tensor, part: Any) -> Tensor:
+            assert self.spec.division is not None
+            loss_B = self.spec.division.loss(self.module, output, part, self.config.loss)
+            return (loss_B * part.weight_B).sum() * factor
+
+        with self._autocast():
+            return divided.run(samples, loss, backward is not None) / factor
+
+    def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
+        if isinstance(self.trained, DistributedDataParallel):
+            return self.trained.no_sync()
+        return contextlib.nullcontext()
+
+    def _losses(self, split: str, part: RankShare, position: Position, model: nn.Module) -> Tensor:
+        """Loss of each sample, [B], 0 for those that do not count."""
+        self.mark("data")
+        if self.replay is not None and split == "train":
+            return self._losses_of_replay(self.replay, part, position, model)
+        samples = self.samples(split, part, position)
+        self.mark("forward")
+        with self._autocast():
+            loss_B = self.spec.loss(model, samples, self.config.loss)
+        return loss_B * samples.weight_B
+
+    def _losses_of_replay(
+        self, replay: Replay, part: RankShare, position: Position, model: nn.Module
+    ) -> Tensor:
+        assert self.spec.go_on is not None
+        samples, draw = replay.samples(part, position.step)
+        self.mark("forward")
+        with self._autocast():
+            loss_B, past = self.spec.go_on(model, samples, self.config.loss)
+        replay.keep(draw, past)
+        return loss_B * samples.weight_B
+
+    def _autocast(self) -> torch.autocast:
+        # FSDP collects the gradients of a unit when those of its inputs are there. If micro-batches, or the
+        # steps of a rollout, shared rounded weights, theirs would come later, and could be lost.
+        keep = self.divided is None or self.divided.config.dp_shard == 1
+        return autocast(self.config.precision, self.ranks.device, keep)
