@@ -92,6 +92,17 @@ class Divided:
         if ranks.is_first and advice:
             warnings.warn(advice, stacklevel=2)
 
+    def close(self) -> None:
+        """Leave the groups of processes; the module cannot be used any more.
+
+        Call it on all processes, and forget the module: groups of gloo have threads that take time as long
+        as anything refers to them.
+        """
+        for axis in AXES:
+            group = self._mesh.get_group(axis)
+            if group is not dist.group.WORLD:
+                dist.destroy_process_group(group)
+
     def _shard(
         self, names: Sequence[str], parts: Mapping[int, nn.Module], half: torch.dtype | None
     ) -> None:
