@@ -105,6 +105,11 @@ class Project:
             counts.pop(target, None)
         return Counter(counts)
 
+    def report(self) -> str:
+        """The report of Snakemake, as text."""
+        self.run("--report", "report.html")
+        return self.path("report.html").read_text()
+
     @staticmethod
     def environment() -> dict[str, str]:
         return os.environ | {"OMP_NUM_THREADS": "1"}

@@ -78,8 +78,7 @@ def test_the_table_compares_with_the_best_baseline(finished):
 
 
 def test_report(finished):
-    finished.run("--report", "report.html")
-    text = finished.path("report.html").read_text()
+    text = finished.report()
     for expected in ("reliability", "spectra", "table of test skill"):
         assert expected in text
 

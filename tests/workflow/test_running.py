@@ -31,8 +31,7 @@ def test_outputs(project):
 
 
 def test_report(project):
-    project.run("--report", "report.html")
-    text = project.path("report.html").read_text()
+    text = project.report()
     for expected in (
         "Summary",
         "Evaluation",

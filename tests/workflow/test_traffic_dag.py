@@ -95,8 +95,7 @@ def test_a_checkpoint_belongs_to_its_vocabulary(finished):
 
 
 def test_report(finished):
-    finished.run("--report", "report.html")
-    text = finished.path("report.html").read_text()
+    text = finished.report()
     for expected in ("vocabularies", "error_by_horizon", "table of test skill"):
         assert expected in text
 

@@ -102,8 +102,7 @@ def test_the_table_compares_with_the_better_baseline(finished):
 
 
 def test_report(finished):
-    finished.run("--report", "report.html")
-    text = finished.path("report.html").read_text()
+    text = finished.report()
     for expected in ("scorecard", "spectra", "table of test skill"):
         assert expected in text
 

@@ -1,11 +1,12 @@
 """The launcher in real SLURM jobs: several nodes, time limit, cancelling, requeueing, losses."""
 
+import functools
 import json
 import signal
 from pathlib import Path
 
 import pytest
-from slurm_jobs import ranks, same_state, wait, workers
+from slurm_jobs import Training, ranks, same_state, wait, workers
 
 from millrace.launch import launch
 from millrace.schedulers import State
@@ -14,12 +15,14 @@ from millrace.training.store import load_state
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def whole(training):
-    """Final state of a run that was never stopped: (layout, epochs) -> state."""
+@pytest.fixture(scope="module")
+def whole(samples, definition, tmp_path_factory):
+    """Final state of a run on two GPUs that was never stopped: epochs -> state."""
+    alone = Training(tmp_path_factory.mktemp("whole"), samples, definition, jobs=None)
 
-    def run(layout, epochs):
-        request = training.request(layout, epochs, name="whole")
+    @functools.cache
+    def run(epochs):
+        request = alone.request("n1_gpu2", epochs, name=str(epochs))
         assert launch(request, cpus=2) == 0
         return load_state(Path(request.checkpoint))
 
@@ -52,7 +55,7 @@ def test_cancelled_job_saves_and_stays_cancelled(training, jobs, whole):
     again = training.submit(request)
     training.wait_for_end(request, again)
     assert training.epochs(request) == list(range(1, 61)), "a finished epoch was lost"
-    same_state(load_state(Path(request.checkpoint)), whole("n1_gpu2", 60))
+    same_state(load_state(Path(request.checkpoint)), whole(60))
 
 
 def test_requeued_job_continues_under_its_id(training, slurm, whole):
@@ -63,7 +66,7 @@ def test_requeued_job_continues_under_its_id(training, slurm, whole):
     training.wait_for_end(request, job)
     state = load_state(Path(request.checkpoint))
     assert [session["job"] for session in state["sessions"]] == [job, job]
-    same_state(state, whole("n1_gpu2", 60))
+    same_state(state, whole(60))
 
 
 def test_node_that_dies_is_replaced(training, slurm, whole):
@@ -81,7 +84,7 @@ def test_node_that_dies_is_replaced(training, slurm, whole):
     state = load_state(Path(request.checkpoint))
     assert len(state["sessions"]) >= 2
     # Two ranks with a thread each are the same two, wherever they are.
-    same_state(state, whole("n1_gpu2", 60))
+    same_state(state, whole(60))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -97,7 +100,7 @@ def test_rank_that_dies_or_hangs_is_started_again(training, whole, number):
     state = load_state(Path(request.checkpoint))
     assert len(state["sessions"]) == 2
     assert not victim.is_running()
-    same_state(state, whole("n1_gpu2", 60))
+    same_state(state, whole(60))
 
 
 def test_second_job_on_a_run_ends_the_first(training, jobs, whole):
@@ -112,4 +115,4 @@ def test_second_job_on_a_run_ends_the_first(training, jobs, whole):
     assert [session["job"] for session in state["sessions"]] == [first, second]
     epochs = training.epochs(request)
     assert epochs == sorted(set(epochs)), "both wrote"
-    same_state(state, whole("n1_gpu2", 120))
+    same_state(state, whole(120))
