@@ -1,9 +1,10 @@
-"""A step that never ends kills its process; slow steps, first steps and pauses do not."""
+"""A step, or an end of an epoch, that never ends kills its process; slow and first ones do not."""
 
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -13,14 +14,17 @@ HANG = """
 import sys, time
 from millrace.training import watchdog
 watchdog._LOOK_EVERY_S = 0.05
-dog = watchdog.Watchdog(grace=0.3)
-steps, inside = int(sys.argv[1]), sys.argv[2] == "inside"
-with dog.watching():
+dog = watchdog.Watchdog(grace=0.3, grace_of_files=0.5)
+steps, where = int(sys.argv[1]), sys.argv[2]
+with dog.watching_steps():
     for _ in range(steps):
         dog.beat(0.01)
-    if inside:
+    if where == "inside":
         time.sleep(3)
-if not inside:
+for seconds in {"later": [0.01, 3], "first": [1]}.get(where, []):
+    with dog.watching_end_of_epoch():
+        time.sleep(seconds)
+if where == "outside":
     time.sleep(1)
 """
 
@@ -35,6 +39,13 @@ def test_a_hanging_step_kills_the_process_and_says_so() -> None:
     done = run(20, "inside")
     assert done.returncode == -signal.SIGKILL
     assert "rank 0: no step for" in done.stderr
+
+
+def test_so_does_an_end_of_an_epoch() -> None:
+    """While ranks validate and save, they wait for each other too."""
+    done = run(20, "later")
+    assert done.returncode == -signal.SIGKILL
+    assert "rank 0: no end of the epoch for" in done.stderr
 
 
 # torchrun's part: it starts a rank that is stopped and another that waits for it.
@@ -61,8 +72,8 @@ def test_ranks_of_the_node_die_with_it_even_if_stopped(started_by, expected) -> 
     assert done.stdout.strip() == expected, done.stderr
 
 
-@pytest.mark.parametrize(("steps", "where"), [(19, "inside"), (20, "outside")])
-def test_nothing_is_killed_before_steps_are_known_nor_outside_of_training(steps, where) -> None:
+@pytest.mark.parametrize(("steps", "where"), [(19, "inside"), (20, "first"), (20, "outside")])
+def test_nothing_is_killed_before_times_are_known_nor_outside_of_training(steps, where) -> None:
     assert run(steps, where).returncode == 0
 
 
@@ -74,3 +85,12 @@ def test_the_limit_is_three_slow_steps_and_the_grace() -> None:
     for _ in range(30):
         dog.beat(2.0)
     assert dog.limit == pytest.approx(16.0)
+
+
+def test_the_end_of_an_epoch_may_take_three_times_the_longest_and_the_grace() -> None:
+    dog = Watchdog(grace_of_files=60.0)
+    assert dog.limit_of_end is None
+    for seconds in (0.2, 0.0):
+        with dog.watching_end_of_epoch():
+            time.sleep(seconds)
+    assert dog.limit_of_end == pytest.approx(60.6, abs=0.2)

@@ -234,10 +234,11 @@ class Trainer:
             if not self._run_epoch(deadline, observer):
                 observer.on_state(self, stopping=True)
                 return False
-            started = time.monotonic()
-            observer.on_epoch(self._finish_epoch())
-            deadline.record_validation(time.monotonic() - started)
-            observer.on_state(self, stopping=False)
+            with self._watchdog.watching_end_of_epoch():
+                started = time.monotonic()
+                observer.on_epoch(self._finish_epoch())
+                deadline.record_validation(time.monotonic() - started)
+                observer.on_state(self, stopping=False)
         return True
 
     @property
@@ -250,7 +251,7 @@ class Trainer:
         self.module.train()
         position, agree_at = self.position, self.step
         started = time.monotonic()
-        with self._watchdog.watching():
+        with self._watchdog.watching_steps():
             for batch in self.batches(position.epoch, start=position.batch):
                 if self.step >= agree_at:
                     stop, seconds = self.ranks.maximum(deadline.stop, self._sums.seconds_per_step)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import psutil
@@ -19,21 +19,26 @@ import psutil
 _FACTOR, _GRACE_S = 3.0, 10.0
 # Before that many steps nobody knows how long one takes: kernels are compiled, files are read first.
 _LEARN_STEPS = 20
+# Checkpoints are written at the end of an epoch: a busy file system may take its time.
+_GRACE_OF_FILES_S = 60.0
 _LOOK_EVERY_S = 1.0
 
 
 class Watchdog:
-    """Watches the time since the last step.
+    """Watches the time since the last step, and that between the steps of two epochs.
 
     Parameters
     ----------
     grace : float
         Seconds that a step may take beyond three slow ones (the 99th percentile).
+    grace_of_files : float
+        Seconds that validation and saving may take beyond three times the longest so far.
     """
 
-    def __init__(self, grace: float = _GRACE_S) -> None:
-        self._grace = grace
+    def __init__(self, grace: float = _GRACE_S, grace_of_files: float = _GRACE_OF_FILES_S) -> None:
+        self._grace, self._grace_of_files = grace, grace_of_files
         self._steps: deque[float] = deque(maxlen=1000)
+        self._longest_end: float | None = None
         self._last = time.monotonic()
 
     def beat(self, seconds: float) -> None:
@@ -48,25 +53,42 @@ class Watchdog:
             return None
         return _FACTOR * float(np.percentile(self._steps, 99)) + self._grace
 
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
+    @property
+    def limit_of_end(self) -> float | None:
+        """Seconds that the end of an epoch may take; None: not known yet."""
+        if self._longest_end is None:
+            return None
+        return _FACTOR * self._longest_end + self._grace_of_files
+
+    def watching_steps(self) -> contextlib.AbstractContextManager[None]:
         """Kill the ranks of this node if a step takes longer than `limit`, while the context is open."""
+        return self._watching("step", lambda: self.limit)
+
+    @contextlib.contextmanager
+    def watching_end_of_epoch(self) -> Iterator[None]:
+        """Kill them if the context is open for longer than `limit_of_end`."""
+        with self._watching("end of the epoch", lambda: self.limit_of_end):
+            yield
+        self._longest_end = max(self._longest_end or 0.0, time.monotonic() - self._last)
+
+    @contextlib.contextmanager
+    def _watching(self, what: str, limit: Callable[[], float | None]) -> Iterator[None]:
         over = threading.Event()
         self._last = time.monotonic()
-        threading.Thread(target=self._watch, args=[over], daemon=True).start()
+        threading.Thread(target=self._watch, args=[over, what, limit], daemon=True).start()
         try:
             yield
         finally:
             over.set()
 
-    def _watch(self, over: threading.Event) -> None:
+    def _watch(self, over: threading.Event, what: str, limit: Callable[[], float | None]) -> None:
         while not over.wait(_LOOK_EVERY_S):
-            limit = self.limit
+            seconds = limit()
             waited = time.monotonic() - self._last
-            if limit is not None and waited > limit:
+            if seconds is not None and waited > seconds:
                 print(
-                    f"rank {os.environ.get('RANK', 0)}: no step for {waited:.0f} s, expected within "
-                    f"{limit:.0f} s: it hangs and is killed, to start again from the last checkpoint",
+                    f"rank {os.environ.get('RANK', 0)}: no {what} for {waited:.0f} s, expected within "
+                    f"{seconds:.0f} s: it hangs and is killed, to start again from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )
