@@ -146,7 +146,9 @@ def motion_tracks(tmp_path_factory):
 def motion_samples(motion_tracks, tmp_path_factory):
     """A `scenarios.h5`."""
     directory = tmp_path_factory.mktemp("scenarios")
-    config = TokenConfig(motion=64, road=16, tolerance=0.2, train=0.6, validation=0.2, seed=25)
+    config = TokenConfig(
+        motion=64, road=16, tolerance=0.2, train=0.6, validation=0.2, block=1, seed=25
+    )
     build_vocabulary(motion_tracks, directory / "vocabulary.h5", config)
     tokenise(motion_tracks, directory / "vocabulary.h5", directory / "scenarios.h5", config)
     return directory / "scenarios.h5"

@@ -88,7 +88,7 @@ def _html(table: Table, rows: pd.DataFrame) -> str:
     for names, group in rows.groupby(_KEYS, sort=False):
         cells = "".join(f'<td class="head">{name}</td>' for name in names)
         cells += f"<td>{len(group)}</td>"
-        cells += "".join(_cell(group[name], name in table.pooled) for name in titles)
+        cells += "".join(_cell(group[name], table) for name in titles)
         body.append(f"<tr>{cells}</tr>")
     return (
         "<table><caption>Scores on the test period, mean ± standard deviation over seeds. "
@@ -97,14 +97,15 @@ def _html(table: Table, rows: pd.DataFrame) -> str:
     )
 
 
-def _cell(values: pd.Series, pooled: bool) -> str:
+def _cell(values: pd.Series, table: Table) -> str:
     values = pd.to_numeric(values)
-    mean, spread = values.mean(), values.std()
-    if pd.isna(mean):
+    shown = values.min() if values.name in table.lowest else values.mean()
+    if pd.isna(shown):
         return "<td>undefined</td>"
-    # Three digits of the mean, and the spread to the same place.
-    places = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 3
-    text = f"{mean:.{places}f}"
-    text += f" ± {spread:.{places}f}" if len(values) > 1 and not pooled else ""
+    # Three digits, and the spread to the same place.
+    places = max(0, 2 - math.floor(math.log10(abs(shown)))) if shown else 3
+    text = f"{shown:.{places}f}"
+    if len(values) > 1 and values.name not in (*table.pooled, *table.lowest):
+        text += f" ± {values.std():.{places}f}"
     worse = str(values.name).endswith("skill") and values.min() <= 0
     return f'<td class="bad">{text}</td>' if worse else f"<td>{text}</td>"

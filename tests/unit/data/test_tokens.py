@@ -1,3 +1,4 @@
+import itertools
 import time
 
 import h5py
@@ -5,9 +6,16 @@ import motion_scenes
 import numpy as np
 import pytest
 
+from millrace.data.scenario_view import ScenarioView
 from millrace.data.scenarios import TokenConfig, build_vocabulary, read_vocabulary, tokenise
 from millrace.data.tokens import HISTORY, STRIDE, TOKENS, Matcher, Tokeniser, cut
-from millrace.data.tracks import CLASSES, find_recordings, read_recording
+from millrace.data.tracks import (
+    CLASSES,
+    Scene,
+    find_recordings,
+    read_recording,
+    write_recording,
+)
 from millrace.data.vocabulary import (
     BOXES,
     Vocabulary,
@@ -215,3 +223,49 @@ def test_pieces_are_equal_and_short(scenes):
 
 def test_boxes_of_the_classes():
     np.testing.assert_array_equal(BOXES, [[4.8, 2.0], [2.0, 1.0], [1.0, 1.0]])
+
+
+def test_neighbours_in_time_are_in_one_split():
+    """Between scenes of different splits there is always one that is in none."""
+    config = TokenConfig(block=5)
+    for town in range(6):
+        splits = [config.split(f"town{town:02d}_{n:03d}") for n in range(400)]
+        for one, other in itertools.pairwise(splits):
+            assert one == other or None in (one, other)
+        kept = [s for s in splits if s is not None]
+        assert len(kept) > 0.85 * len(splits)
+        shares = np.bincount(kept) / len(kept)
+        assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.04)
+        # Few blocks are spread evenly too: a town of 40 scenes has all splits.
+        assert set(splits[:40]) == {0, 1, 2, None}
+
+
+@pytest.mark.parametrize(
+    ("block", "names"),
+    [
+        (1, ["town_007", "town_008", "town_009", "town_010"]),
+        (5, ["0a1b", "f3c2", "town_x7", "town_²"]),
+    ],
+)
+def test_scenes_without_neighbours_are_split_one_by_one(block, names):
+    config = TokenConfig(block=block)
+    assert [config.block_of(name) for name in names] == [(name, 0) for name in names]
+    many = [config.split(f"{names[0]}x{n}") for n in range(2000)]
+    assert np.bincount(many) / 2000 == pytest.approx([0.7, 0.15, 0.15], abs=0.03)
+
+
+def test_what_is_in_no_split_is_not_written(scenes, tmp_path):
+    every = [f"town_{number:02d}" for number in range(len(scenes))]
+    named = [Scene(**{**vars(s), "name": n}) for s, n in zip(scenes, every, strict=True)]
+    write_recording(tmp_path / "tracks", "town", named)
+    config = TokenConfig(motion=64, road=16, tolerance=0.2, block=3)
+    build_vocabulary(tmp_path / "tracks", tmp_path / "v.h5", config)
+    written = tokenise(tmp_path / "tracks", tmp_path / "v.h5", tmp_path / "s.h5", config)
+    with h5py.File(tmp_path / "s.h5") as file:
+        kept = {n.decode(): s for n, s in zip(file["name"][()], file["split"][()], strict=True)}
+    assert kept == {n: config.split(n) for n in every if config.split(n) is not None}
+    assert written == len(kept) < len(every)
+    blocks = ScenarioView(tmp_path / "s.h5").block
+    numbers = [int(name[-2:]) // 3 for name in kept]
+    assert [b == blocks[0] for b in blocks] == [n == numbers[0] for n in numbers]
+    assert len(set(blocks)) == len(set(numbers))

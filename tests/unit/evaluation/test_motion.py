@@ -165,7 +165,7 @@ def test_scores_are_those_of_the_best_rollout():
     pose[0, 1, :, 1] = 9.0
     pose[1, :, :, 1] = 0.3 * np.arange(1, 81)
     scores = MotionScores()
-    scores.add(pose, scene)
+    scores.add(pose, scene, 0)
     found = scores.result()
     ramp = 0.3 * np.arange(1, 81)
     assert found["min_ade"] == pytest.approx((0.5 + ramp[:10].mean()) / 2)
@@ -174,8 +174,8 @@ def test_scores_are_those_of_the_best_rollout():
     assert [found["error_by_step"][i] for i in (0, 15, 79)] == pytest.approx(expected)
 
 
-def test_intervals_come_from_whole_scenes():
-    """Half of the scenes with all, half with none: 0.5, with the error of as many coins."""
+def test_intervals_come_from_whole_blocks():
+    """Half of the blocks with all, half with none: 0.5, with the error of as many coins."""
     events = np.tile([[10.0, 10.0], [0.0, 10.0]], (50, 1))
     low, high = interval(events)
     error = 0.5 / np.sqrt(100)
@@ -187,6 +187,19 @@ def test_intervals_come_from_whole_scenes():
     assert interval(np.zeros((3, 2))) is None
 
 
+def test_scenes_of_a_block_are_one_draw():
+    """Eight scenes in two blocks are two coins, however many scenes there are."""
+    true = np.zeros((2, 91, 3))
+    true[1, :, 0] = 50.0
+    rows = {"true": true, "size": np.tile(CAR, (2, 1)), "kind": np.zeros(2, dtype=int)}
+    scene, apart = TrueScene(rows, np.empty((0, 2, 2)), 80), true[None, :, 11:]
+    scores = MotionScores()
+    for number in range(8):
+        scores.add(apart * (number % 2), scene, number % 2)
+    assert scores.events("collision").tolist() == [[8, 8], [0, 8]]
+    assert scores.result()["collision_interval"] == [0, 1]
+
+
 def test_rates_above_those_of_the_model():
     """Two cars meet in the rollout of one forecaster only."""
     true = np.zeros((2, 91, 3))
@@ -194,8 +207,8 @@ def test_rates_above_those_of_the_model():
     rows = {"true": true, "size": np.tile(CAR, (2, 1)), "kind": np.zeros(2, dtype=int)}
     scene, apart = TrueScene(rows, np.empty((0, 2, 2)), 80), true[None, :, 11:]
     model, other = MotionScores(), MotionScores()
-    model.add(apart, scene)
-    other.add(apart * 0, scene)
+    model.add(apart, scene, 0)
+    other.add(apart * 0, scene, 0)
     found = above_model(other, model)
     assert found["collision_above_model"] == [1, 1]
     assert found["off_road_above_model"] is None, "there is no edge to be beyond"

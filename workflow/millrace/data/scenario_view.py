@@ -9,6 +9,7 @@ Lights are known up to the present. Later moments see the state at the present.
 Shape suffixes: B scenes, A road users, K tokens of a road user, M pieces of road, V tokens.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,14 @@ from torch import Tensor
 
 from millrace.config import essentials
 from millrace.data.hdf5 import open_checked
-from millrace.data.scenarios import AGENT_ROWS, ROAD_ROWS, SCHEMA, SPLITS, read_rows
+from millrace.data.scenarios import (
+    AGENT_ROWS,
+    ROAD_ROWS,
+    SCHEMA,
+    SPLITS,
+    TokenConfig,
+    read_rows,
+)
 from millrace.data.tokens import HISTORY, TOKENS
 from millrace.data.vocabulary import Vocabulary
 from millrace.errors import ConfigError
@@ -116,6 +124,10 @@ class ScenarioView:
             self.split = file["split"][()]
             self.names = [name.decode() for name in file["name"][()]]
             self.origin = file["origin"][()]
+            tokens = TokenConfig(**json.loads(file.attrs["config"]))
+        blocks = [tokens.block_of(name) for name in self.names]
+        self.block = np.unique(np.array(blocks, dtype=str), axis=0, return_inverse=True)[1].ravel()
+        """Number of the block of each scene, int64[N]: scenes of a block follow on each other."""
         self.normalisation = VocabularyBinding(self.vocabulary.digest)
         self.preparation: Mapping[str, Any] | None = None
         self._rows: dict[str, dict[str, np.ndarray]] | None = None
@@ -254,7 +266,7 @@ class ScenarioView:
     def _other_maps(self, scenes: np.ndarray) -> np.ndarray:
         """The map of a scene drawn at random, a quarter of the file away or more.
 
-        That is of another place, if the file holds several one after the other.
+        That is of another place, if the file holds four or more of about equal size one after the other.
         At random, because a model that trains on wrong maps must not learn which belongs to which.
         """
         n = len(self.names)

@@ -23,12 +23,13 @@ from millrace.data.tracks import CLASSES, Scene, TrackFiles, find_recordings, re
 from millrace.data.vocabulary import Vocabulary, build_motion, build_road, check_vocabulary
 from millrace.errors import ConfigError, DataError
 
-SCHEMA = "millrace.scenarios/1"
+SCHEMA = "millrace.scenarios/2"
 VOCABULARY_SCHEMA = "millrace.vocabulary/1"
 SPLITS = ("train", "validation", "test")
 
 _TOGETHER = 64  # scenes that are tokenised at once
 _CHUNK = 1 << 16  # bytes: a scene is read at a time, not a file
+_GOLDEN = 0.6180339887
 _SEGMENTS = 200_000  # of a class; more do not change its vocabulary
 
 Progress = Callable[[int, int], None]
@@ -65,11 +66,16 @@ class TokenConfig:
     train: float = 0.7
     """Share of the scenarios, chosen by their names."""
     validation: float = 0.15
+    block: int = 5
+    """Scenarios that follow on each other, ``…_007``, and stay in one split: they share road users. The
+    last one is left out if the next block is in another split. 1: each is on its own."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if min(self.motion, self.road, self.max_agents) < 1 or not self.tolerance > 0:
             raise ConfigError("tokens: expected vocabularies and a tolerance above 0")
+        if self.block < 1:
+            raise ConfigError(f"tokens.block = {self.block}: expected 1 or more scenarios")
         if max(self.motion, self.road) > np.iinfo(np.int16).max:
             raise ConfigError(f"tokens: at most {np.iinfo(np.int16).max} tokens of a kind")
         if not (0 < self.train < 1 and 0 < self.validation < 1 - self.train):
@@ -77,9 +83,24 @@ class TokenConfig:
                 "tokens: expected shares train and validation that leave a test split"
             )
 
-    def split(self, name: str) -> int:
-        """Split of a scenario, index into `SPLITS`."""
-        share = zlib.crc32(f"{self.seed}/{name}".encode()) / 2**32
+    def block_of(self, name: str) -> tuple[str, int]:
+        """Recording and number of the block that a scenario belongs to."""
+        recording, line, number = name.rpartition("_")
+        if self.block == 1 or not (line and number.isascii() and number.isdecimal()):
+            return name, 0
+        return recording, int(number) // self.block
+
+    def split(self, name: str) -> int | None:
+        """Split of a scenario, index into `SPLITS`; None: it is left out."""
+        recording, block = self.block_of(name)
+        split = self._split(recording, block)
+        is_last = recording != name and (int(name.rpartition("_")[2]) + 1) % self.block == 0
+        return None if is_last and self._split(recording, block + 1) != split else split
+
+    def _split(self, recording: str, block: int) -> int:
+        # Steps of the golden ratio spread the blocks of each recording evenly over the splits.
+        start = zlib.crc32(f"{self.seed}/{recording}".encode()) / 2**32
+        share = (start + block * _GOLDEN) % 1
         return int(share >= self.train) + int(share >= self.train + self.validation)
 
 
@@ -143,7 +164,7 @@ def tokenise(
     config: TokenConfig,
     progress: Progress | None = None,
 ) -> int:
-    """Tokenise all scenarios of a directory of tracks.
+    """Tokenise the scenarios of a directory of tracks, without those between blocks of different splits.
 
     Returns
     -------
@@ -164,7 +185,9 @@ def tokenise(
         for number, files in enumerate(recordings):
             for scenes in _batched(read_recording(files)):
                 for scene in tokeniser(scenes):
-                    writer.add(scene, config.split(scene.name))
+                    split = config.split(scene.name)
+                    if split is not None:
+                        writer.add(scene, split)
             content.update(_content(files))
             if progress is not None:
                 progress(number + 1, len(recordings))

@@ -205,9 +205,10 @@ class MotionScores:
         self._by_step: list[Floats] = []
         self._realism: dict[str, list[float]] = {name: [] for name in (*FEATURES, "realism")}
         self._events: dict[str, list[tuple[float, float]]] = {name: [] for name in EVENTS}
+        self._block: list[int] = []
 
-    def add(self, pose_SAT3: Floats, scene: "TrueScene") -> None:
-        """Add the rollouts of a scene."""
+    def add(self, pose_SAT3: Floats, scene: "TrueScene", block: int) -> None:
+        """Add the rollouts of a scene; those of a ``block`` are not independent of each other."""
         future_AT3 = scene.future_AT3[:, : pose_SAT3.shape[2]]
         error_SAT = displacement(pose_SAT3, future_AT3)
         error_SAT = error_SAT[:, np.isfinite(error_SAT).any(axis=(0, 2))]
@@ -227,6 +228,7 @@ class MotionScores:
         for name, tallies in self._events.items():
             counts = (scene.start[name][0] == 0) & np.isfinite(found[name])
             tallies.append((float(found[name][counts].sum()), float(counts.sum())))
+        self._block.append(block)
 
     def result(self) -> dict[str, Any]:
         """Scores, ready for JSON; what is undefined is None."""
@@ -244,8 +246,11 @@ class MotionScores:
         }
 
     def events(self, name: str) -> Floats:
-        """Of each scene how many collide (are off the road), and of how many, [N, 2]."""
-        return np.array(self._events[name]).reshape(-1, 2)
+        """Of each block of scenes how many collide (are off the road), and of how many, [N, 2]."""
+        block_N, number = np.unique(np.array(self._block, dtype=np.int64), return_inverse=True)
+        events_N2 = np.zeros((len(block_N), 2))
+        np.add.at(events_N2, number, np.array(self._events[name]).reshape(-1, 2))
+        return events_N2
 
     def _errors(self) -> list[float | None]:
         if not self._by_step:
@@ -254,16 +259,17 @@ class MotionScores:
 
 
 def interval(events_N2: Floats, less_N2: Floats | None = None) -> list[float] | None:
-    """95 % interval of a rate, from scenes drawn with replacement; None if nothing can be said.
+    """95 % interval of a rate, from blocks of scenes drawn with replacement; None if nothing can be said.
 
-    Scenes are drawn, and not road users, since what happens to those of a scene goes together.
+    Blocks are drawn, and not road users or scenes, since what happens to those of a block goes together
+    (Efron and Tibshirani 1993: An Introduction to the Bootstrap, ch. 8). The model's weights are fixed.
 
     Parameters
     ----------
     events_N2 : ndarray
         See `MotionScores.events`.
     less_N2 : ndarray, optional
-        Those of another forecaster in the same scenes, whose rate is subtracted.
+        Those of another forecaster in the same blocks, whose rate is subtracted.
     """
     if not len(events_N2):
         return None
@@ -326,7 +332,7 @@ def motion_scores(
                 poses["noise"] = blind_tokens(view, scene, config)
             poses["truth"] = true_scene.future_AT3[None]
             for name in names:
-                scores[name].add(poses[name], true_scene)
+                scores[name].add(poses[name], true_scene, int(view.block[scene]))
             tokens = {"truth": np.where(rows["valid"], rows["token"], -1)[None, :, HISTORY:]}
             if "model" in names:
                 tokens["model"] = drawn["model"].token_BSAK[b, :, :n].cpu().numpy()

@@ -39,6 +39,8 @@ class Table:
     """The same for ensembles over seeds, whose columns are added to those of the runs."""
     pooled: Sequence[str] = ()
     """Columns that are of all seeds together and have no spread over them."""
+    lowest: Sequence[str] = ()
+    """Columns of which the lowest of all seeds is shown, such as lower ends of intervals."""
 
 
 @dataclass(frozen=True)

@@ -101,11 +101,13 @@ KINDS = (
             "best rollout ends more than 2 m off. The rates are shares of road users and rollouts, without "
             "those that collide or are off the road at the present. <i>Other map</i>: the same model, "
             "given the map of another scene; <i>more by at least</i> is the lower end of the 95 % interval "
-            "of the difference, from test scenes drawn with replacement: above 0 it is more than chance. "
+            "of the difference, from blocks of test scenes drawn with replacement, of the seed where it is "
+            "lowest: above 0 the difference is more than chance for each seed. "
             "Realism is the likelihood of what happened, from 0 to 1 (Waymo Open Sim Agents); that of the "
             "truth, scored as if it were a forecast, is its ceiling.",
             baseline="constant velocity",
             rows=_rows,
+            lowest=("collision_gain", "off_road_gain"),
         ),
     ),
 )
