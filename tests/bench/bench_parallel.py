@@ -118,10 +118,10 @@ def main() -> None:
         work = [1e3 * statistics.median(busy[rank] for busy, _, _ in rounds) for rank in (0, 1)]
         print(
             f"waiting, {schedule}, {parts} micro-batches: predicted {linked:.3f} (without messages of "
-            f"{1e3 * message:.1f} ms {planned:.3f}, equal stages {config.bubble:.3f}), measured {idle:.3f} "
-            f"(not in passes {outside:.3f}): predicted / measured {linked / idle:.3f} (without messages "
-            f"{planned / idle:.3f}; median of {len(rounds)}), goal within {GOAL:.0%}; stages work "
-            f"{work[0]:.0f} and {work[1]:.0f} ms",
+            f"{1e3 * message:.1f} ms {planned:.3f}, equal stages {config.bubble():.3f}), measured "
+            f"{idle:.3f} (not in passes {outside:.3f}): predicted / measured {linked / idle:.3f} "
+            f"(without messages {planned / idle:.3f}; median of {len(rounds)}), goal within {GOAL:.0%}; "
+            f"stages work {work[0]:.0f} and {work[1]:.0f} ms",
             flush=True,
         )
     for size in GRID:

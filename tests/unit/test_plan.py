@@ -290,6 +290,7 @@ def test_weather_is_planned() -> None:
     [
         ("experiments/globe", "data", {"output_steps": 4}, "a window of 6 steps reaches over"),
         ("experiments/globe", "data", {"input_steps": "2"}, "expected whole numbers of input_"),
+        ("experiments/globe", "data", {"output_steps": 0}, "output_steps, 1 or more, got [2, 0]"),
         ("datasets/planet", "weather", {"air": []}, "datasets.planet.weather.air"),
         ("datasets/planet", "weather", {"surfaces": []}, "unknown key 'surfaces' in datasets."),
         ("datasets/planet", "variables", ["2t"], "unknown key 'variables' in datasets.planet"),

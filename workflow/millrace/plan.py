@@ -118,13 +118,15 @@ class Plan:
 
     def _check_parallel(self, name: str, layout: str) -> str | None:
         """Refuse a division that a model or a layout does not allow; advice, if one is slow."""
-        model, train = dict(self.experiments[name]["model"]), self.experiments[name]["train"]
+        block = self.experiments[name]
+        model, train = dict(block["model"]), block["train"]
         made, world_size = model.pop("name"), Layout.parse(layout).world_size
+        steps = LIMITS[made].steps(block["data"]) if made in LIMITS else 1
         try:
             config = from_mapping(LIMITS[made].config, model, "model") if made in LIMITS else None
-            parallel = from_mapping(
-                ParallelConfig, self.experiments[name]["parallel"], "parallel"
-            ).of(made, config, world_size, train["global_batch"])
+            parallel = from_mapping(ParallelConfig, block["parallel"], "parallel").of(
+                made, config, world_size, train["global_batch"], steps
+            )
             parallel.check_options(
                 train.get("compile", False),
                 train.get("gradient_compression", "none"),
@@ -132,7 +134,7 @@ class Plan:
             )
         except ConfigError as error:
             raise ConfigError(f"config: experiments.{name} on {layout}: {error}") from None
-        advice = parallel.advice()
+        advice = parallel.advice(steps)
         return f"experiments.{name} on {layout}: {advice}" if advice else None
 
     def advice(self) -> list[str]:

@@ -23,10 +23,10 @@ HEADLINE = 24
 
 def _check(name: str, experiment: Block, dataset: Block) -> None:
     steps = [experiment["data"].get(key, n) for key, n in (("input_steps", 2), ("output_steps", 1))]
-    if not all(is_count(n) for n in steps):
+    if not all(is_count(n) and n for n in steps):
         raise ConfigError(
-            f"config: experiments.{name}.data: expected whole numbers of input_steps and output_steps, "
-            f"got {steps}"
+            f"config: experiments.{name}.data: expected whole numbers of input_steps and output_steps, 1 "
+            f"or more, got {steps}"
         )
     gap = dataset["split"]["gap"]
     if sum(steps) > gap + 1:

@@ -157,8 +157,13 @@ class Trainer:
 
     def _divide(self, parallel: ParallelConfig) -> Divided | None:
         """Leave this rank its part of the module; None: all of it."""
+        division = self.spec.division
         self.parallel = resolved = parallel.of(
-            self.spec.name, self._model_config, self.ranks.world_size, self.config.global_batch
+            self.spec.name,
+            self._model_config,
+            self.ranks.world_size,
+            self.config.global_batch,
+            division.steps(self.view) if division else 1,
         )
         resolved.check_options(
             self.execution.compile, self.config.gradient_compression, self.config.replay is not None

@@ -88,7 +88,7 @@ class Divided:
         if config.pipeline > 1:
             group, total = self._mesh["pp"].get_group(), config.stages * steps
             self._pipeline = Pipeline(parts, total, config, group, ranks.device)
-        advice = config.advice(float(np.mean(waiting(config, costs * steps))))
+        advice = config.advice(steps, float(np.mean(waiting(config, costs * steps))))
         if ranks.is_first and advice:
             warnings.warn(advice, stacklevel=2)
 

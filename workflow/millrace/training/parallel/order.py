@@ -48,7 +48,7 @@ def order(config: ParallelConfig, rank: int, chunks: int, parts: int) -> list[Wo
 def waiting(config: ParallelConfig, costs: Sequence[float], sending: float = 0.0) -> list[float]:
     """Share of the time of a step that each process of a pipeline waits.
 
-    Stages of unequal cost wait longer than (p - 1) / (v m + p - 1): all go at the pace of the slowest.
+    Stages of unequal cost wait longer than `ParallelConfig.bubble`: all go at the pace of the slowest.
 
     Parameters
     ----------
