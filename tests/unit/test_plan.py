@@ -291,6 +291,12 @@ def test_weather_is_planned() -> None:
         ("experiments/globe", "data", {"output_steps": 4}, "a window of 6 steps reaches over"),
         ("experiments/globe", "data", {"input_steps": "2"}, "expected whole numbers of input_"),
         ("experiments/globe", "data", {"output_steps": 0}, "output_steps, 1 or more, got [2, 0]"),
+        (
+            "experiments/globe/train",
+            "replay",
+            {"longest": 3},
+            "train.replay.longest: expected 4 or more (twice",
+        ),
         ("datasets/planet", "weather", {"air": []}, "datasets.planet.weather.air"),
         ("datasets/planet", "weather", {"surfaces": []}, "unknown key 'surfaces' in datasets."),
         ("datasets/planet", "variables", ["2t"], "unknown key 'variables' in datasets.planet"),
@@ -298,8 +304,11 @@ def test_weather_is_planned() -> None:
 )
 def test_weather_that_does_not_fit_is_refused(block, key, value, message) -> None:
     made = weather()
-    kind, name = block.split("/")
-    made[kind][name][key] = value
+    made["experiments"]["globe"]["data"] = {"output_steps": 2}
+    changing = made
+    for name in block.split("/"):
+        changing = changing[name]
+    changing[key] = value
     with pytest.raises(ConfigError) as caught:
         Plan(made, SCHEMA)
     assert message in str(caught.value)

@@ -28,6 +28,13 @@ def _check(name: str, experiment: Block, dataset: Block) -> None:
             f"config: experiments.{name}.data: expected whole numbers of input_steps and output_steps, 1 "
             f"or more, got {steps}"
         )
+    replay, reach = experiment["train"].get("replay"), 2 * steps[1]
+    if replay and replay["longest"] < reach:
+        raise ConfigError(
+            f"config: experiments.{name}.train.replay.longest: expected {reach} or more (twice "
+            f"data.output_steps: the lead time of the first forecast that starts from another), got "
+            f"{replay['longest']}; raise it or leave train.replay out"
+        )
     gap = dataset["split"]["gap"]
     if sum(steps) > gap + 1:
         raise ConfigError(
