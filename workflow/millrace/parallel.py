@@ -141,6 +141,7 @@ def described(
     resolved = from_mapping(ParallelConfig, asked, "parallel").of(
         spec.name, model_config, layout.world_size, train.global_batch, spec.division.steps(view)
     )
+    resolved.check_options(execution.compile, train.gradient_compression, train.replay is not None)
     return Subject(spec, model_config, view, view.batch, train), resolved, execution
 
 
