@@ -133,11 +133,16 @@ def one_process(trained):
     return trained(1, replaying())
 
 
-@pytest.mark.parametrize(("ranks", "parallel"), [(3, {}), (2, {"dp_shard": 2})])
-def test_layouts_agree(trained, one_process, ranks, parallel):
+@pytest.mark.parametrize(
+    ("ranks", "parallel", "tolerance"),
+    [(3, {}, 1e-5), (2, {"dp_shard": 2}, 1e-5), (2, {"tensor": 2}, 1e-4)],
+)
+def test_layouts_agree(trained, one_process, ranks, parallel, tolerance):
     found = trained(ranks, replaying(), parallel)
-    assert found["losses"] == pytest.approx(one_process["losses"], rel=1e-5)
-    assert found["norms"] == pytest.approx(one_process["norms"], rel=1e-4)
+    assert found["losses"] == pytest.approx(one_process["losses"], rel=tolerance)
+    assert found["norms"] == pytest.approx(one_process["norms"], rel=10 * tolerance)
+    # Each forecast is in a checkpoint once, whoever kept it.
+    assert sorted(found["replayed"]) == one_process["replayed"]
 
 
 def test_it_makes_a_difference(trained, one_process):

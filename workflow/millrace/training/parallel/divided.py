@@ -139,6 +139,11 @@ class Divided:
         return self.config.pipeline * self.config.tensor
 
     @property
+    def is_first_of_share(self) -> bool:
+        """Whether this is the first of the processes that take the same samples."""
+        return self._at["pp"] == self._at["tp"] == 0
+
+    @property
     def is_pipeline(self) -> bool:
         """Whether samples pass through stages."""
         return self._pipeline is not None
