@@ -14,6 +14,9 @@ _BACKWARD = 2.0
 def order(config: ParallelConfig, rank: int, chunks: int, parts: int) -> list[Work]:
     """What the process at a position of its pipeline does, as torch's schedules do it.
 
+    With one exception that takes as long: with several stages torch's gpipe goes back through the
+    micro-batches in reverse.
+
     Parameters
     ----------
     config : ParallelConfig
