@@ -93,12 +93,12 @@ def engine_round(blocks: Path, batch: int, precision: str) -> Callable[[], None]
     trainer, _ = build_trainer(definition, {"blocks": str(blocks)}, 0, alone)
 
     def run() -> None:
-        steps = 0
-        for share in trainer.batches(0):
-            trainer.train_step(share)
+        samples = 0
+        for global_batch in trainer.batches(0):
+            trainer.train_step(global_batch)
             trainer.step += 1
-            steps += len(share.index)
-        assert steps == TIMES
+            samples += global_batch.size
+        assert samples == TIMES
 
     return run
 

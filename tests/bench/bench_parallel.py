@@ -9,6 +9,8 @@ memory   What a process holds at most in a training step: parameters and moments
          events say of everything else.
 """
 
+import gc
+import itertools
 import json
 import os
 import statistics
@@ -41,7 +43,7 @@ from millrace.training.config import TrainConfig  # noqa: E402
 from millrace.training.distributed import Ranks, process_group  # noqa: E402
 from millrace.training.engine import Trainer  # noqa: E402
 from millrace.training.parallel.config import ParallelConfig  # noqa: E402
-from millrace.training.parallel.divided import divide  # noqa: E402
+from millrace.training.parallel.divided import Divided, divide  # noqa: E402
 from millrace.training.parallel.footprint import Subject, footprints  # noqa: E402
 from millrace.training.parallel.order import waiting as waiting_share  # noqa: E402
 from millrace.training.parallel.pipeline import stages  # noqa: E402
@@ -118,10 +120,10 @@ def main() -> None:
         work = [1e3 * statistics.median(busy[rank] for busy, _, _ in rounds) for rank in (0, 1)]
         print(
             f"waiting, {schedule}, {parts} micro-batches: predicted {linked:.3f} (without messages of "
-            f"{1e3 * message:.1f} ms {planned:.3f}, equal stages {config.bubble:.3f}), measured {idle:.3f} "
-            f"(not in passes {outside:.3f}): predicted / measured {linked / idle:.3f} (without messages "
-            f"{planned / idle:.3f}; median of {len(rounds)}), goal within {GOAL:.0%}; stages work "
-            f"{work[0]:.0f} and {work[1]:.0f} ms",
+            f"{1e3 * message:.1f} ms {planned:.3f}, equal stages {config.bubble():.3f}), measured "
+            f"{idle:.3f} (not in passes {outside:.3f}): predicted / measured {linked / idle:.3f} "
+            f"(without messages {planned / idle:.3f}; median of {len(rounds)}), goal within {GOAL:.0%}; "
+            f"stages work {work[0]:.0f} and {work[1]:.0f} ms",
             flush=True,
         )
     for size in GRID:
@@ -181,34 +183,38 @@ def held(ranks: Ranks, mode: str) -> dict[str, Any]:
 
 
 def waiting(ranks: Ranks) -> dict[str, Any]:
-    """Schedule and micro-batches -> rounds and seconds of a message between the stages.
-
-    Of each round: seconds that each process works, that it waits, and of the step.
-    """
+    """Schedule and micro-batches -> `_rounds` and seconds of a message between the stages."""
     clock, waits = Clock(), Clock()
     # Where torch's schedules, and at the end of a step ours, wait for the other process.
     schedules._wait_batch_p2p = waits.watching(schedules._wait_batch_p2p)
     dist.all_reduce = waits.watching(dist.all_reduce)
     for name in ("forward_one_chunk", "backward_one_chunk"):
         setattr(PipelineStage, name, clock.watching(getattr(PipelineStage, name)))
-    steps = {
-        f"{schedule} {parts}": _step(ranks, clock, schedule, parts)
-        for schedule in ("gpipe", "1f1b")
-        for parts in MICRO_BATCHES
-    }
-    found: dict[str, list[Any]] = {key: [] for key in steps}
+    message = _message_seconds(ranks)
+    found = {}
+    for schedule, parts in itertools.product(("gpipe", "1f1b"), MICRO_BATCHES):
+        divided, step = _divided(ranks, clock, schedule, parts)
+        found[f"{schedule} {parts}"] = (_rounds(ranks, clock, waits, step), message)
+        divided.close()
+        del divided, step
+        gc.collect()  # threads of groups that are referred to would take time of the next one's steps
+    return found
+
+
+def _rounds(ranks: Ranks, clock: "Clock", waits: "Clock", step: Callable[[], Any]) -> list[Any]:
+    """Seconds that each process works, that it waits, and of the step, of each round."""
+    found = []
     for number in range(ROUNDS + 2):  # the first two warm up
-        for key, step in steps.items():
-            clock.seconds = waits.seconds = 0.0
-            dist.barrier()
-            begun = time.perf_counter()
-            step()
-            span = time.perf_counter() - begun
-            both = ranks.gather((clock.seconds, waits.seconds, span))
-            if ranks.is_first and number > 1:
-                busy, waited, spans = zip(*both, strict=True)
-                found[key].append((busy, waited, max(spans)))
-    return {key: (rounds, _message_seconds(ranks)) for key, rounds in found.items()}
+        clock.seconds = waits.seconds = 0.0
+        dist.barrier()
+        begun = time.perf_counter()
+        step()
+        span = time.perf_counter() - begun
+        both = ranks.gather((clock.seconds, waits.seconds, span))
+        if ranks.is_first and number > 1:
+            busy, waited, spans = zip(*both, strict=True)
+            found.append((busy, waited, max(spans)))
+    return found
 
 
 def _message_seconds(ranks: Ranks) -> float:
@@ -230,8 +236,10 @@ def _message_seconds(ranks: Ranks) -> float:
     return statistics.median(times)
 
 
-def _step(ranks: Ranks, clock: "Clock", schedule: str, parts: int) -> Callable[[], Any]:
-    """Forward and backward passes of a step."""
+def _divided(
+    ranks: Ranks, clock: "Clock", schedule: str, parts: int
+) -> tuple[Divided, Callable[[], Any]]:
+    """A divided model, and the forward and backward passes of a step."""
     what, samples = subject("tiny", parts, "float32")
     assert what.spec.division is not None
     torch.manual_seed(0)
@@ -245,7 +253,7 @@ def _step(ranks: Ranks, clock: "Clock", schedule: str, parts: int) -> Callable[[
     def loss(output: torch.Tensor, batch: Any) -> torch.Tensor:
         return loss_of(module, output, batch, what.train.loss).sum()
 
-    return partial(divided.run, batches, clock.watching(loss), True)
+    return divided, partial(divided.run, batches, clock.watching(loss), True)
 
 
 class Clock:

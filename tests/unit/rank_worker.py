@@ -17,7 +17,8 @@ from millrace.training.segment import build_trainer
 
 
 def train(job, ranks) -> dict:
-    """Losses, gradient norms and shares of each batch, and the validation loss after ``steps`` steps.
+    """Losses, gradient norms and shares of each batch; after ``steps`` steps the validation loss and the
+    keys of the forecasts that a checkpoint keeps.
 
     The norms are needed: clipping and Adam hide gradients that are wrong by a factor.
     """
@@ -37,10 +38,12 @@ def train(job, ranks) -> dict:
                 ranks.gather([[s.group, s.index.tolist(), s.weight.tolist()] for s in mine])
             )
         epoch += 1
+    replay = trainer.checkpoint()[0].get("replay", [])
     return {
         "losses": losses,
         "norms": norms,
         "batches": batches,
+        "replayed": [key for state in replay for key in state["key"]],
         "validation": trainer.validation_loss(),
     }
 

@@ -143,3 +143,20 @@ def test_mistakes_are_sentences(configuration, capsys, arguments, told):
     given = ["plan", "--experiment", experiment, "--layout", layout, *more]
     assert parallel.main(given) == ExitCode.USER
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("train", "told"),
+    [
+        ("{ replay: { longest: 4 } }", "train.replay: forecasts leave a pipeline"),
+        ("{ compile: true }", "work on copies of a model only"),
+        ("{ gradient_compression: bfloat16 }", "work on copies of a model only"),
+    ],
+)
+def test_options_that_the_workflow_refuses(configuration, capsys, train, told):
+    configuration.write_text(
+        f"experiments: {{ storms: {{ parallel: {{ pipeline: 2 }}, train: {train} }} }}"
+    )
+    given = ["plan", "--experiment", "storms", "--layout", "n1_gpu2"]
+    assert parallel.main([*given, "--configfile", str(configuration)]) == ExitCode.USER
+    assert told in capsys.readouterr().err

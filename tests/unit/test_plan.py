@@ -92,10 +92,23 @@ def test_each_seed_starts_from_its_own_checkpoint() -> None:
     expected = {"checkpoint": "a/seed7/epoch_3.ckpt", "freeze": ["net"]}
     assert request.definition["train"]["init_from"] == expected
     assert plan.definition("head")["train"]["init_from"] == init_from, "one for all seeds"
+
+
+def test_measurements_start_from_the_checkpoint_of_the_first_seed() -> None:
+    made = config()
+    assert Plan(made, SCHEMA).measured_checkpoint("head") == []
+    block = made["experiments"]["head"]
+    block["train"]["init_from"] = {"checkpoint": "a/seed{seed}/epoch_3.ckpt"}
+    block["seeds"] = [7, 8]
+    plan = Plan(made, SCHEMA)
+    [checkpoint] = plan.measured_checkpoint("head")
+    assert checkpoint == "a/seed7/epoch_3.ckpt"
     params = SimpleNamespace(definition=plan.definition("head"), steps=3)
     named = SimpleNamespace(experiment="head", layout="n1_gpu1", mode="strong", repeat="0")
-    measured = measure_request(made, named, params, {}, "run.json").definition
-    assert measured["train"]["init_from"]["checkpoint"] == "a/seed0/epoch_3.ckpt"
+    inputs = {"patches": "patches.h5", "init_from": [checkpoint]}
+    request = measure_request(made, named, params, inputs, "run.json")
+    assert request.definition["train"]["init_from"]["checkpoint"] == checkpoint
+    assert request.files == {"patches": "patches.h5"}
 
 
 def test_how_it_is_computed_does_not_change_the_definition() -> None:
@@ -277,6 +290,13 @@ def test_weather_is_planned() -> None:
     [
         ("experiments/globe", "data", {"output_steps": 4}, "a window of 6 steps reaches over"),
         ("experiments/globe", "data", {"input_steps": "2"}, "expected whole numbers of input_"),
+        ("experiments/globe", "data", {"output_steps": 0}, "output_steps, 1 or more, got [2, 0]"),
+        (
+            "experiments/globe/train",
+            "replay",
+            {"longest": 3},
+            "train.replay.longest: expected 4 or more (twice",
+        ),
         ("datasets/planet", "weather", {"air": []}, "datasets.planet.weather.air"),
         ("datasets/planet", "weather", {"surfaces": []}, "unknown key 'surfaces' in datasets."),
         ("datasets/planet", "variables", ["2t"], "unknown key 'variables' in datasets.planet"),
@@ -284,8 +304,11 @@ def test_weather_is_planned() -> None:
 )
 def test_weather_that_does_not_fit_is_refused(block, key, value, message) -> None:
     made = weather()
-    kind, name = block.split("/")
-    made[kind][name][key] = value
+    made["experiments"]["globe"]["data"] = {"output_steps": 2}
+    changing = made
+    for name in block.split("/"):
+        changing = changing[name]
+    changing[key] = value
     with pytest.raises(ConfigError) as caught:
         Plan(made, SCHEMA)
     assert message in str(caught.value)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from plans import SCHEMA, changed, config
 
+from millrace.data.weather_view import WeatherWindowConfig
 from millrace.errors import ConfigError
 from millrace.models.gino import GinoConfig
 from millrace.models.limits import LIMITS, Limits
@@ -16,11 +17,17 @@ from millrace.systems import KINDS
 
 def divisible(monkeypatch, **parallel):
     """A configuration whose model could be divided: into 3 stages, its 4 heads by 2 and 4."""
-    limits = Limits(config=GinoConfig, heads=lambda _: (4,), stages=lambda _: 3)
+    limits = Limits(
+        config=GinoConfig,
+        heads=lambda _: (4,),
+        stages=lambda _: 3,
+        steps=lambda data: data["output_steps"],
+    )
     monkeypatch.setitem(LIMITS, "gino", limits)
     made = changed("run/layouts", ["n1_gpu4", "n2_gpu2"])
     made["experiments"]["head"]["parallel"] = parallel
     made["experiments"]["head"]["model"]["modes"] = [4, 4, 2]
+    made["experiments"]["head"]["data"]["output_steps"] = 1
     return made
 
 
@@ -82,6 +89,17 @@ def test_a_pipeline_that_waits_is_told(monkeypatch) -> None:
     assert "experiments.head on n1_gpu4: parallel.micro_batches 4" in first
     assert "wait at least 20% of their time; 8 or more" in first
     assert "n2_gpu2" in second
+    made["experiments"]["head"]["data"]["output_steps"] = 2
+    assert Plan(made, SCHEMA).advice() == []
+
+
+def test_the_micro_batches_of_a_rollout_fit_its_schedule(monkeypatch) -> None:
+    made = divisible(monkeypatch, pipeline=2, dp_replicate=2)
+    made["experiments"]["head"]["train"]["global_batch"] = 10
+    assert Plan(made, SCHEMA).advice()
+    made["experiments"]["head"]["data"]["output_steps"] = 2
+    with pytest.raises(ConfigError, match=r"head on n1_gpu4: parallel\.micro_batches 5: in a roll"):
+        Plan(made, SCHEMA)
 
 
 def test_divided_models_are_measured_if_asked_for(monkeypatch) -> None:
@@ -97,3 +115,6 @@ def test_divided_models_are_measured_if_asked_for(monkeypatch) -> None:
 def test_models_that_can_be_divided_have_limits() -> None:
     assert LIMITS.keys() == {name for name, spec in MODELS.items() if spec.division}
     assert all(LIMITS[name].config is MODELS[name].config for name in LIMITS)
+    for data in ({}, {"output_steps": 3}):
+        view = SimpleNamespace(config=WeatherWindowConfig(**data))
+        assert LIMITS["aurora"].steps(data) == MODELS["aurora"].division.steps(view)

@@ -4,6 +4,8 @@ import os
 import shutil
 import time
 
+from project import Project
+
 EVALUATED_AGAIN = {"evaluate_run": 1, "summarise_skill": 1}
 
 
@@ -91,6 +93,16 @@ def test_all_six_layouts_are_planned(project):
     names = ["n1_gpu1", "n1_gpu2", "n2_gpu1", "n2_gpu2", "n1_gpu4", "n4_gpu1"]
     project.config["run"]["layouts"] = names
     assert project.planned()["train_segment"] == 2 * (len(names) - 1)
+
+
+def test_a_measurement_waits_for_the_checkpoint_it_starts_from(tmp_path):
+    project = Project(tmp_path / "project")
+    tiny = project.config["experiments"]["tiny"]
+    start = "results/train/tiny/n1_gpu1/seed{seed}/epoch_2.ckpt"
+    tuned = tiny | {"train": tiny["train"] | {"init_from": {"checkpoint": start}}, "seeds": [3]}
+    project.config["experiments"]["tuned"] = tuned
+    planned = project.planned("results/scaling/tuned/n1_gpu1/strong/run_0.json")
+    assert (planned["train_segment"], planned["measure_throughput"]) == (1, 1)
 
 
 def test_unknown_key_is_refused_with_the_nearest(project):

@@ -70,7 +70,8 @@ def _plan(options: argparse.Namespace, console: Console) -> None:
             f"pipeline: {parallel.micro_batches} micro-batches, {parallel.schedule}; a GPU waits for "
             f"{mean:.0%} of its time ({', '.join(f'{share:.0%}' for share in waits)} by place)"
         )
-    if advice := parallel.advice(mean):
+    assert subject.spec.division is not None
+    if advice := parallel.advice(subject.spec.division.steps(subject.view), mean):
         console.print(advice)
     names = [options.profile] if options.profile else _clusters()
     console.print(fit_table((Cluster.read(name) for name in names), layout, kept), soft_wrap=True)
@@ -138,8 +139,9 @@ def described(
     view = WeatherOutline(weather, window, grid, len(weather.levels) or levels)
     asked = block.get("parallel", {}) if parallel is None else parallel
     resolved = from_mapping(ParallelConfig, asked, "parallel").of(
-        spec.name, model_config, layout.world_size, train.global_batch
+        spec.name, model_config, layout.world_size, train.global_batch, spec.division.steps(view)
     )
+    resolved.check_options(execution.compile, train.gradient_compression, train.replay is not None)
     return Subject(spec, model_config, view, view.batch, train), resolved, execution
 
 

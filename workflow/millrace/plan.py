@@ -118,13 +118,15 @@ class Plan:
 
     def _check_parallel(self, name: str, layout: str) -> str | None:
         """Refuse a division that a model or a layout does not allow; advice, if one is slow."""
-        model, train = dict(self.experiments[name]["model"]), self.experiments[name]["train"]
+        block = self.experiments[name]
+        model, train = dict(block["model"]), block["train"]
         made, world_size = model.pop("name"), Layout.parse(layout).world_size
+        steps = LIMITS[made].steps(block["data"]) if made in LIMITS else 1
         try:
             config = from_mapping(LIMITS[made].config, model, "model") if made in LIMITS else None
-            parallel = from_mapping(
-                ParallelConfig, self.experiments[name]["parallel"], "parallel"
-            ).of(made, config, world_size, train["global_batch"])
+            parallel = from_mapping(ParallelConfig, block["parallel"], "parallel").of(
+                made, config, world_size, train["global_batch"], steps
+            )
             parallel.check_options(
                 train.get("compile", False),
                 train.get("gradient_compression", "none"),
@@ -132,7 +134,7 @@ class Plan:
             )
         except ConfigError as error:
             raise ConfigError(f"config: experiments.{name} on {layout}: {error}") from None
-        advice = parallel.advice()
+        advice = parallel.advice(steps)
         return f"experiments.{name} on {layout}: {advice}" if advice else None
 
     def advice(self) -> list[str]:
@@ -167,6 +169,10 @@ class Plan:
         """Path of the checkpoint that a run's weights come from, if any."""
         init_from = self.experiments[experiment]["train"].get("init_from")
         return [_of_seed(init_from["checkpoint"], seed)] if init_from else []
+
+    def measured_checkpoint(self, experiment: str) -> list[str]:
+        """Path of the checkpoint that the measurements of an experiment start from, if any."""
+        return self.initial_checkpoint(experiment, self._seeds(experiment)[0])
 
     def final_checkpoint(self, experiment: str, layout: str, seed: int | str) -> dict[str, str]:
         """Paths of a run's last checkpoint and its receipt."""
@@ -310,7 +316,7 @@ class Plan:
         return [Layout.race(race)] if race else block.get("layouts", self._run["layouts"])
 
     def _seeds(self, experiment: str) -> Sequence[int]:
-        return self.experiments[experiment].get("seeds", self._run["seeds"])
+        return _seeds(self.experiments[experiment], self._run)
 
 
 def segment_request(
@@ -336,14 +342,13 @@ def segment_request(
     """
     w = wildcards
     train = config["experiments"][w.experiment]["train"]
-    files = {k: v for k, v in inputs.items() if k not in ("previous", "init_from")}
     return Request(
         experiment=w.experiment,
         layout=w.layout,
         seed=int(w.seed),
         target_epoch=int(w.epoch),
         definition=_with_seed(definition, w.seed),
-        files={k: v if isinstance(v, str) else list(v) for k, v in files.items()},
+        files=_sample_files(inputs),
         runs=f"runs/{w.experiment}/{w.layout}/seed{w.seed}",
         checkpoint=outputs["checkpoint"],
         receipt=outputs["receipt"],
@@ -360,22 +365,35 @@ def measure_request(
 ) -> MeasureRequest:
     """Describe the measurement of a layout; the parameters are those of `segment_request`."""
     w = wildcards
-    train = config["experiments"][w.experiment]["train"]
+    experiment = config["experiments"][w.experiment]
+    train = experiment["train"]
     return MeasureRequest(
         experiment=w.experiment,
         layout=w.layout,
         mode=w.mode,
         repeat=int(w.repeat),
-        definition=_with_seed(params.definition, 0),  # that of all measurements
-        files={k: v if isinstance(v, str) else list(v) for k, v in inputs.items()},
+        # Weights that a run begins with: there are such of its seeds only.
+        definition=_with_seed(params.definition, _seeds(experiment, config["run"])[0]),
+        files=_sample_files(inputs),
         output=output,
         steps=params.steps,
         # Records of the run, not of its speed.
         execution={
             k: v for k, v in train.items() if k in EXECUTION and k not in ("profile", "log")
         },
-        parallel=config["experiments"][w.experiment].get("parallel", {}),
+        parallel=experiment.get("parallel", {}),
     )
+
+
+def _sample_files(inputs: Mapping[str, Any]) -> dict[str, str | list[str]]:
+    """Files of samples among those of a rule."""
+    others = ("previous", "init_from")
+    return {k: v if isinstance(v, str) else list(v) for k, v in inputs.items() if k not in others}
+
+
+def _seeds(experiment: Mapping[str, Any], run: Mapping[str, Any]) -> Sequence[int]:
+    """Seeds that an experiment runs with."""
+    return experiment.get("seeds", run["seeds"])
 
 
 def _of_seed(checkpoint: str, seed: int | str) -> str:

@@ -80,6 +80,11 @@ def initial_checkpoint(wildcards):
     return plan.initial_checkpoint(wildcards.experiment, wildcards.seed)
 
 
+def measured_checkpoint(wildcards):
+    """The checkpoint that a measurement starts from, if any."""
+    return plan.measured_checkpoint(wildcards.experiment)
+
+
 def final_checkpoint(wildcards):
     """The run's last checkpoint and its receipt."""
     return plan.final_checkpoint(wildcards.experiment, wildcards.layout, wildcards.seed)

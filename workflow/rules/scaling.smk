@@ -4,6 +4,7 @@
 rule measure_throughput:
     input:
         unpack(samples),
+        init_from=measured_checkpoint,
     output:
         run=ensure(
             "results/scaling/{experiment}/{layout}/{mode}/run_{repeat}.json",

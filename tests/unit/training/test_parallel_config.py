@@ -1,10 +1,12 @@
 """What the block `parallel` may say, and what is refused before it goes wrong in silence."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.pipelining.schedules import ScheduleInterleaved1F1B, ScheduleLoopedBFS
 
 from millrace.config import from_mapping
 from millrace.data.weather_view import WeatherBatch
@@ -18,9 +20,9 @@ from millrace.training.parallel.tensor import divide_layers, head_order, ordered
 LARGE = AuroraConfig()
 
 
-def resolved(world_size=8, global_batch=64, model="aurora", config=LARGE, **keys):
+def resolved(world_size=8, global_batch=64, model="aurora", config=LARGE, steps=1, **keys):
     parallel = from_mapping(ParallelConfig, keys, "parallel")
-    return parallel.of(model, config, world_size, global_batch)
+    return parallel.of(model, config, world_size, global_batch, steps)
 
 
 def test_what_is_left_are_copies():
@@ -44,6 +46,7 @@ def test_what_is_left_are_copies():
             {"pipeline": 2, "micro_batches": 3, "schedule": "interleaved"},
             "needs a multiple of the 2 processes",
         ),
+        ({"pipeline": 2, "micro_batches": 5, "steps": 2}, "output_steps 2.*a multiple of the 2"),
         ({"schedule": "zbv"}, "schedule 'zbv': expected one of gpipe, 1f1b, interleaved"),
         ({"dp_shard": 0}, "dp_shard: expected 1 or more, got 0"),
         ({"shards": 2}, "unknown key 'shards'"),
@@ -52,6 +55,29 @@ def test_what_is_left_are_copies():
 def test_refuses_what_does_not_fit(keys, told):
     with pytest.raises(ConfigError, match=told):
         resolved(**keys)
+
+
+def taken(make, error):
+    try:
+        make()
+    except error:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("schedule", "used"), [("gpipe", ScheduleLoopedBFS), ("1f1b", ScheduleInterleaved1F1B)]
+)
+@pytest.mark.parametrize("parts", range(4, 17))
+def test_rollouts_have_the_micro_batches_that_torch_takes(schedule, used, parts):
+    # What the schedules of several stages in a process ask of them before anything runs.
+    common = {"group_size": 4, "group_rank": 0, "group": None, "num_stages": 8, "device": "cpu"}
+    common |= {"stage_index_to_group_rank": {}, "is_first": False, "is_last": False}
+    two = [SimpleNamespace(stage_index=index, **common) for index in (0, 4)]
+    block = {"pipeline": 4, "micro_batches": parts, "schedule": schedule}
+    by_us = taken(lambda: resolved(4, steps=2, **block), ConfigError)
+    assert by_us == taken(lambda: used(two, parts), ValueError)
+    assert resolved(4, steps=1, **block).micro_batches == parts
 
 
 def test_other_models_can_only_be_copied():
@@ -71,7 +97,7 @@ def test_low_rank_updates_are_not_cut():
 )
 def test_bubble(pipeline, micro_batches, schedule, bubble):
     config = resolved(pipeline, pipeline=pipeline, micro_batches=micro_batches, schedule=schedule)
-    assert config.bubble == pytest.approx(bubble)
+    assert config.bubble() == pytest.approx(bubble)
 
 
 def test_advises_more_micro_batches():
@@ -79,6 +105,12 @@ def test_advises_more_micro_batches():
     assert "wait at least 43% of their time; 16 or more" in few
     assert resolved(4, pipeline=4, micro_batches=16).advice() is None
     assert resolved(8).advice() is None
+
+
+def test_rollouts_need_fewer_micro_batches():
+    config = resolved(4, pipeline=4, micro_batches=4)
+    assert "wait at least 27% of their time; 8 or more" in config.advice(steps=2)
+    assert config.advice(steps=4) is None
 
 
 def test_stages_are_balanced_by_cost():

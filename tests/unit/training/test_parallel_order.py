@@ -8,9 +8,11 @@ from millrace.training.parallel.order import order, waiting
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("ranks", "parts"), [(2, 2), (2, 8), (4, 4), (4, 12)])
-def test_equal_stages_wait_as_the_formula_says(ranks, parts, schedule):
+@pytest.mark.parametrize("steps", [1, 3])
+def test_equal_stages_wait_as_the_formula_says(ranks, parts, schedule, steps):
     config = ParallelConfig(pipeline=ranks, micro_batches=parts, schedule=schedule)
-    assert waiting(config, [1.0] * config.stages) == pytest.approx([config.bubble] * ranks)
+    expected = pytest.approx([config.bubble(steps)] * ranks)
+    assert waiting(config, [1.0] * config.stages * steps) == expected
 
 
 @pytest.mark.parametrize(("schedule", "seconds"), [("gpipe", 3), ("1f1b", 1)])

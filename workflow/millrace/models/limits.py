@@ -1,6 +1,6 @@
 """How far a model can be divided, known without torch: planning asks for it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ class Limits:
     """config -> numbers of heads that tensor parallelism must divide."""
     stages: Callable[[Any], int]
     """config -> most stages a pipeline can have."""
+    steps: Callable[[Mapping[str, Any]], int]
+    """Block ``data`` of an experiment -> steps of a rollout."""
 
 
 LIMITS: dict[str, Limits] = {
@@ -24,6 +26,7 @@ LIMITS: dict[str, Limits] = {
         config=AuroraConfig,
         heads=lambda config: config.attention_heads,
         stages=lambda config: config.swin_blocks,
+        steps=lambda data: data.get("output_steps", 1),
     ),
 }
 """By the models' names; of models with a `millrace.models.spec.Division`."""

@@ -23,10 +23,17 @@ HEADLINE = 24
 
 def _check(name: str, experiment: Block, dataset: Block) -> None:
     steps = [experiment["data"].get(key, n) for key, n in (("input_steps", 2), ("output_steps", 1))]
-    if not all(is_count(n) for n in steps):
+    if not all(is_count(n) and n for n in steps):
         raise ConfigError(
-            f"config: experiments.{name}.data: expected whole numbers of input_steps and output_steps, "
-            f"got {steps}"
+            f"config: experiments.{name}.data: expected whole numbers of input_steps and output_steps, 1 "
+            f"or more, got {steps}"
+        )
+    replay, reach = experiment["train"].get("replay"), 2 * steps[1]
+    if replay and replay["longest"] < reach:
+        raise ConfigError(
+            f"config: experiments.{name}.train.replay.longest: expected {reach} or more (twice "
+            f"data.output_steps: the lead time of the first forecast that starts from another), got "
+            f"{replay['longest']}; raise it or leave train.replay out"
         )
     gap = dataset["split"]["gap"]
     if sum(steps) > gap + 1:

@@ -157,8 +157,13 @@ class Trainer:
 
     def _divide(self, parallel: ParallelConfig) -> Divided | None:
         """Leave this rank its part of the module; None: all of it."""
+        division = self.spec.division
         self.parallel = resolved = parallel.of(
-            self.spec.name, self._model_config, self.ranks.world_size, self.config.global_batch
+            self.spec.name,
+            self._model_config,
+            self.ranks.world_size,
+            self.config.global_batch,
+            division.steps(self.view) if division else 1,
         )
         resolved.check_options(
             self.execution.compile, self.config.gradient_compression, self.config.replay is not None
@@ -370,7 +375,7 @@ class Trainer:
         return self._plain_state() | self._weights() | {"optimizer": optimizer}
 
     def checkpoint(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """`state`; of a divided model without tensors, this rank's come apart. Call it on all."""
+        """`state`; of a divided model this rank's weights and moments come apart. Call it on all ranks."""
         if self.divided is None:
             return self.state(), {}
         facts, tensors = sharded(
@@ -387,10 +392,9 @@ class Trainer:
 
     def _plain_state(self) -> dict[str, Any]:
         best = {"best_epoch": best_epoch(self.history)} if self._best else {}
-        replay = {"replay": self.ranks.gather(self._replay.state())} if self._replay else {}
         return (
             best
-            | replay
+            | self._replay_state()
             | {
                 "scaler": self._scaler.state(),
                 "step": self.step,
@@ -401,6 +405,15 @@ class Trainer:
                 "threads": torch.get_num_threads(),
             }
         )
+
+    def _replay_state(self) -> dict[str, list[dict[str, Any]]]:
+        """What is kept to go on from by all ranks, on the first."""
+        if self._replay is None:
+            return {}
+        # Ranks that take the same samples keep the same.
+        is_only = self.divided is None or self.divided.is_first_of_share
+        states = self.ranks.gather(self._replay.state() if is_only else None)
+        return {"replay": [state for state in states if state is not None]}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, or from a `checkpoint` in shards, saved by any number of ranks."""

@@ -87,7 +87,7 @@ class Replay:
 
     def samples(self, part: RankShare, step: int) -> tuple[Any, Draw]:
         """Gather the samples of a share: windows of the data, or forecasts and what followed on them."""
-        start = self._view.starts("train")[part.index].copy()
+        start = self._view.starts("train")[part.index]
         lead = np.zeros(len(start), dtype=np.int64)
         key, past = [], {}
         for row, place in enumerate(part.place):
@@ -104,11 +104,12 @@ class Replay:
         return batch, Draw(key, start, lead, part.weight > 0)
 
     def keep(self, draw: Draw, past: Tensor) -> None:
-        """Keep forecasts, [B, ...], that end with the windows after those that were drawn."""
+        """Keep finite forecasts, [B, ...], that end with the windows after those that were drawn."""
         steps = self._view.config.output_steps
         start, lead = draw.start + steps, draw.lead + steps
         # The forecast after this one has to be within reach and within the training period.
         goes_on = (lead + steps <= self._config.longest) & self._view.contains("train", start)
+        goes_on &= past.isfinite().flatten(1).all(1).cpu().numpy()
         past = past.detach().float().cpu()
         for row in np.flatnonzero(draw.counts):
             if goes_on[row]:

@@ -61,7 +61,7 @@ def _loss(module: nn.Module, batch: WeatherBatch, config: LossConfig) -> Tensor:
 
 def _go_on(module: nn.Module, batch: WeatherBatch, config: LossConfig) -> tuple[Tensor, Tensor]:
     loss_B, forecast_BKCIJ = _scored(module, batch, config)
-    states = torch.cat([batch.past_BTCIJ, forecast_BKCIJ.detach()], dim=1)
+    states = torch.cat([batch.past_BTCIJ, forecast_BKCIJ], dim=1)
     return loss_B, states[:, -batch.past_BTCIJ.shape[1] :]
 
 

@@ -64,21 +64,21 @@ class ParallelConfig:
         """Stages of one pass through the model."""
         return self.pipeline * self.stages_per_rank
 
-    @property
-    def bubble(self) -> float:
-        """Share of its time that a process waits: (p - 1) / (v m + p - 1), if all stages take equally long.
+    def bubble(self, steps: int = 1) -> float:
+        """Share of its time that a process waits: (p - 1) / (v m s + p - 1) if all stages are equal.
 
-        `millrace.training.parallel.order.waiting` knows of those that do not.
+        There are p processes, each with v stages of every one of the s ``steps`` of a rollout, and m
+        micro-batches. `millrace.training.parallel.order.waiting` knows of stages that are not equal.
         """
         waits = self.pipeline - 1
-        return waits / (self.stages_per_rank * (self.micro_batches or 1) + waits)
+        return waits / (self.stages_per_rank * (self.micro_batches or 1) * steps + waits)
 
     def samples(self, global_batch: int) -> int:
         """Samples of a batch that a process (or its group) takes at most."""
         return -(-global_batch // self.data_size)
 
     def of(
-        self, model: str, model_config: Any, world_size: int, global_batch: int
+        self, model: str, model_config: Any, world_size: int, global_batch: int, steps: int = 1
     ) -> "ParallelConfig":
         """`resolved` for a model; raises `ConfigError` also if it can only be copied."""
         limits = LIMITS.get(model)
@@ -87,14 +87,14 @@ class ParallelConfig:
                 raise ConfigError(
                     f"parallel: {model} can only be copied; leave dp_shard, pipeline and tensor at 1"
                 )
-            return self.resolved(world_size, global_batch, (), 1)
+            return self.resolved(world_size, global_batch, (), 1, steps)
         if self.tensor > 1 and getattr(model_config, "lora_rank", None):
             raise ConfigError(
                 "parallel.tensor: low-rank updates are not cut; train them with dp_shard or pipeline, or "
                 "set model.lora_rank to 0"
             )
         heads, stages = limits.heads(model_config), limits.stages(model_config)
-        return self.resolved(world_size, global_batch, heads, stages)
+        return self.resolved(world_size, global_batch, heads, stages, steps)
 
     def check_options(self, compiled: bool, compression: str, replay: bool) -> None:
         """Raise `ConfigError` for options of the block ``train`` that a divided model cannot have."""
@@ -110,7 +110,7 @@ class ParallelConfig:
             )
 
     def resolved(
-        self, world_size: int, global_batch: int, heads: Sequence[int], limit: int
+        self, world_size: int, global_batch: int, heads: Sequence[int], limit: int, steps: int
     ) -> "ParallelConfig":
         """Fill in what is left open, and check it.
 
@@ -123,6 +123,8 @@ class ParallelConfig:
             Numbers of heads of the model's attention.
         limit : int
             Most stages that the model can have.
+        steps : int
+            Of a rollout.
 
         Raises
         ------
@@ -162,18 +164,32 @@ class ParallelConfig:
                 f"parallel.micro_batches {micro_batches}: the interleaved schedule needs a multiple of the "
                 f"{self.pipeline} processes of the pipeline"
             )
+        # Each step of a rollout is one more stage of every process, which torch's 1f1b interleaves.
+        rounds = max(1, micro_batches // self.pipeline)
+        if self.schedule == "1f1b" and steps > 1 and micro_batches % rounds:
+            raise ConfigError(
+                f"parallel.micro_batches {micro_batches}: in a rollout (data.output_steps {steps}) the "
+                f"1f1b schedule needs a multiple of the {self.pipeline} processes of the pipeline; set it "
+                "to one, or parallel.schedule to gpipe"
+            )
         return replace(whole, micro_batches=micro_batches)
 
-    def advice(self, waits: float | None = None) -> str | None:
+    def advice(self, steps: int = 1, waits: float | None = None) -> str | None:
         """A sentence about a pipeline that waits a lot; None: it does not.
 
-        ``waits`` is the share of its time that it waits; None: the stages are not known, and what it would
-        wait if all took equally long is the least.
+        Parameters
+        ----------
+        steps : int
+            Of a rollout: a longer pipeline, which waits less.
+        waits : float, optional
+            Share of its time that it waits; None: the stages are not known, and what it would wait if all
+            took equally long is the least.
         """
-        if self.pipeline == 1 or (self.micro_batches or 1) >= _ADVISED * self.pipeline:
+        advised = -(-_ADVISED // steps) * self.pipeline
+        if self.pipeline == 1 or (self.micro_batches or 1) >= advised:
             return None
-        share = f"at least {self.bubble:.0%}" if waits is None else f"{waits:.0%}"
+        share = f"at least {self.bubble(steps):.0%}" if waits is None else f"{waits:.0%}"
         return (
             f"parallel.micro_batches {self.micro_batches}: processes of the pipeline wait "
-            f"{share} of their time; {_ADVISED * self.pipeline} or more would be better"
+            f"{share} of their time; {advised} or more would be better"
         )

@@ -88,7 +88,7 @@ class Divided:
         if config.pipeline > 1:
             group, total = self._mesh["pp"].get_group(), config.stages * steps
             self._pipeline = Pipeline(parts, total, config, group, ranks.device)
-        advice = config.advice(float(np.mean(waiting(config, costs * steps))))
+        advice = config.advice(steps, float(np.mean(waiting(config, costs * steps))))
         if ranks.is_first and advice:
             warnings.warn(advice, stacklevel=2)
 
@@ -137,6 +137,11 @@ class Divided:
     def counted(self) -> int:
         """Processes that report the same loss as this one."""
         return self.config.pipeline * self.config.tensor
+
+    @property
+    def is_first_of_share(self) -> bool:
+        """Whether this is the first of the processes that take the same samples."""
+        return self._at["pp"] == self._at["tp"] == 0
 
     @property
     def is_pipeline(self) -> bool:

@@ -14,6 +14,9 @@ _BACKWARD = 2.0
 def order(config: ParallelConfig, rank: int, chunks: int, parts: int) -> list[Work]:
     """What the process at a position of its pipeline does, as torch's schedules do it.
 
+    With one exception that takes as long: with several stages torch's gpipe goes back through the
+    micro-batches in reverse.
+
     Parameters
     ----------
     config : ParallelConfig
@@ -48,7 +51,7 @@ def order(config: ParallelConfig, rank: int, chunks: int, parts: int) -> list[Wo
 def waiting(config: ParallelConfig, costs: Sequence[float], sending: float = 0.0) -> list[float]:
     """Share of the time of a step that each process of a pipeline waits.
 
-    Stages of unequal cost wait longer than (p - 1) / (v m + p - 1): all go at the pace of the slowest.
+    Stages of unequal cost wait longer than `ParallelConfig.bubble`: all go at the pace of the slowest.
 
     Parameters
     ----------
