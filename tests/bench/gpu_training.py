@@ -44,7 +44,7 @@ FULL: dict[str, Setting] = {
     "gino": ("experiments/groundwater.yaml", "gino_salt_full", {"demo": {"steps": 200}}),
     "gfno": ("config.yaml", "gfno_plane", {"demo": {"steps": 200}}),
     "downscaler": ("experiments/icon.yaml", "downscaler_full", FEW),
-    "aurora": ("experiments/weather.yaml", "aurora_small", {"demo": {"steps": 400}}),
+    "aurora": ("experiments/weather.yaml", "aurora_small", {"demo": {"steps": 500}}),
     "smart": ("experiments/traffic.yaml", "smart_full", {"demo": {"towns": 8, "scenes": 40}}),
 }
 COAST: dict[str, Any] = {"demo": {"slices": 4, "nodes_per_slice": 60, "steps": 200, "spin_up": 5.0}}
