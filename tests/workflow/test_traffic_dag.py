@@ -3,11 +3,13 @@
 import copy
 import csv
 import json
-import shutil
 
 import h5py
 import pytest
 from project import Project
+
+from millrace.demo.sumo import program
+from millrace.errors import ConfigError
 
 RUN = "drive/n1_gpu1/seed0"
 TOKENS = {"motion": 64, "road": 16, "tolerance": 0.2, "train": 0.5, "validation": 0.25}
@@ -141,12 +143,19 @@ def test_a_recording_in_another_format_is_converted(project):
     assert "convert_tracks" not in project.planned()
 
 
+def simulator_installed():
+    try:
+        return bool(program("sumo"))
+    except ConfigError:
+        return False
+
+
 def test_sumo_simulates_before_its_files_are_converted(project):
     project.config["run"]["experiments"] = ["sumo"]
     planned = project.planned("results/data/simulated/scenarios.h5")
     jobs = ("simulate_sumo", "convert_tracks", "build_vocabulary", "tokenise")
     assert planned == dict.fromkeys(jobs, 1)
-    if shutil.which("sumo") is None:
+    if not simulator_installed():
         done = project.run("results/data/simulated/raw", check=False)
         assert done.returncode != 0
         assert "install it with `pip install -r envs/sumo.lock`" in done.stdout + done.stderr

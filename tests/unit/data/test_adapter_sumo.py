@@ -70,14 +70,14 @@ def users(time):
     ]
 
 
-def write_fcd(path, step=0.1, seconds=10.0, change=lambda row: row):
+def write_fcd(path, step=0.1, seconds=10.0, change=lambda row: row, walks=' vehicle=""'):
     rows = ["<fcd-export>"]
     for n in range(round(seconds / step) + 1):
         rows.append(f'<timestep time="{100 + n * step:.2f}">')
         for element, name, kind, x, y, angle, speed in map(change, users(n * step)):
             rows.append(
                 f'<{element} id="{name}" x="{x:.4f}" y="{y:.4f}" angle="{angle}" type="{kind}" '
-                f'speed="{speed}"/>'
+                f'speed="{speed}"{walks if element == "person" else ""}/>'
             )
         rows.append('<person id="rider" x="0" y="0" angle="0" type="foot" speed="9" vehicle="b"/>')
         rows.append("</timestep>")
@@ -280,6 +280,29 @@ def test_each_moment_belongs_to_the_nearest_intersection(base):
 def test_what_does_not_fit_is_refused(base, change, told):
     write_fcd(base / "cross.fcd.xml", change=change)
     with pytest.raises(DataError, match=told):
+        converted(base)
+
+
+def test_persons_are_refused_where_nothing_tells_who_rides(base):
+    write_fcd(base / "cross.fcd.xml", walks="")
+    with pytest.raises(
+        DataError, match=r"person 'a': 'vehicle'; .* run sumo with --fcd-output.attrib"
+    ):
+        converted(base)
+    (base / "cross.fcd.xml").unlink()
+    keys = ("id", "type", "x", "y", "angle", "speed")
+    columns = [
+        "timestep_time",
+        *(f"{role}_{key}" for role in ("vehicle", "person") for key in keys),
+    ]
+    walks = [f"{100 + n / 10:.1f};;;;;;;a;foot;12;{5 - n / 10};180;1" for n in range(101)]
+    (base / "cross.fcd.csv").write_text("\n".join([";".join(columns), *walks]))
+    with pytest.raises(DataError, match=r"'person_vehicle'.*run sumo with --fcd-output.attributes"):
+        converted(base)
+    # A table of SUMO's own, where persons are called vehicles.
+    rides = [f"{100 + n / 10:.1f};a;foot;{80 - 1.2 * n};1.5;270;12" for n in range(101)]
+    (base / "cross.fcd.csv").write_text("\n".join([";".join(columns[:7]), *rides]))
+    with pytest.raises(DataError, match=r"pedestrian 'a' moves at 12\.0 m/s.* write \.fcd\.xml"):
         converted(base)
 
 

@@ -1,7 +1,9 @@
 """Traffic of SUMO; what needs the simulator itself is skipped where it is not installed."""
 
+import itertools
 import shutil
 import sys
+import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
@@ -25,6 +27,10 @@ def installed():
 def test_bounds():
     with pytest.raises(ConfigError, match="at least one town"):
         SumoConfig(scenes=0)
+    with pytest.raises(
+        ConfigError, match=r"demo\.cyclists_per_minute: expected 0 or more .* got -1"
+    ):
+        SumoConfig(cyclists_per_minute=-1)
 
 
 @pytest.fixture
@@ -52,6 +58,41 @@ def test_what_the_simulator_says_is_passed_on(tmp_path, nothing_installed, monke
         script.chmod(0o755)
     with pytest.raises(ConfigError, match=r"netgenerate failed \(Error: out of tarmac\)"):
         simulate(CONFIG, tmp_path / "raw")
+
+
+def write_network(path, *ends):
+    """Four intersections with a road between any two; all ends of the network hang on the first."""
+    places = {"A": (0, 0), "B": (200, 0), "C": (0, 200), "D": (200, 200)}
+    places |= {name: (-100, 100 * number) for number, name in enumerate(ends)}
+    roads = [*itertools.combinations("ABCD", 2), *(("A", name) for name in ends)]
+    lines = ["<net>"]
+    for one, other in [*roads, *(road[::-1] for road in roads)]:
+        shape = " ".join(f"{x},{y}" for x, y in (places[one], places[other]))
+        lane = f'<lane id="{one}{other}_0" index="0" shape="{shape}"/>'
+        lines.append(f'<edge id="{one}{other}" from="{one}" to="{other}">{lane}</edge>')
+    for name, (x, y) in places.items():
+        kind = "dead_end" if name in ends else "traffic_light"
+        lines.append(f'<junction id="{name}" type="{kind}" x="{x}" y="{y}"/>')
+    path.write_text("\n".join([*lines, "</net>"]))
+
+
+def test_trips_lead_to_every_other_end(tmp_path, nothing_installed, monkeypatch):
+    folder = tmp_path / "home/bin"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("SUMO_HOME", str(tmp_path / "home"))
+    # The first network that is drawn has one end, with nowhere to go to.
+    write_network(tmp_path / "0", "x")
+    write_network(tmp_path / "1", "x", "y", "z")
+    draw = f'cp {tmp_path}/0 "$last"; cp {tmp_path}/1 {tmp_path}/0'
+    for name, does in (("netgenerate", draw), ("sumo", "true")):
+        script = folder / name
+        script.write_text(f"#!/bin/sh\nfor last; do true; done\n{does}\n")
+        script.chmod(0o755)
+    simulate(CONFIG, tmp_path / "raw")
+    routes = ElementTree.parse(tmp_path / "raw/town00.rou.xml")
+    trips = {(e.get("from"), e.get("to")) for e in [*routes.iter("trip"), *routes.iter("walk")]}
+    ends = itertools.permutations("xyz", 2)
+    assert trips == {(f"{start}A", f"A{goal}") for start, goal in ends}
 
 
 @pytest.fixture(scope="module")

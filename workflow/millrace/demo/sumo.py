@@ -9,6 +9,7 @@ These are the files that `millrace.data.adapters.sumo` reads. The programs ``net
 with the package ``eclipse-sumo``, see envs/sumo.lock; seeds fix all that they do.
 """
 
+import math
 import os
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ from millrace.data.tracks import STEP_S, STEPS
 from millrace.errors import ConfigError
 
 _WARM_UP = 120.0  # s, until the roads are full
-_TRIES = 40  # networks that are drawn until one has two intersections
+_TRIES = 40  # networks that are drawn until one has two intersections and two ends
 _EIDM = {"carFollowModel": "EIDM"}
 # Shares of motor vehicles, and all types. EIDM is the car-following model of SUMO for steps below a second.
 _SHARES = {"car": 0.78, "van": 0.12, "truck": 0.06, "bus": 0.04}
@@ -59,6 +60,10 @@ class SumoConfig:
     def __post_init__(self) -> None:
         if self.towns < 1 or self.scenes < 1:
             raise ConfigError("demo: expected at least one town and one scene")
+        for who in ("vehicles", "cyclists", "pedestrians"):
+            rate = getattr(self, key := f"{who}_per_minute")
+            if not 0 <= rate < math.inf:
+                raise ConfigError(f"demo.{key}: expected 0 or more departures a minute, got {rate}")
 
 
 def program(name: str) -> str:
@@ -135,7 +140,7 @@ def simulate(
 
 
 def _draw(netgenerate: str, network: Path, random: np.random.Generator) -> None:
-    """Draw networks until one has two intersections, all with traffic lights."""
+    """Draw networks until one has two intersections, all with traffic lights, and two ends."""
     for _ in range(_TRIES):
         _run(
             [
@@ -149,7 +154,10 @@ def _draw(netgenerate: str, network: Path, random: np.random.Generator) -> None:
                 *("--xml-validation", "never", "--no-warnings", "--output-file", network),
             ]
         )
-        if len(read_network(network).centre_C2) > 1:
+        inward, outward = _ends(network)
+        # Who comes in at one end leaves at another.
+        two_ends = inward and len({edge["to"] for edge in outward}) > 1
+        if two_ends and len(read_network(network).centre_C2) > 1:
             return
     raise ConfigError(f"demo: netgenerate drew no network in {_TRIES} tries; take another seed")
 
@@ -160,14 +168,11 @@ def _demand(
     """Types, and trips from every end of the network to another one, in the order of time."""
     for name, values in _TYPES.items():
         yield ElementTree.Element("vType", {"id": name, "speedDev": "0.1", **values})
-    ends = {e.attrib["id"] for e in elements(network, "junction") if e.get("type") == "dead_end"}
-    edges = [e.attrib for e in elements(network, "edge") if e.get("function", "normal") == "normal"]
-    origin = sorted(e["id"] for e in edges if e["from"] in ends)
-    goal = {e["from"]: e["id"] for e in edges if e["to"] in ends}
+    inward, outward = _ends(network)
     trips: list[tuple[float, ElementTree.Element]] = []
-    for start in origin:
-        own = next(e for e in edges if e["id"] == start)
-        others = sorted(edge for edge in goal.values() if edge != _back(own, edges))
+    for own in inward:
+        start = own["id"]
+        others = [edge["id"] for edge in outward if edge["to"] != own["from"]]
         for kinds, per_minute in (
             (list(_SHARES), config.vehicles_per_minute),
             (["bicycle"], config.cyclists_per_minute),
@@ -181,11 +186,12 @@ def _demand(
     yield from (trip for _, trip in sorted(trips, key=lambda pair: pair[0]))
 
 
-def _back(edge: dict[str, str], edges: Sequence[dict[str, str]]) -> str | None:
-    """The other direction of a road."""
-    return next(
-        (e["id"] for e in edges if (e["from"], e["to"]) == (edge["to"], edge["from"])), None
-    )
+def _ends(network: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Edges that begin at an end of the network, and edges that end there, in the order of their names."""
+    ends = {e.attrib["id"] for e in elements(network, "junction") if e.get("type") == "dead_end"}
+    edges = [e.attrib for e in elements(network, "edge") if e.get("function", "normal") == "normal"]
+    edges.sort(key=lambda edge: edge["id"])
+    return [e for e in edges if e["from"] in ends], [e for e in edges if e["to"] in ends]
 
 
 def _trip(name: str, kind: str, depart: float, start: str, to: str) -> ElementTree.Element:

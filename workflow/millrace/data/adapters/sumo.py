@@ -1,11 +1,12 @@
 """SUMO (Lopez et al. 2018): floating car data of a simulation on its network.
 
 ``<name>.fcd.xml`` or ``<name>.fcd.csv`` gives the middle of the front bumper, the angle in degrees
-clockwise from north and the speed along it; of a person the foremost point. ``<name>.net.xml`` is the
-network, ``<name>.tls.xml`` the states of the traffic lights (``SaveTLSStates``, optional). Sizes follow
-from the types of the vehicles: those in ``*.rou.xml``, ``*.add.xml`` and ``*.typ.xml`` beside, or the
-defaults of SUMO. All may be compressed (``.gz``). Each moment of a road user belongs to the nearest
-intersection, around which scenarios are cut.
+clockwise from north and the speed along it; of a person the foremost point, and the vehicle that it rides
+in, if SUMO was asked for it; its own tables never tell. ``<name>.net.xml`` is the network,
+``<name>.tls.xml`` the states of the traffic lights (``SaveTLSStates``, optional). Sizes follow from the
+types of the vehicles: those in ``*.rou.xml``, ``*.add.xml`` and ``*.typ.xml`` beside, or the defaults of
+SUMO. All may be compressed (``.gz``). Each moment of a road user belongs to the nearest intersection,
+around which scenarios are cut.
 
 Shape suffixes: C intersections, N observations, T steps.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from millrace.data.adapters.recordings import GAP_S, Track, cut_scenes, files_like
 from millrace.data.adapters.sumo_network import Link, Network, around, elements, read_network
@@ -34,7 +36,9 @@ REACH = 100.0
 _JUMP = (
     0.5  # m beyond what the speed allows: no motion, but a pedestrian put elsewhere, or a teleport
 )
+_FASTEST = 10.5  # m/s, of pedestrians: SUMO lets none by its defaults run faster
 _FIELDS = ("x", "y", "angle", "speed")
+_ASK = "--fcd-output.attributes x,y,angle,type,speed,vehicle"
 _CHUNK = 200_000  # rows of a CSV file
 # Defaults of the vehicle classes in SUMO 1.28; those not listed are of passenger cars.
 _CAR: Size = ("vehicle", 5.0, 1.8)
@@ -90,8 +94,8 @@ def convert(source: Path, output: Path, progress: Callable[[int, int], None] | N
         _check(path, tracks, network)
         states = _beside(path, f"{name}.tls.xml")
         phases = read_states(states) if states is not None else {}
-        for place, centre_2 in enumerate(network.centre_C2):
-            own = [part for track in tracks if (part := _near(track, network.centre_C2, place))]
+        parts = _near(tracks, network.centre_C2)
+        for place, (centre_2, own) in enumerate(zip(network.centre_C2, parts, strict=True)):
             road = around(network.road, centre_2, REACH + 20)
             lines = {line.name for line in road}
             signals = {line: links for line, links in network.signals.items() if line in lines}
@@ -213,15 +217,19 @@ def _xml(path: Path) -> Iterator[tuple]:
     for step in elements(path, "timestep"):
         for element in step:
             get = element.attrib
-            if element.tag not in ("vehicle", "person") or get.get("vehicle"):
+            if element.tag not in ("vehicle", "person"):
                 continue
             try:
+                # Of those who walk it is empty, not missing.
+                if element.tag == "person" and get["vehicle"]:
+                    continue
                 numbers = [float(step.attrib["time"]), *(float(get[key]) for key in _FIELDS)]
                 yield get["id"], get["type"], *numbers
             except (KeyError, ValueError) as error:
                 raise DataError(
                     f"{path}: time {step.get('time')}, {element.tag} {get.get('id')!r}: {error}; "
-                    f"expected the attributes type, {', '.join(_FIELDS)}"
+                    f"expected the attributes type, {', '.join(_FIELDS)}, of persons also vehicle: "
+                    f"run sumo with {_ASK}"
                 ) from None
 
 
@@ -234,7 +242,7 @@ def _csv(path: Path) -> Iterator[tuple]:
                 if columns[0] not in frame:
                     continue
                 part = frame[frame[columns[0]].notna()]
-                if f"{role}_vehicle" in part:
+                if role == "person":
                     part = part[part[f"{role}_vehicle"].isna()]
                 numbers = part[["timestep_time", *columns[2:]]].astype(float)
                 if numbers.isna().any(axis=None):
@@ -248,7 +256,8 @@ def _csv(path: Path) -> Iterator[tuple]:
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
             f"{path}: {error}; expected timestep_time and vehicle_id, vehicle_type, "
-            f"{', '.join(f'vehicle_{key}' for key in _FIELDS)} among the columns"
+            f"{', '.join(f'vehicle_{key}' for key in _FIELDS)} among the columns, with person_id also "
+            f"person_vehicle: run sumo with {_ASK}"
         ) from error
 
 
@@ -260,6 +269,13 @@ def _check(path: Path, tracks: Sequence[Track], network: Network) -> None:
         raise DataError(
             f"{path}: steps of {step:g} s; expected 0.1 s, run sumo with --step-length 0.1"
         )
+    for track in tracks:
+        speed = float(np.linalg.norm(track.velocity_N2, axis=1).max())
+        if track.kind == "pedestrian" and speed > _FASTEST:
+            raise DataError(
+                f"{path}: pedestrian {track.name!r} moves at {speed:.1f} m/s, as one who rides; "
+                f"SUMO's own tables do not tell: write .fcd.xml, with {_ASK}"
+            )
     places = [track.pose_N3[:, :2] for track in tracks]
     if places:
         place = np.concatenate(places)
@@ -280,11 +296,16 @@ def _steps(track: Track) -> Floats:
     return np.diff(track.time_N)
 
 
-def _near(track: Track, centre_C2: Floats, place: int) -> Track | None:
-    """What of a track is nearest to an intersection."""
-    apart_NC = np.linalg.norm(track.pose_N3[:, None, :2] - centre_C2, axis=2)
-    kept = (apart_NC.argmin(axis=1) == place) & (apart_NC[:, place] < REACH)
-    return _part(track, kept, track.name) if kept.any() else None
+def _near(tracks: Sequence[Track], centre_C2: Floats) -> list[list[Track]]:
+    """For each intersection, what of the tracks is nearest to it."""
+    nearest = cKDTree(centre_C2)
+    parts: list[list[Track]] = [[] for _ in centre_C2]
+    for track in tracks:
+        apart_N, place_N = nearest.query(track.pose_N3[:, :2])
+        reached_N = apart_N < REACH
+        for place in np.unique(place_N[reached_N]):
+            parts[place].append(_part(track, reached_N & (place_N == place), track.name))
+    return parts
 
 
 def read_states(path: Path) -> dict[str, tuple[Floats, list[str]]]:
