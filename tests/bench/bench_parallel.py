@@ -9,7 +9,6 @@ memory   What a process holds at most in a training step: parameters and moments
          events say of everything else.
 """
 
-import gc
 import itertools
 import json
 import os
@@ -43,7 +42,7 @@ from millrace.training.config import TrainConfig  # noqa: E402
 from millrace.training.distributed import Ranks, process_group  # noqa: E402
 from millrace.training.engine import Trainer  # noqa: E402
 from millrace.training.parallel.config import ParallelConfig  # noqa: E402
-from millrace.training.parallel.divided import Divided, divide  # noqa: E402
+from millrace.training.parallel.divided import divide  # noqa: E402
 from millrace.training.parallel.footprint import Subject, footprints  # noqa: E402
 from millrace.training.parallel.order import waiting as waiting_share  # noqa: E402
 from millrace.training.parallel.pipeline import stages  # noqa: E402
@@ -193,11 +192,8 @@ def waiting(ranks: Ranks) -> dict[str, Any]:
     message = _message_seconds(ranks)
     found = {}
     for schedule, parts in itertools.product(("gpipe", "1f1b"), MICRO_BATCHES):
-        divided, step = _divided(ranks, clock, schedule, parts)
+        step = _step(ranks, clock, schedule, parts)
         found[f"{schedule} {parts}"] = (_rounds(ranks, clock, waits, step), message)
-        divided.close()
-        del divided, step
-        gc.collect()  # threads of groups that are referred to would take time of the next one's steps
     return found
 
 
@@ -236,10 +232,8 @@ def _message_seconds(ranks: Ranks) -> float:
     return statistics.median(times)
 
 
-def _divided(
-    ranks: Ranks, clock: "Clock", schedule: str, parts: int
-) -> tuple[Divided, Callable[[], Any]]:
-    """A divided model, and the forward and backward passes of a step."""
+def _step(ranks: Ranks, clock: "Clock", schedule: str, parts: int) -> Callable[[], Any]:
+    """Forward and backward passes of a step."""
     what, samples = subject("tiny", parts, "float32")
     assert what.spec.division is not None
     torch.manual_seed(0)
@@ -253,7 +247,7 @@ def _divided(
     def loss(output: torch.Tensor, batch: Any) -> torch.Tensor:
         return loss_of(module, output, batch, what.train.loss).sum()
 
-    return divided, partial(divided.run, batches, clock.watching(loss), True)
+    return partial(divided.run, batches, clock.watching(loss), True)
 
 
 class Clock:

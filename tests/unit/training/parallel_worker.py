@@ -38,13 +38,6 @@ def build(job, ranks):
 def perform(job, ranks) -> dict:
     """Do a job: its result, on the first rank; tensors go to ``job["output"]``."""
     trainer = build(job, ranks)
-    try:
-        return done(trainer, job, ranks)
-    finally:
-        trainer.close()
-
-
-def done(trainer, job, ranks) -> dict:
     if job["do"] == "gradients":
         return gradients(trainer, job, ranks)
     if job["do"] == "memory":
@@ -176,7 +169,6 @@ def main() -> None:
                 print(f"job {name} on rank {ranks.rank}", file=sys.stderr)
                 traceback.print_exc()
                 raise
-            gc.collect()  # with what is left of a job go its groups of processes, and their threads
             if dist.is_initialized():
                 dist.barrier()
         if ranks.is_first:

@@ -2,7 +2,6 @@
 
 import copy
 import ctypes
-import gc
 import itertools
 import os
 import platform
@@ -46,9 +45,6 @@ def measure(request: MeasureRequest, ranks: Ranks) -> ScalingRun | None:
     warm_up = _warm_up(trainer, _batches(trainer), ranks)
     # The steps that count are the first of a training, on all layouts the same.
     if beginning is None:
-        trainer.close()
-        del trainer
-        gc.collect()  # groups of processes that are referred to take time of the steps that count
         trainer = _trainer(request, ranks, clock)
     else:
         trainer.load(beginning)

@@ -360,11 +360,6 @@ class Trainer:
                 n: value.detach().clone() for n, value in held(self.module, self.divided).items()
             }
 
-    def close(self) -> None:
-        """Leave the groups of a divided model; call it on all ranks, before another trainer is made."""
-        if self.divided is not None:
-            self.divided.close()
-
     def begin_session(self, description: Mapping[str, Any]) -> None:
         """Note that training starts or resumes here."""
         self.sessions.append({"session": len(self.sessions) + 1, "step": self.step, **description})

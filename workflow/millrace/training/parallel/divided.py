@@ -1,5 +1,6 @@
 """A model of which each process holds a part, and how a step of training goes with it."""
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -58,7 +59,7 @@ class Divided:
     ) -> None:
         self.config, self.module, self.ranks, self._division = config, module, ranks, division
         sizes = (config.pipeline, config.dp_replicate or 1, config.dp_shard, config.tensor)
-        self._mesh = init_device_mesh(ranks.device.type, sizes, mesh_dim_names=AXES)
+        self._mesh = _mesh(ranks.device.type, sizes)
         self._at = dict(zip(AXES, self._mesh.get_coordinate() or (0,) * 4, strict=True))
         self.data_rank = self._at["dp_replicate"] * config.dp_shard + self._at["dp_shard"]
         self.data_size = config.data_size
@@ -91,17 +92,6 @@ class Divided:
         advice = config.advice(steps, float(np.mean(waiting(config, costs * steps))))
         if ranks.is_first and advice:
             warnings.warn(advice, stacklevel=2)
-
-    def close(self) -> None:
-        """Leave the groups of processes; the module cannot be used any more.
-
-        Call it on all processes, and forget the module: groups of gloo have threads that take time as long
-        as anything refers to them.
-        """
-        for axis in AXES:
-            group = self._mesh.get_group(axis)
-            if group is not dist.group.WORLD:
-                dist.destroy_process_group(group)
 
     def _shard(
         self, names: Sequence[str], parts: Mapping[int, nn.Module], half: torch.dtype | None
@@ -233,6 +223,15 @@ class Divided:
     def fill(self, tensor: Tensor, name: str, full: Tensor) -> None:
         """Take this process's part of a whole tensor that is cut like a parameter."""
         fill(tensor, ordered(full.to(local(tensor).device), self._orders.get(name)))
+
+
+@functools.cache
+def _mesh(device: str, sizes: tuple[int, ...]) -> DeviceMesh:
+    """The same for all models that are divided alike: each group of gloo has threads that take time.
+
+    Groups cannot be left instead: DTensor remembers meshes, and takes an earlier one for an equal one.
+    """
+    return init_device_mesh(device, sizes, mesh_dim_names=AXES)
 
 
 def _without_views(_: nn.Module, given: Any, output: Any) -> Any:
