@@ -5,7 +5,8 @@ import json
 import pandas as pd
 import pytest
 
-from millrace.summary import summarise
+from millrace.summary import _cell, summarise
+from millrace.systems import KINDS
 
 
 def scores(rmse):
@@ -47,3 +48,21 @@ def test_without_ensembles_there_are_no_such_columns(runs, tmp_path) -> None:
     summarise(runs[0], [], *outputs)
     assert "crps" not in pd.read_csv(outputs[1])
     assert "<th>CRPS</th>" not in outputs[0].read_text()
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "expected"),
+    [
+        ("min_ade", [1.0, 3.0], "2.00 ± 1.41"),
+        ("baseline_min_ade", [2.771, 2.771], "2.77"),
+        ("min_ade", [1e-6, 3e-6], "2.00e-6 ± 1.41e-6"),
+        ("min_ade", [120.0, 130.0], "125 ± 7"),
+        ("min_ade", [0.0, 0.0], "0.000"),
+        ("min_ade", [None, None], "undefined"),
+        ("collision_gain", [0.0131, -0.0162, 0.2], "-0.0162"),
+    ],
+)
+def test_numbers_of_several_seeds(column, values, expected) -> None:
+    """Means with deviations; of lower ends of intervals the lowest."""
+    cell = _cell(pd.Series(values, name=column), KINDS["scenarios"].table)
+    assert cell == f"<td>{expected}</td>"

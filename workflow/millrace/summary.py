@@ -14,9 +14,10 @@ _KEYS = ["experiment", "layout", "variable"]
 _STYLE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Test skill</title><style>
 body { font: 14px/1.45 system-ui, sans-serif; color: #222; margin: 1.2rem; }
 table { border-collapse: collapse; } caption { text-align: left; margin-bottom: .6rem; max-width: 60rem; }
-th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd;
+th, td { padding: .25rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd;
   font-variant-numeric: tabular-nums; }
-th { border-bottom: 2px solid #888; } .head { text-align: left; } .bad { color: #b00020; font-weight: 600; }
+th { border-bottom: 2px solid #888; white-space: normal; vertical-align: bottom; }
+.head { text-align: left; } .bad { color: #b00020; font-weight: 600; }
 </style>"""
 
 
@@ -91,7 +92,7 @@ def _html(table: Table, rows: pd.DataFrame) -> str:
         cells += "".join(_cell(group[name], table) for name in titles)
         body.append(f"<tr>{cells}</tr>")
     return (
-        "<table><caption>Scores on the test period, mean ± standard deviation over seeds. "
+        "<table><caption>Scores on the test data, mean ± standard deviation over seeds. "
         f"{table.caption}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     )
@@ -103,9 +104,17 @@ def _cell(values: pd.Series, table: Table) -> str:
     if pd.isna(shown):
         return "<td>undefined</td>"
     # Three digits, and the spread to the same place.
-    places = max(0, 2 - math.floor(math.log10(abs(shown)))) if shown else 3
-    text = f"{shown:.{places}f}"
-    if len(values) > 1 and values.name not in (*table.pooled, *table.lowest):
-        text += f" ± {values.std():.{places}f}"
+    exponent = math.floor(math.log10(abs(shown))) if shown else 0
+    power = exponent if exponent < -4 else 0
+    places = max(0, 2 - exponent + power) if shown else 3
+    behind = f"e{power}" if power else ""
+
+    def text_of(value: float) -> str:
+        return f"{value / 10.0**power:.{places}f}{behind}"
+
+    text = text_of(shown)
+    # Simple forecasts are the same for all seeds.
+    if values.nunique() > 1 and values.name not in (*table.pooled, *table.lowest):
+        text += f" ± {text_of(values.std())}"
     worse = str(values.name).endswith("skill") and values.min() <= 0
     return f'<td class="bad">{text}</td>' if worse else f"<td>{text}</td>"

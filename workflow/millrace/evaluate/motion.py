@@ -24,9 +24,9 @@ from millrace.plots import (
 Progress = Callable[[int, int], None]
 
 ROLLOUTS = RolloutConfig(samples=6, top_k=4)
-"""What is scored. More rollouts would lower the error of the best. On the validation scenes of the demo 2, 4
-and 8 as ``top_k`` give a realism of 0.683, 0.724 and 0.725 (second stage, means of three seeds); of the best
-two, 4 collides less: 0.131 against 0.167."""
+"""What is scored. More rollouts would lower the error of the best. On the validation scenes of the demo 2,
+4 and 8 as ``top_k`` give a realism of 0.683, 0.724 and 0.725 (second stage, means of three seeds); of the
+best two, 4 collides less: 0.131 against 0.167."""
 _VARIABLE = "motion"
 _DRAWN = 4
 
