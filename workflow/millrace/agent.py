@@ -16,6 +16,9 @@ CANCELLED = ".cancelled"
 
 # Snakemake sets these to the threads of the whole job; each rank gets its share.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+# Torchrun would keep its store of keys when it starts ranks again. They find each other by keys, and could
+# take those of ranks that are gone for new ones: gloo is refused then, and NCCL waits for ever.
+_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def main() -> int:
@@ -38,7 +41,7 @@ def main() -> int:
     threads = str(max(1, cpus // given.ranks))
     process = subprocess.Popen(
         [*command, "-m", given.module, given.request],
-        env=os.environ | dict.fromkeys(_THREADS, threads),
+        env=os.environ | _STORE | dict.fromkeys(_THREADS, threads),
         start_new_session=True,
         preexec_fn=die_with_parent,
     )

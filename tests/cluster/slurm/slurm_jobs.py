@@ -1,7 +1,10 @@
 """Small trainings in jobs of SLURM, and their processes."""
 
+import contextlib
 import json
+import signal
 import sys
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -105,6 +108,40 @@ def workers():
         if "millrace.train" in words or "millrace.agent" in words:
             found.append(process)
     return [p for p in found if "SLURM_JOB_ID" in _environment(p)]
+
+
+@contextlib.contextmanager
+def slowed(epochs):
+    """Stop all ranks for a while after each epoch: trainings take long, and little of the processors.
+
+    ``epochs`` gives the number of epochs done.
+    """
+    over = threading.Event()
+
+    def work():
+        done = 0
+        while not over.wait(0.05):
+            if epochs() == done:
+                continue
+            done = epochs()
+            stopped = [p for p in workers() if "RANK" in _environment(p)]
+            _send(stopped, signal.SIGSTOP)
+            over.wait(0.4)
+            _send(stopped, signal.SIGCONT)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _send(processes, number):
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def _environment(process):

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
 from reference_downscaler import ALPHA_BAR, Reference, context_of
 
-MEMBERS, EPOCHS = 4, 10
+MEMBERS, EPOCHS = 2, 10
 
 
 @pytest.fixture(scope="module")
