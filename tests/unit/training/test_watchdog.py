@@ -22,7 +22,7 @@ with dog.watching_steps():
     if where == "inside":
         time.sleep(3)
 for seconds in {"later": [0.01, 3], "first": [1]}.get(where, []):
-    with dog.watching_end_of_epoch():
+    with dog.watching_end_of_epoch(True):
         time.sleep(seconds)
 if where == "outside":
     time.sleep(1)
@@ -87,10 +87,26 @@ def test_the_limit_is_three_slow_steps_and_the_grace() -> None:
     assert dog.limit == pytest.approx(16.0)
 
 
-def test_the_end_of_an_epoch_may_take_three_times_the_longest_and_the_grace() -> None:
+@pytest.mark.parametrize(("has_saved", "grace"), [(True, 60.0), (False, 600.0)])
+def test_the_end_of_an_epoch_may_take_three_times_the_longest_and_the_grace(
+    has_saved, grace
+) -> None:
+    """A first checkpoint may take much longer than ends without one."""
     dog = Watchdog(grace_of_files=60.0)
     assert dog.limit_of_end is None
     for seconds in (0.2, 0.0):
-        with dog.watching_end_of_epoch():
+        with dog.watching_end_of_epoch(has_saved):
             time.sleep(seconds)
-    assert dog.limit_of_end == pytest.approx(60.6, abs=0.2)
+    assert dog.limit_of_end == pytest.approx(3 * 0.2 + grace, abs=0.2)
+
+
+def test_the_first_step_of_an_epoch_may_wait_for_a_checkpoint() -> None:
+    dog = Watchdog(grace=10.0, grace_of_files=60.0)
+    for _ in range(30):
+        dog.beat(1.0)
+    with dog.watching_end_of_epoch(True):
+        pass
+    with dog.watching_steps():
+        assert dog.limit == pytest.approx(73.0, abs=0.2)
+        dog.beat(1.0)
+        assert dog.limit == pytest.approx(13.0)

@@ -81,6 +81,11 @@ class Deadline:
         self._validation = seconds
 
     @property
+    def has_saved(self) -> bool:
+        """Whether a checkpoint was written."""
+        return bool(self._saves)
+
+    @property
     def reserve(self) -> float:
         """Seconds to keep: three slow saves, a slow step and a validation."""
         save = float(np.percentile(self._saves, 99)) if self._saves else 5.0

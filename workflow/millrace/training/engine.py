@@ -239,7 +239,7 @@ class Trainer:
             if not self._run_epoch(deadline, observer):
                 observer.on_state(self, stopping=True)
                 return False
-            with self._watchdog.watching_end_of_epoch():
+            with self._watchdog.watching_end_of_epoch(deadline.has_saved):
                 started = time.monotonic()
                 observer.on_epoch(self._finish_epoch())
                 deadline.record_validation(time.monotonic() - started)

@@ -19,8 +19,9 @@ import psutil
 _FACTOR, _GRACE_S = 3.0, 10.0
 # Before that many steps nobody knows how long one takes: kernels are compiled, files are read first.
 _LEARN_STEPS = 20
-# Checkpoints are written at the end of an epoch: a busy file system may take its time.
-_GRACE_OF_FILES_S = 60.0
+# Checkpoints are written at the end of an epoch: a busy file system may take its time, and a first
+# checkpoint any time.
+_GRACE_OF_FILES_S, _GRACE_OF_FIRST_FILES_S = 60.0, 600.0
 _LOOK_EVERY_S = 1.0
 
 
@@ -32,41 +33,51 @@ class Watchdog:
     grace : float
         Seconds that a step may take beyond three slow ones (the 99th percentile).
     grace_of_files : float
-        Seconds that validation and saving may take beyond three times the longest so far.
+        Seconds that validation and saving may take beyond three times the longest so far, once a checkpoint
+        was written.
     """
 
     def __init__(self, grace: float = _GRACE_S, grace_of_files: float = _GRACE_OF_FILES_S) -> None:
         self._grace, self._grace_of_files = grace, grace_of_files
         self._steps: deque[float] = deque(maxlen=1000)
         self._longest_end: float | None = None
+        self._has_saved = self._is_first = False
         self._last = time.monotonic()
 
     def beat(self, seconds: float) -> None:
         """Note that a step is done, which took that long."""
         self._steps.append(seconds)
-        self._last = time.monotonic()
+        self._last, self._is_first = time.monotonic(), False
 
     @property
     def limit(self) -> float | None:
         """Seconds that the next step may take; None: not known yet."""
         if len(self._steps) < _LEARN_STEPS:
             return None
-        return _FACTOR * float(np.percentile(self._steps, 99)) + self._grace
+        # The first step of an epoch waits for the rank that writes a checkpoint.
+        files = self.limit_of_end or 0.0 if self._is_first else 0.0
+        return _FACTOR * float(np.percentile(self._steps, 99)) + self._grace + files
 
     @property
     def limit_of_end(self) -> float | None:
         """Seconds that the end of an epoch may take; None: not known yet."""
         if self._longest_end is None:
             return None
-        return _FACTOR * self._longest_end + self._grace_of_files
+        grace = self._grace_of_files if self._has_saved else _GRACE_OF_FIRST_FILES_S
+        return _FACTOR * self._longest_end + grace
 
     def watching_steps(self) -> contextlib.AbstractContextManager[None]:
         """Kill the ranks of this node if a step takes longer than `limit`, while the context is open."""
+        self._is_first = True
         return self._watching("step", lambda: self.limit)
 
     @contextlib.contextmanager
-    def watching_end_of_epoch(self) -> Iterator[None]:
-        """Kill them if the context is open for longer than `limit_of_end`."""
+    def watching_end_of_epoch(self, has_saved: bool) -> Iterator[None]:
+        """Kill them if the context is open for longer than `limit_of_end`.
+
+        ``has_saved`` says whether a checkpoint was written at one of the ends before.
+        """
+        self._has_saved = has_saved
         with self._watching("end of the epoch", lambda: self.limit_of_end):
             yield
         self._longest_end = max(self._longest_end or 0.0, time.monotonic() - self._last)
