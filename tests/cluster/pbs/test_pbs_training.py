@@ -5,11 +5,11 @@ import json
 import os
 import signal
 import subprocess
-import threading
 
 import psutil
 import pytest
 import torch
+from pausing import slowed
 from pbs_server import is_asking, running_pbs, wait_for
 
 EPOCHS = 60
@@ -66,35 +66,10 @@ def epochs(project):
     )
 
 
-@contextlib.contextmanager
-def slowed(pbs, project):
-    """Stop the training for a while after each epoch: enough of it is left to be disturbed."""
-    over = threading.Event()
-
-    def work():
-        done = 0
-        while not over.wait(0.02):
-            if epochs(project) == done:
-                continue
-            done = epochs(project)
-            trainers = [p for p in jobs_processes(pbs) if is_trainer(p)]
-            send(trainers, signal.SIGSTOP)
-            over.wait(0.4)
-            send(trainers, signal.SIGCONT)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def send(processes, number):
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
+def paused(pbs, project):
+    return slowed(
+        lambda: epochs(project), lambda: [p for p in jobs_processes(pbs) if is_trainer(p)]
+    )
 
 
 def jobs_processes(pbs):
@@ -145,7 +120,7 @@ def test_whole_workflow(finished_on_pbs, project):
 def test_job_killed_early_continues_in_a_retry(pbs, project, whole):
     """The walltime ends before the deadline that the job was told."""
     process = start(long(project))
-    with slowed(pbs, project):
+    with paused(pbs, project):
         wait_for_epochs(project, 7)
         pbs.set(killed_at=0.0, kill_delay_s=1)
         pbs.wait("1.pbs")
@@ -165,7 +140,7 @@ def test_chain_of_short_jobs_needs_no_retries(pbs, project, whole):
     process = start(project)
     wait_for(lambda: "2.pbs" in pbs.jobs() or process.poll() is not None, 90, "no second job")
     pbs.set(walltime_scale=1.0)
-    with slowed(pbs, project):
+    with paused(pbs, project):
         wait_for_epochs(project, 7)
         launcher = next(p for p in jobs_processes(pbs) if runs(p, "train_segment.py"))
         launcher.send_signal(signal.SIGUSR2)
@@ -180,7 +155,7 @@ def test_chain_of_short_jobs_needs_no_retries(pbs, project, whole):
 def test_snakemake_killed_while_a_job_trains(pbs, project, whole):
     """The same command follows the job that is there: two would write to one run."""
     process = start(long(project))
-    with slowed(pbs, project):
+    with paused(pbs, project):
         wait_for_epochs(project, 3)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()

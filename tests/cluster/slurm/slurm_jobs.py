@@ -1,10 +1,7 @@
 """Small trainings in jobs of SLURM, and their processes."""
 
-import contextlib
 import json
-import signal
 import sys
-import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -110,38 +107,9 @@ def workers():
     return [p for p in found if "SLURM_JOB_ID" in _environment(p)]
 
 
-@contextlib.contextmanager
-def slowed(epochs):
-    """Stop all ranks for a while after each epoch: trainings take long, and little of the processors.
-
-    ``epochs`` gives the number of epochs done.
-    """
-    over = threading.Event()
-
-    def work():
-        done = 0
-        while not over.wait(0.05):
-            if epochs() == done:
-                continue
-            done = epochs()
-            stopped = [p for p in workers() if "RANK" in _environment(p)]
-            _send(stopped, signal.SIGSTOP)
-            over.wait(0.4)
-            _send(stopped, signal.SIGCONT)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _send(processes, number):
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
+def trainers():
+    """Ranks in jobs."""
+    return [p for p in workers() if "RANK" in _environment(p)]
 
 
 def _environment(process):

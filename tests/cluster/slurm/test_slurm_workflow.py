@@ -9,8 +9,9 @@ import time
 import pytest
 import yaml
 from lab import ACCOUNT
+from pausing import slowed
 from project import Project
-from slurm_jobs import slowed, wait
+from slurm_jobs import trainers, wait
 
 from millrace.cluster import Cluster
 from millrace.layout import Layout
@@ -148,7 +149,7 @@ def test_short_jobs_run_to_the_end_from_one_command(project):
     """Three jobs of a minute, as Gilbreth's standby with its four hours."""
     run = long_training(project, epochs=90)
     project.facts(train_segment={"hours": 1 / 59})
-    with slowed(lambda: len(project.epochs(run))):
+    with slowed(lambda: len(project.epochs(run)), trainers):
         project.run("train")
     sessions = project.receipt(run, 90)["sessions"]
     assert len(sessions) >= 3

@@ -48,6 +48,8 @@ class Deadline:
         self._saves: deque[float] = deque(maxlen=100)
         self._steps: deque[float] = deque(maxlen=1000)
         self._validation = 0.0
+        self.has_saved = False
+        """Whether a checkpoint was written, by this rank or for it."""
 
     @classmethod
     def from_environment(cls) -> "Deadline":
@@ -70,6 +72,7 @@ class Deadline:
 
     def record_save(self, seconds: float) -> None:
         """Learn how long a checkpoint takes."""
+        self.has_saved = True
         self._saves.append(seconds)
 
     def record_step(self, seconds: float) -> None:
@@ -79,11 +82,6 @@ class Deadline:
     def record_validation(self, seconds: float) -> None:
         """Learn how long a validation takes: it is not interrupted."""
         self._validation = seconds
-
-    @property
-    def has_saved(self) -> bool:
-        """Whether a checkpoint was written."""
-        return bool(self._saves)
 
     @property
     def reserve(self) -> float:
