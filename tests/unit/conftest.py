@@ -1,15 +1,11 @@
 """Small planes that the windows and the model on planes are tried on; trainers and ranks."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import motion_scenes
 import numpy as np
 import pytest
 import torch
+from forked_ranks import on_ranks
+from rank_worker import train
 from travelling_waves import waves
 
 from millrace.data.blocks import BlockConfig, extract_blocks
@@ -22,7 +18,6 @@ from millrace.demo.climate import ClimateConfig, write_climate
 from millrace.training.distributed import Ranks
 
 STEPS = 74
-WORKER = Path(__file__).with_name("rank_worker.py")
 
 
 @pytest.fixture(scope="session")
@@ -94,21 +89,14 @@ def experiments(samples, definition, plane_samples, block_samples, motion_sample
 
 @pytest.fixture(scope="session")
 def train_on_ranks(tmp_path_factory):
-    """Run `rank_worker.train` under torchrun: (ranks, definition, files, steps, execution, parallel) ->
+    """Run `rank_worker.train` on some ranks: (ranks, definition, files, steps, execution, parallel) ->
     result."""
 
     def run(ranks, definition, files, steps, execution=None, parallel=None):
+        job = {"definition": definition, "files": files, "steps": steps}
+        job |= {"execution": execution or {}, "parallel": parallel or {}}
         directory = tmp_path_factory.mktemp("ranks")
-        job, output = directory / "job.json", directory / "result.json"
-        described = {"definition": definition, "files": files, "steps": steps}
-        described |= {"execution": execution or {}, "parallel": parallel or {}}
-        job.write_text(json.dumps(described))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={ranks}", str(WORKER), str(job), str(output)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(output.read_text())
+        return on_ranks(ranks, train, job, directory=directory)
 
     return run
 

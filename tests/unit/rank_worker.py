@@ -1,17 +1,11 @@
-"""Trains some steps under torchrun and writes what each step did; started by `train_on_ranks`."""
+"""Trains some steps and tells what each did, on one rank or several (`train_on_ranks`)."""
 
 import contextlib
-import json
-import sys
-from pathlib import Path
 from unittest import mock
-
-import torch.distributed as dist
 
 from millrace.config import from_mapping
 from millrace.training.batches import rank_shares
 from millrace.training.config import ExecutionConfig
-from millrace.training.distributed import process_group
 from millrace.training.parallel.config import ParallelConfig
 from millrace.training.segment import build_trainer
 
@@ -61,16 +55,3 @@ def recorded_norms(trainer, norms):
     with mock.patch.object(trainer, "_clipped", recording):
         yield
     assert norms, "the engine clips elsewhere"
-
-
-def main() -> None:
-    with process_group() as ranks:
-        result = train(json.loads(Path(sys.argv[1]).read_text()), ranks)
-        if ranks.is_first:
-            Path(sys.argv[2]).write_text(json.dumps(result))
-        if dist.is_initialized():
-            dist.barrier()
-
-
-if __name__ == "__main__":
-    main()

@@ -112,7 +112,7 @@ def test_shipped_configurations_build(over) -> None:
         model = dict(definition["model"])
         spec = get_model(model.pop("name"))
         from_mapping(spec.config, model, "model")
-        from_mapping(VIEWS[spec.view].config, definition["data"], "data")
+        from_mapping(VIEWS[spec.view].config_type, definition["data"], "data")
         from_mapping(TrainConfig, definition["train"], "train")
         parallel = plan.experiments[name].get("parallel", {})
         from_mapping(ParallelConfig, parallel, "parallel")

@@ -194,7 +194,7 @@ def _samples_of(definition: Mapping[str, Any]) -> tuple[str, Any]:
     kind = get_model(definition["model"]["name"]).view
     if not KINDS[kind].predictions:
         raise ConfigError(f"models on {kind} are not applied to new raw files")
-    return kind, from_mapping(VIEWS[kind].config, definition["data"], "data")
+    return kind, from_mapping(VIEWS[kind].config_type, definition["data"], "data")
 
 
 def _load(

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from millrace.config import from_mapping
-from millrace.data.patches import PatchConfig, extract_patches, read_nodes
+from millrace.data.patch_file import read_nodes
+from millrace.data.patches import PatchConfig, extract_patches
 from millrace.jobs import job
 from millrace.plots import patch_map
 

@@ -91,8 +91,12 @@ def runs(process, *words):
     return False
 
 
-def wait_for_epochs(project, n):
-    wait_for(lambda: epochs(project) >= n, 180, f"no {n} epochs")
+def wait_for_epochs(project, process, n):
+    def enough_or_over():
+        return epochs(project) >= n or process.poll() is not None
+
+    wait_for(enough_or_over, 180, f"no {n} epochs")
+    assert process.poll() is None, process.communicate()[0][-5000:]
 
 
 def assert_same(checkpoint, whole, sessions):
@@ -121,7 +125,7 @@ def test_job_killed_early_continues_in_a_retry(pbs, project, whole):
     """The walltime ends before the deadline that the job was told."""
     process = start(long(project))
     with paused(pbs, project):
-        wait_for_epochs(project, 7)
+        wait_for_epochs(project, process, 7)
         pbs.set(killed_at=0.0, kill_delay_s=1)
         pbs.wait("1.pbs")
     pbs.set(killed_at=1.0)
@@ -134,14 +138,15 @@ def test_job_killed_early_continues_in_a_retry(pbs, project, whole):
 
 def test_chain_of_short_jobs_needs_no_retries(pbs, project, whole):
     """The first job stops for its deadline, the second for a signal (qsig), the third finishes."""
-    # 40 s: little more than what a job keeps for saving and ending, so that it stops at once.
-    pbs.set(walltime_scale=40 / (12 * 3600))
+    # 40 s: little more than what a job keeps for saving and ending, so that it stops at once. It is not
+    # killed after 40 s: on a slow machine that can be over before training has begun.
+    pbs.set(walltime_scale=40 / (12 * 3600), killed_at=10.0)
     long(project).options = (*project.options, "--retries", "0")
     process = start(project)
-    wait_for(lambda: "2.pbs" in pbs.jobs() or process.poll() is not None, 90, "no second job")
-    pbs.set(walltime_scale=1.0)
+    wait_for(lambda: "2.pbs" in pbs.jobs() or process.poll() is not None, 180, "no second job")
+    pbs.set(walltime_scale=1.0, killed_at=1.0)
     with paused(pbs, project):
-        wait_for_epochs(project, 7)
+        wait_for_epochs(project, process, 7)
         launcher = next(p for p in jobs_processes(pbs) if runs(p, "train_segment.py"))
         launcher.send_signal(signal.SIGUSR2)
         pbs.wait("2.pbs")
@@ -156,7 +161,7 @@ def test_snakemake_killed_while_a_job_trains(pbs, project, whole):
     """The same command follows the job that is there: two would write to one run."""
     process = start(long(project))
     with paused(pbs, project):
-        wait_for_epochs(project, 3)
+        wait_for_epochs(project, process, 3)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         locked = start(project)

@@ -11,13 +11,13 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from millrace.data.hdf5 import open_checked
+from millrace.data.patch_file import patch_names
 from millrace.data.patches import (
     SCHEMA,
     PatchConfig,
     extract_patches,
     length_scales,
     partition,
-    patch_names,
 )
 from millrace.data.series import SplitConfig, preprocess
 from millrace.errors import ConfigError, DataError

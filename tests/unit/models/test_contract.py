@@ -11,6 +11,7 @@ import pytest
 import torch
 from contract import CONTRACTS, Case
 
+from millrace.models import gino
 from millrace.models.registry import MODELS
 
 
@@ -21,9 +22,8 @@ def agree_at_every_step(monkeypatch):
 
 @pytest.fixture
 def make_case(experiments, alone, tmp_path, train_on_ranks, request):
-    def make(name, like=None):
-        definition, files = copy.deepcopy(experiments[like or name])
-        definition["model"]["name"] = name
+    def make(name):
+        definition, files = copy.deepcopy(experiments[name])
         regenerate = request.config.getoption("--regenerate-golden")
         return Case(name, definition, files, alone, tmp_path, train_on_ranks, regenerate)
 
@@ -101,10 +101,8 @@ BROKEN = [
 
 @pytest.mark.parametrize(("kind", "name", "told"), BROKEN, ids=lambda value: str(value))
 def test_a_broken_model_fails_the_contract_it_breaks(make_case, monkeypatch, kind, name, told):
-    spec = MODELS["gino"]
-    broken = dataclasses.replace(
-        spec, name="broken", build=lambda *arguments: kind(spec.build(*arguments))
-    )
-    monkeypatch.setitem(MODELS, "broken", broken)
+    build = gino.SPEC.build
+    broken = dataclasses.replace(gino.SPEC, build=lambda *given: kind(build(*given)))
+    monkeypatch.setattr(gino, "SPEC", broken)
     with pytest.raises(AssertionError, match=told):
-        getattr(contract, name)(make_case("broken", like="gino"))
+        getattr(contract, name)(make_case("gino"))

@@ -1,13 +1,10 @@
-"""Runs jobs in several modes of parallelism in one torchrun, and writes what each gave.
+"""Runs jobs in several modes of parallelism in one process group, and tells what each gave.
 
 A job is ``{"parallel": block, "do": "gradients" | "train" | "continue", ...}``, see `perform`.
 """
 
 import gc
 import itertools
-import json
-import sys
-import traceback
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -20,7 +17,6 @@ from torch.utils._pytree import tree_leaves
 
 from millrace.config import from_mapping
 from millrace.training.config import ExecutionConfig
-from millrace.training.distributed import process_group
 from millrace.training.parallel.checkpoints import save
 from millrace.training.parallel.config import ParallelConfig
 from millrace.training.parallel.shards import local, whole
@@ -157,23 +153,16 @@ def steps(trainer, count, ranks):
     return losses
 
 
-def main() -> None:
-    jobs = json.loads(Path(sys.argv[1]).read_text())
+def perform_all(jobs, ranks) -> dict:
+    """{name: what the job gave}."""
     warnings.filterwarnings("error", message="FSDP2-wrapped module")
-    with process_group() as ranks:
-        results = {}
-        for name, job in jobs.items():
-            try:
-                results[name] = perform(job, ranks)
-            except Exception:
-                print(f"job {name} on rank {ranks.rank}", file=sys.stderr)
-                traceback.print_exc()
-                raise
-            if dist.is_initialized():
-                dist.barrier()
-        if ranks.is_first:
-            Path(sys.argv[2]).write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main()
+    results = {}
+    for name, job in jobs.items():
+        try:
+            results[name] = perform(job, ranks)
+        except Exception as error:
+            error.add_note(f"in job {name}")
+            raise
+        if dist.is_initialized():
+            dist.barrier()
+    return results

@@ -2,16 +2,13 @@
 
 import copy
 import itertools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import parallel_worker
 import pytest
 import torch
+from forked_ranks import on_ranks
+from parallel_worker import perform_all
 from torch.utils._pytree import tree_map_only
 
 from millrace.config import from_mapping
@@ -21,8 +18,6 @@ from millrace.training.config import TrainConfig
 from millrace.training.parallel.config import ParallelConfig
 from millrace.training.parallel.footprint import Subject, footprints
 from millrace.training.store import load_state
-
-WORKER = Path(parallel_worker.__file__)
 
 # name -> ranks, parallel block, largest relative difference of a gradient
 MODES = {
@@ -114,16 +109,7 @@ def results(blocks, directory, alone):
         if ranks == 1:
             done.update((name, parallel_worker.perform(job, alone)) for name, job in mine.items())
             return
-        given, output = directory / "jobs.json", directory / "results.json"
-        given.write_text(json.dumps(mine))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={ranks}", str(WORKER), str(given), str(output)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        ended = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=600
-        )
-        assert ended.returncode == 0, _reason(ended.stderr)
-        done.update(json.loads(output.read_text()))
+        done.update(on_ranks(ranks, perform_all, mine, directory=directory, seconds=600.0))
 
     first = gradient_jobs(blocks, directory, alone) | variant_jobs(blocks)
     first |= first_parts(blocks, directory) | memory_jobs(blocks)
@@ -385,8 +371,3 @@ def predicted(job, mode, micro_batch=None, recompute=False):
 
 def relative(found, expected):
     return float((found - expected).norm() / expected.norm())
-
-
-def _reason(text):
-    """What the worker printed, without torchrun's report about it."""
-    return text.partition("torch.distributed.elastic")[0][-9000:]

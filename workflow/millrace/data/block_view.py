@@ -9,7 +9,7 @@ deviation over the training period.
 Shape suffixes: N fine cells, M blocks, L levels, B samples, V variables, F features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -131,6 +131,19 @@ class BlockView:
     ConfigError
         A variable is not in the file.
     """
+
+    config_type = BlockViewConfig
+
+    @classmethod
+    def open(
+        cls,
+        files: Mapping[str, Path],
+        config: BlockViewConfig,
+        device: torch.device,
+        statistics: Normalisation | None = None,
+    ) -> "BlockView":
+        """Open it as `millrace.data.views` does."""
+        return cls(files["blocks"], config, device, statistics=statistics)
 
     def __init__(
         self,

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from millrace.data.hdf5 import create, create_dataset, open_checked
-from millrace.data.patches import SCHEMA as PATCHES_SCHEMA
-from millrace.data.patches import patch_names
+from millrace.data.patch_file import SCHEMA as PATCHES_SCHEMA
+from millrace.data.patch_file import patch_names
 from millrace.errors import ConfigError
 from millrace.ops.graph import CSR, radius_neighbours
 from millrace.provenance import code_version

@@ -24,11 +24,10 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from millrace.data.hdf5 import create, create_dataset, open_checked, rows_per_chunk, strings
+from millrace.data.patch_file import SCHEMA
 from millrace.data.series import SCHEMA as SERIES_SCHEMA
 from millrace.errors import ConfigError
 from millrace.provenance import code_version
-
-SCHEMA = "millrace.patches/1"
 
 _SERIES = ("obs", "forcing", "forcing_mask")
 
@@ -179,38 +178,6 @@ def extract_patches(
         for name in ("time", "split", *(f"stats/{stat}" for stat in source["stats"])):
             create_dataset(file, name, source[name][()])
         _write_attributes(file, source, config)
-
-
-def patch_names(file: h5py.File) -> list[str]:
-    """Groups of the patches in a `patches.h5`, in order."""
-    return sorted(
-        (name for name in file if name.startswith("patch_")), key=lambda name: int(name[6:])
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class Nodes:
-    """Nodes of an aquifer and the patches they were cut into."""
-
-    coords_N3: NDArray[np.float64]
-    """X, Y, Z in m."""
-    patch_N: NDArray[np.int64]
-    """Patch of which the node is core."""
-    slice_group_N: NDArray[np.int64]
-
-
-def read_nodes(patches: Path) -> Nodes:
-    """Put the core nodes of a `patches.h5` together again."""
-    with open_checked(patches, SCHEMA) as file:
-        names = patch_names(file)
-        cores = [file[name]["core_node"][()] for name in names]
-        coords = [
-            file[name]["coords"][: len(core)] for name, core in zip(names, cores, strict=True)
-        ]
-        clusters = json.loads(file.attrs["config"])["clusters"]
-    order = np.argsort(np.concatenate(cores))
-    patch_N = np.repeat(np.arange(len(cores)), [len(core) for core in cores])[order]
-    return Nodes(np.concatenate(coords)[order], patch_N, patch_N // clusters)
 
 
 def _write_attributes(file: h5py.File, source: h5py.File, config: PatchConfig) -> None:

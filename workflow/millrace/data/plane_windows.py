@@ -15,6 +15,7 @@ channels, F grid features.
 
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -138,6 +139,19 @@ class PlaneView(WindowView):
         A variable is not in the file, or a window is longer than the gap between the splits, which
         would let it straddle two of them.
     """
+
+    config_type = PlaneWindowConfig
+
+    @classmethod
+    def open(
+        cls,
+        files: Mapping[str, Path],
+        config: PlaneWindowConfig,
+        device: torch.device,
+        statistics: Normalisation | None = None,
+    ) -> "PlaneView":
+        """Open it as `millrace.data.views` does."""
+        return cls(files["planes"], config, device, statistics=statistics)
 
     def __init__(
         self,

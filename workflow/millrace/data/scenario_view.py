@@ -21,6 +21,7 @@ from torch import Tensor
 
 from millrace.config import essentials
 from millrace.data.hdf5 import open_checked
+from millrace.data.normalisation import Normalisation
 from millrace.data.scenarios import (
     AGENT_ROWS,
     ROAD_ROWS,
@@ -107,6 +108,20 @@ class ScenarioView:
     cache_bytes : int
         Files larger than this are read scene by scene.
     """
+
+    config_type = ScenarioConfig
+
+    @classmethod
+    def open(
+        cls,
+        files: Mapping[str, Path],
+        config: ScenarioConfig,
+        device: torch.device,
+        statistics: Normalisation | None = None,
+    ) -> "ScenarioView":
+        """Open it as `millrace.data.views` does."""
+        del statistics  # metres are metres; what has to agree is the vocabulary
+        return cls(files["scenarios"], config, device)
 
     def __init__(
         self,

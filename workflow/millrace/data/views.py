@@ -1,87 +1,43 @@
 """Kinds of samples by name: what each reads, and how it is opened."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from millrace.config import from_mapping
-from millrace.data.block_view import BlockView, BlockViewConfig
 from millrace.data.joint import open_joint
 from millrace.data.normalisation import Normalisation
-from millrace.data.plane_windows import PlaneView, PlaneWindowConfig
-from millrace.data.scenario_view import ScenarioConfig, ScenarioView
-from millrace.data.weather_view import WeatherView, WeatherWindowConfig
-from millrace.data.windows import PatchView, WindowConfig
 from millrace.errors import ConfigError
+from millrace.imported import Imported
 
 
-@dataclass(frozen=True)
-class ViewKind:
-    """How samples of one kind are opened."""
+class ViewClass(Protocol):
+    """A view as it is opened by name."""
 
-    config: type
+    config_type: type
     """Dataclass of the experiment's ``data:`` block."""
-    open: Callable[[Mapping[str, Path], Any, torch.device, Normalisation | None], Any]
-    """(files by role, config, device, statistics) -> view."""
+
+    def open(
+        self,
+        files: Mapping[str, Path],
+        config: Any,
+        device: torch.device,
+        statistics: Normalisation | None = None,
+    ) -> Any:
+        """Open sample files by role."""
 
 
-def _open_patches(
-    files: Mapping[str, Path],
-    config: WindowConfig,
-    device: torch.device,
-    statistics: Normalisation | None,
-) -> PatchView:
-    return PatchView(files["patches"], files["graph"], config, device, statistics=statistics)
-
-
-def _open_planes(
-    files: Mapping[str, Path],
-    config: PlaneWindowConfig,
-    device: torch.device,
-    statistics: Normalisation | None,
-) -> PlaneView:
-    return PlaneView(files["planes"], config, device, statistics=statistics)
-
-
-def _open_blocks(
-    files: Mapping[str, Path],
-    config: BlockViewConfig,
-    device: torch.device,
-    statistics: Normalisation | None,
-) -> BlockView:
-    return BlockView(files["blocks"], config, device, statistics=statistics)
-
-
-def _open_scenarios(
-    files: Mapping[str, Path],
-    config: ScenarioConfig,
-    device: torch.device,
-    statistics: Normalisation | None,
-) -> ScenarioView:
-    del statistics  # metres are metres; what has to agree is the vocabulary
-    return ScenarioView(files["scenarios"], config, device)
-
-
-def _open_weather(
-    files: Mapping[str, Path],
-    config: WeatherWindowConfig,
-    device: torch.device,
-    statistics: Normalisation | None,
-) -> WeatherView:
-    return WeatherView(files["weather"], config, device, statistics=statistics)
-
-
-VIEWS = {
-    "patches": ViewKind(WindowConfig, _open_patches),
-    "planes": ViewKind(PlaneWindowConfig, _open_planes),
-    "blocks": ViewKind(BlockViewConfig, _open_blocks),
-    "weather": ViewKind(WeatherWindowConfig, _open_weather),
-    "scenarios": ViewKind(ScenarioConfig, _open_scenarios),
-}
-
+VIEWS: Imported[ViewClass] = Imported(
+    {
+        "patches": "millrace.data.windows:PatchView",
+        "planes": "millrace.data.plane_windows:PlaneView",
+        "blocks": "millrace.data.block_view:BlockView",
+        "weather": "millrace.data.weather_view:WeatherView",
+        "scenarios": "millrace.data.scenario_view:ScenarioView",
+    }
+)
 
 Files = Mapping[str, str | Path | Sequence[str | Path]]
 """Sample files by role; several of a role are those of several datasets, in one order."""
@@ -107,7 +63,7 @@ def open_view(
     if kind not in VIEWS:
         raise ConfigError(f"view {kind!r}: expected one of {', '.join(VIEWS)}")
     view = VIEWS[kind]
-    block: Any = from_mapping(view.config, config, "data")
+    block: Any = from_mapping(view.config_type, config, "data")
 
     def open_one(part: Mapping[str, Path], normalisation: Normalisation | None) -> Any:
         return view.open(part, block, device, normalisation)

@@ -7,6 +7,7 @@ Shape suffixes: T times, B samples, K cells, S steps, C channels (also V), F sta
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,19 @@ class WeatherView(WindowView):
     statistics : Normalisation, optional
         Of the data that a model was trained on.
     """
+
+    config_type = WeatherWindowConfig
+
+    @classmethod
+    def open(
+        cls,
+        files: Mapping[str, Path],
+        config: WeatherWindowConfig,
+        device: torch.device,
+        statistics: Normalisation | None = None,
+    ) -> "WeatherView":
+        """Open it as `millrace.data.views` does."""
+        return cls(files["weather"], config, device, statistics=statistics)
 
     def __init__(
         self,

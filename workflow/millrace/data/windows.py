@@ -9,7 +9,7 @@ steps, V variables, C input channels, W windows.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -115,6 +115,19 @@ class PatchView(WindowView):
         A variable or forcing is not in the file, or a window is longer than the gap between the
         splits, which would let it straddle two of them.
     """
+
+    config_type = WindowConfig
+
+    @classmethod
+    def open(
+        cls,
+        files: Mapping[str, Path],
+        config: WindowConfig,
+        device: torch.device,
+        statistics: Normalisation | None = None,
+    ) -> "PatchView":
+        """Open it as `millrace.data.views` does."""
+        return cls(files["patches"], files["graph"], config, device, statistics=statistics)
 
     def __init__(
         self,

@@ -4,43 +4,29 @@ What is scored and drawn depends on the samples, see `EVALUATIONS`; all metrics 
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from millrace.data.joint import JointView
 from millrace.data.views import Files, datasets_of
 from millrace.errors import ConfigError
-from millrace.evaluate import downscaling, forecasts, motion, weather
+from millrace.evaluate.base import Evaluation, Progress
 from millrace.evaluation.forecast import TrainedModel
 from millrace.files import write_json
+from millrace.imported import Imported
 from millrace.plots import training_curves
 from millrace.provenance import provenance
 
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How models on samples of one kind are scored."""
-
-    run: Callable[[TrainedModel, Mapping[str, Path], Path | None, Progress | None], dict[str, Any]]
-    """(model, sample files by role, folder for figures or None, progress) -> scores for JSON, at least
-    ``validation`` and ``test``; draws figures into a folder for each variable."""
-    together: Callable[[Sequence[TrainedModel], Path, Progress | None], dict[str, Any]] | None = (
-        None
-    )
-    """(models of all seeds, figure to draw, progress) -> scores of their ensemble."""
-
-
-EVALUATIONS: dict[str, Evaluation] = {
-    "patches": Evaluation(forecasts.evaluate, forecasts.evaluate_together),
-    "planes": Evaluation(forecasts.evaluate, forecasts.evaluate_together),
-    "blocks": Evaluation(downscaling.evaluate),
-    "weather": Evaluation(weather.evaluate),
-    "scenarios": Evaluation(motion.evaluate),
-}
+EVALUATIONS: Imported[Evaluation] = Imported(
+    {
+        "patches": "millrace.evaluate.forecasts:EVALUATION",
+        "planes": "millrace.evaluate.forecasts:EVALUATION",
+        "blocks": "millrace.evaluate.downscaling:EVALUATION",
+        "weather": "millrace.evaluate.weather:EVALUATION",
+        "scenarios": "millrace.evaluate.motion:EVALUATION",
+    }
+)
 """By kind of samples, a key of `millrace.data.views.VIEWS`."""
 
 

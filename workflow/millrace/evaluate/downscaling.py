@@ -1,19 +1,18 @@
 """Scores and figures of downscaled fields."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from millrace.data.block_view import BlockView
+from millrace.evaluate.base import Evaluation, Progress
 from millrace.evaluation.downscaled import Example
 from millrace.evaluation.downscaled import evaluate as score
 from millrace.evaluation.forecast import TrainedModel
 from millrace.models.sampling import SamplerConfig
 from millrace.plots import Panel, by_region, reliability, spectra, sphere_maps
-
-Progress = Callable[[int, int], None]
 
 # The CRPS does not depend on the number of members, so that few will do to compare periods.
 _VALIDATION_TIMES, _VALIDATION_SAMPLER = 4, SamplerConfig(members=4)
@@ -27,7 +26,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a model and its baselines on validation and test period; draw a folder for each variable.
 
-    See `millrace.evaluate.Evaluation`. Scores are ``{variable: {forecast: scores}}``.
+    See `millrace.evaluate.base.Evaluation`. Scores are ``{variable: {forecast: scores}}``.
     """
     validation, _ = score(
         model.module, model.view, "validation", _VALIDATION_SAMPLER, _VALIDATION_TIMES
@@ -62,3 +61,6 @@ def _draw(
     sphere_maps(view.centres_N3, panels, labels, folder / "maps.png", view.land_N)
     spectra(forecasts, unit, folder / "spectra.png")
     by_region(forecasts, unit, folder / "regions.png")
+
+
+EVALUATION = Evaluation(evaluate)

@@ -1,14 +1,15 @@
 """Scores and figures of forecasts in time, on patches and on planes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from millrace.data.feflow_csv import UNITS
-from millrace.data.patches import Nodes, read_nodes
+from millrace.data.patch_file import Nodes, read_nodes
 from millrace.data.plane_windows import PlaneView
+from millrace.evaluate.base import Evaluation, Progress
 from millrace.evaluation.ensemble import forecast_ensemble
 from millrace.evaluation.forecast import Series, TrainedModel, forecast_windows, rollout
 from millrace.evaluation.sections import extract_section
@@ -23,8 +24,6 @@ from millrace.plots import (
     time_series,
 )
 
-Progress = Callable[[int, int], None]
-
 _FRAMES = 24
 _POINTS = 200_000
 
@@ -37,7 +36,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score forecasts on validation and test period, and a rollout; draw a folder for each variable.
 
-    See `millrace.evaluate.Evaluation`.
+    See `millrace.evaluate.base.Evaluation`.
     """
     validation, _ = forecast_windows(model, "validation")
     test, series = forecast_windows(model, "test", progress)
@@ -166,3 +165,6 @@ def _steepest_section(coords: np.ndarray, truth_TN: np.ndarray) -> tuple[Any, An
 
 def _columns(coords: np.ndarray) -> int:
     return len(np.unique(coords[:, :2], axis=0))
+
+
+EVALUATION = Evaluation(evaluate, evaluate_together)

@@ -1,6 +1,6 @@
 """Scores and figures of traffic."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from millrace.data.scenario_view import ScenarioView
 from millrace.data.tracks import PRESENT
+from millrace.evaluate.base import Evaluation, Progress
 from millrace.evaluation.forecast import TrainedModel
 from millrace.evaluation.motion import displacement, motion_scores, token_scores
 from millrace.models.smart import Smart
@@ -20,8 +21,6 @@ from millrace.plots import (
     rollout_maps,
     token_usage,
 )
-
-Progress = Callable[[int, int], None]
 
 ROLLOUTS = RolloutConfig(samples=6, top_k=4)
 """What is scored. More rollouts would lower the error of the best. On the validation scenes of the demo 2,
@@ -39,8 +38,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score tokens and rollouts on validation and test scenes, beside baselines; draw the test scenes.
 
-    See `millrace.evaluate.Evaluation`. Scores are ``{"motion": {"forecasts": {forecast: scores}, "tokens":
-    {class: scores}}}``; of the validation scenes those of the model and of constant velocity.
+    See `millrace.evaluate.base.Evaluation`. Scores are
+    ``{"motion": {"forecasts": {forecast: scores}, "tokens": {class: scores}}}``; of the validation scenes
+    those of the model and of constant velocity.
     """
     module, view = cast(Smart, model.module), model.view
     validation = motion_scores(module, view, "validation", ROLLOUTS, ("model", "constant_velocity"))
@@ -106,3 +106,6 @@ def _traffic(model: TrainedModel, scene: int) -> Traffic:
         true_AT3=true_AT3[:, PRESENT + 1 :],
         rollout_SAT3=drawn.pose_BSAT3[0, :, : len(true_AT3)].double().cpu().numpy(),
     )
+
+
+EVALUATION = Evaluation(evaluate)

@@ -1,6 +1,6 @@
 """Scores and figures of weather forecasts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,10 @@ import numpy as np
 
 from millrace.data.weather_units import SI
 from millrace.data.weather_view import WeatherView
+from millrace.evaluate.base import Evaluation, Progress
 from millrace.evaluation.forecast import TrainedModel
 from millrace.evaluation.weather_rollout import Example, score_weather
 from millrace.plots import loss_share, scorecard, weather_by_lead, weather_maps, zonal_spectra
-
-Progress = Callable[[int, int], None]
 
 # The validation period is for comparison with the test only.
 _VALIDATION_DAYS, _VALIDATION_STARTS = 1.0, 8
@@ -29,7 +28,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score forecasts on validation and test period; draw a folder for each variable and one for ``all``.
 
-    See `millrace.evaluate.Evaluation`. Scores are those of `score_weather`.
+    See `millrace.evaluate.base.Evaluation`. Scores are those of `score_weather`.
     """
     validation, _ = score_weather(model, "validation", _VALIDATION_DAYS, _VALIDATION_STARTS)
     test, example = score_weather(model, "test", progress=progress)
@@ -86,3 +85,6 @@ def _shown(view: WeatherView, channels: list[str]) -> list[str]:
         return channels
     nearest = [int(np.argmin(np.abs(view.levels - level))) for level in _LEVELS]
     return [channels[at] for at in sorted(set(nearest))]
+
+
+EVALUATION = Evaluation(evaluate)

@@ -1,21 +1,19 @@
 """The models by name."""
 
 from millrace.errors import ConfigError
-from millrace.models import downscaler, gfno, gino, regression, smart
-from millrace.models.aurora import spec as aurora
+from millrace.imported import Imported
 from millrace.models.spec import ModelSpec
 
-MODELS: dict[str, ModelSpec] = {
-    spec.name: spec
-    for spec in (
-        gino.SPEC,
-        gfno.SPEC,
-        downscaler.SPEC,
-        regression.SPEC,
-        aurora.SPEC,
-        smart.SPEC,
-    )
-}
+MODELS: Imported[ModelSpec] = Imported(
+    {
+        "gino": "millrace.models.gino:SPEC",
+        "gfno": "millrace.models.gfno:SPEC",
+        "downscaler": "millrace.models.downscaler:SPEC",
+        "regression": "millrace.models.regression:SPEC",
+        "aurora": "millrace.models.aurora.spec:SPEC",
+        "smart": "millrace.models.smart.spec:SPEC",
+    }
+)
 
 
 def get_model(name: str) -> ModelSpec:
