@@ -8,8 +8,8 @@ import psutil
 
 
 @contextlib.contextmanager
-def slowed(epochs, trainers):
-    """Stop processes for a while after each epoch: enough of a training is left to be disturbed.
+def slowed(epochs, trainers, seconds=0.4):
+    """Stop processes for some seconds after each epoch: enough of a training is left to be disturbed.
 
     ``epochs`` gives the number of epochs done, ``trainers`` the processes.
     """
@@ -23,7 +23,7 @@ def slowed(epochs, trainers):
             done = epochs()
             stopped = trainers()
             _send(stopped, signal.SIGSTOP)
-            over.wait(0.4)
+            over.wait(seconds)
             _send(stopped, signal.SIGCONT)
 
     thread = threading.Thread(target=work)

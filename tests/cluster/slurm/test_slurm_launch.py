@@ -1,12 +1,12 @@
 """The launcher in real SLURM jobs: several nodes, time limit, cancelling, requeueing, losses."""
 
-import functools
 import json
 import signal
 from pathlib import Path
 
 import pytest
-from slurm_jobs import Training, ranks, same_state, wait, workers
+from pausing import slowed
+from slurm_jobs import Training, ranks, same_state, trainers, wait, workers
 
 from millrace.launch import launch
 from millrace.schedulers import State
@@ -17,16 +17,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def whole(samples, definition, tmp_path_factory):
-    """Final state of a run on two GPUs that was never stopped: epochs -> state."""
+    """Final state of a run on two GPUs that was never stopped."""
     alone = Training(tmp_path_factory.mktemp("whole"), samples, definition, jobs=None)
-
-    @functools.cache
-    def run(epochs):
-        request = alone.request("n1_gpu2", epochs, name=str(epochs))
-        assert launch(request, cpus=2) == 0
-        return load_state(Path(request.checkpoint))
-
-    return run
+    request = alone.request(epochs=60)
+    assert launch(request, cpus=2) == 0
+    return load_state(Path(request.checkpoint))
 
 
 def test_ranks_of_two_nodes_train_like_one_process(training):
@@ -55,7 +50,7 @@ def test_cancelled_job_saves_and_stays_cancelled(training, jobs, whole):
     again = training.submit(request)
     training.wait_for_end(request, again)
     assert training.epochs(request) == list(range(1, 61)), "a finished epoch was lost"
-    same_state(load_state(Path(request.checkpoint)), whole(60))
+    same_state(load_state(Path(request.checkpoint)), whole)
 
 
 def test_requeued_job_continues_under_its_id(training, slurm, whole):
@@ -66,7 +61,7 @@ def test_requeued_job_continues_under_its_id(training, slurm, whole):
     training.wait_for_end(request, job)
     state = load_state(Path(request.checkpoint))
     assert [session["job"] for session in state["sessions"]] == [job, job]
-    same_state(state, whole(60))
+    same_state(state, whole)
 
 
 def test_node_that_dies_is_replaced(training, slurm, whole):
@@ -84,7 +79,7 @@ def test_node_that_dies_is_replaced(training, slurm, whole):
     state = load_state(Path(request.checkpoint))
     assert len(state["sessions"]) >= 2
     # Two ranks with a thread each are the same two, wherever they are.
-    same_state(state, whole(60))
+    same_state(state, whole)
 
 
 def test_rank_that_dies_or_hangs_is_started_again(training, whole):
@@ -102,19 +97,21 @@ def test_rank_that_dies_or_hangs_is_started_again(training, whole):
     assert training.log(request).count("ChildFailedError") == 0, "they were started in vain"
     assert "connectFullMesh failed" not in training.log(request), "they looked for those before"
     assert not any(victim.is_running() for victim in victims)
-    same_state(state, whole(60))
+    same_state(state, whole)
 
 
 def test_second_job_on_a_run_ends_the_first(training, jobs, whole):
     """As after a killed Snakemake: the job it has forgotten still trains."""
-    request = training.request(epochs=120)
+    request = training.request(epochs=60)
     first = training.submit(request)
-    training.wait_for_epoch(request, 5)
-    second = training.submit(request)
+    with slowed(lambda: len(training.epochs(request)), trainers):
+        training.wait_for_epoch(request, 5)
+        second = training.submit(request)
+        wait(120, lambda: jobs.jobs([first])[first].state.is_over, "the end of the first")
     training.wait_for_end(request, second)
     assert jobs.jobs([first])[first].state is State.FAILED
     state = load_state(Path(request.checkpoint))
     assert [session["job"] for session in state["sessions"]] == [first, second]
     epochs = training.epochs(request)
     assert epochs == sorted(set(epochs)), "both wrote"
-    same_state(state, whole(120))
+    same_state(state, whole)

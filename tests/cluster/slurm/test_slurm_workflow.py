@@ -74,7 +74,7 @@ def project(data, jobs, tmp_path):
     return copied
 
 
-def long_training(project, layout="n1_gpu2", epochs=100):
+def long_training(project, layout="n1_gpu2", epochs=60):
     project.config["run"]["layouts"] = [layout]
     project.config["experiments"]["tiny"]["train"] |= {"epochs": epochs, "milestone_every": epochs}
     return f"tiny/{layout}/seed0"
@@ -85,13 +85,13 @@ def test_everything_on_five_layouts(tmp_path, jobs, slurm):
     project.config["run"]["layouts"] = LAYOUTS
     project.config["experiments"]["tiny"]["train"]["milestone_every"] = 4
     began = time.strftime("%Y-%m-%dT%H:%M:%S")
-    project.run()
+    # Of a place's jobs of evaluation one is as good as five.
+    project.run("train", "results/evaluate/tiny/n4_gpu1/seed0/metrics.json")
 
     receipts = {name: project.receipt(f"tiny/{name}/seed0", 4) for name in LAYOUTS}
     for name, receipt in receipts.items():
         [session] = receipt["sessions"]
         assert session["ranks"] == Layout.parse(name).world_size
-        assert project.path(f"results/evaluate/tiny/{name}/seed0/metrics.json").is_file()
     # Means over all samples of an epoch: one that was left out or taken twice would show.
     losses = {n: [e["train_loss"] for e in r["history"]] for n, r in receipts.items()}
     for name in LAYOUTS:
@@ -160,13 +160,14 @@ def test_short_jobs_run_to_the_end_from_one_command(project):
 def test_interrupted_head_takes_its_jobs_along(project, slurm):
     run = long_training(project)
     head = project.start("train")
-    wait(240, lambda: max(project.epochs(run), default=0) >= 5, "training")
-    os.kill(head.pid, signal.SIGINT)
-    head.wait(180)
+    with slowed(lambda: len(project.epochs(run)), trainers):
+        wait(240, lambda: max(project.epochs(run), default=0) >= 5, "training")
+        os.kill(head.pid, signal.SIGINT)
+        head.wait(180)
     wait(30, lambda: not slurm.run("squeue", "-h").stdout, "the end of all jobs")
-    assert max(project.epochs(run)) < 100
+    assert max(project.epochs(run)) < 60
     project.run("train")
-    assert project.epochs(run) == list(range(1, 101))
+    assert project.epochs(run) == list(range(1, 61))
 
 
 def test_terminated_head_waits_for_its_jobs(project):
@@ -175,27 +176,35 @@ def test_terminated_head_waits_for_its_jobs(project):
     wait(240, lambda: max(project.epochs(run), default=0) >= 5, "training")
     os.kill(head.pid, signal.SIGTERM)
     head.wait(400)
-    assert project.epochs(run) == list(range(1, 101))
+    assert project.epochs(run) == list(range(1, 61))
     project.run("train")
-    assert len(project.receipt(run, 100)["sessions"]) == 1
+    assert len(project.receipt(run, 60)["sessions"]) == 1
 
 
 def test_killed_head_and_a_new_one_do_not_train_twice(project, slurm):
-    run = long_training(project, epochs=200)
+    run = long_training(project)
     head = project.start("train")
-    wait(240, lambda: max(project.epochs(run), default=0) >= 5, "training")
-    os.kill(head.pid, signal.SIGKILL)
-    head.wait()
-    assert slurm.run("squeue", "-h", "-t", "R").stdout, "the job should go on"
-    project.run("--unlock")
-    project.run("train")
+    with slowed(lambda: len(project.epochs(run)), trainers, seconds=1.5):
+        wait(240, lambda: max(project.epochs(run), default=0) >= 5, "training")
+        os.kill(head.pid, signal.SIGKILL)
+        head.wait()
+        [first] = running(slurm)
+        project.run("--unlock")
+        head = project.start("train")
+        wait(240, lambda: first not in running(slurm), "the end of the first job")
+    assert head.wait(240) == 0
     assert not slurm.run("squeue", "-h").stdout
-    receipt = project.receipt(run, 200)
-    first, second = receipt["sessions"]
-    assert first["job"] != second["job"]
-    assert project.epochs(run) == list(range(1, 201)), "both trained"
-    state = load_state(project.path(f"results/train/{run}/epoch_200.ckpt"))
+    receipt = project.receipt(run, 60)
+    jobs = [session["job"] for session in receipt["sessions"]]
+    assert len(jobs) == 2
+    assert jobs[0] == first != jobs[1]
+    assert project.epochs(run) == list(range(1, 61)), "both trained"
+    state = load_state(project.path(f"results/train/{run}/epoch_60.ckpt"))
     assert state["step"] == receipt["step"]
+
+
+def running(slurm):
+    return slurm.run("squeue", "-h", "-t", "R", "-o", "%i").stdout.split()
 
 
 def test_race_of_the_workflow(project, slurm):
