@@ -1,14 +1,17 @@
 """Process groups on this machine whose ranks are forked from a process that has torch already.
 
 Starting Python with torch takes longer than most of what ranks do in a test. What torchrun does is tested
-where it matters, by the launcher and the clusters.
+where it matters, by the launcher and the clusters. Ranks have no GPU, and nothing of what a test has
+patched: they inherit from the process that they are forked from, not from the test.
 """
 
+import faulthandler
 import json
 import multiprocessing
 import os
-import socket
+import signal
 import sys
+import threading
 import time
 import traceback
 from multiprocessing.connection import wait
@@ -21,64 +24,96 @@ from millrace.training.distributed import process_group
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["millrace.training.segment"])
+_SAID = 4000  # characters of each rank
 
 
 def on_ranks(number, work, *arguments, directory, seconds=180.0):
     """Call ``work(*arguments, ranks)`` on each rank of a gloo group; what it gives on the first.
 
     ``work`` is a function of a module, its value can be written as JSON. What ranks print lies in
-    ``directory`` as ``rank_<n>.log``, and is told if one fails.
+    ``directory`` as ``rank_<n>.log``. If one fails or takes too long that is told, and where others were.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    # Here rather than on the first rank: a port that was only found free might be taken by then.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = [
-        _SERVER.Process(target=_rank, args=(rank, number, port, work, arguments, directory))
+        _SERVER.Process(
+            target=_rank, args=(rank, number, store.port, work, arguments, directory), daemon=True
+        )
         for rank in range(number)
     ]
-    for process in ranks:
-        process.start()
     try:
-        _wait(ranks, seconds)
+        for process in ranks:
+            process.start()
+        codes = _exit_codes(ranks, seconds)
     finally:
         for process in ranks:
-            process.kill()
-            process.join()
-    failed = [n for n, process in enumerate(ranks) if process.exitcode]
-    said = "\n".join(f"rank {n}: {(directory / f'rank_{n}.log').read_text()}" for n in failed)
-    assert not failed, said[-9000:]
+            if process.pid is not None:
+                process.kill()
+                process.join()
+    # Those that wait for one that failed say less.
+    failed = sorted((n for n in range(number) if codes[n] != 0), key=lambda n: codes[n] is None)
+    assert not failed, "\n".join(_told(directory, n, codes[n], seconds) for n in failed)
     return json.loads((directory / "result.json").read_text())
 
 
-def _wait(ranks, seconds):
-    """Until all have ended, or one has failed for which the others would wait."""
-    end = time.monotonic() + seconds
-    left = list(ranks)
-    while left and time.monotonic() < end and not any(p.exitcode for p in ranks):
+def _exit_codes(ranks, seconds):
+    """Exit codes when all have ended, or soon after one has failed; None: it did not end."""
+    end, one_failed = time.monotonic() + seconds, False
+    while (left := [p for p in ranks if p.exitcode is None]) and time.monotonic() < end:
         wait([p.sentinel for p in left], timeout=end - time.monotonic())
-        left = [p for p in left if p.exitcode is None]
-    if any(p.exitcode for p in ranks):
-        wait([p.sentinel for p in left], timeout=1.0)  # they may have more to say
+        if not one_failed and any(p.exitcode for p in ranks):
+            end, one_failed = min(end, time.monotonic() + 2.0), True
+    codes = [process.exitcode for process in ranks]
+    for process in left:
+        os.kill(process.pid, signal.SIGABRT)  # it says where it was
+    for process in left:
+        process.join(5.0)
+    return codes
+
+
+def _told(directory, rank, code, seconds):
+    log = directory / f"rank_{rank}.log"
+    said = log.read_text()[-_SAID:] if log.exists() else "nothing"
+    ended = (
+        f"did not end (all together may take {seconds:g} s)"
+        if code is None
+        else f"exit code {code}"
+    )
+    return f"rank {rank} {ended}, it said:\n{said}"
 
 
 def _rank(rank, number, port, work, arguments, directory):
-    die_with_parent()
-    log = (directory / f"rank_{rank}.log").open("w", buffering=1)
+    log = (directory / f"rank_{rank}.log").open("w")
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)
+    faulthandler.enable(log)
+    _die_with_test()
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(number), CUDA_VISIBLE_DEVICES="")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    # The store is there already.
+    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
     torch.set_num_threads(1)
-    try:
-        with process_group() as ranks:
+    with process_group() as ranks:
+        try:
             result = work(*arguments, ranks)
             if ranks.is_first:
                 (directory / "result.json").write_text(json.dumps(result))
             if number > 1:
                 dist.barrier()
-    except BaseException:
-        traceback.print_exc(file=log)
-        # A group whose members wait for each other cannot be left in order.
+        except BaseException:
+            traceback.print_exc()
+            # A group whose members wait for each other cannot be left in order.
+            os._exit(1)
+
+
+def _die_with_test():
+    """The parent is the server, which lives as long as its children: the test itself is watched, too."""
+    die_with_parent()
+    test = multiprocessing.parent_process()
+
+    def follow():
+        test.join()
         os._exit(1)
-    finally:
-        sys.stdout.flush()
+
+    threading.Thread(target=follow, daemon=True).start()

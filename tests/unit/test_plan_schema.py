@@ -126,6 +126,7 @@ def test_shipped_configurations_build(over) -> None:
 def test_every_system_is_registered_everywhere() -> None:
     assert list(KINDS) == list(VIEWS) == list(EVALUATIONS)
     assert {name: spec.view for name, spec in MODELS.items()} == KIND_OF_MODEL
+    assert all(spec.name == name for name, spec in MODELS.items())
     for kind in KINDS.values():
         assert set(kind.formats) <= set(FORMATS)
         assert kind.ensembles == (EVALUATIONS[kind.name].together is not None)

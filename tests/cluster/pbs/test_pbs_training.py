@@ -66,10 +66,11 @@ def epochs(project):
     )
 
 
-def paused(pbs, project):
-    return slowed(
-        lambda: epochs(project), lambda: [p for p in jobs_processes(pbs) if is_trainer(p)]
-    )
+def paused(pbs, project, seconds=0.4):
+    def trainers():
+        return [p for p in jobs_processes(pbs) if is_trainer(p)]
+
+    return slowed(lambda: epochs(project), trainers, seconds)
 
 
 def jobs_processes(pbs):
@@ -138,9 +139,9 @@ def test_job_killed_early_continues_in_a_retry(pbs, project, whole):
 
 def test_chain_of_short_jobs_needs_no_retries(pbs, project, whole):
     """The first job stops for its deadline, the second for a signal (qsig), the third finishes."""
-    # 40 s: little more than what a job keeps for saving and ending, so that it stops at once. It is not
-    # killed after 40 s: on a slow machine that can be over before training has begun.
-    pbs.set(walltime_scale=40 / (12 * 3600), killed_at=10.0)
+    # 30 s: less than what a job keeps for saving and ending, so that it stops at once. It is not killed
+    # after 30 s: on a slow machine that can be over before training has begun.
+    pbs.set(walltime_scale=30 / (12 * 3600), killed_at=10.0)
     long(project).options = (*project.options, "--retries", "0")
     process = start(project)
     wait_for(lambda: "2.pbs" in pbs.jobs() or process.poll() is not None, 180, "no second job")
@@ -160,7 +161,7 @@ def test_chain_of_short_jobs_needs_no_retries(pbs, project, whole):
 def test_snakemake_killed_while_a_job_trains(pbs, project, whole):
     """The same command follows the job that is there: two would write to one run."""
     process = start(long(project))
-    with paused(pbs, project):
+    with paused(pbs, project, seconds=1.5):
         wait_for_epochs(project, process, 3)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()

@@ -41,7 +41,7 @@ class SlurmProject(Project):
 
     def start(self, *arguments):
         log = self.path("head.log").open("a")
-        return subprocess.Popen(
+        head = subprocess.Popen(
             self.command(*arguments),
             cwd=self.root,
             env=self.environment(),
@@ -49,6 +49,8 @@ class SlurmProject(Project):
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        self.heads.append(head)
+        return head
 
     def epochs(self, run):
         files = self.path(f"runs/{run}").glob("*/metrics.jsonl")
@@ -71,7 +73,12 @@ def project(data, jobs, tmp_path):
     copied = data.copy(tmp_path / "project")
     copied.__class__ = SlurmProject
     copied.options = ("--profile", "profiles/gilbreth", *QUICK)
-    return copied
+    copied.heads = []
+    yield copied
+    for head in copied.heads:
+        if head.poll() is None:  # it would submit more to what the next test uses
+            head.kill()
+        head.wait()
 
 
 def long_training(project, layout="n1_gpu2", epochs=60):
@@ -80,7 +87,7 @@ def long_training(project, layout="n1_gpu2", epochs=60):
     return f"tiny/{layout}/seed0"
 
 
-def test_everything_on_five_layouts(tmp_path, jobs, slurm):
+def test_five_layouts_from_raw_data_to_scores(tmp_path, jobs, slurm):
     project = SlurmProject(tmp_path / "project", ("--profile", "profiles/gilbreth", *QUICK))
     project.config["run"]["layouts"] = LAYOUTS
     project.config["experiments"]["tiny"]["train"]["milestone_every"] = 4
@@ -116,6 +123,7 @@ def test_everything_on_five_layouts(tmp_path, jobs, slurm):
         if on:
             trained[layout] = asked
     assert sorted(trained) == sorted(LAYOUTS)
+    assert any("rule_evaluate_run" in comment for comment in requests)
 
 
 def rules(comment):
@@ -173,38 +181,37 @@ def test_interrupted_head_takes_its_jobs_along(project, slurm):
 def test_terminated_head_waits_for_its_jobs(project):
     run = long_training(project)
     head = project.start("train")
-    wait(240, lambda: max(project.epochs(run), default=0) >= 5, "training")
-    os.kill(head.pid, signal.SIGTERM)
+    with slowed(lambda: len(project.epochs(run)), trainers):
+        wait(240, lambda: max(project.epochs(run), default=0) >= 5, "training")
+        os.kill(head.pid, signal.SIGTERM)
+        assert max(project.epochs(run)) < 60, "terminated too late to prove anything"
+        time.sleep(3)  # in which it could cancel them
     head.wait(400)
     assert project.epochs(run) == list(range(1, 61))
     project.run("train")
     assert len(project.receipt(run, 60)["sessions"]) == 1
 
 
-def test_killed_head_and_a_new_one_do_not_train_twice(project, slurm):
+def test_killed_head_and_a_new_one_do_not_train_twice(project, jobs, slurm):
     run = long_training(project)
     head = project.start("train")
     with slowed(lambda: len(project.epochs(run)), trainers, seconds=1.5):
         wait(240, lambda: max(project.epochs(run), default=0) >= 5, "training")
         os.kill(head.pid, signal.SIGKILL)
         head.wait()
-        [first] = running(slurm)
+        [first] = slurm.run("squeue", "-h", "-t", "R", "-o", "%i").stdout.split()
         project.run("--unlock")
         head = project.start("train")
-        wait(240, lambda: first not in running(slurm), "the end of the first job")
-    assert head.wait(240) == 0
+        wait(240, lambda: jobs.jobs([first])[first].state.is_over, "the end of the first job")
+    assert head.wait(240) == 0, project.path("head.log").read_text()[-5000:]
     assert not slurm.run("squeue", "-h").stdout
     receipt = project.receipt(run, 60)
-    jobs = [session["job"] for session in receipt["sessions"]]
-    assert len(jobs) == 2
-    assert jobs[0] == first != jobs[1]
+    by = [session["job"] for session in receipt["sessions"]]
+    assert len(by) == 2
+    assert by[0] == first != by[1]
     assert project.epochs(run) == list(range(1, 61)), "both trained"
     state = load_state(project.path(f"results/train/{run}/epoch_60.ckpt"))
     assert state["step"] == receipt["step"]
-
-
-def running(slurm):
-    return slurm.run("squeue", "-h", "-t", "R", "-o", "%i").stdout.split()
 
 
 def test_race_of_the_workflow(project, slurm):

@@ -142,7 +142,7 @@ class BlockView:
         device: torch.device,
         statistics: Normalisation | None = None,
     ) -> "BlockView":
-        """Open it as `millrace.data.views` does."""
+        """Open the files of the role ``blocks``, see `millrace.data.views.open_view`."""
         return cls(files["blocks"], config, device, statistics=statistics)
 
     def __init__(

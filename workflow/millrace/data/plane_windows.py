@@ -150,7 +150,7 @@ class PlaneView(WindowView):
         device: torch.device,
         statistics: Normalisation | None = None,
     ) -> "PlaneView":
-        """Open it as `millrace.data.views` does."""
+        """Open the files of the role ``planes``, see `millrace.data.views.open_view`."""
         return cls(files["planes"], config, device, statistics=statistics)
 
     def __init__(

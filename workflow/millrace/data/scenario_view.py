@@ -119,7 +119,7 @@ class ScenarioView:
         device: torch.device,
         statistics: Normalisation | None = None,
     ) -> "ScenarioView":
-        """Open it as `millrace.data.views` does."""
+        """Open the files of the role ``scenarios``, see `millrace.data.views.open_view`."""
         del statistics  # metres are metres; what has to agree is the vocabulary
         return cls(files["scenarios"], config, device)
 

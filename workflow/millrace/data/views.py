@@ -26,7 +26,7 @@ class ViewClass(Protocol):
         device: torch.device,
         statistics: Normalisation | None = None,
     ) -> Any:
-        """Open sample files by role."""
+        """Open sample files by role; parameters and errors are those of `open_view`."""
 
 
 VIEWS: Imported[ViewClass] = Imported(

@@ -122,7 +122,7 @@ class WeatherView(WindowView):
         device: torch.device,
         statistics: Normalisation | None = None,
     ) -> "WeatherView":
-        """Open it as `millrace.data.views` does."""
+        """Open the files of the role ``weather``, see `millrace.data.views.open_view`."""
         return cls(files["weather"], config, device, statistics=statistics)
 
     def __init__(

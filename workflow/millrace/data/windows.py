@@ -126,7 +126,7 @@ class PatchView(WindowView):
         device: torch.device,
         statistics: Normalisation | None = None,
     ) -> "PatchView":
-        """Open it as `millrace.data.views` does."""
+        """Open the files of the roles ``patches`` and ``graph``, see `millrace.data.views.open_view`."""
         return cls(files["patches"], files["graph"], config, device, statistics=statistics)
 
     def __init__(
