@@ -1,6 +1,5 @@
-"""The launcher in real SLURM jobs: several nodes, time limit, cancelling, requeueing, losses."""
+"""The launcher in real SLURM jobs: requeued, cancelled, taken over; ranks and nodes that are lost."""
 
-import json
 import signal
 from pathlib import Path
 
@@ -24,25 +23,17 @@ def whole(samples, definition, tmp_path_factory):
     return load_state(Path(request.checkpoint))
 
 
-def test_ranks_of_two_nodes_train_like_one_process(training):
-    request = training.request("n2_gpu2", epochs=3)
-    job = training.submit(request, nodes=2, gpus=2)
-    training.wait_for_end(request, job)
-    alone = training.request("n1_gpu1", epochs=3, name="alone")
-    assert launch(alone, cpus=1) == 0
-    receipts = [json.loads(Path(r.receipt).read_text()) for r in (request, alone)]
-    assert [r["sessions"][0]["ranks"] for r in receipts] == [4, 1]
-    # The loss is a mean over all samples of the epoch: one sample twice, or none, would show.
-    losses = [[record["train_loss"] for record in r["history"]] for r in receipts]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-def test_cancelled_job_saves_and_stays_cancelled(training, jobs, whole):
+def test_requeued_job_continues_and_a_cancelled_one_saves(training, jobs, slurm, whole):
+    """Put back it goes on under its id; cancelled it stays so, and another goes on."""
     request = training.request(epochs=60)
     job = training.submit(request)
-    training.wait_for_epoch(request, 5)
-    jobs.cancel([job])
-    wait(20, lambda: jobs.jobs([job])[job].state.is_over, "the end of the job")
+    with slowed(lambda: len(training.epochs(request)), trainers):
+        training.wait_for_epoch(request, 5)
+        assert slurm.run("scontrol", "requeue", job).returncode == 0
+        wait(60, lambda: not ranks(job), "the end of all ranks")
+        training.wait_for_epoch(request, max(training.epochs(request)) + 5)
+        jobs.cancel([job])
+        wait(20, lambda: jobs.jobs([job])[job].state.is_over, "the end of the job")
     assert jobs.jobs([job])[job].state is State.FAILED
     wait(5, lambda: not workers(), "the end of all workers")
     done = max(training.epochs(request))
@@ -50,17 +41,8 @@ def test_cancelled_job_saves_and_stays_cancelled(training, jobs, whole):
     again = training.submit(request)
     training.wait_for_end(request, again)
     assert training.epochs(request) == list(range(1, 61)), "a finished epoch was lost"
-    same_state(load_state(Path(request.checkpoint)), whole)
-
-
-def test_requeued_job_continues_under_its_id(training, slurm, whole):
-    request = training.request(epochs=60)
-    job = training.submit(request)
-    training.wait_for_epoch(request, 5)
-    assert slurm.run("scontrol", "requeue", job).returncode == 0
-    training.wait_for_end(request, job)
     state = load_state(Path(request.checkpoint))
-    assert [session["job"] for session in state["sessions"]] == [job, job]
+    assert [session["job"] for session in state["sessions"]] == [job, job, again]
     same_state(state, whole)
 
 
@@ -82,36 +64,28 @@ def test_node_that_dies_is_replaced(training, slurm, whole):
     same_state(state, whole)
 
 
-def test_rank_that_dies_or_hangs_is_started_again(training, whole):
+def test_dead_and_hanging_ranks_are_started_again_and_another_job_takes_over(training, jobs, whole):
     request = training.request(epochs=60)
-    job = training.submit(request)
+    first = training.submit(request)
     victims = []
     for number in (signal.SIGKILL, signal.SIGSTOP):
         # Some epochs after each start: a rank that hangs is known by how long steps take.
         training.wait_for_epoch(request, max(training.epochs(request), default=0) + 5)
-        victims.append(ranks(job)[1])
+        victims.append(ranks(first)[1])
         victims[-1].send_signal(number)
-    training.wait_for_end(request, job)
-    state = load_state(Path(request.checkpoint))
-    assert len(state["sessions"]) == 3
-    assert training.log(request).count("ChildFailedError") == 0, "they were started in vain"
-    assert "connectFullMesh failed" not in training.log(request), "they looked for those before"
-    assert not any(victim.is_running() for victim in victims)
-    same_state(state, whole)
-
-
-def test_second_job_on_a_run_ends_the_first(training, jobs, whole):
-    """As after a killed Snakemake: the job it has forgotten still trains."""
-    request = training.request(epochs=60)
-    first = training.submit(request)
+        wait(120, lambda: not victims[-1].is_running(), "the end of the rank")
     with slowed(lambda: len(training.epochs(request)), trainers):
-        training.wait_for_epoch(request, 5)
+        training.wait_for_epoch(request, max(training.epochs(request)) + 5)
+        said = training.log(request)
+        assert said.count("ChildFailedError") == 0, "they were started in vain"
+        assert "connectFullMesh failed" not in said, "they looked for those before"
+        # As after a killed Snakemake: the job it has forgotten still trains.
         second = training.submit(request)
         wait(120, lambda: jobs.jobs([first])[first].state.is_over, "the end of the first")
     training.wait_for_end(request, second)
     assert jobs.jobs([first])[first].state is State.FAILED
     state = load_state(Path(request.checkpoint))
-    assert [session["job"] for session in state["sessions"]] == [first, second]
+    assert [session["job"] for session in state["sessions"]] == [first] * 3 + [second]
     epochs = training.epochs(request)
     assert epochs == sorted(set(epochs)), "both wrote"
     same_state(state, whole)
