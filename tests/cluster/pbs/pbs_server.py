@@ -13,6 +13,9 @@ import psutil
 import pytest
 
 BIN = Path(__file__).parent / "bin"
+PATIENCE = 240.0
+"""Seconds for what takes some on an idle machine: Snakemake alone may take half a minute to start beside
+other tests."""
 sys.path.insert(0, str(BIN))
 
 import pbs_standin  # noqa: E402
@@ -34,12 +37,12 @@ class Pbs:
     def job(self, id: str) -> dict:
         return self.jobs()[id]
 
-    def wait(self, id: str, *states: str, timeout: float = 60.0) -> dict:
+    def wait(self, id: str, *states: str, timeout: float = PATIENCE) -> dict:
         """Wait until a job is in one of the states; without any: until it has ended."""
         return wait_for(
             lambda: (job := self.job(id))["state"] in (states or ("F",)) and job,
-            timeout,
             f"job {id} is not in {states or 'F'}",
+            timeout,
         )
 
     def lose(self, id: str) -> None:
@@ -48,7 +51,7 @@ class Pbs:
         mom = self.job(id).get("mom")
         if mom and alive(mom):
             (self.root / "jobs" / f"{number}.vanish").touch()
-            wait_for(lambda: not alive(mom), 20, "the job does not vanish")
+            wait_for(lambda: not alive(mom), "the job does not vanish")
         (self.root / "jobs" / f"{number}.json").unlink(missing_ok=True)
 
     def processes(self) -> list[int]:
@@ -71,9 +74,9 @@ class Pbs:
         if live:
             subprocess.run([BIN / "qdel", *live], check=False, capture_output=True)
         with contextlib.suppress(AssertionError):
-            wait_for(lambda: not any(map(alive, moms)), 15, "")
+            wait_for(lambda: not any(map(alive, moms)), "", 15)
         with contextlib.suppress(AssertionError):
-            wait_for(lambda: not self.processes(), 5, "")
+            wait_for(lambda: not self.processes(), "", 5)
         left = self.processes()
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
@@ -85,7 +88,7 @@ def alive(pid: int) -> bool:
     return pid in pbs_standin.sessions()
 
 
-def wait_for(condition, timeout: float, complaint: str):
+def wait_for(condition, complaint: str, timeout: float = PATIENCE):
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         if value := condition():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pbs_server import is_asking, wait_for
+from pbs_server import PATIENCE, is_asking, wait_for
 
 PROFILES = Path(__file__).parents[3] / "profiles"
 SNAKEFILE = """
@@ -53,7 +53,7 @@ class Head:
 
     def run(self, command: str, *targets: str, options=(), fails=False) -> str:
         process = self.start(command, *targets, options=options)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=PATIENCE)
         assert (process.returncode != 0) == fails, said
         return said
 
@@ -76,10 +76,10 @@ def test_jobs_run_side_by_side_and_to_the_end(pbs, head, workdir):
 
 def test_silent_qstat_loses_no_job(pbs, head, workdir):
     process = head.start("sleep 3", "one.txt")
-    wait_for(pbs.jobs, 20, "nothing was submitted")
+    wait_for(pbs.jobs, "nothing was submitted")
     pbs.wait("1.pbs", "R")
     pbs.set(qstat_fails=6)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     assert list(pbs.jobs()) == ["1.pbs"], "submitted again"
 
@@ -92,9 +92,9 @@ def test_silent_qsub_fails_no_job(pbs, head):
 
 def test_vanished_job_is_tried_again(pbs, head, workdir):
     process = head.start("if [ -e seen ]; then true; else touch seen; sleep 60; fi", "one.txt")
-    wait_for(lambda: (workdir / "seen").exists(), 30, "the job did not start")
+    wait_for(lambda: (workdir / "seen").exists(), "the job did not start")
     pbs.lose("1.pbs")
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     assert "PBS does not know this job" in said
     assert list(pbs.jobs()) == ["2.pbs"]
@@ -102,9 +102,9 @@ def test_vanished_job_is_tried_again(pbs, head, workdir):
 
 def test_job_deleted_by_the_user_failed(pbs, head, workdir):
     process = head.start("touch seen; sleep 60", "one.txt", options=["--retries", "0"])
-    wait_for(lambda: (workdir / "seen").exists(), 30, "the job did not start")
+    wait_for(lambda: (workdir / "seen").exists(), "the job did not start")
     subprocess.run(["qdel", "1.pbs"], check=True)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "PBS job 1.pbs: deleted (qdel)" in said
     assert list(pbs.jobs()) == ["1.pbs"]
@@ -119,24 +119,24 @@ def test_refused_job_is_told_and_fails(pbs, head):
 def test_interrupt_deletes_the_jobs(pbs, head, workdir):
     process = head.start("sleep 60", "one.txt", options=["--seconds-between-status-checks", "5"])
     # While it asks for states, the plugin (1.0.9) has forgotten its jobs, and would cancel none.
-    wait_for(lambda: is_asking(process), 30, "never asked for a state")
-    wait_for(lambda: not is_asking(process), 30, "asks for ever")
+    wait_for(lambda: is_asking(process), "never asked for a state")
+    wait_for(lambda: not is_asking(process), "asks for ever")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert pbs.wait("1.pbs", timeout=20)["substate"] == 91
+    process.communicate(timeout=PATIENCE)
+    assert pbs.wait("1.pbs")["substate"] == 91
 
 
 def test_head_killed_and_started_again_takes_the_job_over(pbs, head, workdir):
     command = "touch seen; while [ ! -e go ]; do sleep 0.1; done"
     process = head.start(command, "one.txt")
-    wait_for(lambda: (workdir / "seen").exists(), 30, "the job did not start")
+    wait_for(lambda: (workdir / "seen").exists(), "the job did not start")
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     head.run(command, options=["--unlock"])
     process = head.start(command, "one.txt")
-    wait_for(lambda: is_asking(process), 30, "the job was not taken over")
+    wait_for(lambda: is_asking(process), "the job was not taken over")
     (workdir / "go").touch()
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     assert "PBS job 1.pbs is already there for the same files; taking it over" in said
     assert list(pbs.jobs()) == ["1.pbs"]

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 from pausing import slowed
-from pbs_server import is_asking, running_pbs, wait_for
+from pbs_server import PATIENCE, is_asking, running_pbs, wait_for
 
 EPOCHS = 60
 NAME = f"tiny/n1_gpu1/seed5/epoch_{EPOCHS}"
@@ -54,7 +54,7 @@ def start(project):
 
 
 def finish(process):
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said[-5000:]
     return said
 
@@ -96,7 +96,7 @@ def wait_for_epochs(project, process, n):
     def enough_or_over():
         return epochs(project) >= n or process.poll() is not None
 
-    wait_for(enough_or_over, 180, f"no {n} epochs")
+    wait_for(enough_or_over, f"no {n} epochs")
     assert process.poll() is None, process.communicate()[0][-5000:]
 
 
@@ -144,7 +144,7 @@ def test_chain_of_short_jobs_needs_no_retries(pbs, project, whole):
     pbs.set(walltime_scale=30 / (12 * 3600), killed_at=10.0)
     long(project).options = (*project.options, "--retries", "0")
     process = start(project)
-    wait_for(lambda: "2.pbs" in pbs.jobs() or process.poll() is not None, 180, "no second job")
+    wait_for(lambda: "2.pbs" in pbs.jobs() or process.poll() is not None, "no second job")
     pbs.set(walltime_scale=1.0, killed_at=1.0)
     with paused(pbs, project):
         wait_for_epochs(project, process, 7)
@@ -166,10 +166,10 @@ def test_snakemake_killed_while_a_job_trains(pbs, project, whole):
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         locked = start(project)
-        assert "--unlock" in locked.communicate(timeout=60)[0]
+        assert "--unlock" in locked.communicate(timeout=PATIENCE)[0]
         project.run("--unlock")
         process = start(project)
-        wait_for(lambda: is_asking(process), 60, "the job was not taken over")
+        wait_for(lambda: is_asking(process), "the job was not taken over")
         assert pbs.job("1.pbs")["state"] == "R", "over too early to prove anything"
     said = finish(process)
     assert "PBS job 1.pbs is already there for the same files; taking it over" in said
