@@ -49,7 +49,7 @@ def jobs(slurm):
     """The queue; after each test it is empty, and no process of a job is left five seconds later."""
     yield queue("slurm")
     slurm.run("scancel", "--user", getpass.getuser())
-    wait(30, lambda: not slurm.run("squeue", "-h").stdout, "the end of all jobs")
+    wait(120, lambda: not slurm.run("squeue", "-h").stdout, "the end of all jobs")
     left = wait(5, lambda: not workers(), "the end of all workers", strict=False)
     assert left, f"left behind: {workers()}"
 

@@ -74,12 +74,12 @@ class SlurmLab:
         self._start_munge()
         self._start_accounting()
         self._daemon("slurmctld", "slurmctld", "-D", "-f", self._path("slurm.conf"))
-        _wait(30, lambda: self.run("scontrol", "ping").returncode == 0, "slurmctld")
+        _wait(120, lambda: self.run("scontrol", "ping").returncode == 0, "slurmctld")
         for name in self.nodes:
             self.start_node(name)
         idle = "idle,alloc,mix"
         _wait(
-            30,
+            120,
             lambda: (
                 len(set(self.run("sinfo", "-hN", "-t", idle, "-o", "%N").stdout.split()))
                 == len(self.nodes)
@@ -167,7 +167,7 @@ class SlurmLab:
             f"--log-file={self._path('log/munged.log')}",
             f"--seed-file={self._path('run/munged.seed')}",
         )
-        _wait(10, lambda: self.run("munge", f"--socket={socket_}", "-n").returncode == 0, "munge")
+        _wait(120, lambda: self.run("munge", f"--socket={socket_}", "-n").returncode == 0, "munge")
 
     def _start_accounting(self) -> None:
         database, socket_ = self.directory / "db", self._path("run/mysql.sock")
@@ -196,7 +196,7 @@ class SlurmLab:
             "--performance-schema=OFF",
         )
         client = ("mariadb", "--no-defaults", "-S", socket_, "-e")
-        _wait(30, lambda: self.run(*client, "select 1").returncode == 0, "mariadbd")
+        _wait(120, lambda: self.run(*client, "select 1").returncode == 0, "mariadbd")
         self._checked(
             *client,
             "create database if not exists slurm_acct_db;"
@@ -207,7 +207,7 @@ class SlurmLab:
         )
         self._daemon("slurmdbd", "slurmdbd", "-D")
         manager = ("sacctmgr", "-in")
-        _wait(30, lambda: self.run(*manager, "list", "cluster").returncode == 0, "slurmdbd")
+        _wait(120, lambda: self.run(*manager, "list", "cluster").returncode == 0, "slurmdbd")
         for words in (
             ("cluster", "lab"),
             ("qos", "standby"),

@@ -33,7 +33,7 @@ def test_requeued_job_continues_and_a_cancelled_one_saves(training, jobs, slurm,
         wait(60, lambda: not ranks(job), "the end of all ranks")
         training.wait_for_epoch(request, max(training.epochs(request)) + 5)
         jobs.cancel([job])
-        wait(20, lambda: jobs.jobs([job])[job].state.is_over, "the end of the job")
+        wait(60, lambda: jobs.jobs([job])[job].state.is_over, "the end of the job")
     assert jobs.jobs([job])[job].state is State.FAILED
     wait(5, lambda: not workers(), "the end of all workers")
     done = max(training.epochs(request))

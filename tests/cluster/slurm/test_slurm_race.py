@@ -71,7 +71,7 @@ def test_one_partition_is_full(start, slurm, busy, wins):
         *("sbatch", "--parsable", "-A", ACCOUNT, "-p", busy, f"--nodes={nodes}"),
         *("--exclusive", "--mem=100", "-t", "10", "-o", "/dev/null", "--wrap", "sleep 600"),
     ).stdout.strip()
-    wait(10, lambda: full in slurm.run("squeue", "-h", "-t", "R", "-o", "%i").stdout, "the blocker")
+    wait(60, lambda: full in slurm.run("squeue", "-h", "-t", "R", "-o", "%i").stdout, "the blocker")
     assert_one_winner([start(f"race{n}") for n in range(3)], slurm, {wins}, others={full})
 
 
@@ -116,9 +116,9 @@ def test_interrupted_head_cancels_its_jobs(start, training, slurm):
     race, head = start("race", epochs=2000)
     training.wait_for_epoch(race.request, 3)
     head.terminate()
-    head.communicate(timeout=60)
+    head.communicate(timeout=180)
     assert head.returncode != 0
-    wait(20, lambda: not slurm.run("squeue", "-h").stdout, "the end of all jobs")
+    wait(60, lambda: not slurm.run("squeue", "-h").stdout, "the end of all jobs")
     assert not Path(race.request.checkpoint).exists()
     assert any(Path(race.request.runs).glob("*/step_*")), "nothing was saved"
 
@@ -128,7 +128,7 @@ def test_cancelled_winner_ends_the_race(start, training, slurm):
     training.wait_for_epoch(race.request, 3)
     [winner] = slurm.run("squeue", "-h", "-t", "R", "-o", "%i").stdout.split()
     slurm.run("scancel", winner)
-    output, _ = head.communicate(timeout=60)
+    output, _ = head.communicate(timeout=180)
     assert head.returncode not in (0, None), output
     assert output.count("submitted") == 1
     assert not slurm.run("squeue", "-h").stdout

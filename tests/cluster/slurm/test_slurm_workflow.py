@@ -172,7 +172,7 @@ def test_interrupted_head_takes_its_jobs_along(project, slurm):
         wait(240, lambda: max(project.epochs(run), default=0) >= 5, "training")
         os.kill(head.pid, signal.SIGINT)
         head.wait(180)
-    wait(30, lambda: not slurm.run("squeue", "-h").stdout, "the end of all jobs")
+    wait(120, lambda: not slurm.run("squeue", "-h").stdout, "the end of all jobs")
     assert max(project.epochs(run)) < 60
     project.run("train")
     assert project.epochs(run) == list(range(1, 61))
