@@ -9,7 +9,7 @@ deviation over the training period.
 Shape suffixes: N fine cells, M blocks, L levels, B samples, V variables, F features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -133,17 +133,7 @@ class BlockView:
     """
 
     config_type = BlockViewConfig
-
-    @classmethod
-    def open(
-        cls,
-        files: Mapping[str, Path],
-        config: BlockViewConfig,
-        device: torch.device,
-        statistics: Normalisation | None = None,
-    ) -> "BlockView":
-        """Open the files of the role ``blocks``, see `millrace.data.views.open_view`."""
-        return cls(files["blocks"], config, device, statistics=statistics)
+    roles = ("blocks",)
 
     def __init__(
         self,

@@ -15,7 +15,6 @@ channels, F grid features.
 
 import itertools
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -141,17 +140,7 @@ class PlaneView(WindowView):
     """
 
     config_type = PlaneWindowConfig
-
-    @classmethod
-    def open(
-        cls,
-        files: Mapping[str, Path],
-        config: PlaneWindowConfig,
-        device: torch.device,
-        statistics: Normalisation | None = None,
-    ) -> "PlaneView":
-        """Open the files of the role ``planes``, see `millrace.data.views.open_view`."""
-        return cls(files["planes"], config, device, statistics=statistics)
+    roles = ("planes",)
 
     def __init__(
         self,

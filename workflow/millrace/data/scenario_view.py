@@ -107,21 +107,12 @@ class ScenarioView:
         Where batches are made.
     cache_bytes : int
         Files larger than this are read scene by scene.
+    statistics : Normalisation, optional
+        Not needed: metres are metres; what has to agree is the vocabulary.
     """
 
     config_type = ScenarioConfig
-
-    @classmethod
-    def open(
-        cls,
-        files: Mapping[str, Path],
-        config: ScenarioConfig,
-        device: torch.device,
-        statistics: Normalisation | None = None,
-    ) -> "ScenarioView":
-        """Open the files of the role ``scenarios``, see `millrace.data.views.open_view`."""
-        del statistics  # metres are metres; what has to agree is the vocabulary
-        return cls(files["scenarios"], config, device)
+    roles = ("scenarios",)
 
     def __init__(
         self,
@@ -129,7 +120,9 @@ class ScenarioView:
         config: ScenarioConfig | None = None,
         device: torch.device | None = None,
         cache_bytes: int = CACHE_BYTES,
+        statistics: Normalisation | None = None,
     ) -> None:
+        del statistics
         self.path, self.config = Path(path), config or ScenarioConfig()
         self.device = device or torch.device("cpu")
         with open_checked(self.path, SCHEMA) as file:

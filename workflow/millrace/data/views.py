@@ -19,14 +19,11 @@ class ViewClass(Protocol):
     config_type: type
     """Dataclass of the experiment's ``data:`` block."""
 
-    def open(
-        self,
-        files: Mapping[str, Path],
-        config: Any,
-        device: torch.device,
-        statistics: Normalisation | None = None,
-    ) -> Any:
-        """Open sample files by role; parameters and errors are those of `open_view`."""
+    roles: tuple[str, ...]
+    """Of its sample files, in the order in which it takes them."""
+
+    def __call__(self, *arguments: Any, statistics: Normalisation | None) -> Any:
+        """Open (files by role, config, device)."""
 
 
 VIEWS: Imported[ViewClass] = Imported(
@@ -66,7 +63,8 @@ def open_view(
     block: Any = from_mapping(view.config_type, config, "data")
 
     def open_one(part: Mapping[str, Path], normalisation: Normalisation | None) -> Any:
-        return view.open(part, block, device, normalisation)
+        given = (part[role] for role in view.roles)
+        return view(*given, block, device, statistics=normalisation)
 
     parts = datasets_of(files)
     return open_one(parts[0], statistics) if len(parts) == 1 else open_joint(open_one, parts)

@@ -7,7 +7,6 @@ Shape suffixes: T times, B samples, K cells, S steps, C channels (also V), F sta
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,17 +112,7 @@ class WeatherView(WindowView):
     """
 
     config_type = WeatherWindowConfig
-
-    @classmethod
-    def open(
-        cls,
-        files: Mapping[str, Path],
-        config: WeatherWindowConfig,
-        device: torch.device,
-        statistics: Normalisation | None = None,
-    ) -> "WeatherView":
-        """Open the files of the role ``weather``, see `millrace.data.views.open_view`."""
-        return cls(files["weather"], config, device, statistics=statistics)
+    roles = ("weather",)
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ steps, V variables, C input channels, W windows.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -117,17 +117,7 @@ class PatchView(WindowView):
     """
 
     config_type = WindowConfig
-
-    @classmethod
-    def open(
-        cls,
-        files: Mapping[str, Path],
-        config: WindowConfig,
-        device: torch.device,
-        statistics: Normalisation | None = None,
-    ) -> "PatchView":
-        """Open the files of the roles ``patches`` and ``graph``, see `millrace.data.views.open_view`."""
-        return cls(files["patches"], files["graph"], config, device, statistics=statistics)
+    roles = ("patches", "graph")
 
     def __init__(
         self,
