@@ -20,10 +20,9 @@ report: "workflow/report/workflow.rst"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/cluster.smk"
 include: "workflow/rules/preflight.smk"
-include: "workflow/rules/data.smk"
-include: "workflow/rules/data_icon.smk"
-include: "workflow/rules/data_weather.smk"
-include: "workflow/rules/data_traffic.smk"
+include: "workflow/rules/samples.smk"
+include: "workflow/rules/groundwater.smk"
+include: "workflow/rules/traffic.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/predict.smk"
@@ -50,12 +49,8 @@ rule data:
     input:
         stage(
             "data",
-            "preprocess",
-            "extract_blocks",
-            "convert_tracks",
-            "build_vocabulary",
-            "tokenise",
-            "extract_weather",
+            "extract_samples",
+            *plan.rules_of_data(),
             files=plan.sample_files(),
         ),
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from millrace.data.hdf5 import create, create_dataset, strings
-from millrace.ops.graph import radius_neighbours
+from millrace.systems.groundwater.graph import radius_neighbours
 
 LATENT = (6, 6, 4)
 RADIUS = 0.35
@@ -43,7 +43,7 @@ def _group(item):
 
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory):
-    """Two patches of different sizes with a travelling wave: files of the view ``patches``."""
+    """Two patches of different sizes with a travelling wave: files of the dataset ``patches``."""
     directory = tmp_path_factory.mktemp("samples")
     files = {"patches": directory / "patches.h5", "graph": directory / "graph.h5"}
     write_samples(files["patches"], files["graph"])

@@ -18,11 +18,11 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 from conftest import LATENT, RADIUS, write_samples  # noqa: E402
 
-from millrace.measure import measure_throughput  # noqa: E402
 from millrace.scaling.communication import all_reduce_seconds, fit_link  # noqa: E402
 from millrace.scaling.quantity import Refusal  # noqa: E402
 from millrace.scaling.records import ScalingRun, read  # noqa: E402
 from millrace.scaling.request import MeasureRequest  # noqa: E402
+from millrace.scaling.worker import measure_throughput  # noqa: E402
 
 ROUNDS, RANKS, GOAL = 5, (2, 3, 4), 0.10
 DEFINITION = {

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from reference_downscaler import Reference
 
-from millrace.data.blocks import BlockConfig, extract_blocks
-from millrace.data.series import SplitConfig
-from millrace.demo.climate import ClimateConfig, write_climate
+from millrace.data.split import SplitConfig
+from millrace.systems.downscaling.blocks import BlockConfig, extract_blocks
+from millrace.systems.downscaling.simulator.climate import ClimateConfig, write_climate
 from millrace.training.distributed import Ranks
 from millrace.training.segment import build_trainer
 

@@ -1,4 +1,5 @@
-"""Do pipelines wait, and processes hold, what `python -m millrace.parallel plan` says? One thread each.
+"""Do pipelines wait, and processes hold, what `python -m millrace.training.parallel.__main__ plan` says?
+One thread each.
 
 waiting  A tiny Aurora in two stages. Each process adds up how long it waits for messages of the other in a
          step, which lasts from a barrier to the end of the slower process. Predicted once as if
@@ -33,11 +34,11 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests/unit/training"))
 from parallel_worker import memory  # noqa: E402
 
-from millrace.data.weather import WeatherConfig  # noqa: E402
-from millrace.data.weather_outline import WeatherOutline  # noqa: E402
-from millrace.data.weather_view import WeatherBatch, WeatherWindowConfig  # noqa: E402
-from millrace.models.aurora.config import PUBLISHED  # noqa: E402
-from millrace.models.registry import get_model  # noqa: E402
+from millrace.systems.registry import get_model  # noqa: E402
+from millrace.systems.weather.aurora.config import PUBLISHED  # noqa: E402
+from millrace.systems.weather.dataset import WeatherBatch, WeatherWindowConfig  # noqa: E402
+from millrace.systems.weather.extract import WeatherConfig  # noqa: E402
+from millrace.systems.weather.outline import WeatherOutline  # noqa: E402
 from millrace.training.config import TrainConfig  # noqa: E402
 from millrace.training.distributed import Ranks, process_group  # noqa: E402
 from millrace.training.engine import Trainer  # noqa: E402
@@ -108,7 +109,7 @@ def main() -> None:
         what, _ = subject("tiny", int(parts), "float32")
         config = resolved(what, 2, block)
         assert what.spec.division is not None
-        module = what.spec.build(what.model_config, what.view)
+        module = what.spec.build(what.model_config, what.dataset)
         _, costs = stages(what.spec.division, module, config)
         planned = statistics.mean(waiting_share(config, costs))
         # A pass forward and one back, which costs twice as much, of each micro-batch.

@@ -71,8 +71,9 @@ def read_once_per_patch(base: Path, repetitions: int) -> float:
 
 def run_child(base: Path, workers: int) -> None:
     """Side b: print seconds of both stages, and peak memory of this process and of its largest child."""
-    from millrace.data.patches import PatchConfig, extract_patches
-    from millrace.data.series import SplitConfig, preprocess
+    from millrace.data.split import SplitConfig
+    from millrace.systems.groundwater.patches import PatchConfig, extract_patches
+    from millrace.systems.groundwater.series import preprocess
 
     start = time.perf_counter()
     preprocess(

@@ -8,13 +8,13 @@ from forked_ranks import on_ranks
 from rank_worker import train
 from travelling_waves import waves
 
-from millrace.data.blocks import BlockConfig, extract_blocks
 from millrace.data.hdf5 import create
-from millrace.data.planes import PlaneWriter, Section
-from millrace.data.scenarios import TokenConfig, build_vocabulary, tokenise
-from millrace.data.series import SplitConfig
-from millrace.data.weather import WeatherConfig, extract_weather
-from millrace.demo.climate import ClimateConfig, write_climate
+from millrace.data.split import SplitConfig
+from millrace.systems.downscaling.blocks import BlockConfig, extract_blocks
+from millrace.systems.downscaling.simulator.climate import ClimateConfig, write_climate
+from millrace.systems.groundwater.planes import PlaneWriter, Section
+from millrace.systems.traffic.scenarios import TokenConfig, build_vocabulary, tokenise
+from millrace.systems.weather.extract import WeatherConfig, extract_weather
 from millrace.training.distributed import Ranks
 
 STEPS = 74

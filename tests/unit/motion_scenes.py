@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from millrace.data.tracks import STEP_S, STEPS, Polyline, Scene, write_recording
+from millrace.systems.traffic.tracks import STEP_S, STEPS, Polyline, Scene, write_recording
 
 TIME = STEP_S * np.arange(STEPS)
 SIZES = np.array([[4.6, 1.9], [0.6, 0.6], [1.8, 0.7]])

@@ -1,8 +1,11 @@
 """Small configurations of every kind of samples."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
+
+from millrace.systems import registry
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
@@ -91,3 +94,20 @@ def weather():
     }
     made["run"] |= {"experiments": ["head", "globe"]}
     return made
+
+
+def changed_part(monkeypatch, part, name, **changes):
+    """Change something that a system says of one of its ``formats``, ``kinds`` or ``models``."""
+    made = {
+        system.name: replace(
+            system,
+            **{
+                part: tuple(
+                    replace(one, **changes) if one.name == name else one
+                    for one in getattr(system, part)
+                )
+            },
+        )
+        for system in registry.systems().values()
+    }
+    monkeypatch.setattr(registry, "systems", lambda: made)

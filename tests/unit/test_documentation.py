@@ -9,30 +9,30 @@ import pytest
 import yaml
 
 from millrace.config import from_mapping
-from millrace.data.block_view import BlockViewConfig
-from millrace.data.blocks import BlockConfig
-from millrace.data.patches import PatchConfig
-from millrace.data.plane_windows import PlaneWindowConfig
-from millrace.data.planes import PlaneConfig
-from millrace.data.scenario_view import ScenarioConfig
-from millrace.data.scenarios import TokenConfig
-from millrace.data.series import SplitConfig
-from millrace.data.weather import WeatherConfig
-from millrace.data.weather_view import WeatherWindowConfig
-from millrace.data.windows import WindowConfig
-from millrace.demo.aquifer import AquiferConfig
-from millrace.demo.barotropic import BarotropicConfig
-from millrace.demo.climate import ClimateConfig
-from millrace.demo.sumo import SumoConfig
-from millrace.demo.traffic import TrafficConfig
-from millrace.models.aurora.config import AuroraConfig
-from millrace.models.downscaler import DownscalerConfig
-from millrace.models.gfno import GfnoConfig
-from millrace.models.gino import GinoConfig
+from millrace.data.split import SplitConfig
 from millrace.models.losses import LossConfig
-from millrace.models.regression import RegressionConfig
-from millrace.models.smart import SmartConfig
 from millrace.plan import Plan
+from millrace.systems.downscaling.blocks import BlockConfig
+from millrace.systems.downscaling.dataset import BlockDatasetConfig
+from millrace.systems.downscaling.diffusion import DownscalerConfig
+from millrace.systems.downscaling.regression import RegressionConfig
+from millrace.systems.downscaling.simulator.climate import ClimateConfig
+from millrace.systems.groundwater.gfno import GfnoConfig
+from millrace.systems.groundwater.gino import GinoConfig
+from millrace.systems.groundwater.patch_dataset import WindowConfig
+from millrace.systems.groundwater.patches import PatchConfig
+from millrace.systems.groundwater.plane_dataset import PlaneWindowConfig
+from millrace.systems.groundwater.planes import PlaneConfig
+from millrace.systems.groundwater.simulator.aquifer import AquiferConfig
+from millrace.systems.traffic.dataset import ScenarioConfig
+from millrace.systems.traffic.scenarios import TokenConfig
+from millrace.systems.traffic.simulator.sumo import SumoConfig
+from millrace.systems.traffic.simulator.traffic import TrafficConfig
+from millrace.systems.traffic.smart import SmartConfig
+from millrace.systems.weather.aurora.config import AuroraConfig
+from millrace.systems.weather.dataset import WeatherWindowConfig
+from millrace.systems.weather.extract import WeatherConfig
+from millrace.systems.weather.simulator.barotropic import BarotropicConfig
 from millrace.training.config import (
     EarlyStoppingConfig,
     ExecutionConfig,
@@ -70,7 +70,7 @@ CONFIGS = {
     "patches": PatchConfig,
     "planes": PlaneConfig,
     "blocks": BlockConfig,
-    "data` on blocks": BlockViewConfig,
+    "data` on blocks": BlockDatasetConfig,
     "model` Downscaler": DownscalerConfig,
     "model` Regression": RegressionConfig,
     "data` on patches": WindowConfig,

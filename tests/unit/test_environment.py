@@ -24,7 +24,10 @@ EXTRAS = PROJECT["optional-dependencies"]
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
 CUDA = re.compile(r"nvidia-|cuda-|triton$")
 # The launcher starts this module in a process of its own, which no import shows.
-STARTED_BY = {"millrace.launch": "millrace.train", "millrace.doctor.inside": "millrace.preflight"}
+STARTED_BY = {
+    "millrace.launch.launcher": "millrace.launch.train",
+    "millrace.doctor.inside": "millrace.doctor.worker",
+}
 
 
 def read_lock(name: str = "requirements.lock") -> dict[str, str]:

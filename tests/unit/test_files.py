@@ -7,7 +7,7 @@ import os
 import pytest
 
 from millrace.errors import ExitCode
-from millrace.files import OutputError, whole, write_json
+from millrace.files import OutputError, atomic_write, write_json
 
 
 def test_json_is_replaced_whole(tmp_path) -> None:
@@ -22,7 +22,7 @@ def test_json_is_replaced_whole(tmp_path) -> None:
 def test_nothing_is_there_before_the_end(tmp_path) -> None:
     path = tmp_path / "a.txt"
     (tmp_path / ".a.txt.partial").write_text("left by a kill")
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         assert not partial.exists()
         partial.write_text("new")
         assert not path.exists()
@@ -56,5 +56,5 @@ def test_a_refusal_keeps_the_old_file(tmp_path, monkeypatch, code) -> None:
 
 
 def test_other_errors_pass(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError), whole(tmp_path / "a") as unwritten:
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "a") as unwritten:
         assert not unwritten.exists()

@@ -7,14 +7,14 @@ import textwrap
 
 import pytest
 
-from millrace import jobs
+from millrace import job_log as jobs
 
 
 def run(tmp_path, body: str) -> tuple[subprocess.CompletedProcess, str]:
     code = """
         import os, subprocess, sys
         from millrace.errors import DataError
-        from millrace.jobs import job
+        from millrace.job_log import job
         print("before")
         with job({log!r}) as progress:
         {body}

@@ -9,10 +9,9 @@ import pytest
 from plans import SCHEMA, changed, config, icon, traffic, weather
 
 from millrace.errors import ConfigError, DataError
-from millrace.models.registry import MODELS
 from millrace.plan import Plan, measure_request, segment_request
-from millrace.systems import KIND_OF_MODEL, KINDS
-from millrace.systems.motion import ADAPTED
+from millrace.systems.registry import get_model, kinds, models
+from millrace.systems.traffic.system import ADAPTED
 
 
 @pytest.mark.parametrize(
@@ -202,7 +201,7 @@ def test_samples_follow_from_the_model() -> None:
     assert plan.ensembles() == [], "a downscaler is itself an ensemble"
 
 
-@pytest.mark.parametrize("kind", KINDS["scenarios"].formats)
+@pytest.mark.parametrize("kind", kinds()["scenarios"].formats)
 def test_all_formats_of_traffic_become_scenarios(kind, tmp_path) -> None:
     made = traffic()
     made["datasets"]["town"] |= {"format": kind, "source": str(tmp_path)}
@@ -347,8 +346,8 @@ def test_only_samples_that_follow_on_each_other_are_replayed() -> None:
     made["experiments"]["head"]["train"]["replay"] = {"longest": 4}
     with pytest.raises(ConfigError, match=r"head\.train\.replay: samples of patches do not follow"):
         Plan(made, SCHEMA)
-    for name, spec in MODELS.items():
-        assert KINDS[KIND_OF_MODEL[name]].replay == (spec.go_on is not None), name
+    for name, model in models().items():
+        assert kinds()[model.kind].replay == (get_model(name).continued is not None), name
 
 
 def test_planning_needs_no_torch() -> None:

@@ -1,29 +1,27 @@
 """How the processes of a layout may be used, as a configuration asks for it."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from plans import SCHEMA, changed, config
+from plans import SCHEMA, changed, changed_part, config
 
-from millrace.data.weather_view import WeatherWindowConfig
 from millrace.errors import ConfigError
-from millrace.models.gino import GinoConfig
-from millrace.models.limits import LIMITS, Limits
-from millrace.models.registry import MODELS
 from millrace.plan import Plan, segment_request
-from millrace.systems import KINDS
+from millrace.systems.base import DivisionLimits, resolve
+from millrace.systems.groundwater.gino import GinoConfig
+from millrace.systems.registry import get_model, models
+from millrace.systems.weather.dataset import WeatherWindowConfig
 
 
 def divisible(monkeypatch, **parallel):
     """A configuration whose model could be divided: into 3 stages, its 4 heads by 2 and 4."""
-    limits = Limits(
+    limits = DivisionLimits(
         config=GinoConfig,
         heads=lambda _: (4,),
         stages=lambda _: 3,
         steps=lambda data: data["output_steps"],
     )
-    monkeypatch.setitem(LIMITS, "gino", limits)
+    changed_part(monkeypatch, "models", "gino", limits=limits)
     made = changed("run/layouts", ["n1_gpu4", "n2_gpu2"])
     made["experiments"]["head"]["parallel"] = parallel
     made["experiments"]["head"]["model"]["modes"] = [4, 4, 2]
@@ -69,7 +67,7 @@ def test_divisions_that_do_not_fit_are_refused(monkeypatch, path, value, message
 def test_a_pipeline_does_not_start_from_forecasts(monkeypatch) -> None:
     made = divisible(monkeypatch, pipeline=2, dp_shard=2)
     made["experiments"]["head"]["train"]["replay"] = {"longest": 4}
-    monkeypatch.setitem(KINDS, "patches", replace(KINDS["patches"], replay=True))
+    changed_part(monkeypatch, "kinds", "patches", replay=True)
     with pytest.raises(
         ConfigError, match=r"head on n1_gpu4: train\.replay: forecasts leave a pipeline"
     ):
@@ -113,8 +111,10 @@ def test_divided_models_are_measured_if_asked_for(monkeypatch) -> None:
 
 
 def test_models_that_can_be_divided_have_limits() -> None:
-    assert LIMITS.keys() == {name for name, spec in MODELS.items() if spec.division}
-    assert all(LIMITS[name].config is MODELS[name].config for name in LIMITS)
+    for name, model in models().items():
+        spec = get_model(name)
+        assert (model.limits is None) == (spec.division is None), name
+        assert model.limits is None or resolve(model.limits.config) is spec.config, name
     for data in ({}, {"output_steps": 3}):
-        view = SimpleNamespace(config=WeatherWindowConfig(**data))
-        assert LIMITS["aurora"].steps(data) == MODELS["aurora"].division.steps(view)
+        dataset = SimpleNamespace(config=WeatherWindowConfig(**data))
+        assert models()["aurora"].limits.steps(data) == get_model("aurora").division.steps(dataset)

@@ -7,24 +7,17 @@ import yaml
 from plans import ROOT, SCHEMA
 
 from millrace.config import from_mapping
-from millrace.data.adapters import ADAPTERS
-from millrace.data.blocks import BlockConfig
-from millrace.data.patches import PatchConfig
-from millrace.data.planes import PlaneConfig
-from millrace.data.scenarios import TokenConfig
-from millrace.data.series import SplitConfig
-from millrace.data.views import VIEWS
-from millrace.data.weather import WeatherConfig
-from millrace.demo.aquifer import AquiferConfig
-from millrace.demo.barotropic import BarotropicConfig
-from millrace.demo.climate import ClimateConfig
-from millrace.demo.traffic import TrafficConfig
-from millrace.evaluate import EVALUATIONS
+from millrace.data.samples import dataset_class
+from millrace.data.split import SplitConfig
 from millrace.models.losses import LOSSES, LossConfig
-from millrace.models.registry import MODELS, get_model
-from millrace.plan import EXECUTION, Plan
-from millrace.systems import FORMATS, KIND_OF_MODEL, KINDS
-from millrace.systems.motion import ADAPTED
+from millrace.plan import Plan, complete
+from millrace.systems.base import resolve
+from millrace.systems.groundwater.patches import PatchConfig
+from millrace.systems.groundwater.planes import PlaneConfig
+from millrace.systems.registry import formats, get_model, kind_of, kinds, models, raw_format
+from millrace.systems.traffic.formats import ADAPTERS
+from millrace.systems.traffic.scenarios import TokenConfig
+from millrace.systems.traffic.system import ADAPTED
 from millrace.training.config import (
     COMPRESSIONS,
     LOGGERS,
@@ -38,6 +31,7 @@ from millrace.training.config import (
 )
 from millrace.training.parallel.config import SCHEDULES as PARALLEL_SCHEDULES
 from millrace.training.parallel.config import ParallelConfig
+from millrace.training.request import EXECUTION
 from millrace.training.schedules import SCHEDULES, ScheduleConfig
 
 DEFAULT = yaml.safe_load((ROOT / "config/config.yaml").read_text())
@@ -49,14 +43,10 @@ SHIPPED = [
         path for kind in ("demo", "experiments") for path in (ROOT / "config" / kind).glob("*")
     ),
 ]
-# Blocks of a dataset that are made into dataclasses, by format.
+# Blocks of a dataset that rules of a system make into dataclasses.
 BLOCKS = {
-    "feflow_csv": {"demo": AquiferConfig, "patches": PatchConfig, "planes": PlaneConfig},
-    "plane_folders": {},
-    "icon": {"demo": ClimateConfig, "blocks": BlockConfig},
-    "tracks": {"demo": TrafficConfig, "tokens": TokenConfig},
-    **{name: {"tokens": TokenConfig} for name in ADAPTERS},
-    "weather": {"demo": BarotropicConfig, "weather": WeatherConfig},
+    "feflow_csv": {"patches": PatchConfig, "planes": PlaneConfig},
+    **{name: {"tokens": TokenConfig} for name in ("tracks", *ADAPTERS)},
 }
 
 
@@ -82,7 +72,7 @@ def test_schema_and_dataclasses_have_the_same_keys() -> None:
         assert {field.name for field in fields(cls)} == keys, cls
     kept = SCHEMA["$defs"]
     split = kept["dataset"]["properties"]["split"]
-    patches = kept["groundwater_dataset"]["properties"]["patches"]
+    patches = formats()["feflow_csv"].keys["properties"]["patches"]
     for cls, block in ((PatchConfig, patches), (SplitConfig, split)):
         assert {field.name for field in fields(cls)} == block["properties"].keys(), cls
         for field in fields(cls):
@@ -91,9 +81,9 @@ def test_schema_and_dataclasses_have_the_same_keys() -> None:
 
 
 def test_schema_and_code_have_the_same_choices() -> None:
-    properties = SCHEMA["$defs"]["experiment"]["properties"]
-    assert properties["model"]["properties"]["name"]["enum"] == list(MODELS)
-    assert SCHEMA["$defs"]["dataset"]["properties"]["format"]["enum"] == list(FORMATS)
+    made = complete(SCHEMA)["$defs"]
+    assert made["experiment"]["properties"]["model"]["properties"]["name"]["enum"] == list(models())
+    assert made["dataset"]["properties"]["format"]["enum"] == list(formats())
     assert TRAIN["schedule"]["properties"]["kind"]["enum"] == list(SCHEDULES)
     assert TRAIN["loss"]["properties"]["kind"]["enum"] == list(LOSSES)
     assert TRAIN["precision"]["enum"] == list(PRECISIONS)
@@ -112,26 +102,40 @@ def test_shipped_configurations_build(over) -> None:
         model = dict(definition["model"])
         spec = get_model(model.pop("name"))
         from_mapping(spec.config, model, "model")
-        from_mapping(VIEWS[spec.view].config_type, definition["data"], "data")
+        from_mapping(dataset_class(kind_of(spec.name).name).config_type, definition["data"], "data")
         from_mapping(TrainConfig, definition["train"], "train")
         parallel = plan.experiments[name].get("parallel", {})
         from_mapping(ParallelConfig, parallel, "parallel")
     for dataset in plan.datasets.values():
-        for key, cls in BLOCKS[dataset.get("format", "feflow_csv")].items():
+        made = raw_format(dataset)
+        for key, cls in BLOCKS.get(made.name, {}).items():
             from_mapping(cls, dataset.get(key, {}), key)
+        if made.simulation:
+            from_mapping(resolve(made.simulation), dataset.get("demo", {}), "demo")
+        for kind in kinds().values():
+            if kind.extraction and kind.extraction.config and made.name in kind.formats:
+                section = kind.extraction.section(dataset)
+                from_mapping(resolve(kind.extraction.config), section, kind.name)
         if "split" in dataset:
             from_mapping(SplitConfig, dataset["split"], "split")
 
 
-def test_every_system_is_registered_everywhere() -> None:
-    assert list(KINDS) == list(VIEWS) == list(EVALUATIONS)
-    assert {name: spec.view for name, spec in MODELS.items()} == KIND_OF_MODEL
-    assert all(spec.name == name for name, spec in MODELS.items())
-    for kind in KINDS.values():
-        assert set(kind.formats) <= set(FORMATS)
-        assert kind.ensembles == (EVALUATIONS[kind.name].together is not None)
+def test_what_systems_name_is_there() -> None:
+    for name, model in models().items():
+        assert get_model(name).name == name
+        assert model.kind in kinds()
+    for kind in kinds().values():
+        assert set(kind.formats) <= set(formats())
+        assert kind.ensembles == (resolve(kind.evaluation).together is not None)
+        assert kind.name in kind.sample_files({}) or kind.files
+        for reference in (kind.prediction, kind.outline, kind.extraction and kind.extraction.run):
+            assert reference is None or callable(resolve(reference))
+    for raw in formats().values():
+        assert (raw.simulate is None) == (raw.simulation is None)
+        assert raw.simulate is None or callable(resolve(raw.simulate))
+        assert (ROOT / f"envs/{raw.environment}.yaml").is_file()
 
 
 def test_every_adapter_is_a_format() -> None:
-    assert set(KINDS["scenarios"].formats) == {"tracks", *ADAPTERS}
+    assert set(kinds()["scenarios"].formats) == {"tracks", *ADAPTERS}
     assert set(ADAPTED) == set(ADAPTERS)

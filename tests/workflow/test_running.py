@@ -101,7 +101,7 @@ def wait_for_epochs(project, n):
 
 def is_trainer(process):
     command = process.cmdline()
-    return "millrace.train" in command and "torch.distributed.run" not in command
+    return "millrace.launch.train" in command and "torch.distributed.run" not in command
 
 
 def assert_equal(a, b):

@@ -8,8 +8,8 @@ import h5py
 import pytest
 from project import Project
 
-from millrace.demo.sumo import program
 from millrace.errors import ConfigError
+from millrace.systems.traffic.simulator.sumo import program
 
 RUN = "drive/n1_gpu1/seed0"
 TOKENS = {"motion": 64, "road": 16, "tolerance": 0.2, "train": 0.5, "validation": 0.25}

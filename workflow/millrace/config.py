@@ -21,7 +21,7 @@ def _is_integer(_: Any, value: Any) -> bool:
 
 
 def _is_finite(_: Any, value: Any) -> bool:
-    # YAML has .nan, which passes every bound, and .inf; JSON, and with it the identity, has neither.
+    # YAML has .nan, which passes every bound, and .inf; JSON, and with it the run hash, has neither.
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -103,7 +103,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 def essentials(config: Any) -> dict[str, Any]:
     """Fields of a configuration dataclass that differ from their defaults.
 
-    Leaving the defaults out keeps the identity of old runs when a later version adds a field.
+    Leaving the defaults out keeps the run hash of old runs when a later version adds a field.
     """
     values = {}
     for field in dataclasses.fields(config):

@@ -24,7 +24,7 @@ class DataError(UserError):
 
 
 class ExitCode(IntEnum):
-    """Exit codes of ``millrace.train`` and ``millrace.launch`` (names after ``sysexits.h``)."""
+    """Exit codes of all commands and of the processes of a job (names after ``sysexits.h``)."""
 
     OK = 0
     USER = 2

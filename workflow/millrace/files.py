@@ -32,7 +32,7 @@ def refusal_of(path: Path, consequence: str = "nothing was kept") -> Iterator[No
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a name to write to; the file appears as ``path`` once it is complete and on the disk.
 
     The name is hidden, beside ``path`` and always the same: what a killed writer left there is
@@ -59,7 +59,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole; raises `OutputError` like `whole`, ValueError for NaN and infinity."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False))
 
 

@@ -3,6 +3,7 @@
 The rules of the workflow only attach wildcards to these answers.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -12,17 +13,12 @@ from millrace.config import from_mapping, validate
 from millrace.data.fingerprint import fingerprint
 from millrace.errors import ConfigError, DataError
 from millrace.layout import Layout
-from millrace.models.limits import LIMITS
 from millrace.scaling.request import MeasureRequest
-from millrace.systems import KIND_OF_MODEL, KINDS, SampleKind, raw_format
-from millrace.systems.base import known
+from millrace.systems.base import SampleKind, known, resolve
+from millrace.systems.registry import formats, kinds, load_plugins, models, raw_format, systems
 from millrace.training.parallel.config import ParallelConfig
-from millrace.training.request import Request
+from millrace.training.request import EXECUTION, Request, decisive
 
-# How long training runs does not decide the weights: more epochs continue the same run.
-_LENGTHS = ("epochs", "milestone_every", "save_every")
-# Nor does how they are computed: `millrace.training.config.ExecutionConfig`.
-EXECUTION = ("micro_batch", "compile", "activation_checkpointing", "profile", "log")
 # What a scaling study measures; the other keys of its block say how it is analysed.
 _SCALING = {
     "experiments": [],
@@ -50,7 +46,8 @@ class Plan:
     """
 
     def __init__(self, config: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
-        validate(config, schema)
+        self.plugins = load_plugins(_plugins(config))
+        validate(config, complete(schema))
         self.datasets: Mapping[str, Any] = config["datasets"]
         self.experiments: Mapping[str, Any] = config["experiments"]
         self.predictions: Mapping[str, Any] = config.get("predictions", {})
@@ -63,7 +60,7 @@ class Plan:
                 known(dataset, self.datasets, f"experiments.{name}.dataset", "dataset")
                 self._check_samples(name, dataset)
         for name, block in self.datasets.items():
-            if block["source"] == "demo" and not raw_format(block).demo:
+            if block["source"] == "demo" and raw_format(block).simulate is None:
                 raise ConfigError(
                     f"config: datasets.{name}.source: there is no demo of {block['format']}; give the "
                     f"directory that holds {raw_format(block).holds}"
@@ -76,7 +73,7 @@ class Plan:
 
     def kind(self, experiment: str) -> SampleKind:
         """Kind of samples of an experiment, by its model."""
-        return KINDS[KIND_OF_MODEL[self.experiments[experiment]["model"]["name"]]]
+        return kinds()[models()[self.experiments[experiment]["model"]["name"]].kind]
 
     def _check_samples(self, name: str, dataset: str) -> None:
         experiment, block, kind = self.experiments[name], self.datasets[dataset], self.kind(name)
@@ -91,18 +88,22 @@ class Plan:
                 "other; leave it out"
             )
         kind.check(name, experiment, block)
+        models()[experiment["model"]["name"]].check(name, experiment["model"])
 
     def _check_prediction(self, name: str) -> None:
         key, block = f"predictions.{name}", self.predictions[name]
         experiment, source = block["experiment"], block["source"]
         known(experiment, self.experiments, f"{key}.experiment", "experiment")
-        if not self.kind(experiment).predictions:
+        if self.kind(experiment).prediction is None:
             raise ConfigError(
                 f"config: {key}.experiment: models on {self.kind(experiment).name}, as that of "
                 f"{experiment}, are not applied to new raw files"
             )
-        if source in self.datasets and raw_format(self.datasets[source]).name != "feflow_csv":
-            raise ConfigError(f"config: {key}.source: {source} has no raw files of a mesh")
+        readable = self.kind(experiment).formats[0]
+        if source in self.datasets and raw_format(self.datasets[source]).name != readable:
+            raise ConfigError(
+                f"config: {key}.source: {source} has no raw files of format {readable}"
+            )
 
     def _divided(self) -> dict[tuple[str, str], None]:
         """Experiments with a block ``parallel``, and the layouts on which they run or are measured."""
@@ -121,9 +122,10 @@ class Plan:
         block = self.experiments[name]
         model, train = dict(block["model"]), block["train"]
         made, world_size = model.pop("name"), Layout.parse(layout).world_size
-        steps = LIMITS[made].steps(block["data"]) if made in LIMITS else 1
+        limits = models()[made].limits
+        steps = limits.steps(block["data"]) if limits else 1
         try:
-            config = from_mapping(LIMITS[made].config, model, "model") if made in LIMITS else None
+            config = from_mapping(resolve(limits.config), model, "model") if limits else None
             parallel = from_mapping(ParallelConfig, block["parallel"], "parallel").of(
                 made, config, world_size, train["global_batch"], steps
             )
@@ -144,9 +146,7 @@ class Plan:
     def definition(self, experiment: str) -> dict[str, Any]:
         """Return what decides the weights of an experiment."""
         block = self.experiments[experiment]
-        others = (*_LENGTHS, *EXECUTION)
-        train = {key: value for key, value in block["train"].items() if key not in others}
-        return {"data": block["data"], "model": block["model"], "train": train}
+        return {"data": block["data"], "model": block["model"], "train": decisive(block["train"])}
 
     def milestones(self, experiment: str) -> list[int]:
         """Epochs whose checkpoints are outputs, in order."""
@@ -189,10 +189,47 @@ class Plan:
         block = self.experiments[experiment]
         files = {
             role: [f"results/data/{dataset}/{name}" for dataset in _datasets(block)]
-            for role, name in self.kind(experiment).files(block["model"]).items()
+            for role, name in self.kind(experiment).sample_files(block["model"]).items()
         }
         several = not isinstance(block["dataset"], str)
         return files if several else {role: paths[0] for role, paths in files.items()}
+
+    def simulated(self) -> str:
+        """Pattern of the names of the datasets whose raw files the rule ``simulate_raw`` makes."""
+        names = [n for n, block in self.datasets.items() if raw_format(block).simulate]
+        return "|".join(names) or "(?!)"
+
+    def extracted(self) -> str:
+        """Pattern of ``{dataset}/{kind}.h5`` of the samples that the rule ``extract_samples`` makes.
+
+        It is for the wildcard ``dataset`` and looks ahead to the kind: other samples of the same datasets
+        are made by rules of their systems.
+        """
+        found = [
+            f"{name}(?=/{kind.name}[.])"
+            for name, block in self.datasets.items()
+            for kind in kinds().values()
+            if kind.extraction
+            and raw_format(block).name in (kind.extraction.formats or kind.formats)
+        ]
+        return "|".join(found) or "(?!)"
+
+    def extractions(self) -> list[str]:
+        """Jobs of the rule ``extract_samples`` as a cluster's facts name them: one a kind."""
+        return [f"extract_{kind.name}" for kind in kinds().values() if kind.extraction]
+
+    def section(self, dataset: str, kind: str) -> dict[str, Any]:
+        """Settings of the extraction of samples in one step."""
+        extraction = kinds()[kind].extraction
+        return dict(extraction.section(self.datasets[dataset])) if extraction else {}
+
+    def simulator_environment(self, dataset: str) -> str:
+        """Conda environment in which raw files are simulated, a file of envs/."""
+        return raw_format(self.datasets[dataset]).environment
+
+    def rules_of_data(self) -> list[str]:
+        """Rules of the systems that make sample files."""
+        return [rule for system in systems().values() for rule in system.rules]
 
     def datasets_in(self, *kinds: str) -> str:
         """Pattern of the names of the datasets whose raw files are of one of these formats."""
@@ -319,6 +356,43 @@ class Plan:
         return _seeds(self.experiments[experiment], self._run)
 
 
+def complete(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Schema of the configuration with what the systems add: formats, their keys, and models."""
+    made: dict[str, Any] = copy.deepcopy(dict(schema))
+    dataset = made["$defs"]["dataset"]
+    common = dict.fromkeys(("source", "format", "demo"), True)
+    default = next(iter(formats()))
+    dataset["properties"]["format"] |= {"enum": list(formats()), "default": default}
+    dataset["allOf"] = [
+        {
+            "if": {
+                "properties": {"format": {"const": name}},
+                "required": [] if name == default else ["format"],
+            },
+            "then": {
+                "required": one.keys.get("required", []),
+                "additionalProperties": False,
+                "properties": {
+                    **common,
+                    **dict.fromkeys(one.keys.get("required", []), True),
+                    **one.keys.get("properties", {}),
+                },
+            },
+        }
+        for name, one in formats().items()
+    ]
+    name = made["$defs"]["experiment"]["properties"]["model"]["properties"]["name"]
+    name["enum"] = list(models())
+    return made
+
+
+def _plugins(config: Mapping[str, Any]) -> list[str]:
+    named = config.get("plugins", [])
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ConfigError(f"config: plugins: expected a list of files or modules, got {named!r}")
+    return named
+
+
 def segment_request(
     config: Mapping[str, Any],
     wildcards: Any,
@@ -357,6 +431,7 @@ def segment_request(
         parallel=config["experiments"][w.experiment].get("parallel", {}),
         previous=str(inputs.get("previous") or "") or None,
         final_epoch=train["epochs"],
+        plugins=load_plugins(_plugins(config)),
     )
 
 
@@ -382,6 +457,7 @@ def measure_request(
             k: v for k, v in train.items() if k in EXECUTION and k not in ("profile", "log")
         },
         parallel=experiment.get("parallel", {}),
+        plugins=load_plugins(_plugins(config)),
     )
 
 

@@ -42,11 +42,12 @@ def placement(rule, layout, attempt):
 
 
 def placed(rule):
-    """Resources of a rule on the cluster; none on this machine."""
+    """Resources of a rule on the cluster, whose name may hold wildcards; none on this machine."""
 
     def resource(key):
         def value(wildcards, attempt):
-            made = placement(rule, wildcards.get("layout"), attempt).resources()
+            job = rule.format(**wildcards)
+            made = placement(job, wildcards.get("layout"), attempt).resources()
             return made.get(key)  # None: the job does not have it
 
         return value
@@ -67,7 +68,8 @@ def cores(rule, local=1):
 
     def threads(wildcards):
         if cluster is not None:
-            return placement(rule, wildcards.get("layout"), 1).cpus_per_node
+            job = rule.format(**wildcards)
+            return placement(job, wildcards.get("layout"), 1).cpus_per_node
         return local(wildcards) if callable(local) else local
 
     return threads
@@ -84,7 +86,7 @@ def check_cluster():
         )
     try:
         cluster.require_account()
-        cluster.check_rules(rule.name for rule in workflow.rules)
+        cluster.check_rules([*(rule.name for rule in workflow.rules), *plan.extractions()])
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
 

@@ -5,7 +5,6 @@ import yaml
 from millrace.errors import ConfigError, DataError
 from millrace.layout import Layout
 from millrace.plan import Plan
-from millrace.systems.motion import ADAPTED
 
 try:
     with open(workflow.source_path("../schemas/config.schema.yaml")) as schema:
@@ -45,13 +44,6 @@ def raw_source(wildcards):
         return plan.source(wildcards.dataset)
     except DataError as error:
         raise WorkflowError(str(error)) from None
-
-
-def tracks(wildcards):
-    """Directory of tracks: simulated, the user's, or converted from another format."""
-    if plan.datasets[wildcards.dataset]["format"] == "tracks":
-        return raw_source(wildcards)
-    return f"results/data/{wildcards.dataset}/tracks"
 
 
 def raw_fingerprint(wildcards):

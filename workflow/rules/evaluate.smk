@@ -43,6 +43,9 @@ rule evaluate_run:
     threads: cores("evaluate_run")
     resources:
         **placed("evaluate_run"),
+    params:
+        # For the report alone: with `output` as argument a change of it runs nothing again.
+        caption=lambda wildcards, output: plan.kind(wildcards.experiment).caption,
     script:
         "../scripts/evaluate_run.py"
 

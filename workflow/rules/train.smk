@@ -33,7 +33,7 @@ rule train_segment:
         "../scripts/train_segment.py"
 
 
-# Waits for jobs that it submits itself, see millrace.race.
+# Waits for jobs that it submits itself, see millrace.launch.first_to_start.
 localrules:
     train_race,
 

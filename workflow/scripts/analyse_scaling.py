@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from millrace.config import from_mapping
-from millrace.jobs import job
+from millrace.job_log import job
 from millrace.scaling import regression
 from millrace.scaling.analysis import analyse
 from millrace.scaling.records import read
 from millrace.scaling.settings import Settings
-from millrace.scaling_report import write_report
+from millrace.scaling.write import write_report
 
-with job(snakemake.log[0]):
+with job(snakemake):
     output = snakemake.output
     settings = from_mapping(Settings, snakemake.params.settings, "scaling")
     analysis = analyse([read(Path(run)) for run in snakemake.input.runs], settings)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from millrace.data.graphs import build_graphs
-from millrace.jobs import job
+from millrace.job_log import job
+from millrace.systems.groundwater.graphs import build_graphs
 
-with job(snakemake.log[0]):
+with job(snakemake):
     shape, radius = snakemake.wildcards.geometry.split("_r")
     build_graphs(
         Path(snakemake.input.patches),

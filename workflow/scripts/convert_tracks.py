@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from millrace.data.adapters import convert
-from millrace.jobs import job
+from millrace.job_log import job
+from millrace.systems.traffic.formats import convert
 
-with job(snakemake.log[0]) as progress:
+with job(snakemake) as progress:
     source, output = Path(snakemake.input.source), Path(snakemake.output[0])
     convert(snakemake.params.format, source, output, progress("files"))

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from millrace.evaluate import evaluate_ensemble
-from millrace.jobs import job
+from millrace.evaluation.run import evaluate_ensemble
+from millrace.job_log import job
 
-with job(snakemake.log[0]) as progress:
+with job(snakemake) as progress:
     inputs = dict(snakemake.input.items())
     evaluate_ensemble(
         checkpoints=[Path(path) for path in inputs.pop("checkpoints")],

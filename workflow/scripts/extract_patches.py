@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from millrace.config import from_mapping
-from millrace.data.patch_file import read_nodes
-from millrace.data.patches import PatchConfig, extract_patches
-from millrace.jobs import job
-from millrace.plots import patch_map
+from millrace.job_log import job
+from millrace.systems.groundwater.figures.maps import patch_map
+from millrace.systems.groundwater.patch_file import read_nodes
+from millrace.systems.groundwater.patches import PatchConfig, extract_patches
 
-with job(snakemake.log[0]) as progress:
+with job(snakemake) as progress:
     config = from_mapping(PatchConfig, snakemake.params.patches, "patches")
     patches = Path(snakemake.output.patches)
     extract_patches(Path(snakemake.input.series), patches, config, progress("time steps"))

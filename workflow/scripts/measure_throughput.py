@@ -3,13 +3,13 @@
 import sys
 
 from millrace.cluster import cluster_of_job
-from millrace.jobs import job
-from millrace.launch import surroundings_of
+from millrace.job_log import job
+from millrace.launch.launcher import surroundings_of
 from millrace.layout import Layout
-from millrace.measure import measure_throughput
 from millrace.plan import measure_request
+from millrace.scaling.worker import measure_throughput
 
-with job(snakemake.log[0]):
+with job(snakemake):
     request = measure_request(
         snakemake.config,
         snakemake.wildcards,

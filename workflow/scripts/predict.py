@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
-from millrace.jobs import job
-from millrace.predict import predict
+from millrace.job_log import job
+from millrace.systems.base import resolve
+from millrace.systems.registry import kind_of
 
-with job(snakemake.log[0]) as progress:
+with job(snakemake) as progress:
+    config = snakemake.config
+    experiment = config["predictions"][snakemake.wildcards.prediction]["experiment"]
+    predict = resolve(kind_of(config["experiments"][experiment]["model"]["name"]).prediction)
     predict(
         checkpoint=Path(snakemake.input.checkpoint),
         receipt=Path(snakemake.input.receipt),

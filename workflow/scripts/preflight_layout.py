@@ -4,10 +4,10 @@ from pathlib import Path
 
 from millrace.cluster import cluster_of_job
 from millrace.doctor.inside import check_layout
-from millrace.jobs import job
+from millrace.job_log import job
 from millrace.layout import Layout
 
-with job(snakemake.log[0]):
+with job(snakemake):
     check_layout(
         Layout.parse(snakemake.wildcards.layout),
         cluster_of_job(snakemake.resources),

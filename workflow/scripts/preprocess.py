@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from millrace.config import from_mapping
-from millrace.data.series import SplitConfig, preprocess
-from millrace.jobs import job
+from millrace.data.split import SplitConfig
+from millrace.job_log import job
+from millrace.systems.groundwater.series import preprocess
 
-with job(snakemake.log[0]) as progress:
+with job(snakemake) as progress:
     preprocess(
         Path(snakemake.input.source),
         Path(snakemake.output.series),

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from millrace.jobs import job
-from millrace.summary import summarise
+from millrace.evaluation.summary import summarise
+from millrace.job_log import job
 
-with job(snakemake.log[0]):
+with job(snakemake):
     summarise(
         [Path(path) for path in snakemake.input.metrics],
         [Path(path) for path in snakemake.input.ensembles],

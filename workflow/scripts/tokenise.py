@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from millrace.config import from_mapping
-from millrace.data.scenarios import TokenConfig, tokenise
-from millrace.jobs import job
+from millrace.job_log import job
+from millrace.systems.traffic.scenarios import TokenConfig, tokenise
 
-with job(snakemake.log[0]) as progress:
+with job(snakemake) as progress:
     tokenise(
         Path(snakemake.input.source),
         Path(snakemake.input.vocabulary),

@@ -3,11 +3,11 @@
 import sys
 
 from millrace.cluster import cluster_of_job
-from millrace.jobs import job
+from millrace.job_log import job
+from millrace.launch.first_to_start import race_layouts
 from millrace.plan import segment_request
-from millrace.race import race_layouts
 
-with job(snakemake.log[0]):
+with job(snakemake):
     request = segment_request(
         snakemake.config,
         snakemake.wildcards,

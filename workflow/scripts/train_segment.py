@@ -3,11 +3,11 @@
 import sys
 
 from millrace.cluster import cluster_of_job
-from millrace.jobs import job
-from millrace.launch import launch, surroundings_of
+from millrace.job_log import job
+from millrace.launch.launcher import launch, surroundings_of
 from millrace.plan import segment_request
 
-with job(snakemake.log[0]):
+with job(snakemake):
     request = segment_request(
         snakemake.config,
         snakemake.wildcards,

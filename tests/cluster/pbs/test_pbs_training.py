@@ -82,7 +82,9 @@ def jobs_processes(pbs):
 
 
 def is_trainer(process):
-    return runs(process, "-m", "millrace.train") and not runs(process, "torch.distributed.run")
+    return runs(process, "-m", "millrace.launch.train") and not runs(
+        process, "torch.distributed.run"
+    )
 
 
 def runs(process, *words):

@@ -15,7 +15,7 @@ from millrace.training.request import Request
 
 LAUNCH = """
 import json, os, sys
-from millrace.launch import launch
+from millrace.launch.launcher import launch
 from millrace.training.request import Request
 cpus = int(os.environ["SLURM_CPUS_PER_TASK"])
 sys.exit(launch(Request(**json.loads(open(sys.argv[1]).read())), cpus))
@@ -102,7 +102,7 @@ def workers():
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if "millrace.train" in words or "millrace.agent" in words:
+        if "millrace.launch.train" in words or "millrace.launch.agent" in words:
             found.append(process)
     return [p for p in found if "SLURM_JOB_ID" in _environment(p)]
 

@@ -7,7 +7,7 @@ import pytest
 from pausing import slowed
 from slurm_jobs import Training, ranks, same_state, trainers, wait, workers
 
-from millrace.launch import launch
+from millrace.launch.launcher import launch
 from millrace.schedulers import State
 from millrace.training.store import load_state
 

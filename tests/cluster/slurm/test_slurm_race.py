@@ -13,14 +13,14 @@ from lab import ACCOUNT
 from slurm_jobs import GPU_NODES, wait
 
 from millrace.files import write_json
-from millrace.race import Entrant, Race
+from millrace.launch.first_to_start import Entrant, Race
 
 pytestmark = pytest.mark.slow
 
 HEAD = """
 import sys
 from pathlib import Path
-from millrace.race import Race, run_race
+from millrace.launch.first_to_start import Race, run_race
 sys.exit(run_race(Race.read(Path(sys.argv[1])), poll_s=0.5))
 """
 LEVANTE = {**GPU_NODES, "slurm_partition": "gpu"}

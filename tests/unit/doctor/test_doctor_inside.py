@@ -6,12 +6,12 @@ import os
 
 import pytest
 
-from millrace import preflight
 from millrace.doctor import inside
+from millrace.doctor import worker as preflight
 from millrace.doctor.checks import Result
 from millrace.doctor.inside import FailedError, check_layout, judge, judge_together, prepare, run
+from millrace.doctor.worker import look, look_at_others
 from millrace.layout import Layout
-from millrace.preflight import look, look_at_others
 from millrace.training.distributed import Ranks
 
 N2_GPU2 = Layout(2, 2)
@@ -211,7 +211,7 @@ def test_a_failed_layout_is_one_sentence_and_no_file(tmp_path, monkeypatch, fact
     facts[2]["sees_folder"] = False
 
     def workers(module, request, *arguments):
-        assert module == "millrace.preflight"
+        assert module == "millrace.doctor.worker"
         for rank, one in facts.items():
             (request.parent / f"rank_{rank}.json").write_text(json.dumps(one))
         return 1

@@ -11,8 +11,8 @@ import pytest
 import torch
 from contract import CONTRACTS, Case
 
-from millrace.models import gino
-from millrace.models.registry import MODELS
+from millrace.systems.groundwater import gino
+from millrace.systems.registry import models
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def make_case(experiments, alone, tmp_path, train_on_ranks, request):
 
 
 @pytest.mark.parametrize("check", CONTRACTS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", models())
 def test_contract(make_case, model, check):
     check(make_case(model))
 

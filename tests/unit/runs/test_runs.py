@@ -14,7 +14,7 @@ from millrace.runs.__main__ import main
 from millrace.runs.display import loss_chart
 from millrace.runs.inventory import find_runs, one, select, session_statistics, usage
 from millrace.runs.maintenance import clean, plan_cleaning, verify, verify_outputs
-from millrace.training import identity
+from millrace.training import run_hash
 from millrace.training.owner import LockedError
 from millrace.training.store import CheckpointStore, Position, publish
 
@@ -45,7 +45,7 @@ SESSIONS = [
 def make_run(base, experiment="salt", seed=0, epochs=EPOCHS, rate=0.1, receipt=True):
     """A finished run: its store, and a published milestone with its receipt."""
     described = {"model": {"name": "gino"}, "train": {"learning_rate": rate}, "seed": seed}
-    name = identity.digest(described)
+    name = run_hash.digest(described)
     family = f"{experiment}/n1_gpu1/seed{seed}"
     store = CheckpointStore(base / "runs" / family / name, name, "v1", keep=99)
     with store.writing():
@@ -251,18 +251,18 @@ def test_only_old_identities_without_receipt_go(base, run):
         os.utime(file, (1, 1))
     newest = make_run(base, rate=0.2, epochs=1, receipt=False)
     other = make_run(base, experiment="head", epochs=1, receipt=False)
-    assert main(["clean", "--identities"]) == ExitCode.OK
+    assert main(["clean", "--run-hashes"]) == ExitCode.OK
     assert unused.is_dir()
-    assert main(["clean", "--identities", "--yes"]) == ExitCode.OK
+    assert main(["clean", "--run-hashes", "--yes"]) == ExitCode.OK
     assert not unused.exists()
     assert all(path.is_dir() for path in (run.path, newest, other))
 
 
 def test_identities_stay_where_receipts_cannot_be_read(base, run, capsys):
-    assert main(["clean", "--identities", "--results", "elsewhere"]) == ExitCode.DATA
+    assert main(["clean", "--run-hashes", "--results", "elsewhere"]) == ExitCode.DATA
     assert "--results" in capsys.readouterr().err
     (base / "results/train/salt/n1_gpu1/seed0/epoch_2.json").write_text("{")
-    assert main(["clean", "--identities"]) == ExitCode.DATA
+    assert main(["clean", "--run-hashes"]) == ExitCode.DATA
 
 
 def test_usage_counts_shared_bytes(run):

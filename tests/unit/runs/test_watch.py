@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from millrace.errors import ExitCode
-from millrace.runs import jobs as runs_jobs
+from millrace.runs import queue_status as runs_jobs
 from millrace.runs.__main__ import main
 from millrace.runs.inventory import find_runs
-from millrace.runs.jobs import Jobs, find_queue, submitted_jobs
+from millrace.runs.queue_status import Jobs, find_queue, submitted_jobs
 from millrace.runs.watch import Watcher
 from millrace.schedulers import Job, State
 from millrace.training.deadline import Deadline

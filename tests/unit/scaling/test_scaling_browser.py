@@ -11,7 +11,7 @@ from synthetic import CPU, series
 from test_scaling_report import SETTINGS, SIX
 
 from millrace.scaling.analysis import analyse
-from millrace.scaling_report import write_report
+from millrace.scaling.write import write_report
 
 pytestmark = pytest.mark.slow
 # Says in the document itself how wide it came out, and which pictures and tables stick out.

@@ -6,7 +6,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from synthetic import CPU, series
 
-from millrace.plots import scaling, style
+from millrace.figures import style
+from millrace.scaling import figures as scaling
 from millrace.scaling.analysis import analyse
 from millrace.scaling.settings import Settings
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from millrace.measure import measure_throughput
 from millrace.scaling.measure import MESSAGE_BYTES, measure
 from millrace.scaling.records import PARTS, read
 from millrace.scaling.request import MeasureRequest
+from millrace.scaling.worker import measure_throughput
 from millrace.training.distributed import Ranks
 from millrace.training.segment import build_trainer
 
@@ -113,6 +113,6 @@ def test_scenes_of_traffic_are_measured(experiments, one, tmp_path):
     )
     run = measure(request, one)
     trainer = build_trainer(definition, files, 0, one)[0]
-    assert run.samples_per_epoch == trainer.view.groups("train").sum()
+    assert run.samples_per_epoch == trainer.dataset.groups("train").sum()
     assert run.times.array("total").shape == (1, STEPS)
     assert (run.times.array("forward") > 0).all()

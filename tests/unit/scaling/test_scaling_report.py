@@ -17,7 +17,7 @@ from millrace.scaling.analysis import analyse
 from millrace.scaling.export import extrap_text, readme_table
 from millrace.scaling.report import number, scaled, seconds
 from millrace.scaling.settings import Settings
-from millrace.scaling_report import write_report
+from millrace.scaling.write import write_report
 
 SIX = ("n1_gpu1", "n1_gpu2", "n2_gpu1", "n2_gpu2", "n1_gpu4", "n4_gpu1")
 SETTINGS = Settings(

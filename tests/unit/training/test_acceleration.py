@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from millrace.models.registry import MODELS
+from millrace.systems.registry import get_model, models
 from millrace.training import acceleration
 from millrace.training.batches import rank_shares
 
@@ -13,10 +13,10 @@ def gradients(trainer):
     return {name: p.grad.clone() for name, p in trainer.module.named_parameters()}
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", models())
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_checkpointed_activations_give_the_same_gradients(make_trainer, model, precision):
-    assert MODELS[model].blocks
+    assert get_model(model).blocks
     kept = gradients(make_trainer(model, precision=precision))
     again = gradients(make_trainer(model, {"activation_checkpointing": True}, precision=precision))
     assert kept.keys() == again.keys()
@@ -24,7 +24,7 @@ def test_checkpointed_activations_give_the_same_gradients(make_trainer, model, p
         assert torch.equal(gradient, again[name]), name
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", models())
 def test_checkpointed_blocks_keep_less(make_trainer, model):
     def kept_bytes(execution):
         trainer = make_trainer(model, execution)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from millrace.training.identity import differences, digest, siblings
+from millrace.training.run_hash import differences, digest, siblings
 
 RUN = {
     "model": {"name": "gino", "modes": [4, 4, 2], "radius": 0.1},

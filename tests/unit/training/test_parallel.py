@@ -12,8 +12,8 @@ from parallel_worker import perform_all
 from torch.utils._pytree import tree_map_only
 
 from millrace.config import from_mapping
-from millrace.data.views import open_view
-from millrace.models.registry import MODELS as REGISTRY
+from millrace.data.samples import open_dataset
+from millrace.systems.registry import get_model
 from millrace.training.config import TrainConfig
 from millrace.training.parallel.config import ParallelConfig
 from millrace.training.parallel.footprint import Subject, footprints
@@ -353,8 +353,11 @@ def test_memory_is_as_predicted(results, blocks, name):
 
 def predicted(job, mode, micro_batch=None, recompute=False):
     """What the processes of a mode hold and send, by place in the pipeline."""
-    view = open_view("weather", job["files"], job["definition"]["data"], torch.device("cpu"))
-    spec, train = REGISTRY["aurora"], from_mapping(TrainConfig, job["definition"]["train"], "train")
+    dataset = open_dataset("weather", job["files"], job["definition"]["data"], torch.device("cpu"))
+    spec, train = (
+        get_model("aurora"),
+        from_mapping(TrainConfig, job["definition"]["train"], "train"),
+    )
     model = {k: v for k, v in job["definition"]["model"].items() if k != "name"}
     config = from_mapping(spec.config, model, "model")
     ranks, block, _ = ({"alone": ALONE} | MODES)[mode]
@@ -363,10 +366,12 @@ def predicted(job, mode, micro_batch=None, recompute=False):
     )
 
     def batch(samples):
-        real = view.batch("train", 0, np.zeros(samples, dtype=np.int64))
+        real = dataset.batch("train", 0, np.zeros(samples, dtype=np.int64))
         return tree_map_only(torch.Tensor, torch.empty_like, real)
 
-    return footprints(Subject(spec, config, view, batch, train), parallel, micro_batch, recompute)
+    return footprints(
+        Subject(spec, config, dataset, batch, train), parallel, micro_batch, recompute
+    )
 
 
 def relative(found, expected):

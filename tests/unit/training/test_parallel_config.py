@@ -9,9 +9,9 @@ from torch import nn
 from torch.distributed.pipelining.schedules import ScheduleInterleaved1F1B, ScheduleLoopedBFS
 
 from millrace.config import from_mapping
-from millrace.data.weather_view import WeatherBatch
 from millrace.errors import ConfigError
-from millrace.models.aurora.config import AuroraConfig
+from millrace.systems.weather.aurora.config import AuroraConfig
+from millrace.systems.weather.dataset import WeatherBatch
 from millrace.training.parallel.config import ParallelConfig
 from millrace.training.parallel.copies import check_static_graph
 from millrace.training.parallel.pipeline import stage_bounds

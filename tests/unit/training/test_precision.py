@@ -6,8 +6,8 @@ import pytest
 import torch
 from neuralop.layers.spectral_convolution import SpectralConv
 
-from millrace.models.registry import MODELS
-from millrace.ops import gno
+from millrace.systems.groundwater import gno
+from millrace.systems.registry import models
 from millrace.training import precision
 from millrace.training.batches import rank_shares
 from millrace.training.engine import NotFiniteError
@@ -20,7 +20,7 @@ SMOOTH = {"learning_rate": 1e-3, "schedule": {"kind": "cosine", "horizon": float
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", models())
 def test_final_loss_is_that_of_float32(make_trainer, run, model):
     check_final_losses(make_trainer, run, model, "relative_l2", ("bfloat16", "float16"))
 
@@ -45,7 +45,7 @@ def check_final_losses(make_trainer, run, model, loss, kinds):
         assert half != single, "nothing was computed in half precision"
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", models())
 def test_gradients_are_those_of_float32_to_rounding(make_trainer, model):
     trainer = make_trainer(model)
     [share, *_] = rank_shares(next(trainer.batches(0)), 0, 1)

@@ -48,9 +48,9 @@ def test_what_follows_on_a_forecast_is_the_truth(watched, run):
     before."""
     trainer, seen = watched
     run(trainer, 4)
-    view, errors = trainer.view, {0: [], 1: []}
+    dataset, errors = trainer.dataset, {0: [], 1: []}
     for draw, batch in seen:
-        truth = view.at_times(0, draw.start)
+        truth = dataset.at_times(0, draw.start)
         assert torch.equal(batch.y_BKCIJ, truth.y_BKCIJ)
         assert torch.equal(batch.hours_B, truth.hours_B)
         difference_BT = (batch.past_BTCIJ - truth.past_BTCIJ).abs().mean(dim=(2, 3, 4))
@@ -58,7 +58,7 @@ def test_what_follows_on_a_forecast_is_the_truth(watched, run):
             # Of two past states the older one is a forecast from the second step on.
             assert (difference_T > 0).tolist() == [lead >= 2, lead >= 1]
             errors[int(lead > 0)].append(float(difference_T[-1]))
-    increment = float(np.mean(view.increment_scale))
+    increment = float(np.mean(dataset.increment_scale))
     assert 0 < np.mean(errors[1]) < 3 * increment, (
         "close to the truth, as forecasts of a step or two are"
     )
@@ -67,11 +67,11 @@ def test_what_follows_on_a_forecast_is_the_truth(watched, run):
 def test_no_window_leaves_the_training_period(watched, run):
     trainer, seen = watched
     run(trainer, 8)
-    begin, end = trainer.view._split[0]
+    begin, end = trainer.dataset._split[0]
     starts = np.concatenate([draw.start for draw, _ in seen])
     assert starts.min() >= begin
-    assert starts.max() + trainer.view.config.length <= end
-    last = trainer.view.starts("train")[-1]
+    assert starts.max() + trainer.dataset.config.length <= end
+    last = trainer.dataset.starts("train")[-1]
     assert any((draw.start[draw.lead > 0] == last).any() for draw, _ in seen), (
         "it goes up to the end"
     )
@@ -85,10 +85,10 @@ def test_what_is_kept_does_not_hold_on_to_a_graph(watched, run):
 
 
 def test_forecasts_that_are_not_finite_are_not_gone_on_from():
-    view = SimpleNamespace(
+    dataset = SimpleNamespace(
         config=SimpleNamespace(output_steps=1), contains=lambda _, start: start >= 0
     )
-    replay, zero = Replay(ReplayConfig(LONGEST), view, 0), np.zeros(3, dtype=np.int64)
+    replay, zero = Replay(ReplayConfig(LONGEST), dataset, 0), np.zeros(3, dtype=np.int64)
     draw = Draw([(place, 0) for place in range(3)], zero, zero, zero == 0)
     past = torch.zeros(3, 2, 1, 4, 4)
     replay.keep(draw, past)

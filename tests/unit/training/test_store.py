@@ -284,7 +284,7 @@ def test_hostile_pickles_are_refused_unexecuted(tmp_path, kind) -> None:
 @pytest.mark.parametrize("cleans", [False, True])
 def test_an_owner_that_lost_the_lock_commits_nothing(two_steps, monkeypatch, cleans) -> None:
     lock, checksum = two_steps.root / "owner.json", store_module.checksum
-    other = CheckpointStore(two_steps.root, two_steps.identity, "v1")
+    other = CheckpointStore(two_steps.root, two_steps.run_hash, "v1")
     with contextlib.ExitStack() as stack:
 
         def after_a_takeover(path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from millrace.errors import ConfigError, DataError
-from millrace.training import identity
+from millrace.training import run_hash
 from millrace.training.segment import build_trainer
 from millrace.training.warm_start import content_digest
 
@@ -115,7 +115,7 @@ def test_the_identity_depends_on_content_not_on_path(experiments, alone, checkpo
         blocks = copy.deepcopy(definition)
         if path is not None:
             blocks["train"]["init_from"] = {"checkpoint": str(path)}
-        return identity.digest(build_trainer(blocks, files, 0, alone)[1])
+        return run_hash.digest(build_trainer(blocks, files, 0, alone)[1])
 
     moved = checkpoint.with_name("moved.ckpt")
     moved.write_bytes(checkpoint.read_bytes())

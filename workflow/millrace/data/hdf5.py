@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from millrace.errors import DataError
-from millrace.files import whole
+from millrace.files import atomic_write
 
 CHUNK_BYTES = 1 << 20
 """Size of a chunk: large enough to be read fast, small enough for HDF5's cache when read in parts."""
@@ -34,7 +34,7 @@ def create(path: Path) -> Iterator[h5py.File]:
     OutputError
         No space, quota exceeded, or no permission to write.
     """
-    with whole(Path(path)) as partial, _Output(partial, "w+b") as output:
+    with atomic_write(Path(path)) as partial, _Output(partial, "w+b") as output:
         try:
             # Without a chunk cache a write fails where it is made, not when a dataset is collected.
             with h5py.File(output, "w", libver=_FORMAT, rdcc_nbytes=0) as file:

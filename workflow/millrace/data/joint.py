@@ -10,50 +10,50 @@ import numpy as np
 from millrace.data.normalisation import Normalisation
 
 
-class JointView:
-    """Views of several datasets side by side; each brings its own groups.
+class JointDataset:
+    """Datasets of several datasets side by side; each brings its own groups.
 
     Batches never mix datasets, as they never mix patches: sizes may differ at will.
 
     Parameters
     ----------
-    views : sequence
-        Views of one kind with one configuration, normalised by common statistics, see `open_joint`.
+    datasets : sequence
+        Datasets of one kind with one configuration, normalised by common statistics, see `open_joint`.
     """
 
-    def __init__(self, views: Sequence[Any]) -> None:
-        self.views = list(views)
-        self.config = self.views[0].config
-        self.normalisation: Normalisation = self.views[0].normalisation
-        self.increment_scale: np.ndarray = self.views[0].increment_scale
-        counts = [len(view.core_nodes) for view in self.views]
+    def __init__(self, datasets: Sequence[Any]) -> None:
+        self.datasets = list(datasets)
+        self.config = self.datasets[0].config
+        self.normalisation: Normalisation = self.datasets[0].normalisation
+        self.increment_scale: np.ndarray = self.datasets[0].increment_scale
+        counts = [len(dataset.core_nodes) for dataset in self.datasets]
         self._first = np.array([0, *itertools.accumulate(counts)])
 
     def __getattr__(self, name: str) -> Any:
         # What a model needs to be built (numbers of channels, shape of the grid) is the same in all.
-        if name.startswith("_") or name == "views":
+        if name.startswith("_") or name == "datasets":
             raise AttributeError(name)
-        return getattr(self.views[0], name)
+        return getattr(self.datasets[0], name)
 
     @property
-    def identity(self) -> dict[str, object]:
-        """What the samples are: part of a run's identity."""
-        parts = [view.identity for view in self.views]
+    def definition(self) -> dict[str, object]:
+        """What the samples are: part of what decides a run's weights."""
+        parts = [dataset.definition for dataset in self.datasets]
         return {**parts[0], "digest": [part["digest"] for part in parts]}
 
     def groups(self, split: str) -> np.ndarray:
         """Samples of each group, those of the first dataset first, int64[G]."""
-        return np.concatenate([view.groups(split) for view in self.views])
+        return np.concatenate([dataset.groups(split) for dataset in self.datasets])
 
     @property
     def group_costs(self) -> np.ndarray:
         """Points of each group."""
-        return np.concatenate([view.group_costs for view in self.views])
+        return np.concatenate([dataset.group_costs for dataset in self.datasets])
 
     def batch(self, split: str, group: int, index: np.ndarray, weight: Any = None) -> Any:
         """Gather samples of one group of one dataset."""
         dataset = int(np.searchsorted(self._first, group, side="right")) - 1
-        return self.views[dataset].batch(split, group - int(self._first[dataset]), index, weight)
+        return self.datasets[dataset].batch(split, group - int(self._first[dataset]), index, weight)
 
 
 def open_joint(open_one: Callable[[Any, Normalisation | None], Any], parts: Sequence[Any]) -> Any:
@@ -62,14 +62,14 @@ def open_joint(open_one: Callable[[Any, Normalisation | None], Any], parts: Sequ
     Parameters
     ----------
     open_one : callable
-        (files of a dataset, statistics) -> view.
+        (files of a dataset, statistics) -> dataset.
     parts : sequence
         Files of each dataset.
     """
     own = [open_one(files, None).normalisation for files in parts]
     common = pooled(own)
     boxes = [replace(common, low_D=one.low_D, high_D=one.high_D) for one in own]
-    return JointView([open_one(files, box) for files, box in zip(parts, boxes, strict=True)])
+    return JointDataset([open_one(files, box) for files, box in zip(parts, boxes, strict=True)])
 
 
 def pooled(statistics: Sequence[Normalisation]) -> Normalisation:

@@ -15,11 +15,11 @@ from rich.console import Console
 
 from millrace.cluster import Cluster, NodeType
 from millrace.doctor.checks import Check, Result, table, write
+from millrace.doctor.worker import Request
 from millrace.errors import UserError
 from millrace.files import write_json
-from millrace.launch import run_workers, surroundings_of
+from millrace.launch.launcher import run_workers, surroundings_of
 from millrace.layout import Layout
-from millrace.preflight import Request
 
 
 class FailedError(UserError):
@@ -34,7 +34,7 @@ _LARGEST_SKEW_S, _LARGE_SKEW_S = 5.0, 1.0
 _SHARE_OF_MEMORY = 0.9
 
 Facts = dict[int, dict[str, Any]]
-"""What each rank wrote, see `millrace.preflight.look`."""
+"""What each rank wrote, see `millrace.doctor.worker.look`."""
 
 
 def prepare(directory: Path, patience_s: float = 120.0) -> Path:
@@ -67,7 +67,7 @@ def run(folder: Path, layout: Layout, cluster: Cluster | None, cpus: int) -> lis
     """
     around = surroundings_of(cluster)
     node_type = None if cluster is None else cluster.place(layout, RULE).node_type
-    code = run_workers("millrace.preflight", folder / REQUEST, layout, cpus, around)
+    code = run_workers("millrace.doctor.worker", folder / REQUEST, layout, cpus, around)
     facts = {
         int(path.stem.removeprefix("rank_")): json.loads(path.read_text())
         for path in sorted(folder.glob("rank_*.json"))

@@ -44,7 +44,7 @@ def field_loss(
     mean absolute error in these units.
 
     With a ``variance_weight`` the root of the mean square error of the concentration is added, each
-    point weighted with ``variance_weight_KV``, see `millrace.data.variance`.
+    point weighted with ``variance_weight_KV``, see `millrace.systems.groundwater.variance`.
     """
     error_KBTV = prediction_KBTV - target_KBTV
     loss_B = _main_term(error_KBTV, target_KBTV, scale_V, config)

@@ -12,7 +12,8 @@ class Division:
     """How a model can be divided among processes: facts about its modules, nothing distributed.
 
     A model is a chain of units, submodules that are passed one after another. What passes between two of
-    them are tensors with a leading axis of samples. How far it can be divided: `millrace.models.limits`.
+    them are tensors with a leading axis of samples. How far it can be divided:
+    `millrace.systems.base.DivisionLimits`.
     """
 
     units: Callable[[Any], list[str]]
@@ -25,7 +26,7 @@ class Division:
     drop: Callable[[Any, int], None]
     """(module, unit): remove the parameters of a unit; the others keep their names."""
     steps: Callable[[Any], int]
-    """view -> steps of a rollout."""
+    """dataset -> steps of a rollout."""
     inputs: Callable[[Any], Mapping[str, Tensor]]
     """batch -> tensors that every stage gets, samples first."""
     loss: Callable[[nn.Module, Tensor, Any, Any], Tensor]
@@ -44,25 +45,23 @@ class Division:
 class ModelSpec:
     """One architecture, as the engine, the evaluation and the contract tests see it.
 
-    A new model is one file with a `ModelSpec`, one line in `millrace.models.registry`, and an
-    experiment in the configuration.
+    A new model is one file with a `ModelSpec`, one line in the `system.py` of its field or in a plug-in,
+    and an experiment in the configuration.
     """
 
     name: str
     config: type
     """Frozen dataclass of the model's parameters, which validates itself."""
-    view: str
-    """Kind of samples it takes, a key of `millrace.data.views.VIEWS`."""
     build: Callable[[Any, Any], nn.Module]
-    """(config, view) -> module on one device, without any distributed code inside."""
+    """(config, dataset) -> module on one device, without any distributed code inside."""
     predict: Callable[[nn.Module, Any], Tensor]
     """(module, batch) -> forecast in normalised units, shaped like the batch's target."""
     loss: Callable[[nn.Module, Any, Any], Tensor]
     """(module, batch, loss config) -> loss of each sample, [B]; the engine weights and averages."""
-    randomise: Callable[[Any, Any, Any], Any] | None = None
+    add_noise: Callable[[Any, Any, Any], Any] | None = None
     """(config, batch, seeds) -> batch with what a step draws at random, such as noise: a function of the
     seeds, int64[B], one for each sample. None: the model draws nothing."""
-    go_on: Callable[[nn.Module, Any, Any], tuple[Tensor, Tensor]] | None = None
+    continued: Callable[[nn.Module, Any, Any], tuple[Tensor, Tensor]] | None = None
     """(module, batch, loss config) -> `loss`, and the past states of the samples that follow on these
     forecasts, [B, ...]: what ``train.replay`` starts from. None: no sample follows on another."""
     blocks: tuple[str, ...] = ()

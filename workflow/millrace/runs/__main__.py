@@ -1,6 +1,6 @@
 """Look after the stores of checkpoints under ``runs/``.
 
-A RUN is a path, or the beginning of experiment/layout/seed<n>/identity; without one, all runs.
+A RUN is a path, or the beginning of experiment/layout/seed<n>/<run hash>; without one, all runs.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from rich.console import Console
 from millrace.errors import DataError, ExitCode, UserError
 from millrace.runs import display, efficiency, maintenance
 from millrace.runs.inventory import Run, find_runs, one, select
-from millrace.runs.jobs import find_queue
+from millrace.runs.queue_status import find_queue
 from millrace.runs.watch import Watcher, follow
 
 # A table that is made once waits this long for a busy scheduler.
@@ -88,7 +88,7 @@ def _clean(options: argparse.Namespace, console: Console) -> int:
     for run in [run for run in runs if run.holder]:
         console.print(f"left alone  {run.name}: in use by {run.holder}", soft_wrap=True)
         runs.remove(run)
-    results = options.results if options.identities else None
+    results = options.results if options.run_hashes else None
     removals = maintenance.plan_cleaning(runs, options.keep, results, everything)
     if not removals:
         console.print("nothing to remove")
@@ -174,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     add("list", _list, "one line a run: epoch, losses, state, size", several)
-    shown = add("show", _show, "one run: identity, sessions, losses, checkpoints")
+    shown = add("show", _show, "one run: run hash, sessions, losses, checkpoints")
     shown.add_argument("run", metavar="RUN")
     add("latest", _latest, "path of the newest intact checkpoint of the run changed last", several)
     cleaned = add(
@@ -188,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         help="steps kept besides milestones (default: 3)",
     )
     cleaned.add_argument(
-        "--identities",
+        "--run-hashes",
         action="store_true",
         help="also whole stores that no receipt refers to and that are not the newest of their kind",
     )

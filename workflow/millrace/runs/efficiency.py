@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from millrace.files import whole
+from millrace.files import atomic_write
 from millrace.runs.display import duration, make_table
 from millrace.runs.inventory import Run
 from millrace.training.usage import PHASES, read_sessions
@@ -181,7 +181,7 @@ def write_csv(rows: Sequence[Efficiency], path: Path) -> None:
     """Write all columns; raises `OutputError` if the file system refuses it."""
     derived = ("other_s", "training_share", "samples_per_rank_hour")
     names = [field.name for field in fields(Efficiency)]
-    with whole(path) as partial, partial.open("w", newline="") as file:
+    with atomic_write(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*names, *derived])
         writer.writeheader()
         for row in rows:
@@ -289,7 +289,7 @@ def _benchmarks(run: Run, results: Path, benchmarks: Path) -> dict[str, Allocati
             receipt = json.loads(path.read_text())
             with table.open() as file:
                 *_, line = csv.DictReader(file, delimiter="\t")
-            if receipt["identity"] != run.identity:
+            if receipt["identity"] != run.run_hash:
                 continue
             started = receipt["sessions"][-1]["started"]
             found[started] = Allocation(

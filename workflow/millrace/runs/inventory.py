@@ -26,7 +26,7 @@ class Step:
     path: Path
     manifest: Manifest | None
     """None: missing or damaged."""
-    identity: str
+    run_hash: str
     """Of the run that the step should belong to."""
 
     @property
@@ -45,8 +45,8 @@ class Step:
         manifest = self.manifest
         if manifest is None:
             return "its manifest is missing or damaged"
-        if manifest.identity != self.identity:
-            return f"it belongs to the run {manifest.identity}"
+        if manifest.run_hash != self.run_hash:
+            return f"it belongs to the run {manifest.run_hash}"
         for name, (expected, crc) in manifest.files.items():
             file = self.path / name
             try:
@@ -62,19 +62,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Run:
-    """The store of one run, ``<root>/<experiment>/<layout>/seed<n>/<identity>``."""
+    """The store of one run, ``<root>/<experiment>/<layout>/seed<n>/<run hash>``."""
 
     path: Path
     experiment: str
     layout: str
     seed: str
     """``seed<n>``, as in the path."""
-    identity: str
+    run_hash: str
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Experiment, layout, seed and identity."""
-        return self.experiment, self.layout, self.seed, self.identity
+        """Experiment, layout, seed and run hash."""
+        return self.experiment, self.layout, self.seed, self.run_hash
 
     @property
     def name(self) -> str:
@@ -85,7 +85,7 @@ class Run:
     def steps(self) -> tuple[Step, ...]:
         """All steps, the oldest first."""
         return tuple(
-            Step(path, Manifest.read(path), self.identity)
+            Step(path, Manifest.read(path), self.run_hash)
             for path in sorted(self.path.glob("step_*"))
             if path.is_dir()
         )
@@ -140,7 +140,7 @@ class Run:
 
     def store(self) -> CheckpointStore:
         """Open the store, to write or to find its newest intact step."""
-        return CheckpointStore(self.path, self.identity, "")
+        return CheckpointStore(self.path, self.run_hash, "")
 
 
 def find_runs(root: Path) -> list[Run]:
@@ -158,7 +158,7 @@ def find_runs(root: Path) -> list[Run]:
 
 
 def select(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
-    """Choose runs by path or by the beginning of ``experiment/layout/seed<n>/identity``.
+    """Choose runs by path or by the beginning of ``experiment/layout/seed<n>/<run hash>``.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ def select(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
 
 
 def one(runs: Sequence[Run], name: str) -> Run:
-    """Choose the run of a name, the one changed last among several identities.
+    """Choose the run of a name, the one changed last among several run hashes.
 
     Raises
     ------

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from millrace.errors import DataError
-from millrace.files import refusal_of, sync, whole
+from millrace.files import atomic_write, refusal_of, sync
 from millrace.runs.inventory import Run, Step, usage
-from millrace.training import identity
+from millrace.training import run_hash
 from millrace.training.owner import LockedError
 from millrace.training.store import Manifest, checksum
 from millrace.training.usage import SESSIONS, TARGET
@@ -41,7 +41,7 @@ class Removal:
 
 
 def verify(runs: Iterable[Run]) -> Iterator[Finding]:
-    """Compare the checksum of every step with its manifest, and each identity with its name."""
+    """Compare the checksum of every step with its manifest, and each run hash with its name."""
     for run in runs:
         yield Finding(run.path / "identity.json", _identity_problem(run))
         for step in run.steps:
@@ -81,7 +81,7 @@ def receipts(results: Path) -> Iterator[tuple[Path, dict[str, Any] | str]]:
 def plan_cleaning(
     runs: Sequence[Run], keep: int, results: Path | None = None, everything: Sequence[Run] = ()
 ) -> list[Removal]:
-    """List what can go: old steps, what kills left behind, and old identities.
+    """List what can go: old steps, what kills left behind, and old run hashes.
 
     Parameters
     ----------
@@ -91,10 +91,10 @@ def plan_cleaning(
         Steps to keep besides the milestones, at least 1. Only those whose checksum agrees count, and
         damaged ones are left alone: they may be milestones.
     results : Path, optional
-        Also list the stores of old identities: those to which no receipt below this directory refers,
+        Also list the stores of old run hashes: those to which no receipt below this directory refers,
         and that are not the newest of their experiment, layout and seed.
     everything : sequence of Run
-        All runs, to tell which identity is the newest; by default ``runs``.
+        All runs, to tell which run hash is the newest; by default ``runs``.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def plan_cleaning(
     if keep < 1:
         raise DataError(f"--keep {keep}: expected 1 or more, else a run could not be continued")
     old = _old_identities(runs, results, everything or runs) if results is not None else []
-    removals = [Removal(run, run.path, "old identity, no receipt refers to it") for run in old]
+    removals = [Removal(run, run.path, "old run hash, no receipt refers to it") for run in old]
     for run in runs:
         if run in old:
             continue
@@ -178,7 +178,7 @@ def backup(run: Run, destination: Path) -> Iterator[tuple[Step, str]]:
 
 
 def _copy_step(step: Step, target: Path) -> str:
-    there = Step(target, Manifest.read(target), step.identity)
+    there = Step(target, Manifest.read(target), step.run_hash)
     if there.manifest is not None and there.problem() is None:
         if step.milestone and not there.milestone:
             _copy_file(step.path / "manifest.json", target / "manifest.json")
@@ -192,7 +192,7 @@ def _copy_step(step: Step, target: Path) -> str:
                 (partial / name).parent.mkdir(exist_ok=True)
                 shutil.copy2(step.path / name, partial / name)
                 sync(partial / name)
-            problem = Step(partial, Manifest.read(partial), step.identity).problem()
+            problem = Step(partial, Manifest.read(partial), step.run_hash).problem()
     except FileNotFoundError:
         problem = "its files vanished"
     if problem is not None:
@@ -206,14 +206,14 @@ def _copy_step(step: Step, target: Path) -> str:
 
 def _copy_file(source: Path, target: Path) -> None:
     if source.is_file():
-        with whole(target) as partial:
+        with atomic_write(target) as partial:
             shutil.copy2(source, partial)
 
 
 def _identity_problem(run: Run) -> str | None:
     try:
         described = json.loads((run.path / "identity.json").read_text())
-        agrees = identity.digest(described) == run.identity
+        agrees = run_hash.digest(described) == run.run_hash
     except (OSError, ValueError, TypeError):
         return "it is missing or not readable"
     return None if agrees else "its digest is not the name of its directory"

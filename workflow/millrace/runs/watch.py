@@ -16,7 +16,7 @@ from rich.text import Text
 
 from millrace.runs.display import duration, make_table, number
 from millrace.runs.inventory import Run, find_runs
-from millrace.runs.jobs import Jobs, submitted_jobs
+from millrace.runs.queue_status import Jobs, submitted_jobs
 from millrace.schedulers import Job, Queue, State
 from millrace.training.owner import Record, read_owner
 from millrace.training.usage import read_sessions, read_target
@@ -34,7 +34,7 @@ class Standing:
     """Where a run stands."""
 
     name: str
-    """``experiment/layout/seed<n>/identity``; without identity before its first start."""
+    """``experiment/layout/seed<n>/<run hash>``; without the hash before its first start."""
     state: str
     """pending, running, idle, done, stalled or failed."""
     epoch: int = 0
@@ -90,7 +90,7 @@ class Watcher:
         self._jobs, self._patience_s = Jobs(queue), patience_s
 
     def look(self, now: float) -> list[Standing]:
-        """All runs, the newest identity of each, and those that wait for their first start."""
+        """All runs, the newest run hash of each, and those that wait for their first start."""
         runs = _newest(find_runs(self._root)) if self._root.is_dir() else []
         submitted = submitted_jobs(self._snakemake)
         owners = {run.path: read_owner(run.path / "owner.json") for run in runs}
@@ -159,7 +159,7 @@ class Watcher:
                 receipt = json.loads(path.read_text())
             except (OSError, ValueError):
                 continue
-            if receipt.get("identity") == run.identity and receipt.get("stopped_early"):
+            if receipt.get("identity") == run.run_hash and receipt.get("stopped_early"):
                 return True
         return False
 
@@ -208,7 +208,7 @@ def follow(watcher: Watcher, interval_s: float, console: Console) -> None:
 
 
 def _newest(runs: Sequence[Run]) -> list[Run]:
-    """Of each experiment, layout and seed the identity that changed last, and those in use."""
+    """Of each experiment, layout and seed the run hash that changed last, and those in use."""
     newest: dict[tuple[str, ...], Run] = {}
     for run in runs:
         family = run.parts[:3]

@@ -6,7 +6,7 @@ import io
 from collections import defaultdict
 from pathlib import Path
 
-from millrace.files import whole, write_json
+from millrace.files import atomic_write, write_json
 from millrace.scaling.quantity import MEASURED, Quantity
 from millrace.scaling.results import PARTS, Analysis, LayoutResult, Study
 
@@ -28,7 +28,7 @@ def write_csv(analysis: Analysis, path: Path) -> None:
     """Write one row a study and layout; every number has its label beside it, and its interval."""
     rows = [_row(study, one) for study in analysis.studies for one in study.layouts]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with whole(path) as partial, partial.open("w", newline="") as file:
+    with atomic_write(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)

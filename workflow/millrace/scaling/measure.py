@@ -74,7 +74,7 @@ def measure(request: MeasureRequest, ranks: Ranks) -> ScalingRun | None:
         backend=dist.get_backend() if ranks.world_size > 1 else "none",
         hosts=_hosts(hosts, Layout.parse(request.layout)),
         global_batch=config.global_batch,
-        samples_per_epoch=int(trainer.view.groups("train").sum()),
+        samples_per_epoch=int(trainer.dataset.groups("train").sum()),
         gradient_bytes=_gradient_bytes(trainer),
         warm_up_steps=warm_up,
         times=_times(times),
@@ -142,7 +142,7 @@ def _flops_per_sample(trainer: Trainer, batch: GlobalBatch) -> float | None:
     if trainer.divided is not None:
         return None
     group, index = batch.parts[0]
-    samples = trainer.view.batch("train", group, index[:1])
+    samples = trainer.dataset.batch("train", group, index[:1])
     counter = FlopCounterMode(display=False)
     random = torch.get_rng_state()
     with counter:

@@ -21,3 +21,5 @@ class MeasureRequest:
     steps: int = 30
     execution: dict[str, Any] = field(default_factory=dict)
     parallel: dict[str, Any] = field(default_factory=dict)
+    plugins: list[str] = field(default_factory=list)
+    """As of `millrace.training.request.Request`."""

@@ -12,7 +12,7 @@ from millrace.scaling.fits import Fit
 from millrace.scaling.quantity import Quantity, Refusal
 from millrace.scaling.recommend import Recommendation
 
-SCHEMA = "millrace.scaling_report/1"
+SCHEMA = "millrace.scaling.write/1"
 PARTS = (
     "forward", "backward", "optimiser", "computing", "other", "imbalance", "data", "communication",
 )  # fmt: skip

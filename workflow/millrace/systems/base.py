@@ -1,5 +1,10 @@
-"""What planning and reporting know of a system."""
+"""What a system says of itself: its raw data, its samples and its models.
 
+A `System` is light, because planning reads all of them. What is heavy is named as ``"module:object"`` and
+imported when it is asked for; an object that is at hand may stand there itself. See `resolve`.
+"""
+
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +13,15 @@ from millrace.config import nearest
 from millrace.errors import ConfigError
 
 Block = Mapping[str, Any]
+Progress = Callable[[int, int], None]
+"""Called with (parts done, all)."""
+Reference = Any
+"""An object, or ``"module:object"``."""
+
+
+def resolve(reference: Reference) -> Any:
+    """Return the object of a reference, which is imported if need be."""
+    return pkgutil.resolve_name(reference) if isinstance(reference, str) else reference
 
 
 @dataclass(frozen=True)
@@ -15,12 +29,21 @@ class RawFormat:
     """Raw files of a dataset."""
 
     name: str
+    """Value of the key ``format`` of a dataset."""
     holds: str
     """What the directory holds, for messages."""
     read_into: str
     """File that is read from the raw files, which may be archived then."""
-    demo: bool = False
-    """Whether the workflow can simulate such files."""
+    simulate: Reference | None = None
+    """(settings, directory, progress) -> None: simulate such files; the settings are the dataset's block
+    ``demo``, checked against ``simulation``."""
+    simulation: Reference | None = None
+    """Dataclass of the simulator's settings."""
+    environment: str = "data"
+    """Conda environment of the simulator, a file of envs/."""
+    keys: Block = field(default_factory=dict)
+    """JSON schema of the dataset's block: ``properties`` and ``required`` keys beside those that all
+    datasets have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,23 +67,99 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Extraction:
+    """Samples that are made of raw files in one step, by the rule ``extract_samples``."""
+
+    run: Reference
+    """(source, output, section, split, progress) -> None, see `millrace.data.extraction.extract`."""
+    section: Callable[[Block], Block] = lambda _: {}
+    """Dataset block -> settings of the extraction."""
+    config: Reference | None = None
+    """Dataclass of these settings; None: there are none."""
+    formats: tuple[str, ...] | None = None
+    """Raw files that it reads; None: all formats of the kind."""
+
+
+@dataclass(frozen=True)
 class SampleKind:
-    """Samples of one kind: from what they are cut, and what is done with models on them."""
+    """Samples of one kind: of what they are made, how they are opened, what is done with models on them."""
 
     name: str
     formats: tuple[str, ...]
-    """Raw files that they can be cut from."""
-    files: Callable[[Block], dict[str, str]]
-    """Model block -> names of the files below ``results/data/{dataset}``, by role."""
+    """Raw files that they can be made of."""
+    dataset: Reference
+    """Class that opens the sample files, see `millrace.data.samples.DatasetClass`."""
+    evaluation: Reference
+    """`millrace.evaluation.base.Evaluation`: how models are scored."""
     table: Table
+    caption: str
+    """What the figures of the evaluation show, for the report; reStructuredText."""
+    files: Callable[[Block], dict[str, str]] | None = None
+    """Model block -> names of the files below ``results/data/{dataset}``, by role; None: ``<name>.h5``,
+    whose role is the name of the kind."""
+    extraction: Extraction | None = None
+    """None: rules of the system's own make the files."""
     check: Callable[[str, Block, Block], None] = field(default=lambda *_: None)
     """(name of the experiment, its block, dataset block); raises `ConfigError`."""
     ensembles: bool = False
     """Whether the seeds of an experiment are scored together."""
     replay: bool = False
     """Whether samples follow on each other, so that training can go on from forecasts."""
-    predictions: bool = False
-    """Whether `millrace.predict` applies models to new raw files."""
+    prediction: Reference | None = None
+    """Function of the rule ``predict``: applies a model to new raw files."""
+    outline: Reference | None = None
+    """(dataset block, data block, grid, levels) -> stand-in for a dataset of that size, on which planning
+    builds models that can be divided."""
+
+    example: Block = field(default_factory=dict)
+    """A small experiment to try models on: ``dataset``, the block of a simulated dataset, and ``data``."""
+
+    def sample_files(self, model: Block) -> dict[str, str]:
+        """Names of the sample files by role."""
+        return self.files(model) if self.files else {self.name: f"{self.name}.h5"}
+
+
+@dataclass(frozen=True)
+class DivisionLimits:
+    """How far a model can be divided among processes, known without torch."""
+
+    config: Reference
+    """Dataclass of the model's parameters, `millrace.models.spec.ModelSpec.config`."""
+    heads: Callable[[Any], Sequence[int]]
+    """config -> numbers of attention heads that tensor parallelism must divide."""
+    stages: Callable[[Any], int]
+    """config -> most stages a pipeline can have."""
+    steps: Callable[[Block], int]
+    """Block ``data`` of an experiment -> steps of a rollout."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that can be named in an experiment."""
+
+    name: str
+    kind: str
+    """Samples that it takes."""
+    spec: Reference
+    """`millrace.models.spec.ModelSpec`."""
+    limits: DivisionLimits | None = None
+    """None: it cannot be divided, every process has a replica."""
+    check: Callable[[str, Block], None] = field(default=lambda *_: None)
+    """(name of the experiment, its block ``model``); raises `ConfigError`."""
+    example: Block = field(default_factory=dict)
+    """Block ``model`` of a small one, without the name; by default all is as in its dataclass."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A field: its raw data, its samples and its models. Any part may be empty."""
+
+    name: str
+    formats: tuple[RawFormat, ...] = ()
+    kinds: tuple[SampleKind, ...] = ()
+    models: tuple[Model, ...] = ()
+    rules: tuple[str, ...] = ()
+    """Rules of its own that make sample files, which ``-R data`` runs again."""
 
 
 def known(name: str, names: Any, key: str, kind: str) -> None:

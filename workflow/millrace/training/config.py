@@ -59,7 +59,7 @@ class ReplayConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The keys of the ``train:`` block that decide the weights: part of a run's identity."""
+    """The keys of the ``train:`` block that decide the weights: part of a run's definition."""
 
     global_batch: int
     """Samples of an optimiser step over all ranks, the same for every layout."""

@@ -1,6 +1,6 @@
 """The training loop: any model, any number of ranks, stopped and continued at any step.
 
-The state of a run is a function of (identity, step). Batches follow from (seed, epoch), the learning
+The state of a run is a function of (run hash, step). Batches follow from (seed, epoch), the learning
 rate from the step, and everything else is in the checkpoint, so that a run that was stopped continues
 bit by bit as if it had not been.
 """
@@ -37,7 +37,7 @@ from millrace.training.parallel.copies import check_static_graph, synchronised
 from millrace.training.parallel.divided import Divided, divide
 from millrace.training.parallel.shards import kinds
 from millrace.training.parallel.state import held, load_sharded, load_whole, sharded
-from millrace.training.passes import Passes, View
+from millrace.training.passes import Dataset, Passes
 from millrace.training.phases import Mark, unmarked
 from millrace.training.precision import LossScaler
 from millrace.training.replay import Replay
@@ -78,7 +78,7 @@ class Trainer:
     spec : ModelSpec
     model_config : object
         An instance of ``spec.config``.
-    view : View
+    dataset : Dataset
         Samples; its device decides where the model trains.
     config : TrainConfig
     seed : int
@@ -96,7 +96,7 @@ class Trainer:
         self,
         spec: ModelSpec,
         model_config: Any,
-        view: View,
+        dataset: Dataset,
         config: TrainConfig,
         seed: int,
         ranks: Ranks,
@@ -105,11 +105,11 @@ class Trainer:
         mark: Mark = unmarked,
     ) -> None:
         self._mark = mark
-        self.spec, self.view, self.config, self.ranks = spec, view, config, ranks
+        self.spec, self.dataset, self.config, self.ranks = spec, dataset, config, ranks
         self._model_config, self._seed = model_config, seed
         self.execution = execution or ExecutionConfig()
         seed_everything(seed, rank=0)
-        self.module = spec.build(model_config, view).to(ranks.device)
+        self.module = spec.build(model_config, dataset).to(ranks.device)
         if config.init_from is not None:
             warm_start(self.module, config.init_from, spec.bound)
         self._trained_names = [n for n, p in self.module.named_parameters() if p.requires_grad]
@@ -127,7 +127,7 @@ class Trainer:
         self._ema = Ema(self.module, config.ema) if config.ema else None
         self._best: dict[str, Tensor] = {}
         self._plan, self._validation = (
-            BatchPlan(view.groups(split), config.global_batch, seed, view.group_costs)
+            BatchPlan(dataset.groups(split), config.global_batch, seed, dataset.group_costs)
             for split in ("train", "validation")
         )
         self.step = 0
@@ -139,7 +139,7 @@ class Trainer:
         self.passes = Passes(
             spec,
             model_config,
-            view,
+            dataset,
             config,
             self.execution,
             seed,
@@ -163,7 +163,7 @@ class Trainer:
             self._model_config,
             self.ranks.world_size,
             self.config.global_batch,
-            division.steps(self.view) if division else 1,
+            division.steps(self.dataset) if division else 1,
         )
         resolved.check_options(
             self.execution.compile, self.config.gradient_compression, self.config.replay is not None
@@ -175,7 +175,7 @@ class Trainer:
             self.module,
             resolved,
             self.ranks,
-            self.view,
+            self.dataset,
             self.config.precision,
             self._checkpoint_activations,
         )
@@ -183,11 +183,11 @@ class Trainer:
     def _replayed(self) -> Replay | None:
         if self.config.replay is None:
             return None
-        if self.spec.go_on is None:
+        if self.spec.continued is None:
             raise ConfigError(
                 f"train.replay: samples of {self.spec.name} do not follow on each other; leave it out"
             )
-        windows: Any = self.view  # of models that go on from their forecasts
+        windows: Any = self.dataset  # of models that go on from their forecasts
         return Replay(self.config.replay, windows, self._seed)
 
     def _checkpoint_activations(self, module: nn.Module) -> None:
@@ -204,7 +204,7 @@ class Trainer:
         if self.ranks.world_size == 1:
             return self.module
         if self.parallel.static_graph:
-            check_static_graph(self.view.batch("train", 0, np.zeros(1, dtype=np.int64)))
+            check_static_graph(self.dataset.batch("train", 0, np.zeros(1, dtype=np.int64)))
         copy = synchronised(self.module, self.ranks.device, self.parallel.static_graph)
         exchange_gradients(copy, self.config.gradient_compression, self._mark)
         return copy
@@ -331,7 +331,7 @@ class Trainer:
             "train_loss": loss,
             "validation_loss": self.validation_loss(),
             "learning_rate": self.learning_rate,
-            "samples_per_second": float(self.view.groups("train").sum()) / max(seconds, 1e-9),
+            "samples_per_second": float(self.dataset.groups("train").sum()) / max(seconds, 1e-9),
             "seconds": seconds,
             "session": len(self.sessions),
             **peak_memory(self.ranks),

@@ -26,7 +26,7 @@ from millrace.training.replay import Replay
 from millrace.training.store import Position
 
 
-class View(Protocol):
+class Dataset(Protocol):
     """Samples as the engine sees them: groups of samples that share a geometry."""
 
     group_costs: np.ndarray
@@ -46,7 +46,7 @@ class Passes:
     spec: ModelSpec
     model_config: Any
     """An instance of ``spec.config``."""
-    view: View
+    dataset: Dataset
     config: TrainConfig
     execution: ExecutionConfig
     seed: int
@@ -93,12 +93,12 @@ class Passes:
 
     def samples(self, split: str, part: RankShare, position: Position) -> Any:
         """Gather samples, with what the model draws at random for this epoch."""
-        samples = self.view.batch(split, part.group, part.index, part.weight)
-        if self.spec.randomise is not None:
+        samples = self.dataset.batch(split, part.group, part.index, part.weight)
+        if self.spec.add_noise is not None:
             # Validation draws the same in every epoch: its losses can be compared.
             epoch = position.epoch if split == "train" else 0
             seeds = sample_seeds(self.seed, split, epoch, part.group, part.index)
-            samples = self.spec.randomise(self.model_config, samples, seeds)
+            samples = self.spec.add_noise(self.model_config, samples, seeds)
         return samples
 
     def _shares(self, batch: GlobalBatch) -> list[RankShare]:
@@ -172,11 +172,11 @@ class Passes:
     def _losses_of_replay(
         self, replay: Replay, part: RankShare, position: Position, model: nn.Module
     ) -> Tensor:
-        assert self.spec.go_on is not None
+        assert self.spec.continued is not None
         samples, draw = replay.samples(part, position.step)
         self.mark("forward")
         with self._autocast():
-            loss_B, past = self.spec.go_on(model, samples, self.config.loss)
+            loss_B, past = self.spec.continued(model, samples, self.config.loss)
         replay.keep(draw, past)
         return loss_B * samples.weight_B
 

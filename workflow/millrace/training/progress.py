@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from millrace.files import whole
+from millrace.files import atomic_write
 from millrace.training.store import Position
 
 _LINE_EVERY_S = 30.0
@@ -35,7 +35,7 @@ class Reporter:
         self, title: str, metrics: Path, history: list[dict[str, Any]], target_epoch: int
     ) -> None:
         self._title, self._metrics, self._target = title, metrics, target_epoch
-        with whole(metrics) as path:
+        with atomic_write(metrics) as path:
             path.write_text("".join(json.dumps(record) + "\n" for record in history))
         self._console = Console(file=sys.stderr)
         self._bar: Progress | None = None

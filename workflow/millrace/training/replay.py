@@ -77,17 +77,17 @@ class Replay:
     Parameters
     ----------
     config : ReplayConfig
-    view : Windows
+    dataset : Windows
     seed : int
     """
 
-    def __init__(self, config: ReplayConfig, view: Windows, seed: int) -> None:
-        self._config, self._view, self._seed = config, view, seed
+    def __init__(self, config: ReplayConfig, dataset: Windows, seed: int) -> None:
+        self._config, self._dataset, self._seed = config, dataset, seed
         self._entries: dict[tuple[int, int], Entry] = {}
 
     def samples(self, part: RankShare, step: int) -> tuple[Any, Draw]:
         """Gather the samples of a share: windows of the data, or forecasts and what followed on them."""
-        start = self._view.starts("train")[part.index]
+        start = self._dataset.starts("train")[part.index]
         lead = np.zeros(len(start), dtype=np.int64)
         key, past = [], {}
         for row, place in enumerate(part.place):
@@ -96,19 +96,21 @@ class Replay:
             entry = self._entries.get(key[-1])
             if entry is not None and random.random() >= self._config.fresh:
                 start[row], lead[row], past[row] = entry.start, entry.lead, entry.past
-        batch = self._view.at_times(part.group, start)
+        batch = self._dataset.at_times(part.group, start)
         weight_B = torch.from_numpy(part.weight).to(batch.weight_B.device)
         batch = replace(batch, weight_B=weight_B)
         if past:
-            batch = self._view.with_past(batch, np.array(list(past)), torch.stack([*past.values()]))
+            batch = self._dataset.with_past(
+                batch, np.array(list(past)), torch.stack([*past.values()])
+            )
         return batch, Draw(key, start, lead, part.weight > 0)
 
     def keep(self, draw: Draw, past: Tensor) -> None:
         """Keep finite forecasts, [B, ...], that end with the windows after those that were drawn."""
-        steps = self._view.config.output_steps
+        steps = self._dataset.config.output_steps
         start, lead = draw.start + steps, draw.lead + steps
         # The forecast after this one has to be within reach and within the training period.
-        goes_on = (lead + steps <= self._config.longest) & self._view.contains("train", start)
+        goes_on = (lead + steps <= self._config.longest) & self._dataset.contains("train", start)
         goes_on &= past.isfinite().flatten(1).all(1).cpu().numpy()
         past = past.detach().float().cpu()
         for row in np.flatnonzero(draw.counts):

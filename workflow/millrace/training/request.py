@@ -1,12 +1,24 @@
 """What the launcher asks of the workers: plain data, no imports that take seconds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+# How long training runs does not decide the weights: more epochs continue the same run.
+_LENGTHS = ("epochs", "milestone_every", "save_every")
+EXECUTION = ("micro_batch", "compile", "activation_checkpointing", "profile", "log")
+"""Keys of the block ``train`` that say how the weights are computed, and do not decide them:
+`millrace.training.config.ExecutionConfig`."""
+
+
+def decisive(train: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of the block ``train`` that decide the weights: `millrace.training.config.TrainConfig`."""
+    return {key: value for key, value in train.items() if key not in (*_LENGTHS, *EXECUTION)}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What `millrace.train` is asked to do; travels as a JSON file."""
+    """What `millrace.launch.train` is asked to do; travels as a JSON file."""
 
     experiment: str
     layout: str
@@ -18,7 +30,7 @@ class Request:
     files: dict[str, str | list[str]]
     """Sample files by role; a list for several datasets."""
     runs: str
-    """Directory of this experiment, layout and seed; each identity has its own store in it."""
+    """Directory of this experiment, layout and seed; each run hash has its own store in it."""
     checkpoint: str
     """Output: the checkpoint at the end of ``target_epoch``."""
     receipt: str
@@ -33,6 +45,8 @@ class Request:
     """Checkpoint of the milestone before, for when the store has been removed."""
     final_epoch: int | None = None
     """Last epoch that is configured, for those who watch."""
+    plugins: list[str] = field(default_factory=list)
+    """Files or modules with systems from outside, for `millrace.systems.registry.load_plugins`."""
     won_by: str | None = None
     """The layout that trains, if several were in a race."""
 

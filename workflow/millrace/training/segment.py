@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from millrace.config import essentials, from_mapping
-from millrace.data.views import Files, open_view
+from millrace.data.samples import Files, open_dataset
 from millrace.errors import ConfigError, UserError
 from millrace.files import refusal_of, write_json
-from millrace.models.registry import get_model
 from millrace.provenance import code_version, provenance
-from millrace.training import identity
+from millrace.systems.registry import get_model, kind_of
+from millrace.training import run_hash
 from millrace.training.config import ExecutionConfig, TrainConfig
 from millrace.training.deadline import Deadline, Stop
 from millrace.training.distributed import Ranks
@@ -56,24 +56,24 @@ def build_trainer(
     parallel: ParallelConfig | None = None,
     mark: Mark = unmarked,
 ) -> tuple[Trainer, dict[str, Any]]:
-    """Make a trainer and the identity of its run from an experiment's definition."""
+    """Make a trainer and what decides the run's weights from an experiment's definition."""
     model = dict(definition["model"])
     spec = get_model(model.pop("name"))
     model_config: Any = from_mapping(spec.config, model, "model")
     train = from_mapping(TrainConfig, definition["train"], "train")
-    view = open_view(spec.view, files, definition["data"], ranks.device)
-    if train.loss.variance_weight and "mass_concentration" not in view.config.variables:
+    dataset = open_dataset(kind_of(spec.name).name, files, definition["data"], ranks.device)
+    if train.loss.variance_weight and not dataset.weighted_variable:
         raise ConfigError(
-            "train.loss.variance_weight: weighs errors of mass_concentration, which is not among "
-            "data.variables; add it or leave the weight out"
+            "train.loss.variance_weight: these samples hold no variable whose errors it weighs, such as a "
+            "concentration; leave it out"
         )
     described = {
         "model": {"name": spec.name, **essentials(model_config)},
-        "data": view.identity,
+        "data": dataset.definition,
         "train": _essentials(train),
         "seed": seed,
     }
-    trainer = Trainer(spec, model_config, view, train, seed, ranks, execution, parallel, mark)
+    trainer = Trainer(spec, model_config, dataset, train, seed, ranks, execution, parallel, mark)
     return trainer, described
 
 
@@ -104,7 +104,7 @@ def run_segment(request: Request, ranks: Ranks) -> Stop:
     trainer, described = build_trainer(
         request.definition, request.files, request.seed, ranks, execution, parallel
     )
-    name = identity.digest(described)
+    name = run_hash.digest(described)
     store = CheckpointStore(Path(request.runs) / name, name, code_version())
     with contextlib.ExitStack() as stack:
         with _raised_everywhere(ranks):
@@ -123,18 +123,18 @@ def run_segment(request: Request, ranks: Ranks) -> Stop:
             reached = trainer.run(request.target_epoch, deadline, observer)
         if reached and ranks.is_first:
             # After an early stop the last state stands for all later epochs.
-            publish_epoch(store, request, trainer.position.epoch, trainer.view)
+            publish_epoch(store, request, trainer.position.epoch, trainer.dataset)
     return trainer.stopped
 
 
-def publish_epoch(store: CheckpointStore, request: Request, epoch: int, view: Any) -> bool:
+def publish_epoch(store: CheckpointStore, request: Request, epoch: int, dataset: Any) -> bool:
     """Give the committed end of an epoch the output names; False: it is not committed."""
     checkpoint = store.at_epoch(epoch)
     if checkpoint is None:
         return False
     store.keep_for_good(checkpoint)
     publish(checkpoint, Path(request.checkpoint))
-    write_json(Path(request.receipt), _receipt(request, store, checkpoint, view))
+    write_json(Path(request.receipt), _receipt(request, store, checkpoint, dataset))
     return True
 
 
@@ -145,7 +145,7 @@ def _starting_point(store: CheckpointStore, request: Request) -> tuple[str | Non
         return str(checkpoint.path), f"continues from {checkpoint.path.parent.name}"
     if request.previous is not None and Path(request.previous).is_file():
         state = load_state(Path(request.previous))
-        if state.get("identity") == store.identity:
+        if state.get("identity") == store.run_hash:
             return request.previous, f"continues from {request.previous}: its store is gone"
     return None, "starts from the beginning"
 
@@ -198,8 +198,8 @@ def _observer(
             f"{session['ranks']} rank(s) on {session['device']}, {session['threads']} thread(s) each"
         )
         if not trainer.history:
-            for other in identity.siblings(store.root.parent, store.root.name):
-                changes = "; ".join(identity.differences(other, described))
+            for other in run_hash.siblings(store.root.parent, store.root.name):
+                changes = "; ".join(run_hash.differences(other, described))
                 reporter.say(f"a new run beside an earlier one, because of {changes}")
         for note in _benign_changes(trainer.sessions):
             reporter.say(note)
@@ -268,7 +268,7 @@ class _Observer:
             self._deadline.has_saved = True
             return
         write_shards = partial(save, tensors, ranks=trainer.ranks) if tensors else None
-        state |= {"identity": self._store.identity}
+        state |= {"identity": self._store.run_hash}
         self._store.commit(state, trainer.position, milestone, write_shards)
         self._deadline.record_save(time.monotonic() - started)
         if stopping:
@@ -298,7 +298,7 @@ def _benign_changes(sessions: list[dict[str, Any]]) -> list[str]:
 
 
 def _receipt(
-    request: Request, store: CheckpointStore, checkpoint: Checkpoint, view: Any
+    request: Request, store: CheckpointStore, checkpoint: Checkpoint, dataset: Any
 ) -> dict[str, Any]:
     state, output = load_state(checkpoint.path, whole=False), Path(request.checkpoint)
     return {
@@ -311,7 +311,7 @@ def _receipt(
         "stopped_early": checkpoint.manifest.epoch < request.target_epoch,
         "best_epoch": best_epoch(state["history"]),
         "profiles": traces(store.root),
-        "identity": store.identity,
+        "identity": store.run_hash,
         "checkpoint": {
             "file": output.name,
             "size": output.stat().st_size,
@@ -319,8 +319,8 @@ def _receipt(
         },
         "store": str(store.root),
         "definition": request.definition,
-        "normalisation": view.normalisation.to_json(),
-        "dataset": view.preparation,
+        "normalisation": dataset.normalisation.to_json(),
+        "dataset": dataset.preparation,
         "history": state["history"],
         "sessions": state["sessions"],
         "provenance": provenance(),

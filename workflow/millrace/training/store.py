@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from millrace.errors import DataError
-from millrace.files import refusal_of, sync, whole, write_json
+from millrace.files import atomic_write, refusal_of, sync, write_json
 from millrace.training.owner import Owner
 from millrace.training.parallel.checkpoints import checksum, is_sharded, read_whole
 
@@ -65,7 +65,8 @@ class Manifest:
     size: int
     crc32: int
     milestone: bool
-    identity: str
+    run_hash: str
+    """Key ``identity`` of the file."""
     code_version: str
     token: int
     """Fencing token of the owner that wrote it."""
@@ -83,7 +84,8 @@ class Manifest:
         """Read the manifest of a step; None: missing or damaged."""
         try:
             record = json.loads((directory / _MANIFEST).read_text())
-            seal, manifest = record.pop("seal"), cls(**record)
+            seal, run_hash = record.pop("seal"), record.pop("identity")
+            manifest = cls(**record, run_hash=run_hash)
         except (OSError, ValueError, TypeError, AttributeError, KeyError):
             return None
         return manifest if seal == manifest._seal() else None
@@ -94,6 +96,7 @@ class Manifest:
 
     def _record(self) -> dict[str, Any]:
         record = asdict(self)
+        record["identity"] = record.pop("run_hash")
         if not self.shards:
             del record["shards"]  # as before there were any
         return record
@@ -151,17 +154,17 @@ class CheckpointStore:
     ----------
     root : Path
         Directory of the run; made if missing.
-    identity : str
-        Digest of what decides the weights; steps of another identity are never used.
+    run_hash : str
+        Digest of what decides the weights; steps of another run hash are never used.
     code_version : str
         Recorded in every manifest.
     keep : int
         Steps kept besides the milestones.
     """
 
-    def __init__(self, root: Path, identity: str, code_version: str, keep: int = 2) -> None:
+    def __init__(self, root: Path, run_hash: str, code_version: str, keep: int = 2) -> None:
         self.root = root
-        self.identity = identity
+        self.run_hash = run_hash
         self._code_version, self._keep = code_version, keep
         self._owner: Owner | None = None
 
@@ -224,7 +227,7 @@ class CheckpointStore:
                     size=(temporary / _STATE).stat().st_size,
                     crc32=checksum(temporary / _STATE),
                     milestone=milestone,
-                    identity=self.identity,
+                    run_hash=self.run_hash,
                     code_version=self._code_version,
                     token=owner.token,
                     shards=shards,
@@ -275,7 +278,7 @@ class CheckpointStore:
 
     def _verified(self, directory: Path, max_epoch: int | None) -> Checkpoint | None:
         manifest = Manifest.read(directory)
-        if manifest is None or manifest.identity != self.identity:
+        if manifest is None or manifest.run_hash != self.run_hash:
             return None
         if max_epoch is not None and (manifest.epoch, manifest.batch) > (max_epoch, 0):
             return None
@@ -315,7 +318,7 @@ def publish(checkpoint: Checkpoint, output: Path) -> None:
     now: a workflow would take an output older than its inputs for stale.
     """
     # Renaming one of two links to the same file onto the other leaves both: `whole` removes the other.
-    with whole(output) as partial:
+    with atomic_write(output) as partial:
         if checkpoint.manifest.shards:
             _write_state(checkpoint.load(), partial)
             return

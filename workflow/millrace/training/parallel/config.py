@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from millrace.errors import ConfigError
-from millrace.models.limits import LIMITS
+from millrace.systems.registry import models
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved")
 _STAGES_PER_RANK = {"interleaved": 2}
@@ -81,8 +81,8 @@ class ParallelConfig:
         self, model: str, model_config: Any, world_size: int, global_batch: int, steps: int = 1
     ) -> "ParallelConfig":
         """`resolved` for a model; raises `ConfigError` also if it can only be copied."""
-        limits = LIMITS.get(model)
-        if limits is None:
+        found = models().get(model)
+        if found is None or found.limits is None:
             if self.is_divided:
                 raise ConfigError(
                     f"parallel: {model} can only be copied; leave dp_shard, pipeline and tensor at 1"
@@ -93,7 +93,7 @@ class ParallelConfig:
                 "parallel.tensor: low-rank updates are not cut; train them with dp_shard or pipeline, or "
                 "set model.lora_rank to 0"
             )
-        heads, stages = limits.heads(model_config), limits.stages(model_config)
+        heads, stages = found.limits.heads(model_config), found.limits.stages(model_config)
         return self.resolved(world_size, global_batch, heads, stages, steps)
 
     def check_options(self, compiled: bool, compression: str, replay: bool) -> None:

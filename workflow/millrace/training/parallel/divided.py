@@ -115,7 +115,7 @@ class Divided:
             (root,) = parts.values()  # torch's stages delay the exchange to the last micro-batch
         else:
             root = self.module
-        root.register_forward_hook(_without_views)  # before the hook of FSDP
+        root.register_forward_hook(_without_datasets)  # before the hook of FSDP
         fully_shard(root, mesh=mesh, reshard_after_forward=True)
 
     @property
@@ -234,9 +234,9 @@ def _mesh(device: str, sizes: tuple[int, ...]) -> DeviceMesh:
     return init_device_mesh(device, sizes, mesh_dim_names=AXES)
 
 
-def _without_views(_: nn.Module, given: Any, output: Any) -> Any:
-    """Copy what a stage only passes on: on views of other tensors, hooks of FSDP could be lost."""
-    return tree_map_only(Tensor, lambda x: x.clone() if x._is_view() else x, output)
+def _without_datasets(_: nn.Module, given: Any, output: Any) -> Any:
+    """Copy what a stage only passes on: on datasets of other tensors, hooks of FSDP could be lost."""
+    return tree_map_only(Tensor, lambda x: x.clone() if x._is_dataset() else x, output)
 
 
 def divide(
@@ -244,12 +244,12 @@ def divide(
     module: nn.Module,
     config: ParallelConfig,
     ranks: Ranks,
-    view: Any,
+    dataset: Any,
     precision: str,
     prepare: Callable[[nn.Module], None],
 ) -> Divided:
     """Divide a module among processes, see `Divided`."""
     assert spec.division is not None
-    steps = spec.division.steps(view)
+    steps = spec.division.steps(dataset)
     half = half_type(precision)
     return Divided(spec.division, module, config, ranks, steps, half, prepare)

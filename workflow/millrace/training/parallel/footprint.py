@@ -61,16 +61,16 @@ class Subject:
     spec : ModelSpec
         With a division.
     model_config : object
-    view : object
-        What `ModelSpec.build` needs of the samples' view.
+    dataset : object
+        What `ModelSpec.build` needs of the samples' dataset.
     batch : callable
-        (number of samples) -> batch of the view, of any content.
+        (number of samples) -> batch of the dataset, of any content.
     train : TrainConfig
     """
 
     spec: ModelSpec
     model_config: Any
-    view: Any
+    dataset: Any
     batch: Callable[[int], Any]
     train: TrainConfig
 
@@ -92,9 +92,9 @@ def footprints(
     """
     assert subject.spec.division is not None
     with torch.device("meta"):
-        module = subject.spec.build(subject.model_config, subject.view)
+        module = subject.spec.build(subject.model_config, subject.dataset)
     bounds, costs = stages(subject.spec.division, module, config)
-    waits = waiting(config, costs * subject.spec.division.steps(subject.view))
+    waits = waiting(config, costs * subject.spec.division.steps(subject.dataset))
     return [
         _Process(subject, config, micro_batch, recompute, rank, bounds).footprint(waits[rank])
         for rank in range(config.pipeline)
@@ -126,7 +126,7 @@ class _Process:
         assert division is not None
         self.division, self.subject, self.config, self.rank = division, subject, config, rank
         with torch.device("meta"):
-            module = subject.spec.build(subject.model_config, subject.view)
+            module = subject.spec.build(subject.model_config, subject.dataset)
         if config.tensor > 1:
             _cut_layers(module, division.pairs(module), config.tensor)
         self.units = division.units(module)
@@ -137,7 +137,7 @@ class _Process:
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self.fake:
             self.module = module.to_empty(device="cpu").train()
-        self.steps = division.steps(subject.view)
+        self.steps = division.steps(subject.dataset)
         self.stages = [s for s in range(config.stages) if s % config.pipeline == rank]
         self.held = [unit for s in self.stages for unit in self.units[slice(*bounds[s])]]
         self.bounds = bounds

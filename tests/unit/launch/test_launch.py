@@ -1,0 +1,147 @@
+"""The launcher around real torchrun jobs: exit codes, signals, threads, stop and go."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from millrace.errors import ConfigError, ExitCode
+from millrace.launch.launcher import launch
+from millrace.training.request import Request
+
+EPOCHS = 6
+
+LAUNCH = """
+import json, sys
+from millrace.launch.launcher import launch
+from millrace.training.request import Request
+sys.exit(launch(Request(**json.loads(sys.argv[1])), cpus=1))
+"""
+
+
+@pytest.fixture
+def request_for(samples, definition, tmp_path):
+    def build(name="run", layout="n1_gpu1", epochs=EPOCHS, **train):
+        return Request(
+            experiment="wave",
+            layout=layout,
+            seed=0,
+            target_epoch=epochs,
+            definition={**definition, "train": {**definition["train"], **train}},
+            files={role: str(path) for role, path in samples.items()},
+            runs=str(tmp_path / name / "runs"),
+            checkpoint=str(tmp_path / name / f"epoch_{epochs}.ckpt"),
+            receipt=str(tmp_path / name / f"epoch_{epochs}.json"),
+        )
+
+    return build
+
+
+@pytest.fixture
+def whole(request_for):
+    """Weights of a run that was never stopped."""
+    request = request_for("whole")
+    assert launch(request, cpus=1) == ExitCode.OK
+    return torch.load(request.checkpoint, weights_only=True)["model"]
+
+
+def test_ranks_share_the_threads_of_the_job(request_for, monkeypatch):
+    monkeypatch.setenv("MKL_NUM_THREADS", "2")  # as Snakemake sets it for a job of two threads
+    request = request_for(layout="n1_gpu2", epochs=1)
+    assert launch(request, cpus=2) == ExitCode.OK
+    [session] = json.loads(Path(request.receipt).read_text())["sessions"]
+    assert (session["ranks"], session["threads"]) == (2, 1)
+
+
+def test_end_of_the_allocation_saves_and_asks_to_try_again(request_for, whole, monkeypatch):
+    request = request_for()
+    monkeypatch.setenv("MILLRACE_DEADLINE", str(time.time()))
+    assert launch(request, cpus=1) == ExitCode.TRY_AGAIN
+    assert not Path(request.checkpoint).exists()
+    monkeypatch.delenv("MILLRACE_DEADLINE")
+    assert launch(request, cpus=1) == ExitCode.OK
+    assert_same(torch.load(request.checkpoint, weights_only=True)["model"], whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_signal_saves_and_asks_to_try_again(request_for, number):
+    request = request_for(epochs=5000)
+    running = start(request)
+    wait_for_epochs(request, 3)
+    running.send_signal(number)
+    assert running.wait(90) == ExitCode.TRY_AGAIN
+    steps = [path.name for path in Path(request.runs).glob("*/step_*")]
+    assert steps
+    done = len(next(Path(request.runs).glob("*/metrics.jsonl")).read_text().splitlines())
+    assert 3 <= done < 5000
+
+
+def test_killed_launcher_leaves_no_process(request_for):
+    running = start(request_for(epochs=5000))
+    wait_for_epochs(request_for(epochs=5000), 2)
+    below = psutil.Process(running.pid).children(recursive=True)
+    assert len(below) >= 2
+    running.kill()
+    running.wait(30)
+    _, alive = psutil.wait_procs(below, timeout=5)
+    assert alive == []
+
+
+def test_second_launch_on_the_same_run_is_refused_by_name(request_for, capfd):
+    request = request_for(epochs=5000)
+    running = start(request)
+    try:
+        wait_for_epochs(request, 1)
+        assert launch(request, cpus=1) == ExitCode.LOCKED
+        assert "in use by process" in capfd.readouterr().err
+    finally:
+        running.terminate()
+        running.wait(90)
+
+
+def test_user_error_is_the_last_line(request_for, capfd):
+    request = request_for(learning_rat=1.0)
+    assert launch(request, cpus=1) == ExitCode.USER
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last == "error: train: unknown key 'learning_rat': did you mean 'learning_rate'?"
+
+
+def test_loss_that_is_not_finite_has_its_own_code(request_for, capfd):
+    request = request_for(learning_rate=1e30, clip_norm=None)
+    assert launch(request, cpus=1) == ExitCode.NOT_FINITE
+    assert "infinite or NaN" in capfd.readouterr().err
+
+
+def test_several_nodes_are_refused(request_for):
+    with pytest.raises(ConfigError, match="needs 2 nodes"):
+        launch(request_for(layout="n2_gpu1"), cpus=1)
+
+
+def start(request):
+    command = [sys.executable, "-c", LAUNCH, json.dumps(asdict(request))]
+    return subprocess.Popen(
+        command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def wait_for_epochs(request, n):
+    end = time.monotonic() + 180
+    while time.monotonic() < end:
+        for metrics in Path(request.runs).glob("*/metrics.jsonl"):
+            if len(metrics.read_text().splitlines()) >= n:
+                return
+        time.sleep(0.02)
+    raise AssertionError("training did not get going")
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []

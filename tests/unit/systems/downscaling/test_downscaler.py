@@ -1,0 +1,226 @@
+"""The diffusion downscaler: closed forms of EDM, conserved means, noise that only its seed decides."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from millrace.config import from_mapping
+from millrace.errors import ConfigError
+from millrace.systems.downscaling import diffusion as downscaler
+from millrace.systems.downscaling import regression
+from millrace.systems.downscaling.dataset import BlockDataset, BlockDatasetConfig
+from millrace.systems.downscaling.diffusion import (
+    SIGMA_DATA,
+    DownscalerConfig,
+    preconditioning,
+    recentred,
+)
+from millrace.systems.downscaling.sampling import SamplerConfig, integrate, sample
+from millrace.training.batches import sample_seeds
+
+
+@pytest.fixture(scope="module")
+def dataset(block_samples):
+    return BlockDataset(block_samples, BlockDatasetConfig())
+
+
+@pytest.fixture(scope="module")
+def model(dataset):
+    torch.manual_seed(0)
+    return downscaler._build(DownscalerConfig(channels=(8, 8, 8), embedding=8), dataset)
+
+
+def test_preconditioning_keeps_variances_at_one():
+    sigma = torch.tensor([0.002, 0.3, 1.0, 80.0], dtype=torch.float64)
+    skip, out, into = preconditioning(sigma)
+    total = sigma**2 + SIGMA_DATA**2
+    torch.testing.assert_close(into**2 * total, torch.ones_like(sigma))
+    # What F has to give: (y - skip (y + n)) / out has variance 1 (EDM, appendix B.6).
+    variance = ((1 - skip) * SIGMA_DATA) ** 2 + (skip * sigma) ** 2
+    torch.testing.assert_close(variance / out**2, torch.ones_like(sigma))
+    torch.testing.assert_close(downscaler.loss_weight(sigma) * out**2, torch.ones_like(sigma))
+
+
+class Gaussian(torch.nn.Module):
+    """The perfect network for independent normal values: in deviations of the data."""
+
+    def __init__(self, mean, std):
+        super().__init__()
+        self.mean, self.std = mean * SIGMA_DATA, std * SIGMA_DATA
+
+    def raw(self, scaled, sigma_B, batch):
+        sigma = sigma_B[:, None, None]
+        skip, out, into = preconditioning(sigma)
+        x = scaled / into
+        best = (self.std**2 * x + sigma**2 * self.mean) / (self.std**2 + sigma**2)
+        return (best - skip * x) / out
+
+
+@pytest.mark.parametrize("solver", ["dpm", "euler"])
+def test_sampler_draws_from_a_normal_distribution(dataset, monkeypatch, solver):
+    monkeypatch.setattr("millrace.systems.downscaling.sampling.recentred", lambda x, batch: x)
+    batch = dataset.at_times(np.arange(4))
+    noise = torch.randn(batch.y_BNV.shape, generator=torch.Generator().manual_seed(0))
+    config = SamplerConfig(steps=20, solver=solver)
+    drawn = integrate(Gaussian(0.7, 0.4), noise, batch, config)
+    assert float(drawn.mean()) == pytest.approx(0.7, abs=0.02)
+    assert float(drawn.std()) == pytest.approx(0.4, rel=0.02 if solver == "dpm" else 0.2)
+
+
+def test_samples_conserve_block_means_exactly(dataset, model):
+    batch = dataset.at_times(np.array([0, 3]))
+    drawn = sample(model, batch, SamplerConfig(members=2, steps=3), [0, 3])
+    share = batch.geometry.share_N.view(80, -1)
+    means = (drawn.reshape(2, 2, 80, -1) * share).sum(dim=3)
+    assert drawn.std() > 0.01
+    assert means.abs().max() < 1e-5
+    assert torch.equal(
+        recentred(batch.y_BNV * 0 + 3.0, batch).abs() < 1e-5, batch.y_BNV == batch.y_BNV
+    )
+
+
+def test_a_member_depends_on_seed_time_and_number_alone(dataset, model):
+    config = SamplerConfig(members=2, steps=2)
+    both = sample(model, dataset.at_times(np.array([0, 3])), config, [0, 3])
+    alone = sample(model, dataset.at_times(np.array([3])), config, [3])
+    torch.testing.assert_close(both[:, 1], alone[:, 0], atol=1e-4, rtol=1e-4)
+    other = sample(model, dataset.at_times(np.array([3])), dataclasses.replace(config, seed=1), [3])
+    assert (other - alone).abs().max() > 0.1
+    assert (alone[0] - alone[1]).abs().max() > 0.1
+
+
+def test_noise_follows_from_each_samples_seed(dataset):
+    config, batch = DownscalerConfig(), dataset.at_times(np.arange(3))
+    seeds = sample_seeds(0, "train", 2, 0, np.array([5, 9, 1]))
+    noisy = downscaler.with_noise(config, batch, seeds)
+    again = downscaler.with_noise(config, dataset.at_times(np.array([1])), seeds[1:2])
+    assert torch.equal(noisy.noise_BNV[1], again.noise_BNV[0])
+    assert torch.equal(noisy.sigma_B[1], again.sigma_B[0])
+    assert len(set(noisy.sigma_B.tolist())) == 3
+
+
+def test_seeds_differ_between_epochs_splits_and_samples_but_not_layouts():
+    index = np.arange(100)
+    sets = [
+        sample_seeds(seed, split, epoch, 0, index)
+        for seed in (0, 1)
+        for split in ("train", "validation")
+        for epoch in (0, 1)
+    ]
+    assert len(np.unique(np.concatenate(sets))) == 800
+    assert np.array_equal(sample_seeds(0, "train", 0, 0, index[1::2]), sets[0][1::2])
+
+
+def test_noise_levels_are_log_normal(dataset):
+    batch = dataset.at_times(np.zeros(400, dtype=int))
+    small = dataclasses.replace(batch, y_BNV=batch.y_BNV[:, :1])
+    noisy = downscaler.with_noise(DownscalerConfig(), small, np.arange(400))
+    assert float(noisy.sigma_B.log().mean()) == pytest.approx(-1.2, abs=0.2)
+    assert float(noisy.sigma_B.log().std()) == pytest.approx(1.2, rel=0.1)
+
+
+def test_blocks_have_no_seams(dataset, model):
+    """What is changed in one block is felt in those beside it."""
+    batch = downscaler.with_noise(
+        DownscalerConfig(), dataset.at_times(np.array([2])), np.array([3])
+    )
+    changed = batch.noise_BNV.clone()
+    changed[:, :16] += 1.0
+    difference = model(batch) - model(dataclasses.replace(batch, noise_BNV=changed))
+    reached = difference.abs().reshape(80, -1).amax(dim=1) > 1e-7
+    beside = batch.geometry.block_neighbours_M3[0]
+    assert reached[beside].all()
+
+
+def test_mlp_sees_each_block_alone(dataset):
+    model = downscaler._build(DownscalerConfig(architecture="mlp"), dataset)
+    batch = downscaler.with_noise(
+        DownscalerConfig(), dataset.at_times(np.array([2])), np.array([3])
+    )
+    changed = batch.noise_BNV.clone()
+    changed[:, :16] += 1.0
+    difference = model(batch) - model(dataclasses.replace(batch, noise_BNV=changed))
+    reached = difference.abs().reshape(80, -1).amax(dim=1) > 0
+    assert reached.nonzero().flatten().tolist() == [0]
+
+
+def test_regression_conserves_block_means(dataset):
+    model = regression._build(regression.RegressionConfig(channels=(8, 8, 8)), dataset)
+    batch = dataset.at_times(np.array([1]))
+    share = batch.geometry.share_N.view(80, -1)
+    assert (model(batch).reshape(80, -1) * share).sum(dim=1).abs().max() < 1e-5
+
+
+def test_bad_parameters(dataset):
+    with pytest.raises(
+        ConfigError, match=r"model\.architecture 'gan': expected one of nested_unet"
+    ):
+        from_mapping(DownscalerConfig, {"architecture": "gan"}, "model")
+    with pytest.raises(ConfigError, match="expected 3 numbers, one for each level"):
+        downscaler._build(DownscalerConfig(channels=(8, 8)), dataset)
+    with pytest.raises(ConfigError, match=r"sampler\.solver 'heun'"):
+        SamplerConfig(solver="heun")
+
+
+# What the schedule of the reference does even to a perfect network. Fields are a ring of points with
+# a smooth, known covariance, for which the best denoiser is linear in Fourier space.
+
+POINTS, FIELDS = 256, 200
+
+
+def _eigenvalues():
+    wave = torch.fft.fftfreq(POINTS, 1 / POINTS, dtype=torch.float64).abs()
+    energy = (1 + (wave / 6) ** 2) ** -1.5
+    return energy / energy.mean()
+
+
+def _filtered(x, response):
+    return torch.fft.ifft(torch.fft.fft(x) * response).real
+
+
+def _lag1(x):
+    return float((x * x.roll(1, -1)).mean() / (x * x).mean())
+
+
+def _noise():
+    return torch.randn(
+        FIELDS, POINTS, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def test_schedule_of_the_reference_fails_even_with_a_perfect_network():
+    eigenvalues = _eigenvalues()
+    truth = _filtered(_noise(), eigenvalues.sqrt())
+    scheduler = DDPMScheduler(
+        num_train_timesteps=50, beta_start=1e-4, beta_end=0.02, clip_sample=False
+    )
+    scheduler.set_timesteps(50)
+    assert float(scheduler.alphas_cumprod[-1]) == pytest.approx(0.603, abs=1e-3)
+    x, generator = _noise(), torch.Generator().manual_seed(1)
+    for step in scheduler.timesteps:
+        alpha = float(scheduler.alphas_cumprod[step])
+        response = math.sqrt(1 - alpha) / (alpha * eigenvalues + 1 - alpha)
+        x = scheduler.step(_filtered(x, response), step, x, generator=generator).prev_sample
+    assert float(x.var() / truth.var()) < 0.8 or _lag1(x) < _lag1(truth) - 0.1
+
+
+def test_schedule_of_edm_passes_with_a_perfect_network(dataset, monkeypatch):
+    monkeypatch.setattr("millrace.systems.downscaling.sampling.recentred", lambda x, batch: x)
+    eigenvalues = _eigenvalues() * SIGMA_DATA**2
+    truth = _filtered(_noise(), _eigenvalues().sqrt())
+
+    class Perfect(torch.nn.Module):
+        def raw(self, scaled, sigma_B, batch):
+            sigma = sigma_B[:1]
+            skip, out, into = preconditioning(sigma)
+            x = scaled / into
+            best = _filtered(x, eigenvalues / (eigenvalues + sigma**2))
+            return (best - skip * x) / out
+
+    drawn = integrate(Perfect(), _noise(), dataset.at_times(np.array([0])), SamplerConfig())
+    assert float(drawn.var() / truth.var()) == pytest.approx(1.0, abs=0.05)
+    assert _lag1(drawn) == pytest.approx(_lag1(truth), abs=0.01)

@@ -1,0 +1,214 @@
+"""ICON files in all the forms in which they come, and a sentence for each thing that can be wrong."""
+
+import shutil
+
+import netCDF4
+import numpy as np
+import pandas as pd
+import pytest
+
+from millrace.errors import DataError
+from millrace.systems.downscaling.icon import open_source
+from millrace.systems.downscaling.simulator.climate import ClimateConfig, write_climate
+from millrace.systems.downscaling.simulator.icosphere import Icosphere
+
+CONFIG = ClimateConfig(level=1, steps=6, steps_per_file=3)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    path = tmp_path_factory.mktemp("icon") / "raw"
+    write_climate(CONFIG, path)
+    return path
+
+
+@pytest.fixture
+def raw(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "raw")
+
+
+def edit(path):
+    return netCDF4.Dataset(path, "r+")
+
+
+def rewrite(path, dimension="ncells", units=None, time_units=None, height=True):
+    """The same file with another name of the cells, units of the centres, kind of time, dimensions."""
+    with netCDF4.Dataset(path) as file:
+        tas, time, uuid = file["tas"][:], file["time"][:], file.uuidOfHGrid
+        lon, lat = file["clon"][:], file["clat"][:]
+    path.unlink()
+    with netCDF4.Dataset(path, "w", format="NETCDF3_64BIT_OFFSET") as file:
+        file.createDimension("time", None)
+        file.createDimension(dimension, tas.shape[-1])
+        dimensions = ("time", dimension)
+        if height:
+            file.createDimension("height", 1)
+            dimensions = ("time", "height", dimension)
+        file.createVariable("time", "f8", ("time",)).units = time_units or "day as %Y%m%d.%f"
+        if time_units is not None:
+            time = (time - 20200101) * 24
+        file["time"][:] = time
+        scale = 180 / np.pi if units == "degrees" else 1.0
+        for name, values in (("clon", lon), ("clat", lat)):
+            variable = file.createVariable(name, "f8", (dimension,))
+            variable[:] = values * scale
+            if units is not None:
+                variable.units = units
+        variable = file.createVariable("tas", "f4", dimensions)
+        variable[:] = tas if height else tas[:, 0]
+        if units is None:
+            file.uuidOfHGrid = uuid
+
+
+def values(source):
+    return np.concatenate(list(source.fields.slabs(2)))
+
+
+def test_reads_what_the_demo_wrote(raw):
+    source = open_source(raw, ["tas"], levels=1)
+    grid = Icosphere.build(1)
+    assert [len(g.lon_N) for g in source.grids] == [320]
+    assert source.grids[0].name == "R2B01"
+    assert np.array_equal(source.grids[0].neighbours_N3, grid.neighbours_N3)
+    assert source.grids[0].centres_N3 == pytest.approx(grid.centres_N3)
+    assert set(source.grids[0].land_N) <= {0.0, 1.0}
+    days = (np.datetime64("2020-01-01") - np.datetime64("1970-01-01")).astype(float)
+    assert source.fields.time_T == pytest.approx(days + np.arange(6) / 4, abs=1e-9)
+    assert source.fields.units == ("K",)
+    with netCDF4.Dataset(raw / "output/tas_0001.nc") as file:
+        assert np.array_equal(values(source)[3:, :, 0], file["tas"][:, 0])
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"dimension": "cell"},
+        {"dimension": "i", "height": False},
+        {"units": "degrees"},
+        {"units": "radian"},
+        {"time_units": "hours since 2020-01-01 00:00:00"},
+    ],
+    ids=str,
+)
+def test_other_forms_give_the_same(original, raw, form):
+    for path in (raw / "output").iterdir():
+        rewrite(path, **form)
+    expected, found = (open_source(path, ["tas"], levels=1) for path in (original, raw))
+    assert np.array_equal(values(expected), values(found))
+    assert found.fields.time_T == pytest.approx(expected.fields.time_T, abs=1e-9)
+
+
+def test_chain_of_grids_follows_the_uuids(raw):
+    write_climate(ClimateConfig(level=2, steps=1), raw.parent / "two")
+    source = open_source(raw.parent / "two", ["tas"], levels=2)
+    assert [grid.name for grid in source.grids] == ["R2B02", "R2B01"]
+
+
+def test_another_grid(raw):
+    with edit(raw / "output/tas_0000.nc") as file:
+        file.uuidOfHGrid = "00000000-0000-0000-0000-000000000000"
+        file["clon"][0] += 0.01
+    with pytest.raises(
+        DataError, match=r"uuidOfHGrid 00000000.* is that of none of the grid files"
+    ):
+        open_source(raw, ["tas"], levels=1)
+
+
+def test_one_file_on_another_grid(raw):
+    with edit(raw / "output/tas_0001.nc") as file:
+        file.uuidOfHGrid = "00000000-0000-0000-0000-000000000000"
+        file["clat"][7] += 0.01
+    with pytest.raises(DataError, match=r"tas_0001\.nc: uuidOfHGrid .* all output files"):
+        open_source(raw, ["tas"], levels=1)
+
+
+def test_missing_parents(raw):
+    with pytest.raises(DataError, match="parent_cell_index is missing for 80 cells"):
+        open_source(raw, ["tas"], levels=2)
+    (raw / "grids/R2B00.nc").unlink()
+    with pytest.raises(DataError, match=r"R2B01\.nc: the grid that it refines .* levels = 2"):
+        open_source(raw, ["tas"], levels=2)
+
+
+def test_no_grid_file(raw):
+    shutil.rmtree(raw / "grids")
+    with pytest.raises(DataError, match="no grid file"):
+        open_source(raw, ["tas"], levels=1)
+
+
+def test_mixed_time_axes(raw):
+    rewrite(raw / "output/tas_0001.nc", time_units="hours since 2020-01-01 00:00:00")
+    with pytest.raises(DataError, match=r"its time is relative, that of tas_0000\.nc is absolute"):
+        open_source(raw, ["tas"], levels=1)
+
+
+def test_times_twice_and_unknown_units(raw):
+    shutil.copy(raw / "output/tas_0001.nc", raw / "output/tas_0002.nc")
+    with pytest.raises(DataError, match=r"tas_0002\.nc: begins before tas_0001\.nc ends"):
+        open_source(raw, ["tas"], levels=1)
+    (raw / "output/tas_0002.nc").unlink()
+    with edit(raw / "output/tas_0001.nc") as file:
+        file["time"].units = "fortnights"
+    with pytest.raises(DataError, match="time has units 'fortnights'"):
+        open_source(raw, ["tas"], levels=1)
+
+
+def test_missing_values(raw):
+    with edit(raw / "output/tas_0001.nc") as file:
+        file["tas"][1, 0, 17] = np.nan
+    source = open_source(raw, ["tas"], levels=1)
+    with pytest.raises(DataError, match=r"tas_0001\.nc: tas has 1 missing .* time 1, cell 18"):
+        values(source)
+
+
+def test_missing_variable(raw):
+    with pytest.raises(DataError, match="none of the 2 output files has 'pr'"):
+        open_source(raw, ["pr"], levels=1)
+    with pytest.raises(DataError, match="no variable 'pr'; it has tas"):
+        open_source(raw, ["tas", "pr"], levels=1)
+
+
+def test_truncated_file(raw):
+    path = raw / "output/tas_0001.nc"
+    path.write_bytes(path.read_bytes()[:2_000])
+    with pytest.raises(DataError, match=r"tas_0001\.nc: truncated or damaged NetCDF"):
+        open_source(raw, ["tas"], levels=1)
+
+
+@pytest.fixture
+def csv(original, tmp_path):
+    source, grid = open_source(original, ["tas"], levels=1), Icosphere.build(1)
+    path = tmp_path / "csv"
+    path.mkdir()
+    cells = pd.DataFrame({"cell": np.arange(320) + 1, "clon": source.grids[0].lon_N})
+    cells["clat"], cells["cell_area"] = source.grids[0].lat_N, grid.area_N
+    for k in range(3):
+        cells[f"neighbor_{k + 1}"] = grid.neighbours_N3[:, k] + 1
+    cells["parent_1"] = grid.parent_N + 1
+    cells.to_csv(path / "grid.csv", index=False)
+    fields = values(source)
+    times = pd.date_range("2020-01-01", periods=6, freq="6h").strftime("%Y-%m-%dT%H:%M")
+    table = cells[["cell", "clon", "clat"]]
+    parts = [table.assign(time=t, tas=f[:, 0]) for t, f in zip(times, fields, strict=True)]
+    shuffled = pd.concat([part.sample(frac=1, random_state=0) for part in parts])
+    shuffled.to_csv(path / "fields.csv", index=False)
+    return path
+
+
+def test_csv_gives_the_same_as_netcdf(original, csv, monkeypatch):
+    monkeypatch.setattr("millrace.systems.downscaling.icon_csv._ROWS", 500)
+    expected, found = (open_source(path, ["tas"], levels=1) for path in (original, csv))
+    assert values(found) == pytest.approx(values(expected), abs=1e-3)
+    assert found.fields.time_T == pytest.approx(expected.fields.time_T, abs=1e-9)
+    assert np.array_equal(found.grids[0].parent_N, expected.grids[0].parent_N)
+
+
+def test_csv_errors(csv):
+    with pytest.raises(DataError, match="no column 'parent_2'; levels = 2"):
+        open_source(csv, ["tas"], levels=2)
+    with pytest.raises(DataError, match="no column 'pr'; it has"):
+        open_source(csv, ["pr"], levels=1)
+    lines = (csv / "fields.csv").read_text().splitlines()
+    (csv / "fields.csv").write_text("\n".join(lines[:-1]))
+    with pytest.raises(DataError, match="the last time has 319 of 320 cells"):
+        values(open_source(csv, ["tas"], levels=1))

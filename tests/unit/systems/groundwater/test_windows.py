@@ -1,0 +1,97 @@
+"""Windows of patches against the arrays they are slices of."""
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from millrace.config import from_mapping
+from millrace.data.split import SPLITS
+from millrace.errors import ConfigError
+from millrace.systems.groundwater.patch_dataset import PatchDataset, WindowConfig
+
+
+@pytest.fixture
+def dataset(samples, definition):
+    return PatchDataset(**samples, config=from_mapping(WindowConfig, definition["data"], "data"))
+
+
+@pytest.fixture
+def raw(samples):
+    with h5py.File(samples["patches"]) as file:
+        patch = {name: file["patch_01"][name][()] for name in file["patch_01"]}
+        stats = {name: value[()] for name, value in file["stats"].items()}
+        return patch | stats | {"split": file["split"][()]}
+
+
+def test_batch_is_a_slice_of_the_series(dataset, raw):
+    index = np.array([4, 0])
+    batch = dataset.batch("validation", 1, index)
+    starts = dataset.starts("validation")[index]
+    state = (raw["obs"] - raw["obs_mean"]) / raw["obs_std"]
+    n_core = len(raw["core_node"])
+    for b, start in enumerate(starts):
+        past = np.concatenate([state[start + t] for t in range(3)], axis=1)
+        close(batch.x_NBC[:, b, :6], past)
+        close(batch.last_KBV[:, b], state[start + 2, :n_core])
+        close(batch.y_KBTV[:, b], state[start + 3 : start + 5, :n_core].swapaxes(0, 1))
+        mask = raw["forcing_mask"][start + 3 : start + 5, :, 0].T
+        value = raw["forcing"][start + 3 : start + 5, :, 0].T / 0.5 * mask
+        close(batch.x_NBC[:, b, 6:10], np.stack([value, mask], axis=2).reshape(len(value), 4))
+    assert batch.x_NBC.shape[2] == dataset.in_channels
+
+
+def test_no_condition_is_not_a_value_of_zero(dataset, raw):
+    """A node without boundary condition differs from one with a value equal to the mean."""
+    batch = dataset.batch("train", 1, np.arange(8))
+    masks = batch.x_NBC[:, :, [7, 9]]
+    assert set(masks.unique().tolist()) == {0.0, 1.0}
+
+
+def test_no_window_straddles_two_splits(dataset, raw):
+    for split, (begin, end) in zip(SPLITS, raw["split"], strict=True):
+        starts = dataset.starts(split)
+        assert starts[0] == begin
+        assert starts[-1] + dataset.config.length == end
+
+
+def test_stride_thins_the_training_windows_only(samples, definition):
+    config = from_mapping(WindowConfig, definition["data"] | {"stride": 3}, "data")
+    dataset = PatchDataset(**samples, config=config)
+    assert set(np.diff(dataset.starts("train"))) == {3}
+    assert set(np.diff(dataset.starts("test"))) == {1}
+
+
+def test_window_longer_than_the_gap_is_refused(samples, definition):
+    config = from_mapping(WindowConfig, definition["data"] | {"input_steps": 6}, "data")
+    with pytest.raises(ConfigError, match=r"= 8, but the splits .* are 6 steps apart"):
+        PatchDataset(**samples, config=config)
+
+
+def test_unknown_variable_says_what_there_is(samples, definition):
+    config = from_mapping(WindowConfig, definition["data"] | {"variables": ["heat"]}, "data")
+    with pytest.raises(ConfigError, match="no 'heat'; it has head, mass_concentration"):
+        PatchDataset(**samples, config=config)
+
+
+def test_small_cache_gives_the_same_batches(samples, definition, dataset):
+    config = from_mapping(WindowConfig, definition["data"], "data")
+    forgetful = PatchDataset(**samples, config=config, cache_bytes=1)
+    for group in (0, 1, 0):
+        ours, theirs = (v.batch("train", group, np.array([3])) for v in (forgetful, dataset))
+        assert torch.equal(ours.x_NBC, theirs.x_NBC)
+    assert len(forgetful._cache) == 1
+
+
+def test_physical_units_round_trip(dataset, raw):
+    batch = dataset.batch("test", 1, np.array([0]))
+    start = dataset.starts("test")[0]
+    n_core = len(raw["core_node"])
+    truth = raw["obs"][start + 2, :n_core]
+    np.testing.assert_allclose(
+        dataset.to_physical(batch.last_KBV[:, 0]), truth, rtol=1e-5, atol=1e-2
+    )
+
+
+def close(tensor, array):
+    np.testing.assert_allclose(tensor.numpy(), array, rtol=1e-5, atol=1e-5)

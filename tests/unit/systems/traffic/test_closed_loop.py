@@ -1,0 +1,143 @@
+"""Training of SMART on its own rollouts near the truth."""
+
+import copy
+
+import contract
+import numpy as np
+import pytest
+import torch
+
+from millrace.errors import ConfigError
+from millrace.systems.traffic.dataset import ScenarioConfig, ScenarioDataset
+from millrace.systems.traffic.smart import SPEC, SmartConfig
+from millrace.systems.traffic.smart.closed_loop import _apart, near_truth
+from millrace.systems.traffic.tokens import HISTORY
+from millrace.systems.traffic.vocabulary import corners
+from millrace.training.deadline import Deadline
+from millrace.training.segment import build_trainer
+
+CONFIG = SmartConfig(hidden=16, heads=2, map_layers=1, layers=1, bands=8, past=3)
+
+
+@pytest.fixture
+def batch(motion_samples):
+    return ScenarioDataset(motion_samples, ScenarioConfig(buckets=1)).batch(
+        "train", 0, np.arange(4)
+    )
+
+
+@pytest.fixture
+def model(motion_samples):
+    torch.manual_seed(0)
+    return SPEC.build(CONFIG, ScenarioDataset(motion_samples)).eval()
+
+
+def going_on(batch):
+    """Whether a road user is there at each moment of the future and at the one before, [B, A, K - 2]."""
+    return (batch.valid_BAK[:, :, 1:] & batch.valid_BAK[:, :, :-1])[:, :, HISTORY - 1 :]
+
+
+def errors(batch, rolled):
+    """Displacements (m) of road users that go on."""
+    apart = (rolled.pose_BAK3 - batch.pose_BAK3)[..., :2].norm(dim=-1)[:, :, HISTORY:]
+    return apart[going_on(batch)]
+
+
+def test_distances_are_those_of_corners(model):
+    """The mean square, corner by corner, of boxes of the size of each class."""
+    random = torch.Generator().manual_seed(3)
+    pose, true = (3 * torch.randn((1, 3, 3), generator=random) for _ in range(2))
+    kind = torch.arange(3)[None]
+    found = _apart(model, kind, pose, true)[0]
+    for c, count in enumerate(model.exists_CV.sum(dim=1).tolist()):
+        token = torch.arange(count)
+        begin = pose[:, c].expand(count, 3)
+        end = model.step(begin[None], torch.full((1, count), c), token[None])[0, :, -1].numpy()
+        apart = corners(end.astype(float), c) - corners(true[:, c].double().numpy(), c)
+        expected = (apart**2).sum(axis=-1).mean(axis=-1)
+        np.testing.assert_allclose(found[c, :count], expected, rtol=1e-4)
+        assert torch.isinf(found[c, count:]).all()
+
+
+def test_with_all_tokens_to_choose_from_it_is_the_truth(batch, model):
+    rolled, target = near_truth(model, batch, top_k=10_000)
+    seen = going_on(batch)
+    assert seen.sum() > 100
+    assert torch.equal(rolled.token_BAK[:, :, HISTORY:][seen], target[:, :, HISTORY:][seen])
+    # The tokeniser goes by the mean distance of corners, not by its root mean square.
+    same = (target == batch.token_BAK)[:, :, HISTORY:][seen]
+    assert same.float().mean() > 0.9
+    assert errors(batch, rolled).max() < 0.2, "the tolerance of the vocabulary"
+
+
+def test_with_one_token_it_drives_itself(batch, model):
+    rolled, target = near_truth(model, batch, top_k=1)
+    with torch.no_grad():
+        logits = model(rolled)[0]
+    best = logits.argmax(dim=-1)[:, :, HISTORY - 1 :]
+    seen = going_on(batch)
+    assert torch.equal(rolled.token_BAK[:, :, HISTORY:][seen], best[seen])
+    wide, narrow = (errors(batch, near_truth(model, batch, k)[0]).mean() for k in (1, 16))
+    assert narrow < 0.5 * wide
+    # From where the rollout is, the target leads nearer to the truth than the token it took.
+    begin = rolled.pose_BAK3[:, :, HISTORY - 1 : -1].transpose(1, 2).flatten(0, 1)
+    kind = batch.kind_BA.repeat_interleave(begin.shape[0] // len(batch.kind_BA), dim=0)
+    true = batch.pose_BAK3[:, :, HISTORY:].transpose(1, 2).flatten(0, 1)
+    ends = []
+    for token in (target, rolled.token_BAK):
+        chosen = token[:, :, HISTORY:].transpose(1, 2).flatten(0, 1)
+        ends.append((model.step(begin, kind, chosen)[:, :, -1] - true)[..., :2].norm(dim=-1))
+    seen = seen.transpose(1, 2).flatten(0, 1)
+    assert ends[0][seen].mean() < ends[1][seen].mean()
+
+
+def test_the_past_and_who_comes_back_are_those_of_the_truth(batch, model):
+    rolled, _ = near_truth(model, batch, top_k=1)
+    assert torch.equal(rolled.pose_BAK3[:, :, :HISTORY], batch.pose_BAK3[:, :, :HISTORY])
+    valid = batch.valid_BAK
+    back = valid[:, :, HISTORY:] & ~valid[:, :, HISTORY - 1 : -1]
+    assert back.any()
+    poses = [b.pose_BAK3[:, :, HISTORY:][back] for b in (rolled, batch)]
+    assert torch.equal(*poses)
+
+
+@pytest.fixture
+def second_stage(experiments, alone, tmp_path):
+    """A trainer of the second stage, and the weights of the first one."""
+    definition, files = copy.deepcopy(experiments["smart"])
+    definition["train"]["learning_rate"] = 1e-2
+    first = build_trainer(definition, files, 0, alone)[0]
+    recorder = contract.Recorder(Deadline(None))
+    first.run(4, Deadline(None), recorder)
+    path = tmp_path / "first.ckpt"
+    torch.save(recorder.state, path)
+    definition["model"]["closed_loop"] = 8
+    definition["train"] |= {"learning_rate": 3e-3, "init_from": {"checkpoint": str(path)}}
+    return contract.Case("smart", definition, files, alone, tmp_path, None)
+
+
+def test_fine_tuning_lowers_the_error_of_driving_alone(second_stage, batch):
+    trainer = second_stage.trainer()
+    before = errors(batch, near_truth(trainer.module, batch, 1)[0]).mean()
+    trainer.run(6, Deadline(None), contract.Recorder(Deadline(None)))
+    after = errors(batch, near_truth(trainer.module, batch, 1)[0]).mean()
+    assert after < 0.9 * before
+
+
+def test_it_resumes_bit_by_bit(second_stage, monkeypatch):
+    monkeypatch.setattr("millrace.training.engine._AGREE_EVERY_S", 0.0)
+    contract.resumes_bitwise(second_stage)
+
+
+def test_another_vocabulary_is_refused(second_stage):
+    path = second_stage.definition["train"]["init_from"]["checkpoint"]
+    state = torch.load(path, weights_only=True)
+    state["model"]["motion_CVP3"][0, 0] += 0.1
+    torch.save(state, path)
+    with pytest.raises(ConfigError, match=r"first\.ckpt: .* another vocabulary of motion"):
+        second_stage.trainer()
+
+
+def test_closed_loop_is_checked():
+    with pytest.raises(ConfigError, match=r"model\.closed_loop = -1"):
+        SmartConfig(closed_loop=-1)

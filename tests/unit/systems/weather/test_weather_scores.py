@@ -1,0 +1,90 @@
+"""Scores of weather with known answers."""
+
+import numpy as np
+import pytest
+
+from millrace.systems.weather.scores import (
+    WeatherScores,
+    anomaly_correlation,
+    area_mean,
+    latitude_weights,
+    scorecard,
+    zonal_spectrum,
+)
+
+LATITUDE = np.linspace(87.5, -87.5, 36)
+LONGITUDE = np.arange(72) * 5.0
+
+
+def random_fields(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=(*shape, 36, 72))
+
+
+def test_weights_are_areas():
+    weight = latitude_weights(LATITUDE)
+    assert weight.sum() == pytest.approx(36)
+    cosine = np.cos(np.deg2rad(LATITUDE))
+    assert weight == pytest.approx(cosine / cosine.mean(), rel=1e-3)
+    assert latitude_weights(LATITUDE[::-1]) == pytest.approx(weight[::-1])
+
+
+def test_weights_stop_at_the_pole():
+    weight = latitude_weights(np.linspace(90, -90, 37))
+    assert weight.sum() == pytest.approx(37)
+    assert weight[0] < 0.1 * weight[18]
+
+
+def test_mean_over_the_sphere():
+    weight = latitude_weights(LATITUDE)
+    assert area_mean(np.full((36, 72), 7.0), weight) == pytest.approx(7.0)
+    sine = np.sin(np.deg2rad(LATITUDE))[:, None] * np.ones(72)
+    assert area_mean(sine, weight) == pytest.approx(0, abs=1e-12)
+    assert area_mean(sine**2, weight) == pytest.approx(1 / 3, rel=2e-3)
+
+
+def test_anomaly_correlation_of_known_fields():
+    weight = latitude_weights(LATITUDE)
+    truth, climatology = random_fields(), random_fields(seed=1)
+    assert anomaly_correlation(truth, truth, climatology, weight) == pytest.approx(1)
+    mirrored = 2 * climatology - truth
+    assert anomaly_correlation(mirrored, truth, climatology, weight) == pytest.approx(-1)
+    half = climatology + 0.5 * (truth - climatology)
+    assert anomaly_correlation(half, truth, climatology, weight) == pytest.approx(1)
+    assert np.isnan(anomaly_correlation(climatology, truth, climatology, weight))
+
+
+def test_scores_of_known_forecasts():
+    truth = random_fields(2, 3)
+    initial, climatology = random_fields(3, seed=1), random_fields(3, seed=2)
+    scores = WeatherScores(["t", "u", "z"], np.array([6.0, 12.0]), LATITUDE, climatology)
+    offset = np.array([0.5, 0.0, 2.0])[:, None, None]
+    scores.add(truth, truth + offset, initial)
+    scores.add(truth, truth - offset, initial)
+    result = scores.result()
+    by_channel = result["channels"]
+    assert by_channel["t"]["rmse"]["model"] == pytest.approx([0.5, 0.5])
+    assert by_channel["u"]["rmse"]["model"] == pytest.approx([0, 0], abs=1e-12)
+    assert by_channel["z"]["bias"] == pytest.approx([0, 0], abs=1e-12)
+    weight = latitude_weights(LATITUDE)
+    expected = np.sqrt(area_mean((initial[0] - truth[1, 0]) ** 2, weight))
+    assert by_channel["t"]["rmse"]["persistence"][1] == pytest.approx(expected)
+    assert by_channel["u"]["acc"]["model"] == pytest.approx([1, 1])
+    assert by_channel["u"]["skill"] == pytest.approx([1, 1])
+    assert result["starts"] == 2
+    card = scorecard(result, [6, 24])
+    assert card["u"] == pytest.approx({"6": 1.0})
+
+
+def test_spectrum_of_a_wave():
+    wave = 3 * np.cos(np.deg2rad(4 * LONGITUDE)) * np.ones((36, 1))
+    power = zonal_spectrum(wave, LATITUDE)
+    assert power[4] == pytest.approx(4.5)
+    assert np.delete(power, 4) == pytest.approx(0, abs=1e-12)
+
+
+def test_spectrum_adds_up_to_the_mean_square():
+    field = random_fields()
+    rows = np.abs(LATITUDE) <= 60
+    weight = np.cos(np.deg2rad(LATITUDE[rows]))
+    mean_square = ((field[rows] ** 2).mean(axis=1) * weight).sum() / weight.sum()
+    assert zonal_spectrum(field, LATITUDE).sum() == pytest.approx(mean_square)

@@ -1,0 +1,162 @@
+"""`python -m millrace.training.parallel.__main__ plan`: what a GPU would hold and send, without weights."""
+
+import functools
+
+import pytest
+import torch
+import yaml
+
+from millrace.errors import ExitCode
+from millrace.systems.registry import get_model
+from millrace.systems.weather.aurora.config import AuroraConfig
+from millrace.systems.weather.aurora.swin import SwinBlock
+from millrace.systems.weather.dataset import WeatherWindowConfig
+from millrace.systems.weather.extract import WeatherConfig
+from millrace.systems.weather.outline import WeatherOutline
+from millrace.training.config import TrainConfig
+from millrace.training.parallel import __main__ as parallel
+from millrace.training.parallel.config import ParallelConfig
+from millrace.training.parallel.footprint import Subject, footprints
+
+SHAPE, LEVELS, BATCH = (16, 32), 3, 4
+KEYS = {
+    "embed_dim": 32,
+    "encoder_depths": [1, 1, 1],
+    "decoder_depths": [1, 1, 1],
+    "encoder_heads": [2, 4, 8],
+    "decoder_heads": [8, 4, 2],
+    "perceiver_heads": 2,
+    "window": [2, 4, 4],
+}
+SMALL = AuroraConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in KEYS.items()})
+
+
+def outline():
+    return WeatherOutline(WeatherConfig(), WeatherWindowConfig(), SHAPE, LEVELS)
+
+
+@functools.cache
+def predicted(world=1, recompute=False, precision="float32", **block):
+    dataset, train = outline(), TrainConfig(global_batch=BATCH, precision=precision)
+    subject = Subject(get_model("aurora"), SMALL, dataset, dataset.batch, train)
+    resolved = ParallelConfig(**block).of("aurora", SMALL, world, BATCH)
+    return footprints(subject, resolved, None, recompute)
+
+
+def test_one_process_holds_all_and_sends_nothing():
+    [one] = predicted()
+    assert one.gradients == one.parameters == one.optimiser / 2
+    assert one.sent == {}
+    assert predicted(recompute=True)[0].activations < 0.7 * one.activations
+
+
+def test_copies_send_each_gradient():
+    [one] = predicted(2)
+    assert one.parameters == predicted()[0].parameters
+    assert one.sent == {"gradients of copies": one.parameters}
+
+
+def test_shards_send_weights_twice_and_gradients_once():
+    [one] = predicted(2, dp_shard=2)
+    assert one.parameters == pytest.approx(predicted()[0].parameters / 2, abs=1)
+    assert one.sent == {"shards": 3 * one.parameters}
+
+
+def test_blocks_are_sent_in_half_precision():
+    whole, [half] = predicted()[0], predicted(2, dp_shard=2, precision="bfloat16")
+    with torch.device("meta"):
+        module = get_model("aurora").build(SMALL, outline())
+    blocks = sum(
+        p.numel() for b in module.blocks if isinstance(b, SwinBlock) for p in b.parameters()
+    )
+    assert 0.5 * whole.parameters < 4 * blocks < whole.parameters
+    # Of half of the weights, twice, 2 bytes less for each of the blocks; gradients as ever.
+    assert half.sent == {"shards": 3 * half.parameters - 2 * blocks}
+    [single] = predicted(2, dp_shard=2)
+    for kept in ("parameters", "gradients", "optimiser"):
+        assert getattr(half, kept) == getattr(single, kept)
+    assert half.activations < single.activations
+
+
+def test_stages_of_unequal_work_wait_longer():
+    first, second = (one.waits for one in predicted(2, pipeline=2))
+    assert first != second
+    assert (first + second) / 2 > 1 / 5  # what stages of equal work wait
+
+
+def test_stages_send_tokens_time_and_skip():
+    tokens, width = SMALL.latent_levels * (SHAPE[0] // 4) * (SHAPE[1] // 4), SMALL.embed_dim
+    # Between the two stages lies the coarsest resolution: a 16th of the tokens, four times as wide.
+    sample = 4 * (tokens // 16 * 4 * width + width + tokens * width)
+    found = predicted(2, pipeline=2)
+    assert sum(one.parameters for one in found) == predicted()[0].parameters
+    assert [one.sent for one in found] == [{"between stages": BATCH * sample}] * 2
+
+
+@pytest.fixture
+def configuration(tmp_path, monkeypatch):
+    """A file on top of a configuration, which is in the working directory."""
+    storms = {
+        "dataset": "planet",
+        "data": {},
+        "model": {"name": "aurora", **KEYS},
+        "train": {"epochs": 3, "global_batch": 4, "log": ["wandb"]},
+    }
+    made = {
+        "datasets": {"planet": {"format": "weather"}},
+        "experiments": {"head": {"model": {"name": "gino"}}, "storms": storms},
+    }
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/config.yaml").write_text(yaml.safe_dump(made))
+    over = tmp_path / "over.yaml"
+    over.write_text("experiments: { storms: { parallel: { pipeline: 2 } } }")
+    monkeypatch.chdir(tmp_path)
+    return over
+
+
+def test_the_table(configuration, capsys):
+    asked = ["--layout", "n1_gpu2", "--grid", "16x32", "--levels", "3", "--experiment", "storms"]
+    assert parallel.main(["plan", *asked, "--configfile", str(configuration)]) == ExitCode.OK
+    shown = capsys.readouterr().out
+    assert "storms on n1_gpu2: dp_replicate 1 x dp_shard 1 x pipeline 2" in shown
+    assert "kept (configured)" in shown
+    assert "place 2 of 2 in a pipeline" in shown
+    first, second = (one.waits for one in predicted(2, pipeline=2))
+    waits = f"a GPU waits for {(first + second) / 2:.0%} of its time ({first:.0%}, {second:.0%} by place)"
+    assert f"4 micro-batches, 1f1b; {waits}" in shown
+    assert "between stages" in shown
+    assert "fits, 0% of its memory" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["storm", "n1_gpu2"], "no such experiment in the configuration; did you mean 'storms'"),
+        (["head", "n1_gpu2"], "--experiment head: gino can only be copied"),
+        (["storms", "n1_gpu3", "--parallel", "{dp_shard: 2}"], "but the layout has 3"),
+        (["storms", "n1_gpu2", "--configfile", "none.yaml"], "none.yaml: cannot be read"),
+        (["storms", "n1_gpu2", "--grid", "18x32"], "does not divide the grid of 18 x 32"),
+    ],
+)
+def test_mistakes_are_sentences(configuration, capsys, arguments, told):
+    experiment, layout, *more = arguments
+    given = ["plan", "--experiment", experiment, "--layout", layout, *more]
+    assert parallel.main(given) == ExitCode.USER
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("train", "told"),
+    [
+        ("{ replay: { longest: 4 } }", "train.replay: forecasts leave a pipeline"),
+        ("{ compile: true }", "work on copies of a model only"),
+        ("{ gradient_compression: bfloat16 }", "work on copies of a model only"),
+    ],
+)
+def test_options_that_the_workflow_refuses(configuration, capsys, train, told):
+    configuration.write_text(
+        f"experiments: {{ storms: {{ parallel: {{ pipeline: 2 }}, train: {train} }} }}"
+    )
+    given = ["plan", "--experiment", "storms", "--layout", "n1_gpu2"]
+    assert parallel.main([*given, "--configfile", str(configuration)]) == ExitCode.USER
+    assert told in capsys.readouterr().err

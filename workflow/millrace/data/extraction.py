@@ -1,0 +1,62 @@
+"""What the rules `simulate_raw` and `extract_samples` do for every system that says how."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from millrace.config import from_mapping
+from millrace.data.split import SplitConfig
+from millrace.errors import ConfigError
+from millrace.systems.base import Progress, RawFormat, SampleKind, resolve
+
+
+def simulate(
+    raw: RawFormat, settings: Mapping[str, Any], output: Path, progress: Progress | None = None
+) -> None:
+    """Simulate raw files of a format into a directory; raises `ConfigError` for wrong ``settings``."""
+    if raw.simulate is None:
+        raise ConfigError(
+            f"format {raw.name} has no simulator: give the directory of the raw files"
+        )
+    config: Any = from_mapping(resolve(raw.simulation), settings, "demo")
+    resolve(raw.simulate)(config, output, progress)
+
+
+def extract(
+    kind: SampleKind,
+    source: Path,
+    output: Path,
+    section: Mapping[str, Any],
+    split: Mapping[str, Any] | None,
+    progress: Progress | None = None,
+) -> None:
+    """Make the sample file of a kind from raw files.
+
+    Parameters
+    ----------
+    kind : SampleKind
+    source : Path
+        Directory of the raw files.
+    output : Path
+        HDF5 file to write; it appears only when it is complete.
+    section : mapping
+        Settings of the extraction, checked against its dataclass.
+    split : mapping or None
+        Block ``split`` of the dataset, see `SplitConfig`; None: the raw files say what is training,
+        validation and test.
+    progress : callable, optional
+
+    Raises
+    ------
+    ConfigError
+        The kind has rules of its own, or a setting is wrong.
+    DataError
+        A raw file is malformed.
+    """
+    if kind.extraction is None:
+        raise ConfigError(f"samples of {kind.name} are made by rules of their own")
+    config: Any = None
+    if kind.extraction.config is not None:
+        config = from_mapping(resolve(kind.extraction.config), section, kind.name)
+    parts = None if split is None else from_mapping(SplitConfig, split, "split")
+    resolve(kind.extraction.run)(source, output, config, parts, progress)

@@ -1,0 +1,72 @@
+"""Opening the samples of an experiment: files by role, a kind of samples, one dataset or several."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from millrace.config import from_mapping
+from millrace.data.joint import open_joint
+from millrace.data.normalisation import Normalisation
+from millrace.systems.base import resolve
+from millrace.systems.registry import get_kind
+
+
+class DatasetClass(Protocol):
+    """A class that opens samples of one kind."""
+
+    config_type: type
+    """Dataclass of the experiment's ``data:`` block."""
+
+    roles: tuple[str, ...]
+    """Of its sample files, in the order in which it takes them."""
+
+    def __call__(
+        self, *files: Path, config: Any, device: torch.device, statistics: Normalisation | None
+    ) -> Any:
+        """Open the files of the roles; those of the last ones may be missing."""
+
+
+Files = Mapping[str, str | Path | Sequence[str | Path]]
+"""Sample files by role; several of a role are those of several datasets, in one order."""
+
+
+def open_dataset(
+    kind: str,
+    files: Files,
+    config: Mapping[str, Any],
+    device: torch.device,
+    statistics: Normalisation | None = None,
+) -> Any:
+    """Open samples of a kind with an experiment's ``data:`` block.
+
+    ``statistics`` are those of other data, which a model was trained on; by default those of the files.
+    Files of several datasets give one `JointDataset`.
+
+    Raises
+    ------
+    ConfigError
+        Unknown kind, or the block does not fit it.
+    """
+    opened = dataset_class(kind)
+    block: Any = from_mapping(opened.config_type, config, "data")
+
+    def open_one(part: Mapping[str, Path], normalisation: Normalisation | None) -> Any:
+        given = (part[role] for role in opened.roles if role in part)
+        return opened(*given, config=block, device=device, statistics=normalisation)
+
+    parts = datasets_of(files)
+    return open_one(parts[0], statistics) if len(parts) == 1 else open_joint(open_one, parts)
+
+
+def dataset_class(kind: str) -> DatasetClass:
+    """Class that opens samples of a kind; raises `ConfigError` for an unknown one."""
+    found: DatasetClass = resolve(get_kind(kind).dataset)
+    return found
+
+
+def datasets_of(files: Files) -> list[dict[str, Path]]:
+    """Sample files of each dataset, by role."""
+    columns = [[value] if isinstance(value, str | Path) else value for value in files.values()]
+    return [dict(zip(files, map(Path, paths), strict=True)) for paths in zip(*columns, strict=True)]

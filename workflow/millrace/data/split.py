@@ -1,0 +1,110 @@
+"""Division of samples into training, validation and test, and statistics of the first."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.errors import ConfigError
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+MINIMUM_STD = 1e-6
+"""Smallest standard deviation, relative to max(1, |mean|): a field that does not vary in the training
+period has none, and must not be divided by the rounding error that is left of it."""
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How the output times are divided into training, validation and test, in this order."""
+
+    train: float
+    """Fraction of the steps that are used."""
+    validation: float
+    """Fraction of the steps that are used; the test takes the rest."""
+    gap: int = 0
+    """Steps left out between the ranges, at least the length of a window; independent samples need none."""
+
+    def __post_init__(self) -> None:
+        if not (
+            0 < self.train < 1 and 0 < self.validation < 1 and self.train + self.validation < 1
+        ):
+            raise ConfigError(
+                f"split.train = {self.train} and split.validation = {self.validation}: "
+                "expected fractions above 0 whose sum is below 1, the test takes the rest"
+            )
+        if self.gap < 0:
+            raise ConfigError(f"split.gap = {self.gap}: expected 0 or more steps")
+
+
+def time_split(n_steps: int, split: SplitConfig) -> NDArray[np.int64]:
+    """Divide steps into ranges, so that no window of up to ``gap`` + 1 steps touches two of them.
+
+    Returns
+    -------
+    ndarray
+        int64[3, 2], half-open ranges of training, validation and test.
+
+    Raises
+    ------
+    ConfigError
+        A range would be empty or shorter than the gap.
+    """
+    used = n_steps - 2 * split.gap
+    # Rounding away the binary error first: 0.7 * 30 is 20.999999999999996.
+    train, both = (
+        math.floor(round(fraction * used, 6))
+        for fraction in (split.train, split.train + split.validation)
+    )
+    start = np.array([0, train + split.gap, both + 2 * split.gap])
+    stop = np.array([train, both + split.gap, n_steps])
+    shortest = int((stop - start).min())
+    if shortest < max(1, split.gap):
+        raise ConfigError(
+            f"split: {n_steps} steps in fractions {split.train} and {split.validation} with gaps of "
+            f"{split.gap} leave a range of {max(0, shortest)} steps; expected at least "
+            f"{max(1, split.gap)}, shorten the gap or use more steps"
+        )
+    return np.stack([start, stop], axis=1)
+
+
+class Moments:
+    """Running mean and standard deviation of columns, in double precision.
+
+    Sums are taken about the first values seen, so that a mean large against the deviation costs no
+    digits.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self._count = np.zeros(columns)
+        self._shift = np.zeros(columns)
+        self._sum = np.zeros(columns)
+        self._square = np.zeros(columns)
+
+    def add(self, values_NC: NDArray, mask_NC: NDArray | None = None) -> None:
+        """Add rows; where a mask is 0, the value does not count."""
+        values = np.asarray(values_NC, dtype=np.float64)
+        weight = np.ones(values.shape) if mask_NC is None else mask_NC.astype(np.float64)
+        count = weight.sum(axis=0)
+        begins = (self._count == 0) & (count > 0)
+        mean = (values * weight).sum(axis=0) / np.maximum(count, 1)
+        self._shift = np.where(begins, mean, self._shift)
+        deviation = (values - self._shift) * weight
+        self._count += count
+        self._sum += deviation.sum(axis=0)
+        self._square += (deviation * deviation).sum(axis=0)
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean of each column; 0 if nothing was added."""
+        return self._shift + self._sum / np.maximum(self._count, 1)
+
+    @property
+    def std(self) -> NDArray[np.float64]:
+        """Standard deviation of each column (population); 0 if nothing was added."""
+        count = np.maximum(self._count, 1)
+        variance = self._square / count - (self._sum / count) ** 2
+        return np.sqrt(np.maximum(variance, 0))

@@ -1,0 +1,175 @@
+"""What all kinds of samples in time share: splits, starts of windows, batches of a group, a cache.
+
+Shape suffixes: B samples, K core points, T steps, V variables, W windows.
+"""
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from millrace.config import essentials
+from millrace.data.normalisation import Normalisation
+from millrace.data.split import SPLITS, Split
+from millrace.errors import ConfigError
+
+CACHE_BYTES = 8 << 30
+"""Groups used least recently are dropped beyond this."""
+
+
+class WindowDataset(ABC):
+    """Windows over groups (patches, planes) that each have a geometry of their own.
+
+    Parameters
+    ----------
+    source : Path
+        The file, for messages.
+    config : object
+        What a sample holds: ``variables``, ``input_steps``, ``output_steps``, ``stride``, ``length``.
+    time, split : ndarray
+        Days of the steps, float64[T], and ranges of the splits, int64[3, 2].
+    normalisation : Normalisation
+    is_foreign : bool
+        The statistics are those of other data: there is no training, and splits may be closer than a
+        window is long.
+    device : torch.device or None
+        Where batches are made; groups stay there once read.
+    cache_bytes : int
+        See `CACHE_BYTES`.
+
+    Raises
+    ------
+    ConfigError
+        A window is longer than the gap between the splits, which would let it straddle two of them.
+    """
+
+    digest: str
+    """What the data is."""
+    core_nodes: list[np.ndarray]
+    """Points of each group that are predicted, numbered over all groups."""
+    weighted_variable: str | None = None
+    """Whose errors ``train.loss.variance_weight`` weighs; None: there is no such variable."""
+    ghost_nodes: list[np.ndarray]
+    """Points of each group that are predicted in others."""
+
+    def __init__(
+        self,
+        source: Path,
+        config: Any,
+        time: np.ndarray,
+        split: np.ndarray,
+        normalisation: Normalisation,
+        is_foreign: bool,
+        device: torch.device | None,
+        cache_bytes: int,
+    ) -> None:
+        self.config, self.time, self._split = config, time, split
+        self.device = device or torch.device("cpu")
+        self.normalisation = normalisation
+        self.mean, self.std = normalisation.mean_V, normalisation.std_V
+        self.increment_scale = normalisation.increment_std_V / self.std
+        self._scale_V = self._tensor(self.increment_scale)
+        self._cache: OrderedDict[int, Any] = OrderedDict()
+        self._cache_bytes = cache_bytes
+        gap = int((split[1:, 0] - split[:-1, 1]).min())
+        if not is_foreign and config.length > gap + 1:
+            raise ConfigError(
+                f"data.input_steps + data.output_steps = {config.length}, but the splits of {source} "
+                f"are {gap} steps apart: set split.gap of the dataset to at least {config.length}"
+            )
+
+    @property
+    def definition(self) -> dict[str, object]:
+        """What the samples are: part of what decides a run's weights."""
+        return {"digest": self.digest, **essentials(self.config)}
+
+    def starts(self, split: Split) -> np.ndarray:
+        """Time indices at which the windows of a split begin, int64[W]."""
+        begin, end = self._split[SPLITS.index(split)]
+        stride = self.config.stride if split == "train" else 1
+        starts = np.arange(begin, end - self.config.length + 1, stride)
+        if not len(starts):
+            raise ConfigError(
+                f"split {split!r} has {end - begin} steps, fewer than one window of "
+                f"{self.config.length}: give the dataset more time or shorten the window"
+            )
+        return starts
+
+    def contains(self, split: Split, starts: np.ndarray) -> np.ndarray:
+        """Whether windows that begin at given time indices lie within a split, bool[B]."""
+        begin, end = self._split[SPLITS.index(split)]
+        return (begin <= starts) & (starts + self.config.length <= end)
+
+    def groups(self, split: Split) -> np.ndarray:
+        """Number of windows of each group, int64[G]."""
+        return np.full(len(self.core_nodes), len(self.starts(split)))
+
+    @property
+    def group_costs(self) -> np.ndarray:
+        """Points of each group: what a window of it costs grows with them."""
+        return np.array(
+            [len(c) + len(g) for c, g in zip(self.core_nodes, self.ghost_nodes, strict=True)]
+        )
+
+    def batch(
+        self, split: Split, group: int, index: np.ndarray, weight: Sequence[float] | None = None
+    ) -> Any:
+        """Gather windows of one group.
+
+        Parameters
+        ----------
+        split : {"train", "validation", "test"}
+        group : int
+        index : ndarray
+            int64[B], which windows of the split.
+        weight : sequence of float, optional
+            B weights of the samples, 1 each by default.
+        """
+        batch = self.at_times(group, self.starts(split)[index])
+        if weight is None:
+            return batch
+        weight_B = torch.as_tensor(np.asarray(weight, dtype=np.float32))
+        return replace(batch, weight_B=weight_B.to(self.device))
+
+    @abstractmethod
+    def at_times(self, group: int, starts: np.ndarray) -> Any:
+        """Windows of a group that begin at the given time indices, whatever their split."""
+
+    @abstractmethod
+    def with_states(self, batch: Any, past: Tensor) -> Any:
+        """Replace the past states of a batch, for forecasts that feed on their own output."""
+
+    @abstractmethod
+    def core_states(self, group: int, steps: np.ndarray) -> Tensor:
+        """States of a group's core points at time indices of any shape S, [K, *S, V]."""
+
+    def to_physical(self, values: Tensor) -> np.ndarray:
+        """Undo the normalisation of an array whose last axis is V."""
+        return values.double().cpu().numpy() * self.std + self.mean
+
+    @abstractmethod
+    def _read(self, group: int) -> Any:
+        """Read a group: a dataclass of tensors on the device, and its geometry."""
+
+    def _series(self, group: int) -> Any:
+        """Series of a group, read at its first use."""
+        if group in self._cache:
+            self._cache.move_to_end(group)
+        else:
+            self._cache[group] = self._read(group)
+            while len(self._cache) > 1 and self._cached_bytes() > self._cache_bytes:
+                self._cache.popitem(last=False)
+        return self._cache[group]
+
+    def _cached_bytes(self) -> int:
+        values = (getattr(s, field.name) for s in self._cache.values() for field in fields(s))
+        return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)

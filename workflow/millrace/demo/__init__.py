@@ -1,1 +1,0 @@
-"""Simulators that write the same raw files a user would bring."""

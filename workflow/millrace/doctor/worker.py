@@ -1,0 +1,218 @@
+"""Worker of the checks inside a job, started like a training: ``torchrun -m millrace.doctor.worker``.
+
+Every rank first writes what it sees into the folder of the request, ``rank_<n>.json``, and looks for
+the files of the others: that is told even if the ranks cannot talk to each other. Then they join, and
+the first rank writes what came of that, ``together.json``. `millrace.doctor.inside` judges both.
+"""
+
+import argparse
+import json
+import os
+import platform
+import socket
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from millrace.errors import UserError
+from millrace.files import write_json
+from millrace.training.distributed import Ranks, process_group
+
+SIZES_MB = (1, 16, 64)
+"""Sizes of the messages of the all-reduce, in 2²⁰ bytes: those of buckets of gradients."""
+_ROUNDS, _WARM_UP = 5, 2
+_VARIABLES = ("NCCL_", "GLOO_", "TORCH_NCCL_", "CUDA_VISIBLE_DEVICES", "MASTER_ADDR")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the worker is asked to do; travels as a JSON file."""
+
+    token: str
+    """Name of a file beside the request, which the one who asks has written, and its content."""
+    patience_s: float = 120.0
+    """How long to wait for files of other nodes, and for the ranks to join."""
+
+
+def main() -> int:
+    """Look, meet and measure; what is found goes into files beside the request."""
+    parser = argparse.ArgumentParser(description="Check a job from inside; start it with torchrun.")
+    parser.add_argument("request", type=Path, help="JSON file, see millrace.doctor.worker.Request")
+    path: Path = parser.parse_args().request
+    request = Request(**json.loads(path.read_text()))
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    folder = path.parent
+    facts = look(folder, request)
+    write_json(folder / f"rank_{rank}.json", facts)
+    facts |= look_at_others(folder, world_size, request.patience_s)
+    write_json(folder / f"rank_{rank}.json", facts)
+    os.environ.setdefault("NCCL_DEBUG", "INFO")
+    os.environ.setdefault("NCCL_DEBUG_SUBSYS", "INIT,NET")
+    os.environ["NCCL_DEBUG_FILE"] = str(folder / f"nccl_{rank}.log")
+    try:
+        with process_group(timedelta(seconds=request.patience_s)) as ranks:
+            together = measure(ranks, folder)
+            if ranks.is_first:
+                write_json(folder / "together.json", together)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    return 0
+
+
+def look(folder: Path, request: Request) -> dict[str, Any]:
+    """What this rank sees by itself."""
+    try:
+        seen = (folder / request.token).read_text() == request.token
+    except OSError:
+        seen = False
+    memory, addresses = psutil.virtual_memory(), psutil.net_if_addrs()
+    host = socket.gethostname()
+    return {
+        "host": host,
+        # What the scheduler calls this node; several may be one machine.
+        "node": os.environ.get("SLURMD_NODENAME") or host,
+        "local_rank": int(os.environ.get("LOCAL_RANK", 0)),
+        "pid": os.getpid(),
+        "python": sys.executable,
+        "torch": str(torch.__version__),
+        "kernel": platform.release(),
+        "sees_folder": seen,
+        "cpus": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": memory.total,
+        "interfaces": sorted(addresses),
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_VARIABLES)},
+        **look_at_gpu(),
+    }
+
+
+def look_at_gpu() -> dict[str, Any]:
+    """GPUs of the node, the one of this rank, and whether it computes."""
+    found: dict[str, Any] = {"gpus": 0, "cuda": torch.version.cuda, "gpu_problem": None}
+    try:
+        found["gpus"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if local < found["gpus"]:
+            properties = torch.cuda.get_device_properties(local)
+            found |= {"gpu_model": properties.name, "gpu_bytes": properties.total_memory}
+            found["gpu_uuid"] = str(getattr(properties, "uuid", local))
+            ones = torch.ones(256, 256, device=torch.device("cuda", local))
+            total = float((ones @ ones).sum())
+            if total != 256.0**3:
+                found["gpu_problem"] = f"a product of matrices gave {total}, expected {256.0**3}"
+    except RuntimeError as error:  # what CUDA reports
+        found["gpu_problem"] = str(error).splitlines()[0]
+    return found
+
+
+def look_at_others(folder: Path, world_size: int, patience_s: float) -> dict[str, Any]:
+    """Wait for the files of all ranks, and look up the names of their hosts."""
+    hosts: dict[int, str] = {}
+    started = time.monotonic()
+    while len(hosts) < world_size and time.monotonic() - started < patience_s:
+        # Listing asks the file server; a name that was not there is remembered by some clients.
+        for path in folder.glob("rank_*.json"):
+            number = int(path.stem.removeprefix("rank_"))
+            if number not in hosts:
+                hosts[number] = json.loads(path.read_text())["host"]
+        if len(hosts) < world_size:
+            time.sleep(0.2)
+    unknown = sorted(host for host in set(hosts.values()) if not _resolves(host))
+    return {
+        "waited_s": round(time.monotonic() - started, 1),
+        "missing_ranks": sorted(set(range(world_size)) - set(hosts)),
+        "unknown_hosts": unknown,
+    }
+
+
+def _resolves(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
+
+
+def measure(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """What the ranks find out together; the result is that of the first."""
+    if ranks.world_size == 1:
+        return {"backend": "none", "clock_skew_s": 0.0, "winners": 1, "all_reduce": []}
+    return {
+        "backend": dist.get_backend(),
+        "clock_skew_s": clock_skew(ranks),
+        "winners": claim(ranks, folder / "claim"),
+        "all_reduce": [asdict(all_reduce(ranks, size)) for size in SIZES_MB],
+    }
+
+
+@dataclass(frozen=True)
+class AllReduce:
+    """An all-reduce of one size."""
+
+    megabytes: int
+    seconds: float
+    """Median over the rounds, of the slowest rank."""
+    gb_per_s: float
+    """Bus bandwidth in 10⁹ bytes per second: 2 (n - 1) / n times size over time, as nccl-tests count it."""
+    correct: bool
+
+
+def all_reduce(ranks: Ranks, megabytes: int) -> AllReduce:
+    """Sum a tensor over all ranks, check the sum and take the time."""
+    count, n = megabytes * 2**20 // 4, ranks.world_size
+    times, correct = [], True
+    for turn in range(_WARM_UP + _ROUNDS):
+        # A ramp that differs by rank: a chunk that is lost or swapped shows. Exact in float32.
+        values = torch.arange(count, device=ranks.device, dtype=torch.float32) % 1024 + ranks.rank
+        expected = n * (torch.arange(count, device=ranks.device, dtype=torch.float32) % 1024)
+        expected += n * (n - 1) / 2
+        dist.barrier()
+        _wait(ranks)
+        started = time.monotonic()
+        dist.all_reduce(values)
+        _wait(ranks)
+        if turn >= _WARM_UP:
+            times.append(time.monotonic() - started)
+        correct = correct and torch.equal(values, expected)
+    seconds, wrong = ranks.maximum(sorted(times)[len(times) // 2], not correct)
+    rate = 2 * (n - 1) / n * megabytes * 2**20 / seconds / 1e9
+    return AllReduce(megabytes, seconds, rate, not wrong)
+
+
+def clock_skew(ranks: Ranks) -> float:
+    """Largest difference between the ranks' clocks in seconds, with the time to leave a barrier."""
+    spreads = []
+    for _ in range(_ROUNDS):
+        dist.barrier()
+        now = time.time()
+        late, early = ranks.maximum(now, -now)
+        spreads.append(late + early)
+    return min(spreads)
+
+
+def claim(ranks: Ranks, name: Path) -> int:
+    """How many ranks succeed in making the same directory at once."""
+    dist.barrier()
+    try:
+        name.mkdir()
+        won = 1.0
+    except FileExistsError:
+        won = 0.0
+    return int(ranks.sum(won)[0])
+
+
+def _wait(ranks: Ranks) -> None:
+    if ranks.device.type == "cuda":
+        torch.cuda.synchronize(ranks.device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Evaluation of trained models: scores on validation and test period, and the figures of the report.
+
+What is scored and drawn depends on the kind of samples; all metrics have the same frame.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from millrace.data.joint import JointDataset
+from millrace.data.samples import Files, datasets_of
+from millrace.errors import ConfigError
+from millrace.evaluation.base import Evaluation
+from millrace.evaluation.trained_model import TrainedModel
+from millrace.figures.training import training_curves
+from millrace.files import write_json
+from millrace.provenance import provenance
+from millrace.systems.base import Progress, resolve
+from millrace.systems.registry import kind_of
+
+
+def evaluate_run(
+    checkpoint: Path,
+    receipt: Path,
+    files: Files,
+    metrics: Path,
+    figures: Path,
+    curves: Path,
+    progress: Progress | None = None,
+) -> None:
+    """Score a checkpoint and draw its figures.
+
+    Parameters
+    ----------
+    checkpoint, receipt : Path
+        Outputs of the training.
+    files : dict
+        Sample files by role.
+    metrics : Path
+        JSON to write: scores by split, what was evaluated, and the kind of its ``samples``. Of a model of
+        several datasets these are the scores on the first, and ``datasets`` has those on each.
+    figures : Path
+        Directory to make, one folder a variable; for the first dataset.
+    curves : Path
+        Figure of the training to write.
+    """
+    described = json.loads(receipt.read_text())
+    model = TrainedModel.load(checkpoint, described, files)
+    kind = kind_of(model.spec.name)
+    figures.mkdir(parents=True, exist_ok=True)
+    datasets = (
+        model.dataset.datasets if isinstance(model.dataset, JointDataset) else [model.dataset]
+    )
+    evaluation: Evaluation = resolve(kind.evaluation)
+    scores = [
+        evaluation.run(
+            replace(model, dataset=dataset),
+            of_dataset,
+            None if number else figures,
+            None if number else progress,
+        )
+        for number, (dataset, of_dataset) in enumerate(
+            zip(datasets, datasets_of(files), strict=True)
+        )
+    ]
+    write_json(
+        metrics,
+        {
+            "schema": "millrace.metrics/1",
+            "samples": kind.name,
+            **{
+                key: described[key] for key in ("experiment", "layout", "seed", "epoch", "identity")
+            },
+            **scores[0],
+            **({"datasets": scores} if len(scores) > 1 else {}),
+            "provenance": provenance(),
+        },
+    )
+    training_curves(described["history"], curves)
+
+
+def evaluate_ensemble(
+    checkpoints: Sequence[Path],
+    receipts: Sequence[Path],
+    files: Files,
+    metrics: Path,
+    figure: Path,
+    progress: Progress | None = None,
+) -> None:
+    """Score the runs of an experiment and layout with all their seeds, on the first dataset.
+
+    Parameters
+    ----------
+    checkpoints, receipts : sequence of Path
+        Outputs of the training, one of each for every seed.
+    files : dict
+        Sample files by role.
+    metrics : Path
+        JSON to write: scores by split.
+    figure : Path
+        To draw.
+
+    Raises
+    ------
+    ConfigError
+        Models on these samples are not scored together.
+    """
+    described = [json.loads(receipt.read_text()) for receipt in receipts]
+    models = [
+        TrainedModel.load(checkpoint, receipt, files)
+        for checkpoint, receipt in zip(checkpoints, described, strict=True)
+    ]
+    kind = kind_of(models[0].spec.name)
+    together = resolve(kind.evaluation).together
+    if together is None:
+        raise ConfigError(
+            f"models on {kind.name} are not scored as ensembles over seeds; evaluate each"
+        )
+    write_json(
+        metrics,
+        {
+            "schema": "millrace.ensemble_metrics/1",
+            "samples": kind.name,
+            **{key: described[0][key] for key in ("experiment", "layout")},
+            **{f"{key}s": [one[key] for one in described] for key in ("seed", "epoch")},
+            "identities": [one["identity"] for one in described],
+            **together(models, figure, progress),
+            "provenance": provenance(),
+        },
+    )

@@ -1,0 +1,1 @@
+"""Style of all figures, and those that serve every system."""

@@ -1,0 +1,64 @@
+"""What the launcher starts once on each node of a job: torchrun with the ranks of the node."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from millrace.processes import die_with_parent, forwarding_signals
+
+CANCELLED = ".cancelled"
+"""Suffix of the file, beside the request, that says that ranks must not be started again."""
+
+# Snakemake sets these to the threads of the whole job; each rank gets its share.
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+# Torchrun would keep its store of keys when it starts ranks again. They find each other by keys, and could
+# take those of ranks that are gone for new ones: gloo is refused then, and NCCL waits for ever.
+_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+def main() -> int:
+    """Start torchrun and wait for it; signals go to the workers, past torchrun."""
+    parser = argparse.ArgumentParser(description="Run the ranks of one node.")
+    parser.add_argument("--nodes", type=int, required=True)
+    parser.add_argument("--ranks", type=int, required=True, help="ranks of this node")
+    parser.add_argument("--cpus", type=int, required=True, help="CPUs of all ranks together")
+    parser.add_argument("--endpoint", required=True, help="host:port where the nodes meet")
+    parser.add_argument("--run", required=True, help="name of this start, the same on all nodes")
+    parser.add_argument("--restarts", type=int, default=0)
+    parser.add_argument("module")
+    parser.add_argument("request")
+    given = parser.parse_args()
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={given.ranks}"]
+    command += [f"--nnodes={given.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={given.run}"]
+    command += [f"--rdzv-endpoint={given.endpoint}", f"--max-restarts={given.restarts}"]
+    # More threads than cores slow everything down, whatever the scheduler calls a CPU.
+    cpus = min(given.cpus, len(os.sched_getaffinity(0)))
+    threads = str(max(1, cpus // given.ranks))
+    process = subprocess.Popen(
+        [*command, "-m", given.module, given.request],
+        env=os.environ | _STORE | dict.fromkeys(_THREADS, threads),
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+    )
+
+    def warn_workers(number: int) -> None:
+        if number in (signal.SIGTERM, signal.SIGINT):
+            Path(given.request).with_suffix(CANCELLED).touch()
+        # torchrun would end its workers before they have saved.
+        try:
+            for worker in psutil.Process(process.pid).children():
+                worker.send_signal(number)
+        except psutil.NoSuchProcess:
+            return
+
+    with forwarding_signals(warn_workers):
+        return process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""A race of layouts: jobs of several are submitted, the first that starts trains, the others are removed.
+
+Which nodes are free next is hard to tell. Checkpoints do not depend on the layout, so whichever wins
+continues the same run.
+
+A job claims the race by making a directory, which is atomic on every file system. The process that
+submitted the jobs waits for the outputs; killed and started again it finds the jobs that it left.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from millrace.cluster import Cluster
+from millrace.errors import ExitCode
+from millrace.files import write_json
+from millrace.launch.launcher import Surroundings, launch, surroundings_of, train
+from millrace.layout import Layout
+from millrace.schedulers import Queue, SchedulerError, allocation, queue
+from millrace.training.request import Request
+
+_POLL_S = 5.0
+_CLAIM, _WINNER, _JOBS, _RESULT, _PLAN = (
+    "claim",
+    "winner.json",
+    "jobs.json",
+    "result.json",
+    "race.json",
+)
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A layout that takes part."""
+
+    layout: str
+    cpus: int
+    """CPUs of each node."""
+    resources: Mapping[str, Any]
+    """What its job asks for, see `millrace.cluster.Placement.resources`."""
+
+
+@dataclass(frozen=True)
+class Race:
+    """What the jobs of a race need to know."""
+
+    request: Request
+    scheduler: str
+    entrants: Sequence[Entrant]
+    surroundings: Surroundings = field(default_factory=Surroundings)
+
+    @property
+    def directory(self) -> Path:
+        """Where the jobs of the race meet."""
+        return Path(self.request.runs) / f".race_epoch_{self.request.target_epoch}"
+
+    @property
+    def is_won(self) -> bool:
+        """Whether the outputs are there."""
+        return Path(self.request.checkpoint).is_file() and Path(self.request.receipt).is_file()
+
+    def write(self) -> None:
+        """Make the directory, for the jobs to read."""
+        self.directory.mkdir(parents=True)
+        write_json(self.directory / _PLAN, asdict(self))
+
+    @classmethod
+    def read(cls, directory: Path) -> "Race":
+        """Read what `write` wrote."""
+        values = json.loads((directory / _PLAN).read_text())
+        return cls(
+            request=Request(**values["request"]),
+            scheduler=values["scheduler"],
+            entrants=[Entrant(**one) for one in values["entrants"]],
+            surroundings=Surroundings(**values["surroundings"]),
+        )
+
+
+def race_layouts(request: Request, cluster: Cluster | None, cpus: int) -> int:
+    """Train a segment on the layout of the cluster whose job starts first; gives an `ExitCode`.
+
+    On a machine without a queue nothing can be raced: the first layout of one node trains, with ``cpus``.
+    """
+    layouts = Layout.entrants(request.layout)
+    if cluster is None:
+        first = next((one for one in layouts if one.nodes == 1), layouts[0])
+        return launch(replace(request, won_by=str(first)), cpus)
+    placements = {str(one): cluster.place(one, "train_segment") for one in layouts}
+    entrants = [
+        Entrant(layout, place.cpus_per_node, place.resources())
+        for layout, place in placements.items()
+    ]
+    return run_race(Race(request, cluster.scheduler, entrants, surroundings_of(cluster)))
+
+
+def run_race(race: Race, poll_s: float = _POLL_S) -> int:
+    """Submit the jobs of a race and wait until its outputs are there.
+
+    A winner that stops for the end of its walltime and cannot be queued again starts another race.
+
+    Returns
+    -------
+    int
+        An `ExitCode`; unless it is 0, no job is left.
+
+    Raises
+    ------
+    SchedulerError
+        The scheduler takes no job of the race.
+    """
+    jobs = queue(race.scheduler)
+    ancestors = psutil.Process().parents()
+    signal.signal(signal.SIGTERM, _interrupt)
+    while True:
+        try:
+            code = _heat(race, jobs, ancestors, poll_s)
+        except (KeyboardInterrupt, SchedulerError):
+            _cancel_all(race, jobs)
+            raise
+        if code is not None:
+            shutil.rmtree(race.directory, ignore_errors=True)
+            return code
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _heat(
+    race: Race, jobs: Queue, ancestors: Sequence[psutil.Process], poll_s: float
+) -> int | None:
+    """Run the race once; None: it has to be run again."""
+    submitted = _left_behind(race, jobs)
+    if submitted:
+        print(f"continues to wait for {_listed(submitted)}")
+    else:
+        shutil.rmtree(race.directory, ignore_errors=True)
+        race.write()
+        submitted = _submit(race, jobs)
+    while True:
+        states = {job: found.state for job, found in jobs.jobs(submitted.values()).items()}
+        if all(state.is_over for state in states.values()):
+            return _outcome(race)
+        winner = _winner(race.directory)
+        if winner is not None:
+            # The winner does it as well, but did not know of jobs that were submitted after its start.
+            jobs.cancel(j for j, s in states.items() if j != winner["job"] and not s.is_over)
+        if not all(ancestor.is_running() for ancestor in ancestors):
+            sys.exit(
+                "the workflow has been killed: the jobs stay, and it finds them when it runs again"
+            )
+        time.sleep(poll_s)
+
+
+def _left_behind(race: Race, jobs: Queue) -> dict[str, str]:
+    """Jobs of this race that are not over, by layout."""
+    known = _read(race.directory / _JOBS) or {}
+    found = jobs.jobs(known.values())
+    return known if any(not job.state.is_over for job in found.values()) else {}
+
+
+def _submit(race: Race, jobs: Queue) -> dict[str, str]:
+    submitted: dict[str, str] = {}
+    refused = ""
+    for entrant in race.entrants:
+        command = [
+            sys.executable,
+            "-m",
+            "millrace.launch.first_to_start",
+            str(race.directory.absolute()),
+        ]
+        name = f"race-{race.request.experiment}-{entrant.layout}"
+        log = str(race.directory.absolute() / f"{entrant.layout}.log")
+        try:
+            job = jobs.submit([*command, entrant.layout], entrant.resources, name, log)
+        except SchedulerError as error:
+            refused = str(error)
+            print(f"layout {entrant.layout} does not take part: {error}")
+            continue
+        submitted[entrant.layout] = job
+        write_json(race.directory / _JOBS, submitted)
+    if not submitted:
+        raise SchedulerError(refused)
+    print(f"submitted {_listed(submitted)}")
+    return submitted
+
+
+def _outcome(race: Race) -> int | None:
+    """Tell how a race went whose jobs are all over; None: the winner had too little time."""
+    winner = _winner(race.directory)
+    if race.is_won:
+        print(f"{winner['layout'] if winner else 'another job'} won")
+        return ExitCode.OK
+    for entrant in race.entrants:
+        log = race.directory / f"{entrant.layout}.log"
+        if log.is_file():
+            print(f"--- {entrant.layout}\n{log.read_text(errors='replace')}")
+    result = _read(race.directory / _RESULT)
+    if result is not None:
+        return None if result["again"] else int(result["code"])
+    what = f"the job of {winner['layout']} ended" if winner else "all jobs of the race ended"
+    print(f"error: {what} without a result: cancelled, killed or lost", file=sys.stderr)
+    return 1
+
+
+def _cancel_all(race: Race, jobs: Queue) -> None:
+    known = (_read(race.directory / _JOBS) or {}).values()
+    jobs.cancel(job for job, found in jobs.jobs(known).items() if not found.state.is_over)
+
+
+def enter(directory: Path, layout: str) -> int:
+    """Train in this job if it is the first of the race, else do nothing; gives an `ExitCode`."""
+    race = Race.read(directory)
+    job = allocation().job
+    try:
+        (directory / _CLAIM).mkdir()
+        write_json(directory / _CLAIM / _WINNER, {"layout": layout, "job": job})
+    except FileExistsError:
+        winner = _winner(directory)
+        # A job that was put back into the queue still holds its claim.
+        if winner is None or winner["job"] != job:
+            print(f"{layout}: too late, {winner['layout'] if winner else 'another layout'} has won")
+            return ExitCode.OK
+    others = [other for other in (_read(directory / _JOBS) or {}).values() if other != job]
+    queue(race.scheduler).cancel(others)
+    [entrant] = [one for one in race.entrants if one.layout == layout]
+    outcome = train(replace(race.request, won_by=layout), entrant.cpus, race.surroundings)
+    # If the job cannot be put back into its queue, the race is run again.
+    again = outcome.wants_more_time and not allocation().requeue()
+    if outcome.code != ExitCode.OK:
+        write_json(directory / _RESULT, {"code": int(outcome.code), "again": again})
+    return outcome.code
+
+
+def _winner(directory: Path) -> dict[str, str] | None:
+    return _read(directory / _CLAIM / _WINNER)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _listed(submitted: Mapping[str, str]) -> str:
+    return ", ".join(f"{layout} (job {job})" for layout, job in submitted.items())
+
+
+def main() -> int:
+    """Command line of the jobs."""
+    parser = argparse.ArgumentParser(description="Take part in a race of layouts.")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("layout")
+    given = parser.parse_args()
+    return enter(given.directory, given.layout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

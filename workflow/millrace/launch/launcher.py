@@ -1,0 +1,220 @@
+"""Launcher of a training segment: one agent a node, deadline, exit codes, a place back in the queue."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import millrace
+from millrace.cluster import Cluster
+from millrace.errors import ExitCode
+from millrace.launch.agent import CANCELLED
+from millrace.layout import Layout
+from millrace.processes import die_with_parent, forwarding_signals
+from millrace.schedulers import Allocation, allocation, queue
+from millrace.training.deadline import DEADLINE, Stop
+from millrace.training.owner import LockedError, read_owner
+from millrace.training.request import Request
+
+# Between the last save and the end of the job: output names, Snakemake's checks, a slow file system.
+_EXIT_RESERVE_S = 20.0
+# A rank that dies or hangs is started again with all others, from the last checkpoint, this often.
+_RESTARTS = 3
+# How long a job that is told to stop may take to save and go.
+_TAKE_OVER_S = 180.0
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a cluster wants around the processes of a training."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables, of NCCL say."""
+    modules: Sequence[str] = ()
+    """Environment modules to load."""
+
+
+def surroundings_of(cluster: Cluster | None) -> Surroundings:
+    """What a cluster wants; nothing for this machine."""
+    if cluster is None:
+        return Surroundings()
+    return Surroundings(cluster.environment, cluster.modules)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended."""
+
+    code: int
+    """An `ExitCode`, or that of a process that failed otherwise."""
+    stop: Stop = Stop.NO
+    """Why it stopped in good order before its target, if it did."""
+
+    @property
+    def wants_more_time(self) -> bool:
+        """Whether the job should run again."""
+        # Not if somebody cancelled it; and a scheduler that preempts a job puts it back itself.
+        return self.stop in (Stop.END, Stop.WARNED)
+
+
+def launch(request: Request, cpus: int, surroundings: Surroundings | None = None) -> int:
+    """Train a segment, and have this job run again if it ends too early.
+
+    Parameters and errors are those of `train`.
+
+    Returns
+    -------
+    int
+        The code of the `Outcome`. A job that can be put back into its queue does not return 75: the
+        scheduler ends it, and it runs again.
+    """
+    outcome = train(request, cpus, surroundings)
+    if outcome.wants_more_time:
+        sys.stdout.flush()
+        allocation().requeue()
+    return outcome.code
+
+
+def train(request: Request, cpus: int, surroundings: Surroundings | None = None) -> Outcome:
+    """Train a segment on the nodes of this job, or on this machine.
+
+    Parameters
+    ----------
+    request : Request
+    cpus : int
+        CPUs of each node, for all its ranks together.
+    surroundings : Surroundings, optional
+
+    Returns
+    -------
+    Outcome
+        Code 0 when the checkpoint and its receipt are there, 75 when training stopped in good order
+        before the target epoch, else that of the error, which was printed.
+
+    Raises
+    ------
+    ConfigError
+        The layout has more nodes than this job.
+    LockedError
+        Another job trains this run and does not stop.
+    """
+    here = allocation()
+    _take_over(Path(request.runs), here)
+    # On the shared file system: all nodes read it.
+    Path(request.runs).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".launch_", dir=request.runs) as directory:
+        path = Path(directory) / "request.json"
+        path.write_text(json.dumps(asdict(request)))
+        layout = Layout.parse(request.trained_on)
+        code = run_workers("millrace.launch.train", path, layout, cpus, surroundings, _RESTARTS)
+        error = path.with_suffix(".error")
+        if error.exists():
+            message, user_code = json.loads(error.read_text())
+            print(f"error: {message}", file=sys.stderr)
+            return Outcome(int(user_code))
+        stopped = path.with_suffix(".stopped")
+        reason = Stop(int(stopped.read_text())) if stopped.exists() else Stop.NO
+        if path.with_suffix(CANCELLED).exists():
+            reason = Stop.CANCELLED
+    # Success is what was committed, not what a process said last.
+    if Path(request.checkpoint).is_file() and Path(request.receipt).is_file():
+        return Outcome(ExitCode.OK)
+    if reason is Stop.NO and code:
+        return Outcome(code)
+    return Outcome(ExitCode.TRY_AGAIN, reason)
+
+
+def run_workers(
+    module: str,
+    request: Path,
+    layout: Layout,
+    cpus: int,
+    surroundings: Surroundings | None = None,
+    restarts: int = 0,
+) -> int:
+    """Run ``python -m module request`` once for every GPU of a layout, and wait.
+
+    Parameters
+    ----------
+    module : str
+    request : Path
+        Its argument, a file that all nodes can read.
+    layout : Layout
+    cpus : int
+        CPUs of each node, for all its ranks together.
+    surroundings : Surroundings, optional
+    restarts : int
+        How often all ranks are started again when one dies.
+
+    Returns
+    -------
+    int
+        0, or the exit code of an agent.
+    """
+    here, around = allocation(), surroundings or Surroundings()
+    agent = [sys.executable, "-m", "millrace.launch.agent", f"--nodes={layout.nodes}"]
+    agent += [f"--ranks={layout.gpus_per_node}", f"--cpus={cpus}", f"--restarts={restarts}"]
+    # This process is on the first node, in the job's script or its step.
+    agent += [f"--endpoint={socket.gethostname()}:{_free_port()}", f"--run={request.parent.name}"]
+    agent += [module, str(request.absolute())]
+    if around.modules:
+        loaded = f'module load {" ".join(around.modules)} && exec "$@"'
+        agent = ["bash", "-lc", loaded, "bash", *agent]
+    # Inside a conda environment the package is known to the job alone, not to its children. What the user
+    # has on the path stays there.
+    path = [str(Path(millrace.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+    environment |= around.environment
+    end = here.end()
+    if end is not None:
+        own = environment.get(DEADLINE)
+        latest = end - _EXIT_RESERVE_S
+        environment[DEADLINE] = str(min(float(own), latest) if own else latest)
+    # In a session of its own, Ctrl-C reaches the launcher alone, which warns the workers.
+    process = subprocess.Popen(
+        here.on_each_node(agent, layout, cpus),
+        env=environment,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+    )
+    with forwarding_signals(process.send_signal):
+        return process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _take_over(runs: Path, here: Allocation) -> None:
+    """End another job that still trains here.
+
+    Its Snakemake was killed and does not know it any more, or this job would not have been submitted.
+    """
+    for lock in runs.glob("*/owner.json"):
+        owner = read_owner(lock)
+        if owner is None or not owner.job or not here.job or owner.job == here.job:
+            continue
+        jobs = queue(here.scheduler)
+        end = time.monotonic() + _TAKE_OVER_S
+        state = jobs.jobs([owner.job])[owner.job].state
+        if not state.is_over:
+            print(f"job {owner.job} still trains {lock.parent}: it is asked to save and stop")
+            jobs.cancel([owner.job])
+        while not state.is_over:
+            if time.monotonic() > end:
+                raise LockedError(
+                    f"{lock.parent}: job {owner.job} trains this run and has not stopped within "
+                    f"{_TAKE_OVER_S:.0f} s; cancel it and run the same command again"
+                )
+            time.sleep(1)
+            state = jobs.jobs([owner.job])[owner.job].state
+        if read_owner(lock) == owner:
+            lock.unlink(missing_ok=True)

@@ -1,6 +1,0 @@
-"""SMART: next-token prediction of traffic (Wu, Feng, Gao & Kan 2024, NeurIPS, arXiv:2405.15677)."""
-
-from millrace.models.smart.network import Smart, SmartConfig
-from millrace.models.smart.spec import SPEC
-
-__all__ = ["SPEC", "Smart", "SmartConfig"]

@@ -1,1 +1,0 @@
-"""Numerical kernels shared by the models: neighbour tables and graph integrals."""

@@ -1,0 +1,50 @@
+"""The network of the reference downscaler: each block alone, fully connected.
+
+Context MLP to 256 -> 256, embedding of the noise level 256, denoiser 768 -> 512 -> 512 -> 256 -> cells with
+ReLU, as in the plug-in that this model comes from. What is new is the context: real neighbours
+instead of those next by number, and where and when the block is.
+
+Shape suffixes: N fine cells, M blocks, K cells of a block, B samples, V variables, E embedding.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from millrace.systems.downscaling.dataset import BlockBatch, BlockDataset
+
+WIDTH = 256
+
+
+class BlockMlp(nn.Module):
+    """Map the noisy cells of a block, its context and the noise level to a field."""
+
+    def __init__(self, dataset: BlockDataset, embedding: int) -> None:
+        super().__init__()
+        n_variables = len(dataset.config.variables)
+        values = len(dataset.area_N) // dataset.geometry.n_blocks * n_variables
+        context = 4 * n_variables + 3 + dataset.n_clock
+        self.context = nn.Sequential(nn.Linear(context, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
+        # The first layer takes three parts side by side: as three maps, that of the noise level is
+        # computed once a sample and not once a block.
+        self.first = nn.Linear(values, 2 * WIDTH)
+        self.first_context = nn.Linear(WIDTH, 2 * WIDTH, bias=False)
+        self.first_level = nn.Linear(embedding, 2 * WIDTH, bias=False)
+        self.rest = nn.Sequential(
+            nn.ReLU(),
+            nn.Linear(2 * WIDTH, 2 * WIDTH),
+            nn.ReLU(),
+            nn.Linear(2 * WIDTH, WIDTH),
+            nn.ReLU(),
+            nn.Linear(WIDTH, values),
+        )
+
+    def forward(self, x_BNV: Tensor, e_BE: Tensor, batch: BlockBatch) -> Tensor:
+        """Field on the fine cells, [B, N, V]."""
+        n_samples, n_blocks = len(x_BNV), batch.geometry.n_blocks
+        around_BMV = batch.coarse_BMV[:, batch.geometry.block_neighbours_M3].flatten(2)
+        place_BM3 = batch.geometry.block_centres_M3.expand(n_samples, -1, -1)
+        clock_BMF = batch.clock_BF[:, None].expand(-1, n_blocks, -1)
+        context = torch.cat([batch.coarse_BMV, around_BMV, place_BM3, clock_BMF], dim=2)
+        h = self.first(x_BNV.reshape(n_samples, n_blocks, -1))
+        h = h + self.first_context(self.context(context)) + self.first_level(e_BE)[:, None]
+        return self.rest(h).reshape(x_BNV.shape)

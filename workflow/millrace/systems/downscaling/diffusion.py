@@ -1,0 +1,196 @@
+"""Conditional diffusion model that adds the fine scales to block means.
+
+Preconditioning, noise levels and weights are those of Karras et al. (2022), Elucidating the Design
+Space of Diffusion-Based Generative Models (EDM, arXiv:2206.00364), table 1. The model learns what cells
+differ by from the mean of their block, given the means of all blocks, the surface and the time.
+
+Shape suffixes: N fine cells, M blocks, B samples, V variables, F features, E embedding.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from millrace.errors import ConfigError
+from millrace.models.spec import ModelSpec
+from millrace.systems.downscaling.block_mlp import BlockMlp
+from millrace.systems.downscaling.dataset import BlockBatch, BlockDataset, as_fields
+from millrace.systems.downscaling.nested_unet import NestedUnet
+
+SIGMA_DATA = 0.5
+"""Standard deviation of the target as the network sees it; the noise levels of EDM are made for it."""
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+ARCHITECTURES = ("nested_unet", "mlp")
+
+
+@dataclass(frozen=True)
+class DownscalerConfig:
+    """Parameters of the downscaler, see config/README.md for what each does."""
+
+    architecture: str = "nested_unet"
+    """``nested_unet``, or ``mlp``: the shape of the reference, each block alone."""
+    channels: tuple[int, ...] = (24, 48, 96, 128, 128)
+    """Of each level of the U-Net, from the fine cells to the blocks."""
+    depth: int = 1
+    """Residual layers of a level of the U-Net, down and up."""
+    embedding: int = 64
+    """Size of the embedding of the noise level."""
+    noise_mean: float = -1.2
+    """Mean of the logarithm of the noise level in training."""
+    noise_std: float = 1.2
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ConfigError(
+                f"model.architecture {self.architecture!r}: expected one of {', '.join(ARCHITECTURES)}"
+            )
+        if min(*self.channels, self.depth) < 1 or self.embedding < 2 or self.embedding % 2:
+            raise ConfigError(
+                "model: expected channels and depth of 1 or more, and an even embedding"
+            )
+        if not self.noise_std > 0:
+            raise ConfigError(f"model.noise_std = {self.noise_std}: expected more than 0")
+
+
+class Downscaler(nn.Module):
+    """Denoiser D of EDM around a network F."""
+
+    def __init__(self, config: DownscalerConfig, dataset: BlockDataset) -> None:
+        super().__init__()
+        n_variables = len(dataset.config.variables)
+        self.config = config
+        self.fourier = NoiseEmbedding(config.embedding)
+        self.net: nn.Module
+        if config.architecture == "mlp":
+            self.net = BlockMlp(dataset, config.embedding)
+        else:
+            channels = n_variables * 2 + dataset.n_features
+            self.net = NestedUnet(
+                channels, n_variables, config.channels, config.embedding, config.depth
+            )
+
+    def forward(self, batch: BlockBatch) -> Tensor:
+        """Estimate of the target from the batch's noisy version of it, [B, N, V]."""
+        assert batch.sigma_B is not None
+        assert batch.noise_BNV is not None
+        noisy_BNV = SIGMA_DATA * batch.y_BNV + batch.sigma_B[:, None, None] * batch.noise_BNV
+        return self.denoised(noisy_BNV, batch.sigma_B, batch) / SIGMA_DATA
+
+    def denoised(self, x_BNV: Tensor, sigma_B: Tensor, batch: BlockBatch) -> Tensor:
+        """D(x; sigma), equation 7 of EDM."""
+        skip, out, into = preconditioning(sigma_B[:, None, None])
+        return skip * x_BNV + out * self.raw(into * x_BNV, sigma_B, batch)
+
+    def raw(self, scaled_BNV: Tensor, sigma_B: Tensor, batch: BlockBatch) -> Tensor:
+        """F, whose input is scaled already: what samplers of `diffusers` take."""
+        e_BE = self.fourier(sigma_B.log() / 4)
+        if isinstance(self.net, BlockMlp):
+            return self.net(scaled_BNV, e_BE, batch)
+        return self.net(torch.cat([scaled_BNV, conditions(batch)], dim=2), e_BE, batch.geometry).to(
+            scaled_BNV.dtype
+        )
+
+
+class NoiseEmbedding(nn.Module):
+    """Vector that tells the noise level, [B, E]."""
+
+    frequency: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("frequency", 2 * math.pi * torch.logspace(-2, 1, size // 2))
+        self.layers = nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, size))
+
+    def forward(self, level_B: Tensor) -> Tensor:
+        """Embed ln(sigma) / 4."""
+        angle = level_B[:, None] * self.frequency
+        return nn.functional.silu(self.layers(torch.cat([angle.sin(), angle.cos()], dim=1)))
+
+
+def preconditioning(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """c_skip, c_out and c_in of EDM, table 1."""
+    total = sigma**2 + SIGMA_DATA**2
+    return SIGMA_DATA**2 / total, sigma * SIGMA_DATA / total.sqrt(), 1 / total.sqrt()
+
+
+def loss_weight(sigma: Tensor) -> Tensor:
+    """Weight of a noise level: the expected loss of an untrained network is then 1 at all of them."""
+    return (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+
+
+def conditions(batch: BlockBatch) -> Tensor:
+    """What the U-Net is given of each fine cell besides the noisy field, [B, N, V + F]."""
+    n_cells, n_blocks = batch.y_BNV.shape[1], batch.geometry.n_blocks
+    own_BNV = batch.coarse_BMV.repeat_interleave(n_cells // n_blocks, dim=1)
+    static_BNF = batch.geometry.static_NF.expand(len(own_BNV), -1, -1)
+    return torch.cat([own_BNV, batch.features_BNF, static_BNF], dim=2)
+
+
+def with_noise(config: Any, batch: BlockBatch, seeds: np.ndarray) -> BlockBatch:
+    """`ModelSpec.add_noise`: noise and its level, a function of each sample's seed alone.
+
+    Drawn on the CPU, so that all devices train on the same noise.
+    """
+    levels, noise = [], []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(int(seed))
+        levels.append(torch.randn((), generator=generator))
+        noise.append(torch.randn(batch.y_BNV.shape[1:], generator=generator))
+    log_sigma_B = config.noise_mean + config.noise_std * torch.stack(levels)
+    return replace(
+        batch,
+        sigma_B=log_sigma_B.exp().to(batch.y_BNV),
+        noise_BNV=torch.stack(noise).to(batch.y_BNV),
+    )
+
+
+def recentred(x_BNV: Tensor, batch: BlockBatch) -> Tensor:
+    """Take away the area-weighted mean of each block, so that the block means are conserved."""
+    share_MK = batch.geometry.share_N.view(batch.geometry.n_blocks, -1).to(x_BNV.dtype)
+    blocks = x_BNV.reshape(len(x_BNV), *share_MK.shape, -1)
+    mean = torch.einsum("bmkv,mk->bmv", blocks, share_MK)
+    return (blocks - mean[:, :, None]).reshape(x_BNV.shape)
+
+
+def predict(module: nn.Module, batch: BlockBatch) -> Tensor:
+    """First guess of the sampler, [K, B, 1, V]: what the model expects before it has seen any noise."""
+    sigma_B = torch.full_like(batch.weight_B, SIGMA_MAX)
+    estimate = module.denoised(torch.zeros_like(batch.y_BNV), sigma_B, batch)  # type: ignore[operator]
+    return as_fields(recentred(estimate / SIGMA_DATA, batch))
+
+
+def denoising_loss(module: nn.Module, batch: BlockBatch, config: Any) -> Tensor:
+    """`ModelSpec.loss`: weighted squared error of the denoiser, [B]; the loss block does not matter."""
+    assert batch.sigma_B is not None
+    error_BNV = SIGMA_DATA * (module(batch) - batch.y_BNV)
+    return loss_weight(batch.sigma_B) * error_BNV.square().mean(dim=(1, 2))
+
+
+def check_levels(channels: tuple[int, ...], dataset: BlockDataset) -> None:
+    """Raise `ConfigError` if a U-Net has not one number of channels for each level of the blocks."""
+    if len(channels) != len(dataset.geometry.levels):
+        raise ConfigError(
+            f"model.channels {list(channels)}: expected {len(dataset.geometry.levels)} numbers, one for "
+            "each level from the fine cells to the blocks"
+        )
+
+
+def _build(config: DownscalerConfig, dataset: BlockDataset) -> Downscaler:
+    if config.architecture == "nested_unet":
+        check_levels(config.channels, dataset)
+    return Downscaler(config, dataset)
+
+
+SPEC = ModelSpec(
+    name="downscaler",
+    config=DownscalerConfig,
+    build=_build,
+    predict=predict,
+    loss=denoising_loss,
+    add_noise=with_noise,
+    blocks=("net.encoder.*.*", "net.decoder.*.*"),
+)

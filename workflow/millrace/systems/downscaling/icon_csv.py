@@ -1,0 +1,153 @@
+"""Small ICON cases as CSV: ``grid.csv`` and any number of other files in long form.
+
+``grid.csv`` has a row for each cell: ``cell`` (from 1), ``clon``, ``clat`` (radian, or degrees if one
+exceeds a full turn), ``cell_area``, ``neighbor_1`` to ``neighbor_3`` and ``parent_1``, ``parent_2`` ...,
+the ancestor one, two ... levels up; optional ``elevation`` (m) and ``land`` (share). The other files have
+``time,cell,clon,clat`` and the fields, times as ISO 8601, sorted by time; a time is never split between
+files.
+
+Shape suffixes: N cells, T time steps, V variables.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from millrace.errors import DataError
+from millrace.systems.downscaling.icon_source import IconGrid, IconSource
+
+_ROWS = 200_000
+"""Rows read at a time."""
+
+
+def open_csv(directory: Path, variables: Sequence[str], levels: int) -> IconSource:
+    """Open a directory with a ``grid.csv``; `DataError` as in `icon.open_source`."""
+    path = directory / "grid.csv"
+    table = _read(path, None)
+    parents = [f"parent_{level + 1}" for level in range(levels)]
+    neighbours = ["neighbor_1", "neighbor_2", "neighbor_3"]
+    for name in ("cell", "clon", "clat", "cell_area", *neighbours, *parents):
+        if name not in table:
+            raise DataError(f"{path}: no column {name!r}; levels = {levels} needs {parents[-1]!r}")
+    if not np.array_equal(table["cell"], np.arange(len(table)) + 1):
+        raise DataError(f"{path}: column 'cell' must count the rows from 1")
+    lon, lat = (table[name].to_numpy(np.float64) for name in ("clon", "clat"))
+    if max(np.abs(lon).max(), np.abs(lat).max()) > 2 * np.pi + 0.01:
+        lon, lat = np.deg2rad(lon), np.deg2rad(lat)
+    finest = IconGrid(
+        path=path,
+        lon_N=lon,
+        lat_N=lat,
+        area_N=table["cell_area"].to_numpy(np.float64),
+        neighbours_N3=np.maximum(table[neighbours].to_numpy(np.int64) - 1, -1),
+        parent_N=table["parent_1"].to_numpy(np.int64) - 1,
+        elevation_N=table["elevation"].to_numpy(np.float64) if "elevation" in table else None,
+        land_N=table["land"].to_numpy(np.float64) if "land" in table else None,
+    )
+    files = sorted(p for p in directory.rglob("*.csv") if p.name != "grid.csv")
+    if not files:
+        raise DataError(f"{directory}: no CSV file with fields beside grid.csv")
+    chain = [finest]
+    for lower, upper in itertools.pairwise(parents):
+        chain.append(_ancestor(path, table[[lower, upper]] - 1))
+    return IconSource(tuple(chain), CsvFields(files, tuple(variables), len(table)))
+
+
+class CsvFields:
+    """Fields in long form; `DataError` if a file lacks a column or a time lacks a cell."""
+
+    units: tuple[str, ...]
+
+    def __init__(self, paths: Sequence[Path], variables: tuple[str, ...], n_cells: int) -> None:
+        self.variables, self.units = variables, ("",) * len(variables)
+        self._paths, self._n_cells = list(paths), n_cells
+        times: list[NDArray[np.float64]] = []
+        for path in paths:
+            header = _read(path, None, rows=0)
+            for name in ("time", "cell", *variables):
+                if name not in header:
+                    raise DataError(
+                        f"{path}: no column {name!r}; it has {', '.join(map(str, header))}"
+                    )
+            found = _days(path, _read(path, ["time"])["time"].drop_duplicates())
+            if (np.diff(np.concatenate([*times[-1:], found])) <= 0).any():
+                raise DataError(f"{path}: times must increase, also from file to file (by name)")
+            times.append(found)
+        self.time_T = np.concatenate(times)
+
+    def slabs(self, steps: int) -> Iterator[NDArray[np.float32]]:
+        """Fields of at most ``steps`` output times after each other, [T, N, V]."""
+        for path in self._paths:
+            rest: pd.DataFrame | None = None
+            for chunk in pd.read_csv(
+                path, usecols=["time", "cell", *self.variables], chunksize=_ROWS
+            ):
+                table = chunk if rest is None else pd.concat([rest, chunk])
+                whole = len(table) // self._n_cells * self._n_cells
+                yield from self._slabs_of(path, table[:whole], steps)
+                rest = table[whole:]
+            if rest is not None and len(rest):
+                raise DataError(
+                    f"{path}: the last time has {len(rest)} of {self._n_cells} cells; every time needs all"
+                )
+
+    def _slabs_of(
+        self, path: Path, table: pd.DataFrame, steps: int
+    ) -> Iterator[NDArray[np.float32]]:
+        if not len(table):
+            return
+        cell = table["cell"].to_numpy().reshape(-1, self._n_cells)
+        time = table["time"].to_numpy().reshape(-1, self._n_cells)
+        complete = (np.sort(cell, axis=1) == np.arange(self._n_cells) + 1).all(axis=1)
+        complete &= (time == time[:, :1]).all(axis=1)
+        if not complete.all():
+            raise DataError(
+                f"{path}: time {time[~complete][0][0]} does not have each cell 1 to {self._n_cells} once"
+            )
+        columns: NDArray = table[list(self.variables)].to_numpy(np.float32)
+        values = columns.reshape(*cell.shape, len(self.variables))
+        missing = ~np.isfinite(values).all(axis=2)
+        if missing.any():
+            step, row = np.argwhere(missing)[0]
+            raise DataError(
+                f"{path}: {missing.sum()} rows have missing or infinite values, the first at time "
+                f"{time[step, 0]}, cell {cell[step, row]}"
+            )
+        order = np.argsort(cell, axis=1)[..., None]
+        values = np.take_along_axis(values, order, axis=1)
+        for start in range(0, len(values), steps):
+            yield values[start : start + steps]
+
+
+def _ancestor(path: Path, pairs: pd.DataFrame) -> IconGrid:
+    """A coarser grid as far as it is needed: which cell lies in which."""
+    own, parent = pairs.to_numpy(np.int64).T
+    size = int(own.max()) + 1
+    parents = np.full(size, -1)
+    parents[own] = parent
+    empty = np.empty(0)
+    return IconGrid(path, empty, empty, empty, np.empty((0, 3), np.int64), parents)
+
+
+def _read(path: Path, columns: list[str] | None, rows: int | None = None) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, usecols=columns, nrows=rows)
+    except (ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: not readable as CSV with a header ({reason})") from None
+
+
+def _days(path: Path, times: "pd.Series[Any]") -> NDArray[np.float64]:
+    try:
+        moments = pd.to_datetime(times.astype(str), format="ISO8601")
+    except ValueError:
+        raise DataError(
+            f"{path}: column 'time' must be ISO 8601, such as 2020-01-31T06:00; found {times.iloc[0]}"
+        ) from None
+    days = (moments - pd.Timestamp(1970, 1, 1)) / pd.Timedelta(days=1)
+    return np.asarray(days, dtype=np.float64)

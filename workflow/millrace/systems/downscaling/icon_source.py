@@ -1,0 +1,70 @@
+"""What a directory of ICON files gives, in whatever format it is: grids, and fields on the finest of them.
+
+Shape suffixes: N cells, T time steps, V variables.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class IconGrid:
+    """Triangles of one level of refinement."""
+
+    path: Path
+    lon_N: Floats
+    """Centres (rad)."""
+    lat_N: Floats
+    area_N: Floats
+    """In any unit."""
+    neighbours_N3: Ints
+    """Cells across the edges; -1 at the rim of a limited area."""
+    parent_N: Ints
+    """Cells of the next coarser grid, which ``parent_uuid`` names; -1 where there is none."""
+    uuid: str | None = None
+    parent_uuid: str | None = None
+    name: str = ""
+    elevation_N: Floats | None = None
+    """Height of the surface (m)."""
+    land_N: Floats | None = None
+    """Share of land."""
+
+    @property
+    def centres_N3(self) -> Floats:
+        """Unit vectors."""
+        return unit_vectors(self.lon_N, self.lat_N)
+
+
+class Fields(Protocol):
+    """Time series of fields on the cells of a grid."""
+
+    time_T: Floats
+    """Days since 1970, increasing."""
+    variables: tuple[str, ...]
+    units: tuple[str, ...]
+
+    def slabs(self, steps: int) -> Iterator[NDArray[np.float32]]:
+        """Fields of at most ``steps`` output times after each other, [T, N, V]."""
+
+
+@dataclass(frozen=True, eq=False)
+class IconSource:
+    """A directory, opened: chain of grids from the one of the fields to the coarsest, and the fields."""
+
+    grids: tuple[IconGrid, ...]
+    fields: Fields
+
+
+def unit_vectors(lon_N: Floats, lat_N: Floats) -> Floats:
+    """Points of the unit sphere from angles (rad), [N, 3]."""
+    return np.column_stack(
+        [np.cos(lat_N) * np.cos(lon_N), np.cos(lat_N) * np.sin(lon_N), np.sin(lat_N)]
+    )

@@ -1,0 +1,125 @@
+"""U-Net on nested triangles: pooling 4:1 along the refinement, messages along real edges on each level.
+
+The convolution is that of Jiang et al. (2019), Spherical CNNs on Unstructured Grids (ICLR): a linear map
+of a cell's value, its difference from its neighbours and its slopes to the east and the north. Pooling
+keeps the first moments over the four children, and its inverse gives each child the value of a plane
+at its place. Neither depends on how cells are numbered, and blocks have no seams.
+
+Shape suffixes: N cells of a level, P of the next coarser one, B samples, C channels, E embedding.
+"""
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from millrace.models.norms import LayerNorm
+from millrace.systems.downscaling.dataset import BlockGeometry, Level
+from millrace.systems.downscaling.sparse import SparseMatrix
+
+
+class NestedUnet(nn.Module):
+    """Map features of the fine cells to fields on them.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    channels : tuple of int
+        Of each level, from the fine cells to the blocks.
+    embedding : int
+        Size E of the vector that modulates all layers; 0: there is none.
+    depth : int
+        Residual layers of a level on the way down, and as many on the way up.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: tuple[int, ...],
+        embedding: int,
+        depth: int,
+    ) -> None:
+        super().__init__()
+        self.lift = EdgeConv(in_channels, channels[0])
+        self.encoder = nn.ModuleList(_layers(size, embedding, depth) for size in channels)
+        self.decoder = nn.ModuleList(_layers(size, embedding, depth) for size in channels[:-1])
+        pairs = list(itertools.pairwise(channels))
+        self.down = nn.ModuleList(nn.Linear(3 * fine, coarse) for fine, coarse in pairs)
+        self.up = nn.ModuleList(nn.Linear(coarse, 3 * fine) for fine, coarse in pairs)
+        self.norm = LayerNorm(channels[0])
+        self.project = nn.Linear(channels[0], out_channels)
+
+    def forward(self, x_BNC: Tensor, e_BE: Tensor | None, geometry: BlockGeometry) -> Tensor:
+        """Fields on the fine cells, [B, N, out_channels]."""
+        kept = []
+        h = self.lift(x_BNC, geometry.levels[0])
+        for layers, down, level in zip(self.encoder, self.down, geometry.levels, strict=False):
+            h = _run(layers, h, e_BE, level)
+            kept.append(h)
+            h = down(_grouped(level.down, h))
+        h = _run(self.encoder[-1], h, e_BE, geometry.levels[-1])
+        levels = geometry.levels[:-1]
+        for layers, up, level in reversed(list(zip(self.decoder, self.up, levels, strict=True))):
+            wide_BPC = up(h)
+            fine = kept.pop()
+            rows = wide_BPC.reshape(len(wide_BPC), -1, fine.shape[2])
+            assert level.up is not None
+            h = _run(layers, fine + level.up(rows), e_BE, level)
+        return self.project(self.norm(h))
+
+
+class EdgeConv(nn.Module):
+    """Linear map of a cell's value and the differences to its neighbours, [B, N, C]."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4 * in_channels, out_channels)
+
+    def forward(self, x_BNC: Tensor, level: Level) -> Tensor:
+        """Apply on a level."""
+        return self.linear(_grouped(level.differences, x_BNC))
+
+
+class ResidualLayer(nn.Module):
+    """x + linear(silu(convolution(modulated(norm(x)))))."""
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm(channels)
+        self.modulate = nn.Linear(embedding, 2 * channels) if embedding else None
+        self.conv = EdgeConv(channels, channels)
+        self.linear = nn.Linear(channels, channels)
+        # A network that begins as nearly the identity can be deep (Goyal et al. 2017).
+        nn.init.normal_(self.linear.weight, std=0.1 * channels**-0.5)
+
+    def forward(self, x_BNC: Tensor, e_BE: Tensor | None, level: Level) -> Tensor:
+        """Apply on a level."""
+        h = self.norm(x_BNC)
+        if self.modulate is not None:
+            scale, shift = self.modulate(e_BE)[:, None].chunk(2, dim=2)
+            h = torch.addcmul(h + shift, h, scale)
+        return x_BNC + self.linear(nn.functional.silu(self.conv(h, level)))
+
+
+def _layers(channels: int, embedding: int, depth: int) -> nn.ModuleList:
+    return nn.ModuleList(ResidualLayer(channels, embedding) for _ in range(depth))
+
+
+def _run(layers: nn.Module, h: Tensor, e_BE: Tensor | None, level: Level) -> Tensor:
+    for layer in layers:  # type: ignore[attr-defined]
+        h = layer(h, e_BE, level)
+    return h
+
+
+def _grouped(matrix: SparseMatrix | None, x_BNC: Tensor) -> Tensor:
+    """Product with a matrix of several rows a cell, those of a cell as channels."""
+    assert matrix is not None
+    per_cell = matrix.shape[0] // max(1, _cells(matrix, x_BNC))
+    return matrix(x_BNC).reshape(len(x_BNC), -1, per_cell * x_BNC.shape[2])
+
+
+def _cells(matrix: SparseMatrix, x_BNC: Tensor) -> int:
+    # Differences have four rows for each cell, pooling three for every four cells.
+    n_rows, n_cells = matrix.shape
+    return n_cells if n_rows >= n_cells * 4 else n_rows // 3

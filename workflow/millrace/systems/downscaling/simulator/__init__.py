@@ -1,0 +1,1 @@
+"""Temperature on an icosahedral grid, in the files of ICON."""

@@ -1,0 +1,162 @@
+"""Downscaling of ICON fields: block means to cells, whole grids at a time."""
+
+from typing import Any
+
+from millrace.systems.base import (
+    Block,
+    Extraction,
+    Model,
+    RawFormat,
+    SampleKind,
+    System,
+    Table,
+    check_columns,
+)
+
+_HERE = "millrace.systems.downscaling"
+
+_KEYS: Block = {
+    "required": ["variables", "split"],
+    "properties": {
+        "variables": {
+            "description": "Fields of the output files to keep.",
+            "type": "array",
+            "items": {"type": "string", "minLength": 1},
+            "minItems": 1,
+            "uniqueItems": True,
+        },
+        "blocks": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {"levels": {"type": "integer", "minimum": 1, "maximum": 8, "default": 4}},
+        },
+    },
+}
+
+
+def _check(name: str, experiment: Block, dataset: Block) -> None:
+    check_columns(("variables",), name, experiment, dataset)
+
+
+def best_baseline(forecasts: Block, score: str) -> tuple[str, float]:
+    """Name and score of the baseline with the lowest error."""
+    rivals = {name: scores[score] for name, scores in forecasts.items() if name != "model"}
+    name = min(rivals, key=lambda one: rivals[one])
+    return name, rivals[name]
+
+
+def _rows(run: Block) -> list[dict[str, Any]]:
+    rows = []
+    for variable, forecasts in run["test"].items():
+        model, earlier = forecasts["model"], run["validation"][variable]
+        name, absolute = best_baseline(forecasts, "mae")
+        _, before = best_baseline(earlier, "mae")
+        squared = best_baseline(forecasts, "rmse")[1]
+        ratio = model["spectrum_ratio"]
+        rows.append(
+            {
+                "variable": variable,
+                "skill": 1 - model["crps"] / absolute,
+                "crps": model["crps"],
+                "baseline_crps": absolute,
+                "baseline": name.replace("_", " "),
+                "validation_skill": 1 - earlier["model"]["crps"] / before,
+                "rmse": model["rmse"],
+                "baseline_rmse": squared,
+                "rmse_skill": 1 - model["rmse"] / squared,
+                "spread_skill": model.get("spread_skill"),
+                "spectrum_low": min(ratio),
+                "spectrum_high": max(ratio),
+                "lag1": model["lag1"],
+                "lag1_truth": model["lag1_truth"],
+                "seam_error": model["seam_error"],
+                "seam_rmse": model["seam_rmse"],
+                "baseline_seam_rmse": forecasts[best_baseline(forecasts, "rmse")[0]]["seam_rmse"],
+            }
+        )
+    return rows
+
+
+_CAPTION = """\
+*maps*: one time of the test period. *spectra*: power by degree, the wave number round the globe; the means
+of blocks resolve the lowest degrees only. *reliability*: a reliable ensemble has equal ranks and errs as
+much as it spreads.
+*regions*: errors by belt of latitude, at the seams between blocks and inside, over land and sea."""
+_TABLE = Table(
+    titles={
+        "skill": "CRPS skill",
+        "crps": "CRPS",
+        "baseline_crps": "CRPS of the best baseline",
+        "validation_skill": "CRPS skill (validation)",
+        "rmse": "RMSE of the mean",
+        "baseline_rmse": "RMSE of the best baseline",
+        "rmse_skill": "RMSE skill",
+        "spread_skill": "spread / error",
+        "spectrum_low": "least power / truth",
+        "spectrum_high": "most power / truth",
+        "lag1": "neighbour correlation",
+        "lag1_truth": "neighbour correlation (truth)",
+        "seam_error": "error of steps across seams / inside",
+        "seam_rmse": "RMSE at seams / inside",
+        "baseline_seam_rmse": "the same, best baseline",
+    },
+    caption="Skill is 1 − score / score of the best baseline of three: mean of the block, "
+    "interpolation between blocks, linear regression fitted to each cell. CRPS is the continuous "
+    "ranked probability score of the model's own ensemble, for a baseline its mean absolute error; "
+    "both in the unit of the variable. Spread / error is 1 for a reliable ensemble. Power is that "
+    "of a member on all scales, neighbours are cells that share an edge, seams run between blocks.",
+    baseline="the best baseline",
+    rows=_rows,
+)
+SYSTEM = System(
+    name="downscaling",
+    formats=(
+        RawFormat(
+            name="icon",
+            holds="ICON grid and output files",
+            read_into="blocks.h5",
+            simulate=f"{_HERE}.simulator.climate:write_climate",
+            simulation=f"{_HERE}.simulator.climate:ClimateConfig",
+            keys=_KEYS,
+        ),
+    ),
+    kinds=(
+        SampleKind(
+            name="blocks",
+            formats=("icon",),
+            dataset=f"{_HERE}.dataset:BlockDataset",
+            evaluation=f"{_HERE}.evaluation:EVALUATION",
+            caption=_CAPTION,
+            extraction=Extraction(
+                f"{_HERE}.blocks:extract_blocks",
+                section=lambda dataset: {
+                    **dataset.get("blocks", {}),
+                    "variables": dataset["variables"],
+                },
+                config=f"{_HERE}.blocks:BlockConfig",
+            ),
+            check=_check,
+            example={
+                "dataset": {
+                    "source": "demo",
+                    "format": "icon",
+                    "demo": {"level": 2, "steps": 40, "steps_per_file": 20},
+                    "variables": ["tas"],
+                    "split": {"train": 0.6, "validation": 0.2, "gap": 2},
+                    "blocks": {"levels": 2},
+                },
+                "data": {"variables": ["tas"]},
+            },
+            table=_TABLE,
+        ),
+    ),
+    models=(
+        Model(
+            "downscaler",
+            "blocks",
+            f"{_HERE}.diffusion:SPEC",
+            example={"channels": [8, 8, 8], "embedding": 8},
+        ),
+        Model("regression", "blocks", f"{_HERE}.regression:SPEC", example={"channels": [8, 8, 8]}),
+    ),
+)

@@ -1,0 +1,1 @@
+"""Variable-density groundwater: forecasts in time on patches of a mesh or on vertical sections."""

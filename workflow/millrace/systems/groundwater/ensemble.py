@@ -1,0 +1,177 @@
+r"""Ensembles over seeds: mean, spread, and how well the spread tells the error of the mean.
+
+For M members :math:`x_i` and the truth y, the continuous ranked probability score in its fair form is
+
+.. math:: \frac1M \sum_i |x_i - y| - \frac{1}{2 M (M - 1)} \sum_{i,j} |x_i - x_j|
+
+(Ferro 2014, *Q. J. R. Meteorol. Soc.* 140, eq. 8; Zamo & Naveau 2018, *Math. Geosci.* 50, eq. 7): its
+mean does not depend on M if the members are drawn from one distribution. With M² in place of M (M - 1)
+it is the score of the empirical distribution. For a single forecast it is the absolute error, so that of
+persistence is its mean absolute error. Its unit is that of the variable; smaller is better.
+
+Shape suffixes: M members, B windows, N points, T lead steps, V variables.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from millrace.data.split import Split
+from millrace.evaluation.trained_model import TrainedModel
+from millrace.systems.base import Progress
+from millrace.systems.groundwater.scores import FieldMetrics
+
+Floats = NDArray[np.float64]
+
+_BATCH = 8
+
+
+def crps(members: ArrayLike, truth: ArrayLike, fair: bool = True) -> Floats:
+    """Continuous ranked probability score of an ensemble, see the module.
+
+    Parameters
+    ----------
+    members : array_like
+        [M, ...], at least two if ``fair``.
+    truth : array_like
+        [...].
+    fair : bool
+        Else the score of the empirical distribution.
+
+    Returns
+    -------
+    ndarray
+        [...].
+    """
+    x_M, y = np.asarray(members, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    n = len(x_M)
+    if n < 1 + fair:
+        raise ValueError(f"{n} members: the fair score needs two or more, the other one")
+    # Of sorted values x_k, k = 1 ... M: sum over pairs of |x_i - x_j| = 2 sum_k (2 k - M - 1) x_k.
+    rank_M = 2 * np.arange(1, n + 1) - n - 1
+    pairs = 2 * np.tensordot(rank_M, np.sort(x_M, axis=0), axes=1)
+    return np.abs(x_M - y).mean(axis=0) - pairs / (2 * n * (n - 1 if fair else n))
+
+
+class EnsembleMetrics:
+    r"""Scores of an ensemble, accumulated over batches; memory does not grow with them.
+
+    ``crps``, and ``crps_skill`` = 1 - crps / crps of persistence; ``spread``, the square root of the mean
+    unbiased variance of the members; ``spread_skill`` = sqrt((M + 1) / M) spread / RMSE of the mean,
+    which is 1 for members and truth of one distribution (Fortin et al. 2014, *J. Hydrometeorol.* 15, eq.
+    15), below 1 if the ensemble is too sure of itself; ``member_rmse`` of each; and, for the mean of the
+    members, the metrics of `FieldMetrics`.
+
+    Parameters
+    ----------
+    variables : sequence of str
+        Names of the V variables.
+    leads, members : int
+        T, and M of at least 2.
+    """
+
+    def __init__(self, variables: Sequence[str], leads: int, members: int) -> None:
+        if members < 2:
+            raise ValueError(f"{members} members: an ensemble has at least two")
+        self._mean = FieldMetrics(variables, leads)
+        self._count = 0
+        self._crps_TV, self._variance_TV, self._persistence_TV = np.zeros(
+            (3, leads, len(self._mean.variables))
+        )
+        self._squared_MTV = np.zeros((members, *self._crps_TV.shape))
+
+    def update(self, truth: ArrayLike, members: ArrayLike, baseline: ArrayLike) -> None:
+        """Add windows in physical units: [B, N, T, V], members [M, B, N, T, V]."""
+        y, x_M, last = (np.asarray(a, dtype=np.float64) for a in (truth, members, baseline))
+        if len(x_M) != len(self._squared_MTV):
+            raise ValueError(f"{len(x_M)} members, expected {len(self._squared_MTV)}")
+        self._mean.update(y, x_M.mean(axis=0), last)
+        self._count += y.shape[0] * y.shape[1]
+        self._crps_TV += crps(x_M, y).sum(axis=(0, 1))
+        self._variance_TV += x_M.var(axis=0, ddof=1).sum(axis=(0, 1))
+        self._persistence_TV += np.abs(last - y).sum(axis=(0, 1))
+        self._squared_MTV += ((x_M - y) ** 2).sum(axis=(1, 2))
+
+    def result(self) -> dict[str, dict[str, Any]]:
+        """Scores by variable, ready for JSON; what is undefined is None."""
+        means = self._mean.result()
+        n = len(self._squared_MTV)
+        members_MV = np.sqrt(self._squared_MTV.mean(axis=1) / self._count)
+        result = {}
+        for v, name in enumerate(self._mean.variables):
+            mean, by_lead = means[name], means[name]["by_lead"]
+            score_T, variance_T, persistence_T = (
+                values[:, v] / self._count
+                for values in (self._crps_TV, self._variance_TV, self._persistence_TV)
+            )
+            spread = float(np.sqrt(variance_T.mean()))
+            result[name] = {
+                "members": n,
+                "crps": float(score_T.mean()),
+                "persistence_crps": float(persistence_T.mean()),
+                "crps_skill": _complement(score_T.mean(), persistence_T.mean()),
+                "spread": spread,
+                "spread_skill": _ratio(np.sqrt((n + 1) / n) * spread, mean["rmse"]),
+                "member_rmse": members_MV[:, v].tolist(),
+                "mean": mean,
+                "by_lead": {
+                    "crps": score_T.tolist(),
+                    "spread": np.sqrt(variance_T).tolist(),
+                    "rmse": by_lead["rmse"],
+                    "persistence_rmse": by_lead["persistence_rmse"],
+                },
+            }
+        return result
+
+
+def forecast_ensemble(
+    models: Sequence[TrainedModel],
+    split: Split,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Score an ensemble on every window of a split, each from true states.
+
+    Parameters
+    ----------
+    models : sequence of TrainedModel
+        Members; all take the samples of the first.
+    split : {"validation", "test"}
+    progress : callable, optional
+        Called with (batches done, all).
+
+    Returns
+    -------
+    dict
+        `EnsembleMetrics.result`.
+    """
+    dataset = models[0].dataset
+    members = [replace(model, dataset=dataset) for model in models]
+    metrics = EnsembleMetrics(dataset.config.variables, dataset.config.output_steps, len(members))
+    n_windows = len(dataset.starts(split))
+    first_windows = range(0, n_windows, _BATCH)
+    for patch in range(len(dataset.core_nodes)):
+        for b, first in enumerate(first_windows):
+            windows = np.arange(first, min(first + _BATCH, n_windows))
+            batch = dataset.batch(split, patch, windows)
+            last_KBTV = batch.last_KBV.unsqueeze(2).expand_as(batch.y_KBTV)
+            truth, last, *predicted = (
+                dataset.to_physical(values).swapaxes(0, 1)
+                for values in (batch.y_KBTV, last_KBTV, *(member(batch) for member in members))
+            )
+            metrics.update(truth, np.stack(predicted), last)
+            if progress is not None:
+                done = patch * len(first_windows) + b + 1
+                progress(done, len(dataset.core_nodes) * len(first_windows))
+    return metrics.result()
+
+
+def _ratio(value: float, of: float | None) -> float | None:
+    return float(value / of) if of and np.isfinite(value) else None
+
+
+def _complement(value: float, of: float) -> float | None:
+    ratio = _ratio(value, float(of))
+    return None if ratio is None else 1.0 - ratio

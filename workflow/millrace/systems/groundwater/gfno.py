@@ -1,0 +1,163 @@
+"""Graph-Fourier neural operator (GFNO) for vertical sections of an aquifer.
+
+A graph layer (Li et al. 2020, arXiv:2003.03485) carries boundary values into a regular space-time grid,
+Fourier layers (Li et al. 2021, arXiv:2010.08895) advance the fields on it. Layers are those of `neuralop`
+2.0.0; the graph layer is evaluated by `millrace.systems.groundwater.gno` over neighbour tables that come
+with the samples.
+
+Shape suffixes: N boundary points x steps, G grid points (T, H, W), K valid cells, B samples, C channels,
+T steps, V variables.
+"""
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from neuralop.layers.channel_mlp import ChannelMLP
+from neuralop.layers.fno_block import FNOBlocks
+from neuralop.layers.gno_block import GNOBlock
+from torch import Tensor, nn
+
+from millrace.errors import ConfigError
+from millrace.models.losses import forecast, forecast_loss
+from millrace.models.spec import ModelSpec
+from millrace.systems.groundwater.gno import embed, gno
+from millrace.systems.groundwater.plane_dataset import PlaneBatch, PlaneDataset, PlaneGeometry
+from millrace.systems.groundwater.spectral import spectral_in_float32
+
+
+@dataclass(frozen=True)
+class GfnoConfig:
+    """Parameters of GFNO, see config/README.md for what each does."""
+
+    gno_channels: int = 16
+    """Channels of the boundary values in the graph layer."""
+    kernel_widths: tuple[int, ...] = (32, 64, 32)
+    """Hidden widths of the kernel MLP."""
+    modes: tuple[int, int, int] = (6, 8, 8)
+    """Fourier modes along time, S and Z."""
+    hidden: int = 64
+    layers: int = 4
+
+    def __post_init__(self) -> None:
+        sizes = (self.gno_channels, *self.kernel_widths, *self.modes, self.hidden, self.layers)
+        if min(sizes) < 1:
+            raise ConfigError("model: expected widths, modes and layers of 1 or more")
+
+
+class GFNO(nn.Module):
+    """Predict the next states in the valid cells of a plane.
+
+    As in GINO, the network gives increments over the last given state, in units of the typical
+    one-step change of each variable.
+
+    Parameters
+    ----------
+    config : GfnoConfig
+    boundary_channels, feature_channels : int
+        Channels of the boundary values and of the grid features.
+    radius : float
+        Neighbourhood of the graph layer; the tables of the samples have it too.
+    increment_scale_V : Tensor
+        Standard deviation of one-step changes over that of the variable.
+    """
+
+    def __init__(
+        self,
+        config: GfnoConfig,
+        boundary_channels: int,
+        feature_channels: int,
+        radius: float,
+        increment_scale_V: Tensor,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("increment_scale_V", increment_scale_V.float())
+        # With the linear transform the kernel multiplies channel by channel, so that boundary values
+        # are lifted to the channels of the graph layer first.
+        self.boundary = nn.Linear(boundary_channels, config.gno_channels)
+        self.gno = GNOBlock(
+            in_channels=config.gno_channels,
+            out_channels=config.gno_channels,
+            coord_dim=3,
+            radius=radius,
+            transform_type="linear",
+            reduction="mean",
+            channel_mlp_layers=list(config.kernel_widths),
+            use_torch_scatter_reduce=False,
+            use_open3d_neighbor_search=False,
+        )
+        self.lifting = ChannelMLP(
+            in_channels=config.gno_channels + feature_channels,
+            out_channels=config.hidden,
+            hidden_channels=2 * config.hidden,
+        )
+        self.fno_blocks = FNOBlocks(
+            in_channels=config.hidden,
+            out_channels=config.hidden,
+            n_modes=config.modes,
+            n_layers=config.layers,
+            use_channel_mlp=False,
+        )
+        self.projection = ChannelMLP(
+            in_channels=config.hidden,
+            out_channels=len(increment_scale_V),
+            hidden_channels=4 * config.hidden,
+        )
+        spectral_in_float32(self)
+        self._embeddings: WeakKeyDictionary[PlaneGeometry, tuple[Tensor, Tensor]] = (
+            WeakKeyDictionary()
+        )
+
+    def forward(self, batch: PlaneBatch) -> Tensor:
+        """Forecast in normalised units, [K, B, T, V]."""
+        geometry = batch.geometry
+        h_GBC = self.encode(batch.x_NBC, geometry)
+        h_BCTHW = h_GBC.permute(1, 2, 0).unflatten(2, geometry.latent_shape)
+        h_BCTHW = self.lifting(torch.cat([h_BCTHW, batch.features_BFTHW], dim=1))
+        for layer in range(self.fno_blocks.n_layers):
+            h_BCTHW = self.fno_blocks(h_BCTHW, layer)
+        change_BVTK = self.projection(h_BCTHW).flatten(3)[..., geometry.cell_K]
+        change_KBTV = change_BVTK.permute(3, 0, 2, 1)
+        return batch.last_KBV.unsqueeze(2) + self.increment_scale_V * change_KBTV
+
+    def encode(self, x_NBC: Tensor, geometry: PlaneGeometry) -> Tensor:
+        """Carry boundary values into the grid, [G, B, C]; 0 where no boundary point is near."""
+        boundary_ND, latent_GD = self._embed(geometry)
+        return gno(
+            self.gno, boundary_ND, latent_GD, self.boundary(x_NBC), geometry.into_latent, "mean"
+        )
+
+    def _embed(self, geometry: PlaneGeometry) -> tuple[Tensor, Tensor]:
+        if geometry not in self._embeddings:
+            with torch.no_grad():
+                self._embeddings[geometry] = (
+                    embed(self.gno, geometry.boundary_N3),
+                    embed(self.gno, geometry.latent_G3),
+                )
+        return self._embeddings[geometry]
+
+
+def _build(config: GfnoConfig, dataset: PlaneDataset) -> GFNO:
+    for modes, points in zip(config.modes, dataset.grid_shape, strict=True):
+        if modes > points:
+            raise ConfigError(
+                f"model.modes {list(config.modes)}: at most the {list(dataset.grid_shape)} steps and cells "
+                "of  the planes along each axis"
+            )
+    return GFNO(
+        config,
+        dataset.boundary_channels,
+        dataset.feature_channels,
+        dataset.config.radius,
+        torch.from_numpy(dataset.increment_scale),
+    )
+
+
+SPEC = ModelSpec(
+    name="gfno",
+    config=GfnoConfig,
+    build=_build,
+    predict=forecast,
+    loss=forecast_loss,
+    blocks=("lifting", "fno_blocks", "projection"),
+)

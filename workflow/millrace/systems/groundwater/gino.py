@@ -1,0 +1,142 @@
+"""Geometry-informed neural operator (GINO) for groundwater patches.
+
+Li et al. (2023), Geometry-Informed Neural Operator for Large-Scale 3D PDEs, NeurIPS 2023. Layers and
+parameters are those of `neuralop.models.GINO` 2.0.0; the two graph layers are evaluated by
+`millrace.systems.groundwater.gno` over neighbour tables that were computed with the samples.
+
+Shape suffixes: N points, K core points, G latent points, B samples, C channels, T steps, V variables.
+"""
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import neuralop.models
+import torch
+from torch import Tensor, nn
+
+from millrace.errors import ConfigError
+from millrace.models.losses import forecast, forecast_loss
+from millrace.models.spec import ModelSpec
+from millrace.systems.groundwater.gno import embed, gno
+from millrace.systems.groundwater.patch_dataset import PatchBatch, PatchDataset, PatchGeometry
+from millrace.systems.groundwater.spectral import spectral_in_float32
+
+
+@dataclass(frozen=True)
+class GinoConfig:
+    """Parameters of GINO, see config/README.md for what each does."""
+
+    latent_shape: tuple[int, int, int] = (16, 16, 8)
+    radius: float = 0.1
+    """Neighbourhood of both graph layers, in units of the patch box."""
+    modes: tuple[int, int, int] = (8, 8, 8)
+    hidden: int = 64
+    layers: int = 4
+    kernel_widths: tuple[int, ...] = (32, 64, 32)
+    """Hidden widths of the two kernel MLPs."""
+
+    def __post_init__(self) -> None:
+        for modes, points in zip(self.modes, self.latent_shape, strict=True):
+            if modes > points:
+                raise ConfigError(
+                    f"model.modes {list(self.modes)}: at most the points of model.latent_shape "
+                    f"{list(self.latent_shape)} along each axis"
+                )
+
+
+class GINO(nn.Module):
+    """Predict the next states on the core points of a patch.
+
+    The network gives increments over the last given state, in units of the typical one-step change of
+    each variable: an untrained network is close to persistence, the baseline it has to beat.
+
+    Parameters
+    ----------
+    config : GinoConfig
+    in_channels : int
+        Channels C of the input.
+    output_steps, n_variables : int
+        T and V of the forecast.
+    increment_scale_V : Tensor
+        Standard deviation of one-step changes over that of the variable.
+    """
+
+    def __init__(
+        self,
+        config: GinoConfig,
+        in_channels: int,
+        output_steps: int,
+        increment_scale_V: Tensor,
+    ) -> None:
+        super().__init__()
+        self.output_shape = (output_steps, len(increment_scale_V))
+        self.register_buffer("increment_scale_V", increment_scale_V.float())
+        self.net = neuralop.models.GINO(
+            in_channels=in_channels,
+            out_channels=output_steps * len(increment_scale_V),
+            gno_coord_dim=3,
+            in_gno_radius=config.radius,
+            out_gno_radius=config.radius,
+            in_gno_transform_type="linear",
+            out_gno_transform_type="linear",
+            # With the linear transform the kernel multiplies the input channel by channel.
+            fno_in_channels=in_channels,
+            fno_n_modes=config.modes,
+            fno_hidden_channels=config.hidden,
+            fno_n_layers=config.layers,
+            fno_use_channel_mlp=False,
+            in_gno_channel_mlp_hidden_layers=list(config.kernel_widths),
+            out_gno_channel_mlp_hidden_layers=list(config.kernel_widths),
+            gno_use_open3d=False,
+            gno_use_torch_scatter=False,
+        )
+        spectral_in_float32(self)
+        self._embeddings: WeakKeyDictionary[PatchGeometry, tuple[Tensor, Tensor]] = (
+            WeakKeyDictionary()
+        )
+
+    def forward(self, batch: PatchBatch) -> Tensor:
+        """Forecast in normalised units, [K, B, T, V]."""
+        geometry = batch.geometry
+        points_ND, latent_GD = self._embed(geometry)
+        x_GBC = gno(
+            self.net.gno_in, points_ND, latent_GD, batch.x_NBC, geometry.into_latent, "mean"
+        )
+        n_samples = x_GBC.shape[1]
+        grid = x_GBC.transpose(0, 1).reshape(n_samples, *geometry.latent_shape, -1)
+        h_BHG = self.net.latent_embedding(grid).flatten(2)
+        h_KBH = gno(
+            self.net.gno_out,
+            latent_GD,
+            points_ND[: geometry.n_core],
+            h_BHG.permute(2, 0, 1).contiguous(),
+            geometry.from_latent,
+            "sum",
+        )
+        out_BCK = self.net.projection(h_KBH.permute(1, 2, 0))
+        change_KBTV = out_BCK.permute(2, 0, 1).unflatten(2, self.output_shape)
+        return batch.last_KBV.unsqueeze(2) + self.increment_scale_V * change_KBTV
+
+    def _embed(self, geometry: PatchGeometry) -> tuple[Tensor, Tensor]:
+        if geometry not in self._embeddings:
+            with torch.no_grad():
+                self._embeddings[geometry] = (
+                    embed(self.net.gno_in, geometry.points_N3),
+                    embed(self.net.gno_out, geometry.latent_G3),
+                )
+        return self._embeddings[geometry]
+
+
+def _build(config: GinoConfig, dataset: PatchDataset) -> GINO:
+    scale = torch.from_numpy(dataset.increment_scale)
+    return GINO(config, dataset.in_channels, dataset.config.output_steps, scale)
+
+
+SPEC = ModelSpec(
+    name="gino",
+    config=GinoConfig,
+    build=_build,
+    predict=forecast,
+    loss=forecast_loss,
+    blocks=("net.fno_blocks", "net.projection"),
+)

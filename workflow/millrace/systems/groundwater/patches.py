@@ -1,0 +1,255 @@
+"""Patches: the aquifer cut into pieces of some thousand nodes, each with a halo of ghost nodes.
+
+Slices are divided into groups, the nodes of a group into clusters (k-means). Ghosts of a patch are the
+nodes of other patches among the nearest neighbours of its own.
+
+Clusters and neighbours are sought in scaled space. Layers are some 3 m apart and nodes tens of metres: in
+metres every near neighbour lies above or below, and halos never reach sideways. Horizontal axes are
+divided by the median distance of a node to the nearest one of its slice, the vertical axis by the median
+distance of a node to the slices next to it, so that a step to a neighbour is about 1 in all directions.
+"""
+
+import hashlib
+import itertools
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from millrace.data.hdf5 import create, create_dataset, open_checked, rows_per_chunk, strings
+from millrace.errors import ConfigError
+from millrace.provenance import code_version
+from millrace.systems.base import Progress
+from millrace.systems.groundwater.patch_file import SCHEMA
+from millrace.systems.groundwater.series import SCHEMA as SERIES_SCHEMA
+
+_SERIES = ("obs", "forcing", "forcing_mask")
+
+
+@dataclass(frozen=True)
+class PatchConfig:
+    """How the aquifer is cut."""
+
+    slice_groups: int = 4
+    """Groups of neighbouring slices."""
+    clusters: int = 5
+    """Patches of each group."""
+    ghost_neighbours: int = 10
+    """Nearest neighbours of a node that are looked at for ghosts."""
+    ghost_fraction: float = 0.05
+    """Ghosts from one neighbouring patch, at most, as a fraction of the core."""
+    seed: int = 42
+    """Of k-means."""
+
+    def __post_init__(self) -> None:
+        for key in ("slice_groups", "clusters", "ghost_neighbours"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"patches.{key} = {getattr(self, key)}: expected 1 or more")
+        if not 0 <= self.ghost_fraction <= 1:
+            raise ConfigError(
+                f"patches.ghost_fraction = {self.ghost_fraction}: expected a number from 0 to 1"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"patches.seed = {self.seed}: expected 0 or more, below 2^32")
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Rows of the series' node axis."""
+
+    core_node: NDArray[np.int64]
+    """int64[K], ascending; every node is core in exactly one patch."""
+    ghost_node: NDArray[np.int64]
+    """int64[G], by neighbouring patch, the nearest first."""
+
+
+def partition(
+    coords: NDArray[np.float64], slices: NDArray[np.integer], config: PatchConfig
+) -> list[Patch]:
+    """Cut nodes into patches.
+
+    If patch A has ghosts from B, then B has ghosts from A (unless ``ghost_fraction`` is 0).
+
+    Parameters
+    ----------
+    coords : ndarray
+        float64[N, 3] X, Y, Z (m).
+    slices : ndarray
+        int[N], slice of each node.
+    config : PatchConfig
+
+    Returns
+    -------
+    list of Patch
+        ``slice_groups * clusters`` patches, group by group.
+
+    Raises
+    ------
+    ConfigError
+        Fewer slices than groups, or fewer nodes in a group than clusters.
+    """
+    coords = np.asarray(coords, dtype=np.float64)
+    scaled_N3 = coords / length_scales(coords, slices)
+    scaled_N3 -= scaled_N3.mean(axis=0)  # k-means squares coordinates
+    owner_N = _owners(scaled_N3, slices, config)
+    near_E, node_E = _contacts(scaled_N3, owner_N, config.ghost_neighbours)
+    patches = []
+    for patch in range(config.slice_groups * config.clusters):
+        core = np.flatnonzero(owner_N == patch)
+        limit = int(config.ghost_fraction * len(core))
+        if config.ghost_fraction > 0:
+            limit = max(1, limit)
+        candidates = np.unique(node_E[owner_N[near_E] == patch])
+        distance = cKDTree(scaled_N3[core]).query(scaled_N3[candidates])[0]
+        candidates = candidates[np.argsort(distance, kind="stable")]
+        neighbours = np.unique(owner_N[candidates])
+        chosen = [candidates[owner_N[candidates] == other][:limit] for other in neighbours]
+        patches.append(Patch(core, np.concatenate([np.empty(0, dtype=np.int64), *chosen])))
+    return patches
+
+
+def length_scales(coords: NDArray[np.float64], slices: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Typical distance of neighbouring nodes along X, Y and Z (m), float64[3]."""
+    layers = [coords[slices == number] for number in np.unique(slices)]
+    lateral = np.concatenate([_nearest(layer[:, :2], layer[:, :2], 2) for layer in layers])
+    vertical = np.concatenate(
+        [
+            np.abs(above[_nearest_row(above[:, :2], below[:, :2]), 2] - below[:, 2])
+            for below, above in itertools.pairwise(layers)
+        ]
+        or [np.empty(0)]
+    )
+    horizontal = _typical(lateral, 1.0)
+    return np.array([horizontal, horizontal, _typical(vertical, horizontal)])
+
+
+def extract_patches(
+    series: Path,
+    output: Path,
+    config: PatchConfig,
+    progress: Progress | None = None,
+) -> None:
+    """Write ``patches.h5``: the series of every patch, core nodes first, then ghosts.
+
+    Memory does not grow with the number of steps: the series is read in slabs of time, each of which
+    becomes one chunk of every patch, so that a window in time of a patch is one contiguous read or two.
+
+    Parameters
+    ----------
+    series : Path
+        A `series.h5`.
+    output : Path
+        The file to write; it appears only when it is complete.
+    config : PatchConfig
+    progress : callable, optional
+        Called with (steps done, all).
+    """
+    with open_checked(series, SERIES_SCHEMA) as source, create(output) as file:
+        coords = source["coords"][()]
+        patches = partition(coords, source["slice"][()], config)
+        nodes = [np.concatenate([patch.core_node, patch.ghost_node]) for patch in patches]
+        n_steps = len(source["time"])
+        slab = _slab_steps(source, max(map(len, nodes)))
+        for number, patch in enumerate(patches):
+            group = file.create_group(f"patch_{number:02d}")
+            group.attrs["slice_group"] = number // config.clusters
+            create_dataset(group, "core_node", patch.core_node)
+            create_dataset(group, "ghost_node", patch.ghost_node)
+            create_dataset(group, "coords", coords[nodes[number]])
+            for name in _SERIES:
+                shape = (n_steps, len(nodes[number]), source[name].shape[2])
+                chunks = (slab, *shape[1:])
+                create_dataset(group, name, shape=shape, dtype=source[name].dtype, chunks=chunks)
+        for start in range(0, n_steps, slab):
+            stop = min(start + slab, n_steps)
+            for name in _SERIES:
+                if source[name].size:
+                    values_TNC = source[name][start:stop]
+                    for number, rows in enumerate(nodes):
+                        file[f"patch_{number:02d}"][name][start:stop] = values_TNC[:, rows]
+            if progress is not None:
+                progress(stop, n_steps)
+        for name in ("time", "split", *(f"stats/{stat}" for stat in source["stats"])):
+            create_dataset(file, name, source[name][()])
+        _write_attributes(file, source, config)
+
+
+def _write_attributes(file: h5py.File, source: h5py.File, config: PatchConfig) -> None:
+    source_digest = str(source.attrs["digest"])
+    options = json.dumps(asdict(config), sort_keys=True)
+    file.attrs["schema"] = SCHEMA
+    file.attrs["digest"] = hashlib.sha256((source_digest + options).encode()).hexdigest()
+    file.attrs["source_digest"] = source_digest
+    file.attrs["code_version"] = code_version()
+    file.attrs["config"] = options
+    clipped = bool(source["obs"].attrs.get("clip_negative_concentration"))
+    file.attrs["clip_negative_concentration"] = clipped
+    file.attrs["variables"] = strings(list(source["obs"].attrs["variables"]))
+    file.attrs["units"] = strings(list(source["obs"].attrs["units"]))
+    file.attrs["forcings"] = strings(list(source["forcing"].attrs["variables"]))
+
+
+def _slab_steps(source: h5py.File, largest_patch: int) -> int:
+    """Steps that make a chunk of the largest patch."""
+    return min(
+        rows_per_chunk((len(source["time"]), largest_patch, source[name].shape[2]), np.float32)
+        for name in ("obs", "forcing")
+    )
+
+
+def _owners(
+    scaled_N3: NDArray[np.float64], slices: NDArray[np.integer], config: PatchConfig
+) -> NDArray[np.int64]:
+    """Patch of each node."""
+    numbers = np.unique(slices)
+    if len(numbers) < config.slice_groups:
+        raise ConfigError(
+            f"patches.slice_groups = {config.slice_groups}: the series has only {len(numbers)} slices"
+        )
+    owner_N = np.empty(len(scaled_N3), dtype=np.int64)
+    for group, members in enumerate(np.array_split(numbers, config.slice_groups)):
+        rows = np.flatnonzero(np.isin(slices, members))
+        if len(rows) < config.clusters:
+            raise ConfigError(
+                f"patches.clusters = {config.clusters}: slices {members[0]} to {members[-1]} have "
+                f"only {len(rows)} nodes"
+            )
+        kmeans = KMeans(config.clusters, n_init=10, random_state=config.seed)
+        # One thread: with more, partial sums are added in another order and a node on an edge may
+        # change sides.
+        with threadpool_limits(1):
+            owner_N[rows] = group * config.clusters + kmeans.fit_predict(scaled_N3[rows])
+    return owner_N
+
+
+def _contacts(
+    scaled_N3: NDArray[np.float64], owner_N: NDArray[np.int64], neighbours: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of neighbouring nodes in different patches, each in both directions."""
+    k = min(neighbours + 1, len(scaled_N3))  # the nearest is the node itself
+    node_E = cKDTree(scaled_N3).query(scaled_N3, k=k)[1].ravel()
+    near_E = np.repeat(np.arange(len(scaled_N3)), k)
+    across = owner_N[near_E] != owner_N[node_E]
+    near_E, node_E = near_E[across], node_E[across]
+    return np.concatenate([near_E, node_E]), np.concatenate([node_E, near_E])
+
+
+def _nearest(points: NDArray, queries: NDArray, k: int) -> NDArray[np.float64]:
+    """Distance to the k-th nearest point, infinite if there are fewer."""
+    return cKDTree(points).query(queries, k=[k])[0][:, 0]
+
+
+def _nearest_row(points: NDArray, queries: NDArray) -> NDArray[np.int64]:
+    return cKDTree(points).query(queries)[1]
+
+
+def _typical(distances: NDArray[np.float64], default: float) -> float:
+    """Median of the distances that say something."""
+    useful = distances[np.isfinite(distances) & (distances > 0)]
+    return float(np.median(useful)) if len(useful) else default

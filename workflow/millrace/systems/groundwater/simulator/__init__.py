@@ -1,0 +1,1 @@
+"""A coastal aquifer, in the files of a FEFLOW model."""

@@ -1,0 +1,276 @@
+"""Groundwater: windows in time on patches of a mesh or on vertical sections."""
+
+from typing import Any
+
+from millrace.errors import ConfigError
+from millrace.systems.base import (
+    Block,
+    Extraction,
+    Model,
+    RawFormat,
+    SampleKind,
+    System,
+    Table,
+    check_columns,
+    is_count,
+)
+
+_HERE = "millrace.systems.groundwater"
+
+
+def _pair(items: Block) -> Block:
+    return {"type": "array", "items": items, "minItems": 2, "maxItems": 2}
+
+
+_KEYS: Block = {
+    "required": ["variables", "split"],
+    "properties": {
+        "variables": {
+            "description": "Columns of all/*.csv to keep.",
+            "type": "array",
+            "items": {"type": "string", "minLength": 1},
+            "minItems": 1,
+            "uniqueItems": True,
+        },
+        "units": {
+            "description": "Units of columns that are not among head, mass_concentration and pressure.",
+            "type": "object",
+            "additionalProperties": {"type": "string", "minLength": 1},
+        },
+        "forcings": {
+            "description": "Columns of forcings_corrected_all/*.csv to keep.",
+            "type": "array",
+            "items": {"type": "string"},
+            "uniqueItems": True,
+            "default": [],
+        },
+        "clip_negative_concentration": {
+            "description": "Set negative concentrations, an artefact of the solver, to zero.",
+            "type": "boolean",
+            "default": False,
+        },
+        "patches": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "slice_groups": {"type": "integer", "minimum": 1, "default": 4},
+                "clusters": {"type": "integer", "minimum": 1, "default": 5},
+                "ghost_neighbours": {"type": "integer", "minimum": 1, "default": 10},
+                "ghost_fraction": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.05},
+                "seed": {"type": "integer", "minimum": 0, "default": 42},
+            },
+        },
+        "planes": {
+            "description": "Vertical sections, given by their ends or evenly spread along the coast.",
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "transects": {
+                    "description": "End points [[X, Y], [X, Y]] of each section (m).",
+                    "type": "array",
+                    "items": _pair(_pair({"type": "number"})),
+                },
+                "count": {"type": "integer", "minimum": 1, "default": 8},
+                "shape": {
+                    "description": "Cells along the section and along Z.",
+                    "default": [32, 32],
+                    **_pair({"type": "integer", "minimum": 2}),
+                },
+            },
+        },
+    },
+}
+
+
+def _patch_files(model: Block) -> dict[str, str]:
+    """Patches, and the neighbour tables of a model that has a latent grid."""
+    if "latent_shape" not in model:
+        return {"patches": "patches.h5"}
+    shape = "x".join(str(n) for n in model["latent_shape"])
+    return {"patches": "patches.h5", "graph": f"graph_{shape}_r{model['radius']}.h5"}
+
+
+def _check_window(name: str, experiment: Block, dataset: Block) -> None:
+    data = experiment["data"]
+    steps = [data.get(key, 0) for key in ("input_steps", "output_steps")]
+    if not all(is_count(n) for n in steps):
+        raise ConfigError(
+            f"config: experiments.{name}.data: expected whole numbers of input_steps and output_steps, "
+            f"got {steps}"
+        )
+    length = sum(steps)
+    gap = dataset["split"]["gap"]
+    if length > gap:
+        raise ConfigError(
+            f"config: experiments.{name}.data: a window of {length} steps is longer than the gap of {gap} "
+            "between the splits, so test data would leak into training: raise split.gap of the dataset"
+        )
+    check_columns(("variables", "forcings"), name, experiment, dataset)
+
+
+def _check_graph(name: str, model: Block) -> None:
+    """Check what names the file of the neighbour tables."""
+    shape, radius = model.get("latent_shape"), model.get("radius")
+    if not isinstance(shape, list) or not all(is_count(n) and n for n in shape):
+        raise ConfigError(
+            f"config: experiments.{name}.model.latent_shape: expected a list of whole numbers, "
+            f"got {shape!r}"
+        )
+    if not isinstance(radius, int | float) or isinstance(radius, bool) or not radius > 0:
+        raise ConfigError(
+            f"config: experiments.{name}.model.radius: expected a positive number, got {radius!r}"
+        )
+
+
+def _rows(run: Block) -> list[dict[str, Any]]:
+    return [
+        {
+            "variable": variable,
+            **{name: scores[name] for name in ("rmse", "nmae", "relative_l2", "r2", "kge")},
+            "persistence_rmse": scores["persistence"]["rmse"],
+            "skill": scores["skill"],
+            "validation_skill": run["validation"][variable]["skill"],
+            "rollout_skill": run["rollout"]["variables"][variable]["skill"],
+        }
+        for variable, scores in run["test"].items()
+    ]
+
+
+def _ensemble_rows(ensemble: Block) -> list[dict[str, Any]]:
+    return [
+        {
+            "variable": variable,
+            "ensemble_skill": scores["mean"]["skill"],
+            **{name: scores[name] for name in ("crps", "crps_skill", "spread", "spread_skill")},
+        }
+        for variable, scores in ensemble["test"].items()
+    ]
+
+
+_ENSEMBLE = {
+    "ensemble_skill": "skill of the ensemble mean",
+    "crps": "CRPS",
+    "crps_skill": "CRPS skill",
+    "spread": "spread",
+    "spread_skill": "spread / error",
+}
+
+
+def _example(made: Block, data: Block) -> Block:
+    """A small coastal aquifer, cut in some way."""
+    dataset = {
+        "source": "demo",
+        "demo": {"slices": 3, "nodes_per_slice": 40, "steps": 60, "spin_up": 5.0},
+        "variables": ["head", "mass_concentration"],
+        "forcings": ["head_bc", "mass_concentration_bc", "sea_level_forcing"],
+        "split": {"train": 0.6, "validation": 0.2, "gap": 4},
+        **made,
+    }
+    return {"dataset": dataset, "data": data}
+
+
+_CAPTION = """\
+*scatter*: prediction against truth at all nodes. *time_series*: the nodes that vary most. *error_map*: RMSE
+of each column of nodes by group of slices. *section* and *animation*: truth, prediction and difference on a
+vertical section. *rollout_error_by_lead*: error when the model feeds on its own forecasts, against
+persistence."""
+_TABLE = Table(
+    titles={
+        "skill": "skill",
+        "rmse": "RMSE",
+        "persistence_rmse": "RMSE of persistence",
+        "validation_skill": "skill (validation)",
+        "rollout_skill": "skill (rollout)",
+        "nmae": "NMAE",
+        "relative_l2": "rel. L2",
+        "r2": "R²",
+        "kge": "KGE",
+        **_ENSEMBLE,
+    },
+    caption="Skill is 1 − RMSE / RMSE of persistence: 1 is perfect, 0 no better than assuming that "
+    "nothing changes. RMSE, CRPS and spread in m (head) and mg/L (mass concentration). The ensemble "
+    "holds all seeds: CRPS is its continuous ranked probability score, and spread / error is 1 if its "
+    "members differ as much as their mean errs, less if it is too sure of itself.",
+    baseline="persistence",
+    rows=_rows,
+    ensemble_rows=_ensemble_rows,
+    pooled=tuple(_ENSEMBLE),
+)
+
+SYSTEM = System(
+    name="groundwater",
+    formats=(
+        RawFormat(
+            name="feflow_csv",
+            holds="all/",
+            read_into="series.h5",
+            simulate=f"{_HERE}.simulator.aquifer:write_aquifer",
+            simulation=f"{_HERE}.simulator.aquifer:AquiferConfig",
+            keys=_KEYS,
+        ),
+        RawFormat("plane_folders", "the folders plane_XX/", "planes.h5", keys=_KEYS),
+    ),
+    kinds=(
+        SampleKind(
+            name="patches",
+            formats=("feflow_csv",),
+            files=_patch_files,
+            dataset=f"{_HERE}.patch_dataset:PatchDataset",
+            evaluation=f"{_HERE}.evaluation:EVALUATION",
+            table=_TABLE,
+            caption=_CAPTION,
+            check=_check_window,
+            ensembles=True,
+            prediction=f"{_HERE}.predict:predict",
+            example=_example(
+                {"patches": {"slice_groups": 1, "clusters": 2}},
+                {
+                    "variables": ["head", "mass_concentration"],
+                    "forcings": ["sea_level_forcing"],
+                    "input_steps": 2,
+                    "output_steps": 1,
+                },
+            ),
+        ),
+        SampleKind(
+            name="planes",
+            formats=("feflow_csv", "plane_folders"),
+            dataset=f"{_HERE}.plane_dataset:PlaneDataset",
+            evaluation=f"{_HERE}.evaluation:EVALUATION",
+            table=_TABLE,
+            caption=_CAPTION,
+            extraction=Extraction(
+                f"{_HERE}.plane_folders:convert_plane_folders", formats=("plane_folders",)
+            ),
+            check=_check_window,
+            ensembles=True,
+            prediction=f"{_HERE}.predict:predict",
+            example=_example(
+                {"planes": {"count": 2, "shape": [8, 8]}}, {"input_steps": 2, "output_steps": 2}
+            ),
+        ),
+    ),
+    models=(
+        Model(
+            "gino",
+            "patches",
+            f"{_HERE}.gino:SPEC",
+            check=_check_graph,
+            example={
+                "latent_shape": [4, 4, 3],
+                "radius": 0.6,
+                "modes": [2, 2, 2],
+                "hidden": 4,
+                "layers": 1,
+                "kernel_widths": [4],
+            },
+        ),
+        Model(
+            "gfno",
+            "planes",
+            f"{_HERE}.gfno:SPEC",
+            example={"gno_channels": 4, "kernel_widths": [8], "modes": [2, 3, 3], "hidden": 8},
+        ),
+    ),
+    rules=("preprocess",),
+)

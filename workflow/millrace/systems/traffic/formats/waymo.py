@@ -1,0 +1,264 @@
+"""Waymo Open Motion: scenarios as protocol buffers in TFRecord files, read without TensorFlow.
+
+A TFRecord file is a row of records: length (uint64), masked CRC-32C of the length, content, masked CRC-32C
+of the content, all little-endian. A record holds one ``Scenario``; of its messages only the fields that are
+needed are described here, and the others are skipped. Units and angles are already those of
+`millrace.systems.traffic.tracks`; a road edge has the road on its left there, too.
+"""
+
+import functools
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from millrace.errors import DataError
+from millrace.systems.base import Progress
+from millrace.systems.traffic.formats.recordings import files_like
+from millrace.systems.traffic.tracks import (
+    CLASSES,
+    LIGHTS,
+    PRESENT,
+    STEPS,
+    Polyline,
+    Scene,
+    write_recording,
+)
+
+# Messages as (field, number, type); "*" repeats it.
+_MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
+    "Point": (("x", 1, "double"), ("y", 2, "double")),
+    "State": (
+        ("center_x", 2, "double"),
+        ("center_y", 3, "double"),
+        ("length", 5, "float"),
+        ("width", 6, "float"),
+        ("heading", 8, "float"),
+        ("velocity_x", 9, "float"),
+        ("velocity_y", 10, "float"),
+        ("valid", 11, "bool"),
+    ),
+    "Track": (("id", 1, "int32"), ("object_type", 2, "int32"), ("states", 3, "*State")),
+    "Signal": (("lane", 1, "int64"), ("state", 2, "int32")),
+    "Dynamic": (("lane_states", 1, "*Signal"),),
+    "Lane": (("type", 2, "int32"), ("polyline", 8, "*Point")),
+    "Line": (("type", 1, "int32"), ("polyline", 2, "*Point")),
+    "Stop": (("lane", 1, "*int64"), ("position", 2, "Point")),
+    "Area": (("polygon", 1, "*Point"),),
+    "Feature": (
+        ("id", 1, "int64"),
+        ("lane", 3, "Lane"),
+        ("road_line", 4, "Line"),
+        ("road_edge", 5, "Line"),
+        ("stop_sign", 7, "Stop"),
+        ("crosswalk", 8, "Area"),
+        ("speed_bump", 9, "Area"),
+        ("driveway", 10, "Area"),
+    ),
+    "Scenario": (
+        ("timestamps_seconds", 1, "*double"),
+        ("tracks", 2, "*Track"),
+        ("scenario_id", 5, "string"),
+        ("dynamic_map_states", 7, "*Dynamic"),
+        ("map_features", 8, "*Feature"),
+        ("current_time_index", 10, "int32"),
+    ),
+}
+_KINDS = {1: "vehicle", 2: "pedestrian", 3: "cyclist"}
+# Of TrafficSignalLaneState: arrows and discs alike; flashing red is a stop sign, flashing yellow a caution.
+_STATES = {
+    1: "red",
+    4: "red",
+    7: "red",
+    2: "yellow",
+    5: "yellow",
+    8: "yellow",
+    3: "green",
+    6: "green",
+}
+_BIKE_LANE = 3
+
+
+def convert(source: Path, output: Path, progress: Progress | None = None) -> int:
+    """Convert all files of a directory; returns the number of scenarios."""
+    files = files_like(source, "*tfrecord*", "TFRecord files of the Waymo Open Motion Dataset")
+    count = 0
+    for number, path in enumerate(files):
+        for content in read_records(path):
+            scene = read_scenario(content, path)
+            if scene is not None:
+                write_recording(output, scene.name, [scene])
+                count += 1
+        if progress is not None:
+            progress(number + 1, len(files))
+    return count
+
+
+def read_records(path: Path) -> Iterator[bytes]:
+    """Contents of the records of a TFRecord file.
+
+    Raises
+    ------
+    DataError
+        It is truncated, or a checksum is wrong.
+    """
+    with path.open("rb") as file:
+        while head := file.read(12):
+            where = f"{path}: record at byte {file.tell() - len(head)}"
+            if len(head) < 12:
+                raise DataError(f"{where}: the file ends in it; copy it again")
+            (length,), (check,) = struct.unpack("<Q", head[:8]), struct.unpack("<I", head[8:])
+            if masked_crc(head[:8]) != check:
+                raise DataError(f"{where}: wrong checksum; expected a TFRecord file")
+            body = file.read(length + 4)
+            if len(body) < length + 4:
+                raise DataError(f"{where}: the file ends in it; copy it again")
+            if masked_crc(body[:length]) != struct.unpack("<I", body[length:])[0]:
+                raise DataError(f"{where}: wrong checksum; the file is damaged, copy it again")
+            yield body[:length]
+
+
+def masked_crc(content: bytes) -> int:
+    """CRC-32C, rotated and offset as TFRecord wants it."""
+    crc = _crc32c(content)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def read_scenario(content: bytes, path: Path) -> Scene | None:
+    """A scene from a serialised ``Scenario``; None if nobody is seen at the present.
+
+    Raises
+    ------
+    DataError
+        It is not such a message, or does not have 91 steps of which step 10 is the present.
+    """
+    scenario = message("Scenario")
+    try:
+        scenario.ParseFromString(content)
+    except DecodeError as error:
+        raise DataError(f"{path}: not a scenario of the Waymo Open Motion Dataset") from error
+    steps = len(scenario.timestamps_seconds)
+    if steps < PRESENT + 1 or steps > STEPS or scenario.current_time_index != PRESENT:
+        raise DataError(
+            f"{path}: scenario {scenario.scenario_id!r} has {steps} steps and its present at "
+            f"{scenario.current_time_index}; expected up to {STEPS} and {PRESENT}"
+        )
+    tracks = [track for track in scenario.tracks if track.object_type in _KINDS]
+    pose = np.full((len(tracks), STEPS, 3), np.nan)
+    velocity = np.full((len(tracks), STEPS, 2), np.nan)
+    size = np.full((len(tracks), 2), 0.5)
+    for a, track in enumerate(tracks):
+        for t, state in enumerate(track.states):
+            if state.valid:
+                pose[a, t] = state.center_x, state.center_y, state.heading
+                velocity[a, t] = state.velocity_x, state.velocity_y
+                if t <= PRESENT:
+                    size[a] = max(state.length, 0.1), max(state.width, 0.1)
+    seen = np.isfinite(pose[..., 0]).any(axis=1)
+    if not np.isfinite(pose[:, PRESENT, 0]).any():
+        return None
+    road = tuple(_lines(scenario.map_features))
+    return Scene(
+        name=scenario.scenario_id,
+        track_A=tuple(str(track.id) for track, ok in zip(tracks, seen, strict=True) if ok),
+        kind_A=np.array([CLASSES.index(_KINDS[t.object_type]) for t in tracks], np.int8)[seen],
+        size_A2=size[seen],
+        pose_AT3=pose[seen],
+        velocity_AT2=velocity[seen],
+        road=road,
+        lights=_lights(scenario, {line.name for line in road}),
+    )
+
+
+def _lines(features: Any) -> Iterator[Polyline]:
+    for feature in features:
+        for kind in ("lane", "road_line", "road_edge", "crosswalk", "speed_bump", "driveway"):
+            if not feature.HasField(kind):
+                continue
+            part = getattr(feature, kind)
+            is_area = kind in ("crosswalk", "speed_bump", "driveway")
+            points = part.polygon if is_area else part.polyline
+            place = np.array([[point.x, point.y] for point in points]).reshape(-1, 2)
+            if is_area and len(place):
+                place = np.concatenate([place, place[:1]])
+            if kind == "lane" and part.type == _BIKE_LANE:
+                kind = "bike_lane"
+            if len(place) > 1:
+                yield Polyline(str(feature.id), kind, place)
+
+
+def _lights(scenario: Any, lines: set[str]) -> dict[str, np.ndarray]:
+    lights: dict[str, np.ndarray] = {}
+    for t, dynamic in enumerate(scenario.dynamic_map_states[:STEPS]):
+        for signal in dynamic.lane_states:
+            if str(signal.lane) in lines:
+                series = lights.setdefault(str(signal.lane), np.zeros(STEPS, dtype=np.int8))
+                series[t] = LIGHTS.index(_STATES.get(signal.state, "unknown"))
+    return lights
+
+
+def message(name: str) -> Any:
+    """An empty message."""
+    return _classes()[name]()
+
+
+@functools.cache
+def _classes() -> dict[str, Any]:
+    """Message classes of `_MESSAGES`."""
+    file = descriptor_pb2.FileDescriptorProto(name="womd.proto", package="womd", syntax="proto2")
+    kinds = descriptor_pb2.FieldDescriptorProto
+    for name, fields in _MESSAGES.items():
+        described = file.message_type.add(name=name)
+        for field, number, kind in fields:
+            base = kind.removeprefix("*")
+            added = described.field.add(name=field, number=number)
+            added.label = kinds.LABEL_REPEATED if kind[0] == "*" else kinds.LABEL_OPTIONAL
+            if base in _MESSAGES:
+                added.type, added.type_name = kinds.TYPE_MESSAGE, f".womd.{base}"
+            else:
+                added.type = getattr(kinds, f"TYPE_{base.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"womd.{name}"))
+        for name in _MESSAGES
+    }
+
+
+@functools.cache
+def _crc_tables() -> np.ndarray:
+    """Slicing-by-8 tables of CRC-32C (Castagnoli), uint32[8, 256]."""
+    tables = np.zeros((8, 256), dtype=np.uint32)
+    for byte in range(256):
+        crc = byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+        tables[0, byte] = crc
+    for k in range(1, 8):
+        tables[k] = tables[k - 1] >> 8 ^ tables[0, tables[k - 1] & 0xFF]
+    return tables
+
+
+def _crc32c(content: bytes) -> int:
+    tables = [table.tolist() for table in _crc_tables()]
+    crc, n = 0xFFFFFFFF, len(content) // 8 * 8
+    t0, t1, t2, t3, t4, t5, t6, t7 = tables
+    for low, high in struct.iter_unpack("<II", content[:n]):
+        low ^= crc
+        crc = (
+            t7[low & 255]
+            ^ t6[low >> 8 & 255]
+            ^ t5[low >> 16 & 255]
+            ^ t4[low >> 24]
+            ^ t3[high & 255]
+            ^ t2[high >> 8 & 255]
+            ^ t1[high >> 16 & 255]
+            ^ t0[high >> 24]
+        )
+    for byte in content[n:]:
+        crc = crc >> 8 ^ t0[(crc ^ byte) & 255]
+    return crc ^ 0xFFFFFFFF

@@ -1,0 +1,166 @@
+r"""Realism of rollouts: how likely what happened is under the distribution of the rollouts.
+
+After the Waymo Open Sim Agents Challenge (Montali et al. 2023, NeurIPS, arXiv:2305.12032), with the
+weights of its later editions. Each feature of a road user gets a histogram over all rollouts and steps,
+with a pseudo-count in every bin; of the true values the mean log likelihood is taken over steps and road
+users of a scene, and its exponential is the score of the scene, between 0 and 1. Whether a road user
+collides or leaves the road at any time is a Bernoulli variable. The score of realism is the weighted mean
+of the features.
+
+Shape suffixes: S rollouts, A road users, T steps.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millrace.systems.traffic.boxes import (
+    beyond_edge,
+    box_corners,
+    nearest_box,
+    time_to_collision,
+)
+from millrace.systems.traffic.tracks import STEP_S
+
+Floats = NDArray[np.float64]
+
+_CAP_S = 5.0
+
+
+@dataclass(frozen=True)
+class Feature:
+    """How a feature is scored."""
+
+    weight: float
+    low: float = 0.0
+    high: float = 0.0
+    bins: int = 0
+    """0: Bernoulli."""
+    vehicles_only: bool = False
+
+    @property
+    def pseudo_count(self) -> float:
+        """Added to each bin."""
+        return 0.1 if self.bins else 0.001
+
+
+FEATURES: dict[str, Feature] = {
+    "speed": Feature(0.05, 0, 25, 10),
+    "acceleration": Feature(0.05, -12, 12, 11),
+    "angular_speed": Feature(0.05, -0.628, 0.628, 11),
+    "angular_acceleration": Feature(0.05, -3.14, 3.14, 11),
+    "distance_to_object": Feature(0.1, -5, 40, 10),
+    "time_to_collision": Feature(0.1, 0, _CAP_S, 10),
+    "collision": Feature(0.25),
+    "distance_to_edge": Feature(0.05, -20, 40, 10, vehicles_only=True),
+    "off_road": Feature(0.25, vehicles_only=True),
+}
+"""Weights sum to 0.95 and are normalised."""
+
+
+def features(
+    pose_SAT3: Floats, size_A2: Floats, kind_A: NDArray, edge_E22: Floats
+) -> dict[str, Floats]:
+    """Features of road users over time.
+
+    Parameters
+    ----------
+    pose_SAT3 : ndarray
+        Poses every 0.1 s, the first of them the present; NaN where not seen.
+    size_A2 : ndarray
+    kind_A : ndarray
+        Class; what concerns the edge of the road is NaN for all but vehicles.
+    edge_E22 : ndarray
+        Pieces of edge, with the road on their left.
+
+    Returns
+    -------
+    dict
+        [S, A, T - 1] by name, [S, A] for those that are Bernoulli variables; NaN where unknown.
+    """
+    speed = _central(np.hypot, pose_SAT3[..., 0], pose_SAT3[..., 1])
+    turning = _slope(np.unwrap(_filled(pose_SAT3[..., 2]), axis=2))
+    turning = np.where(np.isfinite(speed), turning, np.nan)
+    distance = nearest_box(pose_SAT3, size_A2)[..., 1:]
+    vehicle_A = np.asarray(kind_A) == 0
+    edge = np.full(distance.shape, np.nan)
+    if vehicle_A.any() and len(edge_E22):
+        corner = box_corners(pose_SAT3[:, vehicle_A, 1:], size_A2[vehicle_A][:, None])
+        beyond = beyond_edge(corner.reshape(-1, 2), edge_E22)
+        edge[:, vehicle_A] = beyond.reshape(corner.shape[:-1]).max(axis=-1)
+    ahead = time_to_collision(pose_SAT3, speed, size_A2, _CAP_S)
+    return {
+        "speed": speed[..., 1:],
+        "acceleration": _slope(speed)[..., 1:],
+        "angular_speed": turning[..., 1:],
+        "angular_acceleration": _slope(turning)[..., 1:],
+        "distance_to_object": distance,
+        "time_to_collision": ahead[..., 1:],
+        "collision": _ever(distance < 0, distance),
+        "distance_to_edge": edge,
+        "off_road": _ever(edge > 0, edge),
+    }
+
+
+def likelihood(name: str, rollouts: Floats, truth: Floats) -> float:
+    """Score of one feature in a scene, from 0 to 1; NaN if nothing is known.
+
+    Parameters
+    ----------
+    name : str
+        Of `FEATURES`.
+    rollouts : ndarray
+        [S, A, T] or [S, A].
+    truth : ndarray
+        [A, T] or [A].
+    """
+    feature = FEATURES[name]
+    values_AN = np.moveaxis(rollouts, 0, -1).reshape(rollouts.shape[1], -1)
+    truth_AT = truth.reshape(len(truth), -1)
+    logs = []
+    for sampled, true in zip(values_AN, truth_AT, strict=True):
+        known, true = sampled[np.isfinite(sampled)], true[np.isfinite(true)]
+        if len(known) and len(true):
+            logs.append(np.log(_probability(feature, known, true)))
+    return float(np.exp(np.concatenate(logs).mean())) if logs else float("nan")
+
+
+def _probability(feature: Feature, known: Floats, true: Floats) -> Floats:
+    """Share of the rollouts in the bins of the true values."""
+    n = feature.bins or 2
+    low, high = (feature.low, feature.high) if feature.bins else (0.0, 2.0)
+    bins = [np.clip(((v - low) / (high - low) * n).astype(int), 0, n - 1) for v in (known, true)]
+    count = np.bincount(bins[0], minlength=n) + feature.pseudo_count
+    return (count / count.sum())[bins[1]]
+
+
+def realism(rollouts: Mapping[str, Floats], truth: Mapping[str, Floats]) -> dict[str, float]:
+    """Scores of a scene by feature, and ``realism``, their weighted mean over what is known."""
+    scores = {name: likelihood(name, rollouts[name], truth[name][0]) for name in FEATURES}
+    known = {name: score for name, score in scores.items() if np.isfinite(score)}
+    weight = sum(FEATURES[name].weight for name in known)
+    total = sum(FEATURES[name].weight * score for name, score in known.items())
+    return {**scores, "realism": total / weight if weight else float("nan")}
+
+
+def _slope(values: Floats) -> Floats:
+    """Central difference over time, one-sided at the ends, per second."""
+    return np.gradient(values, STEP_S, axis=2)
+
+
+def _central(norm: np.ufunc, *axes: Floats) -> Floats:
+    return norm(*(_slope(axis) for axis in axes))
+
+
+def _filled(values: Floats) -> Floats:
+    """Last value where there is none, so that unwrapping goes on across gaps."""
+    index = np.where(np.isfinite(values), np.arange(values.shape[-1]), 0)
+    found = np.take_along_axis(values, np.maximum.accumulate(index, axis=-1), axis=-1)
+    return np.nan_to_num(found)
+
+
+def _ever(happens: NDArray[np.bool_], known: Floats) -> Floats:
+    """Whether something happens at any step; NaN if nothing is known."""
+    return np.where(np.isfinite(known).any(axis=-1), happens.any(axis=-1).astype(float), np.nan)

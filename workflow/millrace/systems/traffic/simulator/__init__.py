@@ -1,0 +1,1 @@
+"""Traffic at intersections, in the files of recorded tracks or of SUMO."""

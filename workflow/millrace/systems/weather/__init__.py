@@ -1,0 +1,1 @@
+"""Weather: states of the atmosphere, forecast step by step."""

@@ -1,0 +1,142 @@
+"""What the engine knows of Aurora."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from millrace.models.losses import LossConfig, field_loss
+from millrace.models.spec import Division, ModelSpec
+from millrace.systems.weather.aurora.config import AuroraConfig
+from millrace.systems.weather.aurora.encodings import place_encodings
+from millrace.systems.weather.aurora.loss import channel_weights, weighted_mae
+from millrace.systems.weather.aurora.model import (
+    Aurora,
+    AuroraPart,
+    check_grid,
+    drop,
+    stage_inputs,
+    unit_costs,
+    unit_names,
+)
+from millrace.systems.weather.aurora.perceiver import Grid
+from millrace.systems.weather.aurora.swin import SwinBlock
+from millrace.systems.weather.dataset import WeatherBatch, WeatherDataset
+
+
+def _build(config: AuroraConfig, dataset: WeatherDataset) -> Aurora:
+    check_grid(config, dataset.shape)
+    position, scale = place_encodings(
+        dataset.latitude, dataset.longitude, config.patch_size, config.embed_dim
+    )
+    grid = Grid(
+        position_ND=position,
+        scale_ND=scale,
+        level_L=torch.tensor(dataset.levels, dtype=torch.float64, device="cpu"),
+        static_FIJ=torch.from_numpy(dataset.static),
+        surface=len(dataset.surface),
+        air=len(dataset.air),
+        hours=dataset.step_hours,
+    )
+    scale_C = torch.from_numpy(dataset.increment_scale)
+    model = Aurora(config, grid, dataset.shape, dataset.config.input_steps, scale_C)
+    weight_C = channel_weights(
+        dataset.surface, dataset.air, len(dataset.levels), config.loss_weights
+    )
+    model.register_buffer("loss_weight_C", weight_C, persistent=False)
+    return model
+
+
+def _predict(module: nn.Module, batch: WeatherBatch) -> Tensor:
+    return as_points(module(batch))
+
+
+def as_points(states_BKCIJ: Tensor) -> Tensor:
+    """Fields as values at cells, [I * J, B, K, C]."""
+    return states_BKCIJ.flatten(3).permute(3, 0, 1, 2)
+
+
+def _loss(module: nn.Module, batch: WeatherBatch, config: LossConfig) -> Tensor:
+    return _scored(module, batch, config)[0]
+
+
+def _continued(module: nn.Module, batch: WeatherBatch, config: LossConfig) -> tuple[Tensor, Tensor]:
+    loss_B, forecast_BKCIJ = _scored(module, batch, config)
+    states = torch.cat([batch.past_BTCIJ, forecast_BKCIJ], dim=1)
+    return loss_B, states[:, -batch.past_BTCIJ.shape[1] :]
+
+
+def _scored(module: nn.Module, batch: WeatherBatch, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """Loss of each sample, and the forecast."""
+    core = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+    weight_C: Any = core.get_buffer("loss_weight_C")
+    forecast_BKCIJ = module(batch)
+    return _forecast_loss(forecast_BKCIJ, batch, config, weight_C), forecast_BKCIJ
+
+
+def _forecast_loss(
+    forecast_BKCIJ: Tensor, batch: WeatherBatch, config: LossConfig, weight_C: Tensor
+) -> Tensor:
+    if config.kind == "mae":
+        return weighted_mae(forecast_BKCIJ, batch.y_BKCIJ, weight_C)
+    points = as_points(forecast_BKCIJ)
+    return field_loss(points, batch.y_KBTV, batch.scale_V, config, batch.variance_weight_KV)
+
+
+def _loss_of_forecast(
+    module: nn.Module, forecast: Tensor, batch: WeatherBatch, config: LossConfig
+) -> Tensor:
+    return _forecast_loss(forecast, batch, config, module.get_buffer("loss_weight_C"))
+
+
+def _stage(module: nn.Module, begin: int, end: int, step: int, steps: int) -> nn.Module:
+    assert isinstance(module, Aurora)
+    return AuroraPart(module, begin, end, step, steps)
+
+
+def _packed(module: nn.Module) -> Mapping[str, int]:
+    """Packed projections of queries, keys and values, and their heads."""
+    return {
+        f"{name}.attention.qkv": block.attention.proj.in_features // block.attention.head_dim
+        for name, block in module.named_modules()
+        if isinstance(block, SwinBlock)
+    }
+
+
+def _half(module: nn.Module) -> list[str]:
+    """The blocks; encoder, decoder and what joins resolutions hold norms and embeddings too."""
+    return [name for name, block in module.named_modules() if isinstance(block, SwinBlock)]
+
+
+def _pairs(module: nn.Module) -> list[tuple[str, str]]:
+    pairs = (("attention.qkv", "attention.proj"), ("mlp.fc1", "mlp.fc2"))
+    return [
+        (f"{name}.{first}", f"{name}.{second}")
+        for name, block in module.named_modules()
+        if isinstance(block, SwinBlock)
+        for first, second in pairs
+    ]
+
+
+SPEC = ModelSpec(
+    name="aurora",
+    config=AuroraConfig,
+    build=_build,
+    predict=_predict,
+    loss=_loss,
+    continued=_continued,
+    blocks=("encoder", "blocks.*", "decoder"),
+    division=Division(
+        units=unit_names,
+        stage=_stage,
+        costs=unit_costs,
+        drop=drop,
+        steps=lambda dataset: dataset.config.output_steps,
+        inputs=stage_inputs,
+        loss=_loss_of_forecast,
+        pairs=_pairs,
+        packed=_packed,
+        half=_half,
+    ),
+)

@@ -1,0 +1,254 @@
+"""Three-dimensional Swin blocks on latent levels x latitude x longitude.
+
+Windows that shift are those of Liu et al. 2021 (arXiv:2103.14030), normalisation after each residual branch
+that of Swin v2 (arXiv:2111.09883).
+
+Shape suffixes: B samples, N tokens (level by level, row by row), C channels, H heads, W windows, S tokens
+of a window, K channels of a head.
+"""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from millrace.models.norms import LayerNorm
+
+Size = tuple[int, int, int]
+
+_MODULATION_STD = 1e-2
+
+
+class AdaptiveNorm(nn.Module):
+    """Layer normalisation whose scale and shift follow from the time embedding.
+
+    It begins close to zero, so that a new network is close to the identity, and not at zero, where
+    nothing behind it would learn.
+    """
+
+    def __init__(self, channels: int, context: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.modulation = nn.Linear(context, 2 * channels)
+        nn.init.normal_(self.modulation.weight, std=_MODULATION_STD / math.sqrt(context))
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x_BNC: Tensor, context_BD: Tensor) -> Tensor:
+        """Normalise and modulate, [B, N, C]."""
+        scale_BC, shift_BC = self.modulation(F.silu(context_BD)).chunk(2, dim=-1)
+        normed = F.layer_norm(x_BNC, (self.channels,))
+        return normed * scale_BC[:, None] + shift_BC[:, None]
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class WindowAttention(nn.Module):
+    """Self-attention among the tokens of a window.
+
+    The rows of ``qkv`` are packed as all queries, all keys, all values, each head by head. The number of
+    heads is read off its output: a rank that holds some of them computes these.
+    """
+
+    def __init__(self, channels: int, heads: int, lora_rank: int) -> None:
+        super().__init__()
+        self.head_dim = channels // heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.lora_qkv = Lora(channels, 3 * channels, lora_rank) if lora_rank else None
+        self.lora_proj = Lora(channels, channels, lora_rank) if lora_rank else None
+
+    def forward(self, x_WSC: Tensor, mask_WSS: Tensor | None) -> Tensor:
+        """Attend; ``mask_WSS`` is True where a token may look, [W, S, C]."""
+        qkv = self.qkv(x_WSC)
+        if self.lora_qkv is not None:
+            qkv = qkv + self.lora_qkv(x_WSC)
+        q, k, v = qkv.unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
+        if mask_WSS is not None:
+            mask_WSS = mask_WSS.repeat(len(q) // len(mask_WSS), 1, 1)[:, None]
+        y_WSC = (
+            F.scaled_dot_product_attention(q, k, v, attn_mask=mask_WSS).transpose(1, 2).flatten(2)
+        )
+        out = self.proj(y_WSC)
+        return out if self.lora_proj is None else out + self.lora_proj(y_WSC)
+
+
+class Lora(nn.Module):
+    """Low-rank update of a linear layer, zero at first (Hu et al. 2021, arXiv:2106.09685)."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(inputs, rank, bias=False)
+        self.up = nn.Linear(rank, outputs, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Update of the layer's output."""
+        return self.up(self.down(x))
+
+
+class SwinBlock(nn.Module):
+    """Windowed attention and an MLP, each normalised after and added.
+
+    Parameters
+    ----------
+    channels, heads, context : int
+        Channels of tokens, heads, channels of the time embedding.
+    size : (int, int, int)
+        Tokens along levels, latitude, longitude.
+    window : (int, int, int)
+    shifted : bool
+        Move the windows by half of their size.
+    mlp_ratio, drop_path : float
+    lora_rank : int
+    """
+
+    labels_WS: Tensor | None
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        context: int,
+        size: Size,
+        window: Size,
+        shifted: bool,
+        mlp_ratio: float,
+        drop_path: float,
+        lora_rank: int,
+    ) -> None:
+        super().__init__()
+        self.size, self.drop_path = size, drop_path
+        levels, rows, columns = (min(w, s) for w, s in zip(window, size, strict=True))
+        self.window: Size = (levels, rows, columns)
+        self.shift: Size = tuple(  # type: ignore[assignment]
+            w // 2 if shifted and w < s else 0 for w, s in zip(self.window, size, strict=True)
+        )
+        self.attention = WindowAttention(channels, heads, lora_rank)
+        self.norm1 = AdaptiveNorm(channels, context)
+        self.mlp = Mlp(channels, int(mlp_ratio * channels))
+        self.norm2 = AdaptiveNorm(channels, context)
+        labels = window_labels(size, self.window, self.shift)
+        tensor = None if labels is None else torch.tensor(labels, device="cpu")
+        self.register_buffer("labels_WS", tensor, persistent=False)
+
+    def forward(self, x_BNC: Tensor, context_BD: Tensor) -> Tensor:
+        """Same shape."""
+        x_BNC = x_BNC + self._kept(self.norm1(self._attend(x_BNC), context_BD))
+        return x_BNC + self._kept(self.norm2(self.mlp(x_BNC), context_BD))
+
+    def _attend(self, x_BNC: Tensor) -> Tensor:
+        x = x_BNC.unflatten(1, self.size)
+        padding = [(-s) % w for s, w in zip(self.size, self.window, strict=True)]
+        if any(padding):
+            x = F.pad(x, (0, 0, 0, padding[2], 0, padding[1], 0, padding[0]))
+        padded = x.shape[1:4]
+        x = torch.roll(x, [-s for s in self.shift], (1, 2, 3))
+        mask = None
+        if self.labels_WS is not None:
+            mask = self.labels_WS[:, :, None] == self.labels_WS[:, None, :]
+        x = from_windows(self.attention(to_windows(x, self.window), mask), self.window, padded)
+        x = torch.roll(x, self.shift, (1, 2, 3))
+        levels, rows, columns = self.size
+        return x[:, :levels, :rows, :columns].flatten(1, 3)
+
+    def _kept(self, x_BNC: Tensor) -> Tensor:
+        """Leave the branch out for some samples (Huang et al. 2016, arXiv:1603.09382)."""
+        if not self.training or not self.drop_path:
+            return x_BNC
+        keep = torch.rand(len(x_BNC), 1, 1, device=x_BNC.device) >= self.drop_path
+        return x_BNC * keep / (1 - self.drop_path)
+
+
+def to_windows(x: Tensor, window: Size) -> Tensor:
+    """Cut [B, levels, rows, columns, C] into windows, [B * W, S, C]."""
+    a, b, c = window
+    x = x.unflatten(3, (-1, c)).unflatten(2, (-1, b)).unflatten(1, (-1, a))
+    return x.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4, 6).flatten(0, 3)
+
+
+def from_windows(x_WSC: Tensor, window: Size, size: tuple[int, ...]) -> Tensor:
+    """Undo `to_windows`, [B, levels, rows, columns, C]."""
+    counts = [s // w for s, w in zip(size, window, strict=True)]
+    x = x_WSC.unflatten(0, (-1, *counts)).unflatten(4, window)
+    return x.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+
+
+@lru_cache(maxsize=64)
+def window_labels(size: Size, window: Size, shift: Size) -> np.ndarray | None:
+    """Which tokens of a window belong together, int16[W, S]; None: all of each window.
+
+    Shifted windows wrap around. Longitudes do too, so that only the levels and latitudes that met by
+    wrapping are kept apart; what pads the grid looks at nothing but itself.
+    """
+    padded = [-(-s // w) * w for s, w in zip(size, window, strict=True)]
+    label = np.zeros(padded, dtype=np.int16)
+    for axis in (0, 1):
+        if shift[axis]:
+            wrapped = np.arange(padded[axis]) < shift[axis]
+            label += np.expand_dims(
+                wrapped.astype(np.int16) << axis, tuple(a for a in range(3) if a != axis)
+            )
+    levels, rows, columns = size
+    inside = np.zeros(padded, dtype=bool)
+    inside[:levels, :rows, :columns] = True
+    label[~inside] = -1
+    if (label == 0).all():
+        return None
+    label = np.roll(label, [-s for s in shift], (0, 1, 2))
+    with torch.device("cpu"):
+        return to_windows(torch.from_numpy(label)[None, ..., None], window)[..., 0].numpy()
+
+
+class PatchMerging(nn.Module):
+    """Halve latitude and longitude and double the channels."""
+
+    def __init__(self, channels: int, size: Size) -> None:
+        super().__init__()
+        self.size = size
+        self.norm = LayerNorm(4 * channels)
+        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+
+    def forward(self, x_BNC: Tensor, _: Tensor) -> Tensor:
+        """Tokens of the next coarser resolution, see `coarser`."""
+        rows, columns = self.size[1:]
+        x = F.pad(x_BNC.unflatten(1, self.size), (0, 0, 0, columns % 2, 0, rows % 2))
+        x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 1, 2, 4, 3, 5, 6)
+        return self.reduction(self.norm(x.flatten(4).flatten(1, 3)))
+
+
+class PatchSplitting(nn.Module):
+    """Double latitude and longitude and halve the channels; ``size`` is the finer one."""
+
+    def __init__(self, channels: int, size: Size) -> None:
+        super().__init__()
+        self.size = size
+        self.expansion = nn.Linear(channels, 2 * channels, bias=False)
+        self.norm = LayerNorm(channels // 2)
+        self.mixing = nn.Linear(channels // 2, channels // 2, bias=False)
+
+    def forward(self, x_BNC: Tensor, _: Tensor) -> Tensor:
+        """Tokens of the next finer resolution."""
+        levels, rows, columns = self.size
+        x = self.expansion(x_BNC).unflatten(1, coarser(self.size)).unflatten(-1, (2, 2, -1))
+        x = x.permute(0, 1, 2, 4, 3, 5, 6).flatten(4, 5).flatten(2, 3)
+        return self.mixing(self.norm(x[:, :levels, :rows, :columns].flatten(1, 3)))
+
+
+def coarser(size: Size) -> Size:
+    """Size after `PatchMerging`."""
+    levels, rows, columns = size
+    return levels, -(-rows // 2), -(-columns // 2)

@@ -1,0 +1,250 @@
+"""Windows in time over states of the atmosphere: the samples that Aurora trains on.
+
+Everything is normalised with statistics of the training period, channel by channel. The whole globe is one
+group of cells. States are read when a batch asks for them; those of a small file stay in memory.
+
+Shape suffixes: T times, B samples, K cells, S steps, C channels (also V), F static fields, I x J cells.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from millrace.data.hdf5 import open_checked
+from millrace.data.normalisation import Normalisation
+from millrace.data.window_dataset import CACHE_BYTES, WindowDataset
+from millrace.errors import ConfigError
+from millrace.systems.weather.units import SCHEMA
+
+
+@dataclass(frozen=True)
+class WeatherWindowConfig:
+    """What a sample holds; the ``data:`` block of an experiment on weather."""
+
+    variables: tuple[str, ...] = ()
+    """Set from the file: names of the channels."""
+    input_steps: int = 2
+    output_steps: int = 1
+    """States that are forecast one from the other."""
+    stride: int = 1
+    """Steps between the starts of consecutive training windows; scores are over all windows."""
+
+    def __post_init__(self) -> None:
+        if min(self.input_steps, self.output_steps, self.stride) < 1:
+            raise ConfigError("data: expected input_steps, output_steps and a stride of 1 or more")
+
+    @property
+    def length(self) -> int:
+        """Steps from the first input to the last output."""
+        return self.input_steps + self.output_steps
+
+
+@dataclass(frozen=True)
+class WeatherBatch:
+    """Windows, normalised."""
+
+    past_BTCIJ: Tensor
+    hours_B: Tensor
+    """Time of the last given state, hours since 1970, float64."""
+    y_BKCIJ: Tensor
+    """States to forecast, K of them."""
+    scale_V: Tensor
+    """Typical one-step change of each channel."""
+    weight_B: Tensor
+    """1 for a sample that counts, 0 for one that only keeps the ranks in step."""
+
+    @property
+    def steps(self) -> int:
+        """States to forecast."""
+        return self.y_BKCIJ.shape[1]
+
+    @property
+    def y_KBTV(self) -> Tensor:
+        """States to forecast as values at cells."""
+        return self.y_BKCIJ.flatten(3).permute(3, 0, 1, 2)
+
+    @property
+    def last_KBV(self) -> Tensor:
+        """Last given state: the persistence forecast."""
+        return self.past_BTCIJ[:, -1].flatten(2).permute(2, 0, 1)
+
+    @property
+    def variance_weight_KV(self) -> Tensor:
+        """No cell counts more than another."""
+        cells = self.past_BTCIJ[0, 0, 0].numel()
+        return self.scale_V.new_ones(cells, len(self.scale_V))
+
+    def __len__(self) -> int:
+        return len(self.weight_B)
+
+
+# DDP looks for the tensors of a batch in order to follow the graph of autograd.
+torch.utils._pytree.register_dataclass(WeatherBatch)
+
+
+@dataclass(frozen=True)
+class _States:
+    """All states of a small file."""
+
+    state_TCIJ: Tensor
+
+
+class WeatherDataset(WindowDataset):
+    """Windows of ``weather.h5``.
+
+    Parameters
+    ----------
+    weather : Path
+        File of the rule ``extract_weather``.
+    config : WeatherWindowConfig
+    device : torch.device, optional
+        Where batches are made.
+    cache_bytes : int
+        A file whose states are larger than this is read batch by batch.
+    statistics : Normalisation, optional
+        Of the data that a model was trained on.
+    """
+
+    config_type = WeatherWindowConfig
+    roles = ("weather",)
+
+    def __init__(
+        self,
+        weather: Path,
+        config: WeatherWindowConfig,
+        device: torch.device | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        statistics: Normalisation | None = None,
+    ) -> None:
+        self._path = Path(weather)
+        self._file: h5py.File | None = None
+        with open_checked(self._path, SCHEMA) as file:
+            attributes = {name: file.attrs[name] for name in file.attrs}
+            names = tuple(attributes["channels"])
+            self.surface, self.air = tuple(attributes["surface"]), tuple(attributes["air"])
+            self.levels: np.ndarray = file["level"][()]
+            self.latitude: np.ndarray = file["latitude"][()]
+            self.longitude: np.ndarray = file["longitude"][()]
+            static_FIJ = file["static"][()].astype(np.float64)
+            time, split = file["time"][()], file["split"][()]
+            stats = {name: file["stats"][name][()] for name in file["stats"]}
+            self._small = file["state"].size * 4 <= cache_bytes
+        if config.variables and tuple(config.variables) != names:
+            raise ConfigError(
+                f"data.variables: those of weather are {', '.join(names)}; leave the key out"
+            )
+        self.step_hours, self.digest = float(attributes["hours"]), str(attributes["digest"])
+        self.static = _normalised(static_FIJ).astype(np.float32)
+        self.preparation = {"weather": json.loads(attributes["config"])}
+        """How the states were taken from raw files."""
+        normalisation = statistics or Normalisation(
+            variables=names,
+            mean_V=stats["mean"],
+            std_V=stats["std"],
+            increment_std_V=stats["increment_std"],
+            forcings=(),
+            forcing_mean_F=np.empty(0),
+            forcing_std_F=np.empty(0),
+            low_D=np.array([-90.0, 0.0]),
+            high_D=np.array([90.0, 360.0]),
+        )
+        cells = len(self.latitude) * len(self.longitude)
+        self.core_nodes = [np.arange(cells)]
+        self.ghost_nodes = [np.empty(0, dtype=np.int64)]
+        super().__init__(
+            self._path,
+            replace(config, variables=names),
+            time,
+            split,
+            normalisation,
+            statistics is not None,
+            device,
+            cache_bytes,
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of cells."""
+        return len(self.latitude), len(self.longitude)
+
+    @property
+    def definition(self) -> dict[str, object]:
+        """What decides the weights: the digest stands for the channels."""
+        return {key: value for key, value in super().definition.items() if key != "variables"}
+
+    def at_times(self, group: int, starts: np.ndarray) -> WeatherBatch:
+        """Windows that begin at the given time indices, whatever their split."""
+        starts, past = np.asarray(starts), self.config.input_steps
+        state_BSCIJ = self._states(starts[:, None] + np.arange(self.config.length))
+        hours = torch.from_numpy(self.time[starts + past - 1] * 24.0)
+        return WeatherBatch(
+            past_BTCIJ=state_BSCIJ[:, :past],
+            hours_B=hours.to(self.device),
+            y_BKCIJ=state_BSCIJ[:, past:],
+            scale_V=self._scale_V,
+            weight_B=torch.ones(len(starts), device=self.device),
+        )
+
+    def climatology(self) -> np.ndarray:
+        """Mean state of the file's training period, float64[C, I, J], in physical units."""
+        with open_checked(self._path, SCHEMA) as file:
+            return np.asarray(file["climatology"][()], dtype=np.float64)
+
+    def land(self) -> np.ndarray | None:
+        """Share of land, float64[I, J], if the mask ``lsm`` is among the static fields."""
+        with open_checked(self._path, SCHEMA) as file:
+            names = list(file.attrs["static"])
+            return file["static"][names.index("lsm")] if "lsm" in names else None
+
+    def with_states(self, batch: WeatherBatch, past_KBTV: Tensor) -> WeatherBatch:
+        """Replace the past states of a batch, for forecasts that feed on their own output."""
+        past_BTCIJ = past_KBTV.permute(1, 2, 3, 0).unflatten(3, self.shape)
+        return replace(batch, past_BTCIJ=past_BTCIJ)
+
+    def with_past(self, batch: WeatherBatch, rows: np.ndarray, past_RTCIJ: Tensor) -> WeatherBatch:
+        """Replace the past states of some samples, whose numbers are ``rows``, int64[R]."""
+        past_BTCIJ = batch.past_BTCIJ.clone()
+        past_BTCIJ[torch.from_numpy(rows)] = past_RTCIJ.to(self.device)
+        return replace(batch, past_BTCIJ=past_BTCIJ)
+
+    def core_states(self, group: int, steps: np.ndarray) -> Tensor:
+        """States of all cells at time indices of any shape S, [K, *S, V]."""
+        steps = np.asarray(steps)
+        state_SCK = self._states(steps.ravel()).flatten(2)
+        return state_SCK.permute(2, 0, 1).unflatten(1, steps.shape)
+
+    def _states(self, steps: np.ndarray) -> Tensor:
+        """Normalised states at time indices of any shape S, [*S, C, I, J]."""
+        if self._small:
+            index = torch.from_numpy(steps).to(self.device)
+            return self._series(0).state_TCIJ[index]
+        unique, back = np.unique(steps, return_inverse=True)
+        if self._file is None:
+            self._file = h5py.File(self._path, "r")
+        values = self._normalised_states(self._file["state"], unique)
+        return values[torch.from_numpy(back.reshape(steps.shape)).to(self.device)]
+
+    def _read(self, group: int) -> _States:
+        with open_checked(self._path, SCHEMA) as file:
+            return _States(self._normalised_states(file["state"], np.arange(len(self.time))))
+
+    def _normalised_states(self, data: Any, steps: np.ndarray) -> Tensor:
+        shape = (len(steps), len(self.mean), *self.shape)
+        result = np.empty(shape, dtype=np.float32)
+        mean, std = self.mean[:, None, None], self.std[:, None, None]
+        for slot, step in enumerate(steps):
+            result[slot] = (data[int(step)] - mean) / std
+        return self._tensor(result)
+
+
+def _normalised(static_FIJ: np.ndarray) -> np.ndarray:
+    if not len(static_FIJ):
+        return static_FIJ
+    mean = static_FIJ.mean(axis=(1, 2), keepdims=True)
+    return (static_FIJ - mean) / np.maximum(static_FIJ.std(axis=(1, 2), keepdims=True), 1e-12)

@@ -1,0 +1,95 @@
+"""The shape of weather samples without the samples: what planning builds a model on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from millrace.config import from_mapping
+from millrace.systems.base import Block
+from millrace.systems.weather.dataset import WeatherBatch, WeatherWindowConfig
+from millrace.systems.weather.extract import WeatherConfig
+
+
+def outline(dataset: Block, data: Block, grid: tuple[int, int], levels: int) -> "WeatherOutline":
+    """Outline of an experiment's samples: `millrace.systems.base.SampleKind.outline`."""
+    weather = from_mapping(WeatherConfig, dataset.get("weather", {}), "weather")
+    window = from_mapping(WeatherWindowConfig, data, "data")
+    return WeatherOutline(weather, window, grid, len(weather.levels) or levels)
+
+
+@dataclass(frozen=True)
+class WeatherOutline:
+    """Stands in for a `WeatherDataset` where only sizes count.
+
+    Parameters
+    ----------
+    weather : WeatherConfig
+    config : WeatherWindowConfig
+    shape : (int, int)
+        Rows and columns of cells, of the whole globe.
+    pressure_levels : int
+    """
+
+    weather: WeatherConfig
+    config: WeatherWindowConfig
+    shape: tuple[int, int]
+    pressure_levels: int
+
+    @property
+    def surface(self) -> tuple[str, ...]:
+        """Variables of the surface."""
+        return self.weather.surface
+
+    @property
+    def air(self) -> tuple[str, ...]:
+        """Variables of the air."""
+        return self.weather.air
+
+    @property
+    def levels(self) -> np.ndarray:
+        """Pressure levels, hPa."""
+        return np.linspace(50.0, 1000.0, self.pressure_levels)
+
+    @property
+    def latitude(self) -> np.ndarray:
+        """Degrees, of the rows."""
+        height = 180 / self.shape[0]
+        return 90 - height * (np.arange(self.shape[0]) + 0.5)
+
+    @property
+    def longitude(self) -> np.ndarray:
+        """Degrees, of the columns."""
+        return 360 / self.shape[1] * np.arange(self.shape[1])
+
+    @property
+    def static(self) -> np.ndarray:
+        """Fields that do not change, [F, I, J]."""
+        return np.zeros((len(self.weather.static), *self.shape), dtype=np.float32)
+
+    @property
+    def step_hours(self) -> float:
+        """Length of a step."""
+        return float(self.weather.hours)
+
+    @property
+    def channels(self) -> int:
+        """Numbers of a cell."""
+        return len(self.surface) + len(self.air) * self.pressure_levels
+
+    @property
+    def increment_scale(self) -> np.ndarray:
+        """Typical change in one step over the typical value, [C]."""
+        return np.ones(self.channels)
+
+    def batch(self, samples: int) -> WeatherBatch:
+        """A batch of no particular content."""
+        steps = (self.config.input_steps, self.config.output_steps)
+        past, future = (torch.empty(samples, n, self.channels, *self.shape) for n in steps)
+        return WeatherBatch(
+            past_BTCIJ=past,
+            hours_B=torch.empty(samples, dtype=torch.float64),
+            y_BKCIJ=future,
+            scale_V=torch.empty(self.channels),
+            weight_B=torch.empty(samples),
+        )

@@ -1,0 +1,145 @@
+"""Forecasts of the weather from many starts, each fed on its own output, and their scores.
+
+Shape suffixes: L lead times, S those that are shown, C channels, I latitudes, J longitudes, M wave numbers,
+K cells, B samples, T steps, V channels as the last axis.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from millrace.data.split import Split
+from millrace.evaluation.trained_model import TrainedModel
+from millrace.systems.base import Progress
+from millrace.systems.weather.dataset import WeatherDataset
+from millrace.systems.weather.scores import WeatherScores, zonal_spectrum
+
+Floats = NDArray[np.float64]
+
+DAYS = 5.0
+SHOWN_HOURS = (24, 72, 120)
+"""Lead times of maps and spectra, as far as they are forecast."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """What figures show, at some lead times and in physical units."""
+
+    hours: tuple[float, ...]
+    truth_SCIJ: NDArray[np.float32]
+    """Of the start in the middle of the period."""
+    forecast_SCIJ: NDArray[np.float32]
+    spectrum_truth_SCM: Floats
+    """Power by zonal wave number, mean over all starts."""
+    spectrum_forecast_SCM: Floats
+
+
+def score_weather(
+    model: TrainedModel,
+    split: Split,
+    days: float = DAYS,
+    starts: int = 16,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], Example]:
+    """Score forecasts up to ``days`` ahead from starts spread evenly over a split.
+
+    Returns
+    -------
+    scores : dict
+        `WeatherScores.result`, and ``loss_share``: what each channel adds to the loss of the first step,
+        see `loss_shares`.
+    example : Example
+    """
+    dataset: WeatherDataset = model.dataset
+    past, step = dataset.config.input_steps, dataset.step_hours
+    every = dataset.starts(split)
+    longest = int(every[-1]) + dataset.config.length - past - int(every[0])
+    leads = max(1, min(int(days * 24 / step), longest))
+    last = int(every[-1]) + dataset.config.length - past - leads
+    chosen = np.unique(np.linspace(every[0], max(every[0], last), starts).astype(int))
+    names = dataset.config.variables
+    hours = step * np.arange(1, leads + 1)
+    shown = np.flatnonzero(np.isin(hours, SHOWN_HOURS))
+    if not len(shown):
+        shown = np.array([leads - 1])
+    scores = WeatherScores(names, hours, dataset.latitude, dataset.climatology())
+    shares: list[dict[str, Floats]] = []
+    spectra: list[tuple[Floats, Floats]] = []
+    for number, start in enumerate(chosen):
+        truth = _physical(dataset, np.arange(start + past - 1, start + past + leads))
+        forecast, share = _forecast(model, int(start), leads)
+        scores.add(truth[1:], forecast, truth[0])
+        pair = truth[1:][shown], forecast[shown]
+        shares.append(share)
+        spectra.append((_spectrum(dataset, pair[0]), _spectrum(dataset, pair[1])))
+        if number == len(chosen) // 2:
+            fields = [field.astype(np.float32) for field in pair]
+        if progress is not None:
+            progress(number + 1, len(chosen))
+    share = {kind: np.mean([one[kind] for one in shares], axis=0) for kind in shares[0]}
+    by_name = {
+        kind: dict(zip(names, values.tolist(), strict=True)) for kind, values in share.items()
+    }
+    power = [np.mean(one, axis=0) for one in zip(*spectra, strict=True)]
+    example = Example(tuple(hours[shown].tolist()), fields[0], fields[1], power[0], power[1])
+    return {**scores.result(), "loss_share": by_name}, example
+
+
+@torch.no_grad()
+def _forecast(model: TrainedModel, start: int, leads: int) -> tuple[Floats, dict[str, Floats]]:
+    """Forecast [L, C, I, J] in physical units, and the shares of the first step's loss."""
+    dataset: WeatherDataset = model.dataset
+    states_KBSV = dataset.core_states(0, np.arange(start, start + dataset.config.input_steps)[None])
+    forecasts: list[Tensor] = []
+    share: dict[str, Floats] = {}
+    for step in range(0, leads, dataset.config.output_steps):
+        at = min(start + step, len(dataset.time) - dataset.config.length)
+        batch = dataset.at_times(0, np.array([at]))
+        hours = (
+            dataset.time[start + dataset.config.input_steps - 1] * 24.0 + step * dataset.step_hours
+        )
+        batch = dataset.with_states(batch, states_KBSV[:, :, -dataset.config.input_steps :])
+        batch.hours_B.fill_(hours)
+        next_KBTV = model(batch)
+        if not forecasts:
+            weight_V = model.module.get_buffer("loss_weight_C").to(next_KBTV)
+            share = loss_shares(dataset, next_KBTV - batch.y_KBTV, weight_V)
+        forecasts.append(next_KBTV)
+        states_KBSV = torch.cat(
+            [states_KBSV[:, :, -dataset.config.input_steps :], next_KBTV], dim=2
+        )
+    values_KLC = torch.cat(forecasts, dim=2)[:, 0, :leads]
+    physical = np.moveaxis(dataset.to_physical(values_KLC), 0, -1)
+    return physical.reshape(*physical.shape[:2], *dataset.shape), share
+
+
+def loss_shares(dataset: WeatherDataset, error_KBTV: Tensor, weight_V: Tensor) -> dict[str, Floats]:
+    """What each channel adds to a loss, [V] adding up to 1, by loss.
+
+    ``mae`` and ``mse`` are those of ``train.loss.kind``. ``mae_physical`` is the weighted absolute error
+    of fields that are not normalised: whatever has the largest numbers is most of it.
+    """
+    absolute_V = error_KBTV.double().abs().mean(dim=(0, 1, 2)).cpu().numpy()
+    square_V = error_KBTV.double().square().mean(dim=(0, 1, 2)).cpu().numpy()
+    weight = weight_V.double().cpu().numpy()
+    parts: Mapping[str, Floats] = {
+        "mae": weight * absolute_V,
+        "mse": square_V / dataset.increment_scale**2,
+        "mae_physical": weight * absolute_V * dataset.std,
+    }
+    return {kind: values / values.sum() for kind, values in parts.items()}
+
+
+def _spectrum(dataset: WeatherDataset, fields_SCIJ: Floats) -> Floats:
+    return zonal_spectrum(fields_SCIJ, dataset.latitude)
+
+
+def _physical(dataset: WeatherDataset, steps: NDArray[np.int64]) -> Floats:
+    """States at time indices in physical units, [T, C, I, J]."""
+    values = np.moveaxis(dataset.to_physical(dataset.core_states(0, steps)), 0, -1)
+    return values.reshape(*values.shape[:2], *dataset.shape)

@@ -1,0 +1,1 @@
+"""Weather of a small planet, in the files of WeatherBench 2."""

@@ -1,0 +1,219 @@
+"""Weather: states of the atmosphere, forecast step by step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from millrace.errors import ConfigError
+from millrace.systems.base import (
+    Block,
+    DivisionLimits,
+    Extraction,
+    Model,
+    RawFormat,
+    SampleKind,
+    System,
+    Table,
+    is_count,
+)
+
+_HERE = "millrace.systems.weather"
+
+
+def _variables(least: int, default: list[str]) -> Block:
+    items = {"type": "string", "minLength": 1}
+    return {
+        "type": "array",
+        "items": items,
+        "minItems": least,
+        "uniqueItems": True,
+        "default": default,
+    }
+
+
+_KEYS: Block = {
+    "required": ["split"],
+    "properties": {
+        "weather": {
+            "description": "What is taken from the files; names are the short ones of ECMWF.",
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "surface": _variables(1, ["2t", "10u", "10v", "msl"]),
+                "air": _variables(1, ["z", "u", "v", "t", "q"]),
+                "static": _variables(0, ["z", "slt", "lsm"]),
+                "levels": {
+                    "description": "Pressure levels (hPa), those of the files by default.",
+                    "type": "array",
+                    "items": {"type": "number", "exclusiveMinimum": 0},
+                    "uniqueItems": True,
+                    "default": [],
+                },
+                "hours": {"type": "integer", "minimum": 1, "default": 6},
+            },
+        },
+    },
+}
+
+LEADS = (6, 24, 72, 120)
+"""Lead times (h) of the table."""
+HEADLINE = 24
+"""The one that the column ``skill`` is of."""
+
+
+def _check(name: str, experiment: Block, dataset: Block) -> None:
+    steps = [experiment["data"].get(key, n) for key, n in (("input_steps", 2), ("output_steps", 1))]
+    if not all(is_count(n) and n for n in steps):
+        raise ConfigError(
+            f"config: experiments.{name}.data: expected whole numbers of input_steps and output_steps, 1 "
+            f"or more, got {steps}"
+        )
+    replay, reach = experiment["train"].get("replay"), 2 * steps[1]
+    if replay and replay["longest"] < reach:
+        raise ConfigError(
+            f"config: experiments.{name}.train.replay.longest: expected {reach} or more (twice "
+            f"data.output_steps: the lead time of the first forecast that starts from another), got "
+            f"{replay['longest']}; raise it or leave train.replay out"
+        )
+    gap = dataset["split"]["gap"]
+    if sum(steps) > gap + 1:
+        raise ConfigError(
+            f"config: experiments.{name}.data: a window of {sum(steps)} steps reaches over the gap of {gap}"
+            f" between the splits, so test data would leak into training: raise split.gap to "
+            f"at least {sum(steps) - 1}"
+        )
+
+
+def at_lead(scores: Block, values: Sequence[float | None], hour: float) -> float | None:
+    """A score at a lead time (h); None: it was not forecast that far, or not at that time."""
+    leads = list(scores["lead_hours"])
+    return values[leads.index(hour)] if hour in leads else None
+
+
+def _rows(run: Block) -> list[dict[str, Any]]:
+    test, earlier = run["test"], run["validation"]
+    rows = []
+    for channel, scores in test["channels"].items():
+        before = earlier["channels"][channel]["skill"]
+        rows.append(
+            {
+                "variable": channel,
+                "skill": at_lead(test, scores["skill"], HEADLINE),
+                "validation_skill": at_lead(earlier, before, HEADLINE),
+                **{
+                    f"h{hour}_skill": at_lead(test, scores["skill"], hour)
+                    for hour in LEADS
+                    if hour != HEADLINE
+                },
+                **{
+                    f"{key}_h{hour}": at_lead(test, values, hour)
+                    for hour in LEADS
+                    for key, values in (
+                        ("rmse", scores["rmse"]["model"]),
+                        ("persistence", scores["rmse"]["persistence"]),
+                        ("climatology", scores["rmse"]["climatology"]),
+                        ("acc", scores["acc"]["model"]),
+                        ("persistence_acc", scores["acc"]["persistence"]),
+                    )
+                },
+            }
+        )
+    return rows
+
+
+_TITLES = {
+    "rmse": "RMSE",
+    "persistence": "RMSE of persistence",
+    "climatology": "RMSE of climatology",
+    "acc": "ACC",
+    "persistence_acc": "ACC of persistence",
+}
+
+_CAPTION = """\
+*all / scorecard*: skill over the better of persistence and climatology by variable, level and lead time;
+*all / loss_share*: what each variable adds to the loss. By variable: *by_lead*: error and anomaly
+correlation to five days;
+*maps*: truth, forecast and difference of one forecast; *spectra*: power by zonal wave number, forecasts
+against the truth."""
+_TABLE = Table(
+    titles={
+        "skill": f"skill at {HEADLINE} h",
+        "validation_skill": f"skill at {HEADLINE} h (validation)",
+        **{f"h{hour}_skill": f"skill at {hour} h" for hour in LEADS if hour != HEADLINE},
+        **{
+            f"{key}_h{hour}": f"{title}, {hour} h"
+            for hour in LEADS
+            for key, title in _TITLES.items()
+        },
+    },
+    caption="Skill is 1 − RMSE / RMSE of the better of two: persistence, that nothing changes, and "
+    "climatology, the mean state of the training period. All are over the sphere, cells by their "
+    "area, in SI units: K, m/s, Pa, m²/s² (z) and kg/kg (q); numbers in names are pressure levels "
+    "(hPa). ACC is the correlation of departures from climatology. Forecasts feed on themselves, "
+    "from starts spread over the period.",
+    baseline="the better of persistence and climatology",
+    rows=_rows,
+)
+SYSTEM = System(
+    name="weather",
+    formats=(
+        RawFormat(
+            name="weather",
+            holds="files of NetCDF or CSV, or that is a Zarr store",
+            read_into="weather.h5",
+            simulate=f"{_HERE}.simulator.barotropic:write_weather",
+            simulation=f"{_HERE}.simulator.barotropic:BarotropicConfig",
+            keys=_KEYS,
+        ),
+    ),
+    kinds=(
+        SampleKind(
+            name="weather",
+            formats=("weather",),
+            dataset=f"{_HERE}.dataset:WeatherDataset",
+            evaluation=f"{_HERE}.evaluation:EVALUATION",
+            caption=_CAPTION,
+            extraction=Extraction(
+                f"{_HERE}.extract:extract_weather",
+                section=lambda dataset: dataset.get("weather", {}),
+                config=f"{_HERE}.extract:WeatherConfig",
+            ),
+            check=_check,
+            replay=True,
+            outline=f"{_HERE}.outline:outline",
+            example={
+                "dataset": {
+                    "source": "demo",
+                    "format": "weather",
+                    "demo": {"steps": 40, "spin_up": 0.5},
+                    "split": {"train": 0.5, "validation": 0.2, "gap": 3},
+                    "weather": {"surface": ["2t"], "air": ["z"], "levels": [500, 850]},
+                },
+                "data": {},
+            },
+            table=_TABLE,
+        ),
+    ),
+    models=(
+        Model(
+            "aurora",
+            "weather",
+            f"{_HERE}.aurora.spec:SPEC",
+            limits=DivisionLimits(
+                config=f"{_HERE}.aurora.config:AuroraConfig",
+                heads=lambda config: config.attention_heads,
+                stages=lambda config: config.swin_blocks,
+                steps=lambda data: data.get("output_steps", 1),
+            ),
+            example={
+                "embed_dim": 8,
+                "encoder_depths": [1, 1, 1],
+                "decoder_depths": [1, 1, 1],
+                "encoder_heads": [1, 2, 2],
+                "decoder_heads": [2, 2, 1],
+                "perceiver_heads": 1,
+                "latent_levels": 2,
+                "window": [1, 4, 4],
+            },
+        ),
+    ),
+)

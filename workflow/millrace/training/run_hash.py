@@ -1,0 +1,45 @@
+"""What decides the weights of a run, as a digest: the name under which its checkpoints are kept.
+
+Model, samples, optimiser, schedule, loss, seed and global batch are part of it. The number of epochs,
+paths, resources, the layout and the versions of the code are not: they may change in a run's lifetime,
+and two layouts of one run hash must arrive at the same weights.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def digest(definition: Mapping[str, Any]) -> str:
+    """Run hash of what decides the weights, 16 hexadecimal digits."""
+    text = json.dumps(definition, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """List the keys that differ as ``key: old -> new``, nested keys joined by dots."""
+    before, after = dict(_flatten(old)), dict(_flatten(new))
+    pairs = {
+        key: (before.get(key, "nothing"), after.get(key, "nothing"))
+        for key in sorted(before.keys() | after.keys())
+    }
+    return [f"{key}: {was} -> {now}" for key, (was, now) in pairs.items() if was != now]
+
+
+def siblings(run_root: Path, name: str) -> Iterator[Mapping[str, Any]]:
+    """Identities of other runs of the same experiment, layout and seed, as far as readable."""
+    for path in sorted(run_root.glob("*/identity.json")):
+        if path.parent.name != name:
+            with contextlib.suppress(OSError, ValueError):
+                yield json.loads(path.read_text())
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

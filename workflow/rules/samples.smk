@@ -1,0 +1,46 @@
+"""Raw data and samples of all systems: what takes one step needs no rule of its own."""
+
+
+rule simulate_raw:
+    output:
+        directory("results/data/{dataset}/raw"),
+    log:
+        "logs/simulate_raw/{dataset}.log",
+    benchmark:
+        "benchmarks/simulate_raw/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=plan.simulated(),
+    conda:
+        lambda wildcards: f"../../envs/{plan.simulator_environment(wildcards.dataset)}.yaml"
+    threads: cores("simulate_raw")
+    resources:
+        **placed("simulate_raw"),
+    params:
+        demo=dataset_block("demo", default={}),
+    script:
+        "../scripts/simulate_raw.py"
+
+
+rule extract_samples:
+    input:
+        # Its time means nothing, see raw_fingerprint.
+        source=ancient(raw_source),
+    output:
+        samples=ensure("results/data/{dataset}/{kind}.h5", non_empty=True),
+    log:
+        "logs/extract_samples/{dataset}/{kind}.log",
+    benchmark:
+        "benchmarks/extract_samples/{dataset}/{kind}.tsv"
+    wildcard_constraints:
+        dataset=plan.extracted(),
+    conda:
+        "../../envs/data.yaml"
+    threads: cores("extract_{kind}")
+    resources:
+        **placed("extract_{kind}"),
+    params:
+        fingerprint=raw_fingerprint,
+        section=lambda wildcards: plan.section(wildcards.dataset, wildcards.kind),
+        split=dataset_block("split"),
+    script:
+        "../scripts/extract_samples.py"

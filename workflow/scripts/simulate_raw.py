@@ -1,0 +1,11 @@
+"""Rule simulate_raw: raw files of a dataset, as a user would bring them."""
+
+from pathlib import Path
+
+from millrace.data.extraction import simulate
+from millrace.job_log import job
+from millrace.systems.registry import raw_format
+
+with job(snakemake) as progress:
+    made = raw_format(snakemake.config["datasets"][snakemake.wildcards.dataset])
+    simulate(made, snakemake.params.demo, Path(snakemake.output[0]), progress("steps"))
