@@ -12,15 +12,8 @@ TORCH_PIP_ARGS ?=
 PROFILE ?= local
 DOCTOR_ARGS ?=
 
-# One demo per system: the Snakemake arguments that select it.
-SYSTEMS := gino gfno downscaler aurora smart
-DEMO_gino :=
-DEMO_gfno := --configfile config/demo/gfno.yaml
-DEMO_downscaler := --configfile config/demo/downscaler.yaml
-DEMO_aurora := --configfile config/demo/aurora.yaml
-DEMO_smart := --configfile config/demo/smart.yaml
-
-DEMO_sumo := --configfile config/demo/smart_sumo.yaml
+# One demo per file of config/demo; those on SUMO need a simulator of 165 MB, see demo-sumo.
+SYSTEMS := $(filter-out %_sumo,$(basename $(notdir $(wildcard config/demo/*.yaml))))
 
 LOCK := envs/requirements.lock
 SUMO_LOCK := envs/sumo.lock
@@ -70,17 +63,16 @@ $(STAMP): $(LOCK) pyproject.toml
 define run_demo
 	@start=$$SECONDS; \
 	echo "==> running the $(SYSTEM) demo on $(CORES) cores"; \
-	$(SNAKEMAKE) --cores $(CORES) $(DEMO_$(SYSTEM)); \
+	$(SNAKEMAKE) --cores $(CORES) --configfile config/demo/$(SYSTEM).yaml; \
 	echo "==> writing the report"; \
-	$(SNAKEMAKE) $(DEMO_$(SYSTEM)) --report results/report.html; \
+	$(SNAKEMAKE) --configfile config/demo/$(SYSTEM).yaml --report results/report.html; \
 	echo "The $(SYSTEM) demo took $$((SECONDS - start)) s. Report: $(CURDIR)/results/report.html"
 endef
 
 demo: $(if $(filter $(SYSTEM),$(SYSTEMS)),$(STAMP),unknown-system) ## run the whole workflow on demo data: make demo SYSTEM=gino
 	$(run_demo)
 
-# Not one of SYSTEMS: it needs a simulator of 165 MB that nothing else does.
-demo-sumo: SYSTEM := sumo
+demo-sumo: SYSTEM := smart_sumo
 demo-sumo: $(SUMO_STAMP) ## the demo of SMART on traffic that SUMO simulates; installs SUMO
 	$(run_demo)
 
@@ -106,9 +98,9 @@ lint: $(STAMP) ## check format, style, types, import direction and the workflow
 	@echo "==> lint-imports"; $(BIN)/lint-imports
 	@echo "==> snakemake --lint"; $(BIN)/snakemake --lint
 
-# Exit code 1 if a check failed. What it does: .venv/bin/python -m millrace.doctor --help
+# Exit code 1 if a check failed. What it does: .venv/bin/millrace doctor --help
 doctor: $(STAMP) ## check a cluster before work goes there: make doctor PROFILE=gilbreth
-	@$(BIN)/python -m millrace.doctor --profile profiles/$(PROFILE) $(DOCTOR_ARGS)
+	@$(BIN)/millrace doctor --profile profiles/$(PROFILE) $(DOCTOR_ARGS)
 
 bench: $(STAMP) ## measure on this machine's CPU
 	@for file in $(wildcard tests/bench/bench_*.py); do echo "==> $$file"; $(BIN)/python $$file; done

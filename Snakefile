@@ -10,8 +10,11 @@
 Configuration: config/README.md. Rules are cut by stage, in the order of the data flow.
 """
 
+from pathlib import Path
 
-configfile: "config/config.yaml"
+if Path("config/config.yaml").is_file():
+
+    configfile: "config/config.yaml"
 
 
 report: "workflow/report/workflow.rst"
@@ -57,7 +60,7 @@ rule data:
 
 rule train:
     input:
-        stage("train", "train_segment", files=plan.final_checkpoints()),
+        stage("train", "train_segment", "train_race", files=plan.final_checkpoints()),
 
 
 rule evaluate:

@@ -62,7 +62,7 @@ def main() -> None:
                 link = fit_link(together.bandwidth, "intra")
                 if isinstance(link, Refusal):
                     sys.exit(f"no model of the link: {link}")
-                exchange = all_reduce_seconds(link, together.gradient_bytes, ranks)
+                exchange = float(all_reduce_seconds(link, together.gradient_bytes, ranks))
                 measured = float(np.median(together.times.array("total").max(axis=0)))
                 ratios.append((single + exchange) / measured)
                 steps.append((single, exchange, measured))

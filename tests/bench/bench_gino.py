@@ -20,7 +20,7 @@ import torch
 from millrace.systems.groundwater.gino import GINO, GinoConfig
 from millrace.systems.groundwater.gno import NeighbourTable
 from millrace.systems.groundwater.graph import radius_neighbours
-from millrace.systems.groundwater.patch_dataset import PatchBatch, PatchGeometry
+from millrace.systems.groundwater.patch_dataset import LatentGeometry, PatchBatch
 
 POINTS, SAMPLES, STEPS_IN, STEPS_OUT = 1500, 16, 10, 10
 CONFIG = GinoConfig(latent_shape=(16, 16, 8), radius=0.1, modes=(8, 8, 8), hidden=64)
@@ -65,7 +65,7 @@ def make_batch() -> PatchBatch:
     points = random.random((POINTS, 3))
     axes = [np.linspace(0, 1, n) for n in CONFIG.latent_shape]
     latent = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    geometry = PatchGeometry(
+    geometry = LatentGeometry(
         points_N3=torch.tensor(points, dtype=torch.float32),
         latent_G3=torch.tensor(latent, dtype=torch.float32),
         latent_shape=CONFIG.latent_shape,

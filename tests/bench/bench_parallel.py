@@ -1,4 +1,4 @@
-"""Do pipelines wait, and processes hold, what `python -m millrace.training.parallel.__main__ plan` says?
+"""Do pipelines wait, and processes hold, what `millrace parallel plan` says?
 One thread each.
 
 waiting  A tiny Aurora in two stages. Each process adds up how long it waits for messages of the other in a
@@ -43,9 +43,9 @@ from millrace.training.config import TrainConfig  # noqa: E402
 from millrace.training.distributed import Ranks, process_group  # noqa: E402
 from millrace.training.engine import Trainer  # noqa: E402
 from millrace.training.parallel.config import ParallelConfig  # noqa: E402
-from millrace.training.parallel.divided import divide  # noqa: E402
-from millrace.training.parallel.footprint import Subject, footprints  # noqa: E402
-from millrace.training.parallel.order import waiting as waiting_share  # noqa: E402
+from millrace.training.parallel.divided import DividedModel  # noqa: E402
+from millrace.training.parallel.footprint import Workload, footprints  # noqa: E402
+from millrace.training.parallel.order import bubbles  # noqa: E402
 from millrace.training.parallel.pipeline import stages  # noqa: E402
 
 GOAL, ROUNDS, MICRO_BATCHES = 0.15, 9, (2, 4, 8)
@@ -87,18 +87,18 @@ class Samples(WeatherOutline):
         return made
 
 
-def subject(size: str, batch: int, precision: str) -> tuple[Subject, Samples]:
+def subject(size: str, batch: int, precision: str) -> tuple[Workload, Samples]:
     """What is trained, and its samples."""
     spec, (config, _), (shape, levels) = get_model("aurora"), PUBLISHED[size], GRID[size]
     samples = Samples(WeatherConfig(), WeatherWindowConfig(), shape, levels, batch)
     outline = WeatherOutline(WeatherConfig(), WeatherWindowConfig(), shape, levels)
     train = TrainConfig(global_batch=batch, precision=precision)
-    return Subject(spec, config, outline, outline.batch, train), samples
+    return Workload(spec, config, outline, outline.batch, train), samples
 
 
-def resolved(what: Subject, ranks: int, block: dict[str, Any]) -> ParallelConfig:
+def resolved(what: Workload, ranks: int, block: dict[str, Any]) -> ParallelConfig:
     """The block `parallel` of a mode."""
-    return ParallelConfig(**block).of("aurora", what.model_config, ranks, what.train.global_batch)
+    return ParallelConfig(**block).for_model("aurora", what.model_config, ranks, what.train.global_batch)
 
 
 def main() -> None:
@@ -111,10 +111,10 @@ def main() -> None:
         assert what.spec.division is not None
         module = what.spec.build(what.model_config, what.dataset)
         _, costs = stages(what.spec.division, module, config)
-        planned = statistics.mean(waiting_share(config, costs))
+        planned = statistics.mean(bubbles(config, costs))
         # A pass forward and one back, which costs twice as much, of each micro-batch.
         second = 3 * int(parts) * sum(costs) / statistics.median(sum(busy) for busy, _, _ in rounds)
-        linked = statistics.mean(waiting_share(config, costs, message * second))
+        linked = statistics.mean(bubbles(config, costs, message * second))
         idle = statistics.median(sum(waited) / 2 / span for _, waited, span in rounds)
         outside = statistics.median(1 - sum(busy) / 2 / span for busy, _, span in rounds)
         work = [1e3 * statistics.median(busy[rank] for busy, _, _ in rounds) for rank in (0, 1)]
@@ -241,7 +241,7 @@ def _step(ranks: Ranks, clock: "Clock", schedule: str, parts: int) -> Callable[[
     module = what.spec.build(what.model_config, samples)
     block = {"pipeline": 2, "schedule": schedule, "micro_batches": parts}
     config = resolved(what, 2, block)
-    divided = divide(what.spec, module, config, ranks, samples, "float32", lambda _: None)
+    divided = DividedModel(what.spec, module, config, ranks, samples, "float32", lambda _: None)
     loss_of = what.spec.division.loss
     batches = [samples.batch("train", 0, [number]) for number in range(parts)]
 

@@ -27,7 +27,7 @@ def fit_coverage(noise: float) -> dict[str, float]:
     seconds = all_reduce(size, ranks, "inter") * (
         1 + noise * random.standard_normal((TRIALS, len(size)))
     )
-    _, (low, high), _ = communication.estimate(size, np.full(len(size), ranks), seconds)
+    _, low, high = communication.estimate(size, np.full(len(size), ranks), seconds)
     links = np.array(LINKS["inter"])[:, None]
     held_links = ((low <= links) & (links <= high)).mean(axis=1)
     return dict(zip(("sigma", "kappa", "alpha", "beta"), (*held, *held_links), strict=True))

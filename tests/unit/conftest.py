@@ -4,10 +4,10 @@ import motion_scenes
 import numpy as np
 import pytest
 import torch
-from forked_ranks import on_ranks
 from rank_worker import train
 from travelling_waves import waves
 
+from millrace.checking.ranks import on_ranks
 from millrace.data.hdf5 import create
 from millrace.data.split import SplitConfig
 from millrace.systems.downscaling.blocks import BlockConfig, extract_blocks

@@ -1,8 +1,17 @@
-"""Small scenes of traffic that tests of motion are tried on: a road that bends, a crosswalk, a light."""
+"""Small scenarios of traffic for tests: a road that may bend, a crosswalk, a traffic light."""
 
 import numpy as np
 
-from millrace.systems.traffic.tracks import STEP_S, STEPS, Polyline, Scene, write_recording
+from millrace.systems.traffic.formats import convert
+from millrace.systems.traffic.tracks import (
+    STEP_S,
+    STEPS,
+    Polyline,
+    Scenario,
+    find_recordings,
+    read_recording,
+    write_recording,
+)
 
 TIME = STEP_S * np.arange(STEPS)
 SIZES = np.array([[4.6, 1.9], [0.6, 0.6], [1.8, 0.7]])
@@ -36,7 +45,7 @@ def walk(begin, speed, direction):
     return np.concatenate([path, np.full((STEPS, 1), direction)], axis=1)
 
 
-def scene(name, random, n_cars=3, bend=0.0, lights=True):
+def scenario(name, random, n_cars=3, lines=None):
     """Cars, a pedestrian and a cyclist; the last car comes late and is lost for a while."""
     cars = [
         drive(-1 if i % 2 == 0 else 1, random.uniform(-25, 20), *random.uniform(0, [9, 0.6]))
@@ -50,29 +59,39 @@ def scene(name, random, n_cars=3, bend=0.0, lights=True):
     velocity = np.gradient(pose[..., :2], STEP_S, axis=1)
     kind = np.array([0] * n_cars + [1, 2], dtype=np.int8)
     states = np.where(np.arange(STEPS) < 10 + 10 * (len(name) % 3), 1, 3).astype(np.int8)
-    return Scene(
+    return Scenario(
         name=name,
         track_A=tuple(f"track{i}" for i in range(len(kind))),
         kind_A=kind,
         size_A2=SIZES[kind],
         pose_AT3=pose,
         velocity_AT2=np.nan_to_num(velocity),
-        road=road(bend),
-        lights={"lane_right": states} if lights else {},
+        road=road(0.0) if lines is None else lines,
+        lights={"lane_right": states},
     )
 
 
-def write(base, scenes=12):
-    """Two recordings; returns the scenes in the order in which they are read."""
+def write(base, scenarios=12):
+    """Write two recordings; returns their scenarios."""
     random = np.random.default_rng(5)
     written = []
     for number in range(2):
         line = road(0.0 if number == 0 else 0.002)
-        part = [
-            scene(f"place{number}_{'x' * (i % 3)}{i:02d}", random, n_cars=3 + i % 3)
-            for i in range(scenes // 2)
-        ]
-        part = [Scene(**{**vars(one), "road": line}) for one in part]
+        names = [f"place{number}_{'x' * (i % 3)}{i:02d}" for i in range(scenarios // 2)]
+        part = [scenario(name, random, 3 + i % 3, line) for i, name in enumerate(names)]
         write_recording(base, f"place{number}", part)
         written += part
     return written
+
+
+def read(base):
+    """Read the scenarios of all recordings of a directory."""
+    return [one for files in find_recordings(base) for one in read_recording(files)]
+
+
+def converted(name, source, output):
+    """Convert a directory of a public data set, and read the scenarios."""
+    count = convert(name, source, output)
+    scenarios = read(output)
+    assert len(scenarios) == count
+    return scenarios

@@ -1,8 +1,6 @@
 """Trains some steps and tells what each did, on one rank or several (`train_on_ranks`)."""
 
-import contextlib
-from unittest import mock
-
+from millrace.checking.contracts import advance
 from millrace.config import from_mapping
 from millrace.training.batches import rank_shares
 from millrace.training.config import ExecutionConfig
@@ -20,18 +18,11 @@ def train(job, ranks) -> dict:
     parallel = from_mapping(ParallelConfig, job.get("parallel", {}), "parallel")
     trainer, _ = build_trainer(job["definition"], job["files"], 0, ranks, execution, parallel)
     losses, norms, batches = [], [], []
-    epoch = 0
-    while trainer.step < job["steps"]:
-        for batch in trainer.batches(epoch):
-            with recorded_norms(trainer, norms):
-                loss = trainer.train_step(batch)
-            trainer.step += 1
-            losses.append(ranks.sum(float(loss))[0])
-            mine = rank_shares(batch, ranks.rank, ranks.world_size)
-            batches.append(
-                ranks.gather([[s.group, s.index.tolist(), s.weight.tolist()] for s in mine])
-            )
-        epoch += 1
+    for batch, loss in advance(trainer, job["steps"]):
+        losses.append(ranks.sum(float(loss))[0])
+        norms.append(float(trainer.gradient_norm))
+        mine = rank_shares(batch, ranks.rank, ranks.world_size)
+        batches.append(ranks.gather([[s.group, s.index.tolist(), s.weight.tolist()] for s in mine]))
     replay = trainer.checkpoint()[0].get("replay", [])
     return {
         "losses": losses,
@@ -40,18 +31,3 @@ def train(job, ranks) -> dict:
         "replayed": [key for state in replay for key in state["key"]],
         "validation": trainer.validation_loss(),
     }
-
-
-@contextlib.contextmanager
-def recorded_norms(trainer, norms):
-    """Keep what the engine finds for the norm of the gradient before it clips."""
-    original = trainer._clipped
-
-    def recording():
-        norm = original()
-        norms.append(float(norm))
-        return norm
-
-    with mock.patch.object(trainer, "_clipped", recording):
-        yield
-    assert norms, "the engine clips elsewhere"

@@ -11,7 +11,7 @@ import yaml
 from millrace.config import from_mapping
 from millrace.data.split import SplitConfig
 from millrace.models.losses import LossConfig
-from millrace.plan import Plan
+from millrace.plan import Plan, complete
 from millrace.systems.downscaling.blocks import BlockConfig
 from millrace.systems.downscaling.dataset import BlockDatasetConfig
 from millrace.systems.downscaling.diffusion import DownscalerConfig
@@ -24,11 +24,12 @@ from millrace.systems.groundwater.patches import PatchConfig
 from millrace.systems.groundwater.plane_dataset import PlaneWindowConfig
 from millrace.systems.groundwater.planes import PlaneConfig
 from millrace.systems.groundwater.simulator.aquifer import AquiferConfig
+from millrace.systems.registry import formats
 from millrace.systems.traffic.dataset import ScenarioConfig
 from millrace.systems.traffic.scenarios import TokenConfig
 from millrace.systems.traffic.simulator.sumo import SumoConfig
 from millrace.systems.traffic.simulator.traffic import TrafficConfig
-from millrace.systems.traffic.smart import SmartConfig
+from millrace.systems.traffic.smart.network import SmartConfig
 from millrace.systems.weather.aurora.config import AuroraConfig
 from millrace.systems.weather.dataset import WeatherWindowConfig
 from millrace.systems.weather.extract import WeatherConfig
@@ -50,7 +51,7 @@ CONFIG_README = (REPOSITORY / "config/README.md").read_text()
 SCHEMA = yaml.safe_load((REPOSITORY / "workflow/schemas/config.schema.yaml").read_text())
 DATASET, EXPERIMENT = SCHEMA["$defs"]["dataset"], SCHEMA["$defs"]["experiment"]
 GROUNDWATER, ICON, WEATHER, TRAFFIC = (
-    SCHEMA["$defs"][f"{name}_dataset"] for name in ("groundwater", "icon", "weather", "traffic")
+    formats()[name].keys for name in ("feflow_csv", "icon", "weather", "tracks")
 )
 TRAIN = EXPERIMENT["properties"]["train"]
 
@@ -115,7 +116,7 @@ ELSEWHERE = {("blocks", "variables"), ("data` on weather", "variables")}
 # They name the file of the graph, so the workflow wants them spelt out.
 REQUIRED_BY_PLAN = {("model` GINO", "latent_shape"), ("model` GINO", "radius")}
 OPTIONS = {"-n": 0, "--report": 1, "--unlock": 0, "--profile": 1, "--configfile": 1, "--config": 1}
-OPTIONS |= {"-R": 1, "--set-threads": 1}
+OPTIONS |= {"-R": 1, "--set-threads": 1, "-s": 1, "--workflow-profile": 1}
 
 
 def documented(block: str) -> dict[str, str]:
@@ -142,7 +143,7 @@ def properties(schema):
 
 
 def test_every_key_of_the_schema_is_described():
-    missing = [key for key in properties(SCHEMA) if f"`{key}`" not in CONFIG_README]
+    missing = [key for key in properties(complete(SCHEMA)) if f"`{key}`" not in CONFIG_README]
     assert not missing
 
 

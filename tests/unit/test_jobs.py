@@ -14,9 +14,10 @@ def run(tmp_path, body: str) -> tuple[subprocess.CompletedProcess, str]:
     code = """
         import os, subprocess, sys
         from millrace.errors import DataError
+        from types import SimpleNamespace
         from millrace.job_log import job
         print("before")
-        with job({log!r}) as progress:
+        with job(SimpleNamespace(log=[{log!r}], config={{}})) as progress:
         {body}
         print("after", flush=True)
         print("after, too", file=sys.stderr)

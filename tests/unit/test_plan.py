@@ -86,10 +86,12 @@ def test_each_seed_starts_from_its_own_checkpoint() -> None:
     plan = Plan(made, SCHEMA)
     assert plan.initial_checkpoint("head", 7) == ["a/seed7/epoch_3.ckpt"]
     named = SimpleNamespace(experiment="head", layout="n1_gpu1", seed="7", epoch="10")
-    outputs = {"checkpoint": "a.ckpt", "receipt": "a.json"}
-    request = segment_request(made, named, plan.definition("head"), {}, outputs)
-    expected = {"checkpoint": "a/seed7/epoch_3.ckpt", "freeze": ["net"]}
+    outputs = {"checkpoint": "below/results/train/a.ckpt", "receipt": "a.json"}
+    inputs = {"init_from": ["below/a/seed7/epoch_3.ckpt"]}
+    request = segment_request(made, named, plan.definition("head"), inputs, outputs)
+    expected = {"checkpoint": "below/a/seed7/epoch_3.ckpt", "freeze": ["net"]}
     assert request.definition["train"]["init_from"] == expected
+    assert request.runs == "below/runs/head/n1_gpu1/seed7", "beside results/"
     assert plan.definition("head")["train"]["init_from"] == init_from, "one for all seeds"
 
 
@@ -250,13 +252,13 @@ def test_other_systems_still_need_a_split() -> None:
             "experiments/fine",
             "dataset",
             "coast",
-            "takes blocks, which cannot be cut from the feflow",
+            "takes blocks, which cannot be made from the feflow",
         ),
         (
             "experiments/head",
             "dataset",
             "globe",
-            "takes patches, which cannot be cut from the icon",
+            "takes patches, which cannot be made from the icon",
         ),
         ("experiments/fine", "data", {"variables": ["tos"]}, "no column named 'tos'"),
         ("datasets/globe", "patches", {}, "unknown key 'patches' in datasets.globe"),

@@ -43,7 +43,7 @@ def test_how_processes_are_used_travels_but_decides_nothing(monkeypatch) -> None
     ("path", "value", "message"),
     [
         ("parallel", {"dp_shard": 3}, "head on n1_gpu4: parallel: dp_replicate 1 x dp_shard 3"),
-        ("parallel", {"pipeline": 4}, "4 stages, but the model has 3 blocks"),
+        ("parallel", {"pipeline": 4}, "4 stages, but the model can have at most 3"),
         ("parallel", {"tensor": 8}, "= 8 processes, but the layout has 4"),
         ("parallel", {"pipeline": 2, "micro_batches": 1}, "at least the 2 stages"),
         ("parallel", {"stages": 2}, "unknown key 'stages' in experiments.head.parallel"),
@@ -77,7 +77,7 @@ def test_a_pipeline_does_not_start_from_forecasts(monkeypatch) -> None:
 def test_a_model_that_cannot_be_divided_is_refused() -> None:
     made = changed("run/layouts", ["n1_gpu2"])
     made["experiments"]["head"]["parallel"] = {"dp_shard": 2}
-    with pytest.raises(ConfigError, match="head on n1_gpu2: parallel: gino can only be copied"):
+    with pytest.raises(ConfigError, match="head on n1_gpu2: parallel: gino can only be replicated"):
         Plan(made, SCHEMA)
 
 
@@ -85,7 +85,7 @@ def test_a_pipeline_that_waits_is_told(monkeypatch) -> None:
     made = divisible(monkeypatch, pipeline=2, dp_shard=2, micro_batches=4)
     first, second = Plan(made, SCHEMA).advice()
     assert "experiments.head on n1_gpu4: parallel.micro_batches 4" in first
-    assert "wait at least 20% of their time; 8 or more" in first
+    assert "the pipeline bubble is at least 20% of the time; 8 or more" in first
     assert "n2_gpu2" in second
     made["experiments"]["head"]["data"]["output_steps"] = 2
     assert Plan(made, SCHEMA).advice() == []

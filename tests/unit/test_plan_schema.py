@@ -126,7 +126,7 @@ def test_what_systems_name_is_there() -> None:
         assert model.kind in kinds()
     for kind in kinds().values():
         assert set(kind.formats) <= set(formats())
-        assert kind.ensembles == (resolve(kind.evaluation).together is not None)
+        assert kind.ensembles == (resolve(kind.evaluation).ensemble is not None)
         assert kind.name in kind.sample_files({}) or kind.files
         for reference in (kind.prediction, kind.outline, kind.extraction and kind.extraction.run):
             assert reference is None or callable(resolve(reference))

@@ -1,6 +1,5 @@
 """Provenance tells versions and nothing of the environment."""
 
-import hashlib
 import json
 import subprocess
 
@@ -17,12 +16,6 @@ def fresh_caches():
     yield
     provenance._describe.cache_clear()
     provenance._git.cache_clear()
-
-
-def test_file_digest(tmp_path) -> None:
-    (tmp_path / "a").write_bytes(b"abc" * 1_000_000)
-    expected = hashlib.sha256(b"abc" * 1_000_000).hexdigest()
-    assert provenance.file_digest(tmp_path / "a") == expected
 
 
 def test_versions_are_recorded_and_secrets_are_not(monkeypatch) -> None:

@@ -133,7 +133,7 @@ def test_the_request_of_a_job_is_the_golden_one(cluster, tmp_path):
     ]
     del asked[asked.index("-D") : asked.index("-D") + 2]  # the folder of the project
     golden = (REPOSITORY / "tests/golden/requests/gilbreth.txt").read_text().split("\n")
-    expected = shlex.split(golden[golden.index("simulate_aquifer") + 1])[1:]
+    expected = shlex.split(golden[golden.index("simulate_raw") + 1])[1:]
     assert asked == expected[expected.index("-A") :]
 
 

@@ -95,13 +95,13 @@ def test_nothing_is_left_to_do(project):
 def test_other_blocks_are_extracted_from_the_same_files(project):
     project.config["datasets"]["globe"]["blocks"] = {"levels": 1}
     planned = project.planned()
-    assert planned["extract_blocks"] == 1
+    assert planned["extract_samples"] == 1
     assert planned["train_segment"] == 3
-    assert "simulate_climate" not in planned
+    assert "simulate_raw" not in planned
 
 
 def test_forced_data_stage_extracts_again(project):
-    assert project.planned("data", "-R", "data")["extract_blocks"] == 1
+    assert project.planned("data", "-R", "data")["extract_samples"] == 1
 
 
 def test_more_epochs_continue(project):

@@ -45,7 +45,7 @@ def test_changed_learning_rate_trains_again(project):
 
 
 def test_edited_rule_and_script_plan_nothing(project):
-    for name in ("workflow/rules/train.smk", "workflow/rules/data.smk"):
+    for name in ("workflow/rules/train.smk", "workflow/rules/samples.smk"):
         path = project.path(name)
         path.write_text(path.read_text().replace("script:", "# An edited line.\n    script:"))
     for path in project.path("workflow/scripts").glob("*.py"):

@@ -115,7 +115,7 @@ def test_other_tokens_are_made_of_the_same_tracks(project):
     project.config["datasets"]["town"]["tokens"]["tolerance"] = 0.3
     planned = project.planned()
     assert (planned["build_vocabulary"], planned["tokenise"], planned["train_segment"]) == (1, 1, 1)
-    assert "simulate_traffic" not in planned
+    assert "simulate_raw" not in planned
 
 
 def test_a_second_stage_waits_for_the_first(project):
@@ -153,7 +153,7 @@ def simulator_installed():
 def test_sumo_simulates_before_its_files_are_converted(project):
     project.config["run"]["experiments"] = ["sumo"]
     planned = project.planned("results/data/simulated/scenarios.h5")
-    jobs = ("simulate_sumo", "convert_tracks", "build_vocabulary", "tokenise")
+    jobs = ("simulate_raw", "convert_tracks", "build_vocabulary", "tokenise")
     assert planned == dict.fromkeys(jobs, 1)
     if not simulator_installed():
         done = project.run("results/data/simulated/raw", check=False)

@@ -114,11 +114,11 @@ def project(finished, tmp_path):
 
 def test_what_is_left_to_do(project):
     assert project.planned() == {}
-    assert project.planned("data", "-R", "data")["extract_weather"] == 1
+    assert project.planned("data", "-R", "data")["extract_samples"] == 1
     project.config["experiments"]["cut"]["parallel"] = {"dp_shard": 2}
     assert project.planned() == {}, "how it is computed decides nothing"
     project.config["datasets"]["planet"]["weather"] = {"surface": ["2t"], "air": ["z"]}
     planned = project.planned()
-    assert planned["extract_weather"] == 1
+    assert planned["extract_samples"] == 1
     assert planned["train_segment"] == 3
-    assert "simulate_weather" not in planned
+    assert "simulate_raw" not in planned

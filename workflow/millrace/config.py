@@ -1,11 +1,11 @@
-"""Checking of configuration: unknown keys, wrong types, values out of range, in one sentence each."""
+"""Checks of the configuration: one sentence names an unknown key, a wrong type or a value out of range."""
 
 import dataclasses
 import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import jsonschema
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def _is_integer(_: Any, value: Any) -> bool:
-    # JSON schema takes 8.0 for an integer; `range` does not.
+    # JSON schema accepts 8.0 as an integer; `range` does not.
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -33,68 +33,59 @@ _VALIDATOR = jsonschema.validators.extend(
 )
 
 
-def nearest(name: object, known: typing.Iterable[object]) -> str:
-    """Say which known name was probably meant, or list them (YAML names may be numbers)."""
+def nearest(name: object, known: Iterable[object]) -> str:
+    """Suggest the known name that was probably meant, or list all of them; YAML names may be numbers."""
     known = sorted(str(one) for one in known)
     match = difflib.get_close_matches(str(name), known, n=1)
     return f"did you mean {match[0]!r}?" if match else f"known are {', '.join(known)}"
 
 
+def check_one_of(key: str, value: str, known: Iterable[str]) -> None:
+    """Raise `ConfigError` if the value of a key is none of the known ones."""
+    if value not in known:
+        raise ConfigError(f"{key} {value!r}: expected one of {', '.join(known)}")
+
+
 def validate(config: Any, schema: Mapping[str, Any], source: str = "config") -> None:
-    """Check a configuration against a JSON schema.
+    """Check a configuration, as read from YAML, against a JSON schema.
 
-    Parameters
-    ----------
-    config : Any
-        As YAML gives it.
-    schema : mapping
-    source : str
-        Where it comes from, for messages.
-
-    Raises
-    ------
-    ConfigError
-        The first violation: its key, what was found, what was expected.
+    Raises `ConfigError` with the first violation: ``source``, key, what was found and what was expected.
     """
     error = jsonschema.exceptions.best_match(_VALIDATOR(schema).iter_errors(config))
     if error is None:
         return
     where = ".".join(str(part) for part in error.absolute_path) or "the configuration"
-    if error.validator == "additionalProperties":
-        known = error.schema.get("properties", {})
-        unknown = next(key for key in error.instance if key not in known)
-        raise ConfigError(
-            f"{source}: unknown key {unknown!r} in {where}: {nearest(unknown, known)}"
-        )
-    raise ConfigError(f"{source}: {where}: {error.message}")
+    if error.validator != "additionalProperties":
+        raise ConfigError(f"{source}: {where}: {error.message}")
+    known = error.schema.get("properties", {})
+    unknown = next(key for key in error.instance if key not in known)
+    raise ConfigError(f"{source}: unknown key {unknown!r} in {where}: {nearest(unknown, known)}")
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Make a dataclass from configuration values, nested dataclasses and tuples included.
+    """Make a dataclass from values of the configuration, nested dataclasses and tuples included.
 
     Parameters
     ----------
     cls : type
         A dataclass.
     values : mapping
-        Its fields, as YAML gives them.
+        Its fields, as read from YAML.
     where : str
-        Key of ``values`` in the configuration, for messages.
+        Key of ``values`` in the configuration, for error messages.
 
     Raises
     ------
     ConfigError
-        Unknown or missing key, or a value of the wrong type.
+        A key is unknown or missing, or a value has the wrong type.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
-    unknown = [key for key in values if key not in fields]
-    if unknown:
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}: {nearest(unknown[0], fields)}")
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key {key!r}: {nearest(key, fields)}")
     for name, field in fields.items():
-        required = (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        )
+        required = field.default is field.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise ConfigError(f"{where}: key {name!r} is missing")
     return cls(**{key: _convert(hints[key], v, f"{where}.{key}") for key, v in values.items()})
@@ -128,15 +119,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_mapping(typing.cast(type, hint), value, where)
     if origin is tuple and isinstance(value, list | tuple):
-        arguments = typing.get_args(hint)
-        repeated = len(arguments) == 2 and arguments[1] is Ellipsis
-        if not repeated and len(value) != len(arguments):
-            raise ConfigError(f"{where}: expected {len(arguments)} values, got {value!r}")
-        kinds = [arguments[0]] * len(value) if repeated else list(arguments)
-        return tuple(
-            _convert(kind, item, f"{where}[{i}]")
-            for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
-        )
+        item_hints = typing.get_args(hint)
+        if item_hints[-1] is Ellipsis:
+            item_hints = item_hints[:1] * len(value)
+        if len(value) != len(item_hints):
+            raise ConfigError(f"{where}: expected {len(item_hints)} values, got {value!r}")
+        items = enumerate(zip(item_hints, value, strict=True))
+        return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in items)
     if hint is Any:
         return value
     if hint is float and _is_finite(None, value):

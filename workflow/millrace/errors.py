@@ -1,13 +1,13 @@
-"""Errors that a user can cause, and the exit codes of the command-line tools."""
+"""Errors that a user can cause, and the exit codes of all commands."""
 
 from enum import IntEnum
 
 
 class UserError(Exception):
-    """Something the user can mend; the message is one sentence that says where and how.
+    """An error that the user can correct.
 
-    It names the file, line or key, what was expected and what to do. Command-line entry points print
-    the message without a traceback and end with ``exit_code``.
+    Its message is one sentence that names the file, line or key, what was expected and what to do.
+    Command-line entry points print the message without a traceback and end with ``exit_code``.
     """
 
     exit_code: int = 2
@@ -23,6 +23,11 @@ class DataError(UserError):
     exit_code = 65
 
 
+def first_line(error: BaseException) -> str:
+    """First line of the message of an error, or the name of its type if it has no message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class ExitCode(IntEnum):
     """Exit codes of all commands and of the processes of a job (names after ``sysexits.h``)."""
 
@@ -31,6 +36,6 @@ class ExitCode(IntEnum):
     DATA = 65
     NO_SPACE = 74
     TRY_AGAIN = 75
-    """Stopped in good order before the target epoch was committed: run the same command again."""
+    """Training stopped in an orderly way before the target epoch: run the same command again."""
     NOT_FINITE = 76
     LOCKED = 77

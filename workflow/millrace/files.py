@@ -1,4 +1,4 @@
-"""Output files that are either whole or not there."""
+"""Output files that are either complete or absent."""
 
 import contextlib
 import errno
@@ -14,13 +14,13 @@ _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, 
 
 
 class OutputError(UserError):
-    """The file system refused to take an output; nothing of it is left behind."""
+    """The file system refused to store an output; nothing of it is left behind."""
 
     exit_code = ExitCode.NO_SPACE
 
 
 @contextlib.contextmanager
-def refusal_of(path: Path, consequence: str = "nothing was kept") -> Iterator[None]:
+def output_errors(path: Path, consequence: str = "nothing was kept") -> Iterator[None]:
     """Turn no space, exceeded quota and missing permission into an `OutputError` about ``path``."""
     try:
         yield
@@ -33,19 +33,14 @@ def refusal_of(path: Path, consequence: str = "nothing was kept") -> Iterator[No
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a name to write to; the file appears as ``path`` once it is complete and on the disk.
+    """Yield a temporary path to write to; it is renamed to ``path`` once it is complete and on the disk.
 
-    The name is hidden, beside ``path`` and always the same: what a killed writer left there is
-    overwritten by the next one.
-
-    Raises
-    ------
-    OutputError
-        No space, quota exceeded, or no permission to write.
+    The temporary file is hidden, lies beside ``path`` and always has the same name: the next writer
+    overwrites what a killed one left. Raises `OutputError` for lack of space, quota or permission.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with refusal_of(path):
+        with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.unlink(missing_ok=True)
             yield partial
@@ -58,13 +53,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole; raises `OutputError` like `whole`, ValueError for NaN and infinity."""
+    """Write JSON with `atomic_write`; raises ValueError for NaN and infinity, which JSON does not have."""
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False))
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
+    """Wait until the content of a file, or the names in a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What every job of the workflow does around its one library call."""
+"""Log, plug-ins and exit code of every job of the workflow, around its one library call."""
 
 import contextlib
 import os
@@ -17,15 +17,15 @@ _LINE_EVERY_S = 5.0
 
 @contextlib.contextmanager
 def job(snakemake: Any) -> Iterator[Callable[[str], Progress]]:
-    """Send output to the job's log, and end with the sentence of a `UserError`.
+    """Redirect output, also of child processes, to the job's log, and load systems from outside.
 
-    Systems from outside are loaded. Child processes write to the log as well. On success nothing is said on
-    the console: Snakemake does that; on failure Snakemake shows the log.
+    A `UserError` ends the process with its message, as the last line of the log, and its exit code; any
+    other error ends it with the traceback. The console stays silent, because Snakemake reports there.
 
     Yields
     ------
     Callable
-        Takes what is counted ("files"), gives the progress callback ``(done, total)`` that writes a
+        Takes a plural noun ("files") and returns the progress callback ``(done, total)``, which writes a
         line to the log every few seconds.
     """
     with open(snakemake.log[0], "w", buffering=1) as file:  # noqa: PTH123  descriptor needed below
@@ -39,7 +39,7 @@ def job(snakemake: Any) -> Iterator[Callable[[str], Progress]]:
                 load_plugins(snakemake.config.get("plugins", []))
                 yield _progress
             finally:
-                sys.stdout.flush()  # the reason of a failure ends the log
+                sys.stdout.flush()  # the reason of a failure is the last line of the log
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(int(error.exit_code))
@@ -55,13 +55,13 @@ def job(snakemake: Any) -> Iterator[Callable[[str], Progress]]:
 
 
 def _progress(what: str) -> Progress:
-    started = time.monotonic()
-    last = [0.0]
+    started, last = time.monotonic(), 0.0
 
     def report(done: int, total: int) -> None:
+        nonlocal last
         now = time.monotonic()
-        if done == total or now - last[0] > _LINE_EVERY_S:
-            last[0] = now
+        if done == total or now - last > _LINE_EVERY_S:
+            last = now
             rate = done / max(now - started, 1e-9)
             left = (total - done) / rate if rate else float("inf")
             print(f"{done}/{total} {what}, {rate:.1f}/s, {left:.0f} s left", flush=True)

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 
 from millrace.errors import ConfigError
 
-PATTERN = "n[1-9][0-9]*_gpu[1-9][0-9]*"
 _PATTERN = re.compile(r"n([1-9][0-9]*)_gpu([1-9][0-9]*)")
 _OR = "-or-"
 
 
 @dataclass(frozen=True, order=True)
 class Layout:
-    """How many nodes a training job takes, and how many GPUs on each of them.
+    """How many nodes a training job uses, and how many GPUs on each of them.
 
-    On a machine without GPUs the same number of CPU processes stands in for them.
+    On a machine without GPUs the same number of CPU processes takes their place.
     """
 
     nodes: int
@@ -38,12 +37,12 @@ class Layout:
 
     @classmethod
     def entrants(cls, name: str) -> "list[Layout]":
-        """Layouts of a race, ``n1_gpu4-or-n4_gpu1``, or the only one."""
+        """Layouts of a race such as ``n1_gpu4-or-n4_gpu1``; a single layout is the only one."""
         return [cls.parse(part) for part in name.split(_OR)]
 
     @staticmethod
     def race(names: Iterable[str]) -> str:
-        """Name of a race of layouts, as in paths."""
+        """Name of a race of layouts, as it stands in paths."""
         return _OR.join(names)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Ties between processes."""
+"""Parent and child processes: common death, and signals that are passed on."""
 
 import ctypes
 import signal
@@ -6,26 +6,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals by which a user or a scheduler asks a process to stop."""
 _PR_SET_PDEATHSIG = 1
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, however that happens.
+    """Have the kernel kill this process when its parent ends, for whatever reason.
 
-    A worker whose torchrun agent was killed would otherwise train on, unseen, and hold its GPU.
+    Otherwise a worker whose torchrun agent was killed would continue to train, unseen, and hold its GPU.
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager
 def forwarding_signals(send: Callable[[int], None]) -> Iterator[None]:
-    """Pass on what asks this process to stop, and stay to see what becomes of it."""
+    """Pass `STOP_SIGNALS` on to ``send`` while the context is open, instead of being ended by them."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         send(number)
 
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
         yield
     finally:

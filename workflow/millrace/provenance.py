@@ -1,7 +1,6 @@
-"""Where an artefact comes from: versions of the code and of what computed it, digests of files.
+"""Where a result comes from: versions of the code and its dependencies, and a fingerprint of raw data.
 
-Nothing of the environment (variables, user, host, paths) is recorded, so that an artefact can be
-passed on.
+Nothing of the environment (variables, user, host, paths) is recorded, so that a result can be passed on.
 """
 
 import hashlib
@@ -13,14 +12,26 @@ from importlib import metadata
 from pathlib import Path
 
 from millrace import __version__
+from millrace.errors import DataError
 
 _RECORDED = ("numpy", "torch", "h5py")
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def fingerprint(directory: str | Path) -> str:
+    """Hash the names and sizes of all files below a directory, 16 hexadecimal digits.
+
+    Modification times are left out on purpose: copying or touching raw data must not start days of
+    training again. A change that keeps every size goes unnoticed: force the rule by its name then. Raises
+    `DataError` if the directory does not exist.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise DataError(
+            f"{root}: no such directory; set `source` of the dataset to `demo` or to yours"
+        )
+    files = (path for path in sorted(root.rglob("*")) if path.is_file())
+    text = "\n".join(f"{path.relative_to(root)} {path.stat().st_size}" for path in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def code_version() -> str:
@@ -32,8 +43,8 @@ def code_version() -> str:
 def provenance() -> dict[str, str | bool | None]:
     """Versions of the code and its main dependencies, git revision, and the time (UTC).
 
-    ``git_revision`` and ``git_dirty`` are None where the package does not run from its repository; a
-    dependency that is not installed is None.
+    ``git_revision`` and ``git_dirty`` are None where the package does not run from its repository; the
+    version of a dependency that is not installed is None.
     """
     described = _describe()
     return {
@@ -49,7 +60,7 @@ def provenance() -> dict[str, str | bool | None]:
 @cache
 def _describe() -> str:
     # An installed copy may lie inside a foreign repository (a virtual environment below a checkout):
-    # only a repository that tracks this very file speaks for the package.
+    # only a repository that tracks this very file describes the package.
     if not _git("ls-files", "--error-unmatch", Path(__file__).name):
         return ""
     return _git("describe", "--always", "--dirty", "--tags")

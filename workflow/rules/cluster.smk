@@ -7,6 +7,8 @@ from millrace.cluster import RESOURCES, Cluster
 
 # Jobs of these rules take the GPUs that their layout says.
 ON_LAYOUT = ("train_segment", "measure_throughput", "preflight_layout")
+# Names that a cluster's facts may have, those of a module without its prefix; filled by `placed`.
+RULES = set()
 
 
 def find_cluster():
@@ -19,7 +21,9 @@ def find_cluster():
     if not given or "site" not in given:
         return None
     name = str(given["site"].raw).strip("'\"")
-    found = Cluster.read(name, Path(workflow.basedir) / "profiles")
+    # Beside the Snakefile that was started, then beside that of this module.
+    places = (workflow.basedir, Path(str(workflow.current_basedir)).parents[1])
+    found = Cluster.read(name, *(Path(place) / "profiles" for place in places))
     for layout in plan.layouts():
         found.place(Layout.parse(layout), ON_LAYOUT[0])
     return found
@@ -52,15 +56,16 @@ def placed(rule):
 
         return value
 
-    if cluster is None:
-        return {}
-    return at_site() | {key: resource(key) for key in RESOURCES}
+    RULES.add(rule)
+    keys = RESOURCES if cluster else ()
+    return {"site": site} | {key: resource(key) for key in keys}
 
 
-def at_site():
+def site(wildcards):
     """The cluster, for the job's own script."""
+    check_cluster()
     # With its path, because a job cannot ask where the Snakefile is.
-    return {} if cluster is None else {"site": str(cluster.directory)}
+    return str(cluster.directory) if cluster else None
 
 
 def cores(rule, local=1):
@@ -75,8 +80,12 @@ def cores(rule, local=1):
     return threads
 
 
+@cache
 def check_cluster():
-    """Refuse to submit jobs without the facts of a cluster, or without the account it asks for."""
+    """Refuse to submit jobs without the facts of a cluster, or without the account it asks for.
+
+    Not in `onstart`, which Snakemake does not run for a module.
+    """
     if not (workflow.is_main_process and workflow.non_local_exec):
         return
     if cluster is None:
@@ -86,15 +95,6 @@ def check_cluster():
         )
     try:
         cluster.require_account()
-        cluster.check_rules([*(rule.name for rule in workflow.rules), *plan.extractions()])
+        cluster.check_rules([*RULES, *plan.extractions()])
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
-
-
-onstart:
-    check_cluster()
-
-
-# What takes seconds stays on the login node.
-localrules:
-    summarise_skill,

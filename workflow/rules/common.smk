@@ -1,16 +1,35 @@
 """Checked configuration, wildcard constraints, and the plan's answers as input functions."""
 
+from pathlib import Path
+
 import yaml
 
 from millrace.errors import ConfigError, DataError
 from millrace.layout import Layout
 from millrace.plan import Plan
 
+if not config:
+    raise WorkflowError(
+        f"no configuration: write {Path('config/config.yaml').absolute()}, or name a file with "
+        "--configfile; in a module, give it one with `config:`"
+    )
+
 try:
     with open(workflow.source_path("../schemas/config.schema.yaml")) as schema:
-        plan = Plan(config, yaml.safe_load(schema))
+        plan = Plan(
+            config,
+            yaml.safe_load(schema),
+            # Where a module's `prefix` puts results/.
+            root=Path(workflow.modifier.modify_path("results/data")).parents[1],
+            folders=[
+                Path(p).parent for p in (workflow.main_snakefile, *workflow.configfiles)
+            ],
+        )
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
+
+if plan.plugins:
+    config["plugins"] = plan.plugins  # absolute, for the jobs
 
 if workflow.is_main_process:  # not in every job again
     for note in plan.advice():
@@ -38,72 +57,47 @@ def dataset_block(key, default=None):
     return lambda wildcards: plan.datasets[wildcards.dataset].get(key, default)
 
 
-def raw_source(wildcards):
-    """Directory of the raw files."""
-    try:
-        return plan.source(wildcards.dataset)
-    except DataError as error:
-        raise WorkflowError(str(error)) from None
+def by(answer, *names):
+    """Input function: what the plan answers for these wildcards."""
+
+    def ask(wildcards):
+        try:
+            return answer(*(getattr(wildcards, name) for name in names))
+        except DataError as error:
+            raise WorkflowError(str(error)) from None
+
+    return ask
 
 
-def raw_fingerprint(wildcards):
-    """Names and sizes of the raw files."""
-    return plan.fingerprint(wildcards.dataset)
+def configured(answer, *names):
+    """The same for a path of the configuration, which starts where the user stands.
+
+    Only what the workflow itself makes lies below the prefix of a module.
+    """
+    ask = by(answer, *names)
+
+    def path(wildcards):
+        found = ask(wildcards)
+        made = "".join(found).startswith(("results/data/", "results/train/"))
+        return found if made else local(found)
+
+    return path
 
 
-def samples(wildcards):
-    """Files the experiment's samples are read from, by role."""
-    return plan.samples(wildcards.experiment)
-
-
-def definition(wildcards):
-    """What decides the weights."""
-    return plan.definition(wildcards.experiment)
-
-
-def previous_checkpoint(wildcards):
-    """The milestone before, which the segment continues."""
-    w = wildcards
-    return plan.previous_checkpoint(w.experiment, w.layout, w.seed, int(w.epoch))
-
-
-def initial_checkpoint(wildcards):
-    """The checkpoint that the weights come from, if any."""
-    return plan.initial_checkpoint(wildcards.experiment, wildcards.seed)
-
-
-def measured_checkpoint(wildcards):
-    """The checkpoint that a measurement starts from, if any."""
-    return plan.measured_checkpoint(wildcards.experiment)
-
-
-def final_checkpoint(wildcards):
-    """The run's last checkpoint and its receipt."""
-    return plan.final_checkpoint(wildcards.experiment, wildcards.layout, wildcards.seed)
-
-
-def ensemble_checkpoints(wildcards):
-    """Last checkpoints and receipts of all seeds."""
-    return plan.ensemble_checkpoints(wildcards.experiment, wildcards.layout)
-
-
-def predicting_checkpoint(wildcards):
-    """The checkpoint that a prediction is made with, and its receipt."""
-    block = plan.predictions[wildcards.prediction]
-    return plan.final_checkpoint(block["experiment"], block["layout"], block["seed"])
-
-
-def prediction_source(wildcards):
-    """Directory of the raw files that a prediction is made for."""
-    try:
-        return plan.prediction_source(wildcards.prediction)
-    except DataError as error:
-        raise WorkflowError(str(error)) from None
-
-
-def prediction_fingerprint(wildcards):
-    """Names and sizes of these files."""
-    return plan.prediction_fingerprint(wildcards.prediction)
+raw_source = configured(plan.source, "dataset")
+raw_fingerprint = by(plan.fingerprint, "dataset")
+samples = by(plan.samples, "experiment")
+definition = by(plan.definition, "experiment")
+previous_checkpoint = by(
+    plan.previous_checkpoint, "experiment", "layout", "seed", "epoch"
+)
+initial_checkpoint = configured(plan.initial_checkpoint, "experiment", "seed")
+measured_checkpoint = configured(plan.measured_checkpoint, "experiment")
+final_checkpoint = by(plan.final_checkpoint, "experiment", "layout", "seed")
+ensemble_checkpoints = by(plan.ensemble_checkpoints, "experiment", "layout")
+predicting_checkpoint = by(plan.predicting_checkpoint, "prediction")
+prediction_source = configured(plan.prediction_source, "prediction")
+prediction_fingerprint = by(plan.prediction_fingerprint, "prediction")
 
 
 def ranks(wildcards):

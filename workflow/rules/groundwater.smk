@@ -1,5 +1,7 @@
 """Groundwater: raw files checked and put into one series, cut into patches or planes; neighbours."""
 
+columns, units = dataset_block("variables"), dataset_block("units")
+
 
 rule preprocess:
     input:
@@ -18,7 +20,12 @@ rule preprocess:
         **placed("preprocess"),
     params:
         fingerprint=raw_fingerprint,
-        variables=dataset_block("variables"),
+        # By name with their units, if the configuration gives any.
+        variables=lambda w: (
+            {name: units(w).get(name) for name in columns(w)}
+            if units(w)
+            else columns(w)
+        ),
         forcings=dataset_block("forcings", default=[]),
         clip=dataset_block("clip_negative_concentration", default=False),
         split=dataset_block("split"),

@@ -23,6 +23,7 @@ rule summarise_skill:
         "logs/summarise_skill.log",
     benchmark:
         "benchmarks/summarise_skill.tsv"
+    localrule: True  # it takes seconds
     conda:
         "../../envs/report.yaml"
     script:

@@ -40,7 +40,12 @@ rule extract_samples:
         **placed("extract_{kind}"),
     params:
         fingerprint=raw_fingerprint,
-        section=lambda wildcards: plan.section(wildcards.dataset, wildcards.kind),
+        # With `output` as argument it is not compared with the last run; the two after it are.
+        section=lambda wildcards, output: plan.section(
+            wildcards.dataset, wildcards.kind
+        ),
+        variables=lambda wildcards: plan.compared(wildcards.dataset, wildcards.kind)[0],
+        settings=lambda wildcards: plan.compared(wildcards.dataset, wildcards.kind)[1],
         split=dataset_block("split"),
     script:
         "../scripts/extract_samples.py"

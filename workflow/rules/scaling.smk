@@ -28,11 +28,6 @@ rule measure_throughput:
         "../scripts/measure_throughput.py"
 
 
-# What takes seconds stays on the login node.
-localrules:
-    analyse_scaling,
-
-
 rule analyse_scaling:
     input:
         runs=plan.scaling_runs(),
@@ -52,6 +47,7 @@ rule analyse_scaling:
         "logs/analyse_scaling.log",
     benchmark:
         "benchmarks/analyse_scaling.tsv"
+    localrule: True  # it takes seconds
     conda:
         "../../envs/report.yaml"
     params:

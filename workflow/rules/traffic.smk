@@ -2,13 +2,12 @@
 
 from millrace.systems.traffic.system import ADAPTED
 
-
-def tracks(wildcards):
-    """Directory of tracks: simulated, the user's, or converted from another format."""
-    if plan.datasets[wildcards.dataset]["format"] == "tracks":
-        return raw_source(wildcards)
-    return f"results/data/{wildcards.dataset}/tracks"
-
+# Directory of tracks: simulated, the user's, or converted from another format.
+tracks = lambda wildcards: (
+    raw_source(wildcards)
+    if plan.datasets[wildcards.dataset]["format"] == "tracks"
+    else f"results/data/{wildcards.dataset}/tracks"
+)
 
 
 rule convert_tracks:

@@ -34,37 +34,14 @@ rule train_segment:
 
 
 # Waits for jobs that it submits itself, see millrace.launch.first_to_start.
-localrules:
-    train_race,
-
-
-rule train_race:
-    input:
-        unpack(samples),
-        previous=previous_checkpoint,
-        init_from=initial_checkpoint,
-    output:
-        checkpoint=ensure(
-            "results/train/{experiment}/{layout}/seed{seed}/epoch_{epoch}.ckpt",
-            non_empty=True,
-        ),
-        receipt=ensure(
-            "results/train/{experiment}/{layout}/seed{seed}/epoch_{epoch}.json",
-            non_empty=True,
-        ),
+use rule train_segment as train_race with:
     log:
         "logs/train_race/{experiment}/{layout}/seed{seed}/epoch_{epoch}.log",
     benchmark:
         "benchmarks/train_race/{experiment}/{layout}/seed{seed}/epoch_{epoch}.tsv"
     wildcard_constraints:
         layout=RACE,
-    conda:
-        "../../envs/train.yaml"
+    localrule: True
     threads: 1 if cluster else ranks
     resources:
-        **at_site(),
-    params:
-        # Not the number of epochs: asking for more must not start this segment again.
-        definition=definition,
-    script:
-        "../scripts/train_race.py"
+        site=site,

@@ -4,19 +4,19 @@ from pathlib import Path
 
 from millrace.config import from_mapping
 from millrace.job_log import job
-from millrace.scaling import regression
+from millrace.scaling import history
 from millrace.scaling.analysis import analyse
 from millrace.scaling.records import read
+from millrace.scaling.report import write_report
 from millrace.scaling.settings import Settings
-from millrace.scaling.write import write_report
 
 with job(snakemake):
     output = snakemake.output
     settings = from_mapping(Settings, snakemake.params.settings, "scaling")
     analysis = analyse([read(Path(run)) for run in snakemake.input.runs], settings)
-    history = Path("results/scaling/history")
-    analysis = regression.compare(analysis, history)
-    regression.remember(analysis, history)
+    folder = Path(output.html).parent / "history"
+    analysis = history.compare(analysis, folder)
+    history.remember(analysis, folder)
     write_report(
         analysis,
         html=Path(output.html),

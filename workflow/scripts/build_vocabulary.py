@@ -11,6 +11,4 @@ with job(snakemake) as progress:
     config = from_mapping(TokenConfig, snakemake.params.tokens, "tokens")
     source, output = Path(snakemake.input.source), Path(snakemake.output.vocabulary)
     vocabulary = build_vocabulary(source, output, config, progress("recordings"))
-    vocabulary_plates(
-        vocabulary.motion, vocabulary.road, vocabulary.coverage, snakemake.output.plates
-    )
+    vocabulary_plates(vocabulary, Path(snakemake.output.plates))

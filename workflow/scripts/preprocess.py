@@ -8,10 +8,12 @@ from millrace.job_log import job
 from millrace.systems.groundwater.series import preprocess
 
 with job(snakemake) as progress:
+    columns = snakemake.params.variables
     preprocess(
         Path(snakemake.input.source),
         Path(snakemake.output.series),
-        variables=snakemake.params.variables,
+        variables=list(columns),
+        units={k: v for k, v in columns.items() if v} if isinstance(columns, dict) else None,
         forcings=snakemake.params.forcings,
         split=from_mapping(SplitConfig, snakemake.params.split, "split"),
         clip_negative_concentration=snakemake.params.clip,

@@ -1,4 +1,4 @@
-"""Rule tokenise: every scenario as tokens of motion on pieces of road."""
+"""Rule tokenise: every scenario as motion tokens over road tokens."""
 
 from pathlib import Path
 

@@ -1,10 +1,12 @@
-"""Rule train_segment: train to the next milestone."""
+"""Rules train_segment and train_race: train to the next milestone, on the layout whose job starts first."""
 
 import sys
 
 from millrace.cluster import cluster_of_job
 from millrace.job_log import job
+from millrace.launch.first_to_start import race_layouts
 from millrace.launch.launcher import launch, surroundings_of
+from millrace.layout import Layout
 from millrace.plan import segment_request
 
 with job(snakemake):
@@ -15,5 +17,7 @@ with job(snakemake):
         snakemake.input,
         snakemake.output,
     )
-    around = surroundings_of(cluster_of_job(snakemake.resources))
-    sys.exit(launch(request, snakemake.threads, around))
+    cluster, cpus = cluster_of_job(snakemake.resources), snakemake.threads
+    if len(Layout.entrants(request.layout)) > 1:
+        sys.exit(race_layouts(request, cluster, cpus))
+    sys.exit(launch(request, cpus, surroundings_of(cluster)))

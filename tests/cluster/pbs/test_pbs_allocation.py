@@ -10,6 +10,7 @@ import pytest
 from millrace.errors import ConfigError
 from millrace.layout import Layout
 from millrace.schedulers.pbs import PbsAllocation, PbsQueue
+from millrace.schedulers.pbs import queue as module
 
 # Told by each node: where it is and what it knows.
 TELL = """
@@ -33,8 +34,23 @@ sys.exit(subprocess.run(command).returncode)
 
 
 @pytest.fixture
-def queue():
-    return PbsQueue(pauses_s=(0.1,))
+def queue(monkeypatch):
+    monkeypatch.setattr(module, "_PAUSES_S", (0.1,))
+    return PbsQueue()
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """(variables) -> the allocation of a process with them."""
+
+    def make(**variables):
+        for name in ("PBS_JOBID", "MILLRACE_PBS_RECORDS", "MILLRACE_PBS_STARTED"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return PbsAllocation()
+
+    return make
 
 
 def run(pbs, queue, nodes):
@@ -69,41 +85,38 @@ def test_end_is_what_pbs_says(pbs, workdir, queue, monkeypatch):
     id = queue.submit(["sleep", "60"], {"runtime": 10}, "a_job", "out.log")
     started = pbs.wait(id, "R")["stime"]
     monkeypatch.setenv("PBS_JOBID", id)
-    assert PbsAllocation(queue=queue).end() == pytest.approx(started + 600, abs=1.5)
+    assert PbsAllocation().end() == pytest.approx(started + 600, abs=1.5)
 
 
-def test_end_is_what_was_asked_for_when_pbs_is_silent(pbs, queue):
+def test_end_is_what_was_requested_when_pbs_is_silent(pbs, queue, environment):
     pbs.set(qstat_fails=99)
-    asked = {"MILLRACE_PBS_STARTED": "1000", "MILLRACE_PBS_WALLTIME_S": "600"}
-    assert PbsAllocation({"PBS_JOBID": "1.pbs", **asked}, queue).end() == 1600
-    assert PbsAllocation({"PBS_JOBID": "1.pbs"}, queue).end() is None
-    assert PbsAllocation({}, queue).end() is None
+    requested = {"MILLRACE_PBS_STARTED": "1000", "MILLRACE_PBS_WALLTIME_S": "600"}
+    assert environment(PBS_JOBID="1.pbs", **requested).end() == 1600
+    assert environment(PBS_JOBID="1.pbs").end() is None
+    assert environment().end() is None
 
 
-def test_mark_of_a_job_that_asks_to_go_on(workdir, queue):
-    environment = {
-        "PBS_JOBID": "7.pbs",
-        "MILLRACE_PBS_RECORDS": str(workdir / "records"),
-        "MILLRACE_PBS_STARTED": str(time.time() - 30),
-    }
-    assert PbsAllocation(environment, queue).requeue()
-    mark = json.loads((workdir / "records" / "again" / "7.pbs").read_text())
-    assert mark["after_s"] == pytest.approx(30, abs=5)
+def test_file_of_a_job_that_requests_to_continue(workdir, environment):
+    records = workdir / "records"
+    started = str(time.time() - 30)
+    here = {"MILLRACE_PBS_RECORDS": str(records), "MILLRACE_PBS_STARTED": started}
+    assert environment(PBS_JOBID="7.pbs", **here).requeue()
+    content = json.loads((records / "again" / "7.pbs").read_text())
+    assert content["after_s"] == pytest.approx(30, abs=5)
 
 
-def test_only_snakemake_submits_again(workdir, queue):
-    assert not PbsAllocation({"PBS_JOBID": "7.pbs"}, queue).requeue()
-    assert not PbsAllocation({"MILLRACE_PBS_RECORDS": "records"}, queue).requeue()
+def test_only_snakemake_submits_again(workdir, environment):
+    assert not environment(PBS_JOBID="7.pbs").requeue()
+    assert not environment(MILLRACE_PBS_RECORDS="records").requeue()
 
 
-def test_layout_with_more_nodes_than_the_job(workdir):
+def test_layout_with_more_nodes_than_the_job(workdir, environment):
     (workdir / "nodes").write_text("k001\n")
-    environment = {"PBS_JOBID": "7.pbs", "PBS_NODEFILE": str(workdir / "nodes")}
-    with pytest.raises(
-        ConfigError, match=r"layout n2_gpu1: needs 2 nodes, and PBS job 7.pbs has 1"
-    ):
-        PbsAllocation(environment).on_each_node(["a"], Layout(2, 1), 8)
+    here = environment(PBS_JOBID="7.pbs", PBS_NODEFILE=str(workdir / "nodes"))
+    message = r"layout n2_gpu1: needs 2 nodes, and PBS job 7.pbs has 1"
+    with pytest.raises(ConfigError, match=message):
+        here.on_each_node(["a"], Layout(2, 1), 8)
 
 
-def test_one_node_needs_no_pbsdsh():
-    assert PbsAllocation({}).on_each_node(["a", "b"], Layout(1, 4), 8) == ["a", "b"]
+def test_one_node_needs_no_pbsdsh(environment):
+    assert environment().on_each_node(["a", "b"], Layout(1, 4), 8) == ["a", "b"]

@@ -11,9 +11,8 @@ import pytest
 from pbs_server import wait_for
 
 from millrace.errors import UserError
-from millrace.schedulers.pbs import records
+from millrace.schedulers.pbs import queue, records
 from millrace.schedulers.pbs.allocation import PbsAllocation
-from millrace.schedulers.pbs.queue import PbsQueue
 from millrace.schedulers.pbs.records import Records
 
 CANCEL = Path(__file__).parents[3] / "profiles" / "katana" / "pbs-cancel"
@@ -38,8 +37,10 @@ def status(id):
 
 
 @pytest.fixture
-def quick(workdir):
-    return Records(queue=PbsQueue(pauses_s=(0.1,), submission_pauses_s=(0.1,)))
+def quick(workdir, monkeypatch):
+    monkeypatch.setattr(queue, "_PAUSES_S", (0.1,))
+    monkeypatch.setattr(queue, "_SUBMISSION_PAUSES_S", (0.1,))
+    return Records()
 
 
 def test_life_of_a_job(pbs, jobscript, workdir):
@@ -196,27 +197,30 @@ def test_running_link_of_a_chain_is_taken_over(pbs, jobscript, quick):
 
 
 def asked(pbs, quick, id, after_s):
-    """A job that has ended and asked to be started again."""
+    """A job that has ended and requested to be started again."""
     pbs.wait(id)
-    environment = {"PBS_JOBID": id, "MILLRACE_PBS_RECORDS": str(quick.directory)}
-    environment["MILLRACE_PBS_STARTED"] = str(time.time() - after_s)
-    PbsAllocation(environment, quick.queue).requeue()
+    variables = {"PBS_JOBID": id, "MILLRACE_PBS_RECORDS": str(quick.directory)}
+    variables["MILLRACE_PBS_STARTED"] = str(time.time() - after_s)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        PbsAllocation().requeue()
 
 
 def test_chain_without_progress_ends(pbs, jobscript, quick, capsys):
     quick.submit(jobscript("false"))
-    for n in range(1, records.SHORT_IN_A_ROW + 1):
+    for n in range(1, records.MAX_SHORT_JOBS + 1):
         asked(pbs, quick, f"{n}.pbs", after_s=5)
         assert quick.status("1.pbs") == "running"
-    asked(pbs, quick, f"{records.SHORT_IN_A_ROW + 1}.pbs", after_s=5)
+    asked(pbs, quick, f"{records.MAX_SHORT_JOBS + 1}.pbs", after_s=5)
     assert quick.status("1.pbs") == "failed"
     said = capsys.readouterr().err.splitlines()[-1]
     assert "less than 60 s after its start; give it more time than 00:10:00" in said
-    assert len(pbs.jobs()) == records.SHORT_IN_A_ROW + 1
+    assert len(pbs.jobs()) == records.MAX_SHORT_JOBS + 1
 
 
 def test_chain_with_progress_has_no_limit(pbs, jobscript, quick, monkeypatch):
-    monkeypatch.setattr(records, "SHORT_IN_A_ROW", 2)
+    monkeypatch.setattr(records, "MAX_SHORT_JOBS", 2)
     quick.submit(jobscript("false"))
     for n in range(1, 8):
         asked(pbs, quick, f"{n}.pbs", after_s=5 if n % 2 else 3600)

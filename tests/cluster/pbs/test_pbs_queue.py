@@ -9,20 +9,17 @@ import pytest
 
 from millrace.schedulers.base import SchedulerError, State
 from millrace.schedulers.pbs import PbsQueue
-from millrace.schedulers.pbs.queue import (
-    DELETED,
-    BusyError,
-    SubmissionError,
-    read_job,
-    seconds,
-)
+from millrace.schedulers.pbs import queue as module
+from millrace.schedulers.pbs.queue import DELETED, BusyError, SubmissionError, read_job, seconds
 
 RESOURCES = {"ncpus": 2, "mem_mb": 100, "runtime": 60}
 
 
 @pytest.fixture
-def queue():
-    return PbsQueue(pauses_s=(0.1, 0.1), submission_pauses_s=(0.1, 0.1))
+def queue(monkeypatch):
+    monkeypatch.setattr(module, "_PAUSES_S", (0.1, 0.1))
+    monkeypatch.setattr(module, "_SUBMISSION_PAUSES_S", (0.1, 0.1))
+    return PbsQueue()
 
 
 def submit(queue, command, **resources):
@@ -127,26 +124,12 @@ def test_short_ids_name_the_same_job(pbs, workdir, queue):
 
 def test_badly_quoted_answer_is_read_as_text(pbs, workdir, queue):
     name = "a" * 90  # wrapped
-    done = subprocess.run(
-        [
-            "qsub",
-            "-N",
-            name,
-            "-v",
-            'BASH_FUNC_module%%=() { eval "$1"; }',
-            "-l",
-            "walltime=00:10:00",
-        ],
-        input="true",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    id = done.stdout.strip()
+    variables = 'BASH_FUNC_module%%=() { eval "$1"; }'
+    command = ["qsub", "-N", name, "-v", variables, "-l", "walltime=00:10:00"]
+    captured = {"capture_output": True, "text": True, "check": True}
+    id = subprocess.run(command, input="true", **captured).stdout.strip()
     pbs.wait(id)
-    answer = subprocess.run(
-        ["qstat", "-x", "-f", "-F", "json", id], capture_output=True, text=True, check=True
-    )
+    answer = subprocess.run(["qstat", "-x", "-f", "-F", "json", id], **captured)
     with pytest.raises(ValueError, match="delimiter"):
         json.loads(answer.stdout)
     job = queue.jobs([id])[id]

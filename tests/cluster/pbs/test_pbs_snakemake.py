@@ -138,5 +138,5 @@ def test_head_killed_and_started_again_takes_the_job_over(pbs, head, workdir):
     (workdir / "go").touch()
     said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
-    assert "PBS job 1.pbs is already there for the same files; taking it over" in said
+    assert "PBS job 1.pbs already exists for the same files; continuing with it" in said
     assert list(pbs.jobs()) == ["1.pbs"]

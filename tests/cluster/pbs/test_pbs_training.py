@@ -154,8 +154,8 @@ def test_chain_of_short_jobs_needs_no_retries(pbs, project, whole):
         launcher.send_signal(signal.SIGUSR2)
         pbs.wait("2.pbs")
     said = finish(process)
-    assert "PBS job 1.pbs goes on as 2.pbs" in said
-    assert "PBS job 2.pbs goes on as 3.pbs" in said
+    assert "PBS job 1.pbs continues as 2.pbs" in said
+    assert "PBS job 2.pbs continues as 3.pbs" in said
     assert list(pbs.jobs()) == ["1.pbs", "2.pbs", "3.pbs"]
     assert_same(project.path(TARGET), whole, sessions=3)
 
@@ -174,6 +174,6 @@ def test_snakemake_killed_while_a_job_trains(pbs, project, whole):
         wait_for(lambda: is_asking(process), "the job was not taken over")
         assert pbs.job("1.pbs")["state"] == "R", "over too early to prove anything"
     said = finish(process)
-    assert "PBS job 1.pbs is already there for the same files; taking it over" in said
+    assert "PBS job 1.pbs already exists for the same files; continuing with it" in said
     assert list(pbs.jobs()) == ["1.pbs"]
     assert_same(project.path(TARGET), whole, sessions=1)

@@ -127,7 +127,7 @@ def test_five_layouts_from_raw_data_to_scores(tmp_path, jobs, slurm):
 
 
 def rules(comment):
-    names = ("simulate_aquifer", "preprocess", "extract_patches", "build_graph", "evaluate_run")
+    names = ("simulate_raw", "preprocess", "extract_patches", "build_graph", "evaluate_run")
     return [name for name in (*names, "train_segment") if f"rule_{name}" in comment]
 
 

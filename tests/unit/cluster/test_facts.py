@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from millrace.cluster import LAYOUTS, RESOURCES, Cluster, cluster_of_job
-from millrace.cluster.__main__ import main
+from millrace.cluster.command import main
 from millrace.cluster.facts import PROFILES
 from millrace.errors import ConfigError
 from millrace.layout import Layout

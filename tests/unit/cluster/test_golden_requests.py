@@ -13,6 +13,7 @@ from millrace.cluster import LAYOUTS, Cluster
 from millrace.cluster.requests import qsub_arguments
 from millrace.errors import ConfigError
 from millrace.layout import Layout
+from millrace.systems.registry import kinds
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests/golden/requests"
@@ -27,7 +28,10 @@ class Resources(dict):
 
 def rules() -> list[str]:
     text = "".join(path.read_text() for path in sorted((ROOT / "workflow/rules").glob("*.smk")))
-    return [name for name in re.findall(r"^rule (\w+):", text, flags=re.M) if name not in LOCAL]
+    names = [name for name in re.findall(r"^rule (\w+):", text, flags=re.M) if name not in LOCAL]
+    names.remove("extract_samples")  # a cluster's facts name its jobs by the kind of samples
+    names += [f"extract_{kind.name}" for kind in kinds().values() if kind.extraction]
+    return list(dict.fromkeys(names))
 
 
 def sbatch(resources: dict, rule: str) -> str:

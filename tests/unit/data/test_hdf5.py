@@ -1,4 +1,4 @@
-"""HDF5 files are whole or not there, and damage is noticed."""
+"""HDF5 files are complete or absent, and damage is noticed."""
 
 import subprocess
 import sys

@@ -16,38 +16,23 @@ SLURM = {
     "qos_hours": {"normal": 336, "standby": 4},
     "node_types": [
         {
-            "name": "K",
-            "count": 2,
-            "cores": 64,
-            "memory_gb": 500,
-            "gpus": 2,
-            "gpu_model": "A100-80",
-            "gpu_memory_gb": 80,
-            "partition": "a100-80gb",
-            "constraint": "nvlink",
-            "max_hours": 24,
+            "name": "K", "count": 2, "cores": 64, "memory_gb": 500, "gpus": 2, "gpu_model": "A100-80",
+            "gpu_memory_gb": 80, "partition": "a100-80gb", "constraint": "nvlink", "max_hours": 24,
         }
     ],
     "jobs": {"cpu": {"gpus": 1}, "gpu": {"cores": 8, "memory_gb": 100, "hours": 12}},
-}
+}  # fmt: skip
 PBS = {
     "name": "coast",
     "scheduler": "pbs",
     "node_types": [
         {
-            "name": "H200",
-            "count": 2,
-            "cores": 32,
-            "memory_gb": 184,
-            "gpus": 4,
-            "gpu_model": "H200",
-            "gpu_memory_gb": 141,
-            "partition": "gpuq",
-            "max_hours": 12,
+            "name": "H200", "count": 2, "cores": 32, "memory_gb": 184, "gpus": 4,
+            "gpu_model": "H200", "gpu_memory_gb": 141, "partition": "gpuq", "max_hours": 12,
         },
     ],
     "jobs": {"gpu": {"cores": 8, "memory_gb": 46, "hours": 12}},
-}
+}  # fmt: skip
 
 
 class Commands:

@@ -66,10 +66,7 @@ def test_account(pbs_cluster):
 def test_queues(pbs, pbs_cluster):
     pbs.says("qstat", json.dumps({"Queue": {"gpuq": QUEUE}}))
     good = check_queue(pbs_cluster, "gpuq")
-    assert (good.result, good.detail) == (
-        Result.OK,
-        "enabled and started, walltime limit 12:00:00",
-    )
+    assert (good.result, good.detail) == (Result.OK, "enabled and started, walltime limit 12:00:00")
     assert pbs.calls("qstat")[-1] == "-Q -f -F json gpuq"
     pbs.says("qstat", json.dumps({"Queue": {"gpuq": {**QUEUE, "started": "False"}}}))
     failed(check_queue(pbs_cluster, "gpuq"), "it is not started", "Wait")

@@ -10,7 +10,6 @@ from millrace.doctor.checks import Result
 from millrace.doctor.slurm import (
     check_account,
     check_answer,
-    check_commands,
     check_nodes,
     check_partition,
     check_request,
@@ -54,10 +53,10 @@ def failed(check, detail, remedy):
     assert check.remedy.endswith(".")
 
 
-def test_missing_commands(slurm):
-    assert check_commands().result is Result.OK
+def test_missing_commands(slurm, cluster):
+    assert check_slurm(cluster, [])[0].result is Result.OK
     (slurm.folder / "srun").unlink()
-    failed(check_commands(), "not on PATH: srun", "login node")
+    failed(check_slurm(cluster, [])[0], "not on PATH: srun", "login node")
 
 
 def test_a_controller_that_does_not_answer(slurm, cluster):

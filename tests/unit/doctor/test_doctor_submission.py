@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from millrace.doctor import __main__ as doctor
+from millrace.doctor import command as doctor
 from millrace.doctor import submission
 from millrace.doctor.checks import Check, Result, write
 from millrace.errors import UserError
@@ -72,7 +72,7 @@ def test_jobs_are_submitted_awaited_and_read(check, tmp_path):
         == "n1_gpu2: job n1_gpu2 pending (Resources); n2_gpu2: job n2_gpu2 unknown (Resources)"
     )
     command, resources, _ = batch.submitted["n2_gpu2"]
-    assert command[1:4] == ["-m", "millrace.doctor", "--here"]
+    assert command[1:5] == ["-m", "millrace.cli", "doctor", "--here"]
     assert (resources["nodes"], resources["gres"], resources["runtime"]) == (2, "gpu:2", 15)
     assert command[command.index("--cpus") + 1] == "16"
     assert list((tmp_path / "p").iterdir()) == []

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from millrace.errors import ExitCode
+from millrace.launch import first_to_start as module
 from millrace.launch.first_to_start import Entrant, Race, enter, run_race
 from millrace.launch.launcher import Outcome
-from millrace.launch.launcher import first_to_start as module
 from millrace.schedulers import Job, SchedulerError, State
 from millrace.training.deadline import Stop
 from millrace.training.request import Request

@@ -5,35 +5,59 @@ After a change that is meant to change results: ``pytest tests/unit/models --reg
 
 import copy
 import dataclasses
+import json
+from pathlib import Path
+from unittest.mock import Mock
 
-import contract
 import pytest
 import torch
-from contract import CONTRACTS, Case
 
+from millrace.checking import contracts
+from millrace.checking.contracts import OF_MODELS, Case, ContractError
+from millrace.checking.subjects import find_subjects
 from millrace.systems.groundwater import gino
 from millrace.systems.registry import models
+from millrace.training.deadline import Deadline
 
-
-@pytest.fixture(autouse=True)
-def agree_at_every_step(monkeypatch):
-    monkeypatch.setattr("millrace.training.engine._AGREE_EVERY_S", 0.0)
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 @pytest.fixture
-def make_case(experiments, alone, tmp_path, train_on_ranks, request):
+def make_case(experiments, tmp_path):
+    examples = []  # keeps their files
+
     def make(name):
+        if name not in experiments:
+            examples.extend(find_subjects([name]))
+            return examples[-1].case
         definition, files = copy.deepcopy(experiments[name])
-        regenerate = request.config.getoption("--regenerate-golden")
-        return Case(name, definition, files, alone, tmp_path, train_on_ranks, regenerate)
+        return Case(definition, files, tmp_path)
 
     return make
 
 
-@pytest.mark.parametrize("check", CONTRACTS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("contract", OF_MODELS, ids=lambda contract: contract.__name__)
 @pytest.mark.parametrize("model", models())
-def test_contract(make_case, model, check):
-    check(make_case(model))
+def test_contract(make_case, model, contract):
+    assert contract(make_case(model)) is None
+
+
+@pytest.mark.parametrize("model", models())
+def test_losses_follow_the_golden_curve(make_case, model, request):
+    trainer = make_case(model).trainer()
+    trainer.run(2, Deadline(), Mock())
+    curve = {
+        key: [record[key] for record in trainer.history]
+        for key in ("train_loss", "validation_loss")
+    }
+    path = GOLDEN / f"{model}.json"
+    if request.config.getoption("--regenerate-golden"):
+        path.write_text(json.dumps(curve, indent=1) + "\n")
+    if not path.is_file():
+        pytest.skip("there is no golden curve; write it with --regenerate-golden")
+    golden = json.loads(path.read_text())
+    for key, values in curve.items():
+        assert values == pytest.approx(golden[key], rel=1e-4), key
 
 
 class Spare(torch.nn.Module):
@@ -90,12 +114,47 @@ class Mixes(Spare):
         return self.inner(batch) + (self.spare * factor).sum()
 
 
+class Stops(Spare):
+    """Gives nothing that can be used."""
+
+    def forward(self, batch):
+        return self.inner(batch) + torch.nan * self.spare.sum()
+
+
+class Rounds(Spare):
+    """Works in single precision, whatever it is given."""
+
+    def forward(self, batch):
+        return (self.inner(batch) + self.spare.sum()).float()
+
+
+class Shrinks(Spare):
+    """Forecasts less than it should."""
+
+    def forward(self, batch):
+        return self.inner(batch)[:, :, :1]
+
+
 BROKEN = [
-    (Spare, "every_parameter_learns", "no gradient: spare"),
+    (Spare, "every_parameter_learns", "no gradient: spare; the loss does not depend on it"),
     (Remembers, "no_hidden_state", "another second forecast"),
     (Counts, "no_hidden_state", "buffers change in training: seen"),
     (Averages, "no_hidden_state", "other samples show"),
+    (
+        Averages,
+        "gives_a_loss_per_sample",
+        r"the first sample has the loss .* alone: do not average",
+    ),
     (Mixes, "resumes_bitwise", "the resumed run has other weights"),
+    (Stops, "gives_a_loss_per_sample", r"the loss is not finite: \[nan"),
+    (Stops, "forecast_fits_the_target", "the forecast has values that are infinite or NaN"),
+    (Stops, "every_parameter_learns", r"gradient not finite: spare, inner.* and \d+ more"),
+    (Rounds, "double_precision_agrees", "give a forecast in torch.float32: something is cast"),
+    (
+        Shrinks,
+        "forecast_fits_the_target",
+        r"has the shape \(\d+, 4, 1, 2\), the target \(\d+, 4, 2, 2\)",
+    ),
 ]
 
 
@@ -104,5 +163,25 @@ def test_a_broken_model_fails_the_contract_it_breaks(make_case, monkeypatch, kin
     build = gino.SPEC.build
     broken = dataclasses.replace(gino.SPEC, build=lambda *given: kind(build(*given)))
     monkeypatch.setattr(gino, "SPEC", broken)
-    with pytest.raises(AssertionError, match=told):
-        getattr(contract, name)(make_case("gino"))
+    with pytest.raises(ContractError, match=told):
+        getattr(contracts, name)(make_case("gino"))
+
+
+SPOILT = [
+    ({"name": "other"}, "builds", "ModelSpec.name is 'other', it is registered as 'gino'"),
+    ({"config": int}, "builds", "ModelSpec.config is not a dataclass"),
+    ({"loss": lambda *given: gino.SPEC.loss(*given).mean()}, "gives_a_loss_per_sample", "one loss"),
+    (
+        {"loss": lambda *given: 0 * gino.SPEC.loss(*given)},
+        "loss_falls",
+        "is 0 at first and 0 after",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "name", "told"), SPOILT, ids=lambda value: str(value))
+def test_a_wrong_spec_fails_the_contract_it_breaks(make_case, monkeypatch, changes, name, told):
+    monkeypatch.setattr(contracts, "get_model", lambda _: dataclasses.replace(gino.SPEC, **changes))
+    monkeypatch.setattr("millrace.training.segment.get_model", contracts.get_model)
+    with pytest.raises(ContractError, match=told):
+        getattr(contracts, name)(make_case("gino"))

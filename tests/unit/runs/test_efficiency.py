@@ -9,9 +9,10 @@ import psutil
 import pytest
 
 from millrace.errors import ExitCode
-from millrace.runs.__main__ import main
-from millrace.runs.efficiency import measure, parse_accounting, seconds_of, size_of
+from millrace.runs.command import main
+from millrace.runs.efficiency import measure, parse_accounting, parse_bytes
 from millrace.runs.inventory import Run
+from millrace.schedulers.slurm import duration
 
 BEGIN = datetime(2026, 11, 21, 12, 0, 0).timestamp()
 # A job that was put back into the queue once: two starts under the same id.
@@ -161,11 +162,11 @@ def test_table_and_csv(make_run, sacct, capsys, tmp_path):
     [("00:00.014", 0.014), ("01:02:03", 3723), ("2-01:00:00", 176400), ("", None)],
 )
 def test_times_of_sacct(text, seconds):
-    assert seconds_of(text) == seconds
+    assert duration(text) == seconds
 
 
 @pytest.mark.parametrize(
     ("text", "size"), [("3312K", 3312 * 1024), ("1.50G", 1.5 * 2**30), ("0", 0), ("", None)]
 )
 def test_sizes_of_sacct(text, size):
-    assert size_of(text) == size
+    assert parse_bytes(text) == size

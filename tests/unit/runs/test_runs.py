@@ -10,9 +10,9 @@ import torch
 
 from millrace.errors import DataError, ExitCode
 from millrace.files import write_json
-from millrace.runs.__main__ import main
+from millrace.runs.command import main
 from millrace.runs.display import loss_chart
-from millrace.runs.inventory import find_runs, one, select, session_statistics, usage
+from millrace.runs.inventory import disk_usage, find_runs, select, select_one, session_statistics
 from millrace.runs.maintenance import clean, plan_cleaning, verify, verify_outputs
 from millrace.training import run_hash
 from millrace.training.owner import LockedError
@@ -24,15 +24,10 @@ MILESTONES = (2, 4)
 
 def record(epoch, session):
     return {
-        "epoch": epoch,
-        "step": 10 * epoch,
-        "train_loss": 1.0 / epoch,
-        "validation_loss": 2.0 / epoch,
-        "learning_rate": 1e-3,
-        "samples_per_second": 100.0 * session,
-        "seconds": 2.0,
+        "epoch": epoch, "step": 10 * epoch, "train_loss": 1.0 / epoch, "validation_loss": 2.0 / epoch,
+        "learning_rate": 1e-3, "samples_per_second": 100.0 * session, "seconds": 2.0,
         "session": session,
-    }
+    }  # fmt: skip
 
 
 HISTORY = [record(epoch, 1 if epoch <= 4 else 2) for epoch in range(1, EPOCHS + 1)]
@@ -125,12 +120,12 @@ def test_runs_are_named_by_path_or_beginning(base):
     assert {r.seed for r in select(runs, ["salt/n1_gpu1/s"])} == {"seed0", "seed1", "seed10"}
     assert select(runs, [str(old.path)]) == [old]
     assert select(runs, [f"runs/{old.name}"]) == [old]
-    assert one(runs, old.name[:-6]) == old
-    assert one(runs, "salt/n1_gpu1/seed0") != old, "the one changed last"
+    assert select_one(runs, old.name[:-6]) == old
+    assert select_one(runs, "salt/n1_gpu1/seed0") != old, "the one changed last"
     os.utime(old.path / "identity.json", (time.time() + 9,) * 2)
-    assert one(runs, "salt/n1_gpu1/seed0") == old
+    assert select_one(runs, "salt/n1_gpu1/seed0") == old
     with pytest.raises(DataError, match="name one of them"):
-        one(runs, "salt/n1_gpu1")
+        select_one(runs, "salt/n1_gpu1")
     with pytest.raises(DataError, match="there are salt/n1_gpu1/seed0, "):
         select(runs, ["sugar"])
 
@@ -244,7 +239,7 @@ def test_clean_refuses_a_run_in_training_and_no_steps(base, run, capsys):
     assert "expected 1 or more" in capsys.readouterr().err
 
 
-def test_only_old_identities_without_receipt_go(base, run):
+def test_only_old_run_hashes_without_receipt_are_removed(base, run):
     unused = make_run(base, rate=0.3, epochs=1, receipt=False)
     os.utime(unused / "identity.json", (1, 1))
     for file in unused.rglob("*.*"):
@@ -258,7 +253,7 @@ def test_only_old_identities_without_receipt_go(base, run):
     assert all(path.is_dir() for path in (run.path, newest, other))
 
 
-def test_identities_stay_where_receipts_cannot_be_read(base, run, capsys):
+def test_run_hashes_are_kept_where_receipts_cannot_be_read(base, run, capsys):
     assert main(["clean", "--run-hashes", "--results", "elsewhere"]) == ExitCode.DATA
     assert "--results" in capsys.readouterr().err
     (base / "results/train/salt/n1_gpu1/seed0/epoch_2.json").write_text("{")
@@ -266,7 +261,7 @@ def test_identities_stay_where_receipts_cannot_be_read(base, run, capsys):
 
 
 def test_usage_counts_shared_bytes(run):
-    total, freed = usage([run.path])
+    total, freed = disk_usage([run.path])
     assert total - freed == (run.steps[1].path / "state.pt").stat().st_size
     assert total == sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file())
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from millrace.errors import ExitCode
 from millrace.runs import queue_status as runs_jobs
-from millrace.runs.__main__ import main
+from millrace.runs.command import main
 from millrace.runs.inventory import find_runs
 from millrace.runs.queue_status import Jobs, find_queue, submitted_jobs
 from millrace.runs.watch import Watcher
@@ -72,13 +72,9 @@ def own(run, job="", pid=None, host=None):
     """Make a lock as an owner writes it."""
     process = psutil.Process()
     record = {
-        "host": host or os.uname().nodename,
-        "pid": pid or process.pid,
-        "started": process.create_time() - psutil.boot_time(),
-        "job": job,
-        "token": 9,
-        "nonce": "x",
-    }
+        "host": host or os.uname().nodename, "pid": pid or process.pid, "job": job, "token": 9,
+        "nonce": "x", "started": process.create_time() - psutil.boot_time(),
+    }  # fmt: skip
     (run.path / "owner.json").write_text(json.dumps(record))
 
 
@@ -185,7 +181,7 @@ def test_a_scheduler_in_trouble_does_not_hide_the_stores(train, error):
     (one,) = watcher.look(time.time())
     assert (one.epoch, one.job) == (2, "71")
     console = Console(width=200, record=True)
-    console.print(watcher.view(time.time()))
+    console.print(watcher.render(time.time()))
     assert "the scheduler does not answer" in console.export_text()
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from millrace.layout import Layout
-from millrace.scaling.records import SCHEMA, Device, Host, ScalingRun, Times, Transfer
+from millrace.scaling.records import SCHEMA, AllReduceTiming, Device, Host, ScalingRun, Times
 
 GPU = Device("gpu", "Test GPU 40 GB", 40 * 2**30, peak_flops=1e14, peak_bytes_per_s=1.5e12)
 CPU = Device("cpu", "Test CPU")
@@ -19,34 +19,15 @@ def all_reduce(size, ranks, link):
 
 
 def make_run(
-    layout="n1_gpu1",
-    repeat=0,
-    mode="strong",
-    experiment="model_a",
-    device=GPU,
-    batch=64,
-    sample_s=1e-3,
-    fixed_s=2e-3,
-    slow=None,
-    data_s=0.0,
-    communication_s=None,
-    hidden=0.6,
-    gradient_bytes=40_000_000,
-    noise=0.01,
-    run_noise=0.0,
-    rank_noise=0.0,
-    steps=40,
-    bandwidth=True,
-    seed=0,
-    **more,
-):
+    layout="n1_gpu1", repeat=0, mode="strong", experiment="model_a", device=GPU, batch=64,
+    sample_s=1e-3, fixed_s=2e-3, slow=None, data_s=0.0, communication_s=None, hidden=0.6,
+    gradient_bytes=40_000_000, noise=0.01, run_noise=0.0, rank_noise=0.0, steps=40, seed=0, **more,
+):  # fmt: skip
     """A run whose ranks take fixed_s + sample_s for each sample; see the code for the rest.
 
-    Relative noise: of a step on all ranks, of a run (run_noise), of each rank and step (rank_noise).
-
-
+    noise, run_noise, rank_noise: relative noise of a step on all ranks, of a run, of each rank and step;
     slow: factors of computing by rank; data_s: wait of every rank for data in a step; communication_s:
-    exposed communication, by default what a ring over LINKS leaves exposed.
+    exposed communication, by default that of a ring over LINKS.
     """
     place = Layout.parse(layout)
     ranks = place.world_size
@@ -85,9 +66,9 @@ def make_run(
         "optimiser": 0.08 * computing_RS,
     }
     table = ()
-    if ranks > 1 and bandwidth:
+    if ranks > 1:
         table = tuple(
-            Transfer(size, float(all_reduce(size, ranks, link) * jitter()), ranks, link)
+            AllReduceTiming(size, float(all_reduce(size, ranks, link) * jitter()), ranks, link)
             for size in SIZES
         )
     run = ScalingRun(

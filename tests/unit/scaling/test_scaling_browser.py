@@ -11,7 +11,7 @@ from synthetic import CPU, series
 from test_scaling_report import SETTINGS, SIX
 
 from millrace.scaling.analysis import analyse
-from millrace.scaling.write import write_report
+from millrace.scaling.report import write_report
 
 pytestmark = pytest.mark.slow
 # Says in the document itself how wide it came out, and which pictures and tables stick out.
@@ -43,19 +43,9 @@ def browser():
         pytest.skip("there is no Chromium, and it cannot be installed here")
 
     def run(*options):
-        return subprocess.run(
-            [
-                found,
-                "--headless=new",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--hide-scrollbars",
-                *options,
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        fixed = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
+        command = [found, *fixed, *options]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     return run
 
@@ -64,8 +54,9 @@ def browser():
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     runs = series(SIX) + series(("n1_gpu1", "n1_gpu2"), experiment="model_bb", device=CPU)
-    files = [folder / f"report.{suffix}" for suffix in ("html", "csv", "json", "txt")]
-    write_report(analyse(runs, SETTINGS), *files, folder / "figures")
+    names = ("html", "csv", "json", "txt", "figures", "md")
+    files = [folder / f"report.{name}" for name in names]
+    write_report(analyse(runs, SETTINGS), *files)
     probed = folder / "probed.html"
     probed.write_text(files[0].read_text().replace("</body>", f"{PROBE}</body>"))
     return probed

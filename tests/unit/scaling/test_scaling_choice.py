@@ -3,9 +3,9 @@
 import pytest
 
 from millrace.layout import Layout
-from millrace.scaling.cost import epoch_cost, epochs_to
-from millrace.scaling.quantity import Quantity, Refusal
+from millrace.scaling.quantity import Quantity
 from millrace.scaling.recommend import Candidate, pareto, recommend
+from millrace.scaling.results import epoch_cost
 from millrace.scaling.settings import Goal
 
 
@@ -36,31 +36,26 @@ def test_throughput_turns_the_interval_round() -> None:
     assert (throughput.low, throughput.value, throughput.high) == (80, 128, 160)
 
 
-def test_epochs_to_a_target() -> None:
-    history = [(1, 0.9), (3, 0.2), (2, 0.4)]
-    assert epochs_to(history, 0.4) == 2
-    refused = epochs_to(history, 0.1)
-    assert isinstance(refused, Refusal)
-    assert "not reached in 3 epochs (best 0.2)" in refused.reason
-
-
 @pytest.mark.parametrize(
     ("goal", "layout", "told"),
     [
-        (Goal(), "n1_gpu2", "soonest done of 3 layouts, after 6 h of which 0.5 h in the queue"),
+        (Goal(), "n1_gpu2", "first to finish of 3 layouts, after 6 h of which 0.5 h in the queue"),
         (Goal(deadline_hours=10), "n1_gpu1", "cheapest of 2 layouts to finish within 10 h"),
         (Goal(deadline_hours=7), "n1_gpu2", "the only layout to finish within 7 h"),
-        (Goal(deadline_hours=2), None, "none finishes within 2 h, and n1_gpu2 is soonest with 6 h"),
+        (Goal(deadline_hours=2), None, "to finish within 2 h, and n1_gpu2 comes closest with 6 h"),
         (Goal(budget=10.5), "n1_gpu1", "the only layout to cost 10.5 EUR or less"),
-        (Goal(budget=9), None, "none costs 9 EUR or less, and n1_gpu1 is cheapest with 10 EUR"),
+        (Goal(budget=9), None, "to cost 9 EUR or less, and n1_gpu1 comes closest with 10 EUR"),
         (Goal(min_efficiency=0.95), "n1_gpu1", "to reach 95% efficiency"),
-        (Goal(min_efficiency=0.85), "n1_gpu2", "soonest done of 2 layouts to reach 85% efficiency"),
+        (Goal(min_efficiency=0.85), "n1_gpu2", "first to finish of 2 layouts to reach 85%"),
+        (Goal(min_efficiency=2), None, "and n1_gpu1 comes closest with 100%"),
         (Goal(budget_device_hours=10), "n1_gpu1", "10 device-hours or less"),
+        (Goal(budget_device_hours=9), None, "n1_gpu1 comes closest with 10 device-hours"),
         (
-            Goal(min_efficiency=0.95, deadline_hours=7),
-            None,
-            "none finishes within 7 h, and n1_gpu1",
+            Goal(min_efficiency=0.85, deadline_hours=7),
+            "n1_gpu2",
+            "the only layout to reach 85% efficiency and finish within 7 h",
         ),
+        (Goal(min_efficiency=0.95, deadline_hours=7), None, "to finish within 7 h, and n1_gpu1"),
     ],
 )
 def test_limits_choose_the_layout(goal, layout, told) -> None:

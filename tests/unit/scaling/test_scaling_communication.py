@@ -14,11 +14,11 @@ from millrace.scaling.communication import (
     fit_link,
 )
 from millrace.scaling.quantity import Refusal
-from millrace.scaling.records import Transfer
+from millrace.scaling.records import AllReduceTiming
 
 
 def table(sizes=SIZES, ranks=4, link="intra"):
-    return [Transfer(size, all_reduce(size, ranks, link), ranks, link) for size in sizes]
+    return [AllReduceTiming(size, all_reduce(size, ranks, link), ranks, link) for size in sizes]
 
 
 def test_ring_all_reduce_by_hand() -> None:
@@ -53,7 +53,7 @@ def test_intervals_hold_alpha_and_beta(noise) -> None:
     seconds = all_reduce(size, ranks, "inter") * (
         1 + noise * random.standard_normal((1000, len(size)))
     )
-    (found, _), (low, high), _ = estimate(size, ranks, seconds)
+    (found, _), low, high = estimate(size, ranks, seconds)
     truth = np.array([alpha, beta])[:, None]
     held = ((low <= truth) & (truth <= high)).mean(axis=1)
     assert (held >= 0.93).all(), held
@@ -62,7 +62,7 @@ def test_intervals_hold_alpha_and_beta(noise) -> None:
 
 
 def test_latency_is_never_negative() -> None:
-    made = fit_link([Transfer(n, 2e-10 * n**1.05, 2, "intra") for n in SIZES], "intra")
+    made = fit_link([AllReduceTiming(n, 2e-10 * n**1.05, 2, "intra") for n in SIZES], "intra")
     assert made.alpha.value == 0
     assert made.beta.value > 0
 
@@ -78,12 +78,12 @@ def test_latency_is_never_negative() -> None:
 def test_what_cannot_tell_alpha_from_beta_is_refused(transfers, told) -> None:
     refused = fit_link(transfers, "intra")
     assert isinstance(refused, Refusal)
-    assert told in refused.sentence
+    assert told in refused.reason
 
 
 def test_time_that_does_not_grow_is_refused() -> None:
     refused = fit_link(
-        [Transfer(n, 1e-3 / (1 + k), 2, "intra") for k, n in enumerate(SIZES)], "intra"
+        [AllReduceTiming(n, 1e-3 / (1 + k), 2, "intra") for k, n in enumerate(SIZES)], "intra"
     )
     assert isinstance(refused, Refusal)
     assert "does not grow" in refused.reason

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from synthetic import make_run, series
 
-from millrace.scaling.factors import NAMES, breakdown, compare, diagnose, levels_of, measure
+from millrace.scaling.factors import breakdown, compare, diagnose, levels_of, measure
 from millrace.scaling.records import Times
 
 
@@ -53,7 +53,8 @@ def test_product_of_factors_is_the_efficiency(mode) -> None:
     (base,) = measured("n1_gpu1", **options)
     (four,) = measured("n2_gpu2", slow=[1, 1.1, 1.3, 1], **options)
     factors = compare(four, base, "measured")
-    product = np.prod([getattr(factors, name).value for name in NAMES])
+    names = ("balance", "communication", "data", "compute")
+    product = np.prod([getattr(factors, name).value for name in names])
     assert product == pytest.approx(factors.efficiency.value, rel=1e-12)
     x = [
         np.median([r.global_batch / np.median(r.times.array("total")[0]) for r in m.runs])

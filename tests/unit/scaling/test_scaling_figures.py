@@ -47,15 +47,10 @@ def legend(figure):
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def draw(name, study, path):
-    more = ("EUR",) if name == "cost_and_time" else ()
-    getattr(scaling, name)(study, *more, path)
-
-
 @pytest.mark.parametrize("name", ["throughput", "efficiency", "step_parts", "cost_and_time"])
 def test_every_figure_names_the_labels_it_holds(name, cpu, gpu, drawn, tmp_path) -> None:
     for study in (cpu, gpu):
-        draw(name, study, tmp_path / "f.svg")
+        getattr(scaling, name)(study, tmp_path / "f.svg")
         assert {one.label for one in study.layouts} <= set(legend(drawn[-1]))
     assert "modelled" not in legend(drawn[-1]), "none of the GPU layouts is"
 
@@ -116,7 +111,7 @@ def test_communication_curve_has_points_and_the_model(gpu, drawn, tmp_path) -> N
 
 
 def test_names_in_the_cost_figure_keep_clear_of_each_other(gpu, drawn, tmp_path) -> None:
-    scaling.cost_and_time(gpu, "EUR", tmp_path / "f.png")
+    scaling.cost_and_time(gpu, tmp_path / "f.png")
     figure = drawn[0]
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

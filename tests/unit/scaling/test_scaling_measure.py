@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from millrace.scaling.measure import MESSAGE_BYTES, measure
-from millrace.scaling.records import PARTS, read
+from millrace.scaling.records import TIMED_PARTS, read
 from millrace.scaling.request import MeasureRequest
 from millrace.scaling.worker import measure_throughput
 from millrace.training.distributed import Ranks
@@ -56,12 +56,12 @@ def test_one_rank(request_for, one):
     assert run.device.kind == "cpu"
     assert run.backend == "none"
     assert run.bandwidth == ()
-    times = {name: run.times.array(name) for name in (*PARTS, "total")}
+    times = {name: run.times.array(name) for name in (*TIMED_PARTS, "total")}
     assert times["total"].shape == (1, STEPS)
     assert (times["communication"] == 0).all()
     for name in ("forward", "backward", "optimiser", "data"):
         assert (times[name] > 0).all(), name
-    computed = sum(times[name] for name in PARTS)
+    computed = sum(times[name] for name in TIMED_PARTS)
     # Nearly all of a step is in one of its parts.
     assert (computed <= times["total"]).all()
     assert np.median(computed / times["total"]) > 0.8

@@ -59,7 +59,7 @@ def test_beyond_twice_the_largest_is_refused() -> None:
     assert isinstance(model.predict(Layout(1, 4), 16), Prediction)
     refused = model.predict(Layout(1, 5), 12.8)
     assert isinstance(refused, Refusal)
-    assert "5 ranks are beyond 2 times the largest measured number, 2" in refused.sentence
+    assert "5 ranks are beyond 2 times the largest measured number, 2" in refused.reason
 
 
 def test_links_that_were_not_measured_are_refused_or_assumed() -> None:

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from synthetic import CPU, series
 
-from millrace.scaling import regression
+from millrace.scaling import history
 from millrace.scaling.analysis import analyse
 from millrace.scaling.export import extrap_text, readme_table
-from millrace.scaling.report import number, scaled, seconds
+from millrace.scaling.quantity import format_number, format_scaled, format_seconds
+from millrace.scaling.report import write_report
 from millrace.scaling.settings import Settings
-from millrace.scaling.write import write_report
 
 SIX = ("n1_gpu1", "n1_gpu2", "n2_gpu1", "n2_gpu2", "n1_gpu4", "n4_gpu1")
 SETTINGS = Settings(
@@ -66,24 +66,17 @@ def made(tmp_path_factory):
     runs = series(SIX[:2], **cpu) + series(SIX[:2], experiment="model_bb", **cpu)
     runs += series((*SIX, "n1_gpu8"), flops_per_sample=1e10)
     analysis = analyse(runs, SETTINGS)
-    regression.remember(analysis, folder / "history")
-    analysis = regression.compare(
+    history.remember(analysis, folder / "history")
+    analysis = history.compare(
         analyse([_at(run, "ffff") for run in runs], SETTINGS), folder / "history"
     )
-    names = {name: folder / f"report.{name}" for name in ("html", "csv", "json", "txt", "md")}
-    write_report(
-        analysis,
-        names["html"],
-        names["csv"],
-        names["json"],
-        names["txt"],
-        folder / "figures",
-        names["md"],
-    )
-    text = names["html"].read_text()
+    names = ("html", "csv", "json", "txt", "figures", "md")
+    paths = {name: folder / f"report.{name}" for name in names}
+    write_report(analysis, *paths.values())
+    text = paths["html"].read_text()
     return SimpleNamespace(
         analysis=analysis, folder=folder, html=text, page=Page(text),
-        json=json.loads(names["json"].read_text()), **{f"{k}_path": v for k, v in names.items()},
+        json=json.loads(paths["json"].read_text()), **{f"{k}_path": v for k, v in paths.items()},
     )  # fmt: skip
 
 
@@ -187,7 +180,7 @@ def test_cpu_results_stand_apart_from_gpu_results(made) -> None:
     for tag, attributes in made.page.elements:
         if tag == "article":
             assert attributes["data-device"] == keys[attributes["data-study"]]
-    drawn = sorted(path.name for path in (made.folder / "figures").glob("*.svg"))
+    drawn = sorted(path.name for path in (made.figures_path).glob("*.svg"))
     assert {name.split("-")[0].split("_")[0] for name in drawn} == {"cpu", "gpu"}
 
 
@@ -201,13 +194,13 @@ def test_captions_say_where_numbers_come_from(made) -> None:
 
 
 def test_figures_are_vector_and_raster(made) -> None:
-    stems = {path.stem for path in (made.folder / "figures").iterdir()}
+    stems = {path.stem for path in (made.figures_path).iterdir()}
     assert len(stems) == 16
     for stem in stems:
-        with Image.open(made.folder / "figures" / f"{stem}.png") as image:
+        with Image.open(made.figures_path / f"{stem}.png") as image:
             assert len(image.convert("RGB").getcolors(1 << 20)) > 15
-        assert (made.folder / "figures" / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
-        assert "<svg" in (made.folder / "figures" / f"{stem}.svg").read_text()
+        assert (made.figures_path / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
+        assert "<svg" in (made.figures_path / f"{stem}.svg").read_text()
     assert len(made.html) < 3_000_000
 
 
@@ -241,8 +234,8 @@ def test_changes_are_on_the_page(made) -> None:
 def test_the_page_diagnoses_a_run(tmp_path, options, kind, told) -> None:
     runs = series(["n1_gpu1"], **{k: v for k, v in options.items() if k == "data_s"})
     analysis = analyse(runs + series(["n1_gpu4"], **options), Settings(draws=300))
-    files = [tmp_path / name for name in ("r.html", "r.csv", "r.json", "r.txt")]
-    write_report(analysis, *files, tmp_path / "figures")
+    files = [tmp_path / name for name in ("r.html", "r.csv", "r.json", "r.txt", "figures", "r.md")]
+    write_report(analysis, *files)
     page = Page(files[0].read_text())
     sentences = {
         a["data-layout"]: a["data-kind"]
@@ -293,9 +286,8 @@ def test_readme_table_keeps_devices_apart(made) -> None:
 
 
 def test_numbers_are_written_for_people() -> None:
-    assert [seconds(s) for s in (0.0, 2e-6, 0.0123, 1.5, 90, 300, 7200, 1e5)] == [
+    assert [format_seconds(s) for s in (0.0, 2e-6, 0.0123, 1.5, 90, 300, 7200, 1e5)] == [
         "0 s", "2 µs", "12.3 ms", "1.5 s", "90 s", "5 min", "2 h", "27.8 h",
     ]  # fmt: skip
-    assert (number(1234.5), number(0.01234)) == ("1,234", "0.0123")
-    assert scaled(1.25e10, "B/s") == "12.5 GB/s"
-    assert math.isclose(float(number(999.4)), 999)
+    assert [format_number(x) for x in (1234.5, 999.4, 0.01234)] == ["1,234", "999", "0.0123"]
+    assert format_scaled(1.25e10, "B/s") == "12.5 GB/s"

@@ -6,16 +6,16 @@ from scipy import stats
 
 from millrace.scaling.statistics import (
     bootstrap,
-    centre,
     interval,
+    median_of_medians,
     relative_least_squares,
-    welch,
+    welch_degrees,
 )
 
 
-def test_centre_is_the_median_of_medians() -> None:
+def test_the_estimate_is_the_median_of_medians() -> None:
     repeats = [np.array([[1.0, 2, 9]]), np.array([[4.0, 5, 6, 100]]), np.array([[3.0]])]
-    assert centre(repeats) == [3.0]  # of 2, 5.5 and 3
+    assert median_of_medians(repeats) == [3.0]  # of 2, 5.5 and 3
 
 
 def test_draws_are_those_of_the_seed_and_keep_series_together() -> None:
@@ -53,7 +53,8 @@ def test_interval_of_a_ratio_holds_the_truth(run_noise, step_noise) -> None:
                 (3, 30)
             )
             repeats = [row[None] for row in np.exp(log)]
-            sides.append((centre(repeats)[0], bootstrap(repeats, 300, seed=2 * trial + side)[:, 0]))
+            draws = bootstrap(repeats, 300, seed=2 * trial + side)[:, 0]
+            sides.append((median_of_medians(repeats)[0], draws))
         (a, a_draws), (b, b_draws) = sides
         low, high = interval(a / b, a_draws / b_draws, degrees=4)
         held += low <= 1 <= high
@@ -63,10 +64,10 @@ def test_interval_of_a_ratio_holds_the_truth(run_noise, step_noise) -> None:
 def test_degrees_of_a_ratio_are_those_of_the_side_that_scatters() -> None:
     random = np.random.default_rng(0)
     wide, narrow = (np.exp(s * random.standard_normal(5000)) for s in (0.1, 1e-6))
-    assert welch(wide, 2, wide[::-1], 2) == pytest.approx(4)
-    assert welch(wide, 2, narrow, 2) == pytest.approx(2, rel=1e-3)
-    assert welch(wide, 2, np.ones(9), 0) == 2
-    assert welch(wide, 0, wide, 2) == 0
+    assert welch_degrees(wide, 2, wide[::-1], 2) == pytest.approx(4)
+    assert welch_degrees(wide, 2, narrow, 2) == pytest.approx(2, rel=1e-3)
+    assert welch_degrees(wide, 2, np.ones(9), 0) == 2
+    assert welch_degrees(wide, 0, wide, 2) == 0
 
 
 def test_exact_data_give_exact_coefficients() -> None:

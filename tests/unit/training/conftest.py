@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import torch
 
 from millrace.training.config import ExecutionConfig
 from millrace.training.deadline import Deadline
@@ -13,11 +14,11 @@ class Recorder:
     """Keeps the last state, and asks for a stop after a given step."""
 
     def __init__(self, stop_after=None):
-        self.deadline, self.state, self.stop_after = Deadline(None), None, stop_after
+        self.deadline, self.state, self.stop_after = Deadline(), None, stop_after
 
     def on_step(self, position, steps_per_epoch, loss):
         if position.step == self.stop_after:
-            self.deadline._end = 0.0
+            self.deadline.stop_now()
 
     def on_epoch(self, record):
         pass
@@ -28,7 +29,7 @@ class Recorder:
 
 @pytest.fixture
 def make_trainer(experiments, alone, monkeypatch):
-    """(model, execution, **keys of the block train) -> trainer that looks at the clock every step."""
+    """(model, execution, **keys of the section train) -> trainer that looks at the clock in every step."""
     monkeypatch.setattr("millrace.training.engine._AGREE_EVERY_S", 0.0)
 
     def make(model="gino", execution=None, seed=0, **train):
@@ -40,13 +41,32 @@ def make_trainer(experiments, alone, monkeypatch):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run():
-    """(trainer, epochs, stop_after) -> the last state; None: no state was due."""
+    """(trainer, epochs) -> the last state."""
 
-    def train(trainer, epochs, stop_after=None):
-        recorder = Recorder(stop_after)
-        trainer.run(epochs, recorder.deadline, recorder)
+    def train(trainer, epochs):
+        recorder = Recorder()
+        assert trainer.run(epochs, recorder.deadline, recorder)
         return recorder.state
 
     return train
+
+
+@pytest.fixture
+def resume(make_trainer, tmp_path):
+    """(epochs, stop_after, **arguments of make_trainer) -> trainer that continues, from a file, a run that
+    was stopped after a step."""
+
+    def resumed(epochs, stop_after, **given):
+        recorder, first = Recorder(stop_after), make_trainer(**given)
+        assert not first.run(epochs, recorder.deadline, recorder)
+        assert first.step == stop_after
+        torch.save(recorder.state, tmp_path / "state.pt")
+        trainer = make_trainer(**given)
+        torch.manual_seed(99)
+        trainer.load(torch.load(tmp_path / "state.pt", weights_only=True))
+        assert trainer.step == stop_after
+        return trainer
+
+    return resumed

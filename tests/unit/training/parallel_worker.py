@@ -1,6 +1,6 @@
-"""Runs jobs in several modes of parallelism in one process group, and tells what each gave.
+"""Runs jobs in several modes of parallelism in one process group, and returns their results.
 
-A job is ``{"parallel": block, "do": "gradients" | "train" | "continue", ...}``, see `perform`.
+A job is ``{"parallel": section, "do": "gradients" | "train" | "continue", ...}``, see `perform`.
 """
 
 import gc
@@ -19,8 +19,8 @@ from millrace.config import from_mapping
 from millrace.training.config import ExecutionConfig
 from millrace.training.parallel.checkpoints import save
 from millrace.training.parallel.config import ParallelConfig
-from millrace.training.parallel.shards import local, whole
-from millrace.training.parallel.state import held, load_weights
+from millrace.training.parallel.shards import full, local
+from millrace.training.parallel.state import load_weights, local_weights
 from millrace.training.segment import build_trainer
 from millrace.training.store import load_state
 
@@ -40,7 +40,7 @@ def perform(job, ranks) -> dict:
         return memory(trainer, ranks)
     if job["do"] == "continue":
         path = Path(job["state"]) / "state.pt"
-        trainer.load(load_state(path, whole=trainer.divided is None))
+        trainer.load(load_state(path, full=trainer.divided is None))
     losses = steps(trainer, job["steps"], ranks)
     if "output" in job:
         write(trainer, Path(job["output"]), ranks)
@@ -91,7 +91,7 @@ def gathered(values, trainer, ranks) -> dict:
     """Whole tensors that are cut like the parameters, on the first rank."""
     if trainer.divided is None:
         return dict(values)
-    portable = {n: whole(trainer.divided.portable(v, n)).clone() for n, v in values.items()}
+    portable = {n: full(trainer.divided.portable(v, n)).clone() for n, v in values.items()}
     return {n: v for part in ranks.gather(portable) for n, v in part.items()}
 
 
@@ -111,7 +111,7 @@ def gradients(trainer, job, ranks) -> dict:
     if ranks.is_first:
         torch.save({n: g.clone() for n, g in every.items()}, job["output"])
     norm = float(trainer._clipped())
-    back = gathered(held(trainer.module, trainer.divided), trainer, ranks)
+    back = gathered(local_weights(trainer.module, trainer.divided), trainer, ranks)
     given = load_state(Path(job["weights"]))
     same = not back or all(torch.equal(back[n], given[n]) for n in back)
     return {
@@ -154,7 +154,7 @@ def steps(trainer, count, ranks):
 
 
 def perform_all(jobs, ranks) -> dict:
-    """{name: what the job gave}."""
+    """{name: result of the job}."""
     warnings.filterwarnings("error", message="FSDP2-wrapped module")
     results = {}
     for name, job in jobs.items():

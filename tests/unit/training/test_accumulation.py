@@ -11,7 +11,7 @@ STEPS = 24
 
 @pytest.fixture(scope="module")
 def problem(experiments):
-    """Batches of 9 on 2 ranks are shares of 5 and 4; those of left-overs are of several groups."""
+    """Batches of 9 on 2 ranks are shares of 5 and 4; those of remainders have several groups."""
     definition, files = experiments["gino"]
     return {**definition, "train": {**definition["train"], "global_batch": 9}}, files
 
@@ -40,7 +40,7 @@ def test_ranks_with_different_numbers_of_micro_batches(problem, at_once, train_o
     ]
     assert any(one != other for one, other in numbers), "the hard case did not occur"
     groups = [{group for mine in ranks for group, *_ in mine} for ranks in result["batches"]]
-    assert {0, 1} in groups, "no batch of left-overs"
+    assert {0, 1} in groups, "no batch of remainders"
     assert_same_curve(result, at_once)
 
 

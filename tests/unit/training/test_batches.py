@@ -69,7 +69,7 @@ def test_ranks_are_equally_loaded_on_patches_of_all_sizes(world_size, batch_size
     assert mean / slowest >= 0.99
 
 
-def test_left_overs_are_dealt_the_dearest_first() -> None:
+def test_remainders_are_assigned_most_expensive_first() -> None:
     plan = BatchPlan(np.array([3, 1, 2]), 8, 0, np.array([1.0, 50.0, 7.0]))
     [batch] = plan.epoch(0)
     assert [group for group, _ in batch.parts] == [1, 2, 0]

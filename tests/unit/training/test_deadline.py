@@ -1,4 +1,4 @@
-"""Warning signals and the clock, told apart from nothing to worry about."""
+"""Warning signals and the clock, and no stop without them."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def clock(monkeypatch):
 
 def test_signals_only_set_the_reason(handlers) -> None:
     for number in handlers:
-        deadline = Deadline(None)
+        deadline = Deadline()
         deadline.listen()
         assert deadline.stop is Stop.NO
         os.kill(os.getpid(), number)
@@ -62,7 +62,7 @@ def test_the_reserve_is_three_slow_saves_and_a_slow_step(clock) -> None:
 
 
 def test_it_forgets_slow_saves_of_long_ago() -> None:
-    deadline = Deadline(None)
+    deadline = Deadline()
     for seconds in [60.0] * 20 + [0.1] * 100:
         deadline.record_save(seconds)
     for seconds in [60.0] * 20 + [0.1] * 1000:
@@ -72,7 +72,7 @@ def test_it_forgets_slow_saves_of_long_ago() -> None:
 
 def test_no_end_no_reason(clock) -> None:
     clock[0] = 1e12
-    assert Deadline(None).stop is Stop.NO
+    assert Deadline().stop is Stop.NO
 
 
 @pytest.mark.parametrize(("value", "end"), [("1050", 1050.0), ("", None), (None, None)])

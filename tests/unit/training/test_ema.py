@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+from tensors import assert_same
 from torch import nn
 
 from millrace.errors import ConfigError
@@ -61,19 +62,15 @@ def test_validation_and_evaluation_use_the_average(make_trainer, run):
 
 def test_training_itself_is_unchanged(make_trainer, run):
     with_average, without = run(make_trainer(**EMA), 1), run(make_trainer(), 1)
-    assert all(torch.equal(v, without["model"][n]) for n, v in with_average["model"].items())
+    assert_same(with_average["model"], without["model"])
 
 
 @pytest.mark.parametrize("stop_after", [1, 9, 12, 20])
-def test_resume_is_bitwise(make_trainer, run, stop_after, tmp_path):
+def test_resume_is_bitwise(make_trainer, run, resume, stop_after):
     whole = run(make_trainer(**EMA, keep_best=True), 2)
-    stopped = run(make_trainer(**EMA, keep_best=True), 2, stop_after)
-    torch.save(stopped, tmp_path / "state.pt")
-    again = make_trainer(**EMA, keep_best=True)
-    again.load(torch.load(tmp_path / "state.pt", weights_only=True))
-    final = run(again, 2)
+    final = run(resume(2, stop_after, **EMA, keep_best=True), 2)
     for kind in ("model", "ema_model", "best_model"):
-        assert all(torch.equal(v, final[kind][n]) for n, v in whole[kind].items()), kind
+        assert_same(final[kind], whole[kind])
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, 1.5])

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: what they are given, and what is said when they are missing."""
+"""TensorBoard and Weights & Biases: what they receive, and the message when they are missing."""
 
 import json
 import os

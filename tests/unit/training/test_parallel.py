@@ -1,4 +1,5 @@
-"""Any mix of copies, shards, stages and cut layers: the gradients of one process, checkpoints that move."""
+"""Any mix of replicas, shards, stages and cut layers: the gradients of one process, checkpoints that
+move."""
 
 import copy
 import itertools
@@ -7,19 +8,19 @@ import numpy as np
 import parallel_worker
 import pytest
 import torch
-from forked_ranks import on_ranks
 from parallel_worker import perform_all
 from torch.utils._pytree import tree_map_only
 
+from millrace.checking.ranks import on_ranks
 from millrace.config import from_mapping
 from millrace.data.samples import open_dataset
 from millrace.systems.registry import get_model
 from millrace.training.config import TrainConfig
 from millrace.training.parallel.config import ParallelConfig
-from millrace.training.parallel.footprint import Subject, footprints
+from millrace.training.parallel.footprint import Workload, footprints
 from millrace.training.store import load_state
 
-# name -> ranks, parallel block, largest relative difference of a gradient
+# name -> ranks, section parallel, largest relative difference of a gradient
 MODES = {
     "ddp2": (2, {}, 1e-5),
     "static2": (2, {"static_graph": True}, 1e-5),
@@ -36,9 +37,9 @@ MODES = {
     "interleaved4": (4, {"pipeline": 4, "schedule": "interleaved"}, 1e-5),
     "pp2_fsdp2": (4, {"pipeline": 2, "dp_shard": 2}, 1e-5),
     "pp2_interleaved_fsdp2": (4, {"pipeline": 2, "dp_shard": 2, "schedule": "interleaved"}, 1e-5),
-    "pp2_copies2": (4, {"pipeline": 2, "dp_replicate": 2}, 1e-5),
+    "pp2_replicas2": (4, {"pipeline": 2, "dp_replicate": 2}, 1e-5),
     "tp2_fsdp2": (4, {"tensor": 2, "dp_shard": 2}, 1e-3),
-    "tp2_copies2": (4, {"tensor": 2, "dp_replicate": 2}, 1e-3),
+    "tp2_replicas2": (4, {"tensor": 2, "dp_replicate": 2}, 1e-3),
     "tp2_pp2": (4, {"tensor": 2, "pipeline": 2}, 1e-3),
 }
 ALONE = (1, {}, 0)
@@ -48,7 +49,7 @@ HALVES = {
     ("hsdp4", 1): "alone",
     ("pp2_fsdp2", 2): "alone",
     ("pp2_interleaved_fsdp2", 2): "alone",
-    ("tp2_fsdp2", 1): "tp2_copies2",
+    ("tp2_fsdp2", 1): "tp2_replicas2",
 }
 """Mode that sends weights in half precision, steps of a rollout -> one that rounds the same sums and sends
 none."""
@@ -62,7 +63,7 @@ VARIANTS = {
     "clipped": {"train": {"clip_norm": 0.05, "loss": {"kind": "mse"}}},
     "odd": {"train": {"global_batch": 5}},
 }
-"""What else training can be told -> the keys."""
+"""Variants of the training -> their keys."""
 VARIED = ["fsdp2", "pp2", "tp2"]
 AGAIN = {"execution": {"activation_checkpointing": True}}
 HALF = {"train": {"precision": "bfloat16"}}
@@ -78,7 +79,7 @@ MEMORY = {
     "pp2 again": AGAIN,
     "tp2": {},
 }
-"""Modes whose memory is measured -> what training is told besides."""
+"""Modes whose memory is measured -> further keys of the training."""
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(blocks, directory, alone):
-    """{name of a job: what it gave}, for all modes of all tests: starting processes takes longest."""
+    """{name of a job: its result}, for all modes of all tests: starting processes takes longest."""
     done = {}
 
     def run(ranks, jobs):
@@ -301,7 +302,7 @@ def test_checkpoints_move_between_modes(results, before, after):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MOVES)
-def test_put_together_shards_are_the_checkpoint_of_one_process(results, directory, mode):
+def test_assembled_shards_are_the_checkpoint_of_one_process(results, directory, mode):
     one, other = (load_state(directory / name / "state.pt") for name in ("alone", mode))
     assert other.keys() == one.keys()
     for key in ("model", "ema_model"):
@@ -352,7 +353,7 @@ def test_memory_is_as_predicted(results, blocks, name):
 
 
 def predicted(job, mode, micro_batch=None, recompute=False):
-    """What the processes of a mode hold and send, by place in the pipeline."""
+    """What the processes of a mode hold and send, by position in the pipeline."""
     dataset = open_dataset("weather", job["files"], job["definition"]["data"], torch.device("cpu"))
     spec, train = (
         get_model("aurora"),
@@ -361,7 +362,7 @@ def predicted(job, mode, micro_batch=None, recompute=False):
     model = {k: v for k, v in job["definition"]["model"].items() if k != "name"}
     config = from_mapping(spec.config, model, "model")
     ranks, block, _ = ({"alone": ALONE} | MODES)[mode]
-    parallel = from_mapping(ParallelConfig, block, "parallel").of(
+    parallel = from_mapping(ParallelConfig, block, "parallel").for_model(
         "aurora", config, ranks, train.global_batch
     )
 
@@ -370,7 +371,7 @@ def predicted(job, mode, micro_batch=None, recompute=False):
         return tree_map_only(torch.Tensor, torch.empty_like, real)
 
     return footprints(
-        Subject(spec, config, dataset, batch, train), parallel, micro_batch, recompute
+        Workload(spec, config, dataset, batch, train), parallel, micro_batch, recompute
     )
 
 

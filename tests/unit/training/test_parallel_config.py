@@ -1,4 +1,4 @@
-"""What the block `parallel` may say, and what is refused before it goes wrong in silence."""
+"""What the section `parallel` may contain, and what is refused instead of failing silently."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -13,19 +13,19 @@ from millrace.errors import ConfigError
 from millrace.systems.weather.aurora.config import AuroraConfig
 from millrace.systems.weather.dataset import WeatherBatch
 from millrace.training.parallel.config import ParallelConfig
-from millrace.training.parallel.copies import check_static_graph
 from millrace.training.parallel.pipeline import stage_bounds
-from millrace.training.parallel.tensor import divide_layers, head_order, ordered, restored
+from millrace.training.parallel.replicas import check_static_graph
+from millrace.training.parallel.tensor import divide_layers, head_order
 
 LARGE = AuroraConfig()
 
 
 def resolved(world_size=8, global_batch=64, model="aurora", config=LARGE, steps=1, **keys):
     parallel = from_mapping(ParallelConfig, keys, "parallel")
-    return parallel.of(model, config, world_size, global_batch, steps)
+    return parallel.for_model(model, config, world_size, global_batch, steps)
 
 
-def test_what_is_left_are_copies():
+def test_remaining_processes_are_replicas():
     assert resolved(tensor=2, pipeline=2).dp_replicate == 2
     assert resolved().dp_replicate == 8
     assert not resolved().is_divided
@@ -33,12 +33,12 @@ def test_what_is_left_are_copies():
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"tensor": 3}, "= 6 processes, but the layout has 8"),
         ({"dp_replicate": 2, "dp_shard": 2}, "= 4 processes, but the layout has 8"),
         ({"tensor": 16, "world_size": 16}, "tensor 16: does not divide the 8 heads"),
-        ({"pipeline": 64, "world_size": 64}, "64 stages, but the model has 48 blocks"),
+        ({"pipeline": 64, "world_size": 64}, "64 stages, but the model can have at most 48"),
         ({"pipeline": 32, "world_size": 32, "schedule": "interleaved"}, "64 stages, but"),
         ({"pipeline": 8, "micro_batches": 4}, "at least the 8 stages of the pipeline"),
         ({"pipeline": 2, "micro_batches": 17}, "at most the 16 samples of a share"),
@@ -52,8 +52,8 @@ def test_what_is_left_are_copies():
         ({"shards": 2}, "unknown key 'shards'"),
     ],
 )
-def test_refuses_what_does_not_fit(keys, told):
-    with pytest.raises(ConfigError, match=told):
+def test_refuses_what_does_not_fit(keys, message):
+    with pytest.raises(ConfigError, match=message):
         resolved(**keys)
 
 
@@ -80,8 +80,8 @@ def test_rollouts_have_the_micro_batches_that_torch_takes(schedule, used, parts)
     assert resolved(4, steps=1, **block).micro_batches == parts
 
 
-def test_other_models_can_only_be_copied():
-    with pytest.raises(ConfigError, match="gino can only be copied"):
+def test_other_models_can_only_be_replicated():
+    with pytest.raises(ConfigError, match="gino can only be replicated"):
         resolved(model="gino", config=None, dp_shard=2)
     assert resolved(model="gino", config=None).dp_replicate == 8
 
@@ -102,14 +102,14 @@ def test_bubble(pipeline, micro_batches, schedule, bubble):
 
 def test_advises_more_micro_batches():
     few = resolved(4, pipeline=4, micro_batches=4).advice()
-    assert "wait at least 43% of their time; 16 or more" in few
+    assert "the pipeline bubble is at least 43% of the time; 16 or more" in few
     assert resolved(4, pipeline=4, micro_batches=16).advice() is None
     assert resolved(8).advice() is None
 
 
 def test_rollouts_need_fewer_micro_batches():
     config = resolved(4, pipeline=4, micro_batches=4)
-    assert "wait at least 27% of their time; 8 or more" in config.advice(steps=2)
+    assert "the pipeline bubble is at least 27% of the time; 8 or more" in config.advice(steps=2)
     assert config.advice(steps=4) is None
 
 
@@ -130,8 +130,6 @@ def test_each_process_gets_queries_keys_and_values_of_its_heads():
     order = head_order(len(names), heads, 2)
     first = {names[i] for i in order[: len(names) // 2]}
     assert first == {(kind, head) for kind in "qkv" for head in (0, 1)}
-    rows = torch.arange(36)
-    assert torch.equal(restored(ordered(rows, order), order), rows)
 
 
 def test_a_packed_projection_is_not_cut_as_it_is():

@@ -1,4 +1,4 @@
-"""`python -m millrace.training.parallel.__main__ plan`: what a GPU would hold and send, without weights."""
+"""`millrace parallel plan`: what a GPU would hold and send, without weights."""
 
 import functools
 
@@ -14,9 +14,9 @@ from millrace.systems.weather.dataset import WeatherWindowConfig
 from millrace.systems.weather.extract import WeatherConfig
 from millrace.systems.weather.outline import WeatherOutline
 from millrace.training.config import TrainConfig
-from millrace.training.parallel import __main__ as parallel
+from millrace.training.parallel import command as parallel
 from millrace.training.parallel.config import ParallelConfig
-from millrace.training.parallel.footprint import Subject, footprints
+from millrace.training.parallel.footprint import Workload, footprints
 
 SHAPE, LEVELS, BATCH = (16, 32), 3, 4
 KEYS = {
@@ -38,8 +38,8 @@ def outline():
 @functools.cache
 def predicted(world=1, recompute=False, precision="float32", **block):
     dataset, train = outline(), TrainConfig(global_batch=BATCH, precision=precision)
-    subject = Subject(get_model("aurora"), SMALL, dataset, dataset.batch, train)
-    resolved = ParallelConfig(**block).of("aurora", SMALL, world, BATCH)
+    subject = Workload(get_model("aurora"), SMALL, dataset, dataset.batch, train)
+    resolved = ParallelConfig(**block).for_model("aurora", SMALL, world, BATCH)
     return footprints(subject, resolved, None, recompute)
 
 
@@ -50,10 +50,10 @@ def test_one_process_holds_all_and_sends_nothing():
     assert predicted(recompute=True)[0].activations < 0.7 * one.activations
 
 
-def test_copies_send_each_gradient():
+def test_replicas_send_each_gradient():
     [one] = predicted(2)
     assert one.parameters == predicted()[0].parameters
-    assert one.sent == {"gradients of copies": one.parameters}
+    assert one.sent == {"gradients of replicas": one.parameters}
 
 
 def test_shards_send_weights_twice_and_gradients_once():
@@ -70,7 +70,7 @@ def test_blocks_are_sent_in_half_precision():
         p.numel() for b in module.blocks if isinstance(b, SwinBlock) for p in b.parameters()
     )
     assert 0.5 * whole.parameters < 4 * blocks < whole.parameters
-    # Of half of the weights, twice, 2 bytes less for each of the blocks; gradients as ever.
+    # Of half of the weights, twice, 2 bytes less for each of the blocks; gradients as before.
     assert half.sent == {"shards": 3 * half.parameters - 2 * blocks}
     [single] = predicted(2, dp_shard=2)
     for kept in ("parameters", "gradients", "optimiser"):
@@ -78,10 +78,10 @@ def test_blocks_are_sent_in_half_precision():
     assert half.activations < single.activations
 
 
-def test_stages_of_unequal_work_wait_longer():
-    first, second = (one.waits for one in predicted(2, pipeline=2))
+def test_stages_of_unequal_work_have_larger_bubbles():
+    first, second = (one.bubble for one in predicted(2, pipeline=2))
     assert first != second
-    assert (first + second) / 2 > 1 / 5  # what stages of equal work wait
+    assert (first + second) / 2 > 1 / 5  # the bubble of stages of equal work
 
 
 def test_stages_send_tokens_time_and_skip():
@@ -120,43 +120,43 @@ def test_the_table(configuration, capsys):
     shown = capsys.readouterr().out
     assert "storms on n1_gpu2: dp_replicate 1 x dp_shard 1 x pipeline 2" in shown
     assert "kept (configured)" in shown
-    assert "place 2 of 2 in a pipeline" in shown
-    first, second = (one.waits for one in predicted(2, pipeline=2))
-    waits = f"a GPU waits for {(first + second) / 2:.0%} of its time ({first:.0%}, {second:.0%} by place)"
-    assert f"4 micro-batches, 1f1b; {waits}" in shown
+    assert "position 2 of 2 in a pipeline" in shown
+    first, second = (one.bubble for one in predicted(2, pipeline=2))
+    bubble = f"{(first + second) / 2:.0%} of the time ({first:.0%}, {second:.0%} by position)"
+    assert f"4 micro-batches, 1f1b; the pipeline bubble is {bubble}" in shown
     assert "between stages" in shown
     assert "fits, 0% of its memory" in shown
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["storm", "n1_gpu2"], "no such experiment in the configuration; did you mean 'storms'"),
-        (["head", "n1_gpu2"], "--experiment head: gino can only be copied"),
+        (["head", "n1_gpu2"], "--experiment head: gino can only be replicated"),
         (["storms", "n1_gpu3", "--parallel", "{dp_shard: 2}"], "but the layout has 3"),
         (["storms", "n1_gpu2", "--configfile", "none.yaml"], "none.yaml: cannot be read"),
         (["storms", "n1_gpu2", "--grid", "18x32"], "does not divide the grid of 18 x 32"),
     ],
 )
-def test_mistakes_are_sentences(configuration, capsys, arguments, told):
+def test_mistakes_are_sentences(configuration, capsys, arguments, message):
     experiment, layout, *more = arguments
     given = ["plan", "--experiment", experiment, "--layout", layout, *more]
     assert parallel.main(given) == ExitCode.USER
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("train", "told"),
+    ("train", "message"),
     [
         ("{ replay: { longest: 4 } }", "train.replay: forecasts leave a pipeline"),
-        ("{ compile: true }", "work on copies of a model only"),
-        ("{ gradient_compression: bfloat16 }", "work on copies of a model only"),
+        ("{ compile: true }", "work on replicas of a model only"),
+        ("{ gradient_compression: bfloat16 }", "work on replicas of a model only"),
     ],
 )
-def test_options_that_the_workflow_refuses(configuration, capsys, train, told):
+def test_options_that_the_workflow_refuses(configuration, capsys, train, message):
     configuration.write_text(
         f"experiments: {{ storms: {{ parallel: {{ pipeline: 2 }}, train: {train} }} }}"
     )
     given = ["plan", "--experiment", "storms", "--layout", "n1_gpu2"]
     assert parallel.main([*given, "--configfile", str(configuration)]) == ExitCode.USER
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

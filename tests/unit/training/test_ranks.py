@@ -7,8 +7,8 @@ STEPS = 40
 
 @pytest.fixture(scope="module")
 def results(experiments, train_on_ranks):
-    """Results by number of ranks. What is left over of two groups makes a batch of both, of fewer samples
-    than there are ranks."""
+    """Results by number of ranks. The remainders of two groups make a batch of both, with fewer samples
+    than ranks."""
     definition, files = experiments["gino"]
     blocks = {**definition, "train": {**definition["train"], "global_batch": 9}}
     return {n: train_on_ranks(n, blocks, files, STEPS) for n in (1, 2, 3)}
@@ -38,7 +38,7 @@ def counted(shares):
     )
 
 
-def test_left_overs_of_groups_come_together(results):
+def test_remainders_of_groups_share_a_batch(results):
     assert any(len(mine) > 1 for [mine] in results[1]["batches"])
 
 

@@ -1,10 +1,11 @@
-"""Pushing forward: what is started from, how far, and that nothing depends on ranks or stops."""
+"""The replay buffer: where samples start, how far they lead, and independence of ranks and stops."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tensors import assert_same
 
 from millrace.config import from_mapping
 from millrace.errors import ConfigError
@@ -35,7 +36,7 @@ def watched(make_trainer, monkeypatch):
     return trainer, seen
 
 
-def test_forecasts_go_on_up_to_the_longest_lead(watched, run):
+def test_forecasts_continue_up_to_the_longest_lead(watched, run):
     trainer, seen = watched
     run(trainer, 8)
     leads = np.concatenate([draw.lead for draw, _ in seen])
@@ -84,7 +85,7 @@ def test_what_is_kept_does_not_hold_on_to_a_graph(watched, run):
     assert not any(entry.past.requires_grad for entry in trainer._replay._entries.values())
 
 
-def test_forecasts_that_are_not_finite_are_not_gone_on_from():
+def test_forecasts_that_are_not_finite_are_not_kept():
     dataset = SimpleNamespace(
         config=SimpleNamespace(output_steps=1), contains=lambda _, start: start >= 0
     )
@@ -99,16 +100,10 @@ def test_forecasts_that_are_not_finite_are_not_gone_on_from():
 
 
 @pytest.mark.parametrize("stop_after", [3, 7, 10])
-def test_resume_is_bitwise(make_trainer, run, tmp_path, stop_after):
+def test_resume_is_bitwise(make_trainer, run, resume, stop_after):
     whole = run(make_trainer("aurora", replay=replaying()), 2)
-    state = run(make_trainer("aurora", replay=replaying()), 2, stop_after)
-    assert state["step"] == stop_after
-    torch.save(state, tmp_path / "state.pt")
-    second = make_trainer("aurora", replay=replaying())
-    second.load(torch.load(tmp_path / "state.pt", weights_only=True))
-    resumed = run(second, 2)
-    for name, value in whole["model"].items():
-        assert torch.equal(resumed["model"][name], value), name
+    resumed = run(resume(2, stop_after, model="aurora", replay=replaying()), 2)
+    assert_same(resumed["model"], whole["model"])
     [ours], [theirs] = resumed["replay"], whole["replay"]
     assert ours["key"]
     assert ours["key"] == theirs["key"]
@@ -117,7 +112,7 @@ def test_resume_is_bitwise(make_trainer, run, tmp_path, stop_after):
 
 @pytest.fixture(scope="module")
 def trained(experiments, train_on_ranks):
-    """(ranks, replay, parallel) -> what 20 steps gave. A batch of 5 leaves ranks unequal shares."""
+    """(ranks, replay, parallel) -> result of 20 steps. A batch of 5 leaves ranks unequal shares."""
     definition, files = experiments["aurora"]
 
     def train(ranks, replay=None, parallel=None):
@@ -152,7 +147,7 @@ def test_it_makes_a_difference(trained, one_process):
     assert plain["losses"] != pytest.approx(one_process["losses"], rel=1e-2)
 
 
-def test_a_buffer_is_dealt_anew_to_other_ranks(make_trainer, run):
+def test_a_buffer_is_redistributed_to_other_ranks(make_trainer, run):
     trainer = make_trainer("aurora", replay=replaying())
     run(trainer, 1)
     whole = trainer._replay.state()

@@ -1,4 +1,4 @@
-"""States in shards: put together again, checked, and safe from kills and hostile files."""
+"""States in shards: put together, checked, and safe from kills and hostile files."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from millrace.errors import DataError
 from millrace.files import OutputError
 from millrace.runs.inventory import Run
 from millrace.runs.maintenance import backup
-from millrace.training.parallel.checkpoints import _Index, load_into, load_whole, save
+from millrace.training.parallel.checkpoints import _Index, load_all, load_into, save
 from millrace.training.store import CheckpointStore, Position, load_state, publish
 
 FACTS = {
@@ -136,9 +136,9 @@ class Payload:
 
 def test_an_index_is_not_executed(tmp_path, alone) -> None:
     save(tensors(1), tmp_path / "shards", alone)
-    assert load_whole(tmp_path / "shards").keys() == tensors(1).keys()
+    assert load_all(tmp_path / "shards").keys() == tensors(1).keys()
     (tmp_path / "shards/.metadata").write_bytes(pickle.dumps(Payload(tmp_path / "canary")))
-    for read in (load_whole, partial(load_into, tensors(1))):
+    for read in (load_all, partial(load_into, tensors(1))):
         with pytest.raises(DataError, match=r"not a readable checkpoint .*is no part of a"):
             read(tmp_path / "shards")
     assert not (tmp_path / "canary").exists()

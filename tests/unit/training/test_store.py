@@ -156,7 +156,7 @@ def test_prune_keeps_milestones_and_the_last(tmp_path) -> None:
     store = make_store(tmp_path)
     commit(store, *((n, n, 0) for n in range(1, 10)), milestones={3, 6})
     assert steps(store) == [3, 6, 8, 9]
-    store.keep_for_good(store.at_epoch(8))
+    store.keep_permanently(store.at_epoch(8))
     commit(store, (10, 10, 0), (11, 11, 0), (12, 12, 0))
     assert steps(store) == [3, 6, 8, 11, 12]
     assert store.at_epoch(8).load()["step"] == 8

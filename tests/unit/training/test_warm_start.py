@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tensors import assert_same
 
 from millrace.errors import ConfigError, DataError
 from millrace.training import run_hash
@@ -64,15 +65,15 @@ def _reshape(state):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (_drop, r"missing: net\.projection\.fcs\.0\.bias"),
         (_add, r"unexpected: net\.more"),
         (_reshape, r"shape: net\.projection\.fcs\.0\.bias \(has \[3\], needs \[\d+\]\)"),
     ],
 )
-def test_mismatches_are_named(make_trainer, checkpoint, change, told):
-    with pytest.raises(ConfigError, match=told):
+def test_mismatches_are_named(make_trainer, checkpoint, change, message):
+    with pytest.raises(ConfigError, match=message):
         make_trainer(init_from={"checkpoint": str(saved_as(checkpoint, change))})
 
 
@@ -91,20 +92,17 @@ def test_frozen_parameters_stay_and_the_others_learn(make_trainer, run, checkpoi
         assert torch.equal(parameter, before[name]) == frozen, name
 
 
-def test_frozen_runs_resume_bitwise(make_trainer, run, checkpoint):
+def test_frozen_runs_resume_bitwise(make_trainer, run, resume, checkpoint):
     keys = {"init_from": {"checkpoint": str(checkpoint), "freeze": ["net.gno_in"]}}
-    whole = run(make_trainer(**keys), 1)
-    again = make_trainer(**keys)
-    again.load(run(make_trainer(**keys), 1, stop_after=5))
-    final = run(again, 1)
-    assert all(torch.equal(v, final["model"][n]) for n, v in whole["model"].items())
+    assert_same(run(make_trainer(**keys), 1)["model"], run(resume(1, 5, **keys), 1)["model"])
 
 
 @pytest.mark.parametrize(
-    ("freeze", "told"), [(["net.gn0"], "no parameter begins with 'net.gn0'"), ([""], "leaves no")]
+    ("freeze", "message"),
+    [(["net.gn0"], "no parameter begins with 'net.gn0'"), ([""], "leaves no")],
 )
-def test_freezing_nothing_or_all_is_refused(make_trainer, checkpoint, freeze, told):
-    with pytest.raises(ConfigError, match=told):
+def test_freezing_nothing_or_all_is_refused(make_trainer, checkpoint, freeze, message):
+    with pytest.raises(ConfigError, match=message):
         make_trainer(init_from={"checkpoint": str(checkpoint), "freeze": freeze})
 
 
@@ -152,8 +150,6 @@ def test_low_rank_updates_learn_from_rollouts(experiments, alone, make_trainer, 
     trainer = build_trainer(tuned, files, 0, alone)[0]
     state = run(trainer, 1)
     updates = {name for name in state["model"] if ".lora_" in name}
-    assert state["model"].keys() - updates == base["model"].keys()
-    for name, value in base["model"].items():
-        assert torch.equal(state["model"][name], value), name
+    assert_same({n: v for n, v in state["model"].items() if n not in updates}, base["model"])
     assert all(state["model"][name].abs().max() > 0 for name in updates)
     assert trainer.history[-1]["validation_loss"] > 0

@@ -1,7 +1,6 @@
-"""Clusters as data: what nodes they have, what a job gets there, and how it is asked for."""
+"""Clusters as data: their nodes, the placement of jobs, and the requests to the scheduler."""
 
 from millrace.cluster.facts import LAYOUTS, Cluster, cluster_of_job
-from millrace.cluster.nodes import Needs, NodeType
-from millrace.cluster.placement import RESOURCES, Placement
+from millrace.cluster.placement import RESOURCES, NodeType
 
-__all__ = ["LAYOUTS", "RESOURCES", "Cluster", "Needs", "NodeType", "Placement", "cluster_of_job"]
+__all__ = ["LAYOUTS", "RESOURCES", "Cluster", "NodeType", "cluster_of_job"]

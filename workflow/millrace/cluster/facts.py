@@ -1,4 +1,4 @@
-"""A cluster as its ``cluster.yaml`` describes it, and what a job gets there."""
+"""Facts of a cluster from its ``cluster.yaml``, and the placement of jobs there."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -9,20 +9,19 @@ from typing import Any
 
 import yaml
 
-from millrace.cluster.nodes import MB_PER_GB, Needs, NodeType
-from millrace.cluster.placement import Placement
+from millrace.cluster.placement import MB_PER_GB, Needs, NodeType, Placement
 from millrace.config import from_mapping, nearest, validate
 from millrace.errors import ConfigError
 from millrace.layout import Layout
 
 FILE = "cluster.yaml"
 LAYOUTS = ("n1_gpu1", "n1_gpu2", "n2_gpu1", "n2_gpu2", "n1_gpu4", "n4_gpu1")
-"""Layouts that every document and test lists."""
+"""Layouts that documents and tests list."""
 
 PROFILES = Path(__file__).parents[3] / "profiles"
 _SCHEMA = Path(__file__).parents[2] / "schemas/cluster.schema.yaml"
-# What rules without an entry of their own need, by whether they have GPUs.
-CLASSES = ("cpu", "gpu")
+# Entries of `jobs` that apply to rules without and with GPUs.
+_CLASSES = ("cpu", "gpu")
 
 
 @dataclass(frozen=True)
@@ -37,19 +36,19 @@ class Cluster:
     node_types : tuple of NodeType
         In order of preference.
     jobs : mapping
-        What jobs need, by the name of their rule or class, keys of `Needs`.
+        Needs of jobs, keys of `Needs`, by the name of their rule or class.
     account, qos : str
-        Empty: none. The environment's ``MILLRACE_ACCOUNT`` and ``MILLRACE_QOS`` come before the file.
+        Empty: none. The variables ``MILLRACE_ACCOUNT`` and ``MILLRACE_QOS`` take precedence over the file.
     account_required, gpu_required : bool
-        Every job must name an account, must ask for a GPU.
+        Whether every job must name an account, and must request a GPU.
     qos_hours : mapping
         Longest job by quality of service.
     max_nodes : int
-        Most nodes of a job; 0: as many as there are.
+        Largest number of nodes of a job; 0: no limit.
     usable_memory : float
-        Share of a node's memory that jobs get; the system keeps the rest.
+        Share of a node's memory that jobs may request; the system keeps the rest.
     environment : mapping
-        Variables for the training processes.
+        Variables of the training processes.
     modules : tuple of str
         Environment modules that are loaded before training.
     """
@@ -70,27 +69,31 @@ class Cluster:
     modules: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, name: str | Path, profiles: Path = PROFILES) -> "Cluster":
+    def read(cls, name: str | Path, *folders: Path) -> "Cluster":
         """Read the facts of a cluster.
 
         Parameters
         ----------
         name : str or Path
             A folder beside the other profiles; with a slash, the path of a folder.
-        profiles : Path
-            Where the profiles are.
+        *folders : Path
+            Where profiles are looked for, in this order, before those of the workflow itself.
 
         Raises
         ------
         ConfigError
             There is no such file, or something in it is wrong: the key and what was expected.
         """
-        directory = Path(name) if "/" in str(name) else profiles / name
+        places = [*folders, PROFILES]
+        directory = Path(name)
+        if "/" not in str(name):
+            there = (place / name for place in places if (place / name / FILE).is_file())
+            directory = next(there, places[0] / name)
         file = directory / FILE
         try:
             values = yaml.safe_load(file.read_text())
         except OSError:
-            known = [path.parent.name for path in profiles.glob(f"*/{FILE}")]
+            known = {path.parent.name for place in places for path in place.glob(f"*/{FILE}")}
             raise ConfigError(f"no cluster in {file}; {nearest(directory.name, known)}") from None
         except yaml.YAMLError as error:
             raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
@@ -104,81 +107,31 @@ class Cluster:
 
     @property
     def file(self) -> Path:
-        """Where the facts are."""
+        """The file with the facts."""
         return self.directory / FILE
 
     def place(self, layout: Layout | None, rule: str, attempt: int = 1) -> Placement:
-        """Find the first node type that a job fits on.
+        """Place a job on the first node type that it fits on.
 
         Parameters
         ----------
         layout : Layout or None
-            None: a rule without one, which runs on one node.
+            None: a rule without a layout, which runs on one node.
         rule : str
         attempt : int
-            How often the job is tried; memory grows with it. Time does not: training resumes.
+            Number of the attempt; memory grows with it. Time does not, because training resumes.
 
         Raises
         ------
         ConfigError
-            It fits nowhere: what there is, and the nearest layout that fits.
+            The job fits nowhere; the message lists the node types and the nearest layout that fits.
         """
         needs = self.needs(rule, layout is not None)
         nodes = layout.nodes if layout else 1
         gpus = layout.gpus_per_node if layout else needs.gpus or int(self.gpu_required)
-        node_type = self._room(nodes, gpus, needs)
+        node_type = self._first_fit(nodes, gpus, needs)
         if node_type is None:
             raise ConfigError(self._refusal(layout, rule, needs))
-        return self._placement(node_type, nodes, gpus, needs, attempt)
-
-    def needs(self, rule: str, layout: bool) -> Needs:
-        """What jobs of a rule need: its own entry of ``jobs`` on top of that of its class."""
-        own = self.jobs.get(rule, {})
-        kind = "gpu" if layout or own.get("gpus") else "cpu"
-        values = {**self.jobs.get(kind, {}), **own}
-        return from_mapping(Needs, values, f"{self.file}: jobs.{rule}")
-
-    def check_rules(self, rules: Iterable[str]) -> None:
-        """Raise `ConfigError` if ``jobs`` names a rule that is not among these."""
-        known = {*rules, *CLASSES}
-        for name in self.jobs:
-            if name not in known:
-                raise ConfigError(f"{self.file}: jobs: no rule {name!r}; {nearest(name, known)}")
-
-    def require_account(self) -> None:
-        """Raise `ConfigError` if jobs need an account and none is set."""
-        if self.account_required and not self.account:
-            raise ConfigError(
-                f"{self.name}: jobs need an account: set it with `export MILLRACE_ACCOUNT=<name>` or as "
-                f"`account: <name>` in {self.file}"
-            )
-
-    def _room(self, nodes: int, gpus: int, needs: Needs) -> NodeType | None:
-        """Return the first node type that a job fits on."""
-        if self.max_nodes and nodes > self.max_nodes:
-            return None
-        candidates = self._candidates(needs, gpus)
-        return next((one for one in candidates if self._fits(one, nodes, gpus, needs)), None)
-
-    def _candidates(self, needs: Needs, gpus: int) -> list[NodeType]:
-        enabled = {one.name: one for one in self.node_types if one.enabled}
-        wanted = [enabled[name] for name in needs.node_types or enabled if name in enabled]
-        # Jobs without GPUs keep clear of nodes that have some.
-        return wanted if gpus else sorted(wanted, key=lambda one: one.gpus > 0)
-
-    def _fits(self, node_type: NodeType, nodes: int, gpus: int, needs: Needs) -> bool:
-        enough = nodes <= (node_type.count or nodes) and gpus <= node_type.gpus
-        if gpus:
-            return enough and needs.gpu_memory_gb <= node_type.gpu_memory_gb
-        memory_gb = self._memory_mb(node_type) / MB_PER_GB
-        return enough and needs.cores <= node_type.cores and needs.memory_gb <= memory_gb
-
-    def _memory_mb(self, node_type: NodeType) -> int:
-        return int(node_type.memory_gb * MB_PER_GB * self.usable_memory)
-
-    def _placement(
-        self, node_type: NodeType, nodes: int, gpus: int, needs: Needs, attempt: int
-    ) -> Placement:
         usable = self._memory_mb(node_type)
         whole = node_type.exclusive and gpus == node_type.gpus
         cores = gpus * min(needs.cores, node_type.cores_per_gpu) if gpus else needs.cores
@@ -197,6 +150,50 @@ class Cluster:
             qos=qos,
             exclusive=whole,
         )
+
+    def needs(self, rule: str, layout: bool) -> Needs:
+        """Return the needs of a rule: its entry of ``jobs`` overrides that of its class."""
+        own = self.jobs.get(rule, {})
+        kind = "gpu" if layout or own.get("gpus") else "cpu"
+        values = {**self.jobs.get(kind, {}), **own}
+        return from_mapping(Needs, values, f"{self.file}: jobs.{rule}")
+
+    def check_rules(self, rules: Iterable[str]) -> None:
+        """Raise `ConfigError` if ``jobs`` names a rule that is not among these."""
+        known = {*rules, *_CLASSES}
+        for name in self.jobs:
+            if name not in known:
+                raise ConfigError(f"{self.file}: jobs: no rule {name!r}; {nearest(name, known)}")
+
+    def require_account(self) -> None:
+        """Raise `ConfigError` if jobs need an account and none is set."""
+        if self.account_required and not self.account:
+            raise ConfigError(
+                f"{self.name}: jobs need an account: set it with `export MILLRACE_ACCOUNT=<name>` or as "
+                f"`account: <name>` in {self.file}"
+            )
+
+    def _first_fit(self, nodes: int, gpus: int, needs: Needs) -> NodeType | None:
+        if self.max_nodes and nodes > self.max_nodes:
+            return None
+        candidates = self._candidates(needs, gpus)
+        return next((one for one in candidates if self._fits(one, nodes, gpus, needs)), None)
+
+    def _candidates(self, needs: Needs, gpus: int) -> list[NodeType]:
+        enabled = {one.name: one for one in self.node_types if one.enabled}
+        wanted = [enabled[name] for name in needs.node_types or enabled if name in enabled]
+        # Jobs without GPUs avoid nodes that have some.
+        return wanted if gpus else sorted(wanted, key=lambda one: one.gpus > 0)
+
+    def _fits(self, node_type: NodeType, nodes: int, gpus: int, needs: Needs) -> bool:
+        enough = nodes <= (node_type.count or nodes) and gpus <= node_type.gpus
+        if gpus:
+            return enough and needs.gpu_memory_gb <= node_type.gpu_memory_gb
+        memory_gb = self._memory_mb(node_type) / MB_PER_GB
+        return enough and needs.cores <= node_type.cores and needs.memory_gb <= memory_gb
+
+    def _memory_mb(self, node_type: NodeType) -> int:
+        return int(node_type.memory_gb * MB_PER_GB * self.usable_memory)
 
     def _refusal(self, layout: Layout | None, rule: str, needs: Needs) -> str:
         gpus = layout.gpus_per_node if layout else needs.gpus
@@ -217,7 +214,7 @@ class Cluster:
         )
 
     def _nearest_layout(self, wanted: Layout, needs: Needs) -> Layout | None:
-        """Return the layout whose number of GPUs is nearest, then that of nodes."""
+        """Layout that fits and whose number of GPUs, then of nodes, is nearest."""
         widest = max(one.gpus for one in self.node_types)
         pairs = product(range(1, wanted.world_size + 1), range(1, widest + 1))
 
@@ -225,15 +222,13 @@ class Cluster:
             return abs(one.world_size - wanted.world_size), abs(one.nodes - wanted.nodes)
 
         layouts = sorted((Layout(*pair) for pair in pairs), key=distance)
-        return next(
-            (one for one in layouts if self._room(one.nodes, one.gpus_per_node, needs)), None
-        )
+        fitting = (one for one in layouts if self._first_fit(one.nodes, one.gpus_per_node, needs))
+        return next(fitting, None)
 
     def _check(self) -> None:
         """Check what the schema cannot say."""
         names = [one.name for one in self.node_types]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
+        if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"{self.file}: node_types: two are named {twice[0]!r}; rename one")
         if self.qos and self.qos not in self.qos_hours:
             raise ConfigError(
@@ -245,21 +240,17 @@ class Cluster:
                 f"{self.file}: environment.NCCL_IB_DISABLE: turns the fast network off; remove it"
             )
         for rule, values in self.jobs.items():
-            for name in values.get("node_types", ()):
-                if name not in names:
-                    raise ConfigError(
-                        f"{self.file}: jobs.{rule}.node_types: no node type {name!r}; "
-                        f"{nearest(name, names)}"
-                    )
+            if unknown := [n for n in values.get("node_types", ()) if n not in names]:
+                raise ConfigError(
+                    f"{self.file}: jobs.{rule}.node_types: no node type {unknown[0]!r}; "
+                    f"{nearest(unknown[0], names)}"
+                )
 
 
 def cluster_of_job(resources: Mapping[str, Any]) -> Cluster | None:
-    """Facts of the cluster that a job of the workflow runs on; None: no cluster.
+    """Return the cluster that a job of the workflow runs on; None: no cluster.
 
-    Parameters
-    ----------
-    resources : mapping
-        Those of the job; the workflow puts the profile's absolute path under ``site``.
+    Of the resources of the job, ``site`` is the absolute path of the profile.
     """
     site = resources.get("site")
     return Cluster.read(str(site)) if site else None

@@ -1,8 +1,8 @@
-"""Where a job goes, as the resources that Snakemake asks the scheduler for."""
+"""Node types of a cluster, the needs of its jobs, and the placement of a job on nodes."""
 
 from dataclasses import dataclass
 
-from millrace.cluster.nodes import NodeType
+MB_PER_GB = 1024  # for SLURM and PBS
 
 RESOURCES = (
     *("nodes", "mem_mb", "runtime"),
@@ -11,6 +11,95 @@ RESOURCES = (
     *("queue", "account", "ncpus", "ngpus", "gpu_model", "place"),
 )
 """Names of all resources that a placement may have."""
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """Nodes of one kind.
+
+    Parameters
+    ----------
+    name : str
+    cores : int
+        CPU cores of a node.
+    memory_gb : int
+        Memory of a node.
+    count : int
+        Number of such nodes; 0: not stated.
+    gpus : int
+        GPUs of a node.
+    gpu_model : str
+        Name of the GPU at this site, which requests to PBS contain.
+    gpu_memory_gb : int
+        Memory of a GPU.
+    partition : str
+        Partition of SLURM or queue of PBS; empty: the site's default.
+    constraint : str
+        Feature that distinguishes these nodes from others of the partition (SLURM).
+    qos : str
+        Quality of service that this partition requires; empty: that of the cluster.
+    max_hours : float
+        Longest job; 0: no limit of its own.
+    max_cores_per_gpu : int
+        Largest number of cores for each GPU of a job; 0: the node's cores divided by its GPUs.
+    exclusive : bool
+        A job that takes all GPUs of such a node, or any job if it has none, does not share the node.
+    enabled : bool
+        False: the nodes are open to some groups only, and no job is placed there.
+    """
+
+    name: str
+    cores: int
+    memory_gb: int
+    count: int = 0
+    gpus: int = 0
+    gpu_model: str = ""
+    gpu_memory_gb: int = 0
+    partition: str = ""
+    constraint: str = ""
+    qos: str = ""
+    max_hours: float = 0
+    max_cores_per_gpu: int = 0
+    exclusive: bool = False
+    enabled: bool = True
+
+    @property
+    def cores_per_gpu(self) -> int:
+        """Cores that a job may take with each GPU."""
+        share = self.cores // self.gpus
+        return min(share, self.max_cores_per_gpu or share)
+
+    def __str__(self) -> str:
+        gpus = f"{self.gpus} {self.gpu_model}".rstrip() if self.gpus else "no GPU"
+        return f"{self.name} ({f'{self.count} x ' if self.count else ''}{gpus})"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Needs of the jobs of a rule.
+
+    Parameters
+    ----------
+    cores : int
+        CPU cores for each GPU, or in total if the job has no GPU; fewer if the node does not have as many.
+    memory_gb : float
+        Memory for each GPU, or in total. Attempt n requests n times as much, up to that of the node.
+    hours : float
+        Time; less if the node type or the quality of service has a lower limit.
+    gpus : int
+        GPUs of a rule that has no layout.
+    gpu_memory_gb : int
+        Memory that each GPU must have.
+    node_types : tuple of str
+        Names of the node types to try, in order; empty: all, in the order of the file.
+    """
+
+    cores: int = 2
+    memory_gb: float = 8
+    hours: float = 1
+    gpus: int = 0
+    gpu_memory_gb: int = 0
+    node_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -26,11 +115,11 @@ class Placement:
     memory_mb : int
         Memory on each node.
     minutes : int
-        Time that is asked for.
+        Requested time.
     account, qos : str
         Empty: none.
     exclusive : bool
-        The nodes are not shared with other jobs.
+        Whether the nodes are not shared with other jobs.
     """
 
     scheduler: str
@@ -45,10 +134,10 @@ class Placement:
     exclusive: bool = False
 
     def resources(self) -> dict[str, str | int]:
-        """Resources, named as Snakemake's executor, `sbatch_arguments` and `qsub_arguments` know them."""
-        made = self._slurm() if self.scheduler == "slurm" else self._pbs()
+        """Return the resources by the names of Snakemake's executor and of `millrace.cluster.requests`."""
+        specific = self._slurm() if self.scheduler == "slurm" else self._pbs()
         shared = {"nodes": self.nodes, "mem_mb": self.memory_mb, "runtime": self.minutes}
-        return {key: value for key, value in {**shared, **made}.items() if value != ""}
+        return {key: value for key, value in {**shared, **specific}.items() if value != ""}
 
     def _slurm(self) -> dict[str, str | int]:
         made: dict[str, str | int] = {
@@ -60,10 +149,10 @@ class Placement:
             "slurm_extra": "--exclusive" if self.exclusive else "",
         }
         if self.gpus_per_node:
-            # `gres` counts GPUs per node. Without the zero, the plugin would bind tasks to GPUs.
+            # `gres` is the number of GPUs per node. Without the zero, the plugin would bind tasks to GPUs.
             made |= {"gres": f"gpu:{self.gpus_per_node}", "tasks_per_gpu": 0}
         if self.nodes > 1:
-            # One task a node. The plugin knows such a job by `mpi`, which it refuses on one node.
+            # One task per node. The plugin recognises such jobs by `mpi`, which it refuses on one node.
             made |= {"tasks": self.nodes, "mpi": "srun"}
         return made
 

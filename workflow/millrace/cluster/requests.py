@@ -1,6 +1,6 @@
 """The resources of a job as options of ``sbatch`` and ``qsub``.
 
-Snakemake's plugin submits the jobs of the workflow to SLURM itself; `sbatch_arguments` gives the same
+Snakemake's plugin for SLURM submits the jobs of the workflow by itself; `sbatch_arguments` returns the same
 options for jobs that are submitted without it.
 """
 
@@ -11,12 +11,12 @@ _PBS_NAME_LENGTH = 15
 
 
 def sbatch_arguments(resources: Mapping[str, object], name: str, log: str) -> list[str]:
-    """Options of ``sbatch``, without the command.
+    """Return the options of ``sbatch``, without the command.
 
     Parameters
     ----------
     resources : mapping
-        What `millrace.cluster.placement.Placement.resources` gives; other keys are passed over.
+        See `millrace.cluster.placement.Placement.resources`; other keys are ignored.
     name : str
         Name of the job.
     log : str
@@ -24,14 +24,9 @@ def sbatch_arguments(resources: Mapping[str, object], name: str, log: str) -> li
     """
     arguments = [f"--job-name={name}", f"--output={log}"]
     options = (
-        ("account", "slurm_account"),
-        ("partition", "slurm_partition"),
-        ("time", "runtime"),
-        ("constraint", "constraint"),
-        ("qos", "qos"),
-        ("mem", "mem_mb"),
-        ("nodes", "nodes"),
-    )
+        ("account", "slurm_account"), ("partition", "slurm_partition"), ("time", "runtime"),
+        ("constraint", "constraint"), ("qos", "qos"), ("mem", "mem_mb"), ("nodes", "nodes"),
+    )  # fmt: skip
     arguments += [f"--{option}={resources[key]}" for option, key in options if resources.get(key)]
     gres = resources.get("gres")
     if resources.get("mpi") or not gres:
@@ -42,14 +37,16 @@ def sbatch_arguments(resources: Mapping[str, object], name: str, log: str) -> li
 
 
 def qsub_arguments(resources: Mapping[str, object], name: str, log: str) -> list[str]:
-    """Options of ``qsub`` of PBS Pro, without the script.
+    """Return the options of ``qsub`` of PBS Pro, without the script.
 
     Parameters
     ----------
-    resources, name
-        As for `sbatch_arguments`. Of the name 15 letters, digits and underscores are kept.
+    resources : mapping
+        As for `sbatch_arguments`.
+    name : str
+        Name of the job; at most 15 letters, digits and underscores of it are kept.
     log : str
-        File, or directory of the file, that takes output and errors.
+        File of its output and errors, or the directory of this file.
     """
     chunk = f"select={resources.get('nodes') or 1}:ncpus={resources.get('ncpus') or 1}"
     if resources.get("mem_mb"):
@@ -68,6 +65,6 @@ def qsub_arguments(resources: Mapping[str, object], name: str, log: str) -> list
 
 
 def _pbs_name(name: str) -> str:
-    """PBS takes neither wildcard text nor a digit in front."""
+    """Name that PBS accepts: it has neither special characters nor a leading digit."""
     safe = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")
     return (safe if safe[:1].isalpha() else f"j{safe}")[:_PBS_NAME_LENGTH]

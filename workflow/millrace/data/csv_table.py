@@ -1,7 +1,7 @@
-"""Tables of numbers in CSV, read at full speed and refused to the exact character when malformed.
+"""Tables of numbers in CSV, read at full speed; an error names the exact character where it occurs.
 
-The fast path is pandas' C parser with explicit types, then checks that cost little. Only if something is
-off does a slow pass over the text find the place of the fault.
+The fast path is pandas' C parser with explicit types, followed by cheap checks. Only if one of them fails,
+a slow pass over the text finds the place of the error.
 """
 
 import contextlib
@@ -12,15 +12,16 @@ import io
 import itertools
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from millrace.errors import DataError
+from millrace.errors import DataError, first_line
 
 _BOM = b"\xef\xbb\xbf"
 _BLANK = ("", "NaN", "nan", "NA")
@@ -30,20 +31,24 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
-    """Columns of a CSV file."""
+class CsvTable:
+    """Columns of numbers from a CSV file."""
 
     path: Path
     columns: dict[str, NDArray[np.float64]]
     """float64[rows] each; NaN for a blank cell where blanks are allowed."""
     digest: bytes
     """SHA-256 of the file as it is on the disk."""
-    complete: bool
-    """Whether the last line ends with a newline."""
     content: bytes
+    """Text of the file, unpacked and without a byte order mark."""
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last line ends with a newline."""
+        return self.content.endswith((b"\n", b"\r"))
 
     def location(self, row: int, column: str) -> str:
         """``file:line:column`` of the first character of a cell."""
@@ -54,70 +59,54 @@ class Table:
 
     def end(self) -> str:
         """``file:line:column`` of the end of the file."""
-        return _location(self.path, self.content, len(self.content))
+        line, column = _place(self.content, len(self.content))
+        return f"{self.path}:{line}:{column}"
 
     def error(self, row: int, column: str, message: str) -> DataError:
-        """Error about a cell."""
+        """Make an error about a cell; ``row`` counts from 0 after the header."""
         return DataError(f"{self.location(row, column)}: {message}")
 
 
-def read_table(path: Path, columns: Sequence[str], *, blanks: bool = False) -> Table:
+def read_table(path: Path, columns: Sequence[str], *, blanks: bool = False) -> CsvTable:
     """Read columns of a CSV file (``.csv`` or ``.csv.gz``; UTF-8, with or without BOM; any line end).
 
     Parameters
     ----------
-    path : Path
     columns : sequence of str
-        Columns to read; others are allowed and ignored.
+        Columns to read; others are ignored.
     blanks : bool
         Whether a cell may be empty or NaN.
 
     Raises
     ------
     DataError
-        With ``file:line:column`` and what was expected: not readable, not such a file, a column is
+        Names ``file:line:column`` and what was expected: the file cannot be read or is no CSV, a column is
         missing, or a cell is not a number that single precision can hold.
     """
-    raw = _read_bytes(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}:1:1: cannot be read ({_reason(error)}); expected a readable CSV file"
+        ) from error
     content = _unpack(path, raw).removeprefix(_BOM)
     try:
         values = _parse(content, columns, blanks)
-    except (ValueError, csv.Error) as error:  # what pandas raises are ValueErrors, too
+    except (ValueError, csv.Error) as error:  # the errors of pandas are ValueErrors, too
         content = content.rstrip(b"\r\n") + b"\n" * content.endswith((b"\n", b"\r"))
         _diagnose(path, content, columns, blanks)
         values = _parse_leniently(path, content, columns, blanks, error)
-    return Table(
-        path=path,
-        columns=values,
-        digest=hashlib.sha256(raw).digest(),
-        complete=content.endswith((b"\n", b"\r")),
-        content=content,
-    )
+    return CsvTable(path, values, hashlib.sha256(raw).digest(), content)
 
 
 def read_header(path: Path) -> list[str]:
-    """Names of the columns of a CSV file, without reading the rest.
-
-    Raises
-    ------
-    DataError
-        The file cannot be read or is empty.
-    """
+    """Names of the columns of a CSV file, without the rest; raises `DataError` if it cannot be read."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             line = file.readline().removeprefix(_BOM)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}:1:1: cannot be read ({_reason(error)})") from error
     return _header_cells(path, line.decode(errors="replace").rstrip("\r\n"))
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"{path}:1:1: cannot be read ({_reason(error)}); expected a readable CSV file"
-        ) from error
 
 
 def _unpack(path: Path, raw: bytes) -> bytes:
@@ -127,31 +116,31 @@ def _unpack(path: Path, raw: bytes) -> bytes:
         return gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as error:
         intact = b""
-        with contextlib.suppress(zlib.error):  # as far as it goes, to say where it ends
+        with contextlib.suppress(zlib.error):  # the readable part, to say where it ends
             intact = zlib.decompressobj(wbits=31).decompress(raw)
-        where = _location(path, intact, len(intact))
+        line, column = _place(intact, len(intact))
         raise DataError(
-            f"{where}: the gzip data ends or is damaged here ({_reason(error)}); "
+            f"{path}:{line}:{column}: the gzip data ends or is damaged here ({_reason(error)}); "
             "expected a complete .gz file, copy it again"
         ) from error
 
 
 def _parse(content: bytes, columns: Sequence[str], blanks: bool) -> dict[str, NDArray[np.float64]]:
-    """Parse, or raise ValueError if anything is not as it should be."""
+    """Parse with the fast path; raises ValueError if any of its checks fails."""
     if b"\0" in content:
         raise ValueError("NUL")
     lines = _lines(content)
     names = _cells(next(lines, (0, ""))[1])
     if len(set(names)) != len(names) or not set(columns) <= set(names):
         raise ValueError("header")
-    # pandas refuses a row that is too long, except the first: of that it makes an index.
+    # pandas refuses a row that is too long, except the first one, from which it makes an index.
     if len(_cells(next(lines, (0, ""))[1])) != len(names):
         raise ValueError("first row")
     frame = _read_csv(content, columns, blanks, skip_blank_lines=False)
     if not len(frame):
         raise ValueError("no rows")
     separators = (len(frame) + 1) * (len(names) - 1)
-    # A short row has blanks at its end, which are refused already if they fall in a column that is read.
+    # A short row has blanks at its end: an error already, if they fall into a column that is read.
     if (blanks or names[-1] not in columns) and content.count(b",") != separators:
         raise ValueError("separators")
     values = {name: frame[name].to_numpy() for name in columns}
@@ -180,7 +169,7 @@ def _read_csv(
 def _parse_leniently(
     path: Path, content: bytes, columns: Sequence[str], blanks: bool, cause: Exception
 ) -> dict[str, NDArray[np.float64]]:
-    """Parse what was found sound but unusual, such as quoted text in a column that is not read."""
+    """Parse a table without errors but out of the ordinary, such as quoted text in an ignored column."""
     try:
         frame = _read_csv(content, columns, blanks, usecols=list(columns))
     except ValueError as error:
@@ -189,64 +178,50 @@ def _parse_leniently(
 
 
 def _diagnose(path: Path, content: bytes, columns: Sequence[str], blanks: bool) -> None:
-    """Raise the first fault with its place; return if there is none."""
-    _check_encoding(path, content)
+    """Raise the first error with its place; return if there is none."""
+
+    def fail(line: int, column: int, message: str) -> NoReturn:
+        raise DataError(f"{path}:{line}:{column}: {message}") from None
+
+    _check_encoding(content, fail)
     lines = _lines(content)
-    header = _header_cells(path, next(lines, (0, ""))[1])
-    _check_header(path, content, header, columns)
+    line = next(lines, (0, ""))[1]
+    header = _header_cells(path, line)
+    if not content.strip():
+        fail(1, 1, f"the file is empty; expected a header with {', '.join(columns)}")
+    if len(header) == 1 and len(columns) > 1:
+        for separator in (";", "\t", "|", " "):
+            if separator in header[0]:
+                fail(1, header[0].index(separator) + 1, f"separator {separator!r}; expected ','")
+    for field, name in enumerate(header):
+        if name in header[:field]:
+            column = _cell_starts(line)[field]
+            fail(1, column, f"column {name!r} appears twice; expected unique column names")
+    for name in columns:
+        if name not in header:
+            fail(1, 1, f"column {name!r} is missing; expected it among {', '.join(header)}")
     fields = [(header.index(name), name) for name in columns]
-    rows = 0
+    number = 1
     for number, line in lines:
-        rows += 1
-        cells = _row_cells(path, number, line, header)
+        cells = _row_cells(number, line, header, fail)
         for field, name in fields:
-            problem = _cell_problem(cells[field], name, header, blanks)
+            problem = _cell_problem(cells[field], name, blanks)
             if problem:
-                raise DataError(f"{path}:{number}:{_cell_starts(line)[field]}: {problem}")
-    if not rows:
-        raise DataError(f"{path}:2:1: no rows after the header; expected one row a node")
+                fail(number, _cell_starts(line)[field], problem)
+    if number == 1:
+        fail(2, 1, "no rows after the header; expected at least one")
 
 
-def _check_encoding(path: Path, content: bytes) -> None:
+def _check_encoding(content: bytes, fail: Callable[[int, int, str], NoReturn]) -> None:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path}:1:1: UTF-16 text; expected UTF-8, save the file as UTF-8")
+        fail(1, 1, "UTF-16 text; expected UTF-8, save the file as UTF-8")
     if b"\0" in content:
-        where = _location(path, content, content.index(b"\0"))
-        raise DataError(f"{where}: NUL byte; expected a text file in UTF-8")
+        fail(*_place(content, content.index(b"\0")), "NUL byte; expected a text file in UTF-8")
     try:
         content.decode()
     except UnicodeDecodeError as error:
-        where = _location(path, content, error.start)
-        raise DataError(
-            f"{where}: byte 0x{content[error.start]:02x} is not UTF-8 (Latin-1?); "
-            "expected UTF-8, save the file as UTF-8"
-        ) from error
-
-
-def _check_header(
-    path: Path, content: bytes, header: Sequence[str], columns: Sequence[str]
-) -> None:
-    if not content.strip():
-        raise DataError(
-            f"{path}:1:1: the file is empty; expected a header with {', '.join(columns)}"
-        )
-    if len(header) == 1 and len(columns) > 1:
-        found = next((s for s in (";", "\t", "|", " ") if s in header[0]), None)
-        if found:
-            column = header[0].index(found) + 1
-            raise DataError(f"{path}:1:{column}: separator {found!r}; expected ','")
-    line = next(_lines(content))[1]
-    for field, name in enumerate(header):
-        if name in header[:field]:
-            raise DataError(
-                f"{path}:1:{_cell_starts(line)[field]}: column {name!r} appears twice; "
-                "expected unique column names"
-            )
-    for name in columns:
-        if name not in header:
-            raise DataError(
-                f"{path}:1:1: column {name!r} is missing; expected it among {', '.join(header)}"
-            )
+        message = f"byte 0x{content[error.start]:02x} is not UTF-8 (Latin-1?); expected UTF-8"
+        fail(*_place(content, error.start), f"{message}, save the file as UTF-8")
 
 
 def _header_cells(path: Path, line: str) -> list[str]:
@@ -259,30 +234,27 @@ def _header_cells(path: Path, line: str) -> list[str]:
         ) from error
 
 
-def _row_cells(path: Path, number: int, line: str, header: Sequence[str]) -> list[str]:
+def _row_cells(
+    number: int, line: str, header: Sequence[str], fail: Callable[[int, int, str], NoReturn]
+) -> list[str]:
     expected = f"expected {len(header)} cells as in the header"
     if not line.strip():
-        raise DataError(f"{path}:{number}:1: blank line; {expected}")
+        fail(number, 1, f"blank line; {expected}")
     try:
         cells = _cells(line)
-    except csv.Error as error:
-        column = line.index('"') + 1
-        raise DataError(
-            f"{path}:{number}:{column}: unclosed quote; {expected}, on one line"
-        ) from error
+    except csv.Error:
+        fail(number, line.index('"') + 1, f"unclosed quote; {expected}, on one line")
     if cells == list(header):
-        raise DataError(f"{path}:{number}:1: the header again; expected a row of numbers")
+        fail(number, 1, "the header again; expected a row of numbers")
     if len(cells) < len(header):
-        raise DataError(
-            f"{path}:{number}:{len(line) + 1}: truncated row of {len(cells)} cells; {expected}"
-        )
+        fail(number, len(line) + 1, f"truncated row of {len(cells)} cells; {expected}")
     if len(cells) > len(header):
         column = _cell_starts(line)[len(header)]
-        raise DataError(f"{path}:{number}:{column}: row of {len(cells)} cells; {expected}")
+        fail(number, column, f"row of {len(cells)} cells; {expected}")
     return cells
 
 
-def _cell_problem(cell: str, name: str, header: Sequence[str], blanks: bool) -> str | None:
+def _cell_problem(cell: str, name: str, blanks: bool) -> str | None:
     if blanks and cell in _BLANK:
         return None
     expected = "a number or an empty cell" if blanks else "a finite number"
@@ -294,7 +266,7 @@ def _cell_problem(cell: str, name: str, header: Sequence[str], blanks: bool) -> 
 
 
 def _lines(content: bytes) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers from 1; undecodable bytes are replaced."""
+    """Yield each line with its number from 1; undecodable bytes are replaced."""
     start, number = 0, 1
     for end in _LINE_END.finditer(content):
         yield number, content[start : end.start()].decode(errors="replace")
@@ -318,12 +290,11 @@ def _cell_starts(line: str) -> list[int]:
     return starts
 
 
-def _location(path: Path, content: bytes, offset: int) -> str:
+def _place(content: bytes, offset: int) -> tuple[int, int]:
+    """Line and column, from 1, of a byte."""
     before = _LINE_END.split(content[:offset])
-    return f"{path}:{len(before)}:{len(before[-1]) + 1}"
+    return len(before), len(before[-1]) + 1
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return getattr(error, "strerror", None) or first_line(error)

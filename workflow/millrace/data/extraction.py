@@ -1,4 +1,4 @@
-"""What the rules `simulate_raw` and `extract_samples` do for every system that says how."""
+"""What the rules `simulate_raw` and `extract_samples` do for every system."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +8,7 @@ from millrace.config import from_mapping
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError
 from millrace.systems.base import Progress, RawFormat, SampleKind, resolve
+from millrace.systems.registry import raw_format
 
 
 def simulate(
@@ -35,6 +36,7 @@ def extract(
     Parameters
     ----------
     kind : SampleKind
+        Must be extracted in one step.
     source : Path
         Directory of the raw files.
     output : Path
@@ -42,14 +44,13 @@ def extract(
     section : mapping
         Settings of the extraction, checked against its dataclass.
     split : mapping or None
-        Block ``split`` of the dataset, see `SplitConfig`; None: the raw files say what is training,
+        Section ``split`` of the dataset, see `SplitConfig`; None: the raw files say what is training,
         validation and test.
-    progress : callable, optional
 
     Raises
     ------
     ConfigError
-        The kind has rules of its own, or a setting is wrong.
+        The kind is made by rules of its own, or a setting is wrong.
     DataError
         A raw file is malformed.
     """
@@ -60,3 +61,24 @@ def extract(
         config = from_mapping(resolve(kind.extraction.config), section, kind.name)
     parts = None if split is None else from_mapping(SplitConfig, split, "split")
     resolve(kind.extraction.run)(source, output, config, parts, progress)
+
+
+def prepare(
+    kind: SampleKind,
+    source: Path,
+    directory: Path,
+    dataset: Mapping[str, Any],
+    model: Mapping[str, Any],
+) -> dict[str, Path]:
+    """Make the sample files of a model from raw files without Snakemake; returns them by role.
+
+    ``dataset`` and ``model`` are blocks of the configuration; errors are those of `extract`.
+    """
+    if not kind.extracts(raw_format(dataset)):
+        made: dict[str, Path] = resolve(kind.prepare)(source, directory, dataset, model)
+        return made
+    assert kind.extraction is not None
+    [(role, name)] = kind.sample_files(model).items()
+    section = kind.extraction.section(dataset)
+    extract(kind, source, directory / name, section, dataset.get("split"))
+    return {role: directory / name}

@@ -1,7 +1,7 @@
-"""HDF5 files that are either whole or not there, and whose damage is noticed.
+"""HDF5 files that are either complete or absent, and whose damage is noticed.
 
 Every dataset is chunked with a Fletcher-32 checksum; the v1.10 file format adds checksums to the
-metadata, so that a flipped bit anywhere is an error instead of a wrong number.
+metadata, so that a flipped bit anywhere causes an error instead of a wrong number.
 """
 
 import contextlib
@@ -25,14 +25,9 @@ _FORMAT = ("v110", "v110")
 
 @contextlib.contextmanager
 def create(path: Path) -> Iterator[h5py.File]:
-    """Write an HDF5 file that appears under its name only once it is complete and on the disk.
+    """Write an HDF5 file, which appears under its name only when it is complete and on the disk.
 
-    Datasets are best written in whole chunks: they are not cached.
-
-    Raises
-    ------
-    OutputError
-        No space, quota exceeded, or no permission to write.
+    Write datasets in whole chunks: they are not cached. Raises `OutputError` like `atomic_write`.
     """
     with atomic_write(Path(path)) as partial, _Output(partial, "w+b") as output:
         try:
@@ -40,16 +35,13 @@ def create(path: Path) -> Iterator[h5py.File]:
             with h5py.File(output, "w", libver=_FORMAT, rdcc_nbytes=0) as file:
                 yield file
                 file.flush()
-        except Exception:
+        finally:
             if output.error is not None:
                 raise output.error from None
-            raise
-        if output.error is not None:
-            raise output.error
 
 
 class _Output(io.FileIO):
-    """File whose first write error is raised and kept; what follows is swallowed.
+    """File that raises and keeps its first write error and discards what is written afterwards.
 
     HDF5 cannot close a file that it cannot write: it tries again and again, ignores the errors where
     Python collects its objects, and crashes at exit.
@@ -78,71 +70,57 @@ def create_dataset(
     dtype: DTypeLike | None = None,
     chunks: tuple[int, ...] | None = None,
 ) -> h5py.Dataset:
-    """Add a chunked, checksummed dataset, from ``data`` or to be filled.
+    """Add a chunked dataset with checksums, from ``data`` or empty with ``shape`` and ``dtype``.
 
-    Chunks default to blocks along the first axis of about `CHUNK_BYTES`; an axis longer than that
-    needs explicit ones.
+    By default a chunk holds rows of the first axis, about `CHUNK_BYTES` in all; if a single row is larger
+    than that, give ``chunks``.
     """
-    array = None if data is None else np.asarray(data, dtype=dtype)
-    shape = array.shape if array is not None else shape
-    dtype = np.dtype(array.dtype if array is not None else dtype)
+    if data is not None:
+        data = np.asarray(data, dtype=dtype)
+        shape, dtype = data.shape, data.dtype
     if shape is None:
         raise TypeError("either data or shape is needed")
-    if 0 in shape:  # HDF5 knows no chunks without elements
+    if 0 in shape:  # HDF5 has no chunks without elements
         return group.create_dataset(name, shape, dtype)
-    if chunks is None:
-        chunks = (rows_per_chunk(shape, dtype), *shape[1:])
-    return group.create_dataset(name, shape, dtype, array, chunks=chunks, fletcher32=True)
+    chunks = chunks or (rows_per_chunk(shape, np.dtype(dtype)), *shape[1:])
+    return group.create_dataset(name, shape, dtype, data, chunks=chunks, fletcher32=True)
 
 
 def rows_per_chunk(shape: Sequence[int], dtype: DTypeLike) -> int:
-    """Rows of an array of this shape that make a chunk of at most `CHUNK_BYTES` (at least one)."""
+    """Rows of an array of this shape in a chunk of at most `CHUNK_BYTES` (at least one)."""
     row = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
     return max(1, min(shape[0], CHUNK_BYTES // max(1, row)))
 
 
 def strings(values: Sequence[str]) -> np.ndarray:
-    """Attribute value for a list of names, which may be empty."""
+    """Array of strings as the value of an attribute; it may be empty."""
     return np.array(list(values), dtype=h5py.string_dtype())
 
 
 @contextlib.contextmanager
 def open_checked(path: Path, schema: str) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading and check what it is.
+    """Open an HDF5 file for reading and check that its attribute ``schema`` is the expected one.
 
-    Raises
-    ------
-    DataError
-        The file is missing, truncated, damaged (also when that shows only while it is read inside the
-        ``with`` block) or of another schema.
+    Raises `DataError` if the file is missing, truncated, damaged (also when this shows only while it is
+    read inside the ``with`` statement) or has another schema.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; run the stage of the workflow that makes it")
     try:
         with h5py.File(path, "r") as file:
-            _check_schema(file, path, schema)
+            found: Any = file.attrs.get("schema")
+            if found != schema:
+                what = "no schema" if found is None else f"schema {found!r}"
+                raise DataError(
+                    f"{path}: expected schema {schema!r}, found {what}; delete it and make it again"
+                )
             yield file
     except (OSError, KeyError, RuntimeError) as error:
-        if not _is_damage(error):
+        message = str(error.args[0]) if error.args else ""
+        # Errors of the HDF5 library, except those about a name that does not exist.
+        if not message.startswith(("Unable to", "Can't")) or "doesn't exist" in message:
             raise
-        reason = str(error.args[0]).splitlines()[0]
         raise DataError(
-            f"{path}: truncated or damaged HDF5 ({reason}); delete it and make it again"
+            f"{path}: truncated or damaged HDF5 ({message.splitlines()[0]}); delete it and make it again"
         ) from error
-
-
-def _is_damage(error: OSError | KeyError | RuntimeError) -> bool:
-    """Whether an error comes from the HDF5 library, and not of a name that is not there."""
-    message = str(error.args[0]) if error.args else ""
-    from_library = message.startswith(("Unable to", "Can't"))
-    return from_library and "doesn't exist" not in message
-
-
-def _check_schema(file: h5py.File, path: Path, schema: str) -> None:
-    found: Any = file.attrs.get("schema")
-    if found != schema:
-        what = "no schema" if found is None else f"schema {found!r}"
-        raise DataError(
-            f"{path}: expected schema {schema!r}, found {what}; delete it and make it again"
-        )

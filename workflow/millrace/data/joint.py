@@ -1,4 +1,4 @@
-"""Samples of several datasets as one, so that one model learns from all of them."""
+"""Several datasets as one, so that one model learns from all of them."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -11,9 +11,9 @@ from millrace.data.normalisation import Normalisation
 
 
 class JointDataset:
-    """Datasets of several datasets side by side; each brings its own groups.
+    """Several datasets side by side, each with its own groups of samples.
 
-    Batches never mix datasets, as they never mix patches: sizes may differ at will.
+    A batch comes from one dataset, as it comes from one patch: the sizes of the datasets may differ.
 
     Parameters
     ----------
@@ -30,24 +30,24 @@ class JointDataset:
         self._first = np.array([0, *itertools.accumulate(counts)])
 
     def __getattr__(self, name: str) -> Any:
-        # What a model needs to be built (numbers of channels, shape of the grid) is the same in all.
+        # What a model needs to be built (numbers of channels, shape of the grid) is equal in all datasets.
         if name.startswith("_") or name == "datasets":
             raise AttributeError(name)
         return getattr(self.datasets[0], name)
 
     @property
     def definition(self) -> dict[str, object]:
-        """What the samples are: part of what decides a run's weights."""
+        """Definition of the samples, which is part of the run hash."""
         parts = [dataset.definition for dataset in self.datasets]
         return {**parts[0], "digest": [part["digest"] for part in parts]}
 
     def groups(self, split: str) -> np.ndarray:
-        """Samples of each group, those of the first dataset first, int64[G]."""
+        """Number of samples in each group, int64[G], groups of the first dataset first."""
         return np.concatenate([dataset.groups(split) for dataset in self.datasets])
 
     @property
     def group_costs(self) -> np.ndarray:
-        """Points of each group."""
+        """Number of points in each group, int64[G]."""
         return np.concatenate([dataset.group_costs for dataset in self.datasets])
 
     def batch(self, split: str, group: int, index: np.ndarray, weight: Any = None) -> Any:
@@ -57,14 +57,9 @@ class JointDataset:
 
 
 def open_joint(open_one: Callable[[Any, Normalisation | None], Any], parts: Sequence[Any]) -> Any:
-    """Open datasets with common statistics of their variables, each in its own box.
+    """Open datasets with common statistics of their variables, each with its own bounding box.
 
-    Parameters
-    ----------
-    open_one : callable
-        (files of a dataset, statistics) -> dataset.
-    parts : sequence
-        Files of each dataset.
+    ``parts`` are the files of each dataset; ``open_one`` is (files, statistics or None) -> dataset.
     """
     own = [open_one(files, None).normalisation for files in parts]
     common = pooled(own)
@@ -73,7 +68,7 @@ def open_joint(open_one: Callable[[Any, Normalisation | None], Any], parts: Sequ
 
 
 def pooled(statistics: Sequence[Normalisation]) -> Normalisation:
-    """Statistics of datasets taken together, each with the same weight; the box is that of the first."""
+    """Statistics of all datasets together, each with the same weight; the box is that of the first."""
     mean_V, std_V = _pool([s.mean_V for s in statistics], [s.std_V for s in statistics])
     mean_F, std_F = _pool(
         [s.forcing_mean_F for s in statistics], [s.forcing_std_F for s in statistics]

@@ -1,4 +1,4 @@
-"""Statistics by which samples are normalised; they travel with a run, so that it can predict new data."""
+"""Statistics by which samples are normalised; a run stores them, so that it can predict new data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,36 +14,31 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Normalisation:
-    """Statistics of a training period, and the box of the domain.
+    """Statistics of a training period, and the bounding box of the domain.
 
-    Shape suffixes: V variables, F forcings, D dimensions of space.
+    Shape suffixes: V variables, F forcings, D dimensions of space, N points.
     """
 
     variables: tuple[str, ...]
     mean_V: Floats
     std_V: Floats
     increment_std_V: Floats
-    """Standard deviation of one-step changes."""
+    """Standard deviation of changes over one step."""
     forcings: tuple[str, ...]
     forcing_mean_F: Floats
     forcing_std_F: Floats
     low_D: Floats
     """Smallest coordinates of the domain (m)."""
     high_D: Floats
+    """Largest coordinates of the domain (m)."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, by name; `from_json` gives the same numbers back, bit by bit."""
-        fields = zip(self.mean_V, self.std_V, self.increment_std_V, strict=True)
-        given = zip(self.forcing_mean_F, self.forcing_std_F, strict=True)
+        """Plain values by name, from which `from_json` restores the same numbers bit by bit."""
+        fields = {"mean": self.mean_V, "std": self.std_V, "increment_std": self.increment_std_V}
+        given = {"mean": self.forcing_mean_F, "std": self.forcing_std_F}
         return {
-            "variables": {
-                name: {"mean": float(mean), "std": float(std), "increment_std": float(change)}
-                for name, (mean, std, change) in zip(self.variables, fields, strict=True)
-            },
-            "forcings": {
-                name: {"mean": float(mean), "std": float(std)}
-                for name, (mean, std) in zip(self.forcings, given, strict=True)
-            },
+            "variables": _by_name(self.variables, fields),
+            "forcings": _by_name(self.forcings, given),
             "box": [self.low_D.tolist(), self.high_D.tolist()],
         }
 
@@ -51,18 +46,9 @@ class Normalisation:
     def from_json(
         cls, values: Mapping[str, Any], variables: Sequence[str], forcings: Sequence[str]
     ) -> "Normalisation":
-        """Read what `to_json` gave.
+        """Restore the statistics of ``variables`` and ``forcings``, in this order, from `to_json`.
 
-        Parameters
-        ----------
-        values : mapping
-        variables, forcings : sequence of str
-            What the samples hold, in this order.
-
-        Raises
-        ------
-        DataError
-            Something is missing.
+        Raises `DataError` if a value is missing or not a number.
         """
         try:
             fields = [values["variables"][name] for name in variables]
@@ -84,9 +70,13 @@ class Normalisation:
                 f"normalisation of the receipt: {error} is missing or not readable"
             ) from None
 
-    def unit(self, coords_ND: Floats) -> Floats:
-        """Map coordinates (m) to the unit cube of the domain; what lies outside goes beyond 0 and 1."""
+    def unit_coords(self, coords_ND: Floats) -> Floats:
+        """Map coordinates (m), [N, D], to the unit cube; points outside the domain go beyond 0 and 1."""
         return (coords_ND - self.low_D) / np.maximum(self.high_D - self.low_D, 1e-12)
+
+
+def _by_name(names: Sequence[str], columns: Mapping[str, Floats]) -> dict[str, dict[str, float]]:
+    return {n: {k: float(c[i]) for k, c in columns.items()} for i, n in enumerate(names)}
 
 
 def _column(records: Sequence[Mapping[str, float]], key: str) -> Floats:

@@ -17,19 +17,19 @@ class DatasetClass(Protocol):
     """A class that opens samples of one kind."""
 
     config_type: type
-    """Dataclass of the experiment's ``data:`` block."""
+    """Dataclass of the experiment's section ``data``."""
 
     roles: tuple[str, ...]
-    """Of its sample files, in the order in which it takes them."""
+    """Roles of its sample files, in the order of its arguments."""
 
     def __call__(
         self, *files: Path, config: Any, device: torch.device, statistics: Normalisation | None
     ) -> Any:
-        """Open the files of the roles; those of the last ones may be missing."""
+        """Open the files of the roles; files of the last roles may be missing."""
 
 
 Files = Mapping[str, str | Path | Sequence[str | Path]]
-"""Sample files by role; several of a role are those of several datasets, in one order."""
+"""Sample files by role; a list holds the files of several datasets, in the same order for each role."""
 
 
 def open_dataset(
@@ -39,22 +39,18 @@ def open_dataset(
     device: torch.device,
     statistics: Normalisation | None = None,
 ) -> Any:
-    """Open samples of a kind with an experiment's ``data:`` block.
+    """Open samples of a kind with an experiment's section ``data``.
 
-    ``statistics`` are those of other data, which a model was trained on; by default those of the files.
-    Files of several datasets give one `JointDataset`.
-
-    Raises
-    ------
-    ConfigError
-        Unknown kind, or the block does not fit it.
+    ``statistics`` are those of other data, on which a model was trained; by default the statistics of the
+    files are used. Files of several datasets make one `JointDataset`. Raises `ConfigError` if the kind is
+    unknown or the section does not fit it.
     """
     opened = dataset_class(kind)
-    block: Any = from_mapping(opened.config_type, config, "data")
+    section: Any = from_mapping(opened.config_type, config, "data")
 
     def open_one(part: Mapping[str, Path], normalisation: Normalisation | None) -> Any:
         given = (part[role] for role in opened.roles if role in part)
-        return opened(*given, config=block, device=device, statistics=normalisation)
+        return opened(*given, config=section, device=device, statistics=normalisation)
 
     parts = datasets_of(files)
     return open_one(parts[0], statistics) if len(parts) == 1 else open_joint(open_one, parts)

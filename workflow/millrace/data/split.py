@@ -1,4 +1,4 @@
-"""Division of samples into training, validation and test, and statistics of the first."""
+"""Division of samples into training, validation and test, and statistics of the training period."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 MINIMUM_STD = 1e-6
 """Smallest standard deviation, relative to max(1, |mean|): a field that does not vary in the training
-period has none, and must not be divided by the rounding error that is left of it."""
+period must not be divided by rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,12 @@ class SplitConfig:
     train: float
     """Fraction of the steps that are used."""
     validation: float
-    """Fraction of the steps that are used; the test takes the rest."""
+    """Fraction of the steps that are used; the rest is the test period."""
     gap: int = 0
     """Steps left out between the ranges, at least the length of a window; independent samples need none."""
 
     def __post_init__(self) -> None:
-        if not (
-            0 < self.train < 1 and 0 < self.validation < 1 and self.train + self.validation < 1
-        ):
+        if min(self.train, self.validation, 1 - (self.train + self.validation)) <= 0:
             raise ConfigError(
                 f"split.train = {self.train} and split.validation = {self.validation}: "
                 "expected fractions above 0 whose sum is below 1, the test takes the rest"
@@ -43,18 +41,11 @@ class SplitConfig:
 def time_split(n_steps: int, split: SplitConfig) -> NDArray[np.int64]:
     """Divide steps into ranges, so that no window of up to ``gap`` + 1 steps touches two of them.
 
-    Returns
-    -------
-    ndarray
-        int64[3, 2], half-open ranges of training, validation and test.
-
-    Raises
-    ------
-    ConfigError
-        A range would be empty or shorter than the gap.
+    Returns half-open ranges of training, validation and test, int64[3, 2]; raises `ConfigError` if a range
+    would be empty or shorter than the gap.
     """
     used = n_steps - 2 * split.gap
-    # Rounding away the binary error first: 0.7 * 30 is 20.999999999999996.
+    # Rounding removes the binary error first: 0.7 * 30 is 20.999999999999996.
     train, both = (
         math.floor(round(fraction * used, 6))
         for fraction in (split.train, split.train + split.validation)
@@ -74,18 +65,15 @@ def time_split(n_steps: int, split: SplitConfig) -> NDArray[np.int64]:
 class Moments:
     """Running mean and standard deviation of columns, in double precision.
 
-    Sums are taken about the first values seen, so that a mean large against the deviation costs no
-    digits.
+    Sums are taken relative to the first values, so that a mean that is large compared with the deviation
+    costs no digits.
     """
 
     def __init__(self, columns: int) -> None:
-        self._count = np.zeros(columns)
-        self._shift = np.zeros(columns)
-        self._sum = np.zeros(columns)
-        self._square = np.zeros(columns)
+        self._count, self._shift, self._sum, self._square = np.zeros((4, columns))
 
     def add(self, values_NC: NDArray, mask_NC: NDArray | None = None) -> None:
-        """Add rows; where a mask is 0, the value does not count."""
+        """Add rows; a value whose mask is 0 does not count."""
         values = np.asarray(values_NC, dtype=np.float64)
         weight = np.ones(values.shape) if mask_NC is None else mask_NC.astype(np.float64)
         count = weight.sum(axis=0)

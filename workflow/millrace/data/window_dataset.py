@@ -1,6 +1,6 @@
-"""What all kinds of samples in time share: splits, starts of windows, batches of a group, a cache.
+"""What all samples in time share: splits, starts of windows, batches of a group, a cache.
 
-Shape suffixes: B samples, K core points, T steps, V variables, W windows.
+Shape suffixes: B samples, K core points, T steps, V variables, W windows, G groups.
 """
 
 from abc import ABC, abstractmethod
@@ -20,24 +20,23 @@ from millrace.data.split import SPLITS, Split
 from millrace.errors import ConfigError
 
 CACHE_BYTES = 8 << 30
-"""Groups used least recently are dropped beyond this."""
+"""Size of the cache beyond which the least recently used groups are dropped."""
 
 
 class WindowDataset(ABC):
-    """Windows over groups (patches, planes) that each have a geometry of their own.
+    """Windows in time over groups of points (patches, planes) that each have a geometry of their own.
 
     Parameters
     ----------
     source : Path
-        The file, for messages.
+        The file, for error messages.
     config : object
         What a sample holds: ``variables``, ``input_steps``, ``output_steps``, ``stride``, ``length``.
     time, split : ndarray
-        Days of the steps, float64[T], and ranges of the splits, int64[3, 2].
-    normalisation : Normalisation
+        Time of the steps in days, float64[T], and ranges of the splits, int64[3, 2].
     is_foreign : bool
-        The statistics are those of other data: there is no training, and splits may be closer than a
-        window is long.
+        Whether the statistics are those of other data: the model is not trained on these samples, and the
+        gap between splits may be shorter than a window.
     device : torch.device or None
         Where batches are made; groups stay there once read.
     cache_bytes : int
@@ -46,17 +45,17 @@ class WindowDataset(ABC):
     Raises
     ------
     ConfigError
-        A window is longer than the gap between the splits, which would let it straddle two of them.
+        A window is longer than the gap between the splits, so that it could overlap two of them.
     """
 
     digest: str
-    """What the data is."""
+    """Hash of the data."""
     core_nodes: list[np.ndarray]
     """Points of each group that are predicted, numbered over all groups."""
-    weighted_variable: str | None = None
-    """Whose errors ``train.loss.variance_weight`` weighs; None: there is no such variable."""
     ghost_nodes: list[np.ndarray]
-    """Points of each group that are predicted in others."""
+    """Points of each group that are predicted as core points of other groups."""
+    weighted_variable: str | None = None
+    """Variable whose errors ``train.loss.variance_weight`` weights; None: there is no such variable."""
 
     def __init__(
         self,
@@ -86,7 +85,7 @@ class WindowDataset(ABC):
 
     @property
     def definition(self) -> dict[str, object]:
-        """What the samples are: part of what decides a run's weights."""
+        """Definition of the samples, which is part of the run hash."""
         return {"digest": self.digest, **essentials(self.config)}
 
     def starts(self, split: Split) -> np.ndarray:
@@ -102,7 +101,7 @@ class WindowDataset(ABC):
         return starts
 
     def contains(self, split: Split, starts: np.ndarray) -> np.ndarray:
-        """Whether windows that begin at given time indices lie within a split, bool[B]."""
+        """Whether windows that begin at the given time indices, int64[B], lie within a split, bool[B]."""
         begin, end = self._split[SPLITS.index(split)]
         return (begin <= starts) & (starts + self.config.length <= end)
 
@@ -112,10 +111,8 @@ class WindowDataset(ABC):
 
     @property
     def group_costs(self) -> np.ndarray:
-        """Points of each group: what a window of it costs grows with them."""
-        return np.array(
-            [len(c) + len(g) for c, g in zip(self.core_nodes, self.ghost_nodes, strict=True)]
-        )
+        """Number of points of each group, int64[G], to which the cost of a window is proportional."""
+        return np.array([*map(len, self.core_nodes)]) + np.array([*map(len, self.ghost_nodes)])
 
     def batch(
         self, split: Split, group: int, index: np.ndarray, weight: Sequence[float] | None = None
@@ -124,12 +121,10 @@ class WindowDataset(ABC):
 
         Parameters
         ----------
-        split : {"train", "validation", "test"}
-        group : int
         index : ndarray
             int64[B], which windows of the split.
         weight : sequence of float, optional
-            B weights of the samples, 1 each by default.
+            Weights of the B samples; 1 each by default.
         """
         batch = self.at_times(group, self.starts(split)[index])
         if weight is None:
@@ -139,11 +134,11 @@ class WindowDataset(ABC):
 
     @abstractmethod
     def at_times(self, group: int, starts: np.ndarray) -> Any:
-        """Windows of a group that begin at the given time indices, whatever their split."""
+        """Gather windows of a group that begin at the given time indices, int64[B], in whatever split."""
 
     @abstractmethod
     def with_states(self, batch: Any, past: Tensor) -> Any:
-        """Replace the past states of a batch, for forecasts that feed on their own output."""
+        """Replace the past states of a batch, for autoregressive forecasts."""
 
     @abstractmethod
     def core_states(self, group: int, steps: np.ndarray) -> Tensor:
@@ -158,7 +153,7 @@ class WindowDataset(ABC):
         """Read a group: a dataclass of tensors on the device, and its geometry."""
 
     def _series(self, group: int) -> Any:
-        """Series of a group, read at its first use."""
+        """Time series of a group, which is read when it is used first."""
         if group in self._cache:
             self._cache.move_to_end(group)
         else:

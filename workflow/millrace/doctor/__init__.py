@@ -1,1 +1,1 @@
-"""Checks of a cluster, or of this machine, before work is sent there: ``python -m millrace.doctor``."""
+"""Checks of a cluster, or of this machine, before work is sent there: ``millrace doctor``."""

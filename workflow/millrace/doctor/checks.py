@@ -1,7 +1,5 @@
-"""What a check says, and tables of checks."""
+"""Results of checks, tables of them, and the commands that checks run."""
 
-import shutil
-import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -13,8 +11,9 @@ from rich.text import Text
 
 from millrace.cluster import Cluster
 from millrace.files import write_json
+from millrace.schedulers.base import run_command
 
-# A scheduler that cannot read its configuration tries for a minute; one that is busy may need long.
+# A scheduler that cannot read its configuration tries for a minute; a busy one may need even longer.
 COMMAND_TIMEOUT_S = 30.0
 
 
@@ -23,7 +22,7 @@ class Result(Enum):
 
     OK = "ok"
     WARNING = "warning"
-    """It works, but something is not as one would want it."""
+    """It works, but not as desired."""
     FAILED = "failed"
     SKIPPED = "skipped"
     """It could not be tried; the detail says why."""
@@ -41,7 +40,7 @@ _STYLES = {
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table."""
+    """The result of one check."""
 
     name: str
     result: Result
@@ -51,41 +50,37 @@ class Check:
 
     @classmethod
     def ok(cls, name: str, detail: str) -> "Check":
-        """All is well."""
+        """Return a passed check."""
         return cls(name, Result.OK, detail)
 
     @classmethod
     def warning(cls, name: str, detail: str, remedy: str) -> "Check":
-        """Not as one would want it."""
+        """Return a check of something that works, but not as desired."""
         return cls(name, Result.WARNING, detail, remedy)
 
     @classmethod
     def failed(cls, name: str, detail: str, remedy: str) -> "Check":
-        """Work sent there would fail."""
+        """Return a failed check: jobs would fail."""
         return cls(name, Result.FAILED, detail, remedy)
 
     @classmethod
     def skipped(cls, name: str, reason: str) -> "Check":
-        """Could not be tried."""
+        """Return a check that could not be tried."""
         return cls(name, Result.SKIPPED, reason)
 
     @classmethod
     def not_applicable(cls, name: str, reason: str) -> "Check":
-        """Means nothing here."""
+        """Return a check that has no meaning here."""
         return cls(name, Result.NOT_APPLICABLE, reason)
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Check":
-        """Read what `to_json` made."""
+        """Return the check of a record that `write` wrote."""
         return cls(**{**record, "result": Result(record["result"])})
-
-    def to_json(self) -> dict[str, str]:
-        """Plain values."""
-        return {**asdict(self), "result": self.result.value}
 
 
 def attempt(name: str, check: Callable[[], Check]) -> Check:
-    """Run a check; an error of the operating system is its failure, not that of the doctor."""
+    """Run a check; an error of the operating system is a failed check."""
     try:
         return check()
     except OSError as error:
@@ -97,12 +92,12 @@ def attempt(name: str, check: Callable[[], Check]) -> Check:
 
 
 def any_failed(checks: Iterable[Check]) -> bool:
-    """Whether something has to be mended."""
+    """Whether a check failed."""
     return any(check.result is Result.FAILED for check in checks)
 
 
 def table(checks: Sequence[Check], title: str) -> Table:
-    """One row a check, with the remedy below the detail."""
+    """Return one row for each check, with the remedy below the detail."""
     made = Table(title=title, title_justify="left", title_style="bold", show_lines=False)
     made.add_column("check", no_wrap=True)
     made.add_column("result", no_wrap=True)
@@ -116,33 +111,30 @@ def table(checks: Sequence[Check], title: str) -> Table:
 
 
 def summary(checks: Sequence[Check]) -> str:
-    """How many checks had which result."""
+    """Return the number of checks by result, as text."""
     counts = {result: sum(check.result is result for check in checks) for result in Result}
     return ", ".join(f"{count} {result.value}" for result, count in counts.items() if count)
 
 
 def write(path: Path, sections: Mapping[str, Sequence[Check]]) -> None:
-    """Write checks as JSON, whole or not at all: ``ok``, and the checks by section.
-
-    Raises
-    ------
-    OutputError
-        The file system refuses it.
-    """
-    listed = {name: [check.to_json() for check in checks] for name, checks in sections.items()}
+    """Write checks as JSON: ``ok``, and the checks by section; raises `millrace.files.OutputError`."""
+    records = {
+        name: [{**asdict(check), "result": check.result.value} for check in checks]
+        for name, checks in sections.items()
+    }
     ok = not any(any_failed(checks) for checks in sections.values())
-    write_json(path, {"schema": "millrace.doctor/1", "ok": ok, "sections": listed})
+    write_json(path, {"schema": "millrace.doctor/1", "ok": ok, "sections": records})
 
 
 def facts_of(cluster: Cluster) -> str:
-    """Path of the cluster's facts, as short as possible, for messages."""
+    """Return the path of the cluster's facts for messages, relative to this directory if possible."""
     file = cluster.file
     return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command said."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -150,29 +142,17 @@ class Answer:
 
     @property
     def last_line(self) -> str:
-        """The last thing it said: commands end with their reason."""
+        """The last line of the output, in which commands usually give their reason."""
         lines = [line.strip() for line in f"{self.out}\n{self.err}".splitlines() if line.strip()]
-        return lines[-1] if lines else f"exit code {self.code} without a word"
+        return lines[-1] if lines else f"exit code {self.code} without output"
 
     @property
     def rows(self) -> list[list[str]]:
-        """Fields of the lines that are separated by ``|``."""
+        """Fields of the lines of the output, which are separated by ``|``."""
         return [line.split("|") for line in self.out.splitlines() if line.strip()]
 
 
 def ask(*command: str) -> Answer:
     """Run a command without input, for at most half a minute."""
-    if shutil.which(command[0]) is None:
-        return Answer(127, "", f"{command[0]}: command not found")
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=COMMAND_TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired:
-        return Answer(124, "", f"{command[0]}: no answer within {COMMAND_TIMEOUT_S:.0f} s")
+    done = run_command(*command, timeout_s=COMMAND_TIMEOUT_S)
     return Answer(done.returncode, done.stdout, done.stderr)

@@ -1,5 +1,6 @@
-"""Python, packages and the place of the interpreter."""
+"""Checks of Python, its packages and the file system of the interpreter."""
 
+import platform
 import re
 import sys
 import tomllib
@@ -11,7 +12,7 @@ import psutil
 from millrace.doctor.checks import Check
 
 ROOT = Path(__file__).parents[3]
-# File systems that other machines see as well; everything else belongs to this one.
+# File systems that other machines see as well; all others are local.
 _SHARED = re.compile(
     r"nfs|lustre|gpfs|mmfs|beegfs|ceph|cifs|smb|afs|panfs|wekafs|vast|glusterfs|orangefs|pvfs|daos"
     r"|fuse\.(?!snapfuse|portal|gvfsd|lxcfs)",
@@ -19,13 +20,13 @@ _SHARED = re.compile(
 )
 
 
-def check_environment(directory: Path, root: Path = ROOT) -> list[Check]:
-    """Check versions against the lock of the checkout ``root``, and where Python lies."""
-    return [check_packages(root), check_interpreter(directory)]
+def check_environment(directory: Path) -> list[Check]:
+    """Check the versions of packages, and the file system of Python for work in ``directory``."""
+    return [check_packages(ROOT), check_interpreter(directory)]
 
 
 def check_packages(root: Path) -> Check:
-    """Compare what is installed with ``envs/requirements.lock``, for the packages that Millrace names."""
+    """Compare the installed dependencies of Millrace with ``envs/requirements.lock`` of a checkout."""
     name = "packages"
     lock, project = root / "envs/requirements.lock", root / "pyproject.toml"
     if not (lock.is_file() and project.is_file()):
@@ -41,42 +42,36 @@ def check_packages(root: Path) -> Check:
         elif package in pins and found != pins[package]:
             other.append(f"{package} {found}, locked {pins[package]}")
     if missing:
-        return Check.failed(
-            name,
-            f"not installed for {sys.executable}: {', '.join(missing)}",
-            "Run `make setup` in the project's folder and use .venv/bin/python.",
-        )
+        detail = f"not installed for {sys.executable}: {', '.join(missing)}"
+        remedy = "Run `make setup` in the project's folder and use .venv/bin/python."
+        return Check.failed(name, detail, remedy)
     if other:
-        return Check.warning(
-            name,
-            f"{len(wanted) - len(other)} of {len(wanted)} as locked, but {'; '.join(other)}",
-            "Run `make setup` for the versions that were tested.",
-        )
-    version = ".".join(str(n) for n in sys.version_info[:3])
+        detail = f"{len(wanted) - len(other)} of {len(wanted)} as locked, but {'; '.join(other)}"
+        return Check.warning(name, detail, "Run `make setup` for the versions that were tested.")
+    version = platform.python_version()
     return Check.ok(name, f"Python {version}, {len(wanted)} packages as in {lock.name}")
 
 
 def check_interpreter(directory: Path) -> Check:
-    """See whether the interpreter's file system is one that compute nodes can see."""
+    """Check that compute nodes can see the file system of the interpreter."""
     name = "interpreter"
-    # Not resolved: it is .venv that jobs start, and a virtual environment needs its base as well.
-    places = sorted({Path(sys.prefix), Path(sys.base_prefix)})
-    home = mount(directory)
-    kinds = {place: mount(place) for place in places}
-    local = [p for p, (at, kind) in kinds.items() if at != home[0] and not is_shared(kind)]
-    said = ", ".join(f"{place} on {kind}" for place, (_, kind) in kinds.items())
+    # Not resolved: jobs start .venv, and a virtual environment needs its base as well.
+    places = {place: mount(place) for place in sorted({Path(sys.prefix), Path(sys.base_prefix)})}
+    home, _ = mount(directory)
+    local = [p for p, (at, kind) in places.items() if at != home and not is_shared(kind)]
+    found = ", ".join(f"{place} on {kind}" for place, (_, kind) in places.items())
     if not local:
-        return Check.ok(name, said)
+        return Check.ok(name, found)
     return Check.warning(
         name,
-        f"{said}: {local[0]} may not be there on compute nodes",
+        f"{found}: {local[0]} may not be there on compute nodes",
         "See whether the checks inside a job start; if not, make the environment with a Python from a "
         "shared file system: `make clean setup PYTHON=/shared/path/python3`.",
     )
 
 
 def mount(path: Path) -> tuple[str, str]:
-    """Mount point and type of the file system that holds a path; "unknown" where it is not listed."""
+    """Return mount point and type of the file system of a path; an unlisted type is "unknown"."""
     path = path.resolve()
     best = ("/", "unknown")
     for part in psutil.disk_partitions(all=True):

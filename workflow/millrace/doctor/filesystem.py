@@ -2,12 +2,13 @@
 
 import fcntl
 import getpass
+import math
 import os
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from millrace.doctor.environment import is_shared, mount
 from millrace.files import sync
 
 _GB = 1e9
-_LARGEST_SKEW_S = 5.0
+_MAX_SKEW_S = 5.0
 _SLOW_SYNC_S = 1.0
 _ELSEWHERE = "Put the project on another file system: work or scratch rather than home."
 
@@ -30,118 +31,93 @@ def check_filesystem(directory: Path, need_gb: float, why: str, cluster: bool) -
     directory : Path
         Where ``runs/`` and ``results/`` will be.
     need_gb : float
-        Space that is wanted, in 10⁹ bytes.
+        Required space, in 10⁹ bytes.
     why : str
-        Where this number comes from, for the table.
+        Source of this number, for the table.
     cluster : bool
-        Whether other machines have to see it.
+        Whether other machines must see the file system.
     """
     checks = [check_kind(directory, cluster)]
     try:
         scratch = Path(tempfile.mkdtemp(prefix=".doctor_", dir=directory))
     except OSError as error:
-        return [
-            *checks,
-            Check.failed(
-                "write",
-                f"{directory}: {error.strerror}",
-                "Start in a folder that you may write to.",
-            ),
-        ]
+        detail = f"{directory}: {error.strerror}"
+        return [*checks, Check.failed("write", detail, "Start in a folder that you may write to.")]
     try:
-        tries: dict[str, Callable[[Path], Check]] = {
-            "rename over a file": check_rename,
-            "hard link": check_link,
-            "exclusive mkdir": check_mkdir,
-            "exclusive create": check_create,
-            "flock": check_flock,
-            "fsync": check_sync,
-            "file times": check_times,
+        operations: dict[str, Callable[[str, Path], Check]] = {
+            "rename over a file": _check_rename,
+            "hard link": _check_link,
+            "exclusive mkdir": partial(_check_one_winner, make_directory),
+            "exclusive create": partial(_check_one_winner, _create),
+            "flock": _check_flock,
+            "fsync": _check_sync,
+            "file times": _check_times,
         }
-        checks += [attempt(name, partial(test, scratch)) for name, test in tries.items()]
+        checks += [
+            attempt(name, partial(check, name, scratch)) for name, check in operations.items()
+        ]
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return [*checks, check_space(directory, need_gb, why), check_quota(directory, need_gb)]
 
 
 def check_kind(directory: Path, cluster: bool) -> Check:
-    """Say which file system it is; a local one cannot serve the nodes of a cluster."""
+    """Check the type of the file system; a local one cannot serve the nodes of a cluster."""
     at, kind = mount(directory)
-    said = f"{directory} is on {kind}, mounted at {at}"
+    found = f"{directory} is on {kind}, mounted at {at}"
     if is_shared(kind) or not cluster:
-        return Check.ok("file system", said)
+        return Check.ok("file system", found)
     return Check.warning(
         "file system",
-        f"{said}: often seen by one machine only",
+        f"{found}: often seen by one machine only",
         "See whether the checks inside a job find the folder; if not, move the project to a shared one.",
     )
 
 
-def check_rename(scratch: Path) -> Check:
-    """A rename must replace an existing file, in one step."""
+def _check_rename(name: str, scratch: Path) -> Check:
+    """A rename must replace an existing file in one step."""
     old, new = scratch / "old", scratch / "new"
     old.write_text("old")
     new.write_text("new")
-    descriptor = os.open(old, os.O_RDONLY)
-    try:
+    with old.open() as reader:
         new.replace(old)
-        still = os.read(descriptor, 9)
-    finally:
-        os.close(descriptor)
+        kept = reader.read()
     if old.read_text() != "new" or new.exists():
-        return Check.failed("rename over a file", "the new content is not there", _ELSEWHERE)
-    if still != b"old":
-        return Check.failed(
-            "rename over a file", "a reader of the old file lost its content", _ELSEWHERE
-        )
-    return Check.ok("rename over a file", "replaces whole; readers keep the old content")
+        return Check.failed(name, "the new content is not there", _ELSEWHERE)
+    if kept != "old":
+        return Check.failed(name, "a reader of the old file lost its content", _ELSEWHERE)
+    return Check.ok(name, "replaces the whole file; readers keep the old content")
 
 
-def check_link(scratch: Path) -> Check:
-    """The lock of a store is a hard link: it must be made, and be refused where a name exists."""
-    name = "hard link"
+def _check_link(name: str, scratch: Path) -> Check:
+    """The lock of a store is a hard link, which must be refused if its name exists."""
     file, link = scratch / "file", scratch / "link"
     file.write_text("x")
     try:
         os.link(file, link)
     except OSError as error:
-        return Check.failed(
-            name, f"refused ({error.strerror}); stores are locked by links", _ELSEWHERE
-        )
+        detail = f"refused ({error.strerror}); stores are locked by links"
+        return Check.failed(name, detail, _ELSEWHERE)
     try:
         os.link(file, link)
     except FileExistsError:
         pass
     else:
-        return Check.failed(
-            name, "an existing name was linked a second time: two jobs could own a run", _ELSEWHERE
-        )
+        detail = "an existing name was linked a second time: two jobs could own a run"
+        return Check.failed(name, detail, _ELSEWHERE)
     if file.stat().st_nlink != 2:
-        return Check.warning(
-            name,
-            "works, but links are not counted",
-            "Do not trust the bytes that `python -m millrace.runs clean` says it frees.",
-        )
+        remedy = "Do not trust the bytes that `millrace runs clean` says it frees."
+        return Check.warning(name, "works, but links are not counted", remedy)
     return Check.ok(name, "made once, refused the second time")
 
 
-def check_mkdir(scratch: Path) -> Check:
-    """A race of layouts is claimed by making a directory: of several at once one may succeed."""
-    return _one_winner("exclusive mkdir", scratch / "directory", make_directory)
-
-
-def check_create(scratch: Path) -> Check:
-    """Opening with ``O_CREAT | O_EXCL`` must succeed once."""
-    return _one_winner("exclusive create", scratch / "exclusive", _create)
-
-
-def _one_winner(name: str, path: Path, take: Callable[[Path], bool]) -> Check:
-    """Let four threads take a name at once; the checks inside a job do it from several nodes."""
+def _check_one_winner(take: Callable[[Path], bool], name: str, scratch: Path) -> Check:
+    """If four threads take a name at once, one may succeed; the checks inside a job use several nodes."""
     together = threading.Barrier(4)
 
     def take_it(_: int) -> bool:
         together.wait()
-        return take(path)
+        return take(scratch / name)
 
     with ThreadPoolExecutor(4) as pool:
         won = sum(pool.map(take_it, range(4)))
@@ -151,7 +127,7 @@ def _one_winner(name: str, path: Path, take: Callable[[Path], bool]) -> Check:
 
 
 def make_directory(path: Path) -> bool:
-    """Take a name by making a directory; False: somebody else has it."""
+    """Make a directory, as a layout does to claim a race; False: it exists already."""
     try:
         path.mkdir()
     except FileExistsError:
@@ -160,6 +136,7 @@ def make_directory(path: Path) -> bool:
 
 
 def _create(path: Path) -> bool:
+    """Make a file with ``O_CREAT | O_EXCL``; False: it exists already."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:
@@ -167,135 +144,111 @@ def _create(path: Path) -> bool:
     return True
 
 
-def check_flock(scratch: Path) -> Check:
-    """`flock` is a help to the lock of a store, which holds without it."""
-    name = "flock"
+def _check_flock(name: str, scratch: Path) -> Check:
+    """`flock` helps the lock of a store, which works without it."""
     with (scratch / "locked").open("w") as first, (scratch / "locked").open() as second:
         try:
             fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             return Check.warning(
                 name,
-                f"not available ({error.strerror}); the lock of a store holds without it",
+                f"not available ({error.strerror}); the lock of a store works without it",
                 "Pass --nolock to Snakemake only if it complains about locks, and start it once.",
             )
         try:
             fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return Check.ok(name, "locks out a second opening on this machine")
-    return Check.warning(
-        name,
-        "locks nobody out; the lock of a store holds without it",
-        "Do not rely on flock in scripts of your own here.",
-    )
+    detail = "locks nobody out; the lock of a store works without it"
+    return Check.warning(name, detail, "Do not rely on flock in scripts of your own here.")
 
 
-def check_sync(scratch: Path) -> Check:
-    """Files and directories must be brought to the disk, and in reasonable time."""
-    name = "fsync"
+def _check_sync(name: str, scratch: Path) -> Check:
+    """Files and directories must be written to the disk, in reasonable time."""
     file = scratch / "synced"
     started = time.monotonic()
-    with file.open("wb") as opened:
-        opened.write(bytes(1 << 20))
+    file.write_bytes(bytes(1 << 20))
     sync(file)
     sync(scratch)
     seconds = time.monotonic() - started
     if seconds > _SLOW_SYNC_S:
-        return Check.warning(
-            name,
-            f"{seconds:.1f} s for 1 MB and its directory",
-            "Save less often (`save_every`), or put the project on a faster file system.",
-        )
+        remedy = "Save less often (`save_every`), or put the project on a faster file system."
+        return Check.warning(name, f"{seconds:.1f} s for 1 MB and its directory", remedy)
     return Check.ok(name, f"{1e3 * seconds:.0f} ms for 1 MB and its directory")
 
 
-def check_times(scratch: Path) -> Check:
-    """Clock of the file server against that of this machine: locks and Snakemake compare times."""
-    name = "file times"
+def _check_times(name: str, scratch: Path) -> Check:
+    """The file server's clock must agree with this machine's: locks and Snakemake compare times."""
     before = time.time()
     file = scratch / "timed"
     file.write_text("x")
     os.utime(file)
-    skew = _distance(file.stat().st_mtime, before, time.time())
-    if abs(skew) > _LARGEST_SKEW_S:
-        return Check.failed(
-            name,
-            f"the file server's clock is {skew:+.1f} s from this machine's",
-            "Ask the cluster's support to set the clock: outputs would look older than their inputs.",
-        )
+    changed, after = file.stat().st_mtime, time.time()
+    # Times of files may be in whole seconds.
+    skew = min(0.0, changed + 1.0 - before) if changed < before else max(0.0, changed - after)
+    if abs(skew) > _MAX_SKEW_S:
+        detail = f"the file server's clock is {skew:+.1f} s from this machine's"
+        remedy = "Ask the cluster's support to set the clock: outputs would look older than their inputs."
+        return Check.failed(name, detail, remedy)
     return Check.ok(name, f"{abs(skew):.1f} s from this machine's clock")
 
 
-def _distance(value: float, low: float, high: float) -> float:
-    """How far a value lies outside of an interval, with sign; times of files may be in whole seconds."""
-    return min(0.0, value + 1.0 - low) if value < low else max(0.0, value - high)
-
-
 def check_space(directory: Path, need_gb: float, why: str) -> Check:
-    """Free space and free inodes of the file system."""
+    """Check free space and free inodes of the file system."""
+    name = "free space"
     status = os.statvfs(directory)
     free = status.f_bavail * status.f_frsize / _GB
-    said = f"{free:,.1f} GB free, {need_gb:,.1f} GB wanted ({why})"
+    found = f"{free:,.1f} GB free, {need_gb:,.1f} GB wanted ({why})"
     if free < need_gb:
-        return Check.failed(
-            "free space",
-            said,
-            "Make room, or say what you need with --need-gb if the estimate is wrong.",
-        )
+        remedy = "Make room, or say what you need with --need-gb if the estimate is wrong."
+        return Check.failed(name, found, remedy)
     if status.f_files and status.f_favail < 10_000:
+        remedy = "Remove files that are not needed, such as caches and old environments."
         return Check.warning(
-            "free space",
-            f"{said}, but only {status.f_favail} more files are possible",
-            "Remove files that are not needed, caches and old environments say.",
+            name, f"{found}, but only {status.f_favail} more files are possible", remedy
         )
-    return Check.ok("free space", said)
+    return Check.ok(name, found)
 
 
 def check_quota(directory: Path, need_gb: float) -> Check:
-    """What the quota leaves, where `lfs quota` or `quota` can tell."""
+    """Check the remaining quota, where ``lfs quota`` or ``quota`` reports it."""
     name = "quota"
     at, kind = mount(directory)
-    left = lustre_left(at) if "lustre" in kind else unix_left(at)
+    left = _lustre_left(at) if "lustre" in kind else _unix_left(at)
     if left is None:
         return Check.skipped(
             name,
-            "neither `lfs quota` nor `quota` tells; see the cluster's own command, `myquota` say",
+            "neither `lfs quota` nor `quota` reports it; see the cluster's own command, e.g. `myquota`",
         )
-    if left == float("inf"):
+    if left == math.inf:
         return Check.ok(name, "no limit")
-    said = f"{left:,.1f} GB left, {need_gb:,.1f} GB wanted"
+    found = f"{left:,.1f} GB left, {need_gb:,.1f} GB wanted"
     if left < need_gb:
-        return Check.failed(
-            name,
-            said,
-            "Remove what is not needed (`python -m millrace.runs clean`) or ask for more quota.",
-        )
-    return Check.ok(name, said)
+        remedy = "Remove what is not needed (`millrace runs clean`) or ask for more quota."
+        return Check.failed(name, found, remedy)
+    return Check.ok(name, found)
 
 
-def lustre_left(at: str) -> float | None:
-    """GB that ``lfs quota`` leaves to the user; infinity without limit, None: it does not tell."""
+def _lustre_left(at: str) -> float | None:
     answer = ask("lfs", "quota", "-q", "-u", getpass.getuser(), at)
     # "/scratch 1234* 0 20000 - 17 0 0 -" in kB; a star marks an exceeded limit.
-    words = answer.out.split()
-    return _left(words[1:4]) if answer.code == 0 else None
+    return _left(answer.out.split()[1:4]) if answer.code == 0 else None
 
 
-def unix_left(at: str) -> float | None:
-    """GB that ``quota`` leaves to the user on a mount point; None: it does not tell."""
+def _unix_left(at: str) -> float | None:
     answer = ask("quota", "-w", "-u", "-p", "--show-mntpoint")
     for line in answer.out.splitlines():
         words = line.split()
         if at in words[:2]:
-            return _left(words[words.index(at) + 1 :])
+            return _left(words[words.index(at) + 1 :][:3])
     return None
 
 
-def _left(words: Iterable[str]) -> float | None:
-    """From used, soft and hard limit in kB."""
+def _left(words: Sequence[str]) -> float | None:
+    """Remaining GB from used space, soft and hard limit in kB; infinity: no limit, None: not numbers."""
     try:
-        used, soft, hard = (int(word.rstrip("*")) for word in list(words)[:3])
+        used, soft, hard = (int(word.rstrip("*")) for word in words)
     except ValueError:
         return None
     limits = [limit for limit in (soft, hard) if limit > 0]
-    return (min(limits) - used) * 1024 / _GB if limits else float("inf")
+    return (min(limits) - used) * 1024 / _GB if limits else math.inf

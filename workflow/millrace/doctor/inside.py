@@ -1,4 +1,4 @@
-"""Checks inside a job: the ranks of a layout look around, meet, and are judged by what they wrote."""
+"""Checks inside a job: ranks examine their nodes and the links between them; their reports are judged."""
 
 import json
 import re
@@ -28,32 +28,32 @@ class FailedError(UserError):
 
 REQUEST = "request.json"
 RULE = "preflight_layout"
-"""Rule whose jobs these checks run as, for what they ask of the cluster."""
-_LARGEST_SKEW_S, _LARGE_SKEW_S = 5.0, 1.0
-# A GPU keeps some of its memory for itself, and its makers count in powers of ten.
-_SHARE_OF_MEMORY = 0.9
+"""Rule as whose jobs these checks run, which decides the resources that they request."""
+_MAX_SKEW_S, _NOTABLE_SKEW_S = 5.0, 1.0
+# A GPU reserves some of its memory, and manufacturers count in powers of ten.
+_MIN_MEMORY_SHARE = 0.9
 
-Facts = dict[int, dict[str, Any]]
-"""What each rank wrote, see `millrace.doctor.worker.look`."""
+Reports = dict[int, dict[str, Any]]
+"""The report of each rank, see `millrace.doctor.worker.look`."""
 
 
-def prepare(directory: Path, patience_s: float = 120.0) -> Path:
+def prepare(directory: Path) -> Path:
     """Make a folder that the ranks of a job will look for; remove it after `run`."""
     directory.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".preflight_", dir=directory))
     token = secrets.token_hex(8)
     (folder / token).write_text(token)
-    write_json(folder / REQUEST, asdict(Request(token, patience_s)))
+    write_json(folder / REQUEST, asdict(Request(token)))
     return folder
 
 
 def run(folder: Path, layout: Layout, cluster: Cluster | None, cpus: int) -> list[Check]:
-    """Start the ranks of a layout in this job, or on this machine, and judge what they find.
+    """Start the ranks of a layout in this job, or on this machine, and judge their reports.
 
     Parameters
     ----------
     folder : Path
-        Made by `prepare`, possibly on another machine.
+        Folder that `prepare` made, possibly on another machine.
     layout : Layout
     cluster : Cluster or None
         Facts to compare with; None: no cluster.
@@ -63,39 +63,32 @@ def run(folder: Path, layout: Layout, cluster: Cluster | None, cpus: int) -> lis
     Raises
     ------
     ConfigError
-        This job has not as many nodes as the layout.
+        This job does not have the nodes of the layout.
     """
     around = surroundings_of(cluster)
     node_type = None if cluster is None else cluster.place(layout, RULE).node_type
     code = run_workers("millrace.doctor.worker", folder / REQUEST, layout, cpus, around)
-    facts = {
+    reports = {
         int(path.stem.removeprefix("rank_")): json.loads(path.read_text())
         for path in sorted(folder.glob("rank_*.json"))
     }
-    checks = judge(layout, facts, node_type)
-    together = folder / "together.json"
-    if together.is_file():
-        logs = [path.read_text(errors="replace") for path in sorted(folder.glob("nccl_*.log"))]
-        infiniband = "NCCL_IB_HCA" in around.environment
-        found = json.loads(together.read_text())
-        return checks + judge_together(layout, found, logs, infiniband)
-    return [
-        *checks,
-        Check.failed(
-            "all-reduce",
-            f"the ranks did not get that far (exit code {code})",
-            "Mend what failed above first; else the log of this job tells what the ranks met.",
-        ),
-    ]
+    checks = judge(layout, reports, node_type)
+    if not (together := folder / "together.json").is_file():
+        remedy = "Mend what failed above first; otherwise see the log of this job."
+        detail = f"the ranks did not get that far (exit code {code})"
+        return [*checks, Check.failed("all-reduce", detail, remedy)]
+    logs = [path.read_text(errors="replace") for path in sorted(folder.glob("nccl_*.log"))]
+    infiniband = "NCCL_IB_HCA" in around.environment
+    return checks + judge_together(layout, json.loads(together.read_text()), logs, infiniband)
 
 
 def check_layout(layout: Layout, cluster: Cluster | None, output: Path, cpus: int) -> None:
-    """Check a layout in this job, print what is found and write it to a file.
+    """Check a layout in this job, print the checks and write them to a file.
 
     Raises
     ------
     FailedError
-        A check failed; the message names it, and there is no file.
+        A check failed; the message names it, and no file is written.
     """
     folder = prepare(output.parent)
     try:
@@ -111,199 +104,156 @@ def check_layout(layout: Layout, cluster: Cluster | None, output: Path, cpus: in
     write(output, {str(layout): checks})
 
 
-def judge(layout: Layout, facts: Facts, node_type: NodeType | None) -> list[Check]:
-    """Judge what each rank saw by itself."""
-    checks = [_ranks(layout, facts)]
-    if facts:
-        checks += [_nodes(layout, facts), *_gpus(layout, facts, node_type), _folder(facts)]
-        checks += [_names(facts), _interfaces(facts)]
-    return checks
+def judge(layout: Layout, reports: Reports, node_type: NodeType | None) -> list[Check]:
+    """Judge the report of each rank on its own node."""
+    if not reports:
+        return [_ranks(layout, reports)]
+    checks = [_ranks(layout, reports), _nodes(layout, reports), _gpus(layout, reports, node_type)]
+    return [*checks, _folder(reports), _host_names(reports), _interfaces(reports)]
 
 
 def judge_together(
     layout: Layout, together: dict[str, Any], logs: Sequence[str], infiniband: bool
 ) -> list[Check]:
-    """Judge what the ranks found out together, and what NCCL wrote into its logs.
+    """Judge the common measurements of the ranks, and the logs of NCCL.
 
-    ``infiniband`` says that the facts of the cluster name an adapter.
+    ``infiniband``: whether the facts of the cluster name an InfiniBand adapter.
     """
     if layout.world_size == 1:
-        return [Check.not_applicable("all-reduce", "a single rank has nobody to talk to")]
+        return [Check.not_applicable("all-reduce", "there is a single rank")]
     return [
         _all_reduce(together),
         _network(together["backend"], logs, infiniband),
         _clocks(layout, together["clock_skew_s"]),
-        _claim(together["winners"]),
+        _exclusive_mkdir(together["winners"]),
     ]
 
 
-def _ranks(layout: Layout, facts: Facts) -> Check:
-    missing = sorted(set(range(layout.world_size)) - set(facts))
-    if missing:
+def _ranks(layout: Layout, reports: Reports) -> Check:
+    name = "ranks"
+    if missing := sorted(set(range(layout.world_size)) - set(reports)):
         return Check.failed(
-            "ranks",
+            name,
             f"{len(missing)} of {layout.world_size} left no file here: {_listed(missing)}",
             "See the log of this job: either Python does not start on these nodes, or they do not see this "
             "folder.",
         )
-    versions = {(f["python"], f["torch"]) for f in facts.values()}
-    python, torch = next(iter(versions))
+    versions = sorted({(one["python"], one["torch"]) for one in reports.values()})
     if len(versions) > 1:
-        return Check.failed(
-            "ranks",
-            f"they run different Pythons or torch: {sorted(versions)}",
-            "Start from one environment on a shared file system.",
-        )
-    return Check.ok("ranks", f"{layout.world_size} started {python}, torch {torch}")
+        detail = f"they run different Pythons or torch: {versions}"
+        return Check.failed(name, detail, "Start from one environment on a shared file system.")
+    [(python, torch)] = versions
+    return Check.ok(name, f"{layout.world_size} started {python}, torch {torch}")
 
 
-def _nodes(layout: Layout, facts: Facts) -> Check:
-    nodes: dict[str, dict[str, Any]] = {f["node"]: f for f in facts.values()}
-    said = "; ".join(
-        f"{name}: {f['cpus']} CPUs, {f['memory_bytes'] / 2**30:.0f} GiB"
-        for name, f in sorted(nodes.items())
-    )
-    ranks = Counter(f["node"] for f in facts.values())
-    complete = len(facts) == layout.world_size
+def _nodes(layout: Layout, reports: Reports) -> Check:
+    name = "nodes"
+    nodes = {one["node"]: one for one in reports.values()}
+    ranks = Counter(one["node"] for one in reports.values())
+    complete = len(reports) == layout.world_size
     if complete and set(ranks.values()) != {layout.gpus_per_node}:
         spread = ", ".join(f"{count} on {node}" for node, count in sorted(ranks.items()))
-        return Check.failed(
-            "nodes",
-            f"ranks of {layout} are {spread}, expected {layout.gpus_per_node} on each of {layout.nodes}",
-            "Ask for whole nodes (`tasks`, `nodes`; PBS: `place=scatter`), see profiles/README.md.",
+        expected = f"expected {layout.gpus_per_node} on each of {layout.nodes}"
+        remedy = (
+            "Ask for whole nodes (`tasks`, `nodes`; PBS: `place=scatter`), see profiles/README.md."
         )
-    few = sorted(name for name, f in nodes.items() if f["cpus"] < layout.gpus_per_node)
-    if few:
-        return Check.warning(
-            "nodes",
-            f"{said}: fewer CPUs than ranks on {_listed(few)}",
-            "Raise `cores` for these jobs in cluster.yaml.",
-        )
-    return Check.ok("nodes", said)
+        return Check.failed(name, f"ranks of {layout} are {spread}, {expected}", remedy)
+    found = "; ".join(
+        f"{node}: {one['cpus']} CPUs, {one['memory_bytes'] / 2**30:.0f} GiB"
+        for node, one in sorted(nodes.items())
+    )
+    if few := sorted(node for node, one in nodes.items() if one["cpus"] < layout.gpus_per_node):
+        detail = f"{found}: fewer CPUs than ranks on {_listed(few)}"
+        return Check.warning(name, detail, "Raise `cores` for these jobs in cluster.yaml.")
+    return Check.ok(name, found)
 
 
-def _gpus(layout: Layout, facts: Facts, node_type: NodeType | None) -> list[Check]:
+def _gpus(layout: Layout, reports: Reports, node_type: NodeType | None) -> Check:
     name = "GPUs"
-    counts = {f["node"]: f["gpus"] for f in facts.values()}
+    counts = {one["node"]: one["gpus"] for one in reports.values()}
     if not any(counts.values()):
         if node_type is None:
-            return [Check.not_applicable(name, "no GPU here: CPU processes stand in for them")]
-        return [
-            Check.failed(
-                name,
-                "PyTorch sees no GPU on any node",
-                "See that the job asks for GPUs (`gpus` of the node type), and that torch is a CUDA build "
-                "that the nodes' driver can run (`nvidia-smi` on a node, `torch.version.cuda`).",
-            )
-        ]
-    few = sorted(node for node, count in counts.items() if count < layout.gpus_per_node)
-    if few:
-        return [
-            Check.failed(
-                name,
-                f"{layout} needs {layout.gpus_per_node} a node, but {_listed(few)} shows "
-                f"{counts[few[0]]}",
-                "See `gpus` of the node type in cluster.yaml and CUDA_VISIBLE_DEVICES in the job.",
-            )
-        ]
-    broken = {f"{f['node']}: {f['gpu_problem']}" for f in facts.values() if f["gpu_problem"]}
-    if broken:
-        return [
-            Check.failed(
-                name,
-                f"one does not compute: {'; '.join(sorted(broken))}",
-                "Report the node to the cluster's support, or use a torch for the nodes' driver.",
-            )
-        ]
-    uuids = {(f["node"], f["gpu_uuid"]) for f in facts.values()}
-    if len(uuids) < len(facts):
-        return [
-            Check.failed(
-                name,
-                f"{len(facts)} ranks share {len(uuids)} GPUs",
-                "Unset CUDA_VISIBLE_DEVICES in the job's environment.",
-            )
-        ]
-    return _gpu_kind(facts, node_type)
-
-
-def _gpu_kind(facts: Facts, node_type: NodeType | None) -> list[Check]:
-    models = sorted({f["gpu_model"] for f in facts.values()})
-    smallest = min(f["gpu_bytes"] for f in facts.values())
-    cuda = next(iter(facts.values()))["cuda"]
-    said = (
-        f"{len(facts)} x {' and '.join(models)}, {smallest / 1e9:.0f} GB, CUDA {cuda}: they compute"
-    )
-    if node_type is None:
-        return [Check.ok("GPUs", said)]
-    edit = f"Edit node type {node_type.name} in cluster.yaml."
-    # Sites write A100-80 where the driver says NVIDIA A100-SXM4-80GB; memory is compared below.
-    family = re.split(r"[-_ ]", node_type.gpu_model)[0].lower()
-    wrong = [model for model in models if family not in model.lower()]
-    if wrong:
-        return [
-            Check.failed("GPUs", f"cluster.yaml says {node_type.gpu_model}, found {wrong[0]}", edit)
-        ]
-    if smallest < _SHARE_OF_MEMORY * node_type.gpu_memory_gb * 1e9:
-        return [
-            Check.failed(
-                "GPUs",
-                f"cluster.yaml says {node_type.gpu_memory_gb} GB each, found {smallest / 1e9:.0f} GB "
-                f"({models[0]})",
-                edit,
-            )
-        ]
-    return [Check.ok("GPUs", said)]
-
-
-def _folder(facts: Facts) -> Check:
-    blind = sorted({f["node"] for f in facts.values() if not f["sees_folder"]})
-    if blind:
+            return Check.not_applicable(name, "no GPU here: CPU processes stand in for them")
         return Check.failed(
-            "shared folder",
-            f"{_listed(blind)} did not see a file that was written before the job started",
-            "Move the project to a file system that all nodes share.",
+            name,
+            "PyTorch sees no GPU on any node",
+            "See that the job asks for GPUs (`gpus` of the node type), and that torch is a CUDA build "
+            "that the nodes' driver can run (`nvidia-smi` on a node, `torch.version.cuda`).",
         )
-    lost = sorted({f["node"] for f in facts.values() if f.get("missing_ranks")})
-    if lost:
-        return Check.failed(
-            "shared folder",
-            f"{_listed(lost)} did not see the files of other nodes within "
-            f"{max(f['waited_s'] for f in facts.values()):.0f} s",
-            "Move the project to a file system that all nodes share.",
-        )
-    waited = max(f.get("waited_s", 0.0) for f in facts.values())
-    return Check.ok("shared folder", f"all ranks saw each other's files within {waited:.1f} s")
+    if few := sorted(node for node, count in counts.items() if count < layout.gpus_per_node):
+        detail = f"{layout} needs {layout.gpus_per_node} a node, but {_listed(few)} shows {counts[few[0]]}"
+        remedy = "See `gpus` of the node type in cluster.yaml and CUDA_VISIBLE_DEVICES in the job."
+        return Check.failed(name, detail, remedy)
+    problems = {f"{o['node']}: {o['gpu_problem']}" for o in reports.values() if o["gpu_problem"]}
+    if problems:
+        detail = f"one does not compute: {'; '.join(sorted(problems))}"
+        remedy = "Report the node to the cluster's support, or use a torch for the nodes' driver."
+        return Check.failed(name, detail, remedy)
+    uuids = {(one["node"], one["gpu_uuid"]) for one in reports.values()}
+    if len(uuids) < len(reports):
+        detail = f"{len(reports)} ranks share {len(uuids)} GPUs"
+        return Check.failed(name, detail, "Unset CUDA_VISIBLE_DEVICES in the job's environment.")
+    return _gpu_model(reports, node_type)
 
 
-def _names(facts: Facts) -> Check:
-    hosts = {f["host"] for f in facts.values()}
-    unknown = sorted({host for f in facts.values() for host in f.get("unknown_hosts", ())})
+def _gpu_model(reports: Reports, node_type: NodeType | None) -> Check:
+    name = "GPUs"
+    models = sorted({one["gpu_model"] for one in reports.values()})
+    smallest = min(one["gpu_bytes"] for one in reports.values())
+    if node_type is not None:
+        remedy = f"Edit node type {node_type.name} in cluster.yaml."
+        # Sites write A100-80 where the driver reports NVIDIA A100-SXM4-80GB; memory is compared below.
+        family = re.split(r"[-_ ]", node_type.gpu_model)[0].lower()
+        if wrong := [model for model in models if family not in model.lower()]:
+            detail = f"cluster.yaml says {node_type.gpu_model}, found {wrong[0]}"
+            return Check.failed(name, detail, remedy)
+        if smallest < _MIN_MEMORY_SHARE * node_type.gpu_memory_gb * 1e9:
+            found = f"found {smallest / 1e9:.0f} GB ({models[0]})"
+            detail = f"cluster.yaml says {node_type.gpu_memory_gb} GB each, {found}"
+            return Check.failed(name, detail, remedy)
+    cuda = next(iter(reports.values()))["cuda"]
+    gpus = f"{len(reports)} x {' and '.join(models)}, {smallest / 1e9:.0f} GB, CUDA {cuda}"
+    return Check.ok(name, f"{gpus}: they compute")
+
+
+def _folder(reports: Reports) -> Check:
+    name, remedy = "shared folder", "Move the project to a file system that all nodes share."
+    waited = max(one.get("waited_s", 0.0) for one in reports.values())
+    if blind := sorted({one["node"] for one in reports.values() if not one["sees_folder"]}):
+        detail = f"{_listed(blind)} did not see a file that was written before the job started"
+        return Check.failed(name, detail, remedy)
+    if blind := sorted({one["node"] for one in reports.values() if one.get("missing_ranks")}):
+        detail = f"{_listed(blind)} did not see the files of other nodes within {waited:.0f} s"
+        return Check.failed(name, detail, remedy)
+    return Check.ok(name, f"all ranks saw each other's files within {waited:.1f} s")
+
+
+def _host_names(reports: Reports) -> Check:
+    name = "host names"
+    unknown = {host for one in reports.values() for host in one.get("unknown_hosts", ())}
     if unknown:
-        return Check.failed(
-            "host names",
-            f"{_listed(unknown)} cannot be resolved from all nodes",
-            "Ask the cluster's support: torchrun meets at the name of the first node.",
-        )
-    return Check.ok("host names", f"{_listed(sorted(hosts))}: known everywhere")
+        detail = f"{_listed(sorted(unknown))} cannot be resolved from all nodes"
+        remedy = "Ask the cluster's support: torchrun connects to the name of the first node."
+        return Check.failed(name, detail, remedy)
+    hosts = sorted({one["host"] for one in reports.values()})
+    return Check.ok(name, f"{_listed(hosts)}: known everywhere")
 
 
-def _interfaces(facts: Facts) -> Check:
-    """The interface that NCCL is told to use must be there."""
+def _interfaces(reports: Reports) -> Check:
+    """The interface that the configuration names for NCCL must exist."""
     name = "network interface"
     for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
-        for f in facts.values():
-            wanted = f["environment"].get(variable, "")
-            if wanted and not _present(wanted, f["interfaces"]):
-                return Check.failed(
-                    name,
-                    f"{variable}={wanted}, but {f['node']} has {', '.join(f['interfaces'])}",
-                    "Edit `environment` in cluster.yaml.",
+        for one in reports.values():
+            wanted = one["environment"].get(variable, "")
+            if wanted and not _present(wanted, one["interfaces"]):
+                detail = (
+                    f"{variable}={wanted}, but {one['node']} has {', '.join(one['interfaces'])}"
                 )
-    told = next(iter(facts.values()))["environment"]
-    chosen = {key: value for key, value in told.items() if key.startswith(("NCCL_", "GLOO_"))}
-    said = ", ".join(f"{key}={value}" for key, value in chosen.items())
-    return Check.ok(name, said or "the library chooses")
+                return Check.failed(name, detail, "Edit `environment` in cluster.yaml.")
+    environment = next(iter(reports.values()))["environment"]
+    chosen = {k: v for k, v in environment.items() if k.startswith(("NCCL_", "GLOO_"))}
+    found = ", ".join(f"{key}={value}" for key, value in chosen.items())
+    return Check.ok(name, found or "the library chooses")
 
 
 def _present(wanted: str, interfaces: Sequence[str]) -> bool:
@@ -315,17 +265,13 @@ def _present(wanted: str, interfaces: Sequence[str]) -> bool:
 
 
 def _all_reduce(together: dict[str, Any]) -> Check:
-    name = "all-reduce"
-    rows = together["all_reduce"]
-    said = ", ".join(f"{r['megabytes']} MB {r['gb_per_s']:.2f} GB/s" for r in rows)
-    wrong = [f"{r['megabytes']} MB" for r in rows if not r["correct"]]
-    if wrong:
-        return Check.failed(
-            name,
-            f"the sum over all ranks is wrong for {', '.join(wrong)} ({said})",
-            "Train nothing here, and report these nodes to the cluster's support.",
-        )
-    return Check.ok(name, f"{together['backend']}, sums are right, bus bandwidth {said}")
+    name, rows = "all-reduce", together["all_reduce"]
+    rates = ", ".join(f"{row['megabytes']} MB {row['gb_per_s']:.2f} GB/s" for row in rows)
+    if wrong := ", ".join(f"{row['megabytes']} MB" for row in rows if not row["correct"]):
+        detail = f"the sum over all ranks is wrong for {wrong} ({rates})"
+        remedy = "Train nothing here, and report these nodes to the cluster's support."
+        return Check.failed(name, detail, remedy)
+    return Check.ok(name, f"{together['backend']}, sums are right, bus bandwidth {rates}")
 
 
 def _network(backend: str, logs: Sequence[str], infiniband: bool) -> Check:
@@ -334,41 +280,37 @@ def _network(backend: str, logs: Sequence[str], infiniband: bool) -> Check:
         return Check.not_applicable(name, f"{backend} between CPU processes")
     used = sorted({m[1] for log in logs for m in re.finditer(r"Using network (\S+)", log)})
     devices = sorted({m[1] for log in logs for m in re.finditer(r"NET/\w+ : Using (.+)", log)})
-    said = f"NCCL uses {', '.join(used) or 'what it does not name'}: {'; '.join(devices)}"
+    found = (
+        f"NCCL uses {', '.join(used) or 'a network that it does not name'}: {'; '.join(devices)}"
+    )
     if infiniband and used and "IB" not in used:
-        return Check.warning(
-            name,
-            f"{said}, although NCCL_IB_HCA names InfiniBand",
-            "See `environment` in cluster.yaml and `ibstat` on a node: training over nodes will crawl.",
-        )
-    return Check.ok(name, said)
+        remedy = "See `environment` in cluster.yaml and `ibstat` on a node: training over nodes will crawl."
+        return Check.warning(name, f"{found}, although NCCL_IB_HCA names InfiniBand", remedy)
+    return Check.ok(name, found)
 
 
 def _clocks(layout: Layout, skew_s: float) -> Check:
-    said = f"they differ by {skew_s:.3f} s at most"
+    name, detail = "clocks", f"they differ by {skew_s:.3f} s at most"
     if layout.nodes == 1:
-        return Check.not_applicable("clocks", "one node, one clock")
-    if skew_s > _LARGEST_SKEW_S:
-        return Check.failed(
-            "clocks",
-            said,
-            "Ask the cluster's support to set them: deadlines and locks compare times of different nodes.",
+        return Check.not_applicable(name, "one node, one clock")
+    if skew_s > _MAX_SKEW_S:
+        remedy = (
+            "Ask the cluster's support to set them: deadlines and locks compare times of nodes."
         )
-    if skew_s > _LARGE_SKEW_S:
-        return Check.warning("clocks", said, "Tell the cluster's support; it works up to 5 s.")
-    return Check.ok("clocks", said)
+        return Check.failed(name, detail, remedy)
+    if skew_s > _NOTABLE_SKEW_S:
+        return Check.warning(name, detail, "Tell the cluster's support; it works up to 5 s.")
+    return Check.ok(name, detail)
 
 
-def _claim(winners: int) -> Check:
+def _exclusive_mkdir(winners: int) -> Check:
+    name = "exclusive mkdir"
     if winners != 1:
-        return Check.failed(
-            "exclusive mkdir",
-            f"{winners} ranks made the same directory at once",
-            "Put the project on another file system, and use no race of layouts on this one.",
-        )
-    return Check.ok("exclusive mkdir", "one of all ranks gets the name")
+        remedy = "Put the project on another file system, and use no race of layouts on this one."
+        return Check.failed(name, f"{winners} ranks made the same directory at once", remedy)
+    return Check.ok(name, "one of all ranks makes the directory")
 
 
 def _listed(things: Sequence[object]) -> str:
-    shown = ", ".join(str(thing) for thing in things[:4])
+    shown = ", ".join(map(str, things[:4]))
     return shown if len(things) <= 4 else f"{shown} and {len(things) - 4} more"

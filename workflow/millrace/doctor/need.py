@@ -1,4 +1,4 @@
-"""How much disk a configuration will want, from the checkpoints that are there."""
+"""Estimate of the disk space of a configuration, from existing checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -9,44 +9,44 @@ from millrace.doctor.environment import ROOT
 from millrace.errors import ConfigError
 from millrace.plan import Plan
 
-# Steps that a store keeps besides its milestones, and the one that is being written.
+# Number of steps in a store besides its milestones, with the one that is being written.
 _KEPT = 3
 _DEFAULT_GB = 10.0
 
 
 def wanted_space(config: Path, runs: Path) -> tuple[float, str]:
-    """Estimate the space of all checkpoints that a configuration asks for.
+    """Estimate the space of all checkpoints of a configuration.
 
     Parameters
     ----------
     config : Path
         Configuration of the workflow.
     runs : Path
-        Stores; the largest checkpoint in them stands for all.
+        Stores, whose largest checkpoint is taken for all.
 
     Returns
     -------
     gigabytes : float
-        In 10⁹ bytes; 10 where there is no checkpoint to go by.
+        In 10⁹ bytes; 10 if there is no checkpoint.
     why : str
-        Where the number comes from.
+        Source of the number.
     """
     largest = max((_bytes(step) for step in runs.rglob("step_*")), default=0)
     count = _checkpoints(config)
     if not (largest and count):
-        return _DEFAULT_GB, "a guess: no checkpoint yet to go by, say more with --need-gb"
+        return _DEFAULT_GB, "a guess without any checkpoint, --need-gb sets it"
     total = largest * count / 1e9
     return total, f"{count} checkpoints of {largest / 1e6:,.1f} MB, by {config}"
 
 
 def _checkpoints(config: Path) -> int:
-    """Milestones of all runs, and the steps kept besides."""
+    """Number of milestones of all runs, and of the steps that are kept besides."""
     try:
         described: dict[str, Any] = yaml.safe_load(config.read_text())
         schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
         plan = Plan(described, schema)
     except (OSError, ConfigError, yaml.YAMLError):
-        return 0  # what is wrong with it, Snakemake says better
+        return 0  # Snakemake reports what is wrong with it
     run = described["run"]
     per_seed = sum(len(plan.milestones(name)) + _KEPT for name in run["experiments"])
     return per_seed * len(run["layouts"]) * len(run["seeds"])

@@ -1,18 +1,17 @@
 """Worker of the checks inside a job, started like a training: ``torchrun -m millrace.doctor.worker``.
 
-Every rank first writes what it sees into the folder of the request, ``rank_<n>.json``, and looks for
-the files of the others: that is told even if the ranks cannot talk to each other. Then they join, and
-the first rank writes what came of that, ``together.json``. `millrace.doctor.inside` judges both.
+Every rank first writes a report on its node into the folder of the request, ``rank_<n>.json``, and looks
+for the reports of the others: this works even if the ranks cannot communicate. Then they communicate, and
+the first rank writes their common measurements, ``together.json``. `millrace.doctor.inside` judges both.
 """
 
 import argparse
 import json
 import os
-import platform
 import socket
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,38 +20,39 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from millrace.doctor.filesystem import make_directory
 from millrace.errors import UserError
 from millrace.files import write_json
 from millrace.training.distributed import Ranks, process_group
 
-SIZES_MB = (1, 16, 64)
-"""Sizes of the messages of the all-reduce, in 2²⁰ bytes: those of buckets of gradients."""
+# Message sizes of the all-reduce in 2²⁰ bytes, as of buckets of gradients.
+_SIZES_MB = (1, 16, 64)
 _ROUNDS, _WARM_UP = 5, 2
 _VARIABLES = ("NCCL_", "GLOO_", "TORCH_NCCL_", "CUDA_VISIBLE_DEVICES", "MASTER_ADDR")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the worker is asked to do; travels as a JSON file."""
+    """Request to the workers, which is passed as a JSON file."""
 
     token: str
-    """Name of a file beside the request, which the one who asks has written, and its content."""
+    """Name and content of a file beside the request, which was written before the job started."""
     patience_s: float = 120.0
-    """How long to wait for files of other nodes, and for the ranks to join."""
+    """How long to wait for files of other nodes, and for the process group."""
 
 
 def main() -> int:
-    """Look, meet and measure; what is found goes into files beside the request."""
+    """Write the report of this rank, then the common measurements, into files beside the request."""
     parser = argparse.ArgumentParser(description="Check a job from inside; start it with torchrun.")
     parser.add_argument("request", type=Path, help="JSON file, see millrace.doctor.worker.Request")
     path: Path = parser.parse_args().request
     request = Request(**json.loads(path.read_text()))
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder = path.parent
-    facts = look(folder, request)
-    write_json(folder / f"rank_{rank}.json", facts)
-    facts |= look_at_others(folder, world_size, request.patience_s)
-    write_json(folder / f"rank_{rank}.json", facts)
+    report = look(folder, request)
+    write_json(folder / f"rank_{rank}.json", report)
+    report |= look_at_others(folder, world_size, request.patience_s)
+    write_json(folder / f"rank_{rank}.json", report)
     os.environ.setdefault("NCCL_DEBUG", "INFO")
     os.environ.setdefault("NCCL_DEBUG_SUBSYS", "INIT,NET")
     os.environ["NCCL_DEBUG_FILE"] = str(folder / f"nccl_{rank}.log")
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def look(folder: Path, request: Request) -> dict[str, Any]:
-    """What this rank sees by itself."""
+    """Return a report on the node and the GPU of this rank."""
     try:
         seen = (folder / request.token).read_text() == request.token
     except OSError:
@@ -77,16 +77,12 @@ def look(folder: Path, request: Request) -> dict[str, Any]:
     host = socket.gethostname()
     return {
         "host": host,
-        # What the scheduler calls this node; several may be one machine.
+        # The scheduler's name of this node: one machine may emulate several nodes.
         "node": os.environ.get("SLURMD_NODENAME") or host,
-        "local_rank": int(os.environ.get("LOCAL_RANK", 0)),
-        "pid": os.getpid(),
         "python": sys.executable,
         "torch": str(torch.__version__),
-        "kernel": platform.release(),
         "sees_folder": seen,
         "cpus": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
         "memory_bytes": memory.total,
         "interfaces": sorted(addresses),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_VARIABLES)},
@@ -95,7 +91,7 @@ def look(folder: Path, request: Request) -> dict[str, Any]:
 
 
 def look_at_gpu() -> dict[str, Any]:
-    """GPUs of the node, the one of this rank, and whether it computes."""
+    """Return the number of GPUs of the node, the one of this rank, and whether it computes."""
     found: dict[str, Any] = {"gpus": 0, "cuda": torch.version.cuda, "gpu_problem": None}
     try:
         found["gpus"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -114,11 +110,11 @@ def look_at_gpu() -> dict[str, Any]:
 
 
 def look_at_others(folder: Path, world_size: int, patience_s: float) -> dict[str, Any]:
-    """Wait for the files of all ranks, and look up the names of their hosts."""
+    """Wait for the reports of all ranks, and resolve the names of their hosts."""
     hosts: dict[int, str] = {}
     started = time.monotonic()
     while len(hosts) < world_size and time.monotonic() - started < patience_s:
-        # Listing asks the file server; a name that was not there is remembered by some clients.
+        # Listing asks the file server; some clients remember that a name did not exist.
         for path in folder.glob("rank_*.json"):
             number = int(path.stem.removeprefix("rank_"))
             if number not in hosts:
@@ -142,53 +138,47 @@ def _resolves(host: str) -> bool:
 
 
 def measure(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """What the ranks find out together; the result is that of the first."""
+    """Return the common measurements of all ranks, as on the first one."""
     if ranks.world_size == 1:
         return {"backend": "none", "clock_skew_s": 0.0, "winners": 1, "all_reduce": []}
     return {
         "backend": dist.get_backend(),
         "clock_skew_s": clock_skew(ranks),
-        "winners": claim(ranks, folder / "claim"),
-        "all_reduce": [asdict(all_reduce(ranks, size)) for size in SIZES_MB],
+        "winners": winners(ranks, folder / "claim"),
+        "all_reduce": [all_reduce(ranks, size) for size in _SIZES_MB],
     }
 
 
-@dataclass(frozen=True)
-class AllReduce:
-    """An all-reduce of one size."""
+def all_reduce(ranks: Ranks, megabytes: int) -> dict[str, Any]:
+    """Time an all-reduce over all ranks, and check its sums.
 
-    megabytes: int
-    seconds: float
-    """Median over the rounds, of the slowest rank."""
-    gb_per_s: float
-    """Bus bandwidth in 10⁹ bytes per second: 2 (n - 1) / n times size over time, as nccl-tests count it."""
-    correct: bool
-
-
-def all_reduce(ranks: Ranks, megabytes: int) -> AllReduce:
-    """Sum a tensor over all ranks, check the sum and take the time."""
+    Returns
+    -------
+    dict
+        ``megabytes`` (2²⁰ bytes); ``seconds`` of the slowest rank, median over rounds; ``gb_per_s``, the
+        bus bandwidth in 10⁹ bytes/s: 2 (n - 1) / n times size over time, as in nccl-tests; ``correct``.
+    """
     count, n = megabytes * 2**20 // 4, ranks.world_size
     times, correct = [], True
     for turn in range(_WARM_UP + _ROUNDS):
-        # A ramp that differs by rank: a chunk that is lost or swapped shows. Exact in float32.
-        values = torch.arange(count, device=ranks.device, dtype=torch.float32) % 1024 + ranks.rank
-        expected = n * (torch.arange(count, device=ranks.device, dtype=torch.float32) % 1024)
-        expected += n * (n - 1) / 2
+        # A ramp that differs by rank reveals lost and swapped chunks. Sums are exact in float32.
+        ramp = torch.arange(count, device=ranks.device, dtype=torch.float32) % 1024
+        values, expected = ramp + ranks.rank, n * ramp + n * (n - 1) / 2
         dist.barrier()
-        _wait(ranks)
+        _synchronise(ranks)
         started = time.monotonic()
         dist.all_reduce(values)
-        _wait(ranks)
+        _synchronise(ranks)
         if turn >= _WARM_UP:
             times.append(time.monotonic() - started)
         correct = correct and torch.equal(values, expected)
     seconds, wrong = ranks.maximum(sorted(times)[len(times) // 2], not correct)
     rate = 2 * (n - 1) / n * megabytes * 2**20 / seconds / 1e9
-    return AllReduce(megabytes, seconds, rate, not wrong)
+    return {"megabytes": megabytes, "seconds": seconds, "gb_per_s": rate, "correct": not wrong}
 
 
 def clock_skew(ranks: Ranks) -> float:
-    """Largest difference between the ranks' clocks in seconds, with the time to leave a barrier."""
+    """Return the largest difference between the ranks' clocks, s, with the time to leave a barrier."""
     spreads = []
     for _ in range(_ROUNDS):
         dist.barrier()
@@ -198,18 +188,13 @@ def clock_skew(ranks: Ranks) -> float:
     return min(spreads)
 
 
-def claim(ranks: Ranks, name: Path) -> int:
-    """How many ranks succeed in making the same directory at once."""
+def winners(ranks: Ranks, path: Path) -> int:
+    """Return how many ranks succeed in making the same directory at once."""
     dist.barrier()
-    try:
-        name.mkdir()
-        won = 1.0
-    except FileExistsError:
-        won = 0.0
-    return int(ranks.sum(won)[0])
+    return int(ranks.sum(float(make_directory(path)))[0])
 
 
-def _wait(ranks: Ranks) -> None:
+def _synchronise(ranks: Ranks) -> None:
     if ranks.device.type == "cuda":
         torch.cuda.synchronize(ranks.device)
 

@@ -1,1 +1,1 @@
-"""Metrics, baselines and rollouts."""
+"""Scores, figures and tables of trained models."""

@@ -16,7 +16,8 @@ class Evaluation:
     run: Callable[[TrainedModel, Mapping[str, Path], Path | None, Progress | None], dict[str, Any]]
     """(model, sample files by role, folder for figures or None, progress) -> scores for JSON, at least
     ``validation`` and ``test``; draws figures into a folder for each variable."""
-    together: Callable[[Sequence[TrainedModel], Path, Progress | None], dict[str, Any]] | None = (
+    ensemble: Callable[[Sequence[TrainedModel], Path, Progress | None], dict[str, Any]] | None = (
         None
     )
-    """(models of all seeds, figure to draw, progress) -> scores of their ensemble."""
+    """(models of all seeds, figure to draw, progress) -> scores of their ensemble; None: models are not
+    scored as ensembles."""

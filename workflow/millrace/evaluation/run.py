@@ -1,6 +1,6 @@
 """Evaluation of trained models: scores on validation and test period, and the figures of the report.
 
-What is scored and drawn depends on the kind of samples; all metrics have the same frame.
+Scores and figures depend on the kind of samples; the files of all metrics have the same structure.
 """
 
 import json
@@ -38,40 +38,31 @@ def evaluate_run(
     files : dict
         Sample files by role.
     metrics : Path
-        JSON to write: scores by split, what was evaluated, and the kind of its ``samples``. Of a model of
+        JSON to write: scores by split, what was evaluated, and the kind of its ``samples``. For a model of
         several datasets these are the scores on the first, and ``datasets`` has those on each.
     figures : Path
-        Directory to make, one folder a variable; for the first dataset.
+        Directory to make, with one folder for each variable of the first dataset.
     curves : Path
         Figure of the training to write.
     """
     described = json.loads(receipt.read_text())
     model = TrainedModel.load(checkpoint, described, files)
     kind = kind_of(model.spec.name)
-    figures.mkdir(parents=True, exist_ok=True)
-    datasets = (
-        model.dataset.datasets if isinstance(model.dataset, JointDataset) else [model.dataset]
-    )
     evaluation: Evaluation = resolve(kind.evaluation)
-    scores = [
-        evaluation.run(
-            replace(model, dataset=dataset),
-            of_dataset,
-            None if number else figures,
-            None if number else progress,
-        )
-        for number, (dataset, of_dataset) in enumerate(
-            zip(datasets, datasets_of(files), strict=True)
-        )
-    ]
+    figures.mkdir(parents=True, exist_ok=True)
+    joint = model.dataset
+    datasets = joint.datasets if isinstance(joint, JointDataset) else [joint]
+    scores: list[dict] = []
+    for dataset, of_dataset in zip(datasets, datasets_of(files), strict=True):
+        drawn = (None, None) if scores else (figures, progress)
+        scores.append(evaluation.run(replace(model, dataset=dataset), of_dataset, *drawn))
+    keys = ("experiment", "layout", "seed", "epoch", "identity")
     write_json(
         metrics,
         {
             "schema": "millrace.metrics/1",
             "samples": kind.name,
-            **{
-                key: described[key] for key in ("experiment", "layout", "seed", "epoch", "identity")
-            },
+            **{key: described[key] for key in keys},
             **scores[0],
             **({"datasets": scores} if len(scores) > 1 else {}),
             "provenance": provenance(),
@@ -90,21 +81,9 @@ def evaluate_ensemble(
 ) -> None:
     """Score the runs of an experiment and layout with all their seeds, on the first dataset.
 
-    Parameters
-    ----------
-    checkpoints, receipts : sequence of Path
-        Outputs of the training, one of each for every seed.
-    files : dict
-        Sample files by role.
-    metrics : Path
-        JSON to write: scores by split.
-    figure : Path
-        To draw.
-
-    Raises
-    ------
-    ConfigError
-        Models on these samples are not scored together.
+    ``checkpoints`` and ``receipts`` are outputs of the training, one of each for every seed. Writes the
+    JSON file ``metrics``, with scores by split, and a figure. Raises `ConfigError` if models on these
+    samples are not scored as ensembles.
     """
     described = [json.loads(receipt.read_text()) for receipt in receipts]
     models = [
@@ -112,8 +91,8 @@ def evaluate_ensemble(
         for checkpoint, receipt in zip(checkpoints, described, strict=True)
     ]
     kind = kind_of(models[0].spec.name)
-    together = resolve(kind.evaluation).together
-    if together is None:
+    evaluation: Evaluation = resolve(kind.evaluation)
+    if evaluation.ensemble is None:
         raise ConfigError(
             f"models on {kind.name} are not scored as ensembles over seeds; evaluate each"
         )
@@ -125,7 +104,7 @@ def evaluate_ensemble(
             **{key: described[0][key] for key in ("experiment", "layout")},
             **{f"{key}s": [one[key] for one in described] for key in ("seed", "epoch")},
             "identities": [one["identity"] for one in described],
-            **together(models, figure, progress),
+            **evaluation.ensemble(models, figure, progress),
             "provenance": provenance(),
         },
     )

@@ -1,8 +1,9 @@
-"""Scores of all runs side by side: the table that says whether a model is worth having."""
+"""Scores of all runs side by side: the table that compares models with their baselines."""
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,8 @@ from millrace.figures.training import skill_summary
 from millrace.systems.base import Table
 from millrace.systems.registry import get_kind
 
-# Metrics had no kind as long as all models were on patches and planes, which share a table.
+# Kind of metrics files without one, from versions in which all models were on patches or planes, which
+# share a table.
 _FIRST = "patches"
 _KEYS = ["experiment", "layout", "variable"]
 _STYLE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Test skill</title><style>
@@ -36,13 +38,13 @@ def summarise(
     ensembles : sequence of Path
         `metrics.json` of every ensemble over seeds.
     table, csv, figure : Path
-        Files to write. The CSV has one row a run and variable, the table one row an experiment, layout
-        and variable with mean ± standard deviation over seeds. Scores of the ensemble are the same in all
-        rows of its seeds.
+        Files to write. The CSV has one row for each run and variable, the table one row for each
+        experiment, layout and variable with mean ± standard deviation over seeds. Scores of the ensemble
+        are repeated in all rows of its seeds.
     """
     runs = [json.loads(path.read_text()) for path in metrics]
     together = [json.loads(path.read_text()) for path in ensembles]
-    parts = {table: _frame(table, runs, together) for table in _tables(runs)}
+    parts = {table: _frame(table, runs, together) for table in dict.fromkeys(map(_table, runs))}
     rows = pd.concat(parts.values(), ignore_index=True)
     rows.to_csv(csv, index=False)
     table.write_text(_STYLE + "".join(_html(*part) for part in parts.items()) + "</html>\n")
@@ -55,29 +57,16 @@ def _table(scores: dict) -> Table:
     return get_kind(scores.get("samples", _FIRST)).table
 
 
-def _tables(runs: list[dict]) -> list[Table]:
-    found: list[Table] = []
-    for run in runs:
-        if _table(run) not in found:
-            found.append(_table(run))
-    return found
-
-
 def _frame(table: Table, runs: list[dict], ensembles: list[dict]) -> pd.DataFrame:
-    """Scores of the runs that belong into a table, one row a run and variable."""
+    """Scores of the runs that belong to a table, one row for each run and variable."""
+
+    def rows_of(scores: list[dict], keys: Sequence[str], rows: Callable) -> list[dict]:
+        mine = [one for one in scores if _table(one) is table]
+        return [{key: one[key] for key in keys} | row for one in mine for row in rows(one)]
+
     keys = ("experiment", "layout", "seed", "epoch")
-    rows = pd.DataFrame(
-        {**{key: run[key] for key in keys}, **row}
-        for run in runs
-        if _table(run) == table
-        for row in table.rows(run)
-    )
-    together = [
-        {**{key: ensemble[key] for key in keys[:2]}, **row}
-        for ensemble in ensembles
-        if _table(ensemble) == table
-        for row in table.ensemble_rows(ensemble)
-    ]
+    rows = pd.DataFrame(rows_of(runs, keys, table.rows))
+    together = rows_of(ensembles, keys[:2], table.ensemble_rows)
     if together:
         rows = rows.merge(pd.DataFrame(together), how="left", on=_KEYS, validate="many_to_one")
     return rows
@@ -89,7 +78,10 @@ def _html(table: Table, rows: pd.DataFrame) -> str:
     head += "".join(f"<th>{title}</th>" for title in titles.values())
     body = []
     for names, group in rows.groupby(_KEYS, sort=False):
-        cells = "".join(f'<td class="head">{name}</td>' for name in names)
+        *heads, variable = map(str, names)
+        unit = group["unit"].iloc[0] if "unit" in group else ""
+        heads.append(f"{variable} ({unit})" if unit else variable)
+        cells = "".join(f'<td class="head">{escape(head)}</td>' for head in heads)
         cells += f"<td>{len(group)}</td>"
         cells += "".join(_cell(group[name], table) for name in titles)
         body.append(f"<tr>{cells}</tr>")
@@ -105,17 +97,17 @@ def _cell(values: pd.Series, table: Table) -> str:
     shown = values.min() if values.name in table.lowest else values.mean()
     if pd.isna(shown):
         return "<td>undefined</td>"
-    # Three digits, and the spread to the same place.
+    # Three digits, and as many decimals of the deviation.
     exponent = math.floor(math.log10(abs(shown))) if shown else 0
     power = exponent if exponent < -4 else 0
     places = max(0, 2 - exponent + power) if shown else 3
-    behind = f"e{power}" if power else ""
+    suffix = f"e{power}" if power else ""
 
     def text_of(value: float) -> str:
-        return f"{value / 10.0**power:.{places}f}{behind}"
+        return f"{value / 10.0**power:.{places}f}{suffix}"
 
     text = text_of(shown)
-    # Simple forecasts are the same for all seeds.
+    # Baselines are the same for all seeds.
     if values.nunique() > 1 and values.name not in (*table.pooled, *table.lowest):
         text += f" ± {text_of(values.std())}"
     worse = str(values.name).endswith("skill") and values.min() <= 0

@@ -1,5 +1,6 @@
-"""A model with its weights, rebuilt from a checkpoint, and the samples it was made for."""
+"""A trained model, rebuilt from a checkpoint, with samples to forecast."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +16,17 @@ from millrace.errors import DataError
 from millrace.models.spec import ModelSpec
 from millrace.systems.registry import get_model, kind_of
 from millrace.training.store import checksum, load_state, weights_of
-from millrace.training.warm_start import check_bound
+from millrace.training.warm_start import check_buffers
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model with its weights and the samples it was made for."""
+    """A model with its weights, and samples to forecast."""
 
     spec: ModelSpec
     module: nn.Module
     dataset: Any
-    """What `millrace.data.samples.open_dataset` returns."""
+    """Samples, opened by `millrace.data.samples.open_dataset`."""
 
     @classmethod
     def load(
@@ -40,15 +41,14 @@ class TrainedModel:
 
         Parameters
         ----------
-        checkpoint : Path
         receipt : mapping
-            Written with it; says what the checkpoint is.
+            Description of the checkpoint, written with it.
         files : mapping
             Sample files by role.
         device : torch.device, optional
             By default the GPU, if there is one.
         statistics : Normalisation, optional
-            Of the data that the model was trained on, if ``files`` hold other data.
+            Statistics of the data that the model was trained on, if ``files`` hold other data.
 
         Raises
         ------
@@ -69,11 +69,28 @@ class TrainedModel:
         )
         module = spec.build(from_mapping(spec.config, parameters, "model"), dataset).to(device)
         weights = weights_of(load_state(checkpoint))
-        check_bound(module, weights, spec.bound, checkpoint)
+        check_buffers(module, weights, spec.matching_buffers, checkpoint)
         module.load_state_dict(weights)
         return cls(spec, module.eval(), dataset)
 
     @torch.no_grad()
     def __call__(self, batch: Any) -> Tensor:
-        """Forecast of a batch, normalised."""
+        """Forecast of a batch in normalised units, see `ModelSpec.predict`."""
         return self.spec.predict(self.module, batch)
+
+
+def read_receipt(path: Path) -> dict[str, Any]:
+    """Read what describes a checkpoint; raises `DataError` if it is none, or of an earlier version."""
+    try:
+        described = json.loads(path.read_text())
+    except OSError:
+        raise DataError(f"{path}: no such receipt; it lies beside the checkpoint") from None
+    except ValueError:
+        raise DataError(f"{path}: not a receipt of a training") from None
+    missing = {"definition", "checkpoint", "normalisation", "dataset"} - described.keys()
+    if missing:
+        raise DataError(
+            f"{path}: has no {min(missing)!r}, it was written by an earlier version; delete it and run "
+            "the train stage again: it is restored from the run's store without training"
+        )
+    return described

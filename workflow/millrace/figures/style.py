@@ -1,4 +1,4 @@
-"""The look shared by all figures, and how they reach the disk."""
+"""The style shared by all figures, and how they are written."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from millrace.errors import ConfigError
+from millrace.files import atomic_write
 
 PAGE_WIDTH = 7.0
-"""Width of the text on an A4 page, in inches; figures are drawn at this size, with 9 pt type."""
+"""Width of the text on an A4 page, in inches; figures are drawn at this size, in 9 pt type."""
 
 # Okabe & Ito (2008), "Color universal design": distinct for every common kind of colour blindness.
 TRUTH, PREDICTION, PERSISTENCE = "#000000", "#0072B2", "#D55E00"
@@ -40,16 +41,13 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "pdf.fonttype": 42,  # text stays text
-    "svg.hashsalt": "millrace",  # the same figure gives the same file
+    "svg.hashsalt": "millrace",  # equal figures are equal files
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
 }
 # No dates in the files, for the same reason.
-_METADATA: dict[str, dict[str, Any]] = {
-    ".png": {},
-    ".svg": {"Date": None},
-    ".pdf": {"CreationDate": None},
-}
+_METADATA: dict[str, dict[str, Any]]
+_METADATA = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
 @contextmanager
@@ -60,7 +58,7 @@ def figure(
     layout: Literal["constrained", "compressed"] = "constrained",
     also: Sequence[str] = (),
 ) -> Iterator[Figure]:
-    """Give an empty figure in the common style, and write it to `path` when the block ends well.
+    """Yield an empty figure in the common style, and write it to ``path`` if no error occurs.
 
     Parameters
     ----------
@@ -76,7 +74,7 @@ def figure(
     Raises
     ------
     ConfigError
-        If the suffix is another one.
+        The path has another suffix.
     """
     paths = [Path(path), *(Path(path).with_suffix(suffix) for suffix in also)]
     for one in paths:
@@ -86,10 +84,11 @@ def figure(
         fig = Figure(figsize=(width, height), layout=layout)
         yield fig
         for one in paths:
-            with replacing(one) as part:
-                # A compressed layout leaves its spare room as margins: crop them.
+            with atomic_write(one) as partial:
+                # A compressed layout leaves unused space as margins, which are cropped.
                 fig.savefig(
-                    part,
+                    partial,
+                    format=one.suffix[1:],
                     dpi=150,
                     bbox_inches="tight" if layout == "compressed" else None,
                     pad_inches=0.06,
@@ -98,20 +97,8 @@ def figure(
 
 
 def style() -> AbstractContextManager[None]:
-    """Context in which artists are made in the common style."""
+    """Context in which artists have the common style."""
     return rc_context(_STYLE)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, moved there if the block ends well, else removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class Thousands(ScalarFormatter):
@@ -127,8 +114,8 @@ class Thousands(ScalarFormatter):
         return [self.fix_minus(f"{value:,.0f}") for value in values]
 
 
-def quantity(variable: str, unit: str) -> str:
-    """Axis label such as ``Mass concentration (mg/L)`` from a column name and a unit."""
+def axis_label(variable: str, unit: str) -> str:
+    """Label such as ``Mass concentration (mg/L)`` from the name of a column and its unit."""
     name = variable.replace("_", " ").strip()
     name = name[:1].upper() + name[1:]
     return name if unit in ("", "-", "1") else f"{name} ({unit})"

@@ -1,11 +1,12 @@
 """Learning curves, and the skill of all experiments and seeds."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from millrace.figures.style import (
     PAGE_WIDTH,
@@ -13,12 +14,12 @@ from millrace.figures.style import (
     PREDICTION,
     REFERENCE_LINE,
     TRUTH,
+    axis_label,
     figure,
-    quantity,
 )
 
-_MOST_ACROSS = 6
-"""Panels of variables in a row."""
+_MAX_COLUMNS = 6
+"""Largest number of panels in a row."""
 
 
 def training_curves(histories: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -27,24 +28,23 @@ def training_curves(histories: Sequence[Mapping[str, Any]], path: str | Path) ->
     Parameters
     ----------
     histories
-        Records in the order in which they were made, each with ``epoch``, ``step``, ``train_loss``,
-        ``validation_loss`` (or None), ``learning_rate`` and ``session``. Where the session changes,
-        a vertical line marks the last epoch of the session before.
+        Records in chronological order, each with ``epoch``, ``train_loss``, ``validation_loss`` (or None),
+        ``learning_rate`` and ``session``. A vertical line marks the last epoch of each session.
     path
-        Where to write.
+        File to write.
     """
-    epoch = [record["epoch"] for record in histories]
-    losses = {
-        name: np.array([record[f"{name}_loss"] for record in histories], dtype=float)
-        for name in ("train", "validation")
-    }
+    epoch, train, validation, rate = (
+        np.array([record[key] for record in histories], dtype=kind)
+        for key, kind in (
+            ("epoch", int), ("train_loss", float), ("validation_loss", float), ("learning_rate", float)
+        )
+    )  # fmt: skip
     with figure(path, PAGE_WIDTH, 4.2) as fig:
         top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
-        top.plot(epoch, losses["train"], color=TRUTH, label="Training")
-        validation = losses["validation"]
+        top.plot(epoch, train, color=TRUTH, label="Training")
         known = np.isfinite(validation)
         if known.any():
-            known_epoch = np.asarray(epoch)[known]
+            known_epoch = epoch[known]
             top.plot(known_epoch, validation[known], color=PREDICTION, label="Validation")
             best = int(np.argmin(validation[known]))
             top.plot(
@@ -52,11 +52,14 @@ def training_curves(histories: Sequence[Mapping[str, Any]], path: str | Path) ->
                 linestyle="none", markerfacecolor="white",
                 label=f"Best validation (epoch {known_epoch[best]})",
             )  # fmt: skip
-        bottom.plot(
-            epoch, [record["learning_rate"] for record in histories],
-            color=PERSISTENCE, drawstyle="steps-mid",
-        )  # fmt: skip
-        for i, at in enumerate(_resumptions(histories)):
+        bottom.plot(epoch, rate, color=PERSISTENCE, drawstyle="steps-mid")
+        # Last epoch before each change of session; epochs that were repeated do not count.
+        resumed = [
+            min(before["epoch"], after["epoch"] - 1)
+            for before, after in pairwise(histories)
+            if before["session"] != after["session"]
+        ]
+        for i, at in enumerate(resumed):
             for axes in (top, bottom):
                 axes.axvline(
                     at, color=REFERENCE_LINE, linewidth=0.9, linestyle=":", gid="resumed",
@@ -81,14 +84,13 @@ def skill_summary(table: Any, path: str | Path, baseline: str = "persistence") -
         perfect, 0 no better than the baseline, None or NaN undefined); one row per experiment,
         variable and seed. Seeds are stacked in the order of the rows; a bar marks their mean.
     path
-        Where to write.
+        File to write.
     baseline
-        What skill compares with, for the axis.
+        Name of the baseline, for the axis.
     """
-    experiment, variable = list(table["experiment"]), list(table["variable"])
-    skill = np.array(list(table["skill"]), dtype=float)
-    experiments, variables = _distinct(experiment), _distinct(variable)
-    across = min(len(variables), _MOST_ACROSS)
+    rows = pd.DataFrame(table)
+    experiments, variables = rows["experiment"].unique(), rows["variable"].unique()
+    across = min(len(variables), _MAX_COLUMNS)
     down = -(-len(variables) // across)
     with figure(path, PAGE_WIDTH, 0.5 + down * (0.6 + 0.55 * len(experiments))) as fig:
         grid = fig.subplots(down, across, sharex=True, sharey=True, squeeze=False)
@@ -98,11 +100,11 @@ def skill_summary(table: Any, path: str | Path, baseline: str = "persistence") -
         for axes, name in zip(panels, variables, strict=False):
             axes.axvline(0, color=REFERENCE_LINE, linewidth=1.2)
             for row, label in enumerate(experiments):
-                mine = [e == label and v == name for e, v in zip(experiment, variable, strict=True)]
-                seeds = skill[mine]
+                mine = rows[(rows["experiment"] == label) & (rows["variable"] == name)]
+                seeds = mine["skill"].to_numpy(dtype=float)
                 seeds = seeds[np.isfinite(seeds)]
                 if not seeds.size:
-                    text = "no skill defined" if any(mine) else "not predicted"
+                    text = "no skill defined" if len(mine) else "not predicted"
                     axes.annotate(
                         text, (0, row), xytext=(4, 0), textcoords="offset points",
                         va="center", color=REFERENCE_LINE, fontsize=8,
@@ -116,23 +118,10 @@ def skill_summary(table: Any, path: str | Path, baseline: str = "persistence") -
                 )  # fmt: skip
                 mean = [seeds.mean()] * 2
                 axes.plot(mean, [row - 0.38, row + 0.38], color=TRUTH, linewidth=1.4, zorder=1.9)
-            axes.set_title(quantity(name, ""))
+            axes.set_title(axis_label(name, ""))
             axes.set_xmargin(0.08)
             axes.grid(axis="y", visible=False)
             axes.tick_params(axis="y", length=0)
         panels[0].set_yticks(range(len(experiments)), experiments)
         panels[0].set_ylim(len(experiments) - 0.5, -0.5)
         fig.supxlabel(f"Skill over {baseline} (dots: seeds, bar: mean)", fontsize=9)
-
-
-def _resumptions(histories: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Last epoch before each change of session; epochs that were repeated count as not done."""
-    return [
-        min(before["epoch"], after["epoch"] - 1)
-        for before, after in pairwise(histories)
-        if before["session"] != after["session"]
-    ]
-
-
-def _distinct(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(values))

@@ -1,1 +1,1 @@
-"""Start of the processes of a job: one agent a node, a rank for each GPU, and what goes wrong with them."""
+"""Start of the processes of a job: an agent on each node, a rank for each GPU, and their failures."""

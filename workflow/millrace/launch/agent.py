@@ -1,4 +1,4 @@
-"""What the launcher starts once on each node of a job: torchrun with the ranks of the node."""
+"""Agent that the launcher starts on each node of a job: torchrun with the ranks of the node."""
 
 import argparse
 import os
@@ -12,17 +12,17 @@ import psutil
 from millrace.processes import die_with_parent, forwarding_signals
 
 CANCELLED = ".cancelled"
-"""Suffix of the file, beside the request, that says that ranks must not be started again."""
+"""Suffix of a file beside the request; if it exists, ranks must not be started again."""
 
 # Snakemake sets these to the threads of the whole job; each rank gets its share.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-# Torchrun would keep its store of keys when it starts ranks again. They find each other by keys, and could
-# take those of ranks that are gone for new ones: gloo is refused then, and NCCL waits for ever.
+# Otherwise torchrun keeps its key-value store when it starts ranks again. They find each other by its keys,
+# and could mistake those of dead ranks for new ones: gloo fails then, and NCCL waits for ever.
 _STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def main() -> int:
-    """Start torchrun and wait for it; signals go to the workers, past torchrun."""
+    """Start torchrun and wait for it; signals are passed on to the workers directly."""
     parser = argparse.ArgumentParser(description="Run the ranks of one node.")
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--ranks", type=int, required=True, help="ranks of this node")

@@ -1,10 +1,10 @@
-"""A race of layouts: jobs of several are submitted, the first that starts trains, the others are removed.
+"""A race of layouts: one job for each is submitted, the first that starts trains, the others are removed.
 
-Which nodes are free next is hard to tell. Checkpoints do not depend on the layout, so whichever wins
+It is hard to predict which nodes are free next. Checkpoints do not depend on the layout, so that the winner
 continues the same run.
 
 A job claims the race by making a directory, which is atomic on every file system. The process that
-submitted the jobs waits for the outputs; killed and started again it finds the jobs that it left.
+submitted the jobs waits for the outputs; if it is killed and started again, it finds its jobs.
 """
 
 import argparse
@@ -29,13 +29,8 @@ from millrace.schedulers import Queue, SchedulerError, allocation, queue
 from millrace.training.request import Request
 
 _POLL_S = 5.0
-_CLAIM, _WINNER, _JOBS, _RESULT, _PLAN = (
-    "claim",
-    "winner.json",
-    "jobs.json",
-    "result.json",
-    "race.json",
-)
+_CLAIM, _WINNER = "claim", "winner.json"
+_JOBS, _RESULT, _PLAN = "jobs.json", "result.json", "race.json"
 
 
 @dataclass(frozen=True)
@@ -46,12 +41,12 @@ class Entrant:
     cpus: int
     """CPUs of each node."""
     resources: Mapping[str, Any]
-    """What its job asks for, see `millrace.cluster.Placement.resources`."""
+    """Resources of its job, see `millrace.cluster.Placement.resources`."""
 
 
 @dataclass(frozen=True)
 class Race:
-    """What the jobs of a race need to know."""
+    """A race, as its jobs read it from a file."""
 
     request: Request
     scheduler: str
@@ -60,22 +55,22 @@ class Race:
 
     @property
     def directory(self) -> Path:
-        """Where the jobs of the race meet."""
+        """Directory of the files of the race."""
         return Path(self.request.runs) / f".race_epoch_{self.request.target_epoch}"
 
     @property
     def is_won(self) -> bool:
-        """Whether the outputs are there."""
+        """Whether the outputs exist."""
         return Path(self.request.checkpoint).is_file() and Path(self.request.receipt).is_file()
 
     def write(self) -> None:
-        """Make the directory, for the jobs to read."""
+        """Make the directory, and write the race for its jobs."""
         self.directory.mkdir(parents=True)
         write_json(self.directory / _PLAN, asdict(self))
 
     @classmethod
     def read(cls, directory: Path) -> "Race":
-        """Read what `write` wrote."""
+        """Read a race that was written by `write`."""
         values = json.loads((directory / _PLAN).read_text())
         return cls(
             request=Request(**values["request"]),
@@ -86,9 +81,9 @@ class Race:
 
 
 def race_layouts(request: Request, cluster: Cluster | None, cpus: int) -> int:
-    """Train a segment on the layout of the cluster whose job starts first; gives an `ExitCode`.
+    """Train a segment on the layout of the cluster whose job starts first; returns an `ExitCode`.
 
-    On a machine without a queue nothing can be raced: the first layout of one node trains, with ``cpus``.
+    On a machine without a queue there is no race: the first layout with one node trains, with ``cpus``.
     """
     layouts = Layout.entrants(request.layout)
     if cluster is None:
@@ -105,7 +100,7 @@ def race_layouts(request: Request, cluster: Cluster | None, cpus: int) -> int:
 def run_race(race: Race, poll_s: float = _POLL_S) -> int:
     """Submit the jobs of a race and wait until its outputs are there.
 
-    A winner that stops for the end of its walltime and cannot be queued again starts another race.
+    If the winner reaches the end of its walltime and cannot be requeued, there is another race.
 
     Returns
     -------
@@ -119,7 +114,7 @@ def run_race(race: Race, poll_s: float = _POLL_S) -> int:
     """
     jobs = queue(race.scheduler)
     ancestors = psutil.Process().parents()
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     while True:
         try:
             code = _heat(race, jobs, ancestors, poll_s)
@@ -131,16 +126,12 @@ def run_race(race: Race, poll_s: float = _POLL_S) -> int:
             return code
 
 
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 def _heat(
     race: Race, jobs: Queue, ancestors: Sequence[psutil.Process], poll_s: float
 ) -> int | None:
-    """Run the race once; None: it has to be run again."""
-    submitted = _left_behind(race, jobs)
-    if submitted:
+    """Run the race once; returns its exit code, or None if it has to be run again."""
+    submitted = _read(race.directory / _JOBS) or {}
+    if any(not job.state.is_over for job in jobs.jobs(submitted.values()).values()):
         print(f"continues to wait for {_listed(submitted)}")
     else:
         shutil.rmtree(race.directory, ignore_errors=True)
@@ -152,7 +143,7 @@ def _heat(
             return _outcome(race)
         winner = _winner(race.directory)
         if winner is not None:
-            # The winner does it as well, but did not know of jobs that were submitted after its start.
+            # The winner does this, too, but does not know of jobs submitted after its start.
             jobs.cancel(j for j, s in states.items() if j != winner["job"] and not s.is_over)
         if not all(ancestor.is_running() for ancestor in ancestors):
             sys.exit(
@@ -161,32 +152,20 @@ def _heat(
         time.sleep(poll_s)
 
 
-def _left_behind(race: Race, jobs: Queue) -> dict[str, str]:
-    """Jobs of this race that are not over, by layout."""
-    known = _read(race.directory / _JOBS) or {}
-    found = jobs.jobs(known.values())
-    return known if any(not job.state.is_over for job in found.values()) else {}
-
-
 def _submit(race: Race, jobs: Queue) -> dict[str, str]:
+    """Submit a job for each layout; returns them by layout."""
     submitted: dict[str, str] = {}
-    refused = ""
+    refused, directory = "", race.directory.absolute()
+    command = [sys.executable, "-m", "millrace.launch.first_to_start", str(directory)]
     for entrant in race.entrants:
-        command = [
-            sys.executable,
-            "-m",
-            "millrace.launch.first_to_start",
-            str(race.directory.absolute()),
-        ]
-        name = f"race-{race.request.experiment}-{entrant.layout}"
-        log = str(race.directory.absolute() / f"{entrant.layout}.log")
+        layout = entrant.layout
+        name, log = f"race-{race.request.experiment}-{layout}", str(directory / f"{layout}.log")
         try:
-            job = jobs.submit([*command, entrant.layout], entrant.resources, name, log)
+            submitted[layout] = jobs.submit([*command, layout], entrant.resources, name, log)
         except SchedulerError as error:
             refused = str(error)
-            print(f"layout {entrant.layout} does not take part: {error}")
+            print(f"layout {layout} does not take part: {error}")
             continue
-        submitted[entrant.layout] = job
         write_json(race.directory / _JOBS, submitted)
     if not submitted:
         raise SchedulerError(refused)
@@ -195,7 +174,7 @@ def _submit(race: Race, jobs: Queue) -> dict[str, str]:
 
 
 def _outcome(race: Race) -> int | None:
-    """Tell how a race went whose jobs are all over; None: the winner had too little time."""
+    """Exit code of a race whose jobs are all over; None: the winner had too little time."""
     winner = _winner(race.directory)
     if race.is_won:
         print(f"{winner['layout'] if winner else 'another job'} won")
@@ -218,7 +197,7 @@ def _cancel_all(race: Race, jobs: Queue) -> None:
 
 
 def enter(directory: Path, layout: str) -> int:
-    """Train in this job if it is the first of the race, else do nothing; gives an `ExitCode`."""
+    """Train in this job if it is the first of the race, else do nothing; returns an `ExitCode`."""
     race = Race.read(directory)
     job = allocation().job
     try:
@@ -226,7 +205,7 @@ def enter(directory: Path, layout: str) -> int:
         write_json(directory / _CLAIM / _WINNER, {"layout": layout, "job": job})
     except FileExistsError:
         winner = _winner(directory)
-        # A job that was put back into the queue still holds its claim.
+        # A job that was requeued still holds its claim.
         if winner is None or winner["job"] != job:
             print(f"{layout}: too late, {winner['layout'] if winner else 'another layout'} has won")
             return ExitCode.OK
@@ -234,7 +213,7 @@ def enter(directory: Path, layout: str) -> int:
     queue(race.scheduler).cancel(others)
     [entrant] = [one for one in race.entrants if one.layout == layout]
     outcome = train(replace(race.request, won_by=layout), entrant.cpus, race.surroundings)
-    # If the job cannot be put back into its queue, the race is run again.
+    # If the job cannot be requeued, there is another race.
     again = outcome.wants_more_time and not allocation().requeue()
     if outcome.code != ExitCode.OK:
         write_json(directory / _RESULT, {"code": int(outcome.code), "again": again})
@@ -257,12 +236,11 @@ def _listed(submitted: Mapping[str, str]) -> str:
 
 
 def main() -> int:
-    """Command line of the jobs."""
+    """Run the command line of the jobs."""
     parser = argparse.ArgumentParser(description="Take part in a race of layouts.")
     parser.add_argument("directory", type=Path)
     parser.add_argument("layout")
-    given = parser.parse_args()
-    return enter(given.directory, given.layout)
+    return enter(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Launcher of a training segment: one agent a node, deadline, exit codes, a place back in the queue."""
+"""Launcher of a training segment: one agent on each node, deadline, exit codes, requeueing."""
 
 import json
 import os
@@ -22,26 +22,26 @@ from millrace.training.deadline import DEADLINE, Stop
 from millrace.training.owner import LockedError, read_owner
 from millrace.training.request import Request
 
-# Between the last save and the end of the job: output names, Snakemake's checks, a slow file system.
+# Time between the last save and the end of the job, for publishing and Snakemake's checks of the outputs.
 _EXIT_RESERVE_S = 20.0
-# A rank that dies or hangs is started again with all others, from the last checkpoint, this often.
+# Number of times that all ranks are started again from the last checkpoint when one dies or hangs.
 _RESTARTS = 3
-# How long a job that is told to stop may take to save and go.
+# Time in which a job that is told to stop must save and end.
 _TAKE_OVER_S = 180.0
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a cluster wants around the processes of a training."""
+    """What a cluster needs around the processes of a training."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables, of NCCL say."""
+    """Environment variables, for example of NCCL."""
     modules: Sequence[str] = ()
     """Environment modules to load."""
 
 
 def surroundings_of(cluster: Cluster | None) -> Surroundings:
-    """What a cluster wants; nothing for this machine."""
+    """Surroundings that a cluster needs; none for this machine."""
     if cluster is None:
         return Surroundings()
     return Surroundings(cluster.environment, cluster.modules)
@@ -54,25 +54,20 @@ class Outcome:
     code: int
     """An `ExitCode`, or that of a process that failed otherwise."""
     stop: Stop = Stop.NO
-    """Why it stopped in good order before its target, if it did."""
+    """Why it stopped in an orderly way before its target, if it did."""
 
     @property
     def wants_more_time(self) -> bool:
         """Whether the job should run again."""
-        # Not if somebody cancelled it; and a scheduler that preempts a job puts it back itself.
+        # Not if it was cancelled; a scheduler that preempts a job requeues it itself.
         return self.stop in (Stop.END, Stop.WARNED)
 
 
 def launch(request: Request, cpus: int, surroundings: Surroundings | None = None) -> int:
-    """Train a segment, and have this job run again if it ends too early.
+    """Train a segment like `train`, and requeue this job if its time is too short.
 
-    Parameters and errors are those of `train`.
-
-    Returns
-    -------
-    int
-        The code of the `Outcome`. A job that can be put back into its queue does not return 75: the
-        scheduler ends it, and it runs again.
+    Returns the code of the `Outcome`. A job that can be requeued does not return 75: the scheduler ends it,
+    and it runs again.
     """
     outcome = train(request, cpus, surroundings)
     if outcome.wants_more_time:
@@ -86,23 +81,21 @@ def train(request: Request, cpus: int, surroundings: Surroundings | None = None)
 
     Parameters
     ----------
-    request : Request
     cpus : int
         CPUs of each node, for all its ranks together.
-    surroundings : Surroundings, optional
 
     Returns
     -------
     Outcome
-        Code 0 when the checkpoint and its receipt are there, 75 when training stopped in good order
-        before the target epoch, else that of the error, which was printed.
+        Code 0 if the checkpoint and its receipt exist, 75 if training stopped in an orderly way before the
+        target epoch, else the code of the error, which was printed.
 
     Raises
     ------
     ConfigError
         The layout has more nodes than this job.
     LockedError
-        Another job trains this run and does not stop.
+        Another job trains this run and does not stop in time.
     """
     here = allocation()
     _take_over(Path(request.runs), here)
@@ -122,7 +115,7 @@ def train(request: Request, cpus: int, surroundings: Surroundings | None = None)
         reason = Stop(int(stopped.read_text())) if stopped.exists() else Stop.NO
         if path.with_suffix(CANCELLED).exists():
             reason = Stop.CANCELLED
-    # Success is what was committed, not what a process said last.
+    # The outputs decide about success, not the exit code of a process.
     if Path(request.checkpoint).is_file() and Path(request.receipt).is_file():
         return Outcome(ExitCode.OK)
     if reason is Stop.NO and code:
@@ -138,19 +131,16 @@ def run_workers(
     surroundings: Surroundings | None = None,
     restarts: int = 0,
 ) -> int:
-    """Run ``python -m module request`` once for every GPU of a layout, and wait.
+    """Run ``python -m module request`` once for every GPU of a layout, and wait for the end.
 
     Parameters
     ----------
-    module : str
     request : Path
-        Its argument, a file that all nodes can read.
-    layout : Layout
+        Argument of the module, a file that all nodes can read.
     cpus : int
         CPUs of each node, for all its ranks together.
-    surroundings : Surroundings, optional
     restarts : int
-        How often all ranks are started again when one dies.
+        Number of times that all ranks are started again when one dies.
 
     Returns
     -------
@@ -166,8 +156,8 @@ def run_workers(
     if around.modules:
         loaded = f'module load {" ".join(around.modules)} && exec "$@"'
         agent = ["bash", "-lc", loaded, "bash", *agent]
-    # Inside a conda environment the package is known to the job alone, not to its children. What the user
-    # has on the path stays there.
+    # In a conda environment Snakemake sets the path for the job only, not for its children. The user's own
+    # entries stay.
     path = [str(Path(millrace.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
     environment |= around.environment
@@ -176,7 +166,7 @@ def run_workers(
         own = environment.get(DEADLINE)
         latest = end - _EXIT_RESERVE_S
         environment[DEADLINE] = str(min(float(own), latest) if own else latest)
-    # In a session of its own, Ctrl-C reaches the launcher alone, which warns the workers.
+    # In a session of its own: Ctrl-C reaches the launcher only, which passes it on to the workers.
     process = subprocess.Popen(
         here.on_each_node(agent, layout, cpus),
         env=environment,
@@ -194,9 +184,9 @@ def _free_port() -> int:
 
 
 def _take_over(runs: Path, here: Allocation) -> None:
-    """End another job that still trains here.
+    """End another job that still trains this run.
 
-    Its Snakemake was killed and does not know it any more, or this job would not have been submitted.
+    Its Snakemake was killed and has forgotten it, otherwise this job would not have been submitted.
     """
     for lock in runs.glob("*/owner.json"):
         owner = read_owner(lock)

@@ -14,15 +14,14 @@ from millrace.training.segment import run_segment
 
 
 def main() -> int:
-    """Run the segment of a request file; the error of a user goes to ``<request>.error``."""
+    """Run the segment of a request file; a `UserError` is written to ``<request>.error``."""
     parser = argparse.ArgumentParser(description="Train one segment; start it with torchrun.")
-    parser.add_argument(
-        "request", type=Path, help="JSON file, see millrace.training.request.Request"
-    )
+    text = "JSON file, see millrace.training.request.Request"
+    parser.add_argument("request", type=Path, help=text)
     path: Path = parser.parse_args().request
     error_file = path.with_suffix(".error")
     if error_file.exists() or path.with_suffix(CANCELLED).exists():
-        return 0  # torchrun starts all ranks again when one ends, but that cannot help
+        return 0  # torchrun starts all ranks again when one ends, but that is of no use here
     request = Request(**json.loads(path.read_text()))
     try:
         load_plugins(request.plugins)
@@ -31,7 +30,7 @@ def main() -> int:
             if stopped and ranks.is_first:
                 path.with_suffix(".stopped").write_text(str(int(stopped)))
     except UserError as error:
-        # torchrun buries what its workers print under its own report: the launcher says it last.
+        # The output of workers is hidden by torchrun's own report: the launcher prints it last.
         error_file.write_text(json.dumps([str(error), int(error.exit_code)]))
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)

@@ -1,1 +1,1 @@
-"""Model architectures, one file each, behind one `ModelSpec`."""
+"""What serves the models of every system: `ModelSpec`, losses and layers."""

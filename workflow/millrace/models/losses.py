@@ -1,4 +1,4 @@
-"""Losses on fields at points, one value a sample.
+"""Losses of fields at points, one value for each sample.
 
 Shape suffixes: K points, B samples, T steps, V variables.
 """
@@ -8,25 +8,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from millrace.errors import ConfigError
+from millrace.config import check_one_of
 
 LOSSES = ("relative_l2", "mse", "mae")
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The ``train.loss`` block of an experiment."""
+    """The section ``train.loss`` of an experiment."""
 
     kind: str = "relative_l2"
     eps: float = 0.1
-    """Added to the norm of the target, in standard deviations: a target near the mean state must not
-    outweigh all others (or divide by zero)."""
+    """Added to the norm of the target, in standard deviations, so that a target near the mean state neither
+    dominates the others nor causes a division by zero."""
     variance_weight: float = 0.0
     """Weight of a second term, the error of the concentration where it changes most."""
 
     def __post_init__(self) -> None:
-        if self.kind not in LOSSES:
-            raise ConfigError(f"train.loss.kind {self.kind!r}: expected one of {', '.join(LOSSES)}")
+        check_one_of("train.loss.kind", self.kind, LOSSES)
 
 
 def field_loss(
@@ -38,35 +37,30 @@ def field_loss(
 ) -> Tensor:
     """Loss of each sample, [B], averaged over points.
 
-    ``relative_l2`` is ||error|| / (||target|| + eps), norms over time and variables of one point;
-    ``mse`` is the mean squared error in units of ``scale_V``, the typical one-step change of each
-    variable: a variable that changes slowly counts as much as one that swings with the tide; ``mae`` is the
-    mean absolute error in these units.
+    ``relative_l2`` is ||error|| / (||target|| + eps) with norms over time and variables at one point.
+    ``mse`` and ``mae`` are the mean squared and the mean absolute error in units of ``scale_V``, the
+    typical change of each variable in one step: a variable that changes slowly counts as much as one that
+    follows the tide.
 
-    With a ``variance_weight`` the root of the mean square error of the concentration is added, each
-    point weighted with ``variance_weight_KV``, see `millrace.systems.groundwater.variance`.
+    With a ``variance_weight`` the root mean square error of the concentration is added, each point weighted
+    with ``variance_weight_KV``, see `millrace.systems.groundwater.variance`.
     """
     error_KBTV = prediction_KBTV - target_KBTV
-    loss_B = _main_term(error_KBTV, target_KBTV, scale_V, config)
+    if config.kind == "mae":
+        loss_B = (error_KBTV / scale_V).abs().mean(dim=(0, 2, 3))
+    elif config.kind == "mse":
+        loss_B = (error_KBTV / scale_V).square().mean(dim=(0, 2, 3))
+    else:
+        # The root of an exact zero has no finite gradient.
+        error_KB = (error_KBTV.square().sum(dim=(2, 3)) + 1e-12).sqrt()
+        norm_KB = target_KBTV.square().sum(dim=(2, 3)).sqrt()
+        n_values = target_KBTV.shape[2] * target_KBTV.shape[3]
+        loss_B = (error_KB / (norm_KB + config.eps * n_values**0.5)).mean(dim=0)
     if config.variance_weight:
         weighted_KBTV = variance_weight_KV[:, None, None] * error_KBTV.square()
         mean_B = weighted_KBTV.sum(dim=3).mean(dim=(0, 2))
         loss_B = loss_B + config.variance_weight * (mean_B + 1e-8).sqrt()
     return loss_B
-
-
-def _main_term(
-    error_KBTV: Tensor, target_KBTV: Tensor, scale_V: Tensor, config: LossConfig
-) -> Tensor:
-    if config.kind == "mae":
-        return (error_KBTV / scale_V).abs().mean(dim=(0, 2, 3))
-    if config.kind == "mse":
-        return (error_KBTV / scale_V).square().mean(dim=(0, 2, 3))
-    # The root of an exact zero has no finite gradient.
-    error_KB = (error_KBTV.square().sum(dim=(2, 3)) + 1e-12).sqrt()
-    norm_KB = target_KBTV.square().sum(dim=(2, 3)).sqrt()
-    n_values = target_KBTV.shape[2] * target_KBTV.shape[3]
-    return (error_KB / (norm_KB + config.eps * n_values**0.5)).mean(dim=0)
 
 
 def forecast(module: nn.Module, batch: Any) -> Tensor:
@@ -76,5 +70,5 @@ def forecast(module: nn.Module, batch: Any) -> Tensor:
 
 def forecast_loss(module: nn.Module, batch: Any, config: LossConfig) -> Tensor:
     """`ModelSpec.loss` of models that forecast fields at points, [B]."""
-    prediction = forecast(module, batch)
+    prediction = module(batch)
     return field_loss(prediction, batch.y_KBTV, batch.scale_V, config, batch.variance_weight_KV)

@@ -1,11 +1,11 @@
-"""Normalisation of half-precision layers."""
+"""Normalisation layers of half-precision models."""
 
 import torch
 from torch import Tensor, nn
 
 
 class LayerNorm(nn.LayerNorm):
-    """In the precision of its weights, also where the rest is in half precision.
+    """Layer normalisation that computes in the precision of its weights, also under autocast.
 
     The gradient of its weights is a sum over all cells: in bfloat16 it stops growing after some hundred.
     """

@@ -1,4 +1,4 @@
-"""What the training engine knows of a model: nothing but a `ModelSpec`."""
+"""`ModelSpec`: all that the training engine knows about a model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,36 +9,36 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Division:
-    """How a model can be divided among processes: facts about its modules, nothing distributed.
+    """How a model can be divided among processes: facts about its modules, without distributed code.
 
-    A model is a chain of units, submodules that are passed one after another. What passes between two of
-    them are tensors with a leading axis of samples. How far it can be divided:
+    A model is a chain of units, submodules that are applied one after another. Only tensors with a leading
+    axis of samples pass from one unit to the next. How far it can be divided says
     `millrace.systems.base.DivisionLimits`.
     """
 
     units: Callable[[Any], list[str]]
-    """module -> names of the units along the chain: what is sharded, and what stages are made of."""
+    """module -> names of the units along the chain, which are sharded and grouped into stages."""
     stage: Callable[[nn.Module, int, int, int, int], nn.Module]
-    """(module, begin, end, step, steps) -> module that passes through units begin to end at one of the
-    steps of a rollout; it takes what the stage before gave, and `inputs` by name."""
+    """(module, begin, end, step, steps) -> module that applies units ``begin`` to ``end`` in one of the
+    ``steps`` of a rollout; its arguments are the outputs of the stage before, and `inputs` by name."""
     costs: Callable[[Any], list[float]]
-    """whole module -> how much work each unit is, in any unit."""
+    """whole module -> relative computing time of each unit."""
     drop: Callable[[Any, int], None]
     """(module, unit): remove the parameters of a unit; the others keep their names."""
     steps: Callable[[Any], int]
     """dataset -> steps of a rollout."""
     inputs: Callable[[Any], Mapping[str, Tensor]]
-    """batch -> tensors that every stage gets, samples first."""
+    """batch -> tensors that every stage takes, samples first."""
     loss: Callable[[nn.Module, Tensor, Any, Any], Tensor]
     """(module, output of the last stage, batch, loss config) -> loss of each sample, [B]."""
     pairs: Callable[[nn.Module], Sequence[tuple[str, str]]]
-    """module -> names of linear layers of which the first can be cut by its outputs and the second by its
-    inputs, with nothing but elementwise or headwise work between them."""
+    """module -> names of pairs of linear layers, the first to be cut along its outputs and the second along
+    its inputs: all operations between them are elementwise or per head."""
     packed: Callable[[nn.Module], Mapping[str, int]]
-    """module -> linear layers whose outputs are queries, keys and values in one, and their heads."""
-    half: Callable[[nn.Module], Sequence[str]]
-    """module -> names of units that use their weights in nothing but linear layers: autocast rounds them to
-    half precision anyway, so that they may be rounded before they are sent."""
+    """module -> linear layers that compute queries, keys and values in one, and their numbers of heads."""
+    rounded: Callable[[nn.Module], Sequence[str]]
+    """module -> names of units whose weights are used in linear layers only. Autocast rounds these weights
+    to half precision, so that they may be rounded before they are sent."""
 
 
 @dataclass(frozen=True)
@@ -51,24 +51,24 @@ class ModelSpec:
 
     name: str
     config: type
-    """Frozen dataclass of the model's parameters, which validates itself."""
+    """Frozen dataclass of the model's parameters, which checks its own values."""
     build: Callable[[Any, Any], nn.Module]
-    """(config, dataset) -> module on one device, without any distributed code inside."""
+    """(config, dataset) -> module on one device, without any distributed code."""
     predict: Callable[[nn.Module, Any], Tensor]
-    """(module, batch) -> forecast in normalised units, shaped like the batch's target."""
+    """(module, batch) -> forecast in normalised units, with the shape of the batch's target."""
     loss: Callable[[nn.Module, Any, Any], Tensor]
-    """(module, batch, loss config) -> loss of each sample, [B]; the engine weights and averages."""
+    """(module, batch, loss config) -> loss of each sample, [B]; the engine weights and averages them."""
     add_noise: Callable[[Any, Any, Any], Any] | None = None
-    """(config, batch, seeds) -> batch with what a step draws at random, such as noise: a function of the
-    seeds, int64[B], one for each sample. None: the model draws nothing."""
+    """(config, batch, seeds) -> batch with the random numbers of a step, such as noise: a function of the
+    seeds, int64[B], one for each sample. None: the model uses no random numbers."""
     continued: Callable[[nn.Module, Any, Any], tuple[Tensor, Tensor]] | None = None
-    """(module, batch, loss config) -> `loss`, and the past states of the samples that follow on these
-    forecasts, [B, ...]: what ``train.replay`` starts from. None: no sample follows on another."""
-    blocks: tuple[str, ...] = ()
-    """Submodules whose activations may be computed again instead of kept: those that hold most.
-    A ``*`` stands for all submodules of that level."""
-    bound: Mapping[str, str] = field(default_factory=dict)
-    """Buffers that say what the model's numbers mean, such as a vocabulary, and what they are for messages:
-    weights that were trained with other ones are refused."""
+    """(module, batch, loss config) -> `loss`, and the past states of the samples that follow these
+    forecasts, [B, ...], from which ``train.replay`` starts. None: samples do not follow each other."""
+    recomputed: tuple[str, ...] = ()
+    """Submodules whose activations may be recomputed in the backward pass instead of kept: those with the
+    most memory. A ``*`` stands for all submodules of that level."""
+    matching_buffers: Mapping[str, str] = field(default_factory=dict)
+    """Buffers that define the meaning of the model's numbers, such as a vocabulary, with a description for
+    error messages: weights that were trained with other values of them are refused."""
     division: Division | None = None
-    """How it can be divided among processes; None: copies of it only."""
+    """How the model can be divided among processes; None: each process has a replica."""

@@ -1,1 +1,1 @@
-"""Management of the stores of checkpoints: ``python -m millrace.runs``."""
+"""Management of the stores of checkpoints: ``millrace runs``."""

@@ -10,17 +10,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from millrace.runs.inventory import Run, session_statistics, usage
+from millrace.cluster.display import make_table
+from millrace.runs.inventory import Run, disk_usage, session_statistics
 from millrace.runs.maintenance import Removal
 
 _COLOURS = {"training": "green", "idle": "", "empty": "yellow", "damaged": "bold red"}
 _HEIGHT, _WIDTH = 9, 64
+_MARKS = {"train_loss": ("●", "blue"), "validation_loss": ("○", "yellow")}
 
 
 def runs_table(runs: Iterable[Run]) -> Table:
-    """One row a run."""
+    """Return one row for each run."""
     table = make_table(
-        "experiment", "layout", "seed", "identity", ">epoch", ">step", ">train loss",
+        "experiment", "layout", "seed", "run hash", ">epoch", ">step", ">train loss",
         ">validation loss", ">sessions", "state", ">size", "changed",
     )  # fmt: skip
     for run in runs:
@@ -30,21 +32,21 @@ def runs_table(runs: Iterable[Run]) -> Table:
             *run.parts,
             str(newest.epoch) if newest else "–",
             str(newest.step) if newest else "–",
-            number(last.get("train_loss")),
-            number(last.get("validation_loss")),
+            format_number(last.get("train_loss")),
+            format_number(last.get("validation_loss")),
             str(last.get("session", "–")),
             Text(state, style=_COLOURS[state]),
-            size(run.size),
+            format_bytes(run.size),
             time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed)),
         )
     return table
 
 
 def show(run: Run, console: Console) -> bool:
-    """Print all about a run; False: something of it is damaged."""
+    """Print a run with its sessions, losses and checkpoints; False: a checkpoint is damaged."""
     console.print(f"[bold]{run.name}[/]  {run.holder or run.state}", highlight=False)
     console.print(str(run.path), highlight=False, soft_wrap=True)
-    console.print(_identity_table(run))
+    console.print(_configuration_table(run))
     checkpoint = run.store().latest()
     if checkpoint is not None:
         state = checkpoint.load()
@@ -59,16 +61,14 @@ def show(run: Run, console: Console) -> bool:
     for step in run.steps:
         problem, record = step.problem(), step.manifest
         problems += problem is not None
-        position = (
-            f"{record.epoch}" + (f" + {record.batch} steps" if record.batch else "")
-            if record
-            else "?"
-        )
+        position = "?"
+        if record:
+            position = f"{record.epoch}" + (f" + {record.batch} steps" if record.batch else "")
         table.add_row(
             str(int(step.path.name.removeprefix("step_"))),
             position,
             "milestone" if step.milestone else "recent",
-            size(usage([step.path])[0]),
+            format_bytes(disk_usage([step.path])[0]),
             Text(problem, style="bold red") if problem else "intact",
         )
     console.print(table)
@@ -78,7 +78,7 @@ def show(run: Run, console: Console) -> bool:
 def sessions_table(
     sessions: Sequence[Mapping[str, Any]], history: Sequence[Mapping[str, Any]], step: int
 ) -> Table:
-    """One row a session, see `session_statistics`."""
+    """Return one row for each session, see `session_statistics`."""
     table = make_table(
         "#", "started (UTC)", "host", "job", ">ranks", "device", ">from step", ">steps", ">epochs",
         ">time", ">samples/s", ">validation loss",
@@ -88,24 +88,22 @@ def sessions_table(
         table.add_row(
             str(one["session"]),
             str(one.get("started", "–"))[:16].replace("T", " "),
-            str(one.get("host", "–")),
-            str(one.get("job") or "–"),
-            str(one.get("ranks", "–")),
-            str(one.get("device", "–")),
-            str(one["step"]),
-            str(one["steps"]),
-            str(one["epochs"]),
-            duration(one["seconds"]),
+            *(str(one.get(key) or "–") for key in ("host", "job", "ranks", "device")),
+            *(str(one[key]) for key in ("step", "steps", "epochs")),
+            format_duration(one["seconds"]),
             "–" if rate is None else f"{rate:.0f}",
-            number(one["validation_loss"]),
+            format_number(one["validation_loss"]),
         )
     return table
 
 
 def loss_chart(history: Sequence[Mapping[str, Any]]) -> Text:
-    """Draw losses by epoch on a logarithmic axis, with a mark before each session but the first."""
-    series = {key: [_positive(r.get(key)) for r in history] for key in _MARKS}
-    known = [value for values in series.values() for value in values if value is not None]
+    """Draw the losses by epoch on a logarithmic axis, with a mark at the start of each later session."""
+    losses = {
+        key: [x if x and 0 < x < math.inf else None for x in (r.get(key) for r in history)]
+        for key in _MARKS
+    }
+    known = [value for values in losses.values() for value in values if value is not None]
     if not known:
         return Text("no losses")
     low, high = math.log(min(known)), math.log(max(known))
@@ -119,13 +117,13 @@ def loss_chart(history: Sequence[Mapping[str, Any]]) -> Text:
             for row in cells:
                 row[mark] = ("┊", "dim")
         for key, mark_style in _MARKS.items():
-            value = series[key][i]
+            value = losses[key][i]
             if value is not None:
                 share = (high - math.log(value)) / (high - low) if high > low else 0.5
                 cells[round(share * (_HEIGHT - 1))][column] = mark_style
     text = Text()
-    for number, row in enumerate(cells):
-        label = {0: high, _HEIGHT - 1: low}.get(number)
+    for i, row in enumerate(cells):
+        label = {0: high, _HEIGHT - 1: low}.get(i)
         text.append(f"{'' if label is None else f'{math.exp(label):.3g}':>9} ")
         for character, style in row:
             text.append(character, style)
@@ -134,52 +132,54 @@ def loss_chart(history: Sequence[Mapping[str, Any]]) -> Text:
     return text.append(f"{'epoch':>9} {first}{str(last).rjust(columns * wide - len(str(first)))}")
 
 
-_MARKS = {"train_loss": ("●", "blue"), "validation_loss": ("○", "yellow")}
-
-
 def usage_table(runs: Sequence[Run]) -> Table:
-    """One row a run: bytes in all, of milestones, of other steps, and shared with outputs."""
-    table = make_table(
-        "run", ">total", ">milestones", ">other steps", ">left behind", ">shared with outputs"
-    )
+    """Return the bytes of each run: total, by kind of file, and shared with outputs."""
+    columns = (">total", ">milestones", ">other steps", ">left behind", ">shared with outputs")
+    table = make_table("run", *columns)
     sums = [0] * 5
     for run in runs:
-        total, freed = usage([run.path])
-        milestones = usage([step.path for step in run.steps if step.milestone])[0]
-        others = usage([step.path for step in run.steps if not step.milestone])[0]
-        row = [total, milestones, others, usage(run.leftovers)[0], total - freed]
+        total, freed = disk_usage([run.path])
+        milestones = disk_usage(step.path for step in run.steps if step.milestone)[0]
+        others = disk_usage(step.path for step in run.steps if not step.milestone)[0]
+        row = [total, milestones, others, disk_usage(run.leftovers)[0], total - freed]
         sums = [a + b for a, b in zip(sums, row, strict=True)]
-        table.add_row(run.name, *map(size, row))
+        table.add_row(run.name, *map(format_bytes, row))
     table.add_section()
-    table.add_row("all", *map(size, sums))
+    table.add_row("all", *map(format_bytes, sums))
     return table
 
 
 def removals_table(removals: Iterable[Removal]) -> Table:
-    """One row a file or directory that would go."""
+    """Return one row for each file or directory that would be removed."""
     table = make_table("run", "what", "why", ">frees")
     for one in removals:
         what = "all of it" if one.path == one.run.path else one.path.name
-        table.add_row(one.run.name, what, one.reason, size(one.freed))
+        table.add_row(one.run.name, what, one.reason, format_bytes(one.freed))
     return table
 
 
-def size(n: float) -> str:
-    """Bytes for people, as ``12.3 MB``."""
+def format_bytes(size: float) -> str:
+    """Return a size with its unit, such as ``12.3 MB``."""
     for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.1f} TB"
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as ``h:mm:ss``."""
+def format_duration(seconds: float) -> str:
+    """Return a duration as ``h:mm:ss``."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
 
 
-def _identity_table(run: Run) -> Table:
+def format_number(value: float | None) -> str:
+    """Return a number with four significant digits; a dash for None."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _configuration_table(run: Run) -> Table:
+    """Content of ``identity.json``, which the run hash is the digest of."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -192,21 +192,3 @@ def _identity_table(run: Run) -> Table:
         text = ", ".join(f"{k}: {json.dumps(v)}" if k else json.dumps(v) for k, v in pairs)
         table.add_row(key, Text(text))
     return table
-
-
-def make_table(*columns: str) -> Table:
-    """Table without lines; columns that begin with ``>`` are set to the right."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in columns:
-        right = name.startswith(">")
-        table.add_column(name.lstrip(">"), justify="right" if right else "left", overflow="fold")
-    return table
-
-
-def number(value: float | None) -> str:
-    """Four digits; a dash for what is not known."""
-    return "–" if value is None else f"{value:.4g}"
-
-
-def _positive(value: float | None) -> float | None:
-    return value if value is not None and 0 < value < math.inf else None

@@ -1,32 +1,32 @@
-"""What became of the time that was allocated: from the stores, `sacct`, and Snakemake's benchmarks."""
+"""Use of the allocated time, CPUs and memory: from the stores, ``sacct``, and Snakemake's benchmarks."""
 
 import csv
 import json
 import re
-import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from millrace.cluster.display import make_table
 from millrace.files import atomic_write
-from millrace.runs.display import duration, make_table
+from millrace.runs.display import format_duration
 from millrace.runs.inventory import Run
+from millrace.schedulers.base import run_command
+from millrace.schedulers.slurm import duration, timestamp
 from millrace.training.usage import PHASES, read_sessions
 
-_TIMEOUT_S = 60.0
 _FORMAT = "JobIDRaw,State,Submit,Start,End,ElapsedRaw,TotalCPU,NCPUS,MaxRSS,AllocTRES"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# Clocks of nodes, and times in whole seconds.
-_SLACK_S = 60.0
+# Clocks of nodes differ, and some times are in whole seconds.
+_CLOCK_TOLERANCE_S = 60.0
 
 
 @dataclass(frozen=True)
-class Allocation:
-    """What a job was given, and what it used; None: not told."""
+class JobUsage:
+    """What a job was allocated and what it used; None: not known."""
 
     job: str
     state: str = ""
@@ -40,7 +40,7 @@ class Allocation:
     memory: float | None = None
     """Bytes that the largest task used."""
     memory_given: float | None = None
-    """Bytes on each node."""
+    """Allocated bytes on each node."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Efficiency:
     queued_s: float | None
     allocated_s: float
     source: str
-    """Where ``allocated_s`` comes from: sacct, benchmark, or the session itself."""
+    """Source of ``allocated_s``: sacct, benchmark, or the session itself."""
     starting_s: float
     training_s: float
     validating_s: float
@@ -65,120 +65,90 @@ class Efficiency:
     cpu_s: float | None
     """CPU time used."""
     cpu_share: float | None
-    """Of that given."""
+    """CPU time used over that allocated."""
     memory: float | None
     """Bytes that the largest task used."""
     memory_share: float | None
-    """Of those given on a node."""
+    """The same over the bytes allocated on a node."""
 
     @property
     def training_share(self) -> float:
-        """Training steps of what was allocated."""
+        """Time of training steps over the allocated time."""
         return self.training_s / self.allocated_s if self.allocated_s else 0.0
 
     @property
     def other_s(self) -> float:
-        """What no session accounts for: start of the job, publishing, work that a kill took back."""
+        """Time outside of all phases: start of the job, publishing, work that was lost by a kill."""
         spent = sum(getattr(self, f"{phase}_s") for phase in PHASES)
         return max(0.0, self.allocated_s - spent)
 
     @property
     def samples_per_rank_hour(self) -> float:
-        """Samples trained on, per hour of one GPU, or of one process where there is none."""
+        """Samples trained on per hour of one rank, which is a GPU or a CPU process."""
         hours = self.allocated_s * self.ranks / 3600
         return self.samples / hours if hours else 0.0
 
 
-def measure(
-    runs: Iterable[Run], results: Path, benchmarks: Path, accounting: bool = True
-) -> list[Efficiency]:
+def measure(runs: Iterable[Run], results: Path, benchmarks: Path) -> list[Efficiency]:
     """Account for all sessions that are over.
 
     Parameters
     ----------
     runs : iterable of Run
     results, benchmarks : Path
-        Where Snakemake puts receipts and its own measurements.
-    accounting : bool
-        Ask `sacct`, if it is there.
+        Directories of Snakemake's receipts and benchmarks.
     """
     ended = [(run, _ended(run)) for run in runs]
     ids = {session["job"] for _, sessions in ended for session in sessions if session["job"]}
-    jobs = ask_accounting(sorted(ids)) if accounting and ids else []
+    jobs = _ask_accounting(sorted(ids)) if ids else []
     rows = []
     for run, sessions in ended:
         measured = _benchmarks(run, results, benchmarks)
-        for group, allocation in _grouped(sessions, jobs):
-            rows.append(_row(run, group, allocation or measured.get(group[-1]["started"])))
+        for group, job in _grouped(sessions, jobs):
+            rows.append(_row(run, group, job or measured.get(group[-1]["started"])))
     return rows
 
 
-def ask_accounting(ids: Sequence[str]) -> list[Allocation]:
-    """Jobs as `sacct` remembers them, each start of one that was queued again; empty without answer."""
-    command = ["sacct", "-n", "-P", "-D", "-j", ",".join(ids), "-o", _FORMAT]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return parse_accounting(done.stdout) if done.returncode == 0 else []
-
-
-def parse_accounting(text: str) -> list[Allocation]:
-    """Read lines of `sacct`: those of jobs, with the memory of the largest of their steps."""
-    jobs: list[Allocation] = []
-    steps: list[tuple[str, float | None, float | None]] = []
+def parse_accounting(text: str) -> list[JobUsage]:
+    """Read the lines of ``sacct``: jobs, each with the memory of the largest of its steps."""
+    jobs: list[JobUsage] = []
+    steps: list[tuple[str, float, float]] = []
     for line in text.splitlines():
         name, state, submit, start, end, elapsed, cpu, cpus, memory, tres = line.split("|")
+        if (started := timestamp(start)) is None:  # it never started
+            continue
         if "." in name:
-            steps.append((name.split(".")[0], _time(start), size_of(memory)))
+            if (used := parse_bytes(memory)) is not None:
+                steps.append((name.split(".")[0], started, used))
             continue
-        begun = _time(start)
-        if begun is None:  # it never started
-            continue
-        submitted = _time(submit)
-        jobs.append(
-            Allocation(
-                name,
-                state.split()[0],
-                begun,
-                _time(end) or float("inf"),
-                float(elapsed),
-                None if submitted is None else max(0.0, begun - submitted),
-                seconds_of(cpu),
-                int(cpus),
-                None,
-                _memory_of_node(tres),
-            )
+        submitted = timestamp(submit)
+        job = JobUsage(
+            job=name,
+            state=state.split()[0],
+            start=started,
+            end=timestamp(end) or float("inf"),
+            elapsed_s=float(elapsed),
+            queued_s=None if submitted is None else max(0.0, started - submitted),
+            cpu_s=duration(cpu),
+            cpus=int(cpus),
+            memory_given=_memory_of_node(tres),
         )
-    return [replace(job, memory=max(_of_job(job, steps), default=None)) for job in jobs]
+        jobs.append(job)
+    # A job that was queued again has several starts under one id.
+    peaks = [[m for n, t, m in steps if n == j.job and j.start <= t <= j.end] for j in jobs]
+    return [
+        replace(job, memory=max(peak, default=None)) for job, peak in zip(jobs, peaks, strict=True)
+    ]
 
 
-def _of_job(
-    job: Allocation, steps: Iterable[tuple[str, float | None, float | None]]
-) -> Iterator[float]:
-    """Memory of the steps of a start of a job."""
-    for name, start, memory in steps:
-        if name == job.job and start is not None and job.start <= start <= job.end:
-            yield from () if memory is None else (memory,)
-
-
-def seconds_of(text: str) -> float | None:
-    """Seconds of ``[days-][hours:]minutes:seconds[.fraction]``."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):([\d.]+)", text)
-    if match is None:
-        return None
-    days, hours, minutes = (int(group or 0) for group in match.groups()[:3])
-    return 86400 * days + 3600 * hours + 60 * minutes + float(match[4])
-
-
-def size_of(text: str) -> float | None:
-    """Bytes of a size such as ``3312K`` or ``1.50G``."""
+def parse_bytes(text: str) -> float | None:
+    """Return the bytes of a size such as ``3312K`` or ``1.50G``; None: another text."""
     match = re.fullmatch(r"([\d.]+)([KMGT]?)", text)
     return float(match[1]) * _UNITS[match[2]] if match else None
 
 
 def write_csv(rows: Sequence[Efficiency], path: Path) -> None:
-    """Write all columns; raises `OutputError` if the file system refuses it."""
+    """Write all columns; raises `OutputError` if the file system refuses them."""
     derived = ("other_s", "training_share", "samples_per_rank_hour")
     names = [field.name for field in fields(Efficiency)]
     with atomic_write(path) as partial, partial.open("w", newline="") as file:
@@ -188,17 +158,18 @@ def write_csv(rows: Sequence[Efficiency], path: Path) -> None:
             writer.writerow(asdict(row) | {name: getattr(row, name) for name in derived})
 
 
-def view(rows: Sequence[Efficiency]) -> Table:
-    """One row a job, and their sum."""
-    table = make_table(
+def table(rows: Sequence[Efficiency]) -> Table:
+    """Return one row for each job, and their sum."""
+    made = make_table(
         "run", "session", "job", "state", ">ranks", ">queued", ">allocated", ">starting",
         ">training", ">validating", ">saving", ">other", ">CPU", ">memory", ">samples/GPU-h",
     )  # fmt: skip
     for row in rows:
-        table.add_row(
+        seconds = [getattr(row, f"{phase}_s") for phase in (*PHASES, "other")]
+        made.add_row(
             row.run, row.sessions, row.job or "–", row.state or "–", str(row.ranks),
-            "–" if row.queued_s is None else duration(row.queued_s),
-            duration(row.allocated_s), *_shares(row, row.allocated_s),
+            "–" if row.queued_s is None else format_duration(row.queued_s),
+            format_duration(row.allocated_s), *(_percent(_ratio(s, row.allocated_s)) for s in seconds),
             _percent(row.cpu_share), _percent(row.memory_share),
             f"{row.samples_per_rank_hour:,.0f}",
         )  # fmt: skip
@@ -206,18 +177,12 @@ def view(rows: Sequence[Efficiency]) -> Table:
         total = sum(row.allocated_s * row.ranks for row in rows)
         trained = sum(row.training_s * row.ranks for row in rows)
         samples = sum(row.samples for row in rows)
-        table.add_section()
-        table.add_row(
-            "all, weighted by ranks", "", "", "", "", "", "", "",
-            _percent(trained / total if total else None), "", "", "", "", "",
+        made.add_section()
+        made.add_row(
+            "all, weighted by ranks", *[""] * 7, _percent(_ratio(trained, total)), *[""] * 5,
             f"{3600 * samples / total:,.0f}" if total else "–",
         )  # fmt: skip
-    return table
-
-
-def _shares(row: Efficiency, allocated_s: float) -> list[str]:
-    seconds = [getattr(row, f"{phase}_s") for phase in (*PHASES, "other")]
-    return [_percent(value / allocated_s if allocated_s else None) for value in seconds]
+    return made
 
 
 def _ended(run: Run) -> list[dict[str, Any]]:
@@ -225,17 +190,23 @@ def _ended(run: Run) -> list[dict[str, Any]]:
     return sessions[:-1] if run.holder else sessions
 
 
+def _ask_accounting(ids: Sequence[str]) -> list[JobUsage]:
+    """Jobs as ``sacct`` remembers them; none if it does not answer."""
+    done = run_command("sacct", "-n", "-P", "-D", "-j", ",".join(ids), "-o", _FORMAT)
+    return parse_accounting(done.stdout) if done.returncode == 0 else []
+
+
 def _grouped(
-    sessions: Sequence[dict[str, Any]], jobs: Sequence[Allocation]
-) -> list[tuple[list[dict[str, Any]], Allocation | None]]:
-    """Sessions that ran in the same job together: a rank that dies makes all start again."""
-    groups: list[tuple[list[dict[str, Any]], Allocation | None]] = []
+    sessions: Sequence[dict[str, Any]], jobs: Sequence[JobUsage]
+) -> list[tuple[list[dict[str, Any]], JobUsage | None]]:
+    """Sessions by job: if a rank dies, all start again in the same job."""
+    groups: list[tuple[list[dict[str, Any]], JobUsage | None]] = []
     for session in sessions:
         found = [
             job
             for job in jobs
             if job.job == session["job"]
-            and job.start - _SLACK_S <= session["begun"] <= job.end + _SLACK_S
+            and job.start - _CLOCK_TOLERANCE_S <= session["begun"] <= job.end + _CLOCK_TOLERANCE_S
         ]
         job = found[-1] if found else None
         if job is not None and groups and groups[-1][1] == job:
@@ -245,13 +216,12 @@ def _grouped(
     return groups
 
 
-def _row(run: Run, sessions: Sequence[Mapping[str, Any]], given: Allocation | None) -> Efficiency:
+def _row(run: Run, sessions: Sequence[Mapping[str, Any]], given: JobUsage | None) -> Efficiency:
     spent = {phase: sum(s["seconds"][phase] for s in sessions) for phase in PHASES}
     steps = sum(session["end_step"] - session["step"] for session in sessions)
     first, last = sessions[0], sessions[-1]
     numbers = list(dict.fromkeys(str(session["session"]) for session in sessions))
-    source = "session" if given is None else "sacct" if given.job else "benchmark"
-    job = given or Allocation("")
+    job = given or JobUsage("")
     allocated = max(sum(spent.values()), job.elapsed_s or 0.0)
     return Efficiency(
         run=run.name,
@@ -262,7 +232,7 @@ def _row(run: Run, sessions: Sequence[Mapping[str, Any]], given: Allocation | No
         device=last["device"],
         queued_s=job.queued_s,
         allocated_s=allocated,
-        source=source,
+        source="session" if given is None else "sacct" if given.job else "benchmark",
         **{f"{phase}_s": seconds for phase, seconds in spent.items()},
         samples=steps * _samples_per_step(run),
         cpu_s=job.cpu_s,
@@ -273,31 +243,29 @@ def _row(run: Run, sessions: Sequence[Mapping[str, Any]], given: Allocation | No
 
 
 def _samples_per_step(run: Run) -> float:
-    """Samples of a mean step: the last one of an epoch may be smaller."""
+    """Mean number of samples of a step: the last step of an epoch may have fewer."""
     if not run.history:
         return 0.0
     last = run.history[-1]
     return last["samples_per_second"] * last["seconds"] * last["epoch"] / last["step"]
 
 
-def _benchmarks(run: Run, results: Path, benchmarks: Path) -> dict[str, Allocation]:
-    """What Snakemake measured of the jobs that reached their milestone, by the start of the session."""
+def _benchmarks(run: Run, results: Path, benchmarks: Path) -> dict[str, JobUsage]:
+    """Snakemake's measurements of jobs that reached their milestone, by the start of the session."""
     found = {}
     for path in results.joinpath("train", *run.parts[:3]).glob("epoch_*.json"):
-        table = benchmarks.joinpath("train_segment", *run.parts[:3], f"{path.stem}.tsv")
+        measured = benchmarks.joinpath("train_segment", *run.parts[:3], f"{path.stem}.tsv")
         try:
             receipt = json.loads(path.read_text())
-            with table.open() as file:
+            with measured.open() as file:
                 *_, line = csv.DictReader(file, delimiter="\t")
-            if receipt["identity"] != run.run_hash:
-                continue
-            started = receipt["sessions"][-1]["started"]
-            found[started] = Allocation(
-                "",
-                elapsed_s=float(line["s"]),
-                cpu_s=float(line["cpu_time"]),
-                memory=2**20 * float(line["max_rss"]),
-            )
+            if receipt["identity"] == run.run_hash:
+                found[receipt["sessions"][-1]["started"]] = JobUsage(
+                    "",
+                    elapsed_s=float(line["s"]),
+                    cpu_s=float(line["cpu_time"]),
+                    memory=2**20 * float(line["max_rss"]),
+                )
         except (OSError, ValueError, KeyError, IndexError, TypeError):
             continue
     return found
@@ -305,15 +273,8 @@ def _benchmarks(run: Run, results: Path, benchmarks: Path) -> dict[str, Allocati
 
 def _memory_of_node(tres: str) -> float | None:
     given = dict(entry.split("=", 1) for entry in tres.split(",") if "=" in entry)
-    total = size_of(given.get("mem", ""))
+    total = parse_bytes(given.get("mem", ""))
     return None if total is None else total / int(given.get("node", 1))
-
-
-def _time(text: str) -> float | None:
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:  # "Unknown", "None"
-        return None
 
 
 def _ratio(used: float | None, given: float | None) -> float | None:

@@ -1,12 +1,13 @@
-"""The stores below a directory such as ``runs/``: what each holds, and how far it has come.
+"""Inventory of the stores below a directory such as ``runs/``: their steps, records and state.
 
-Nothing here writes. Steps and their checksums are read by `millrace.training.store`.
+Nothing here writes. Manifests and checksums are read by `millrace.training.store`.
 """
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,20 +28,20 @@ class Step:
     manifest: Manifest | None
     """None: missing or damaged."""
     run_hash: str
-    """Of the run that the step should belong to."""
+    """Hash of the run that the step should belong to."""
 
     @property
     def milestone(self) -> bool:
-        """Whether it is kept for good."""
+        """Whether the step is kept permanently."""
         return self.manifest is not None and self.manifest.milestone
 
     def problem(self, thorough: bool = True) -> str | None:
-        """Say what is wrong with the step; None: it is intact.
+        """Return what is wrong with the step; None: it is intact.
 
         Parameters
         ----------
         thorough : bool
-            Read the data and compare its checksum, not only its size.
+            Whether to read the data and compare their checksums, not only their sizes.
         """
         manifest = self.manifest
         if manifest is None:
@@ -78,8 +79,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What commands take: the parts joined by slashes."""
+        """Name of the run in commands: the parts joined by slashes."""
         return "/".join(self.parts)
+
+    @property
+    def family(self) -> str:
+        """Name without the run hash: runs of one family differ in their configuration."""
+        return "/".join(self.parts[:3])
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -99,22 +105,24 @@ class Run:
     @cached_property
     def history(self) -> list[dict[str, Any]]:
         """Records of the epochs in ``metrics.jsonl``, without a line that is just being written."""
-        try:
-            lines = (self.path / "metrics.jsonl").read_text().splitlines()
-        except (OSError, UnicodeDecodeError):
-            return []
-        return list(_records(lines))
+        records = []
+        with contextlib.suppress(OSError, ValueError):
+            for line in (self.path / "metrics.jsonl").read_text().splitlines():
+                record = json.loads(line)
+                if isinstance(record, dict) and "epoch" in record:
+                    records.append(record)
+        return records
 
     @property
     def holder(self) -> str | None:
-        """Who writes to the store at this moment."""
+        """The process that writes to the store at this moment; None: there is none."""
         lock = self.path / "owner.json"
         record = owner.read_owner(lock)
         return str(record) if record and record.is_alive(lock, time.time()) else None
 
     @property
     def state(self) -> str:
-        """``training``, ``damaged``, ``empty`` or ``idle``; data is not read for this."""
+        """``training``, ``damaged``, ``empty`` or ``idle``; checksums are not compared for this."""
         if self.holder:
             return "training"
         if any(step.problem(thorough=False) for step in self.steps):
@@ -123,85 +131,80 @@ class Run:
 
     @property
     def changed(self) -> float:
-        """Time of the last change, in seconds since the epoch."""
+        """Time of the last change, in seconds since 1970."""
         files = [step.path / "manifest.json" for step in self.steps]
         files += [self.path / name for name in ("metrics.jsonl", "identity.json")]
         return max((path.stat().st_mtime for path in files if path.is_file()), default=0.0)
 
     @property
     def size(self) -> int:
-        """Bytes of all its files."""
-        return usage([self.path])[0]
+        """Bytes of all files of the run."""
+        return disk_usage([self.path])[0]
 
     @property
     def leftovers(self) -> list[Path]:
-        """What a kill left behind."""
+        """Files that a killed process left behind."""
         return sorted(path for pattern in _LEFTOVERS for path in self.path.glob(pattern))
 
     def store(self) -> CheckpointStore:
-        """Open the store, to write or to find its newest intact step."""
+        """Return the store, to write to it or to find its newest intact step."""
         return CheckpointStore(self.path, self.run_hash, "")
 
 
 def find_runs(root: Path) -> list[Run]:
-    """List the runs below a directory, by name.
-
-    Raises
-    ------
-    DataError
-        There is no such directory.
-    """
+    """Return the runs below a directory, ordered by name; raises `DataError` if it does not exist."""
     if not root.is_dir():
         raise DataError(f"{root}: no such directory; name the one with the stores by --root")
-    found = (_run(path) for path in sorted(root.glob("*/*/seed*/*")) if path.is_dir())
-    return [run for run in found if _is_store(run.path)]
+    return [
+        Run(path, *path.parts[-4:])
+        for path in sorted(root.glob("*/*/seed*/*"))
+        if (path / "identity.json").is_file() or any(path.glob("step_*"))
+    ]
+
+
+def newest_of_family(runs: Iterable[Run]) -> dict[str, Run]:
+    """Return the run that changed last for each experiment, layout and seed."""
+    return {run.family: run for run in sorted(runs, key=lambda run: run.changed)}
 
 
 def select(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
-    """Choose runs by path or by the beginning of ``experiment/layout/seed<n>/<run hash>``.
-
-    Parameters
-    ----------
-    runs : sequence of Run
-    names : iterable of str
-        The last part of a name may be shortened. No names: all runs.
+    """Return the runs with these paths, or whose names begin with these; all runs if there are none.
 
     Raises
     ------
     DataError
-        A name fits no run.
+        There is no run of a name.
     """
     names = list(names)
     chosen = {run.path: run for name in names for run in _matching(runs, name)}
     return list(chosen.values()) if names else list(runs)
 
 
-def one(runs: Sequence[Run], name: str) -> Run:
-    """Choose the run of a name, the one changed last among several run hashes.
+def select_one(runs: Sequence[Run], name: str) -> Run:
+    """Return the run of a name; of several run hashes, the one that changed last.
 
     Raises
     ------
     DataError
-        The name fits no run, or runs of several experiments, layouts or seeds.
+        There is no run of this name, or there are several experiments, layouts or seeds.
     """
-    matching = _matching(runs, name)
-    families = sorted({"/".join(run.parts[:3]) for run in matching})
-    if len(families) > 1:
-        raise DataError(f"{name}: fits {', '.join(families)}; name one of them")
-    return max(matching, key=lambda run: run.changed)
+    newest = newest_of_family(_matching(runs, name))
+    if len(newest) > 1:
+        raise DataError(f"{name}: fits {', '.join(sorted(newest))}; name one of them")
+    return next(iter(newest.values()))
 
 
-def usage(paths: Iterable[Path]) -> tuple[int, int]:
-    """Count the bytes below paths, and how many of them their removal would free.
+def disk_usage(paths: Iterable[Path]) -> tuple[int, int]:
+    """Return the bytes below paths, and how many of them their removal would free.
 
-    Steps that are outputs of the workflow have two names: removing one frees nothing.
+    Steps that are outputs of the workflow have two names (hard links): removing one frees nothing.
     """
     total = freed = 0
     for path in paths:
         for file in [path, *path.rglob("*")]:
             try:
                 status = file.lstat()
-            except FileNotFoundError:  # the run goes on
+            except FileNotFoundError:  # removed by the training meanwhile
                 continue
             if not file.is_dir():
                 total += status.st_size
@@ -212,21 +215,21 @@ def usage(paths: Iterable[Path]) -> tuple[int, int]:
 def session_statistics(
     sessions: Sequence[Mapping[str, Any]], history: Sequence[Mapping[str, Any]], step: int
 ) -> list[dict[str, Any]]:
-    """What came of each session of a run.
+    """Return the sessions of a run with their results.
 
     Parameters
     ----------
     sessions, history : sequence of mapping
         As in a checkpoint or a receipt.
     step : int
-        Optimiser steps done when they were saved.
+        Number of optimiser steps when they were saved.
 
     Returns
     -------
     list of dict
-        The sessions, each with ``steps`` (that were kept: what a kill took back was done again by the
-        next), ``epochs`` and ``seconds`` (of the epochs that it finished), ``samples_per_second``
-        (mean over these, None without) and ``validation_loss`` (of the last of them).
+        The sessions, each with ``steps`` (without those that a kill lost, which the next session repeated),
+        ``epochs`` and ``seconds`` (of the epochs that it finished), ``samples_per_second`` (mean over these
+        epochs, None without any) and ``validation_loss`` (of the last one).
     """
     ends = [session["step"] for session in sessions[1:]] + [step]
     result = []
@@ -247,40 +250,20 @@ def session_statistics(
     return result
 
 
-def _run(path: Path) -> Run:
-    return Run(path, path.parts[-4], path.parts[-3], path.parts[-2], path.name)
-
-
-def _is_store(path: Path) -> bool:
-    return (path / "identity.json").is_file() or any(path.glob("step_*"))
-
-
 def _matching(runs: Sequence[Run], name: str) -> list[Run]:
+    """Runs below a path, else those whose name has these parts, else those with a shortened last part."""
     path = os.path.abspath(name)  # noqa: PTH100  not `resolve`: links stay as they are named
-    below = [run for run in runs if (os.path.abspath(run.path) + os.sep).startswith(path + os.sep)]  # noqa: PTH100
-    if below:
-        return below
     parts = tuple(part for part in name.split("/") if part)
-    exact = [run for run in runs if parts and run.parts[: len(parts)] == parts]
-    begun = [
-        run
-        for run in runs
-        if parts
-        and len(parts) <= len(run.parts)
-        and run.parts[: len(parts) - 1] == parts[:-1]
-        and run.parts[len(parts) - 1].startswith(parts[-1])
+    whole, last = parts[:-1], parts[-1] if parts else "/"
+    alike = [
+        run for run in runs if len(run.parts) > len(whole) and run.parts[: len(whole)] == whole
     ]
-    if not (exact or begun):
-        known = sorted({"/".join(run.parts[:3]) for run in runs})
-        raise DataError(f"{name}: no such run; there are {', '.join(known) or 'none'}")
-    return exact or begun
-
-
-def _records(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            return
-        if isinstance(record, dict) and "epoch" in record:
-            yield record
+    found = (
+        [run for run in runs if (os.path.abspath(run.path) + os.sep).startswith(path + os.sep)]  # noqa: PTH100
+        or [run for run in alike if run.parts[len(whole)] == last]
+        or [run for run in alike if run.parts[len(whole)].startswith(last)]
+    )
+    if not found:
+        known = ", ".join(sorted({run.family for run in runs})) or "none"
+        raise DataError(f"{name}: no such run; there are {known}")
+    return found

@@ -1,4 +1,4 @@
-"""Checking, thinning and copying of stores. What deletes takes the lock of the store first."""
+"""Verification, cleaning and backup of stores. Deletion takes the lock of the store first."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from millrace.errors import DataError
-from millrace.files import atomic_write, refusal_of, sync
-from millrace.runs.inventory import Run, Step, usage
+from millrace.files import atomic_write, output_errors, sync
+from millrace.runs.inventory import Run, Step, disk_usage, newest_of_family
 from millrace.training import run_hash
 from millrace.training.owner import LockedError
 from millrace.training.store import Manifest, checksum
@@ -19,7 +19,7 @@ from millrace.training.usage import SESSIONS, TARGET
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that `verify` looked at."""
+    """A file or directory that was verified."""
 
     path: Path
     problem: str | None
@@ -28,7 +28,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Removal:
-    """Something that `clean` would remove."""
+    """A file or directory that `clean` would remove."""
 
     run: Run
     path: Path
@@ -36,8 +36,8 @@ class Removal:
 
     @property
     def freed(self) -> int:
-        """Bytes that become free."""
-        return usage([self.path])[1]
+        """Bytes that the removal frees."""
+        return disk_usage([self.path])[1]
 
 
 def verify(runs: Iterable[Run]) -> Iterator[Finding]:
@@ -46,29 +46,28 @@ def verify(runs: Iterable[Run]) -> Iterator[Finding]:
         yield Finding(run.path / "identity.json", _identity_problem(run))
         for step in run.steps:
             problem = step.problem()
-            # A run that goes on removes old steps while they are being read.
+            # A run in training may remove an old step while it is being read.
             if problem is None or step.path.exists():
                 yield Finding(step.path, problem)
 
 
 def verify_outputs(results: Path) -> Iterator[Finding]:
-    """Compare the checkpoints that were published below ``results/train`` with their receipts."""
+    """Compare the published checkpoints below ``results/train`` with their receipts."""
     for path, receipt in receipts(results):
         if isinstance(receipt, str):
             yield Finding(path, receipt)
             continue
         expected = receipt["checkpoint"]
-        file = path.with_name(expected["file"])
+        file, problem = path.with_name(expected["file"]), None
         if not file.is_file():
-            yield Finding(file, "it is missing; the workflow restores it from the store")
+            problem = "it is missing; the workflow restores it from the store"
         elif file.stat().st_size != expected["size"] or checksum(file) != expected["crc32"]:
-            yield Finding(file, "its size or checksum is not the one of its receipt")
-        else:
-            yield Finding(file, None)
+            problem = "its size or checksum is not the one of its receipt"
+        yield Finding(file, problem)
 
 
 def receipts(results: Path) -> Iterator[tuple[Path, dict[str, Any] | str]]:
-    """Receipts of published checkpoints; a text says what is wrong with one."""
+    """Iterate over the receipts of published checkpoints; a string says what is wrong with one."""
     for path in sorted((results / "train").glob("*/*/seed*/epoch_*.json")):
         try:
             receipt = json.loads(path.read_text())
@@ -81,29 +80,29 @@ def receipts(results: Path) -> Iterator[tuple[Path, dict[str, Any] | str]]:
 def plan_cleaning(
     runs: Sequence[Run], keep: int, results: Path | None = None, everything: Sequence[Run] = ()
 ) -> list[Removal]:
-    """List what can go: old steps, what kills left behind, and old run hashes.
+    """Return what can be removed: old steps, files left behind by killed processes, and old run hashes.
 
     Parameters
     ----------
     runs : sequence of Run
         The runs to clean.
     keep : int
-        Steps to keep besides the milestones, at least 1. Only those whose checksum agrees count, and
-        damaged ones are left alone: they may be milestones.
+        Number of steps to keep besides the milestones, at least 1. Only steps with the right checksum
+        count. Damaged steps are not removed, because they may be milestones.
     results : Path, optional
-        Also list the stores of old run hashes: those to which no receipt below this directory refers,
-        and that are not the newest of their experiment, layout and seed.
+        If given, stores of old run hashes can be removed as well: those to which no receipt below this
+        directory refers, and that are not the newest of their experiment, layout and seed.
     everything : sequence of Run
-        All runs, to tell which run hash is the newest; by default ``runs``.
+        All runs, among which the newest run hash is determined; default: ``runs``.
 
     Raises
     ------
     DataError
-        ``keep`` is below 1, or a receipt cannot be read, so that it is unknown what it refers to.
+        ``keep`` is below 1, or a receipt cannot be read, so that it is not known which run it refers to.
     """
     if keep < 1:
         raise DataError(f"--keep {keep}: expected 1 or more, else a run could not be continued")
-    old = _old_identities(runs, results, everything or runs) if results is not None else []
+    old = _old_run_hashes(runs, results, everything or runs) if results is not None else []
     removals = [Removal(run, run.path, "old run hash, no receipt refers to it") for run in old]
     for run in runs:
         if run in old:
@@ -119,14 +118,14 @@ def clean(removals: Iterable[Removal]) -> None:
     Raises
     ------
     LockedError
-        A run is being trained; nothing of it was removed.
+        A run is in training; nothing of it was removed.
     """
     by_run: dict[Run, list[Path]] = {}
     for removal in removals:
         by_run.setdefault(removal.run, []).append(removal.path)
     for run, paths in by_run.items():
-        with run.store().writing():  # which removes what kills left behind
-            # Step by step also where all goes: what a kill leaves of a store is a sound store.
+        with run.store().writing():  # which also removes files left behind by killed processes
+            # Step by step, also if all is removed: if this is killed, the rest is an intact store.
             for path in [step.path for step in run.steps] if run.path in paths else paths:
                 _remove(path)
             if run.path in paths:
@@ -134,41 +133,41 @@ def clean(removals: Iterable[Removal]) -> None:
 
 
 def refuse_if_held(runs: Iterable[Run]) -> None:
-    """Raise `LockedError` if somebody writes to one of the runs."""
+    """Raise `LockedError` if a process writes to one of the runs."""
     for run in runs:
         if holder := run.holder:
             raise LockedError(f"{run.name}: in use by {holder}; wait for it or stop it")
 
 
 def backup(run: Run, destination: Path) -> Iterator[tuple[Step, str]]:
-    """Copy the committed steps of a run and what describes them, one step after the other.
+    """Copy the committed steps of a run and its records, one step after the other.
 
-    Each copy is read again and compared with its manifest before it gets its name, so that a backup
-    that was stopped can be run again: what is there and intact is not copied twice.
+    Each copy is read again and compared with its manifest before it gets its final name. A backup that was
+    interrupted can be repeated: intact copies are not copied again.
 
     Parameters
     ----------
     run : Run
         It may be in training.
     destination : Path
-        Root of the backup, laid out like the root of the runs: it can be listed, verified, and
+        Root of the backup, with the same structure as the root of the runs: it can be listed, verified and
         copied back in the same way.
 
     Yields
     ------
     Step, str
-        Each step, and what became of it: ``copied``, ``there``, ``damaged: ...`` or ``gone``.
+        Each step and its outcome: ``copied``, ``there``, ``damaged: ...`` or ``gone``.
 
     Raises
     ------
     LockedError
-        The destination belongs to a run in training.
+        A process writes to the destination.
     OutputError
-        No space, no permission.
+        There is no space or no permission.
     """
     copy = Run(destination.joinpath(*run.parts), *run.parts)
-    # Its own lock: two backups, or a backup and a training, must not meet in a directory.
-    with copy.store().writing(), refusal_of(copy.path):
+    # The copy has its own lock: two backups, or a backup and a training, must not write to one directory.
+    with copy.store().writing(), output_errors(copy.path):
         for step in run.steps:
             yield step, _copy_step(step, copy.path / step.path.name)
         _copy_file(run.path / "identity.json", copy.path / "identity.json")
@@ -198,7 +197,7 @@ def _copy_step(step: Step, target: Path) -> str:
     if problem is not None:
         shutil.rmtree(partial, ignore_errors=True)
         return f"damaged: {problem}" if step.path.exists() else "gone"
-    shutil.rmtree(target, ignore_errors=True)  # damaged, else it would have stayed
+    shutil.rmtree(target, ignore_errors=True)  # damaged, otherwise it would have been kept
     partial.rename(target)
     sync(target.parent)
     return "copied"
@@ -221,35 +220,30 @@ def _identity_problem(run: Run) -> str | None:
 
 def _dispensable(steps: Sequence[Step], keep: int) -> list[Step]:
     """Steps older than the ``keep`` newest intact ones, without milestones and damaged ones."""
-    passing = [step for step in reversed(steps) if step.manifest and not step.milestone]
+    temporary = [step for step in reversed(steps) if step.manifest and not step.milestone]
     intact = 0
-    for position, step in enumerate(passing):
+    for position, step in enumerate(temporary):
         intact += step.problem() is None
         if intact == keep:
-            older = passing[position + 1 :]
+            older = temporary[position + 1 :]
             return [step for step in reversed(older) if step.problem(thorough=False) is None]
     return []
 
 
-def _old_identities(runs: Sequence[Run], results: Path, everything: Sequence[Run]) -> list[Run]:
-    referred = set()
+def _old_run_hashes(runs: Sequence[Run], results: Path, everything: Sequence[Run]) -> list[Run]:
+    """Runs that no receipt refers to and that are not the newest of their family."""
     if not (results / "train").is_dir():
         raise DataError(
             f"{results / 'train'}: no such directory, so no receipt says which runs are in use; name the "
             "directory of the results by --results"
         )
+    referred = set()
     for path, receipt in receipts(results):
         if isinstance(receipt, str):
             raise DataError(f"{path}: {receipt}; mend or delete it, it says which run is in use")
         referred.add((*path.parts[-4:-1], receipt["identity"]))
-    newest: dict[tuple[str, ...], Run] = {}
-    for run in everything:
-        family = run.parts[:3]
-        if family not in newest or run.changed > newest[family].changed:
-            newest[family] = run
-    return [
-        run for run in runs if run.parts not in referred and run != newest.get(run.parts[:3], run)
-    ]
+    newest = newest_of_family(everything).values()
+    return [run for run in runs if run.parts not in referred and run not in newest]
 
 
 def _remove(path: Path) -> None:

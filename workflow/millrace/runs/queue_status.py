@@ -1,4 +1,4 @@
-"""Jobs of runs: which Snakemake has submitted, and what the scheduler says, without waiting for it."""
+"""Jobs of runs: those that Snakemake has submitted, and their state, without waiting for the scheduler."""
 
 import base64
 import json
@@ -12,17 +12,17 @@ from millrace.cluster import Cluster
 from millrace.errors import UserError
 from millrace.schedulers import Job, Queue, queue
 
-# The scheduler serves many: it is asked this often, whatever the interval of the table.
+# The scheduler serves many users: it is asked this often, whatever the interval of the table.
 ASK_EVERY_S = 30.0
 
 
 def find_queue(profile: Path | None) -> Queue | None:
-    """Queue of a profile's cluster; without a profile that of the commands found here, if any.
+    """Return the queue of a profile's cluster, or without a profile that of the installed commands, if any.
 
     Raises
     ------
     ConfigError
-        The profile has no facts of a cluster, or wrong ones.
+        The profile has no facts of a cluster, or they are wrong.
     """
     if profile is not None:
         return queue(Cluster.read(profile.absolute()).scheduler)
@@ -33,12 +33,12 @@ def find_queue(profile: Path | None) -> Queue | None:
 
 
 class Jobs:
-    """What the scheduler said last. It is asked in the background: a busy one may take minutes.
+    """Last answer of the scheduler, which is asked in the background because it may take minutes.
 
     Parameters
     ----------
     queue : Queue or None
-        None: nothing is ever known.
+        None: no job is ever known.
     """
 
     def __init__(self, queue: Queue | None) -> None:
@@ -47,14 +47,14 @@ class Jobs:
         self._asked: float | None = None
         self._thread: threading.Thread | None = None
         self.problem = ""
-        """Why the scheduler did not answer; empty: it did."""
+        """Why the scheduler did not answer; empty: it answered."""
 
     def get(self, job: str) -> Job | None:
-        """What is known of a job."""
+        """Return the last known state of a job."""
         return self._known.get(job)
 
     def ask(self, ids: Iterable[str], patience_s: float) -> None:
-        """Ask for jobs if it is time to, and wait a little for the answer."""
+        """Ask for jobs if the last answer is old or lacks one, and wait a little for the answer."""
         wanted = sorted(set(ids) - {""})
         if self._queue is None or not wanted:
             return
@@ -80,30 +80,31 @@ class Jobs:
             self._known |= queue.jobs(wanted)
             self.problem = ""
         except (UserError, OSError, ValueError, KeyError) as error:
-            # What a scheduler says in trouble is nothing to end for: the stores tell the rest.
+            # A problem of the scheduler is no reason to end: the rest is known from the stores.
             self.problem = " ".join(str(error).split()) or type(error).__name__
 
 
 def submitted_jobs(snakemake: Path) -> dict[str, str]:
-    """Jobs of training that Snakemake has submitted and not seen to end.
+    """Return the ids of the training jobs that Snakemake has submitted and that have not ended.
 
-    Snakemake names a file in ``incomplete/`` after each output that a job is to make, in base 64, and
-    notes the job's id in it.
+    For each output of such a job, Snakemake writes a file with the id of the job to ``incomplete/``, whose
+    name is that of the output in base 64.
 
     Returns
     -------
     dict
-        ``experiment/layout/seed<n>`` to job id.
+        Job ids by ``experiment/layout/seed<n>``.
     """
     folder, found = snakemake / "incomplete", {}
     for path in folder.rglob("*"):
-        # Long names are cut into folders that begin with @.
+        # Long names are split into folders that begin with @.
         code = "".join(part.removeprefix("@") for part in path.relative_to(folder).parts)
         try:
             job = json.loads(path.read_text())["external_jobid"]
             pieces = Path(base64.urlsafe_b64decode(code).decode()).parts
         except (ValueError, KeyError, TypeError, OSError):  # written just now, or something else
             continue
-        if job and pieces[:2] == ("results", "train") and len(pieces) == 6:
-            found["/".join(pieces[2:5])] = str(job)
+        # Of a module with a prefix there are folders in front.
+        if job and pieces[-6:-4] == ("results", "train"):
+            found["/".join(pieces[-4:-1])] = str(job)
     return found

@@ -1,9 +1,10 @@
-"""Where all runs stand: the stores, and the scheduler's word on their jobs."""
+"""Live status of all runs, from their stores and from the scheduler."""
 
 import contextlib
 import json
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +15,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from millrace.runs.display import duration, make_table, number
-from millrace.runs.inventory import Run, find_runs
+from millrace.cluster.display import make_table
+from millrace.runs.display import format_duration, format_number
+from millrace.runs.inventory import Run, find_runs, newest_of_family
 from millrace.runs.queue_status import Jobs, submitted_jobs
 from millrace.schedulers import Job, Queue, State
-from millrace.training.owner import Record, read_owner
+from millrace.training.owner import OwnerRecord, read_owner
 from millrace.training.usage import read_sessions, read_target
 
-# An epoch that takes so much longer than the others is not slow, it hangs.
+# An epoch that takes this much longer than the others has stalled.
 _STALLED_AFTER, _STALLED_AT_LEAST_S = 3.0, 600.0
 _STYLES = {
     "pending": "yellow", "running": "green", "idle": "", "done": "blue", "stalled": "bold yellow",
@@ -30,8 +32,8 @@ _STYLES = {
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a run stands."""
+class RunStatus:
+    """Status of a run."""
 
     name: str
     """``experiment/layout/seed<n>/<run hash>``; without the hash before its first start."""
@@ -39,82 +41,87 @@ class Standing:
     """pending, running, idle, done, stalled or failed."""
     epoch: int = 0
     milestone: int | None = None
-    """Epoch that is trained to now."""
+    """Next milestone epoch, which is trained to."""
     final: int | None = None
-    """Last epoch that is configured."""
+    """Last configured epoch."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """The newest line of ``metrics.jsonl``."""
     epoch_s: float | None = None
-    """Seconds that an epoch takes, with validation and saving."""
+    """Seconds of an epoch, with validation and saving."""
     since_s: float = 0.0
     """Seconds since the newest epoch ended."""
     sessions: int = 0
     job: str = ""
     node: str = ""
     end: float | None = None
-    """When the job's time is over."""
+    """End of the job's walltime, in seconds since 1970."""
     reason: str = ""
-    """Why it waits, or what happened."""
+    """Why the run waits, or what happened."""
 
     def left_s(self, target: int | None) -> float | None:
-        """Seconds until the end of an epoch, if that can be told and it is running."""
+        """Return the seconds until the end of an epoch; None: not running, or not known."""
         if self.state != "running" or target is None or self.epoch_s is None:
             return None
         return max(0.0, (target - self.epoch) * self.epoch_s - min(self.since_s, self.epoch_s))
 
 
 class Watcher:
-    """Looks at the stores each time, and at the scheduler now and then.
+    """Reads the stores each time, and asks the scheduler now and then.
 
     Parameters
     ----------
     root, results : Path
-        Where the stores and the outputs are.
+        Directories of the stores and of the outputs.
     queue : Queue, optional
-        The scheduler; none: only the stores are looked at.
+        The scheduler; None: only the stores are read.
     patience_s : float
         How long to wait for the scheduler each time.
-    snakemake : Path
-        Where Snakemake notes which jobs it has submitted.
     """
 
     def __init__(
-        self,
-        root: Path,
-        results: Path,
-        queue: Queue | None = None,
-        patience_s: float = 1.0,
-        snakemake: Path = Path(".snakemake"),
+        self, root: Path, results: Path, queue: Queue | None = None, patience_s: float = 1.0
     ) -> None:
-        self._root, self._results, self._snakemake = root, results, snakemake
+        self._root, self._results = root, results
         self._jobs, self._patience_s = Jobs(queue), patience_s
 
-    def look(self, now: float) -> list[Standing]:
-        """All runs, the newest run hash of each, and those that wait for their first start."""
-        runs = _newest(find_runs(self._root)) if self._root.is_dir() else []
-        submitted = submitted_jobs(self._snakemake)
+    def look(self, now: float) -> list[RunStatus]:
+        """Return the status of the newest run of each family, and of those that wait for their first start.
+
+        Runs in use that are not the newest of their family are returned as well.
+        """
+        runs = find_runs(self._root) if self._root.is_dir() else []
+        newest = newest_of_family(runs)
+        runs = [run for run in runs if run is newest[run.family] or run.holder]
+        submitted = submitted_jobs(Path(".snakemake"))
         owners = {run.path: read_owner(run.path / "owner.json") for run in runs}
         ids = [owner.job for owner in owners.values() if owner] + list(submitted.values())
         self._jobs.ask(ids, self._patience_s)
-        standings = [
-            self._standing(run, owners[run.path], submitted.pop("/".join(run.parts[:3]), ""), now)
-            for run in runs
+        found = [
+            self._status(run, owners[run.path], submitted.pop(run.family, ""), now) for run in runs
         ]
-        return standings + [self._waiting(family, job) for family, job in sorted(submitted.items())]
+        return found + [self._waiting(family, job) for family, job in sorted(submitted.items())]
 
-    def view(self, now: float) -> Group:
-        """Look, and make a table of what is seen."""
-        standings = self.look(now)
-        return view(standings, self._jobs.problem, now)
+    def render(self, now: float) -> Group:
+        """Return a table of the runs, and below it the state of the scheduler and a summary."""
+        runs = self.look(now)
+        lines: list[Table | Text] = [_table(runs, now)]
+        if self._jobs.problem:
+            text = f"the scheduler does not answer: {self._jobs.problem}"
+            lines.append(Text(text, style="yellow"))
+        counts = Counter(run.state for run in runs)
+        total = ", ".join(f"{counts[state]} {state}" for state in _STYLES if counts[state])
+        lines.append(
+            Text(f"{time.strftime('%H:%M:%S', time.localtime(now))}  {total or 'no runs'}")
+        )
+        return Group(*lines)
 
-    def _waiting(self, family: str, job: str) -> Standing:
+    def _waiting(self, family: str, job: str) -> RunStatus:
         seen = self._jobs.get(job) or Job(job, State.UNKNOWN)
         state = {State.FAILED: "failed", State.RUNNING: "running"}.get(seen.state, "pending")
-        return Standing(
-            family, state, job=job, node=", ".join(seen.nodes), end=seen.end, reason=seen.reason
-        )
+        nodes = ", ".join(seen.nodes)
+        return RunStatus(family, state, job=job, node=nodes, end=seen.end, reason=seen.reason)
 
-    def _standing(self, run: Run, owner: Record | None, submitted: str, now: float) -> Standing:
+    def _status(self, run: Run, owner: OwnerRecord | None, submitted: str, now: float) -> RunStatus:
         alive = owner is not None and owner.is_alive(run.path / "owner.json", now)
         owned = owner.job if owner else ""
         job = owned if alive else submitted or owned
@@ -125,17 +132,18 @@ class Watcher:
         milestone, final = read_target(run.path)
         sessions = read_sessions(run.path)
         begun = sessions[-1]["begun"] if sessions else 0.0
-        ended = max(_time_of(run.path / "metrics.jsonl"), begun)
+        with contextlib.suppress(OSError):
+            begun = max((run.path / "metrics.jsonl").stat().st_mtime, begun)
         epoch_s = _seconds_of_epoch(history, sessions)
         state, reason = _state(alive, owner is not None, seen, epoch, final)
         if state == "idle" and self._stopped_early(run):
             state, reason = "done", "stopped early"
-        since = max(0.0, now - ended)
+        since = max(0.0, now - begun)
         if state == "running" and epoch_s is not None:
             limit = max(_STALLED_AFTER * epoch_s, _STALLED_AT_LEAST_S)
             if since > limit:
-                state, reason = "stalled", f"no epoch for {duration(since)}"
-        return Standing(
+                state, reason = "stalled", f"no epoch for {format_duration(since)}"
+        return RunStatus(
             name=run.name,
             state=state,
             epoch=epoch,
@@ -152,7 +160,7 @@ class Watcher:
         )
 
     def _stopped_early(self, run: Run) -> bool:
-        """Whether a receipt of this run says that more epochs do not help."""
+        """Whether a receipt of this run says that it stopped early."""
         folder = self._results.joinpath("train", *run.parts[:3])
         for path in folder.glob("epoch_*.json"):
             try:
@@ -164,70 +172,54 @@ class Watcher:
         return False
 
 
-def view(standings: Sequence[Standing], problem: str, now: float) -> Group:
-    """The table, and below it what the scheduler did not tell."""
-    made = make_table(
+def _table(runs: Sequence[RunStatus], now: float) -> Table:
+    table = make_table(
         "run", "state", ">epoch", ">loss", ">validation", ">samples/s", ">milestone in", ">all in",
         "job", "node", ">job ends in", ">sessions", "why",
     )  # fmt: skip
-    for one in standings:
-        rate = one.record.get("samples_per_second")
-        made.add_row(
-            one.name,
-            Text(one.state, style=_STYLES[one.state]),
-            _of(one.epoch, one.final),
-            number(one.record.get("train_loss")),
-            number(one.record.get("validation_loss")),
-            "–" if rate is None or one.state != "running" else f"{rate:.0f}",
-            _span(one.left_s(one.milestone)),
-            _span(one.left_s(one.final)),
-            one.job or "–",
-            one.node or "–",
-            _span(None if one.end is None else max(0.0, one.end - now)),
-            str(one.sessions) if one.sessions else "–",
-            one.reason,
+    for run in runs:
+        rate = run.record.get("samples_per_second") if run.state == "running" else None
+        table.add_row(
+            run.name,
+            Text(run.state, style=_STYLES[run.state]),
+            str(run.epoch or "–") if run.final is None else f"{run.epoch} of {run.final}",
+            format_number(run.record.get("train_loss")),
+            format_number(run.record.get("validation_loss")),
+            "–" if rate is None else f"{rate:.0f}",
+            _duration(run.left_s(run.milestone)),
+            _duration(run.left_s(run.final)),
+            run.job or "–",
+            run.node or "–",
+            _duration(None if run.end is None else max(0.0, run.end - now)),
+            str(run.sessions or "–"),
+            run.reason,
         )
-    lines: list[Table | Text] = [made]
-    if problem:
-        lines.append(Text(f"the scheduler does not answer: {problem}", style="yellow"))
-    counts = {s: sum(one.state == s for one in standings) for s in _STYLES}
-    total = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
-    lines.append(Text(f"{time.strftime('%H:%M:%S', time.localtime(now))}  {total or 'no runs'}"))
-    return Group(*lines)
+    return table
 
 
 def follow(watcher: Watcher, interval_s: float, console: Console) -> None:
-    """Keep the table up to date, until Ctrl-C."""
+    """Show the table and update it until Ctrl-C."""
     with (
         contextlib.suppress(KeyboardInterrupt),
-        Live(watcher.view(time.time()), console=console, auto_refresh=False) as live,
+        Live(watcher.render(time.time()), console=console, auto_refresh=False) as live,
     ):
         while True:
             time.sleep(interval_s)
-            live.update(watcher.view(time.time()), refresh=True)
-
-
-def _newest(runs: Sequence[Run]) -> list[Run]:
-    """Of each experiment, layout and seed the run hash that changed last, and those in use."""
-    newest: dict[tuple[str, ...], Run] = {}
-    for run in runs:
-        family = run.parts[:3]
-        if family not in newest or run.changed > newest[family].changed:
-            newest[family] = run
-    return [run for run in runs if run is newest[run.parts[:3]] or run.holder]
+            live.update(watcher.render(time.time()), refresh=True)
 
 
 def _state(
     alive: bool, owned: bool, job: Job | None, epoch: int, final: int | None
 ) -> tuple[str, str]:
-    """State of a run without regard to its pace, and why."""
+    """State of a run, apart from stalling, and the reason."""
     if alive:
         return "running", ""
     if final is not None and epoch >= final:
         return "done", ""
-    if job is not None and job.state in (State.PENDING, State.RUNNING):
-        starts = job.state is State.RUNNING
-        return ("running", "starting") if starts else ("pending", job.reason)
+    if job is not None and job.state is State.RUNNING:
+        return "running", "starting"
+    if job is not None and job.state is State.PENDING:
+        return "pending", job.reason
     if job is not None and job.state is State.FAILED:
         return "failed", job.reason or "its job failed"
     if owned:
@@ -238,7 +230,7 @@ def _state(
 def _seconds_of_epoch(
     history: Sequence[Mapping[str, Any]], sessions: Sequence[Mapping[str, Any]]
 ) -> float | None:
-    """Median over the last epochs of this session or the one before, with what is not training."""
+    """Median over the last epochs of the newest session, with validation and saving."""
     if not history:
         return None
     session = history[-1]["session"]
@@ -249,16 +241,5 @@ def _seconds_of_epoch(
     return seconds * (1 + besides / training) if training > 0 else seconds
 
 
-def _time_of(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _of(epoch: int, final: int | None) -> str:
-    return f"{epoch} of {final}" if final is not None else str(epoch) if epoch else "–"
-
-
-def _span(seconds: float | None) -> str:
-    return "–" if seconds is None else duration(seconds)
+def _duration(seconds: float | None) -> str:
+    return "–" if seconds is None else format_duration(seconds)

@@ -1,1 +1,1 @@
-"""How training scales: records of measured runs, and what may be concluded from them."""
+"""How training scales: records of measured runs, their analysis and the report."""

@@ -1,29 +1,27 @@
-r"""The alpha-beta model of an all-reduce, and the step of layouts that were not run.
+r"""The alpha-beta model of an all-reduce.
 
-A message of n bytes between two ranks takes :math:`\alpha + n / \beta`. A ring all-reduce sends
-2 (p - 1) messages of n / p bytes one after the other (Thakur, Rabenseifner & Gropp 2005, *Int. J. High
-Perform. Comput. Appl.* 19(1), section 4):
+A message of n bytes between two ranks takes :math:`\alpha + n / \beta`, with the latency :math:`\alpha`
+(s) and the bandwidth :math:`\beta` (bytes/s). A ring all-reduce sends 2 (p - 1) messages of n / p bytes one
+after the other (Thakur, Rabenseifner & Gropp 2005, *Int. J. High Perform. Comput. Appl.* 19(1), section 4):
 
 .. math:: t(n, p) = 2 (p - 1) \alpha + 2 \frac{p - 1}{p} \frac{n}{\beta}
 
 A ring over several nodes is as slow as its slowest link, the one between nodes.
 
-Shape suffixes: N observations, K draws.
+Shape suffix: N observations.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from millrace.scaling.quantity import MODELLED, Quantity, Refusal
-from millrace.scaling.records import Transfer
-from millrace.scaling.statistics import LinearFit, relative_least_squares
+from millrace.scaling.quantity import MODELLED, Floats, Quantity, Refusal
+from millrace.scaling.records import AllReduceTiming
+from millrace.scaling.statistics import relative_least_squares
 
-Floats = NDArray[np.float64]
-
-_FEWEST_SIZES, _LEAST_RANGE = 4, 10.0
+_MIN_SIZES, _MIN_SIZE_RATIO = 4, 10.0
 
 
 @dataclass(frozen=True)
@@ -31,59 +29,63 @@ class LinkModel:
     """Latency and bandwidth of the links of one kind."""
 
     link: str
-    """``intra`` or ``inter``."""
+    """``intra``: within a node; ``inter``: between nodes."""
     alpha: Quantity
-    """Seconds a message."""
+    """Seconds per message."""
     beta: Quantity
-    """Bytes a second."""
+    """Bytes per second."""
     deviation: float | None
-    """Largest deviation of the model from the median measured time of a size, relative."""
+    """Largest relative deviation of the model from the median measured time of a message size."""
     source: str
-    """Measured table, or where else it comes from."""
+    """The measurements that the model is fitted to, or where else it comes from."""
 
 
 def ring_factors(ranks: ArrayLike) -> tuple[Floats, Floats]:
-    """Messages of a ring all-reduce, 2 (p - 1), and its traffic over the message size, 2 (p - 1) / p."""
+    """Return 2 (p - 1), the messages of a ring all-reduce, and 2 (p - 1) / p, its traffic per byte."""
     p = np.asarray(ranks, dtype=np.float64)
     return 2 * (p - 1), 2 * (p - 1) / p
 
 
-def all_reduce_seconds(link: LinkModel, size: float, ranks: int) -> float:
-    """Time of a ring all-reduce of ``size`` bytes between ``ranks``; 0 for one rank."""
+def all_reduce_seconds(link: LinkModel, size: ArrayLike, ranks: int) -> Floats:
+    """Return the time of a ring all-reduce of ``size`` bytes between ``ranks``; 0 for one rank."""
+    return ring_seconds(link.alpha.value, link.beta.value, size, ranks)
+
+
+def ring_seconds(alpha: ArrayLike, beta: ArrayLike, size: ArrayLike, ranks: int) -> Floats:
+    """Return t(n, p) of the module's formula for a latency (s) and a bandwidth (bytes/s)."""
     messages, traffic = ring_factors(ranks)
-    return float(messages * link.alpha.value + traffic * size / link.beta.value)
+    return np.asarray(messages * np.asarray(alpha) + traffic * np.asarray(size) / np.asarray(beta))
 
 
 def bus_bandwidth(size: ArrayLike, seconds: ArrayLike, ranks: ArrayLike) -> Floats:
-    """Bandwidth that every link carries in an all-reduce, bytes/s: comparable between numbers of ranks.
+    """Return the bandwidth that every link carries in an all-reduce, bytes/s.
 
-    The ``busbw`` of the NCCL tests: 2 (p - 1) / p times bytes over seconds.
+    This is the ``busbw`` of the NCCL tests, 2 (p - 1) / p times bytes over seconds: it is comparable
+    between different numbers of ranks.
     """
     return ring_factors(ranks)[1] * np.asarray(size) / np.asarray(seconds)
 
 
-def fit_link(transfers: Sequence[Transfer], link: str) -> LinkModel | Refusal:
-    """Fit alpha and beta of one kind of link to measured all-reduces.
+def fit_link(timings: Sequence[AllReduceTiming], link: str) -> LinkModel | Refusal:
+    """Fit latency and bandwidth of one kind of link to measured all-reduces.
 
-    Refused below four sizes of messages, or if they do not span a factor of ten: then alpha and beta
-    cannot be told apart.
+    Refused for fewer than four message sizes, or if the sizes do not span a factor of ten: then latency
+    and bandwidth cannot be told apart.
     """
-    mine = [transfer for transfer in transfers if transfer.link == link]
+    timings = [timing for timing in timings if timing.link == link]
     what = f"alpha-beta model of {link}-node links"
-    if not mine:
+    if not timings:
         return Refusal(what, "no all-reduce over them was measured")
-    sizes = sorted({transfer.bytes for transfer in mine})
-    if len(sizes) < _FEWEST_SIZES or sizes[-1] < _LEAST_RANGE * sizes[0]:
-        return Refusal(
-            what,
-            f"{len(sizes)} sizes from {sizes[0]:,} to {sizes[-1]:,} bytes were measured; expected "
-            f"{_FEWEST_SIZES} or more over a factor of {_LEAST_RANGE:g}",
-        )
+    sizes = sorted({timing.bytes for timing in timings})
+    measured = f"{sizes[0]:,} to {sizes[-1]:,} bytes"
+    if len(sizes) < _MIN_SIZES or sizes[-1] < _MIN_SIZE_RATIO * sizes[0]:
+        expected = f"expected {_MIN_SIZES} or more over a factor of {_MIN_SIZE_RATIO:g}"
+        return Refusal(what, f"{len(sizes)} sizes from {measured} were measured; {expected}")
     size_N, ranks_N, seconds_N = (
-        np.array([getattr(transfer, name) for transfer in mine], dtype=np.float64)
+        np.array([getattr(timing, name) for timing in timings], dtype=np.float64)
         for name in ("bytes", "ranks", "seconds")
     )
-    (alpha, beta), (low, high), _ = estimate(size_N, ranks_N, seconds_N)
+    (alpha, beta), low, high = estimate(size_N, ranks_N, seconds_N)
     if not np.isfinite(beta):
         return Refusal(what, "the measured time does not grow with the size of the message")
     model = LinkModel(
@@ -91,64 +93,57 @@ def fit_link(transfers: Sequence[Transfer], link: str) -> LinkModel | Refusal:
         Quantity(float(alpha), "s", MODELLED, float(low[0]), float(high[0])),
         Quantity(float(beta), "B/s", MODELLED, float(low[1]), float(high[1])),
         None,
-        f"fitted to {len(mine)} measured all-reduces of {sizes[0]:,} to {sizes[-1]:,} bytes",
+        f"fitted to {len(timings)} measured all-reduces of {measured}",
     )
-    return LinkModel(
-        model.link,
-        model.alpha,
-        model.beta,
-        _deviation(model, size_N, ranks_N, seconds_N),
-        model.source,
-    )
+    deviations = []
+    for size, ranks in {*zip(size_N, ranks_N, strict=True)}:
+        median = float(np.median(seconds_N[(size_N == size) & (ranks_N == ranks)]))
+        deviations.append(abs(float(all_reduce_seconds(model, size, int(ranks))) / median - 1))
+    return replace(model, deviation=max(deviations))
 
 
-def estimate(
-    size_N: Floats, ranks_N: Floats, seconds: Floats
-) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats], LinearFit]:
-    """Alpha and beta with intervals, for one table of seconds [N] or many [..., N].
+def estimate(size_N: Floats, ranks_N: Floats, seconds: Floats) -> tuple[Floats, Floats, Floats]:
+    """Estimate latency and bandwidth from one series of seconds [N] or from many [..., N].
 
     Returns
     -------
-    values : pair of ndarray
-        Alpha and beta, [...].
-    low, high : ndarray
-        [2, ...], of the same.
-    linear : LinearFit
-        In alpha and 1 / beta.
+    values, low, high : ndarray
+        Estimates of alpha (s) and beta (bytes/s) and the ends of their 95 % intervals, [2, ...].
     """
     messages_N, traffic_N = ring_factors(ranks_N)
     design = np.stack([messages_N, traffic_N * size_N], axis=1)
-    free = relative_least_squares(design, seconds)
+    both = relative_least_squares(design, seconds)
     without_latency = relative_least_squares(design[:, 1:], seconds)
-    (alpha_low, alpha_high), (inverse_low, inverse_high) = free.interval(0), free.interval(1)
-    alpha = free.coefficients[..., 0]
-    inverse = np.where(alpha < 0, without_latency.coefficients[..., 0], free.coefficients[..., 1])
+    (alpha_low, alpha_high), (inverse_low, inverse_high) = both.interval(0), both.interval(1)
+    alpha = both.coefficients[..., 0]
+    inverse = np.where(alpha < 0, without_latency.coefficients[..., 0], both.coefficients[..., 1])
     with np.errstate(divide="ignore"):
-        low = np.stack([alpha_low.clip(min=0), 1 / inverse_high.clip(min=0)])
-        high = np.stack([alpha_high.clip(min=0), 1 / inverse_low.clip(min=0)])
-        values = (alpha.clip(min=0), 1 / inverse.clip(min=0))
-    return values, (low, high), free
+        values, low, high = (
+            np.stack([latency.clip(min=0), 1 / inverse_bandwidth.clip(min=0)])
+            for latency, inverse_bandwidth in (
+                (alpha, inverse),
+                (alpha_low, inverse_high),
+                (alpha_high, inverse_low),
+            )
+        )
+    return values, low, high
 
 
 def assumed_link(link: str, latency_s: float, bytes_per_s: float) -> LinkModel:
-    """Model of a link from figures of the configuration, for clusters that were not measured."""
-    return LinkModel(
-        link,
-        Quantity(latency_s, "s", MODELLED),
-        Quantity(bytes_per_s, "B/s", MODELLED),
-        None,
-        "assumed in the configuration, not measured",
-    )
+    """Return the model of a link that the configuration describes, for clusters that were not measured."""
+    alpha, beta = Quantity(latency_s, "s", MODELLED), Quantity(bytes_per_s, "B/s", MODELLED)
+    return LinkModel(link, alpha, beta, None, "assumed in the configuration, not measured")
 
 
-def crossover_batch(forward_backward: tuple[float, float], communication_s: float) -> float | None:
-    """Batch of a rank whose backward pass takes as long as the communication.
+def crossover_batch(backward: tuple[float, float], communication_s: float) -> float | None:
+    """Return the batch of a rank whose backward pass takes as long as the communication.
 
-    Above it, communication can hide behind the backward pass; below, it cannot, however well it overlaps.
+    With a larger batch the communication can be hidden behind the backward pass, with a smaller one it
+    cannot.
 
     Parameters
     ----------
-    forward_backward : pair of float
+    backward : pair of float
         Constant (s) and slope (s/sample) of the time of the backward pass over the batch of a rank.
     communication_s : float
         Time of the all-reduce.
@@ -156,18 +151,8 @@ def crossover_batch(forward_backward: tuple[float, float], communication_s: floa
     Returns
     -------
     float or None
-        Samples; 0 if every batch is enough; None if the time of the backward pass does not grow.
+        Samples; 0 if every batch is large enough; None if the backward pass takes no longer for more
+        samples.
     """
-    constant, slope = forward_backward
-    if slope <= 0:
-        return None
-    return max(0.0, (communication_s - constant) / slope)
-
-
-def _deviation(model: LinkModel, size_N: Floats, ranks_N: Floats, seconds_N: Floats) -> float:
-    worst = 0.0
-    for size, ranks in {(s, p) for s, p in zip(size_N, ranks_N, strict=True)}:
-        chosen = (size_N == size) & (ranks_N == ranks)
-        measured = float(np.median(seconds_N[chosen]))
-        worst = max(worst, abs(all_reduce_seconds(model, size, int(ranks)) / measured - 1))
-    return worst
+    constant, slope = backward
+    return max(0.0, (communication_s - constant) / slope) if slope > 0 else None

@@ -1,8 +1,8 @@
-"""Figures of the scaling report, as wide as a column of a journal, so that they are read on a phone too.
+"""Figures of the scaling report, as wide as a column of a journal, so that they can be read on a phone too.
 
-The marker says where a number comes from: filled is measured, open is modelled, an open diamond is
-extrapolated; bars of layouts that were not run are hatched. The colour is that of the number of nodes.
-``path`` says where to write, and ``also`` names suffixes of further files beside it.
+The marker shows the origin of a number: filled is measured, open is modelled, an open diamond is
+extrapolated; bars of layouts that were not run are hatched. The colour shows the number of nodes.
+``path`` is the file to write, and ``also`` names the suffixes of further files beside it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,26 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import ticker
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import (
-    FixedLocator,
-    FuncFormatter,
-    MaxNLocator,
-    NullFormatter,
-    NullLocator,
-    PercentFormatter,
-)
 
 from millrace.figures.style import CATEGORIES, PREDICTION, REFERENCE_LINE, TRUTH, figure
-from millrace.scaling.communication import bus_bandwidth, ring_factors
+from millrace.scaling.communication import all_reduce_seconds, bus_bandwidth
 from millrace.scaling.fits import USL, evaluate
-from millrace.scaling.quantity import EXTRAPOLATED, LABELS, MEASURED, MODELLED, Quantity
+from millrace.scaling.quantity import (
+    EXTRAPOLATED,
+    LABELS,
+    MEASURED,
+    MODELLED,
+    Quantity,
+    format_scaled,
+)
 from millrace.scaling.results import LayoutResult, Study, wait_hours
 
-WIDTH = 4.2
-"""Inches."""
-
+_WIDTH = 4.2  # inches
 _NODES = {1: PREDICTION, 2: "#D55E00", 4: "#009E73"}
 _MORE_NODES = "#CC79A7"
 _MARKERS: dict[str, dict[str, Any]] = {
@@ -38,22 +36,16 @@ _MARKERS: dict[str, dict[str, Any]] = {
     EXTRAPOLATED: {"marker": "D", "markerfacecolor": "white"},
 }
 _HATCH = {MEASURED: "", MODELLED: "////", EXTRAPOLATED: "xxxx"}
-_PARTS = {
-    "forward": ("forward", "#0072B2"),
-    "backward": ("backward", "#56B4E9"),
-    "optimiser": ("optimiser", "#009E73"),
-    "computing": ("computing", "#6BAED6"),
-    "other": ("other", "#BBBBBB"),
-    "imbalance": ("imbalance", "#F0E442"),
-    "data": ("data wait", "#CC79A7"),
-    "communication": ("communication", "#D55E00"),
-}
+_PART_COLOURS = {
+    "forward": "#0072B2", "backward": "#56B4E9", "optimiser": "#009E73", "computing": "#6BAED6",
+    "other": "#BBBBBB", "imbalance": "#F0E442", "data": "#CC79A7", "communication": "#D55E00",
+}  # fmt: skip
 
 
 def throughput(study: Study, path: str | Path, also: Sequence[str] = ()) -> None:
     """Draw throughput by number of ranks, with the ideal line and the fitted law if there is one."""
     base = next(one for one in study.layouts if one.layout == study.base)
-    with figure(path, WIDTH, 3.4, also=also) as fig:
+    with figure(path, _WIDTH, 3.4, also=also) as fig:
         axes = fig.add_subplot(xscale="log", yscale="log")
         ranks = sorted({one.ranks for one in study.layouts})
         ends = np.array([ranks[0], ranks[-1]])
@@ -66,10 +58,12 @@ def throughput(study: Study, path: str | Path, also: Sequence[str] = ()) -> None
                 p = np.geomspace(law.ranks[0], min(2 * law.ranks[-1], ranks[-1]), 100)
                 axes.plot(p, evaluate(law, p), color=TRUTH, linewidth=1, label="USL fit (modelled)")
         for one in study.layouts:
-            # Layouts of equal ranks stand side by side.
+            # Layouts with the same number of ranks are drawn side by side.
             _point(axes, one.ranks * 1.03 ** (one.nodes.bit_length() - 1), one.throughput, one)
-        axes.set(xlabel=_ranks(study), ylabel="Throughput (samples/s)")
-        _plain_ticks(axes, ranks)
+        axes.set(xlabel=study.units, ylabel="Throughput (samples/s)")
+        axes.xaxis.set_major_locator(ticker.FixedLocator(ranks))
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
         values = [one.throughput.value for one in study.layouts]
         _log_ticks(
             axes.yaxis, min(values), max(*values, base.throughput.value * ranks[-1] / base.ranks)
@@ -79,42 +73,46 @@ def throughput(study: Study, path: str | Path, also: Sequence[str] = ()) -> None
 
 def efficiency(study: Study, path: str | Path, also: Sequence[str] = ()) -> None:
     """Draw the efficiency of every layout with its interval, and the bands claimed for GPUs if tested."""
-    with figure(path, WIDTH, 3.2, also=also) as fig:
+    with figure(path, _WIDTH, 3.2, also=also) as fig:
         axes = fig.add_subplot()
-        claimed = False
+        label: str | None = "claimed"  # once in the legend
         for x, one in enumerate(study.layouts):
             if one.claim is not None:
                 height = one.claim.high - one.claim.low
                 axes.bar(
                     x, height, 0.7, one.claim.low, color="#F0E442", alpha=0.6, gid=f"claim_{one.layout}",
-                    label=None if claimed else "claimed",
+                    label=label,
                 )  # fmt: skip
-                claimed = True
+                label = None
             _point(axes, x, one.factors.efficiency, one)
         _efficiency_axis(axes, study.layouts, f"Efficiency against {study.base}")
         _legend(fig, study.layouts, axes)
 
 
 def step_parts(study: Study, path: str | Path, also: Sequence[str] = ()) -> None:
-    """Draw what a step is spent on, one stacked bar a layout."""
+    """Draw the parts of a step as stacked bars, one for each layout."""
     layouts = study.layouts
-    used = [part for part in _PARTS if any(_share(one, part) > 0.002 for one in layouts)]
-    with figure(path, WIDTH, 1.5 + 0.33 * len(layouts), also=also) as fig:
+    used = [part for part in _PART_COLOURS if any(_share(one, part) > 0.002 for one in layouts)]
+    with figure(path, _WIDTH, 1.5 + 0.33 * len(layouts), also=also) as fig:
         axes = fig.add_subplot()
         for y, one in enumerate(layouts):
             left = 0.0
             for part in used:
                 seconds = one.parts[part].value * 1e3 if part in one.parts else 0.0
                 axes.barh(
-                    y, seconds, 0.7, left, color=_PARTS[part][1], hatch=_HATCH[one.label],
+                    y, seconds, 0.7, left, color=_PART_COLOURS[part], hatch=_HATCH[one.label],
                     edgecolor="white", linewidth=0.4,
                 )  # fmt: skip
                 left += seconds
-        axes.set_yticks(range(len(layouts)), [_named(one) for one in layouts])
+        names = [
+            one.layout if one.label == MEASURED else f"{one.layout}\n{one.label}" for one in layouts
+        ]
+        axes.set_yticks(range(len(layouts)), names)
         axes.set(xlabel="Time of a step (ms)", ylim=(len(layouts) - 0.5, -0.5))
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        handles = [Patch(color=_PARTS[part][1], label=_PARTS[part][0]) for part in used]
+        renamed = {"data": "data wait"}
+        handles = [Patch(color=_PART_COLOURS[p], label=renamed.get(p, p)) for p in used]
         handles += [
             Patch(facecolor="#888888", edgecolor="white", hatch=_HATCH[label], label=label)
             for label in _labels(layouts)
@@ -125,9 +123,9 @@ def step_parts(study: Study, path: str | Path, also: Sequence[str] = ()) -> None
 
 
 def communication(study: Study, path: str | Path, also: Sequence[str] = ()) -> None:
-    """Draw the bus bandwidth of measured all-reduces by size of the message, with the fitted model."""
+    """Draw the bus bandwidth of measured all-reduces by message size, with the fitted model."""
     groups = sorted({(one.link, one.ranks) for one in study.bandwidth})
-    with figure(path, WIDTH, 3.2, also=also) as fig:
+    with figure(path, _WIDTH, 3.2, also=also) as fig:
         axes = fig.add_subplot(xscale="log", yscale="log")
         for (link, ranks), colour in zip(groups, (*CATEGORIES[4:], *CATEGORIES[:4]), strict=False):
             mine = [one for one in study.bandwidth if (one.link, one.ranks) == (link, ranks)]
@@ -140,61 +138,56 @@ def communication(study: Study, path: str | Path, also: Sequence[str] = ()) -> N
             for model in study.links:
                 if model.link == link:
                     n = np.geomspace(size.min(), size.max(), 100)
-                    messages, traffic = ring_factors(ranks)
-                    seconds = messages * model.alpha.value + traffic * n / model.beta.value
-                    axes.plot(n, bus_bandwidth(n, seconds, ranks) / 1e9, color=colour, linewidth=1)
+                    bus = bus_bandwidth(n, all_reduce_seconds(model, n, ranks), ranks) / 1e9
+                    axes.plot(n, bus, color=colour, linewidth=1)
         axes.plot([], [], color=REFERENCE_LINE, linewidth=1, label="α-β model (modelled)")
         axes.set(xlabel="Size of the message", ylabel="Bus bandwidth (GB/s)")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _bytes(value)))
+        axes.xaxis.set_major_formatter(
+            ticker.FuncFormatter(lambda value, _: format_scaled(value, "B"))
+        )
         _log_ticks(axes.yaxis, *axes.get_ylim())
         fig.legend(loc="outside upper center", ncols=1 if len(groups) > 3 else 2, fontsize=8)
 
 
-def cost_and_time(study: Study, currency: str, path: str | Path, also: Sequence[str] = ()) -> None:
-    """Draw cost over time of every layout, waiting included, and the layouts that no other beats."""
+def cost_and_time(study: Study, path: str | Path, also: Sequence[str] = ()) -> None:
+    """Draw cost over time of every layout, waiting included, and the Pareto front of the layouts."""
     target = study.layouts[0].target is not None
-    costs = {one.layout: one.target or one.epoch for one in study.layouts}
-    money = study.layouts[0].epoch.money is not None
+    money = study.layouts[0].epoch.money
     wait = any(one.queue_hours is not None for one in study.layouts)
-    with figure(path, WIDTH, 3.3, also=also) as fig:
+    with figure(path, _WIDTH, 3.3, also=also) as fig:
         axes = fig.add_subplot()
         at = {}
         for one in study.layouts:
-            cost = costs[one.layout]
+            cost = one.target or one.epoch
             x = cost.seconds.value / 3600 + wait_hours(one, study.layouts)
             price = cost.money or cost.device_hours
             at[one.layout] = (x, price.value)
             axes.plot(x, price.value, color=_node_colour(one), markersize=5, **_MARKERS[one.label])
         front = np.array([at[name] for name in study.pareto])
-        axes.plot(
-            *front.T,
-            color=REFERENCE_LINE,
-            linewidth=1,
-            zorder=1,
-            label="no layout is cheaper and sooner",
-        )
+        label = "no layout is cheaper and faster"
+        axes.plot(*front.T, color=REFERENCE_LINE, linewidth=1, zorder=1, label=label)
         axes.margins(x=0.22, y=0.2)
-        for name, offset in _placed(at, 0.75 * WIDTH * 72, 0.6 * 3.3 * 72).items():
+        for name, offset in _placed(at, 0.75 * _WIDTH * 72, 0.6 * 3.3 * 72).items():
             axes.annotate(
                 name, at[name], xytext=offset, textcoords="offset points", ha="center", va="center",
                 fontsize=7.5,
             )  # fmt: skip
         what = "to the target" if target else "of an epoch"
         # Labels of small numbers are long.
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(4))
         axes.set_xlabel(f"Hours {what}" + (", queue included" if wait else ""))
-        axes.set_ylabel(f"Cost {what} ({currency})" if money else f"Device-hours {what}")
+        axes.set_ylabel(f"Cost {what} ({money.unit})" if money else f"Device-hours {what}")
         _legend(fig, study.layouts, axes)
 
 
 def overall_efficiency(
     studies: Sequence[Study], path: str | Path, also: Sequence[str] = ()
 ) -> None:
-    """Draw the efficiency of several experiments on one kind of device side by side."""
+    """Draw the efficiencies of several experiments on one kind of device side by side."""
     names = {one.layout: one for study in studies for one in study.layouts}
     order = sorted(names.values(), key=lambda one: (one.ranks, one.nodes))
     position = {one.layout: x for x, one in enumerate(order)}
-    with figure(path, WIDTH, 3.4, also=also) as fig:
+    with figure(path, _WIDTH, 3.4, also=also) as fig:
         axes = fig.add_subplot()
         for i, study in enumerate(studies):
             shift = 0.5 * ((i + 0.5) / len(studies) - 0.5)
@@ -210,11 +203,11 @@ def _point(
     axes: Any, x: float, value: Quantity, one: LayoutResult, colour: str | None = None
 ) -> None:
     error = None
-    if value.low is not None and value.high is not None:
+    if value.low is not None and value.high is not None and value.low < value.high:
         error = [[max(0.0, value.value - value.low)], [max(0.0, value.high - value.value)]]
     axes.errorbar(
-        x, value.value, _visible(error), color=colour or _node_colour(one), markersize=5,
-        capsize=2.5, linewidth=1, linestyle="none", **_MARKERS[one.label],
+        x, value.value, error, color=colour or _node_colour(one), markersize=5, capsize=2.5,
+        linewidth=1, linestyle="none", **_MARKERS[one.label],
     )  # fmt: skip
 
 
@@ -225,10 +218,10 @@ def _share(one: LayoutResult, part: str) -> float:
 def _placed(
     at: Mapping[str, tuple[float, float]], width: float, height: float
 ) -> dict[str, tuple[float, float]]:
-    """Offsets of names from their points, in typographic points, so that they keep clear of each other.
+    """Offsets of names from their points, in typographic points, such that names do not overlap.
 
-    Each name takes the first free place around its point; if all are taken, the last. ``width`` and
-    ``height`` are the size of the axes, about.
+    Each name takes the first free place around its point, or the last one if none is free. ``width`` and
+    ``height`` are the approximate size of the axes in typographic points.
     """
     xy = np.array(list(at.values()))
     span = np.where(np.ptp(xy, axis=0) > 0, np.ptp(xy, axis=0), 1)
@@ -250,13 +243,8 @@ def _placed(
 
 
 def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two boxes (centre, width, height) meet."""
+    """Whether two boxes (x and y of the centre, width, height) overlap."""
     return all(abs(one[i] - other[i]) < (one[i + 2] + other[i + 2]) / 2 for i in (0, 1))
-
-
-def _visible(error: list[list[float]] | None) -> list[list[float]] | None:
-    """Leave out error bars that would have no length."""
-    return error if error is not None and max(map(max, error)) > 0 else None
 
 
 def _efficiency_axis(
@@ -267,7 +255,7 @@ def _efficiency_axis(
     axes.set_xlim(-0.6, len(layouts) - 0.4)
     bottom, top = axes.get_ylim()
     axes.set_ylim(max(0.0, min(bottom, 0.78)), max(top, 1.03))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
     axes.set_ylabel(label)
     axes.grid(axis="x", visible=False)
     if named:
@@ -275,65 +263,37 @@ def _efficiency_axis(
 
 
 def _legend(fig: Any, layouts: Sequence[LayoutResult], axes: Any, nodes: bool = True) -> None:
-    """One legend: where numbers come from, nodes by colour, and what else has a label."""
+    """Add a legend of the markers, of the colours of the nodes, and of what else has a label."""
+    marker: dict[str, Any] = {"color": "#444444", "linestyle": "none", "markersize": 5}
     handles = [
-        Line2D(
-            [], [], color="#444444", linestyle="none", markersize=5, label=label, **_MARKERS[label]
-        )
-        for label in _labels(layouts)
+        Line2D([], [], label=label, **marker, **_MARKERS[label]) for label in _labels(layouts)
     ]
     if nodes:
-        first = {one.nodes: one for one in sorted(layouts, key=lambda one: -one.nodes)}
+        by_nodes = {one.nodes: _node_colour(one) for one in layouts}
         handles += [
-            Line2D(
-                [], [], color=_node_colour(first[n]), linewidth=3, label=f"{n} node{'s' * (n > 1)}"
-            )
-            for n in sorted(first)
+            Line2D([], [], color=colour, linewidth=3, label=f"{n} node{'s' * (n > 1)}")
+            for n, colour in sorted(by_nodes.items())
         ]
     handles += axes.get_legend_handles_labels()[0]
     fig.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8, handlelength=1.6)
 
 
 def _labels(layouts: Sequence[LayoutResult]) -> list[str]:
-    present = {one.label for one in layouts}
-    return [label for label in LABELS if label in present]
+    return [label for label in LABELS if any(one.label == label for one in layouts)]
 
 
 def _node_colour(one: LayoutResult) -> str:
     return _NODES.get(one.nodes, _MORE_NODES)
 
 
-def _named(one: LayoutResult) -> str:
-    return one.layout if one.label == MEASURED else f"{one.layout}\n{one.label}"
-
-
-def _ranks(study: Study) -> str:
-    return "GPUs" if study.device_kind == "gpu" else "CPU processes"
-
-
-def _plain_ticks(axes: Any, ranks: Sequence[int]) -> None:
-    axes.xaxis.set_major_locator(FixedLocator(ranks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
 def _log_ticks(axis: Any, low: float, high: float) -> None:
-    """Ticks at round numbers within a range, the fewer the wider it is."""
+    """Set ticks at round numbers; a wider range has fewer of them."""
     exponents = range(int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high))) + 1)
     steps = (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 5, 7)
     ticks = [m * 10.0**e for e in exponents for m in steps]
     if high / low > 100:
         ticks = [10.0**e for e in exponents]
-    axis.set_major_locator(
-        FixedLocator([tick for tick in ticks if 0.7 * low <= tick <= 1.4 * high])
-    )
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _bytes(value: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:g} {unit}"
-        value /= 1000
-    return f"{value:g} GB"
+    shown = [tick for tick in ticks if 0.7 * low <= tick <= 1.4 * high]
+    axis.set_major_locator(ticker.FixedLocator(shown))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())

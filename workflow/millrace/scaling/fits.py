@@ -12,31 +12,34 @@ USL         :math:`\lambda p / (1 + \sigma (p - 1) + \kappa p (p - 1))`      Gun
 ==========  ==============================================================  =========================
 
 The constant :math:`\sigma` is the serial share (contention), :math:`\kappa` the cost of coherence between
-pairs. The first and the third are linear in p / X, the second in X: each is a linear model with errors in
-proportion to the value, and its constants are ratios of two coefficients, whose interval Fieller's theorem
-gives exactly.
-All constants are 0 or more: an estimate below is set to 0 and the others fitted again, and an interval is
-cut at 0, which keeps its coverage because the truth is not below.
+pairs of ranks. The first and the third law are linear in p / X, the second in X: each is a linear model
+with errors proportional to the value. Its constants are ratios of two coefficients, and Fieller's theorem
+gives their exact intervals. All constants are 0 or more: a negative estimate is set to 0 and the others are
+fitted again. Intervals are cut at 0, which keeps their coverage because true constants are not negative.
 
-Shape suffixes: N observations.
+Shape suffixes: N observations, C constants.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from millrace.scaling.quantity import MODELLED, REACH, Quantity, Refusal, label_at
-from millrace.scaling.statistics import LinearFit, relative_least_squares
-
-Floats = NDArray[np.float64]
+from millrace.scaling.quantity import (
+    MAX_EXTRAPOLATION,
+    MODELLED,
+    Floats,
+    Quantity,
+    Refusal,
+    label_at,
+)
+from millrace.scaling.statistics import relative_least_squares
 
 AMDAHL, GUSTAFSON, USL = "Amdahl", "Gustafson", "USL"
 LAWS = {"strong": (AMDAHL, USL), "weak": (GUSTAFSON, USL)}
-CONSTANTS = {AMDAHL: ("sigma",), GUSTAFSON: ("s",), USL: ("sigma", "kappa")}
-FEWEST_POINTS = 4
-"""Distinct numbers of ranks that a fit needs."""
+"""Laws that are fitted, by mode of scaling."""
+_CONSTANTS = {AMDAHL: ("sigma",), GUSTAFSON: ("s",), USL: ("sigma", "kappa")}
+_MIN_POINTS = 4
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ class Fit:
     """Distinct numbers of ranks, ascending."""
     observations: int
     scatter: float
-    """Standard deviation of the observations about the law, relative."""
+    """Relative standard deviation of the observations from the law."""
     peak_ranks: Quantity | None
-    """Of the USL: where throughput is largest, if that is within reach of the data."""
+    """USL only: number of ranks with the largest throughput, unless it is too far beyond the data."""
     sentence: str
 
 
@@ -66,87 +69,58 @@ def fit(law: str, ranks: ArrayLike, throughput: ArrayLike) -> Fit | Refusal:
     law : str
         One of `AMDAHL`, `GUSTAFSON`, `USL`.
     ranks, throughput : array_like
-        [N] observations, one a run; samples/s.
+        [N] observations, one for each run; samples/s.
 
     Returns
     -------
     Fit or Refusal
-        Refused with fewer than `FEWEST_POINTS` distinct numbers of ranks.
+        Refused for fewer than four distinct numbers of ranks.
     """
     p_N, x_N = np.asarray(ranks, dtype=np.float64), np.asarray(throughput, dtype=np.float64)
     distinct = tuple(sorted({int(p) for p in p_N}))
-    if len(distinct) < FEWEST_POINTS:
-        return Refusal(
-            f"fit of {law}",
-            f"{len(distinct)} distinct numbers of ranks were measured ({_listed(distinct)}), and a fit "
-            f"needs {FEWEST_POINTS}",
-        )
-    if len(p_N) <= len(CONSTANTS[law]) + 1:
-        return Refusal(f"fit of {law}", "there are no more runs than constants: measure repeats")
-    values, low, high, single, linear = estimate(law, p_N, x_N)
+    listed = ", ".join(map(str, distinct))
+    if len(distinct) < _MIN_POINTS:
+        found = f"{len(distinct)} distinct numbers of ranks were measured ({listed})"
+        return Refusal(f"fit of {law}", f"{found}, and a fit needs {_MIN_POINTS}")
+    values, low, high, single, scatter = estimate(law, p_N, x_N)
     constants = {
         name: Quantity(float(values[i]), "1", MODELLED, float(low[i]), float(high[i]))
-        for i, name in enumerate(CONSTANTS[law])
+        for i, name in enumerate(_CONSTANTS[law])
     }
     peak = _peak(constants, distinct) if law == USL else None
-    return Fit(
-        law,
-        constants,
-        Quantity(float(single), "samples/s", MODELLED),
-        distinct,
-        len(p_N),
-        float(linear.scatter),
-        peak,
-        _sentence(law, constants, peak, distinct),
-    )
+    sentence = _sentence(law, constants, peak, distinct[-1]) + f" from {listed} ranks."
+    one_rank = Quantity(float(single), "samples/s", MODELLED)
+    return Fit(law, constants, one_rank, distinct, len(p_N), float(scatter), peak, sentence)
 
 
 def estimate(
     law: str, ranks: Floats, throughput: Floats
-) -> tuple[Floats, Floats, Floats, Floats, LinearFit]:
-    """Estimates and intervals of a law, for one series of throughput [N] or many [..., N].
+) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Estimate the constants of a law from one series of throughput [N] or from many [..., N].
 
     Returns
     -------
     constants, low, high : ndarray
-        [..., number of constants].
+        Estimates and the ends of their 95 % intervals, [..., C].
     single : ndarray
-        λ, [...].
-    linear : LinearFit
-        The unconstrained fit behind them.
+        λ, samples/s, [...].
+    scatter : ndarray
+        Relative standard deviation of the observations from the unconstrained law, [...].
     """
     design, observed, sign = _linear(law, ranks, throughput)
     free = relative_least_squares(design, observed)
-    count = len(CONSTANTS[law])
-    bounds = [free.ratio_interval(i + 1, 0) for i in range(count)]
+    bounds = [free.ratio_interval(i, 0) for i in range(1, design.shape[1])]
     if sign < 0:
         bounds = [(-high, -low) for low, high in bounds]
     low, high = (np.stack(side, axis=-1).clip(min=0) for side in zip(*bounds, strict=True))
-    constants, single = _constrained(design, observed, free, sign)
-    # With the other constant set to 0, an estimate may leave its own interval.
+    constants, single = _constrained(design, observed, sign)
+    # If the other constant is set to 0, an estimate may lie outside its own interval.
     low, high = np.minimum(low, constants), np.maximum(high, constants)
-    if law != GUSTAFSON:
-        single = 1 / single
-    return constants, low, high, single, free
-
-
-def throughput_at(law: Fit, ranks: int) -> Quantity | Refusal:
-    """Throughput that a fitted law gives for a number of ranks, samples/s.
-
-    Refused beyond `REACH` times the largest measured number.
-    """
-    label = label_at(ranks, law.ranks)
-    if label is None:
-        return Refusal(
-            f"{law.law} at {ranks} ranks",
-            f"that is beyond {REACH:g} times the largest measured number, {law.ranks[-1]}",
-        )
-    value = evaluate(law, ranks)
-    return Quantity(float(value), "samples/s", label)
+    return constants, low, high, single if law == GUSTAFSON else 1 / single, free.scatter
 
 
 def evaluate(law: Fit, ranks: ArrayLike) -> Floats:
-    """Throughput of a fitted law, for drawing: the caller stays within its reach."""
+    """Return the throughput, samples/s, that a fitted law predicts for numbers of ranks."""
     p = np.asarray(ranks, dtype=np.float64)
     constants = {name: constant.value for name, constant in law.constants.items()}
     if law.law == GUSTAFSON:
@@ -156,7 +130,7 @@ def evaluate(law: Fit, ranks: ArrayLike) -> Floats:
 
 
 def _linear(law: str, p_N: Floats, x: Floats) -> tuple[Floats, Floats, int]:
-    """Design [N, P], observations [..., N], and the sign between coefficient ratios and constants."""
+    """Design [N, 1 + C], observations [..., N], and the sign between coefficient ratios and constants."""
     if law == GUSTAFSON:
         return np.stack([p_N, p_N - 1], axis=1), x, -1
     columns = [np.ones_like(p_N), p_N - 1]
@@ -165,19 +139,17 @@ def _linear(law: str, p_N: Floats, x: Floats) -> tuple[Floats, Floats, int]:
     return np.stack(columns, axis=1), p_N / x, 1
 
 
-def _constrained(
-    design: Floats, observed: Floats, free: LinearFit, sign: int
-) -> tuple[Floats, Floats]:
+def _constrained(design: Floats, observed: Floats, sign: int) -> tuple[Floats, Floats]:
     """Constants of 0 or more, [..., C], and the first coefficient, [...].
 
-    There are at most two constants, so all sets of them that may be 0 are fitted and the best admissible
-    one is taken.
+    There are at most two constants: every set of them that may be 0 is fitted, and the best admissible fit
+    is taken.
     """
     count = design.shape[1] - 1
     shape = observed.shape[:-1]
     best = np.full(shape, np.inf)
     constants, single = np.zeros((*shape, count)), np.zeros(shape)
-    for kept in _subsets(count):
+    for kept in ((), (0,), (1,), (0, 1))[: 2**count]:
         fitted = relative_least_squares(design[:, [0, *(i + 1 for i in kept)]], observed)
         first = fitted.coefficients[..., 0]
         ratios = np.zeros((*shape, count))
@@ -191,12 +163,8 @@ def _constrained(
     return constants, single
 
 
-def _subsets(count: int) -> Sequence[tuple[int, ...]]:
-    return [(), (0,)] if count == 1 else [(), (0,), (1,), (0, 1)]
-
-
 def _peak(constants: dict[str, Quantity], ranks: tuple[int, ...]) -> Quantity | None:
-    """Ranks of the largest throughput: sqrt((1 - sigma) / kappa), if not beyond the reach."""
+    """Number of ranks with the largest throughput, sqrt((1 - sigma) / kappa); None: too far away."""
     sigma, kappa = constants["sigma"].value, constants["kappa"].value
     if kappa <= 0 or sigma >= 1:
         return None
@@ -205,24 +173,18 @@ def _peak(constants: dict[str, Quantity], ranks: tuple[int, ...]) -> Quantity | 
     return None if label is None else Quantity(peak, "ranks", label)
 
 
-def _sentence(
-    law: str, constants: dict[str, Quantity], peak: Quantity | None, ranks: tuple[int, ...]
-) -> str:
-    def told(name: str) -> str:
-        one = constants[name]
-        return f"{one.value:.3g} ({one.low:.3g} to {one.high:.3g})"
-
+def _sentence(law: str, constants: dict[str, Quantity], peak: Quantity | None, most: int) -> str:
+    text = {
+        name: f"{one.value:.3g} ({one.low:.3g} to {one.high:.3g})"
+        for name, one in constants.items()
+    }
     if law == GUSTAFSON:
-        return f"Serial share of the scaled problem: s = {told('s')}, from {_listed(ranks)} ranks."
-    text = f"Serial share σ = {told('sigma')}"
+        return f"Serial share of the scaled problem: s = {text['s']},"
+    sentence = f"Serial share σ = {text['sigma']}"
     if law == USL:
-        text += f", coherence κ = {told('kappa')}"
-        if peak is not None:
-            text += f"; throughput peaks at {peak.value:.0f} ranks ({peak.label})"
+        sentence += f", coherence κ = {text['kappa']}; "
+        if peak is None:
+            sentence += f"no peak up to {MAX_EXTRAPOLATION * most:g} ranks"
         else:
-            text += f"; no peak up to {REACH * ranks[-1]:g} ranks"
-    return f"{text}; from {_listed(ranks)} ranks."
-
-
-def _listed(ranks: Sequence[int]) -> str:
-    return ", ".join(str(p) for p in ranks)
+            sentence += f"throughput peaks at {peak.value:.0f} ranks ({peak.label})"
+    return f"{sentence};"

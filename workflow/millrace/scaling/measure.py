@@ -1,4 +1,4 @@
-"""Measuring a layout: the real training step on real samples, rank by rank, and the wires between them."""
+"""Measurement of a layout: the training step on real samples on every rank, and the links between them."""
 
 import copy
 import ctypes
@@ -8,8 +8,8 @@ import platform
 import socket
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import torch
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from millrace.config import from_mapping
 from millrace.layout import Layout
 from millrace.provenance import provenance
-from millrace.scaling.records import SCHEMA, Device, Host, ScalingRun, Times, Transfer
+from millrace.scaling.records import SCHEMA, AllReduceTiming, Device, Host, ScalingRun, Times
 from millrace.scaling.request import MeasureRequest
 from millrace.training.batches import GlobalBatch
 from millrace.training.config import ExecutionConfig
@@ -29,41 +29,41 @@ from millrace.training.parallel.config import ParallelConfig
 from millrace.training.phases import PHASES, PhaseClock
 from millrace.training.segment import build_trainer
 
-# Sizes of the all-reduce, from where latency counts to where only bandwidth does.
+# Message sizes of the all-reduce, from where latency dominates to where only bandwidth matters.
 MESSAGE_BYTES = tuple(4**n * 1024 for n in range(1, 9))
 _ROUNDS = 7
 # Warm-up ends when the medians of two windows of steps agree, at the latest after so many windows.
-_WINDOW, _SETTLED, _MOST_WINDOWS = 5, 0.05, 12
+_WINDOW, _TOLERANCE, _MAX_WINDOWS = 5, 0.05, 12
 
 
 def measure(request: MeasureRequest, ranks: Ranks) -> ScalingRun | None:
-    """Measure on all ranks; the record is given on the first."""
+    """Measure on all ranks, and return the record on the first one."""
     clock = PhaseClock(ranks.device)
     trainer = _trainer(request, ranks, clock)
     flops = _flops_per_sample(trainer, next(trainer.batches(0)))
-    beginning = None if trainer.divided else copy.deepcopy(trainer.state())
-    warm_up = _warm_up(trainer, _batches(trainer), ranks)
-    # The steps that count are the first of a training, on all layouts the same.
-    if beginning is None:
+    initial = None if trainer.divided else copy.deepcopy(trainer.state())
+    warm_up = _warm_up(trainer, ranks)
+    # The recorded steps are the first ones of the training, on all layouts the same.
+    if initial is None:
         trainer = _trainer(request, ranks, clock)
     else:
-        trainer.load(beginning)
-    _reset_peak(ranks)
+        trainer.load(initial)
+    if ranks.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(ranks.device)
     energy = _energy_meter(ranks)
     clock.end_step()
     losses = []
     for batch in itertools.islice(_batches(trainer), request.steps):
-        losses.append(_step(trainer, batch, ranks))
+        losses.append(_step(trainer, batch))
         clock.end_step()
-    mine = clock.steps()
-    joules = energy()
-    gathered = ranks.gather((mine, [float(loss) for loss in losses], _peak(ranks), joules, _host()))
-    transfers = _transfers(ranks, Layout.parse(request.layout))
+    steps, joules = clock.steps(), energy()
+    gathered = ranks.gather((steps, list(map(float, losses)), _peak(ranks), joules, _host()))
+    layout = Layout.parse(request.layout)
+    bandwidth = _time_all_reduces(ranks, "inter" if layout.nodes > 1 else "intra")
     if not ranks.is_first:
         return None
     times, parts, peaks, energies, hosts = map(list, zip(*gathered, strict=True))
     config = trainer.config
-    measured = [one for one in energies if one is not None]
     return ScalingRun(
         schema=SCHEMA,
         experiment=request.experiment,
@@ -72,20 +72,25 @@ def measure(request: MeasureRequest, ranks: Ranks) -> ScalingRun | None:
         repeat=request.repeat,
         device=_device(ranks),
         backend=dist.get_backend() if ranks.world_size > 1 else "none",
-        hosts=_hosts(hosts, Layout.parse(request.layout)),
+        hosts=tuple(hosts[:: layout.gpus_per_node]),
         global_batch=config.global_batch,
         samples_per_epoch=int(trainer.dataset.groups("train").sum()),
         gradient_bytes=_gradient_bytes(trainer),
         warm_up_steps=warm_up,
-        times=_times(times),
+        times=Times(
+            **{
+                name: tuple(tuple(step[name] for step in steps) for steps in times)
+                for name in ("total", *PHASES)
+            }
+        ),
         precision=config.precision,
         micro_batch=trainer.execution.micro_batch,
         parameters=trainer.parameters,
         flops_per_sample=flops,
         losses=tuple(float(sum(step)) for step in zip(*parts, strict=True)),
         peak_memory_bytes=tuple(peaks) if all(peaks) else (),
-        energy_joules=sum(measured) if len(measured) == len(energies) else None,
-        bandwidth=tuple(transfers),
+        energy_joules=None if None in energies else sum(energies),
+        bandwidth=bandwidth,
         software={
             "torch": str(torch.__version__),
             **({"cuda": torch.version.cuda} if torch.version.cuda else {}),
@@ -108,37 +113,38 @@ def _trainer(request: MeasureRequest, ranks: Ranks, clock: PhaseClock) -> Traine
 
 
 def _batches(trainer: Trainer) -> Iterator[GlobalBatch]:
-    """Batches of all epochs."""
+    """Iterate over the batches of all epochs."""
     return itertools.chain.from_iterable(map(trainer.batches, itertools.count()))
 
 
-def _step(trainer: Trainer, batch: GlobalBatch, ranks: Ranks) -> torch.Tensor:
+def _step(trainer: Trainer, batch: GlobalBatch) -> torch.Tensor:
     trainer.module.train()
     loss = trainer.train_step(batch)
     trainer.step += 1
     return loss
 
 
-def _warm_up(trainer: Trainer, batches: Iterator[GlobalBatch], ranks: Ranks) -> int:
-    """Train until steps take equally long; gives how many that were."""
+def _warm_up(trainer: Trainer, ranks: Ranks) -> int:
+    """Train until all steps take equally long, and return their number."""
+    batches = _batches(trainer)
     before = float("inf")
-    for window in range(1, _MOST_WINDOWS + 1):
+    for window in range(1, _MAX_WINDOWS + 1):
         seconds = []
         for batch in itertools.islice(batches, _WINDOW):
             started = time.perf_counter()
-            _step(trainer, batch, ranks)
-            _wait(ranks)
+            _step(trainer, batch)
+            _synchronise(ranks)
             seconds.append(time.perf_counter() - started)
-        # The slowest rank decides, on all ranks: they must do the same number of steps.
+        # The slowest rank decides for all ranks, because they must do the same number of steps.
         [now] = ranks.maximum(statistics.median(seconds))
-        if abs(now - before) < _SETTLED * now:
+        if abs(now - before) < _TOLERANCE * now:
             return window * _WINDOW
         before = now
-    return _MOST_WINDOWS * _WINDOW
+    return _MAX_WINDOWS * _WINDOW
 
 
 def _flops_per_sample(trainer: Trainer, batch: GlobalBatch) -> float | None:
-    """Floating-point operations of forward and backward that torch can count: products of matrices."""
+    """Floating-point operations of forward and backward, as far as torch counts them: matrix products."""
     if trainer.divided is not None:
         return None
     group, index = batch.parts[0]
@@ -152,44 +158,32 @@ def _flops_per_sample(trainer: Trainer, batch: GlobalBatch) -> float | None:
     return float(counter.get_total_flops()) or None
 
 
-def _times(ranks: list[list[dict[str, float]]]) -> Times:
-    return Times(
-        **{
-            name: tuple(tuple(step[name] for step in steps) for steps in ranks)
-            for name in ("total", *PHASES)
-        }
-    )
-
-
 def _gradient_bytes(trainer: Trainer) -> int:
-    size = 2 if trainer.config.gradient_compression != "none" else None
     trained = [p for p in trainer.module.parameters() if p.requires_grad]
-    reals = [p.numel() * (2 if p.is_complex() else 1) for p in trained]
-    if size is not None:
-        return size * sum(reals)
-    return sum(p.numel() * p.element_size() for p in trained)
+    if trainer.config.gradient_compression == "none":
+        return sum(p.numel() * p.element_size() for p in trained)
+    return 2 * sum(p.numel() * (2 if p.is_complex() else 1) for p in trained)
 
 
-def _transfers(ranks: Ranks, layout: Layout) -> list[Transfer]:
-    """Time all-reduces of many sizes between all ranks."""
+def _time_all_reduces(ranks: Ranks, link: str) -> tuple[AllReduceTiming, ...]:
+    """Time all-reduces of many message sizes between all ranks."""
     if ranks.world_size == 1:
-        return []
-    link = "inter" if layout.nodes > 1 else "intra"
-    found = []
+        return ()
+    timings = []
     for size in MESSAGE_BYTES:
         values = torch.ones(size // 4, device=ranks.device)
         seconds = []
         for _ in range(2 + _ROUNDS):
             dist.barrier()
-            _wait(ranks)
+            _synchronise(ranks)
             started = time.perf_counter()
             dist.all_reduce(values)
-            _wait(ranks)
+            _synchronise(ranks)
             seconds.append(time.perf_counter() - started)
-        # Of each round the slowest rank; of the rounds the median.
-        rounds = ranks.maximum(*seconds[2:])
-        found.append(Transfer(size, statistics.median(rounds), ranks.world_size, link))
-    return found
+        # The slowest rank of each round, and the median over rounds.
+        slowest = ranks.maximum(*seconds[2:])
+        timings.append(AllReduceTiming(size, statistics.median(slowest), ranks.world_size, link))
+    return tuple(timings)
 
 
 def _device(ranks: Ranks) -> Device:
@@ -199,40 +193,25 @@ def _device(ranks: Ranks) -> Device:
     return Device("cpu", _processor())
 
 
-def _host() -> Mapping[str, Any]:
-    # What the scheduler calls this node; on one machine several may be emulated.
+def _host() -> Host:
+    # The scheduler's name of this node: one machine may emulate several nodes.
     name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    return {
-        "name": name,
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": psutil.virtual_memory().total,
-    }
-
-
-def _hosts(of_ranks: list[Mapping[str, Any]], layout: Layout) -> tuple[Host, ...]:
-    return tuple(Host(**one) for one in of_ranks[:: layout.gpus_per_node])
+    cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().total
+    return Host(name, _processor(), cores, memory)
 
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo") as file:  # noqa: PTH123  a device of the kernel
-            names = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        names = []
-    return names[0] if names else platform.machine()
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
-def _wait(ranks: Ranks) -> None:
+def _synchronise(ranks: Ranks) -> None:
     if ranks.device.type == "cuda":
         torch.cuda.synchronize(ranks.device)
-
-
-def _reset_peak(ranks: Ranks) -> None:
-    if ranks.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(ranks.device)
 
 
 def _peak(ranks: Ranks) -> int:
@@ -242,10 +221,16 @@ def _peak(ranks: Ranks) -> int:
 
 
 def _energy_meter(ranks: Ranks) -> Callable[[], float | None]:
-    """Begin to count the energy of this rank's GPU; what is returned tells it (J), None: not known."""
+    """Start to measure the energy of this rank's GPU.
+
+    Returns
+    -------
+    Callable
+        Returns the energy since the start, joules; None: not known.
+    """
     if ranks.device.type != "cuda":
         return lambda: None
-    # The library of the driver: no package is needed for one number.
+    # The driver's own library is called: one number is not worth a package.
     total, handle = ctypes.c_ulonglong(), ctypes.c_void_p()
     name = f"GPU-{torch.cuda.get_device_properties(ranks.device).uuid}".encode()
 

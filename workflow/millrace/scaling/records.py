@@ -1,8 +1,8 @@
-"""The record of one measured run: what the engine writes and the analysis reads.
+"""The record of one measured run, which `millrace.scaling.measure` makes and the analysis reads.
 
-One JSON file an experiment, layout, mode and repeat. Units: seconds, bytes, joules, samples; nothing is
-scaled. Every array of times is [R][S]: one list a rank, in the order of ranks, of one number an optimiser
-step, warm-up left out, with the device synchronised at the ends of each part.
+One JSON file for each experiment, layout, mode and repeat. Units: seconds, bytes, joules and samples,
+without prefixes. Every array of times is [R][S]: for each rank, in the order of ranks, one number for each
+optimiser step after the warm-up. The device is synchronised at both ends of each part of a step.
 
 Shape suffixes: R ranks, S steps.
 """
@@ -15,38 +15,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from millrace.config import from_mapping, nearest
 from millrace.errors import DataError, UserError
 from millrace.files import write_json
 from millrace.layout import Layout
-from millrace.scaling.quantity import LABELS, MEASURED, MODELLED
-
-Floats = NDArray[np.float64]
+from millrace.scaling.quantity import LABELS, MEASURED, MODELLED, Floats
 
 SCHEMA = "millrace.scaling_run/1"
-MODES, KINDS, LINKS = ("strong", "weak"), ("cpu", "gpu"), ("intra", "inter")
-PARTS = ("forward", "backward", "communication", "data", "optimiser")
-# Clocks of parts are read one after the other: their sum may exceed the whole by this share.
-_SLACK = 0.02
+MODES, DEVICE_KINDS, LINKS = ("strong", "weak"), ("cpu", "gpu"), ("intra", "inter")
+TIMED_PARTS = ("forward", "backward", "communication", "data", "optimiser")
+"""Parts of a step that are measured; what remains of a step is called *other*."""
+# The clocks of the parts are read one after the other: their sum may exceed the total by this share.
+_CLOCK_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a rank computes on. A CPU process that stands in for a GPU is a ``cpu``."""
+    """The device that a rank computes on; a CPU process that stands in for a GPU is a ``cpu``."""
 
     kind: str
     """``cpu`` or ``gpu``."""
     name: str
     memory_bytes: int | None = None
     peak_flops: float | None = None
-    """Peak of one device in the precision of the run, floating-point operations per second."""
+    """Peak of one device in the precision of the run, floating-point operations/s."""
     peak_bytes_per_s: float | None = None
-    """Peak memory bandwidth of one device."""
+    """Peak memory bandwidth of one device, bytes/s."""
 
     def __post_init__(self) -> None:
-        _one_of("device.kind", self.kind, KINDS)
+        _one_of("device.kind", self.kind, DEVICE_KINDS)
         if not self.name.strip():
             raise DataError("device.name: expected the name of the device, got nothing")
         for name in ("peak_flops", "peak_bytes_per_s"):
@@ -55,7 +53,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Host:
-    """A node of the run; ``name`` may be a stand-in, equal names mean the same node."""
+    """A node of the run. The name may be a pseudonym; equal names mean the same node."""
 
     name: str
     processor: str
@@ -64,16 +62,16 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """Time of one all-reduce, measured on the nodes of the run outside training."""
+class AllReduceTiming:
+    """Duration of one all-reduce, measured on the nodes of the run outside training."""
 
     bytes: int
     """Size of the message on every rank."""
     seconds: float
-    """Of one all-reduce: the slowest rank, median over repetitions."""
+    """Duration on the slowest rank, median over repetitions."""
     ranks: int
     link: str
-    """``intra``: all ranks on one node; ``inter``: they span nodes."""
+    """``intra``: all ranks are on one node; ``inter``: they are on several."""
 
     def __post_init__(self) -> None:
         _one_of("bandwidth.link", self.link, LINKS)
@@ -89,53 +87,54 @@ class Transfer:
 class Times:
     """Seconds of every rank and step, [R][S] each.
 
-    The parts do not overlap, and their sum is at most ``total``; the rest is shown as *other*.
+    The parts do not overlap, and their sum is at most ``total``. Raises `DataError` otherwise.
     """
 
     total: tuple[tuple[float, ...], ...]
-    """From the end of the previous step to the end of this one, data wait included."""
+    """From the end of the previous step to the end of this one, waiting for data included."""
     forward: tuple[tuple[float, ...], ...]
     backward: tuple[tuple[float, ...], ...]
-    """Without the communication that is not hidden behind it."""
+    """Backward pass without exposed communication."""
     communication: tuple[tuple[float, ...], ...]
-    """Exposed: the rank computes nothing meanwhile; waiting for slower ranks is in here."""
+    """Exposed communication, during which the rank computes nothing; includes waiting for slower ranks."""
     data: tuple[tuple[float, ...], ...]
-    """Waiting for the next batch, its copy to the device included."""
+    """Waiting for the next batch, including its copy to the device."""
     optimiser: tuple[tuple[float, ...], ...]
-    """Clipping and the update of the weights."""
+    """Gradient clipping and the update of the weights."""
 
     def __post_init__(self) -> None:
         shape = (len(self.total), len(self.total[0]) if self.total else 0)
         if 0 in shape:
-            raise DataError("times.total: expected one list of seconds a rank, got none")
-        for name in ("total", *PARTS):
+            raise DataError("times.total: expected a list of seconds for each rank, got none")
+        for name in ("total", *TIMED_PARTS):
             rows = getattr(self, name)
             if len(rows) != shape[0] or any(len(row) != shape[1] for row in rows):
                 raise DataError(
                     f"times.{name}: expected {shape[0]} ranks with {shape[1]} steps each, as in times.total"
                 )
-            values_RS = np.array(rows)
-            if values_RS.min() < 0 or (name == "total" and values_RS.min() == 0):
-                raise DataError(
-                    f"times.{name}: expected seconds of 0 or more, got a negative time or none"
-                )
+            shortest = np.min(rows)
+            if shortest < 0 or (name == "total" and shortest == 0):
+                more = "more than 0 seconds" if name == "total" else "0 seconds or more"
+                raise DataError(f"times.{name}: expected {more}, got {shortest}")
         total_RS = self.array("total")
-        excess_RS = sum(self.array(name) for name in PARTS) - total_RS * (1 + _SLACK)
+        excess_RS = sum(self.array(name) for name in TIMED_PARTS) - total_RS * (
+            1 + _CLOCK_TOLERANCE
+        )
         if excess_RS.max() > 1e-6:
             rank, step = np.unravel_index(np.argmax(excess_RS), shape)
             raise DataError(
                 f"times: the parts of step {step} of rank {rank} take longer than its total of "
-                f"{total_RS[rank, step]:.3g} s: parts may not overlap"
+                f"{total_RS[rank, step]:.3g} s, although parts may not overlap"
             )
 
     def array(self, name: str) -> Floats:
-        """Times of a part, [R, S]."""
+        """Return the times of a part or the total, [R, S]."""
         return np.array(getattr(self, name), dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Where the groups of figures of a run come from, one of `millrace.scaling.quantity.LABELS`."""
+    """Origins of the numbers of a run, each one of `millrace.scaling.quantity.LABELS`."""
 
     times: str = MEASURED
     bandwidth: str = MEASURED
@@ -161,40 +160,40 @@ class ScalingRun:
     mode: str
     """``strong``: every layout has the same global batch; ``weak``: the same batch per rank."""
     repeat: int
-    """Number of the run among its equals, from 0."""
+    """Number of the run among those of the same experiment, layout and mode, from 0."""
     device: Device
     backend: str
-    """Of the process group: nccl, gloo; none for a single rank."""
+    """Backend of the process group: nccl or gloo; none for a single rank."""
     hosts: tuple[Host, ...]
     """The nodes of the layout, in the order of ranks."""
     global_batch: int
     """Samples of an optimiser step over all ranks."""
     samples_per_epoch: int
     gradient_bytes: int
-    """That ranks exchange in a step, after compression."""
+    """Size of the gradients that ranks exchange in a step, after compression."""
     warm_up_steps: int
-    """Steps before the first recorded one, not recorded."""
+    """Number of steps before the first recorded one."""
     times: Times
     precision: str = "float32"
     micro_batch: int | None = None
-    """Samples that a rank takes at once; None: all of its share."""
+    """Samples that a rank processes at once; None: all of its share of the batch."""
     parameters: int | None = None
     flops_per_sample: float | None = None
     """Floating-point operations of forward and backward for one sample."""
     traffic_per_sample: float | None = None
-    """Bytes to and from device memory for one sample, for the roofline."""
+    """Bytes moved to and from device memory for one sample, for the roofline."""
     losses: tuple[float, ...] = ()
     """Training loss of each recorded step, mean over the global batch, [S]; empty: not recorded."""
     peak_memory_bytes: tuple[int, ...] = ()
-    """Most memory that each rank held on its device, [R]; empty: not recorded."""
+    """Peak memory of each rank on its device, [R]; empty: not recorded."""
     energy_joules: float | None = None
-    """Of all devices over the recorded steps."""
+    """Energy of all devices over the recorded steps."""
     queue_seconds: float | None = None
     """Time that the job waited for its allocation."""
-    bandwidth: tuple[Transfer, ...] = ()
+    bandwidth: tuple[AllReduceTiming, ...] = ()
     software: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
-    """As `millrace.provenance.provenance` gives it: ``git_revision``, ``git_dirty``, ``time_utc``."""
+    """Return value of `millrace.provenance.provenance`: ``git_revision``, ``git_dirty``, ``time_utc``."""
     labels: Labels = field(default_factory=Labels)
 
     def __post_init__(self) -> None:
@@ -203,65 +202,66 @@ class ScalingRun:
                 f"schema: expected {SCHEMA!r}, got {self.schema!r}: measure the run again"
             )
         _one_of("mode", self.mode, MODES)
-        layout = Layout.parse(self.layout)
+        layout = self.parsed_layout
         ranks, steps = len(self.times.total), len(self.times.total[0])
-        if ranks != layout.world_size:
-            raise DataError(
-                f"times: expected {layout.world_size} ranks, as layout {self.layout} has, got {ranks}"
-            )
-        if len(self.hosts) != layout.nodes:
-            raise DataError(
-                f"hosts: expected {layout.nodes}, as layout {self.layout} has, got {len(self.hosts)}"
-            )
-        for name in ("global_batch", "samples_per_epoch"):
-            if getattr(self, name) < 1:
-                raise DataError(f"{name}: expected 1 or more samples, got {getattr(self, name)}")
-        for name in ("repeat", "gradient_bytes", "warm_up_steps"):
-            if getattr(self, name) < 0:
-                raise DataError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        for key, what, expected, got in (
+            ("times", "ranks", layout.world_size, ranks),
+            ("hosts", "nodes", layout.nodes, len(self.hosts)),
+        ):
+            if got != expected:
+                raise DataError(
+                    f"{key}: expected {expected} {what}, as layout {self.layout} has, got {got}"
+                )
+        zero = dict.fromkeys(("repeat", "gradient_bytes", "warm_up_steps"), 0)
+        for name, least in {"global_batch": 1, "samples_per_epoch": 1, **zero}.items():
+            if getattr(self, name) < least:
+                raise DataError(f"{name}: expected {least} or more, got {getattr(self, name)}")
         for name, expected in (("losses", steps), ("peak_memory_bytes", ranks)):
-            got = len(getattr(self, name))
-            if got not in (0, expected):
+            if (got := len(getattr(self, name))) not in (0, expected):
                 raise DataError(f"{name}: expected {expected} values or none, got {got}")
         for name in ("flops_per_sample", "traffic_per_sample", "energy_joules"):
             _positive(name, getattr(self, name))
 
     @property
-    def place(self) -> Layout:
-        """The layout, parsed."""
+    def parsed_layout(self) -> Layout:
+        """The numbers of nodes and GPUs that `layout` names."""
         return Layout.parse(self.layout)
 
     @property
+    def median_step(self) -> float:
+        """Median step time, s; a step is as long as its slowest rank."""
+        return float(np.median(self.times.array("total").max(axis=0)))
+
+    @property
     def commit(self) -> str:
-        """Revision of the code that was measured, ``+`` for local changes; empty: not known."""
+        """Git revision of the measured code, with ``+`` for local changes; empty: not known."""
         revision = str(self.provenance.get("git_revision") or "")[:12]
         return revision + ("+" if revision and self.provenance.get("git_dirty") else "")
 
 
 def read(path: Path) -> ScalingRun:
-    """Read a run.
+    """Read the record of a run.
 
     Raises
     ------
     DataError
-        No JSON, an unknown or missing key, or values that do not fit each other.
+        The file is not JSON, a key is unknown or missing, or values contradict each other.
     """
     try:
         values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise DataError(f"expected one JSON object, got {type(values).__name__}")
+        return from_mapping(ScalingRun, values, "run")
+    except UserError as error:
+        raise DataError(f"{path}: {error}") from error
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: expected the JSON file of a scaling run ({error}): measure it again"
         ) from error
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: expected one JSON object, got {type(values).__name__}")
-    try:
-        return from_mapping(ScalingRun, values, "run")
-    except UserError as error:
-        raise DataError(f"{path}: {error}") from error
 
 
 def write(run: ScalingRun, path: Path) -> None:
-    """Write a run whole; raises `millrace.files.OutputError` if there is no room."""
+    """Write the record of a run atomically; raises `millrace.files.OutputError` if there is no space."""
     write_json(path, dataclasses.asdict(run))
 
 

@@ -1,29 +1,80 @@
-"""The HTML page of a scaling study: one file with everything in it."""
+"""The report of a scaling study: an HTML page with everything in it, tables and figures."""
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from millrace.scaling.quantity import LABELS
-from millrace.scaling.results import Analysis
+from millrace.files import atomic_write, write_json
+from millrace.scaling import figures
+from millrace.scaling.export import extrap_text, readme_table, write_csv
+from millrace.scaling.quantity import format_number, format_scaled, format_seconds
+from millrace.scaling.results import Analysis, Study
 
-_FORMATS = {
+_FURTHER_SUFFIXES = (".pdf", ".png")
+_FORMATS: dict[str, Callable[[float], str]] = {
     "percent": lambda value: f"{100 * value:.1f} %",
     "factor": lambda value: f"{value:.3f}",
     "ratio": lambda value: f"{value:.2f} ×",
-    "seconds": lambda value: seconds(value),
-    "number": lambda value: number(value),
-    "bytes": lambda value: scaled(value, "B"),
-    "bandwidth": lambda value: scaled(value, "B/s"),
+    "seconds": format_seconds,
+    "number": format_number,
+    "bytes": lambda value: format_scaled(value, "B"),
+    "bandwidth": lambda value: format_scaled(value, "B/s"),
     "scientific": lambda value: f"{value:.3g}",
-    "batch": lambda value: "any" if value == 0 else number(math.ceil(value)),
+    "batch": lambda value: "any" if value == 0 else format_number(math.ceil(value)),
     "change": lambda value: f"{100 * value:+.1f} %",
 }
+
+
+def write_report(
+    analysis: Analysis,
+    html: Path,
+    csv: Path,
+    json: Path,
+    extrap: Path,
+    figures_dir: Path,
+    badges: Path,
+) -> None:
+    """Write page, tables and figures of an analysis.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    html : Path
+        One self-contained page.
+    csv : Path
+        Table with one row for each study and layout.
+    json : Path
+        All of the analysis.
+    extrap : Path
+        Measured step times as text for Extra-P.
+    figures_dir : Path
+        Directory of the figures, each one as SVG, PDF and PNG.
+    badges : Path
+        Table in Markdown for a README.
+
+    Raises
+    ------
+    millrace.files.OutputError
+        There is no space or no permission; files that were written before stay.
+    """
+    drawings = {study.key: _draw(study, figures_dir) for study in analysis.studies}
+    for kind in ("gpu", "cpu"):
+        studies = [study for study in analysis.studies if study.device_kind == kind]
+        drawings[kind] = _draw_overall(studies, figures_dir)
+    for path, text in (
+        (html, page(analysis, drawings)),
+        (extrap, extrap_text(analysis)),
+        (badges, readme_table(analysis)),
+    ):
+        with atomic_write(path) as partial:
+            partial.write_text(text)
+    write_csv(analysis, csv)
+    write_json(json, analysis.as_json())
 
 
 def page(analysis: Analysis, drawings: Mapping[str, Mapping[str, str]]) -> str:
@@ -36,7 +87,8 @@ def page(analysis: Analysis, drawings: Mapping[str, Mapping[str, str]]) -> str:
     ----------
     analysis : Analysis
     drawings : mapping
-        SVG of the figures by caption, by key of the study, or by kind of device for those over all studies.
+        SVG of the figures by caption, for each key of a study, and for each kind of device for the figures
+        over all studies.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -51,80 +103,94 @@ def page(analysis: Analysis, drawings: Mapping[str, Mapping[str, str]]) -> str:
         return _shown(content, path, how, row, bounds)
 
     return environment.get_template("report.html.j2").render(
-        analysis=content, show=show, figures=_inline(drawings), labels=LABELS
+        analysis=content, show=show, figures=_inline(drawings)
     )
 
 
-def number(value: float) -> str:
-    """Three digits or, from 1,000 upwards, all before the point."""
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
-
-
-def seconds(value: float) -> str:
-    """A time, in the unit that suits it."""
-    if abs(value) < 1e-9:  # below every clock
-        return "0 s"
-    for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3)):
-        if value >= (2 if size >= 60 else 1) * size:
-            return f"{number(value / size)} {unit}"
-    return f"{number(value * 1e6)} µs"
-
-
-def scaled(value: float, unit: str) -> str:
-    """A number with a decimal prefix."""
-    for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{number(value / size)} {prefix}{unit}"
-    return f"{number(value)} {unit}"
-
-
 def _shown(content: Any, path: str, how: str, row: str, bounds: bool) -> Markup:
-    """The element of a quantity or a bare number; what is not known is a dash."""
+    """Return the element of a quantity or a plain number; a dash stands for an unknown one."""
     found = content
     for part in path.split("."):
         found = found[int(part)] if isinstance(found, list) else found[part]
     if found is None:
         return Markup('<span class="none" title="not known">–</span>')
+    key, write = f"{path}.value", _FORMATS[how]
     if not isinstance(found, Mapping):
         found, key = {"value": found, "label": "", "low": None, "high": None}, path
-    else:
-        key = f"{path}.value"
-    write = _FORMATS[how]
-    text = Markup('<data value="{}" data-key="{}" data-label="{}">{}</data>').format(
-        repr(found["value"]), key, found["label"], write(found["value"])
-    )
+
+    def element(side: str, key: str) -> Markup:
+        return Markup('<data value="{}" data-key="{}" data-label="{}">{}</data>').format(
+            repr(found[side]), key, found["label"], write(found[side])
+        )
+
+    text = element("value", key)
     low, high = found["low"], found["high"]
     if bounds and low is not None and high is not None and write(low) != write(high):
-        ends = (
-            Markup('<data value="{}" data-key="{}.{}" data-label="{}">{}</data>').format(
-                repr(found[side]), path, side, found["label"], write(found[side])
-            )
-            for side in ("low", "high")
-        )
+        ends = (element(side, f"{path}.{side}") for side in ("low", "high"))
         text += Markup(' <small class="interval">{} to {}</small>').format(*ends)
     if row and found["label"] and found["label"] != row:
-        # Beside a number of another origin than its row.
+        # The number is of another origin than its row.
         text += Markup(' <small class="label {0}">{0}</small>').format(found["label"])
     return text
 
 
 def _inline(drawings: Mapping[str, Mapping[str, str]]) -> dict[str, list[tuple[str, Markup]]]:
-    """Drawings as elements of the page; names inside them are made unique."""
-    figures: dict[str, list[tuple[str, Markup]]] = {}
+    """Return the drawings as elements of the page; the ids inside them are made unique."""
+    inlined: dict[str, list[tuple[str, Markup]]] = {}
     for key, group in drawings.items():
-        figures[key] = []
+        inlined[key] = []
         for i, (caption, svg) in enumerate(group.items()):
             prefix = f"{re.sub(r'[^A-Za-z0-9]', '', key)}{i}-"
-            body = svg[svg.index("<svg") :]
-            body = re.sub(r'\bid="', f'id="{prefix}', body)
-            body = re.sub(r"url\(#", f"url(#{prefix}", body)
-            body = re.sub(r'href="#', f'href="#{prefix}', body)
+            body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg[svg.index("<svg") :])
             body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-            opening = f'<svg role="img" aria-label="{escape(caption)}" '
             # The drawing fills the width of its place; its size is in the viewBox.
-            body = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", body, count=1)
-            body = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", body, count=1)
-            figures[key].append((caption, Markup(opening + body.removeprefix("<svg"))))
-    return figures
+            for size in ("height", "width"):
+                body = re.sub(rf'<svg ([^>]*?){size}="[^"]*"', r"<svg \1", body, count=1)
+            opening = f'<svg role="img" aria-label="{escape(caption)}" '
+            inlined[key].append((caption, Markup(opening + body.removeprefix("<svg"))))
+    return inlined
+
+
+def _draw(study: Study, folder: Path) -> dict[str, str]:
+    """Write the figures of a study, and return their SVG by caption."""
+    origin, units = _origin([study]), study.units
+    claimed = "; bands: claimed" if any(one.claim for one in study.layouts) else ""
+    throughput = f"Throughput by number of {units}; dashed: ideal. {origin}"
+    efficiency = f"Efficiency on {units} with 95 % intervals{claimed}. {origin}"
+    parts = {
+        "throughput": (figures.throughput, throughput),
+        "efficiency": (figures.efficiency, efficiency),
+        "step": (figures.step_parts, f"What a step on {units} is spent on. {origin}"),
+        "cost": (figures.cost_and_time, f"Cost over time on {units}. {origin}"),
+    }
+    if study.bandwidth:
+        labels = ", ".join(sorted({one.bus.label for one in study.bandwidth}))
+        points = f"Points: {labels}; lines: modelled."
+        caption = f"Bus bandwidth of all-reduces by size of the message. {points}"
+        parts["communication"] = (figures.communication, caption)
+    drawn = {}
+    for name, (draw, caption) in parts.items():
+        path = folder / f"{study.key}_{name}.svg"
+        draw(study, path, also=_FURTHER_SUFFIXES)
+        drawn[caption] = path.read_text()
+    return drawn
+
+
+def _draw_overall(studies: list[Study], folder: Path) -> dict[str, str]:
+    """Write the efficiency of all studies on one kind of device, if there are several."""
+    if len(studies) < 2:
+        return {}
+    path = folder / f"{studies[0].device_kind}_efficiency.svg"
+    figures.overall_efficiency(studies, path, also=_FURTHER_SUFFIXES)
+    caption = f"Efficiency of all experiments on {studies[0].units}. {_origin(studies)}"
+    return {caption: path.read_text()}
+
+
+def _origin(studies: list[Study]) -> str:
+    """List the layouts by label, for captions."""
+    by_label: dict[str, dict[str, None]] = {}
+    for study in studies:
+        for one in study.layouts:
+            by_label.setdefault(one.label, {})[one.layout] = None
+    text = "; ".join(f"{label}: {', '.join(names)}" for label, names in by_label.items())
+    return f"{text.capitalize()}."

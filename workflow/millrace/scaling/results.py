@@ -1,87 +1,129 @@
-"""What the analysis of a scaling study says: plain data, every number with its label."""
+"""The result of the analysis of a scaling study: plain data, every number with its label."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from millrace.layout import Layout
 from millrace.scaling.communication import LinkModel
-from millrace.scaling.cost import Cost
-from millrace.scaling.factors import Diagnosis, Factors
+from millrace.scaling.factors import Diagnosis, Factors, Measurement
 from millrace.scaling.fits import Fit
 from millrace.scaling.quantity import Quantity, Refusal
 from millrace.scaling.recommend import Recommendation
 
 SCHEMA = "millrace.scaling.write/1"
-PARTS = (
-    "forward", "backward", "optimiser", "computing", "other", "imbalance", "data", "communication",
-)  # fmt: skip
-"""Of a step. A predicted one has ``computing`` in place of forward, backward, optimiser and other."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one or several epochs; the relative width of its intervals is that of the step time."""
+
+    seconds: Quantity
+    device_hours: Quantity
+    node_hours: Quantity
+    money: Quantity | None
+    """None: no price was given."""
+
+    def times(self, epochs: float) -> "Cost":
+        """Return the cost of several epochs."""
+        return Cost(
+            self.seconds.times(epochs, "s"),
+            self.device_hours.times(epochs, "h"),
+            self.node_hours.times(epochs, "h"),
+            self.money and self.money.times(epochs, self.money.unit),
+        )
+
+
+def epoch_cost(
+    step: Quantity, layout: Layout, steps_per_epoch: float, price: float | None, currency: str
+) -> Cost:
+    """Return the cost of an epoch from the time of a step (s) and the price of a device-hour."""
+    seconds = step.times(steps_per_epoch, "s")
+    device_hours = seconds.times(layout.world_size / 3600, "h")
+    node_hours = seconds.times(layout.nodes / 3600, "h")
+    money = None if price is None else device_hours.times(price, currency)
+    return Cost(seconds, device_hours, node_hours, money)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """An efficiency that was claimed for a layout, and what the measurement says."""
+    """An efficiency that was claimed for a layout, and whether the measurement confirms it."""
 
     low: float
     high: float
     verdict: str
-    """``confirmed``: the interval lies in the band; ``contradicted``: outside; ``open``: neither."""
+    """``confirmed``: the measured interval lies in the claimed band; ``contradicted``: it lies outside;
+    ``open``: it crosses an edge of the band."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayoutResult:
-    """One layout of a study."""
+    """One measured or predicted layout of a study; fields with a default belong to measured ones."""
 
     layout: str
     label: str
-    """Of its times."""
+    """Label of its times."""
     nodes: int
     ranks: int
     rank_batch: float
-    repeats: int
-    steps: int
-    """Of the shortest repeat; 0 for predicted layouts, as are ``repeats``."""
     step: Quantity
-    run_seconds: tuple[float, ...]
-    """Median step of each run, in the order of repeats; empty for predicted layouts."""
     throughput: Quantity
     """Samples/s over all ranks."""
     speed_up: Quantity
     """Throughput over that of the base layout."""
     factors: Factors
     parts: dict[str, Quantity]
-    """Seconds of a step, see `PARTS`; their sum is the step."""
-    diagnosis: Diagnosis | None
-    """None for predicted layouts."""
+    """Seconds of a step by what they are spent on; their sum is the step. The parts are ``imbalance``,
+    ``data``, ``communication`` and, if measured, ``forward``, ``backward``, ``optimiser`` and ``other``; in
+    place of these four, a prediction has ``computing``."""
     basis: str
-    """How its times are known."""
+    """What the times are based on."""
     epoch: Cost
     target: Cost | None
-    """To the target error; None: epochs not given, or weak scaling, where the batch differs."""
+    """Cost until the target error is reached; None: the number of epochs is not given, or weak scaling,
+    where batches differ."""
     all_reduce: Quantity | None
     """Modelled time of the all-reduce of all gradients without overlap, s."""
     crossover: Quantity | None
-    """Global batch from which the backward pass is long enough to hide the all-reduce."""
+    """Global batch from which the backward pass takes long enough to hide the all-reduce."""
     mfu: Quantity | None
-    """Share of the peak of all devices that forward and backward use."""
+    """Model FLOPs utilisation: share of the peak of all devices that forward and backward pass use."""
     roofline: Quantity | None
-    """Share of what the roofline allows at this arithmetic intensity."""
-    memory: Quantity | None
-    """Most that a rank held, bytes."""
-    energy: Quantity | None
-    """Joules a sample."""
+    """Share of the speed that the roofline allows at this arithmetic intensity."""
     queue_hours: Quantity | None
-    claim: Claim | None
-    loss_deviation: Quantity | None
-    """Largest relative difference of the loss to the base layout at the same step."""
+    repeats: int = 0
+    steps: int = 0
+    """Number of steps of the shortest repeat."""
+    run_seconds: tuple[float, ...] = ()
+    """Median step time of each run, in the order of repeats."""
+    diagnosis: Diagnosis | None = None
+    memory: Quantity | None = None
+    """Peak memory of a rank, bytes."""
+    energy: Quantity | None = None
+    """Joules per sample."""
+    claim: Claim | None = None
+    loss_deviation: Quantity | None = None
+    """Largest relative difference of the loss from that of the base layout at the same step."""
 
 
-def wait_hours(one: LayoutResult, layouts: Sequence[LayoutResult]) -> float:
-    """Wait of a layout to reckon with: its own if known, else the longest known of the others, else 0."""
-    if one.queue_hours is not None:
-        return one.queue_hours.value
+def wait_hours(layout: LayoutResult, layouts: Sequence[LayoutResult]) -> float:
+    """Return the expected wait of a layout: its own if known, else the longest known one, else 0."""
+    if layout.queue_hours is not None:
+        return layout.queue_hours.value
     return max((other.queue_hours.value for other in layouts if other.queue_hours), default=0.0)
+
+
+_Layout = TypeVar("_Layout", Measurement, LayoutResult)
+
+
+def by_ranks(layouts: Sequence[_Layout]) -> dict[int, _Layout]:
+    """Return one layout for each number of ranks, that on the fewest nodes.
+
+    ``layouts`` are in the order of ranks and nodes.
+    """
+    return dict(sorted({one.ranks: one for one in reversed(layouts)}.items()))
 
 
 @dataclass(frozen=True)
@@ -100,10 +142,10 @@ class BandwidthPoint:
 
 @dataclass(frozen=True)
 class Study:
-    """One experiment, mode and kind of device."""
+    """The results of one experiment, mode of scaling and kind of device."""
 
     key: str
-    """Unique, of letters, digits, ``-`` and ``_``: names files and anchors."""
+    """Unique name of letters, digits, ``-`` and ``_``, for files and anchors."""
     experiment: str
     mode: str
     device_kind: str
@@ -111,30 +153,35 @@ class Study:
     backend: str
     precision: str
     global_batch: int | None
-    """Strong scaling: of all layouts."""
+    """Strong scaling: global batch of all layouts."""
     rank_batch: float | None
-    """Weak scaling: of every rank."""
+    """Weak scaling: batch of every rank."""
     base: str
     layouts: tuple[LayoutResult, ...]
     fits: tuple[Fit, ...]
     links: tuple[LinkModel, ...]
     bandwidth: tuple[BandwidthPoint, ...]
     model_deviation: float | None
-    """Largest deviation of predicted from measured steps where both are known."""
+    """Largest relative deviation of predicted from measured steps."""
     refusals: tuple[Refusal, ...]
     notes: tuple[str, ...]
     losses_agree: bool | None
-    """None: not comparable or not recorded."""
+    """None: losses are not comparable or were not recorded."""
     recommendation: Recommendation
     pareto: tuple[str, ...]
     commits: tuple[str, ...]
     hosts: tuple[str, ...]
     software: dict[str, Any]
 
+    @property
+    def units(self) -> str:
+        """What the ranks run on, for axes and captions."""
+        return "GPUs" if self.device_kind == "gpu" else "CPU processes"
+
 
 @dataclass(frozen=True)
 class Change:
-    """A step compared with an earlier commit on the same hardware."""
+    """A step time compared with that of an earlier commit on the same hardware."""
 
     study: str
     layout: str
@@ -144,7 +191,7 @@ class Change:
     now_commit: str
     now: Quantity
     change: float
-    """Relative: 0.1 is ten per cent slower."""
+    """Relative change: 0.1 is ten per cent slower."""
     verdict: str
     """``slower``, ``faster`` or ``unchanged``."""
 
@@ -155,18 +202,11 @@ class Analysis:
 
     schema: str
     studies: tuple[Study, ...]
-    """GPU first, then CPU; in the order of experiments."""
+    """GPU before CPU, in the order of experiments."""
     changes: tuple[Change, ...]
     notes: tuple[str, ...]
     settings: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """As nested dictionaries and lists."""
-        return _plain(dataclasses.asdict(self))
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, as JSON gives them back."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+        """Return nested dictionaries and lists, exactly as reading the JSON file gives them."""
+        return dict(json.loads(json.dumps(dataclasses.asdict(self))))

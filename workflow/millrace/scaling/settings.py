@@ -1,6 +1,6 @@
-"""The ``scaling:`` block of the configuration: what the report is asked to say."""
+"""The section ``scaling`` of the configuration: what the report is asked to say."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from millrace.errors import ConfigError
@@ -10,20 +10,19 @@ from millrace.scaling.records import LINKS
 
 @dataclass(frozen=True)
 class Goal:
-    """The ``scaling.goal`` block: what a layout has to keep to be recommended; None: no such limit."""
+    """The section ``scaling.goal``: limits that a recommended layout respects; None: no such limit."""
 
     deadline_hours: float | None = None
-    """From submission to the target error, waiting in the queue included."""
+    """Longest time from submission to the target error, waiting in the queue included."""
     budget: float | None = None
-    """In the currency of the prices."""
+    """Highest cost, in the currency of the prices."""
     budget_device_hours: float | None = None
     min_efficiency: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("deadline_hours", "budget", "budget_device_hours", "min_efficiency"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"scaling.goal.{name}: expected a positive number, got {value}")
+        for name, value in asdict(self).items():
+            if value is not None:
+                _check_number(f"goal.{name}", value)
 
 
 @dataclass(frozen=True)
@@ -42,18 +41,18 @@ class Settings:
     """Price of a device-hour by name of the device, or by its kind, cpu or gpu."""
     currency: str = "EUR"
     epochs: dict[str, Any] = field(default_factory=dict)
-    """By experiment: epochs that it needs to its target error."""
+    """By experiment: epochs until the target error is reached."""
     queue_hours: dict[str, Any] = field(default_factory=dict)
-    """By layout: expected wait for the allocation; takes the place of measured waits."""
+    """By layout: expected wait for the allocation; replaces measured waits."""
     goal: Goal = field(default_factory=Goal)
     loss_tolerance: float = 1e-3
     """Largest relative difference of losses at the same step between layouts of equal global batch."""
     regression_tolerance: float = 0.05
-    """Relative change of the time of a step that counts as a change."""
+    """Relative change of the step time from which a step counts as slower or faster."""
     min_steps: int = 30
     min_repeats: int = 3
     draws: int = 2000
-    """Of the bootstrap."""
+    """Number of bootstrap draws."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,42 +65,30 @@ class Settings:
                     f"[0.85, 0.95], got {band!r}"
                 )
         for name, link in self.links.items():
-            if (
-                name not in LINKS
-                or not isinstance(link, dict)
-                or {*link} != {"latency_s", "bytes_per_s"}
-            ):
+            is_link = isinstance(link, dict) and {*link} == {"latency_s", "bytes_per_s"}
+            if name not in LINKS or not is_link:
                 raise ConfigError(
                     f"scaling.links.{name}: expected intra or inter with latency_s and bytes_per_s, "
                     f"got {link!r}"
                 )
-        numbers = {
-            **{
-                f"links.{name}.{key}": v
-                for name, link in self.links.items()
-                for key, v in link.items()
-            },
-            **{
-                f"{block}.{k}": v
-                for block in ("prices", "epochs")
-                for k, v in getattr(self, block).items()
-            },
-        }
-        for key, value in numbers.items():
-            if not _is_number(value) or value <= 0:
-                raise ConfigError(f"scaling.{key}: expected a positive number, got {value!r}")
+        positive = {"prices": self.prices, "epochs": self.epochs}
+        positive |= {f"links.{name}": link for name, link in self.links.items()}
+        for section, values in positive.items():
+            for key, value in values.items():
+                _check_number(f"{section}.{key}", value)
         for name, value in self.queue_hours.items():
-            if not _is_number(value) or value < 0:
-                raise ConfigError(
-                    f"scaling.queue_hours.{name}: expected hours, 0 or more, got {value!r}"
-                )
+            _check_number(f"queue_hours.{name}", value, zero=True)
         if self.draws < 200:
             raise ConfigError(f"scaling.draws: expected 200 or more, got {self.draws}")
 
     def price(self, device_name: str, device_kind: str) -> float | None:
-        """Price of a device-hour; None: not given."""
+        """Return the price of a device-hour; None: not given."""
         return self.prices.get(device_name, self.prices.get(device_kind))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _check_number(key: str, value: Any, zero: bool = False) -> None:
+    """Raise `ConfigError` unless the value is a positive number, or zero where that is allowed."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or value < 0 or (value == 0 and not zero):
+        expected = "a number of 0 or more" if zero else "a positive number"
+        raise ConfigError(f"scaling.{key}: expected {expected}, got {value!r}")

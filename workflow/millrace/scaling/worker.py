@@ -1,4 +1,4 @@
-"""Measurement of the training step of one layout: its launcher, and the worker that torchrun starts."""
+"""Launcher of the measurement of a layout, and the worker process that torchrun starts on every rank."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from millrace.systems.registry import load_plugins
 def measure_throughput(
     request: MeasureRequest, cpus: int, surroundings: Surroundings | None = None
 ) -> int:
-    """Measure on the nodes of this job, or on this machine.
+    """Measure a layout on the nodes of this job, or on this machine.
 
     Parameters
     ----------
@@ -25,11 +25,12 @@ def measure_throughput(
     cpus : int
         CPUs of each node, for all its ranks together.
     surroundings : Surroundings, optional
+        Environment that the cluster needs.
 
     Returns
     -------
     int
-        An `ExitCode`: 0 when the record is written, else that of the error, which was printed.
+        An `ExitCode`: 0 if the record was written, otherwise that of the error, which was printed.
     """
     output = Path(request.output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -47,13 +48,11 @@ def measure_throughput(
 
 
 def main() -> int:
-    """Measure what a request file says; the error of a user goes to ``<request>.error``."""
+    """Measure as a request file says; a `UserError` is written to ``<request>.error``."""
     parser = argparse.ArgumentParser(description="Measure a layout; start it with torchrun.")
-    parser.add_argument(
-        "request", type=Path, help="JSON file, see millrace.scaling.request.MeasureRequest"
-    )
+    parser.add_argument("request", type=Path, help="JSON file of a MeasureRequest")
     path: Path = parser.parse_args().request
-    # Here, because the launcher has no use for torch.
+    # Imported here, because the launcher does not need torch.
     from millrace.scaling.measure import measure
     from millrace.scaling.records import write
     from millrace.training.distributed import process_group

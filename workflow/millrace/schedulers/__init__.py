@@ -14,7 +14,7 @@ _QUEUES: dict[str, type[Queue]] = {"slurm": SlurmQueue, "pbs": PbsQueue}
 
 
 def allocation() -> Allocation:
-    """Tell from the environment which job this process runs in."""
+    """Return the job that this process runs in, according to the environment."""
     if job := os.environ.get("SLURM_JOB_ID"):
         return SlurmAllocation(job)
     if os.environ.get("PBS_JOBID"):
@@ -23,7 +23,7 @@ def allocation() -> Allocation:
 
 
 def queue(scheduler: str) -> Queue:
-    """Queue of a scheduler; raises `ConfigError` for one that is not known."""
+    """Return the queue of a scheduler; raises `ConfigError` if its name is not known."""
     if scheduler not in _QUEUES:
         raise ConfigError(f"scheduler {scheduler!r}: expected one of {', '.join(_QUEUES)}")
     return _QUEUES[scheduler]()

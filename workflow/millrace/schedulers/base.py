@@ -1,5 +1,6 @@
-"""What Millrace asks of a batch scheduler: inside a job (`Allocation`) and from outside (`Queue`)."""
+"""Interface to batch schedulers: a job from inside (`Allocation`), the queue from outside (`Queue`)."""
 
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -10,11 +11,11 @@ from millrace.layout import Layout
 
 
 class SchedulerError(UserError):
-    """The scheduler refused something, or does not answer."""
+    """The scheduler refused a request, or does not answer."""
 
 
 class State(Enum):
-    """Where a job is in its life."""
+    """State of a job."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -23,30 +24,30 @@ class State(Enum):
     FAILED = "failed"
     """Ended otherwise: error, walltime, cancelled, node lost."""
     GONE = "gone"
-    """The scheduler knows no such job (any more)."""
+    """The scheduler does not know the job, or does not remember it."""
     UNKNOWN = "unknown"
     """The scheduler did not answer."""
 
     @property
     def is_over(self) -> bool:
-        """Whether the job surely does nothing any more."""
+        """Whether the job certainly does not run any more."""
         return self in (State.DONE, State.FAILED, State.GONE)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a scheduler tells of a job."""
+    """A job as the scheduler describes it."""
 
     id: str
     state: State
     name: str = ""
     nodes: tuple[str, ...] = ()
     reason: str = ""
-    """Why it waits or failed, in the scheduler's words."""
+    """Why the job waits or failed, as the scheduler puts it."""
     start: float | None = None
-    """When it started or is expected to, in seconds since 1970."""
+    """Time of the actual or expected start, in seconds since 1970."""
     end: float | None = None
-    """When its walltime ends, or when it ended, in seconds since 1970."""
+    """Time at which the walltime ends or the job ended, in seconds since 1970."""
 
 
 class Allocation(Protocol):
@@ -55,18 +56,18 @@ class Allocation(Protocol):
     scheduler: str
     """Name of its `Queue`; empty if there is none."""
     job: str
-    """Its id; empty outside of any scheduler."""
+    """Id of the job; empty outside of any scheduler."""
 
     def end(self) -> float | None:
-        """When the walltime is over, in seconds since 1970; None: never, or it cannot be told."""
+        """Return the end of the walltime in seconds since 1970; None: there is none, or it is not known."""
 
     def on_each_node(self, command: Sequence[str], layout: Layout, cpus_per_node: int) -> list[str]:
-        """Command that starts ``command`` once on each node of the layout, with its GPUs.
+        """Return a command that starts ``command`` once on each node of the layout, with its GPUs.
 
         Raises
         ------
         ConfigError
-            The job has no such nodes.
+            The job does not have the nodes of the layout.
         """
 
     def requeue(self) -> bool:
@@ -77,22 +78,49 @@ class Queue(Protocol):
     """The scheduler, as seen from a login node."""
 
     def submit(
-        self,
-        command: Sequence[str],
-        resources: Mapping[str, object],
-        name: str,
-        log: str,
+        self, command: Sequence[str], resources: Mapping[str, object], name: str, log: str
     ) -> str:
-        """Submit a command with the resources of a `millrace.cluster.Placement`; returns the job's id.
+        """Submit a command, and return the id of the job.
+
+        Parameters
+        ----------
+        command : sequence of str
+            It runs in the current directory.
+        resources : mapping
+            See `millrace.cluster.placement.Placement.resources`.
+        name : str
+            Name of the job.
+        log : str
+            File of its output.
 
         Raises
         ------
         SchedulerError
-            With the scheduler's words.
+            The scheduler refused the job or does not answer.
         """
 
     def jobs(self, ids: Iterable[str]) -> dict[str, Job]:
-        """Ask for jobs; every id is in the answer."""
+        """Ask for jobs, waiting, running or ended; every id is in the answer."""
 
     def cancel(self, ids: Iterable[str]) -> None:
-        """Remove jobs, waiting or running; those that are gone already are left alone."""
+        """Cancel jobs, waiting or running; jobs that have ended are ignored."""
+
+
+def run_command(
+    *command: str, timeout_s: float = 60.0, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a command; its exit code is 127 if there is no such command, 124 if it takes too long."""
+    try:
+        return subprocess.run(
+            command,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+        )
+    except FileNotFoundError:
+        code, problem = 127, "command not found"
+    except subprocess.TimeoutExpired:
+        code, problem = 124, f"no answer within {timeout_s:g} s"
+    return subprocess.CompletedProcess(command, code, "", f"{command[0]}: {problem}")

@@ -1,4 +1,4 @@
-"""No scheduler: this machine alone."""
+"""Allocation without a scheduler: this machine alone."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,16 @@ from millrace.layout import Layout
 
 
 class LocalAllocation:
-    """The machine that this process runs on, see `Allocation`."""
+    """The machine that this process runs on, see `millrace.schedulers.base.Allocation`."""
 
     scheduler, job = "", ""
 
     def end(self) -> float | None:
-        """No end."""
+        """Return None: there is no walltime."""
         return None
 
     def on_each_node(self, command: Sequence[str], layout: Layout, cpus_per_node: int) -> list[str]:
-        """The command itself; raises `ConfigError` for several nodes."""
+        """Return the command itself; raises `ConfigError` for several nodes."""
         if layout.nodes > 1:
             raise ConfigError(
                 f"layout {layout}: needs {layout.nodes} nodes, and this machine is one; choose "
@@ -25,5 +25,5 @@ class LocalAllocation:
         return list(command)
 
     def requeue(self) -> bool:
-        """There is no queue."""
+        """Return False: there is no queue."""
         return False

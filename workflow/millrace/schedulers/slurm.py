@@ -1,5 +1,6 @@
-"""SLURM: the job this process is in, and its queue."""
+"""SLURM: the job that this process runs in, and the queue."""
 
+import re
 import shlex
 import subprocess
 import time
@@ -9,25 +10,19 @@ from pathlib import Path
 
 from millrace.cluster.requests import sbatch_arguments
 from millrace.layout import Layout
-from millrace.schedulers.base import Job, SchedulerError, State
+from millrace.schedulers.base import Job, SchedulerError, State, run_command
 
-_TIMEOUT_S = 60.0
 # After `scontrol requeue` SLURM ends this job; until then it must not end by itself.
 _REQUEUED_S = 90.0
 _ATTEMPTS, _PAUSE_S = 4, 5.0
+_BUSY = re.compile("Unable to contact|timed out|Connection refused|try again|no answer within")
 _FORMAT = "%i|%T|%j|%N|%r|%S|%e"
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED"}
 _RUNNING = {"RUNNING", "CONFIGURING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"}
 
 
 class SlurmAllocation:
-    """The SLURM job that this process runs in.
-
-    Parameters
-    ----------
-    job : str
-        Its id.
-    """
+    """The SLURM job ``job`` that this process runs in, see `millrace.schedulers.base.Allocation`."""
 
     scheduler = "slurm"
 
@@ -35,25 +30,26 @@ class SlurmAllocation:
         self.job = job
 
     def end(self) -> float | None:
-        """When the time limit is reached, see `Allocation.end`."""
+        """Return the end of the time limit in seconds since 1970, see `Allocation.end`."""
         done = _ask("squeue", "-h", "-j", self.job, "-o", "%e")
-        return _seconds(done.stdout.strip()) if done.returncode == 0 else None
+        return timestamp(done.stdout.strip()) if done.returncode == 0 else None
 
     def on_each_node(self, command: Sequence[str], layout: Layout, cpus_per_node: int) -> list[str]:
-        """`srun` in a step of its own, also on one node.
+        """Return a command with ``srun`` that makes a job step of its own, also on one node.
 
-        Only the direct process of a step is sure to get the signals of `scancel` and of the time limit;
-        inside the executor's own step these would end Snakemake and leave the ranks to SIGKILL.
+        Only the direct process of a step reliably receives the signals of ``scancel`` and of the time
+        limit. Inside the executor's own step they would end Snakemake, and SIGKILL would end the ranks.
         """
         step = ["srun", "--overlap", f"--nodes={layout.nodes}", f"--ntasks={layout.nodes}"]
         step += ["--ntasks-per-node=1", f"--cpus-per-task={cpus_per_node}"]
         step += ["--mem=0", "--input=none", "--unbuffered"]
-        if _has_gpus(self.job):
+        described = _ask("scontrol", "show", "job", self.job).stdout
+        if "gres/gpu" in described or "gres:gpu" in described:
             step.append(f"--gres=gpu:{layout.gpus_per_node}")
         return [*step, *command]
 
     def requeue(self) -> bool:
-        """Put the job back into the queue under the same id; this process is ended by that."""
+        """Put the job back into the queue under the same id, which ends this process."""
         if _ask("scontrol", "requeue", self.job).returncode:
             return False
         time.sleep(_REQUEUED_S)
@@ -61,16 +57,12 @@ class SlurmAllocation:
 
 
 class SlurmQueue:
-    """Jobs of SLURM, as seen from a login node."""
+    """Jobs of SLURM, see `millrace.schedulers.base.Queue`."""
 
     def submit(
-        self,
-        command: Sequence[str],
-        resources: Mapping[str, object],
-        name: str,
-        log: str,
+        self, command: Sequence[str], resources: Mapping[str, object], name: str, log: str
     ) -> str:
-        """See `Queue.submit`."""
+        """Submit a command with ``sbatch``, see `Queue.submit`."""
         wrapped = f"exec {shlex.join(command)}"
         request = ["sbatch", "--parsable", "--export=ALL", "-D", str(Path.cwd())]
         request += [*sbatch_arguments(resources, name, log), f"--wrap={wrapped}"]
@@ -80,7 +72,7 @@ class SlurmQueue:
         return done.stdout.strip().split(";")[0]
 
     def jobs(self, ids: Iterable[str]) -> dict[str, Job]:
-        """See `Queue.jobs`: from squeue, which remembers jobs for some minutes, then from sacct."""
+        """Ask ``squeue``, which remembers ended jobs for some minutes, then ``sacct``; see `Queue.jobs`."""
         wanted = list(dict.fromkeys(ids))
         if not wanted:
             return {}
@@ -91,43 +83,43 @@ class SlurmQueue:
         return {job: known.get(job) or _from_accounting(job) for job in wanted}
 
     def cancel(self, ids: Iterable[str]) -> None:
-        """See `Queue.cancel`."""
-        wanted = list(ids)
-        if wanted:
+        """Cancel jobs with ``scancel``, see `Queue.cancel`."""
+        if wanted := list(ids):
             _ask("scancel", *wanted)
 
 
+def timestamp(text: str) -> float | None:
+    """Return the seconds since 1970 of a time of SLURM; None: it is not known."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:  # "N/A", "NONE", "Unknown"
+        return None
+
+
+def duration(text: str) -> float | None:
+    """Return the seconds of ``[days-][hours:]minutes:seconds[.fraction]``; None: another text."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):([\d.]+)", text.strip())
+    if match is None:
+        return None
+    days, hours, minutes = (int(group or 0) for group in match.groups()[:3])
+    return 86400 * days + 3600 * hours + 60 * minutes + float(match[4])
+
+
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of SLURM; a controller that is busy is asked again."""
+    """Run a command of SLURM; if the controller is busy, try again."""
     for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
-        except FileNotFoundError:
-            message = f"{command[0]}: no such command here"
-            return subprocess.CompletedProcess(command, 127, "", message)
-        except subprocess.TimeoutExpired:
-            done = subprocess.CompletedProcess(command, 124, "", f"{command[0]}: no answer")
-        busy = done.returncode and any(
-            words in done.stderr
-            for words in ("Unable to contact", "timed out", "Connection refused", "try again")
-        )
-        if not (busy or done.returncode == 124) or attempt == _ATTEMPTS:
-            return done
-        time.sleep(_PAUSE_S * attempt)
+        done = run_command(*command)
+        if done.returncode == 0 or not _BUSY.search(done.stderr):
+            break
+        if attempt < _ATTEMPTS:
+            time.sleep(_PAUSE_S * attempt)
     return done
 
 
 def _parse(line: str) -> Job:
     job, word, name, nodes, reason, start, end = line.split("|")
-    return Job(
-        id=job,
-        state=_state(word),
-        name=name,
-        nodes=_nodes(nodes),
-        reason="" if reason == "None" else reason,
-        start=_seconds(start),
-        end=_seconds(end),
-    )
+    reason = "" if reason == "None" else reason
+    return Job(job, _state(word), name, _nodes(nodes), reason, timestamp(start), timestamp(end))
 
 
 def _state(word: str) -> State:
@@ -145,7 +137,7 @@ def _from_accounting(job: str) -> Job:
     if done.returncode or not lines:
         return Job(job, State.GONE)
     word, name, nodes, start, end = lines[-1].split("|")
-    return Job(job, _state(word), name, _nodes(nodes), word, _seconds(start), _seconds(end))
+    return Job(job, _state(word), name, _nodes(nodes), word, timestamp(start), timestamp(end))
 
 
 def _nodes(listed: str) -> tuple[str, ...]:
@@ -154,15 +146,3 @@ def _nodes(listed: str) -> tuple[str, ...]:
     if "[" not in listed:
         return tuple(listed.split(","))
     return tuple(_ask("scontrol", "show", "hostnames", listed).stdout.split())
-
-
-def _seconds(time_of_day: str) -> float | None:
-    try:
-        return datetime.fromisoformat(time_of_day).timestamp()
-    except ValueError:  # "N/A", "NONE", "Unknown"
-        return None
-
-
-def _has_gpus(job: str) -> bool:
-    described = _ask("scontrol", "show", "job", job).stdout
-    return "gres/gpu" in described or "gres:gpu" in described

@@ -44,6 +44,8 @@ class RawFormat:
     keys: Block = field(default_factory=dict)
     """JSON schema of the dataset's block: ``properties`` and ``required`` keys beside those that all
     datasets have."""
+    check: Callable[[str, Block], None] = field(default=lambda *_: None)
+    """(name of the dataset, its block); raises `ConfigError`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +58,8 @@ class Table:
     baseline: str
     """What the column ``skill`` compares with."""
     rows: Callable[[Block], list[dict[str, Any]]]
-    """Content of `metrics.json` -> a row for each variable: ``variable``, ``skill`` (1 is perfect, 0 no
-    better than the best honest baseline) and the other columns."""
+    """Content of `metrics.json` -> a row for each variable: ``variable``, ``unit`` if it has one, ``skill``
+    (1 is perfect, 0 no better than the best honest baseline) and the other columns."""
     ensemble_rows: Callable[[Block], list[dict[str, Any]]] = lambda _: []
     """The same for ensembles over seeds, whose columns are added to those of the runs."""
     pooled: Sequence[str] = ()
@@ -99,6 +101,9 @@ class SampleKind:
     whose role is the name of the kind."""
     extraction: Extraction | None = None
     """None: rules of the system's own make the files."""
+    prepare: Reference | None = None
+    """(source, directory, dataset block, model block) -> sample files by role: what rules of the system's
+    own do, in one process and without Snakemake."""
     check: Callable[[str, Block, Block], None] = field(default=lambda *_: None)
     """(name of the experiment, its block, dataset block); raises `ConfigError`."""
     ensembles: bool = False
@@ -106,7 +111,8 @@ class SampleKind:
     replay: bool = False
     """Whether samples follow on each other, so that training can go on from forecasts."""
     prediction: Reference | None = None
-    """Function of the rule ``predict``: applies a model to new raw files."""
+    """(checkpoint, receipt, source, output, ...) -> scores: applies a model to new raw files, as the rule
+    ``predict`` and `millrace.evaluation.predict` ask for."""
     outline: Reference | None = None
     """(dataset block, data block, grid, levels) -> stand-in for a dataset of that size, on which planning
     builds models that can be divided."""
@@ -117,6 +123,10 @@ class SampleKind:
     def sample_files(self, model: Block) -> dict[str, str]:
         """Names of the sample files by role."""
         return self.files(model) if self.files else {self.name: f"{self.name}.h5"}
+
+    def extracts(self, raw: RawFormat) -> bool:
+        """Whether these samples are made of raw files of a format in one step."""
+        return self.extraction is not None and raw.name in (self.extraction.formats or self.formats)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ planner, the jobs and every rank load them alike.
 import importlib
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -82,15 +82,17 @@ def raw_format(dataset: Mapping[str, Any]) -> RawFormat:
     return known[dataset.get("format", next(iter(known)))]
 
 
-def load_plugins(plugins: Iterable[str]) -> list[str]:
+def load_plugins(plugins: Iterable[str], folders: Iterable[Path] = ()) -> list[str]:
     """Import systems from outside.
 
     Parameters
     ----------
     plugins : iterable of str
         Files (``my_system.py``) or modules (``my_package.system``), each with one `System` under the name
-        ``SYSTEM``. The folder of a file is added to the end of the path for imports, so that it can import
-        what lies beside it.
+        ``SYSTEM``. The folder of a file, or of its package, is added to the end of the path for imports, so
+        that it can import what lies beside it.
+    folders : iterable of Path
+        Where files are looked for that are not in the working directory.
 
     Returns
     -------
@@ -102,7 +104,7 @@ def load_plugins(plugins: Iterable[str]) -> list[str]:
     ConfigError
         One cannot be found or imported, with its file and line, or takes a name that is taken.
     """
-    names = [_absolute(name) for name in plugins]
+    names = [_absolute(name, [Path(), *folders]) for name in plugins]
     for name in names:
         if name not in _plugins:
             system = getattr(_import(name), "SYSTEM", None)
@@ -110,24 +112,38 @@ def load_plugins(plugins: Iterable[str]) -> list[str]:
                 raise ConfigError(
                     f"plugins: {name}: expected a millrace.systems.base.System under the name SYSTEM"
                 )
-            _add(systems(), system, name)
+            if systems().get(system.name) is not system:  # its package may be installed as well
+                _add(systems(), system, name)
             _plugins[name] = system
     return names
 
 
-def _absolute(name: str) -> str:
-    return str(Path(name).absolute()) if name.endswith(".py") else name
+def plugin(name: str) -> System:
+    """System of a plug-in, by its name as `load_plugins` returned it."""
+    return _plugins[name]
+
+
+def _absolute(name: str, folders: Sequence[Path]) -> str:
+    if not name.endswith(".py"):
+        return name
+    found = [path for folder in folders if (path := folder / name).is_file()]
+    return str([*found, Path(name)][0].absolute())
 
 
 def _import(name: str) -> ModuleType:
     path = Path(name)
     if path.suffix == ".py":
         if not path.is_file():
-            raise ConfigError(f"plugins: no file {name}; give its path from the folder of the run")
+            raise ConfigError(
+                f"plugins: no file {name}; give its path from the working directory, or from the "
+                "folder of the Snakefile or of the configuration"
+            )
+        folder, name = path.parent, path.stem
+        while (folder / "__init__.py").is_file():  # a file of a package is imported as such
+            folder, name = folder.parent, f"{folder.name}.{name}"
         # At the end: nothing that the workflow itself imports may come from there.
-        if str(path.parent) not in sys.path:
-            sys.path.append(str(path.parent))
-        name = path.stem
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
     try:
         module = importlib.import_module(name)
     except Exception as error:

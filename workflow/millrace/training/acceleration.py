@@ -1,4 +1,4 @@
-"""Compiling a model and checkpointing its activations: from outside, by what its spec says."""
+"""Compiling a model and recomputing its activations, applied from outside to any model."""
 
 import re
 import warnings
@@ -9,43 +9,40 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from millrace.errors import first_line
+
 
 def compile_in_place(module: nn.Module, device: torch.device) -> None:
-    """Compile a module's forward pass; names of parameters stay, and so does `forward` itself.
+    """Compile a module's forward pass; names of parameters and `forward` itself stay the same.
 
-    Without a working compiler (a C++ compiler on the CPU, Triton on a GPU) a warning is all that
-    happens.
+    Without a working compiler (a C++ compiler on the CPU, Triton on a GPU) there is a warning and nothing
+    is compiled.
     """
     try:
         torch.compile(_probe)(torch.zeros(2, device=device))
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         warnings.warn(
-            f"train.compile: no working compiler for {device.type} here ({reason}); training goes on "
-            "without",
+            f"train.compile: no working compiler for {device.type} here ({first_line(error)}); training "
+            "continues without",
             stacklevel=2,
         )
         return
     module.compile()
 
 
-def checkpoint_activations(module: nn.Module, blocks: Sequence[str]) -> None:
-    """Have the submodules ``blocks`` keep only their inputs for the backward pass.
+def checkpoint_activations(module: nn.Module, names: Sequence[str]) -> None:
+    """Have the submodules ``names`` keep only their inputs for the backward pass.
 
-    A block is computed again when its gradients are needed (Chen et al. 2016, arXiv:1604.06174): the
-    same gradients for less memory and more time. In a name, ``*`` stands for all members of a list.
+    They are recomputed when their gradients are needed (Chen et al. 2016, arXiv:1604.06174): the same
+    gradients for less memory and more time. A ``*`` stands for all members of a list; submodules that a
+    stage of a pipeline does not hold are ignored.
     """
-    for block in _matching(module, blocks):
-        block.forward = _checkpointed(block.forward)
-
-
-def _matching(module: nn.Module, blocks: Sequence[str]) -> list[nn.Module]:
-    """Submodules of these names; those that a stage of a pipeline does not hold are left out."""
-    patterns = [re.compile(re.escape(block).replace(r"\*", "[^.]+")) for block in blocks]
-    # One that is used at two places has two names.
+    patterns = [re.compile(re.escape(name).replace(r"\*", "[^.]+")) for name in names]
+    # A module that is used at two places has two names.
     present = module.named_modules(remove_duplicate=False)
     found = {id(m): m for name, m in present if any(one.fullmatch(name) for one in patterns)}
-    return list(found.values())
+    for submodule in found.values():
+        submodule.forward = _checkpointed(submodule.forward)
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:

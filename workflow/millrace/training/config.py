@@ -1,7 +1,8 @@
-"""The ``train:`` block of an experiment, checked: what decides the weights, and how they are computed."""
+"""The section ``train`` of an experiment, checked: what decides the weights, and how they are computed."""
 
 from dataclasses import dataclass, field
 
+from millrace.config import check_one_of
 from millrace.errors import ConfigError
 from millrace.models.losses import LossConfig
 from millrace.training.schedules import ScheduleConfig
@@ -13,7 +14,7 @@ LOGGERS = ("tensorboard", "wandb")
 
 @dataclass(frozen=True)
 class EarlyStoppingConfig:
-    """The ``train.early_stopping`` block: when more epochs are not worth their time."""
+    """The section ``train.early_stopping``: when training ends before its last epoch."""
 
     patience: int
     """Epochs without a better validation loss after which training stops."""
@@ -29,21 +30,21 @@ class EarlyStoppingConfig:
 
 @dataclass(frozen=True)
 class InitFromConfig:
-    """The ``train.init_from`` block: start from the weights of another run."""
+    """The section ``train.init_from``: start from the weights of another run."""
 
     checkpoint: str
     freeze: tuple[str, ...] = ()
-    """Parameters whose names begin so keep their values."""
+    """Parameters whose names begin with one of these prefixes keep their values."""
 
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """The ``train.replay`` block: samples that start from forecasts."""
+    """The section ``train.replay``: samples that start from forecasts."""
 
     longest: int
-    """Lead time of the last forecast that is learned from, in states from the data."""
+    """Longest lead time that the model is trained on, in states from the data."""
     fresh: float = 0.25
-    """Share of the samples that start from data although there is a forecast: what it held is replaced."""
+    """Probability that a sample starts from data although the buffer holds a forecast for it."""
     depth: int = 2
     """Forecasts kept for each sample of a batch."""
 
@@ -59,7 +60,7 @@ class ReplayConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The keys of the ``train:`` block that decide the weights: part of a run's definition."""
+    """The keys of the section ``train`` that decide the weights: part of a run's definition."""
 
     global_batch: int
     """Samples of an optimiser step over all ranks, the same for every layout."""
@@ -80,21 +81,21 @@ class TrainConfig:
     """Number format in which ranks exchange gradients."""
     init_from: InitFromConfig | None = None
     replay: ReplayConfig | None = None
-    """Start a part of the samples from the model's own forecasts; None: all from data."""
+    """Start some of the samples from the model's own forecasts; None: all start from data."""
 
     def __post_init__(self) -> None:
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("gradient_compression", self.gradient_compression, COMPRESSIONS)
+        check_one_of("train.precision", self.precision, PRECISIONS)
+        check_one_of("train.gradient_compression", self.gradient_compression, COMPRESSIONS)
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"train.ema: expected a decay between 0 and 1, got {self.ema}")
 
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """The ``train.profile`` block: optimiser steps to be traced."""
+    """The section ``train.profile``: which optimiser steps are traced."""
 
     start: int
-    """Steps done before the first one traced; a resumed session does not go back for them."""
+    """Number of steps before the first traced one; a session that resumes later traces nothing."""
     steps: int
 
     def __post_init__(self) -> None:
@@ -104,16 +105,16 @@ class ProfileConfig:
 
 @dataclass(frozen=True)
 class ExecutionConfig:
-    """The keys of the ``train:`` block that say how the weights are computed and what is told of it.
+    """The keys of the section ``train`` that say how the weights are computed and what is reported.
 
-    They may change in a run's lifetime, like its layout: results agree to rounding.
+    They may change during a run, like its layout: results agree to rounding.
     """
 
     micro_batch: int | None = None
-    """Samples that a rank takes at once; None: all of its share of a batch."""
+    """Samples that a rank processes at once; None: its whole share of a batch."""
     compile: bool = False
     activation_checkpointing: bool = False
-    """Compute the activations of the model's large blocks again in the backward pass."""
+    """Recompute the activations of the model's large parts in the backward pass."""
     profile: ProfileConfig | None = None
     log: tuple[str, ...] = ()
     """Where epochs are reported besides ``metrics.jsonl``."""
@@ -122,9 +123,4 @@ class ExecutionConfig:
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ConfigError(f"train.micro_batch: expected 1 or more, got {self.micro_batch}")
         for name in self.log:
-            _one_of("log", name, LOGGERS)
-
-
-def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"train.{key} {value!r}: expected one of {', '.join(known)}")
+            check_one_of("train.log", name, LOGGERS)

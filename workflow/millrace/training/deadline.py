@@ -1,7 +1,7 @@
-"""When to stop in good order: warning signals and the end of the allocation.
+"""When to stop training in an orderly way: warning signals and the end of the allocation.
 
-Signals are not reliable (PBS kills ten seconds after the first one, and only the first node hears it);
-the clock is. Both only set a flag: the ranks agree on it between two steps.
+Signals are not reliable (PBS kills ten seconds after the first one, and only the first node receives it);
+the clock is. Both only set a flag, on which the ranks agree between two steps.
 """
 
 import os
@@ -14,11 +14,10 @@ from types import FrameType
 import numpy as np
 
 from millrace.errors import ConfigError
+from millrace.processes import STOP_SIGNALS
 
 DEADLINE = "MILLRACE_DEADLINE"
-"""Variable with the time by which training must have stopped, in seconds since 1970."""
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+"""Environment variable with the time by which training must have stopped, in seconds since 1970."""
 
 
 class Stop(IntEnum):
@@ -28,28 +27,28 @@ class Stop(IntEnum):
     END = 1
     """The allocation ends."""
     WARNED = 2
-    """A scheduler's warning that it will end (SIGUSR1, SIGUSR2)."""
+    """The scheduler warns that it will end (SIGUSR1, SIGUSR2)."""
     CANCELLED = 3
-    """Somebody wants it to stop (SIGTERM, SIGINT)."""
+    """Somebody cancelled the training (SIGTERM, SIGINT)."""
 
 
 class Deadline:
-    """Tells when there is just enough time left to save.
+    """Says when there is just enough time left to save.
 
     Parameters
     ----------
     end : float or None
-        When the allocation ends, in seconds since the epoch; None: no limit.
+        When the allocation ends, in seconds since 1970; None: no limit.
     """
 
-    def __init__(self, end: float | None) -> None:
+    def __init__(self, end: float | None = None) -> None:
         self._end = end
         self._signal: int | None = None
         self._saves: deque[float] = deque(maxlen=100)
         self._steps: deque[float] = deque(maxlen=1000)
         self._validation = 0.0
         self.has_saved = False
-        """Whether a checkpoint was written, by this rank or for it."""
+        """Whether a checkpoint was written, by this rank or by another one."""
 
     @classmethod
     def from_environment(cls) -> "Deadline":
@@ -63,36 +62,40 @@ class Deadline:
             ) from None
 
     def listen(self) -> None:
-        """Take warning signals as a request to stop."""
-        for number in _SIGNALS:
+        """Treat `STOP_SIGNALS` as requests to stop."""
+        for number in STOP_SIGNALS:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
 
+    def stop_now(self) -> None:
+        """Have training stop at the next step, as if the allocation ended now."""
+        self._end = 0.0
+
     def record_save(self, seconds: float) -> None:
-        """Learn how long a checkpoint takes."""
+        """Record how long a checkpoint took."""
         self.has_saved = True
         self._saves.append(seconds)
 
     def record_step(self, seconds: float) -> None:
-        """Learn how long an optimiser step takes."""
+        """Record how long an optimiser step took."""
         self._steps.append(seconds)
 
     def record_validation(self, seconds: float) -> None:
-        """Learn how long a validation takes: it is not interrupted."""
+        """Record how long a validation took, which is not interrupted."""
         self._validation = seconds
 
     @property
     def reserve(self) -> float:
-        """Seconds to keep: three slow saves, a slow step and a validation."""
+        """Seconds needed before the end: three slow saves, a slow step and a validation."""
         save = float(np.percentile(self._saves, 99)) if self._saves else 5.0
         step = float(np.percentile(self._steps, 99)) if self._steps else 1.0
         return 3 * save + step + self._validation
 
     @property
     def stop(self) -> Stop:
-        """Why to stop now."""
+        """Reason to stop now; `Stop.NO` if there is none."""
         if self._signal in (signal.SIGTERM, signal.SIGINT):
             return Stop.CANCELLED
         if self._signal is not None:

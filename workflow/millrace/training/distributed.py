@@ -1,9 +1,9 @@
-"""The ranks of a torchrun job: process group, device, agreement between ranks."""
+"""The ranks of a torchrun job: process group, device, exchange of values, random generators."""
 
 import contextlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from millrace.errors import ConfigError
 from millrace.processes import die_with_parent
@@ -19,7 +18,7 @@ from millrace.processes import die_with_parent
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all; usable without torchrun as the only one."""
+    """This process among all ranks; usable without torchrun as the only one."""
 
     rank: int
     world_size: int
@@ -31,17 +30,15 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, *values: float) -> list[float]:
-        """Sum values over all ranks, in float64."""
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        return self._reduce(total, "sum").tolist()
+        """Sum values over all ranks in float64."""
+        return self._reduced(values, dist.ReduceOp.SUM)
 
     def maximum(self, *values: float) -> list[float]:
         """Take the maximum over all ranks."""
-        largest = torch.tensor(values, dtype=torch.float64, device=self.device)
-        return self._reduce(largest, "max").tolist()
+        return self._reduced(values, dist.ReduceOp.MAX)
 
     def gather(self, value: Any) -> list[Any]:
-        """Collect one picklable value of every rank on the first; an empty list elsewhere."""
+        """Collect one picklable value of every rank on the first; an empty list on the others."""
         if self.world_size == 1:
             return [value]
         values: list[Any] | None = [None] * self.world_size if self.is_first else None
@@ -49,17 +46,18 @@ class Ranks:
         return values or []
 
     def from_first(self, value: Any) -> Any:
-        """Give every rank the value of the first."""
+        """Return the value of the first rank on every rank."""
         if self.world_size == 1:
             return value
         holder = [value]
         dist.broadcast_object_list(holder, src=0)
         return holder[0]
 
-    def _reduce(self, tensor: Tensor, how: str) -> Tensor:
+    def _reduced(self, values: Sequence[float], operation: Any) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         if self.world_size > 1:
-            dist.all_reduce(tensor, dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MAX)
-        return tensor
+            dist.all_reduce(tensor, operation)
+        return tensor.tolist()
 
 
 # Ranks may start minutes apart on a busy file system: initialisation waits longer than a step.
@@ -70,10 +68,7 @@ _PATIENCE = timedelta(minutes=30)
 def process_group(patience: timedelta = _PATIENCE) -> Iterator[Ranks]:
     """Join the ranks that torchrun started: NCCL between GPUs, gloo between CPU processes.
 
-    Parameters
-    ----------
-    patience : timedelta
-        How long to wait for the other ranks, at the start and at each exchange.
+    ``patience`` is the longest time to wait for the other ranks, at the start and at each exchange.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
@@ -100,10 +95,7 @@ def process_group(patience: timedelta = _PATIENCE) -> Iterator[Ranks]:
 
 
 def peak_memory(ranks: Ranks) -> dict[str, float]:
-    """Most GPU memory (bytes) that any rank held since the last call; empty without GPUs.
-
-    Call it on all ranks.
-    """
+    """Peak GPU memory (bytes) of any rank since the last call; empty without GPUs. Call it on all ranks."""
     if ranks.device.type != "cuda":
         return {}
     allocated = torch.cuda.max_memory_allocated(ranks.device)
@@ -114,14 +106,14 @@ def peak_memory(ranks: Ranks) -> dict[str, float]:
 
 
 def seed_everything(seed: int, rank: int) -> None:
-    """Seed all generators; the model is built from one seed on every rank, see `rng_state`."""
+    """Seed the random generators of Python, NumPy and torch with ``seed + rank``."""
     random.seed(seed + rank)
     np.random.seed((seed + rank) % 2**32)  # noqa: NPY002  libraries use the global generator
     torch.manual_seed(seed + rank)
 
 
 def rng_state() -> dict[str, Any]:
-    """State of this process's random generators, as tensors and plain values."""
+    """State of this process's random generators, as tensors and plain values, see `restore_rng_state`."""
     version, keys, gauss = random.getstate()
     name, numpy_keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     return {
@@ -133,7 +125,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def restore_rng_state(state: dict[str, Any]) -> None:
-    """Continue the random streams of `rng_state`."""
+    """Restore the random generators to the state of `rng_state`."""
     version, keys, gauss = state["python"]
     random.setstate((version, tuple(keys), gauss))
     name, numpy_keys, *rest = state["numpy"]

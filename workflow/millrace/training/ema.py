@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights: a smoother model at the price of a copy."""
+"""Exponential moving average of the weights: a smoother model for the memory of a second set of weights."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -17,34 +17,33 @@ class Ema:
 
     Parameters
     ----------
-    module : nn.Module
     decay : float
-        Weight of the average so far, between 0 and 1.
+        Weight of the previous average, between 0 and 1.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self._module, self._decay = module, decay
-        self._average = [local(p).detach().clone() for p in module.parameters()]
+        self._average = [p.clone() for p in self._own()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after optimiser step ``step``."""
+        """Include the weights after optimiser step ``step``."""
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._average, self._own(), 1 - decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the module the averaged weights for a while."""
+        """Replace the module's weights by the average while the context is open."""
         own = [p.clone() for p in self._own()]
-        self._fill(self._average)
+        torch._foreach_copy_(self._own(), self._average)
         try:
             yield
         finally:
-            self._fill(own)
+            torch._foreach_copy_(self._own(), own)
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Continue from the averaged weights by name, those of this process."""
+        """Continue from the averaged weights of this process, by name."""
         names = (name for name, _ in self._module.named_parameters())
         for average, name in zip(self._average, names, strict=True):
             average.copy_(local(weights[name]))
@@ -53,7 +52,3 @@ class Ema:
     def _own(self) -> list[Tensor]:
         """What this process holds of the parameters."""
         return [local(p).detach() for p in self._module.parameters()]
-
-    @torch.no_grad()
-    def _fill(self, values: list[Tensor]) -> None:
-        torch._foreach_copy_(self._own(), values)

@@ -1,8 +1,8 @@
 """The training loop: any model, any number of ranks, stopped and continued at any step.
 
-The state of a run is a function of (run hash, step). Batches follow from (seed, epoch), the learning
-rate from the step, and everything else is in the checkpoint, so that a run that was stopped continues
-bit by bit as if it had not been.
+The state of a run is a function of (run hash, step). Batches follow from (seed, epoch), the learning rate
+from the step, and everything else is in the checkpoint, so that a run that was stopped continues bit by bit
+as if it had not been stopped.
 """
 
 import contextlib
@@ -19,7 +19,6 @@ from millrace.errors import ConfigError, ExitCode, UserError
 from millrace.models.spec import ModelSpec
 from millrace.training.acceleration import checkpoint_activations, compile_in_place
 from millrace.training.batches import BatchPlan, GlobalBatch
-from millrace.training.compression import exchange_gradients
 from millrace.training.config import ExecutionConfig, TrainConfig
 from millrace.training.deadline import Deadline, Stop
 from millrace.training.distributed import (
@@ -29,21 +28,25 @@ from millrace.training.distributed import (
     rng_state,
     seed_everything,
 )
-from millrace.training.early_stopping import best_epoch, is_exhausted
 from millrace.training.ema import Ema
+from millrace.training.history import EpochSums, best_epoch, is_exhausted
 from millrace.training.parallel.checkpoints import is_sharded
 from millrace.training.parallel.config import ParallelConfig
-from millrace.training.parallel.copies import check_static_graph, synchronised
-from millrace.training.parallel.divided import Divided, divide
-from millrace.training.parallel.shards import kinds
-from millrace.training.parallel.state import held, load_sharded, load_whole, sharded
+from millrace.training.parallel.divided import DividedModel
+from millrace.training.parallel.replicas import check_static_graph, replicated
+from millrace.training.parallel.shards import by_mesh
+from millrace.training.parallel.state import (
+    load_full_state,
+    load_sharded_state,
+    local_weights,
+    sharded_state,
+)
 from millrace.training.passes import Dataset, Passes
-from millrace.training.phases import Mark, unmarked
+from millrace.training.phases import Mark, no_mark
 from millrace.training.precision import LossScaler
 from millrace.training.replay import Replay
 from millrace.training.schedules import factor
 from millrace.training.store import Position
-from millrace.training.sums import EpochSums
 from millrace.training.warm_start import warm_start
 from millrace.training.watchdog import Watchdog
 
@@ -58,16 +61,16 @@ class NotFiniteError(UserError):
 
 
 class Observer(Protocol):
-    """Who follows the training: progress display and the run's store."""
+    """Follows the training: progress display and the run's store."""
 
     def on_step(self, position: Position, steps_per_epoch: int, loss: Tensor) -> None:
-        """After some steps, with the loss of the last."""
+        """After a step, with this rank's mean loss of the epoch so far."""
 
     def on_epoch(self, record: dict[str, Any]) -> None:
-        """After an epoch and its validation."""
+        """After an epoch and its validation, with its record of the history."""
 
     def on_state(self, trainer: "Trainer", stopping: bool) -> None:
-        """Where a checkpoint can be taken: at the end of an epoch, or when stopping."""
+        """When a checkpoint can be taken: at the end of an epoch, or when stopping."""
 
 
 class Trainer:
@@ -75,21 +78,21 @@ class Trainer:
 
     Parameters
     ----------
-    spec : ModelSpec
     model_config : object
         An instance of ``spec.config``.
     dataset : Dataset
-        Samples; its device decides where the model trains.
-    config : TrainConfig
+        Samples, on the device of the rank.
     seed : int
         Decides initial weights and the order of the samples.
-    ranks : Ranks
-    execution : ExecutionConfig, optional
-        How the weights are computed, see there.
     parallel : ParallelConfig, optional
-        How the ranks are used; by default each has a copy of the model.
+        How the ranks are used; by default each has a replica of the model.
     mark : Mark, optional
-        Is told where each step is, see `millrace.training.phases`.
+        Called at the beginning of each phase of a step, see `millrace.training.phases`.
+
+    Raises
+    ------
+    ConfigError
+        The configuration does not fit the model, the samples or the number of ranks.
     """
 
     def __init__(
@@ -102,24 +105,39 @@ class Trainer:
         ranks: Ranks,
         execution: ExecutionConfig | None = None,
         parallel: ParallelConfig | None = None,
-        mark: Mark = unmarked,
+        mark: Mark = no_mark,
     ) -> None:
         self._mark = mark
         self.spec, self.dataset, self.config, self.ranks = spec, dataset, config, ranks
-        self._model_config, self._seed = model_config, seed
         self.execution = execution or ExecutionConfig()
         seed_everything(seed, rank=0)
         self.module = spec.build(model_config, dataset).to(ranks.device)
         if config.init_from is not None:
-            warm_start(self.module, config.init_from, spec.bound)
+            warm_start(self.module, config.init_from, spec.matching_buffers)
         self._trained_names = [n for n, p in self.module.named_parameters() if p.requires_grad]
         self.parameters = sum(p.numel() for p in self.module.parameters())
-        """Numbers that the whole model holds."""
-        self.divided = self._divide(parallel or ParallelConfig())
+        """Number of parameters of the whole model."""
+        division = spec.division
+        self.parallel = (parallel or ParallelConfig()).for_model(
+            spec.name,
+            model_config,
+            ranks.world_size,
+            config.global_batch,
+            division.steps(dataset) if division else 1,
+        )
+        self.parallel.check_options(
+            self.execution.compile, config.gradient_compression, config.replay is not None
+        )
+        prepare = self._checkpoint_activations
+        self.divided: DividedModel | None = None
+        if self.parallel.is_divided:
+            self.divided = DividedModel(
+                spec, self.module, self.parallel, ranks, dataset, config.precision, prepare
+            )
         seed_everything(seed, self.divided.data_rank if self.divided else ranks.rank)
         trained = self._called_in_training()
         self._trained = [p for p in self.module.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": group} for group in kinds(self._trained)]
+        groups: list[dict[str, Any]] = [{"params": group} for group in by_mesh(self._trained)]
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -135,67 +153,28 @@ class Trainer:
         """Why `run` ended before its target."""
         self.history: list[dict[str, Any]] = []
         self.sessions: list[dict[str, Any]] = []
-        self._replay = self._replayed()
-        self.passes = Passes(
-            spec,
-            model_config,
-            dataset,
-            config,
-            self.execution,
-            seed,
-            ranks,
-            module=self.module,
-            trained=trained,
-            divided=self.divided,
-            scaler=self._scaler,
-            replay=self._replay,
-            mark=mark,
-        )
+        self._replay: Replay | None = None
+        if config.replay is not None:
+            if spec.continued is None:
+                raise ConfigError(
+                    f"train.replay: samples of {spec.name} do not follow on each other; leave it out"
+                )
+            windows: Any = dataset
+            self._replay = Replay(config.replay, windows, seed)
+        parts = (ranks, self.module, trained, self.divided, self._scaler, self._replay, mark)
+        self.passes = Passes(spec, model_config, dataset, config, self.execution, seed, *parts)
         self._sums = EpochSums(ranks)
         self._watchdog = Watchdog()
         self._not_finite = torch.zeros((), dtype=torch.bool, device=ranks.device)
-
-    def _divide(self, parallel: ParallelConfig) -> Divided | None:
-        """Leave this rank its part of the module; None: all of it."""
-        division = self.spec.division
-        self.parallel = resolved = parallel.of(
-            self.spec.name,
-            self._model_config,
-            self.ranks.world_size,
-            self.config.global_batch,
-            division.steps(self.dataset) if division else 1,
-        )
-        resolved.check_options(
-            self.execution.compile, self.config.gradient_compression, self.config.replay is not None
-        )
-        if not resolved.is_divided:
-            return None
-        return divide(
-            self.spec,
-            self.module,
-            resolved,
-            self.ranks,
-            self.dataset,
-            self.config.precision,
-            self._checkpoint_activations,
-        )
-
-    def _replayed(self) -> Replay | None:
-        if self.config.replay is None:
-            return None
-        if self.spec.continued is None:
-            raise ConfigError(
-                f"train.replay: samples of {self.spec.name} do not follow on each other; leave it out"
-            )
-        windows: Any = self.dataset  # of models that go on from their forecasts
-        return Replay(self.config.replay, windows, self._seed)
+        self.gradient_norm = torch.zeros((), device=ranks.device)
+        """Norm of the gradient of the last step before it was clipped, the same on all ranks."""
 
     def _checkpoint_activations(self, module: nn.Module) -> None:
         if self.execution.activation_checkpointing:
-            checkpoint_activations(module, self.spec.blocks)
+            checkpoint_activations(module, self.spec.recomputed)
 
     def _called_in_training(self) -> nn.Module:
-        """The module as a training step calls it."""
+        """The module as called in a training step: compiled and replicated if configured."""
         if self.divided is not None:
             return self.module
         self._checkpoint_activations(self.module)
@@ -203,11 +182,10 @@ class Trainer:
             compile_in_place(self.module, self.ranks.device)
         if self.ranks.world_size == 1:
             return self.module
-        if self.parallel.static_graph:
+        static_graph, compression = self.parallel.static_graph, self.config.gradient_compression
+        if static_graph:
             check_static_graph(self.dataset.batch("train", 0, np.zeros(1, dtype=np.int64)))
-        copy = synchronised(self.module, self.ranks.device, self.parallel.static_graph)
-        exchange_gradients(copy, self.config.gradient_compression, self._mark)
-        return copy
+        return replicated(self.module, self.ranks.device, static_graph, compression, self._mark)
 
     @property
     def position(self) -> Position:
@@ -216,22 +194,14 @@ class Trainer:
         return Position(self.step, epoch, batch)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[GlobalBatch]:
-        """Batches of an epoch from the ``start``-th on, the same on all ranks."""
+        """Iterate over the batches of an epoch, beginning with batch ``start``, the same on all ranks."""
         return self._plan.epoch(epoch, start)
 
     def run(self, target_epoch: int, deadline: Deadline, observer: Observer) -> bool:
-        """Train until the end of ``target_epoch``, or until more epochs do not help.
+        """Train until the end of ``target_epoch``, or until early stopping.
 
-        Returns
-        -------
-        bool
-            Whether there is nothing left to do; False: stopped in good order because ``deadline`` said
-            so.
-
-        Raises
-        ------
-        NotFiniteError
-            On all ranks, before anything is saved.
+        Returns False if training stopped before because of ``deadline``. Raises `NotFiniteError` on all
+        ranks, before anything is saved.
         """
         if self.stopped_early:
             observer.on_state(self, stopping=False)  # its store may have been removed
@@ -252,7 +222,7 @@ class Trainer:
         return self.position.batch == 0 and is_exhausted(self.history, self.config.early_stopping)
 
     def _run_epoch(self, deadline: Deadline, observer: Observer) -> bool:
-        """Do the rest of an epoch; False: stopped before its end."""
+        """Train for the rest of an epoch; returns False if stopped before its end."""
         self.module.train()
         position, agree_at = self.position, self.step
         started = time.monotonic()
@@ -277,13 +247,13 @@ class Trainer:
         return True
 
     def train_step(self, batch: GlobalBatch) -> Tensor:
-        """Do one optimiser step on this rank's share; gives its part of the loss of the global batch."""
+        """Do one optimiser step; returns this rank's part of the mean loss of the global batch."""
         learning_rate = self.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         loss = self.passes.backward(batch, self.position)
         self._mark("optimiser")
-        norm = self._clipped()
+        norm = self.gradient_norm = self._clipped()
         if self._scaler.is_exhausted:
             self._not_finite |= ~torch.isfinite(norm)
         if self._scaler.accepts(norm):
@@ -294,10 +264,11 @@ class Trainer:
         return loss
 
     def _clipped(self) -> Tensor:
-        """Norm of the gradient before it is clipped, the same on all ranks."""
+        """Clip the gradient; returns its norm before, the same on all ranks."""
+        largest = self.config.clip_norm or math.inf
         if self.divided is not None:
-            return self.divided.clip(self._scaler, self.config.clip_norm or math.inf)
-        # Of pairs of real numbers the norm is the same, and many times faster.
+            return self.divided.clip(self._scaler, largest)
+        # The norm of pairs of real numbers is the same, and many times faster.
         gradients = [
             torch.view_as_real(p.grad) if p.grad.is_complex() else p.grad
             for p in self._trained
@@ -305,18 +276,17 @@ class Trainer:
         ]
         self._scaler.unscale(gradients)
         norm = nn.utils.get_total_norm(gradients, foreach=True)
-        largest = self.config.clip_norm or math.inf
         torch._foreach_mul_(gradients, torch.clamp(largest / (norm + 1e-6), max=1.0))
         return norm
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the next step."""
+        """Learning rate of the next step."""
         epoch = self.step / len(self._plan)
         return self.config.learning_rate * factor(self.config.schedule, epoch)
 
     def _check_finite(self) -> None:
-        # The gradient norm is that of the averaged gradient: the same on all ranks, no need to agree.
+        # All ranks see the same norm, that of the averaged gradient: there is no need to agree.
         if bool(self._not_finite):
             raise NotFiniteError(
                 f"the gradient became infinite or NaN before step {self.step}; the last checkpoint is "
@@ -324,6 +294,7 @@ class Trainer:
             )
 
     def _finish_epoch(self) -> dict[str, Any]:
+        """Validate, and add the record of the epoch to the history."""
         loss, seconds = self._sums.collect()
         record: dict[str, Any] = {
             "epoch": self.position.epoch,
@@ -339,7 +310,7 @@ class Trainer:
         self.history.append(record)
         record["best_epoch"] = best_epoch(self.history)
         if self.config.keep_best and record["best_epoch"] == record["epoch"]:
-            self._best = self._forecasting()
+            self._best = self._validated_weights()
         return record
 
     @torch.no_grad()
@@ -347,75 +318,66 @@ class Trainer:
         """Mean loss over the validation samples, the same on all ranks."""
         self.module.eval()
         total, count = 0.0, 0
-        with self._ema.applied() if self._ema else contextlib.nullcontext():
+        with self._averaged():
             for batch in self._validation.epoch(0):
-                total += self.passes.validated(batch, self.position)
+                total += self.passes.loss_sum(batch, self.position)
                 count += batch.size
         return self.ranks.sum(total)[0] / count
 
-    def _forecasting(self) -> dict[str, Tensor]:
-        """The weights that are validated: averaged, if that is asked for."""
-        with self._ema.applied() if self._ema else contextlib.nullcontext():
-            return {
-                n: value.detach().clone() for n, value in held(self.module, self.divided).items()
-            }
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Context with the averaged weights, if ``ema`` is configured."""
+        return self._ema.applied() if self._ema else contextlib.nullcontext()
 
-    def begin_session(self, description: Mapping[str, Any]) -> None:
-        """Note that training starts or resumes here."""
-        self.sessions.append({"session": len(self.sessions) + 1, "step": self.step, **description})
+    def _validated_weights(self) -> dict[str, Tensor]:
+        """Copy of the weights that are validated, as far as this rank holds them."""
+        with self._averaged():
+            weights = local_weights(self.module, self.divided)
+            return {name: value.detach().clone() for name, value in weights.items()}
 
     def state(self) -> dict[str, Any]:
-        """Everything that training needs to continue, of an undivided model; call it on all ranks."""
+        """State of an undivided model from which training continues; call it on all ranks."""
         optimizer = self.optimizer.state_dict()
         return self._plain_state() | self._weights() | {"optimizer": optimizer}
 
     def checkpoint(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """`state`; of a divided model this rank's weights and moments come apart. Call it on all ranks."""
+        """`state`, and the tensors of this rank, if the model is divided. Call it on all ranks."""
         if self.divided is None:
             return self.state(), {}
-        facts, tensors = sharded(
-            self._weights(), self.optimizer, self.module, self._trained_names, self.divided
+        facts, tensors = sharded_state(
+            self._weights(), self.optimizer, self._trained_names, self.divided
         )
         return self._plain_state() | facts, tensors
 
     def _weights(self) -> dict[str, dict[str, Tensor]]:
-        """All kinds of weights that are kept, as far as this rank has them."""
-        weights = {"model": held(self.module, self.divided)}
+        """All kinds of weights that are kept, as far as this rank holds them."""
+        weights = {"model": local_weights(self.module, self.divided)}
         if self._ema is not None:
-            weights["ema_model"] = self._forecasting()
+            weights["ema_model"] = self._validated_weights()
         return weights | ({"best_model": self._best} if self._best else {})
 
     def _plain_state(self) -> dict[str, Any]:
-        best = {"best_epoch": best_epoch(self.history)} if self._best else {}
-        return (
-            best
-            | self._replay_state()
-            | {
-                "scaler": self._scaler.state(),
-                "step": self.step,
-                "history": self.history,
-                "sessions": self.sessions,
-                "sums": self._sums.state(),
-                "rng": self.ranks.gather(rng_state()),
-                "threads": torch.get_num_threads(),
-            }
-        )
-
-    def _replay_state(self) -> dict[str, list[dict[str, Any]]]:
-        """What is kept to go on from by all ranks, on the first."""
-        if self._replay is None:
-            return {}
-        # Ranks that take the same samples keep the same.
-        is_only = self.divided is None or self.divided.is_first_of_share
-        states = self.ranks.gather(self._replay.state() if is_only else None)
-        return {"replay": [state for state in states if state is not None]}
+        state: dict[str, Any] = {"best_epoch": best_epoch(self.history)} if self._best else {}
+        if self._replay is not None:
+            # Ranks that take the same samples keep the same forecasts.
+            is_only = self.divided is None or self.divided.is_first_of_share
+            kept = self.ranks.gather(self._replay.state() if is_only else None)
+            state["replay"] = [one for one in kept if one is not None]
+        return state | {
+            "scaler": self._scaler.state(),
+            "step": self.step,
+            "history": self.history,
+            "sessions": self.sessions,
+            "sums": self._sums.state(),
+            "rng": self.ranks.gather(rng_state()),
+            "threads": torch.get_num_threads(),
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`, or from a `checkpoint` in shards, saved by any number of ranks."""
+        """Continue from a `state`, or from a `checkpoint` in shards, saved by any number of ranks."""
         if self.divided is not None and is_sharded(state):
-            weights = load_sharded(state, self.optimizer, self.module, self.divided)
+            weights = load_sharded_state(state, self.optimizer, self.divided)
         else:
-            weights = load_whole(
+            weights = load_full_state(
                 state, self.optimizer, self.module, self._trained_names, self.divided
             )
         self.step = state["step"]

@@ -1,7 +1,7 @@
-"""Epochs in TensorBoard and Weights & Biases, beside ``metrics.jsonl``.
+"""Epochs in TensorBoard and Weights & Biases, besides ``metrics.jsonl``.
 
 Neither package is required. W&B writes to the run's store and sends nothing, unless ``WANDB_MODE`` says
-otherwise; its key comes from the environment or its own files alone.
+otherwise; its key comes only from the environment or its own files.
 """
 
 import importlib
@@ -13,11 +13,9 @@ from typing import Any, Protocol
 
 from millrace.errors import ConfigError
 
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
-
 
 class Logger(Protocol):
-    """Takes the records of epochs."""
+    """Receives the records of epochs."""
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Report an epoch."""
@@ -27,12 +25,12 @@ class Logger(Protocol):
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Raise `ConfigError` if the package of a logger is not installed."""
+    """Raise `ConfigError` if the package of a logger, which has its name, is not installed."""
     for name in names:
-        if importlib.util.find_spec(_PACKAGES[name]) is None:
+        if importlib.util.find_spec(name) is None:
             raise ConfigError(
-                f"train.log: {name} needs the package {_PACKAGES[name]}, which is not installed; "
-                f"`pip install {_PACKAGES[name]}`, or take {name} out of the list"
+                f"train.log: {name} needs the package {name}, which is not installed; "
+                f"`pip install {name}`, or take {name} out of the list"
             )
 
 
@@ -50,9 +48,9 @@ def open_loggers(
     run : str
         Name of the run.
     epoch : int
-        Epochs done; what a kill took back is not shown twice.
+        Epochs done; later ones, which a kill undid, are not shown twice.
     config : mapping
-        What decides the weights.
+        The run's definition.
     """
     kinds: dict[str, Callable[..., Logger]] = {"tensorboard": _TensorBoard, "wandb": _WandB}
     return [kinds[name](directory, run, epoch, config) for name in names]
@@ -75,16 +73,10 @@ class _TensorBoard:
 
 class _WandB:
     def __init__(self, directory: Path, run: str, epoch: int, config: Mapping[str, Any]) -> None:
-        wandb = importlib.import_module("wandb")  # optional, and not to be declared
+        wandb = importlib.import_module("wandb")  # optional, and therefore not declared
         os.environ.setdefault("WANDB_MODE", "offline")
-        self._run = wandb.init(
-            project="millrace",
-            name=run,
-            id=directory.name,
-            resume="allow",
-            dir=str(directory),
-            config=dict(config),
-        )
+        options = {"id": directory.name, "resume": "allow", "dir": str(directory)}
+        self._run = wandb.init(project="millrace", name=run, config=dict(config), **options)
 
     def log(self, record: Mapping[str, Any]) -> None:
         self._run.log(_numbers(record), step=record["epoch"])

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a clock that is told when each phase begins."""
+"""Where the time of a step goes: a clock that is called at the beginning of each phase."""
 
 import time
 from collections.abc import Callable
@@ -10,22 +10,18 @@ import torch
 PHASES = ("data", "forward", "backward", "communication", "optimiser")
 
 Mark = Callable[[str], None]
-"""Called at the beginning of a phase, one of `PHASES`; that ends the one before."""
+"""Called with one of `PHASES` when it begins, which ends the one before."""
 
 
-def unmarked(phase: str) -> None:
+def no_mark(phase: str) -> None:
     """Measure nothing."""
 
 
 class PhaseClock:
     """Times of the phases of all steps, on the device that computes.
 
-    On a GPU the marks are events in the stream of the kernels: the host runs ahead, and its own clock
-    would tell when work was handed over, not when it was done.
-
-    Parameters
-    ----------
-    device : torch.device
+    On a GPU the marks are events in the stream of the kernels, because the host runs ahead of the device:
+    its own clock would show when work was submitted, not when it was done.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,7 +31,12 @@ class PhaseClock:
 
     def mark(self, phase: str) -> None:
         """Note that a phase begins."""
-        self._marks.append((phase, self._now()))
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self._device))
+            self._marks.append((phase, event))
+        else:
+            self._marks.append((phase, time.perf_counter()))
 
     def end_step(self) -> None:
         """Note that a step ends."""
@@ -43,7 +44,7 @@ class PhaseClock:
         self.mark("")
 
     def steps(self) -> list[dict[str, float]]:
-        """Seconds of each phase and ``total`` of every step but the first, whose beginning is not known."""
+        """Seconds of each phase and ``total``, for every step but the first, whose beginning is unknown."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return [self._seconds(begin, end) for begin, end in pairwise(self._ends)]
@@ -56,14 +57,7 @@ class PhaseClock:
                 seconds[phase] += self._between(start, stop)
         return seconds | {"total": self._between(marks[0][1], marks[-1][1])}
 
-    def _now(self) -> Any:
-        if self._device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
     def _between(self, start: Any, stop: Any) -> float:
-        if self._device.type != "cuda":
-            return float(stop - start)
-        return float(start.elapsed_time(stop)) / 1e3
+        if self._device.type == "cuda":
+            return float(start.elapsed_time(stop)) / 1e3
+        return float(stop - start)

@@ -6,31 +6,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _FIRST_SCALE, _GROW_AFTER = 2.0**16, 2000
 
 
-def half_type(precision: str) -> torch.dtype | None:
-    """Type of numbers in which layers work under `autocast`; None: that of the weights."""
-    return _DTYPES.get(precision)
+def half_type(name: str) -> torch.dtype | None:
+    """Type named ``bfloat16`` or ``float16``; None for other names, which mean that of the weights."""
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name)
 
 
-def autocast(precision: str, device: torch.device, keep: bool = True) -> torch.autocast:
+def autocast(precision: str, device: torch.device, cache: bool = True) -> torch.autocast:
     """Context of a forward pass in ``float32``, ``bfloat16`` or ``float16``.
 
-    ``keep``: round weights once, not at each use.
+    With ``cache``, weights are rounded once in the context, otherwise at each use.
     """
     dtype = half_type(precision)
-    return torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=keep)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=cache)
 
 
 class LossScaler:
     """Dynamic loss scaling for float16 (Micikevicius et al. 2018, arXiv:1710.03740).
 
     The loss is multiplied by ``scale`` and the gradients are divided by it. A step whose gradient
-    overflows is left out and halves the scale; `_GROW_AFTER` good steps double it. The rule is that of
-    `torch.amp.GradScaler`, which refuses the complex gradients of Fourier layers. With other precisions
-    the scale is 1 and every step is taken.
+    overflows is skipped and halves the scale; `_GROW_AFTER` good steps double it. The rule is that of
+    `torch.amp.GradScaler`, which refuses the complex gradients of Fourier layers. In other precisions the
+    scale is 1 and no step is skipped.
     """
 
     def __init__(self, precision: str) -> None:
@@ -40,7 +39,7 @@ class LossScaler:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether overflow can no longer be blamed on the scale."""
+        """Whether the scale is too small to be the cause of an overflow."""
         return self.scale <= 1.0
 
     def unscale(self, gradients: list[Tensor]) -> None:
@@ -49,9 +48,9 @@ class LossScaler:
             torch._foreach_div_(gradients, self.scale)
 
     def accepts(self, norm: Tensor) -> bool:
-        """Whether to take the step with a gradient of this norm; adjusts the scale.
+        """Whether to take the step, given the norm of its gradient; adjusts the scale.
 
-        The norm is that of the averaged gradient, so that all ranks decide alike. Only float16 waits for
+        All ranks decide alike, because the norm is that of the averaged gradient. Only float16 waits for
         the device here.
         """
         if not self._enabled:

@@ -9,7 +9,7 @@ from millrace.training.config import ProfileConfig
 
 
 class StepProfiler:
-    """Traces a window of optimiser steps into ``profile_step_<start>.json.gz``.
+    """Traces some optimiser steps into ``profile_step_<start>.json.gz``.
 
     Parameters
     ----------
@@ -18,7 +18,7 @@ class StepProfiler:
     directory : Path
         The run's store.
     step : int
-        Steps done when the session begins; a window that began before is not traced.
+        Steps done when the session begins; nothing is traced if ``config.start`` lies before it.
     """
 
     def __init__(self, config: ProfileConfig | None, directory: Path, step: int) -> None:
@@ -27,7 +27,7 @@ class StepProfiler:
         self.on_step(step)
 
     def on_step(self, step: int) -> None:
-        """Begin or end the window, with ``step`` steps done."""
+        """Begin or end the trace, with ``step`` steps done."""
         if self._config is None:
             return
         if self._profile is not None and step >= self._config.start + self._config.steps:
@@ -40,11 +40,11 @@ class StepProfiler:
             self._profile.start()
 
     def close(self) -> None:
-        """Write what was traced."""
+        """Write the trace."""
         if self._profile is None or self._config is None:
             return
         self._profile.stop()
-        partial = self._directory / "tmp_profile.json.gz"  # torch compresses by the name
+        partial = self._directory / "tmp_profile.json.gz"  # torch compresses files with this suffix
         self._profile.export_chrome_trace(str(partial))
         partial.replace(self._directory / f"profile_step_{self._config.start}.json.gz")
         self._profile = None

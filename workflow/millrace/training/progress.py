@@ -1,4 +1,4 @@
-"""What the user sees while training: a live bar on a terminal, plain lines in a log."""
+"""Progress of training for the user: a live bar on a terminal, plain lines in a log."""
 
 import json
 import sys
@@ -24,53 +24,50 @@ class Reporter:
     title : str
         Name of the run.
     metrics : Path
-        File with one JSON line per epoch; lines of epochs that a kill took back are dropped.
+        File with one JSON line per epoch; lines of epochs that a kill undid are dropped.
     history : list of dict
-        Epochs already done.
+        Records of the epochs already done.
     target_epoch : int
-        Where the segment ends.
+        Last epoch of the segment.
     """
 
     def __init__(
         self, title: str, metrics: Path, history: list[dict[str, Any]], target_epoch: int
     ) -> None:
-        self._title, self._metrics, self._target = title, metrics, target_epoch
+        self._metrics, self._target = metrics, target_epoch
         with atomic_write(metrics) as path:
             path.write_text("".join(json.dumps(record) + "\n" for record in history))
         self._console = Console(file=sys.stderr)
-        self._bar: Progress | None = None
+        self._bar = Progress(
+            TextColumn(f"[bold]{title}"),
+            BarColumn(),
+            TextColumn("epoch {task.completed:.2f}/{task.total}  {task.description}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=target_epoch)
         self._started = self._last_line = time.monotonic()
         self._first_epoch: float | None = None
 
     def __enter__(self) -> "Reporter":
-        if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn(f"[bold]{self._title}"),
-                BarColumn(),
-                TextColumn("epoch {task.completed:.2f}/{task.total}  {task.description}"),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
-            self._task = self._bar.add_task("", total=self._target)
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
 
     def say(self, text: str) -> None:
         """Print one line."""
         self._console.print(f"{time.strftime('%H:%M:%S')}  {text}", highlight=False, soft_wrap=True)
 
     def on_step(self, position: Position, steps_per_epoch: int, loss: Tensor) -> None:
-        """Move the bar, or print a line when the last one is long ago."""
+        """Move the bar, or print a line if the last one is some time ago."""
         done = position.step / steps_per_epoch
         if self._first_epoch is None:
             self._first_epoch = done
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done)
-        elif time.monotonic() - self._last_line > _LINE_EVERY_S:
+        self._bar.update(self._task, completed=done)
+        if self._bar.disable and time.monotonic() - self._last_line > _LINE_EVERY_S:
             self._last_line = time.monotonic()
             within = position.batch or steps_per_epoch
             self.say(
@@ -83,13 +80,18 @@ class Reporter:
         with self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
         losses = f"train {record['train_loss']:.4g}  validation {record['validation_loss']:.4g}"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=record["epoch"], description=losses)
-        self._last_line = time.monotonic()
+        self._bar.update(self._task, completed=record["epoch"], description=losses)
+        self._last_line, memory = time.monotonic(), ""
+        if "gpu_bytes_allocated" in record:
+            # The largest memory in use, and memory reserved from the device.
+            used, reserved = (
+                record[f"gpu_bytes_{kind}"] / 2**30 for kind in ("allocated", "reserved")
+            )
+            memory = f"GPU {used:.2f} of {reserved:.2f} GiB  "
         self.say(
             f"epoch {record['epoch']}/{self._target}  step {record['step']}  {losses}  "
             f"lr {record['learning_rate']:.3g}  {record['samples_per_second']:.0f} samples/s  "
-            f"{_memory(record)}{self._eta(record['epoch'])}"
+            f"{memory}{self._eta(record['epoch'])}"
         )
 
     def _eta(self, done: float) -> str:
@@ -98,11 +100,3 @@ class Reporter:
             return "time left unknown"
         left = (time.monotonic() - self._started) / covered * (self._target - done)
         return f"{int(left // 3600)}:{int(left % 3600 // 60):02d}:{int(left % 60):02d} left"
-
-
-def _memory(record: dict[str, Any]) -> str:
-    """GPU memory in use at most, and reserved from the device."""
-    if "gpu_bytes_allocated" not in record:
-        return ""
-    used, reserved = (record[f"gpu_bytes_{kind}"] / 2**30 for kind in ("allocated", "reserved"))
-    return f"GPU {used:.2f} of {reserved:.2f} GiB  "

@@ -1,14 +1,14 @@
-"""Training on the model's own forecasts: pushing forward out of a replay buffer.
+"""Training on the model's own forecasts: the pushforward trick with a replay buffer.
 
-A model that forecasts step by step has to live with its own errors. Here a part of the samples starts
-from a state that the model forecast earlier in training, and what it makes of them is kept in turn, up to
-a longest lead time. Gradients pass through one forecast only: far leads cost no more than near ones.
+In a rollout the errors of a model are part of its input. Here some of the samples start from a state that
+the model forecast earlier in training, and its forecasts for them are kept in turn, up to a longest lead
+time. Gradients pass through one forecast only, so that long leads cost no more than short ones.
 
-Pushing forward: Brandstetter, Worrall & Welling 2022 (arXiv:2202.03376); the buffer: Bodnar et al. 2025
-(Nature 641). A forecast that is kept is older than the weights that go on from it.
+Pushforward trick: Brandstetter, Worrall & Welling 2022 (arXiv:2202.03376); the buffer: Bodnar et al. 2025
+(Nature 641). A forecast in the buffer was made with older weights than those that continue from it.
 
-The buffer belongs to places in the global batch, not to ranks. What it holds, and what is drawn from it,
-depends on (seed, step, place) alone: the same with any number of ranks, and after any stop.
+The buffer belongs to positions in the global batch, not to ranks. What it holds, and what is drawn from it,
+depends on (seed, step, position) alone: it is the same with any number of ranks, and after any stop.
 """
 
 import zlib
@@ -33,60 +33,53 @@ class Windows(Protocol):
     """With ``output_steps``."""
 
     def starts(self, split: Any) -> np.ndarray:
-        """Time indices at which the windows of a split begin, int64[W]."""
+        """See `millrace.data.window_dataset.WindowDataset.starts`."""
 
     def contains(self, split: Any, starts: np.ndarray) -> np.ndarray:
-        """Whether windows that begin at given time indices lie within a split, bool[B]."""
+        """See `millrace.data.window_dataset.WindowDataset.contains`."""
 
     def at_times(self, group: int, starts: np.ndarray) -> Any:
-        """Windows that begin at the given time indices."""
+        """Gather windows that begin at the given time indices, int64[B]."""
 
     def with_past(self, batch: Any, rows: np.ndarray, past: Tensor) -> Any:
-        """Replace the past of some samples, whose numbers are int64[R], by [R, ...]."""
+        """Replace the past of the samples ``rows``, int64[R], by [R, ...]."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A forecast to go on from."""
+    """A forecast to start from."""
 
     start: int
     """Time index at which its window begins."""
     lead: int
-    """States from the data to the last one."""
+    """Lead time of its last state, in states from the data."""
     past: Tensor
     """States of the window, on the CPU."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Where the samples of a batch come from, and where their forecasts go."""
+    """Where the samples of a batch come from, and where their forecasts are kept."""
 
     key: list[tuple[int, int]]
-    """(place in the global batch, slot)."""
+    """(position in the global batch, slot of the buffer) of each sample."""
     start: np.ndarray
-    """int64[B]."""
+    """Time indices at which the windows begin, int64[B]."""
     lead: np.ndarray
-    """int64[B]: 0 for data."""
+    """Lead times of their last past states, int64[B]; 0 for data."""
     counts: np.ndarray
-    """bool[B]: whether it is a sample, and not one that only keeps a rank busy."""
+    """Whether a sample counts and does not only keep a rank busy, bool[B]."""
 
 
 class Replay:
-    """Forecasts to start from.
-
-    Parameters
-    ----------
-    config : ReplayConfig
-    dataset : Windows
-    seed : int
-    """
+    """Buffer of forecasts to start from."""
 
     def __init__(self, config: ReplayConfig, dataset: Windows, seed: int) -> None:
         self._config, self._dataset, self._seed = config, dataset, seed
         self._entries: dict[tuple[int, int], Entry] = {}
 
     def samples(self, part: RankShare, step: int) -> tuple[Any, Draw]:
-        """Gather the samples of a share: windows of the data, or forecasts and what followed on them."""
+        """Gather the samples of a share: windows of the data, or forecasts and the data that follow."""
         start = self._dataset.starts("train")[part.index]
         lead = np.zeros(len(start), dtype=np.int64)
         key, past = [], {}
@@ -100,21 +93,20 @@ class Replay:
         weight_B = torch.from_numpy(part.weight).to(batch.weight_B.device)
         batch = replace(batch, weight_B=weight_B)
         if past:
-            batch = self._dataset.with_past(
-                batch, np.array(list(past)), torch.stack([*past.values()])
-            )
+            rows = np.array(list(past))
+            batch = self._dataset.with_past(batch, rows, torch.stack([*past.values()]))
         return batch, Draw(key, start, lead, part.weight > 0)
 
     def keep(self, draw: Draw, past: Tensor) -> None:
-        """Keep finite forecasts, [B, ...], that end with the windows after those that were drawn."""
+        """Keep the finite ones of the forecasts ``past``, [B, ...], made from the samples of ``draw``."""
         steps = self._dataset.config.output_steps
         start, lead = draw.start + steps, draw.lead + steps
-        # The forecast after this one has to be within reach and within the training period.
-        goes_on = (lead + steps <= self._config.longest) & self._dataset.contains("train", start)
-        goes_on &= past.isfinite().flatten(1).all(1).cpu().numpy()
+        # The next forecast must not exceed the longest lead time, nor leave the training period.
+        usable = (lead + steps <= self._config.longest) & self._dataset.contains("train", start)
+        usable &= past.isfinite().flatten(1).all(1).cpu().numpy()
         past = past.detach().float().cpu()
         for row in np.flatnonzero(draw.counts):
-            if goes_on[row]:
+            if usable[row]:
                 entry = Entry(int(start[row]), int(lead[row]), past[row].clone())
                 self._entries[draw.key[row]] = entry
             else:
@@ -132,7 +124,7 @@ class Replay:
         }
 
     def load(self, states: Iterable[Mapping[str, Any]], rank: int, world_size: int) -> None:
-        """Continue from the `state` of all ranks, as many as there were."""
+        """Continue from the `state` of each rank of a session with any number of ranks."""
         self._entries = {}
         for state in states:
             values = zip(state["key"], state["start"], state["lead"], state["past"], strict=True)

@@ -1,8 +1,8 @@
-"""What decides the weights of a run, as a digest: the name under which its checkpoints are kept.
+"""Run hash: a digest of what decides the weights of a run, under which its checkpoints are kept.
 
 Model, samples, optimiser, schedule, loss, seed and global batch are part of it. The number of epochs,
-paths, resources, the layout and the versions of the code are not: they may change in a run's lifetime,
-and two layouts of one run hash must arrive at the same weights.
+paths, resources, the layout and the versions of the code are not: they may change during a run, and two
+layouts with one run hash must lead to the same weights.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def digest(definition: Mapping[str, Any]) -> str:
-    """Run hash of what decides the weights, 16 hexadecimal digits."""
+    """Run hash of the definition of a run, 16 hexadecimal digits."""
     text = json.dumps(definition, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -30,7 +30,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def siblings(run_root: Path, name: str) -> Iterator[Mapping[str, Any]]:
-    """Identities of other runs of the same experiment, layout and seed, as far as readable."""
+    """Yield the readable definitions of other runs of the same experiment, layout and seed."""
     for path in sorted(run_root.glob("*/identity.json")):
         if path.parent.name != name:
             with contextlib.suppress(OSError, ValueError):

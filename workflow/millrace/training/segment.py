@@ -1,7 +1,6 @@
-"""One segment of a run: from the newest checkpoint to a target epoch, then the output of the rule."""
+"""One segment of a run: from the newest checkpoint to a target epoch, then the outputs of the rule."""
 
 import contextlib
-import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,35 +14,31 @@ import torch
 from millrace.config import essentials, from_mapping
 from millrace.data.samples import Files, open_dataset
 from millrace.errors import ConfigError, UserError
-from millrace.files import refusal_of, write_json
+from millrace.files import output_errors, write_json
 from millrace.provenance import code_version, provenance
 from millrace.systems.registry import get_model, kind_of
 from millrace.training import run_hash
 from millrace.training.config import ExecutionConfig, TrainConfig
 from millrace.training.deadline import Deadline, Stop
 from millrace.training.distributed import Ranks
-from millrace.training.early_stopping import best_epoch
 from millrace.training.engine import Trainer
+from millrace.training.history import best_epoch
 from millrace.training.loggers import Logger, check_loggers, open_loggers
+from millrace.training.owner import current_job
 from millrace.training.parallel.checkpoints import checksum, save
 from millrace.training.parallel.config import ParallelConfig
-from millrace.training.phases import Mark, unmarked
+from millrace.training.phases import Mark, no_mark
 from millrace.training.profiler import StepProfiler, traces
 from millrace.training.progress import Reporter
 from millrace.training.request import Request
-from millrace.training.store import (
-    Checkpoint,
-    CheckpointStore,
-    load_state,
-    publish,
-)
+from millrace.training.store import Checkpoint, CheckpointStore, load_state, publish
 from millrace.training.usage import SessionUsage, write_target
 from millrace.training.warm_start import content_digest
 
 _REASONS = {
     Stop.END: "the allocation ends",
     Stop.WARNED: "warned by a signal that the allocation ends",
-    Stop.CANCELLED: "told by a signal to stop",
+    Stop.CANCELLED: "asked by a signal to stop",
 }
 
 
@@ -54,9 +49,13 @@ def build_trainer(
     ranks: Ranks,
     execution: ExecutionConfig | None = None,
     parallel: ParallelConfig | None = None,
-    mark: Mark = unmarked,
+    mark: Mark = no_mark,
 ) -> tuple[Trainer, dict[str, Any]]:
-    """Make a trainer and what decides the run's weights from an experiment's definition."""
+    """Make a trainer from the sections ``data``, ``model`` and ``train`` of an experiment.
+
+    Also returns the definition of the run, the input of `millrace.training.run_hash.digest`. Raises
+    `ConfigError` for a wrong section, and `DataError` for a missing or damaged sample file.
+    """
     model = dict(definition["model"])
     spec = get_model(model.pop("name"))
     model_config: Any = from_mapping(spec.config, model, "model")
@@ -70,33 +69,22 @@ def build_trainer(
     described = {
         "model": {"name": spec.name, **essentials(model_config)},
         "data": dataset.definition,
-        "train": _essentials(train),
+        "train": essentials(train),
         "seed": seed,
     }
+    if train.init_from is not None:
+        # The content of the checkpoint decides the weights, not its path.
+        digest = content_digest(Path(train.init_from.checkpoint))
+        described["train"]["init_from"]["checkpoint"] = digest
     trainer = Trainer(spec, model_config, dataset, train, seed, ranks, execution, parallel, mark)
     return trainer, described
-
-
-def _essentials(train: TrainConfig) -> dict[str, Any]:
-    """What decides the weights; of a checkpoint that is its content, wherever it lies."""
-    values = essentials(train)
-    if train.init_from is not None:
-        values["init_from"]["checkpoint"] = content_digest(Path(train.init_from.checkpoint))
-    return values
 
 
 def run_segment(request: Request, ranks: Ranks) -> Stop:
     """Train to the target epoch and publish its checkpoint and receipt.
 
-    Returns
-    -------
-    Stop
-        NO: the target is reached. Else training stopped in good order before it; run it again to continue.
-
-    Raises
-    ------
-    UserError
-        With the reason, on all ranks.
+    Returns why training stopped before the target, so that it has to be run again, or `Stop.NO`. A
+    `UserError` of the first rank is raised on all ranks.
     """
     execution = from_mapping(ExecutionConfig, request.execution, "train")
     check_loggers(execution.log)
@@ -115,31 +103,25 @@ def run_segment(request: Request, ranks: Ranks) -> Stop:
         found = _starting_point(store, request) if ranks.is_first else None
         start, origin = ranks.from_first(found)
         if start is not None:
-            trainer.load(load_state(Path(start), whole=trainer.divided is None))
+            trainer.load(load_state(Path(start), full=trainer.divided is None))
         _begin_session(trainer, request)
         deadline = Deadline.from_environment()
         deadline.listen()
         with _observer(request, trainer, store, described, deadline, origin) as observer:
             reached = trainer.run(request.target_epoch, deadline, observer)
         if reached and ranks.is_first:
-            # After an early stop the last state stands for all later epochs.
-            publish_epoch(store, request, trainer.position.epoch, trainer.dataset)
+            # After early stopping the last state counts as that of all later epochs.
+            checkpoint = store.at_epoch(trainer.position.epoch)
+            if checkpoint is not None:
+                store.keep_permanently(checkpoint)
+                publish(checkpoint, Path(request.checkpoint))
+                receipt = _receipt(request, store, checkpoint, trainer.dataset)
+                write_json(Path(request.receipt), receipt)
     return trainer.stopped
 
 
-def publish_epoch(store: CheckpointStore, request: Request, epoch: int, dataset: Any) -> bool:
-    """Give the committed end of an epoch the output names; False: it is not committed."""
-    checkpoint = store.at_epoch(epoch)
-    if checkpoint is None:
-        return False
-    store.keep_for_good(checkpoint)
-    publish(checkpoint, Path(request.checkpoint))
-    write_json(Path(request.receipt), _receipt(request, store, checkpoint, dataset))
-    return True
-
-
 def _starting_point(store: CheckpointStore, request: Request) -> tuple[str | None, str]:
-    """Where to continue, and in words."""
+    """Checkpoint to continue from, None at the beginning, and a description for the user."""
     checkpoint = store.latest(max_epoch=request.target_epoch)
     if checkpoint is not None:
         return str(checkpoint.path), f"continues from {checkpoint.path.parent.name}"
@@ -151,15 +133,18 @@ def _starting_point(store: CheckpointStore, request: Request) -> tuple[str | Non
 
 
 def _begin_session(trainer: Trainer, request: Request) -> None:
-    trainer.begin_session(
+    device = trainer.ranks.device
+    trainer.sessions.append(
         {
+            "session": len(trainer.sessions) + 1,
+            "step": trainer.step,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "host": socket.gethostname(),
-            "job": os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID") or "",
+            "job": current_job(),
             "layout": request.trained_on,
             "ranks": trainer.ranks.world_size,
             "threads": torch.get_num_threads(),
-            "device": _device_name(trainer.ranks.device),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
             "torch": str(torch.__version__),
             "execution": essentials(trainer.execution),
             "parallel": essentials(trainer.parallel) if trainer.divided else {},
@@ -180,21 +165,18 @@ def _observer(
     if not trainer.ranks.is_first:
         yield _Observer(request, store, deadline, SessionUsage(None, session))
         return
-    execution = trainer.execution
+    execution, name = trainer.execution, request.name
     metrics = store.root / "metrics.jsonl"
     with contextlib.ExitStack() as stack:
-        reporter = stack.enter_context(
-            Reporter(request.name, metrics, trainer.history, request.target_epoch)
-        )
-        loggers = open_loggers(
-            execution.log, store.root, request.name, trainer.position.epoch, described
-        )
+        reporter = Reporter(name, metrics, trainer.history, request.target_epoch)
+        stack.enter_context(reporter)
+        loggers = open_loggers(execution.log, store.root, name, trainer.position.epoch, described)
         for logger in loggers:
             stack.callback(logger.close)
         profiler = StepProfiler(execution.profile, store.root, trainer.step)
         stack.callback(profiler.close)
         reporter.say(
-            f"{request.name}: {origin} (epoch {trainer.position.epoch} of {request.target_epoch}), "
+            f"{name}: {origin} (epoch {trainer.position.epoch} of {request.target_epoch}), "
             f"{session['ranks']} rank(s) on {session['device']}, {session['threads']} thread(s) each"
         )
         if not trainer.history:
@@ -247,27 +229,27 @@ class _Observer:
         self._usage.write(trainer.step)
 
     def _save_if_due(self, trainer: Trainer, stopping: bool) -> None:
-        epoch = trainer.position.epoch
-        last = trainer.stopped_early
+        epoch, last, ranks = trainer.position.epoch, trainer.stopped_early, trainer.ranks
         milestone = (epoch == self._request.target_epoch or last) and not stopping
         if not (stopping or milestone or epoch % self._request.save_every == 0):
             return
         started = time.monotonic()
-        if last and self._reporter is not None:
-            self._reporter.say(
-                "stopped early: no better validation loss since epoch "
-                f"{best_epoch(trainer.history)}; epoch {epoch} stands for all later ones"
-            )
-        if last and self._is_there(trainer):
-            return  # every later milestone comes here again
+        if last:
+            if self._reporter is not None:
+                self._reporter.say(
+                    "stopped early: no better validation loss since epoch "
+                    f"{best_epoch(trainer.history)}; epoch {epoch} counts as all later ones"
+                )
+            if ranks.from_first(ranks.is_first and self._store.at_epoch(epoch) is not None):
+                return  # saved already: every later milestone comes here again
         state, tensors = trainer.checkpoint()
         if self._reporter is None:
             if tensors:
-                with refusal_of(self._store.root):
-                    save(tensors, None, trainer.ranks)
+                with output_errors(self._store.root):
+                    save(tensors, None, ranks)
             self._deadline.has_saved = True
             return
-        write_shards = partial(save, tensors, ranks=trainer.ranks) if tensors else None
+        write_shards = partial(save, tensors, ranks=ranks) if tensors else None
         state |= {"identity": self._store.run_hash}
         self._store.commit(state, trainer.position, milestone, write_shards)
         self._deadline.record_save(time.monotonic() - started)
@@ -277,15 +259,9 @@ class _Observer:
                 "continues from there"
             )
 
-    def _is_there(self, trainer: Trainer) -> bool:
-        """Whether the end of this epoch is committed, for all ranks."""
-        is_first = trainer.ranks.is_first
-        found = is_first and self._store.at_epoch(trainer.position.epoch) is not None
-        return trainer.ranks.from_first(found)
-
 
 def _benign_changes(sessions: list[dict[str, Any]]) -> list[str]:
-    """What changed since the last session that may change rounding, but not the run."""
+    """Messages about changes since the last session that affect rounding, but not the run hash."""
     if len(sessions) < 2:
         return []
     before, now = sessions[-2], sessions[-1]
@@ -300,7 +276,7 @@ def _benign_changes(sessions: list[dict[str, Any]]) -> list[str]:
 def _receipt(
     request: Request, store: CheckpointStore, checkpoint: Checkpoint, dataset: Any
 ) -> dict[str, Any]:
-    state, output = load_state(checkpoint.path, whole=False), Path(request.checkpoint)
+    state, output = load_state(checkpoint.path, full=False), Path(request.checkpoint)
     return {
         "schema": "millrace.receipt/1",
         "experiment": request.experiment,
@@ -329,7 +305,7 @@ def _receipt(
 
 @contextlib.contextmanager
 def _raised_everywhere(ranks: Ranks) -> Iterator[None]:
-    """Raise on all ranks what the first one meets: the others would wait for it for ever."""
+    """Raise an error of the first rank on all ranks: the others would wait for it for ever."""
     failure: UserError | None = None
     try:
         yield
@@ -341,7 +317,3 @@ def _raised_everywhere(ranks: Ranks) -> Iterator[None]:
         raised = UserError(message)
         raised.exit_code = code
         raise raised
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

@@ -2,18 +2,18 @@
 
 A store is a directory that belongs to one run::
 
-    identity.json       what decides the weights
-    owner.json          who writes now
+    identity.json       definition of the run: what decides the weights
+    owner.json          process that writes now
     metrics.jsonl       one line per epoch
-    target.json         epochs that were asked for last
+    target.json         epochs that were requested last
     sessions.jsonl      where the time of each session went
-    step_0000000120/    state.pt, then manifest.json: the commit record; of a model that is divided
-                        among processes, its tensors are in shards/
+    step_0000000120/    state.pt, then manifest.json: the commit record; the tensors of a model that is
+                        divided among processes are in shards/
 
-A step counts only if its manifest is intact and the checksum of its data agrees; any other is passed
-over. Files and directories are synced before the rename that commits them; what a kill leaves behind
-has another name (``tmp_*``) and is removed by the next owner. Old steps go, milestones stay: they are
-what the workflow's outputs link to.
+A step counts only if its manifest is intact and the checksums of its data agree; any other is ignored.
+Files and directories are synced before the rename that commits them; leftovers of a kill have other names
+(``tmp_*``) and are removed by the next owner. Old steps are removed, but milestones stay: the workflow's
+outputs are links to them.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ from typing import Any
 
 import torch
 
-from millrace.errors import DataError
-from millrace.files import atomic_write, refusal_of, sync, write_json
+from millrace.errors import DataError, first_line
+from millrace.files import atomic_write, output_errors, sync, write_json
 from millrace.training.owner import Owner
-from millrace.training.parallel.checkpoints import checksum, is_sharded, read_whole
+from millrace.training.parallel.checkpoints import assemble, checksum, is_sharded
 
 _STATE, _MANIFEST, _SHARDS = "state.pt", "manifest.json", "shards"
 _UNTOUCHED = (
@@ -42,31 +42,25 @@ _UNTOUCHED = (
 
 @dataclass(frozen=True)
 class Position:
-    """How far training has come."""
+    """Progress of training."""
 
     step: int
     """Optimiser steps done."""
     epoch: int
     """Epochs completed."""
     batch: int
-    """Batches done of the epoch after those."""
+    """Batches done of the next epoch."""
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(Position):
     """Commit record of a step."""
 
-    step: int
-    """Optimiser steps done."""
-    epoch: int
-    """Epochs completed."""
-    batch: int
-    """Batches done of the epoch after those."""
     size: int
     crc32: int
     milestone: bool
     run_hash: str
-    """Key ``identity`` of the file."""
+    """Called ``identity`` in the file."""
     code_version: str
     token: int
     """Fencing token of the owner that wrote it."""
@@ -98,11 +92,11 @@ class Manifest:
         record = asdict(self)
         record["identity"] = record.pop("run_hash")
         if not self.shards:
-            del record["shards"]  # as before there were any
+            del record["shards"]  # as in versions without shards
         return record
 
     def _seal(self) -> int:
-        # A flipped bit may leave valid JSON: another epoch, another length.
+        # After a flip of a bit the JSON may still be valid, with another epoch or length.
         return zlib.crc32(json.dumps(self._record(), sort_keys=True).encode())
 
 
@@ -115,34 +109,30 @@ class Checkpoint:
     manifest: Manifest
 
     def load(self) -> dict[str, Any]:
-        """Read tensors and plain values, on the CPU, shards put together; executes nothing."""
+        """Load the state with `load_state`."""
         return load_state(self.path)
 
 
-def load_state(path: Path, whole: bool = True) -> dict[str, Any]:
-    """Read a state file; refuses anything but tensors and plain values.
+def load_state(path: Path, full: bool = True) -> dict[str, Any]:
+    """Read a state file on the CPU; executes nothing.
 
-    Parameters
-    ----------
-    path : Path
-    whole : bool
-        Put the shards of a state together, if it is in shards; else their directory is under ``shards``.
+    Shards are put together with ``full``; otherwise the result has their directory under ``shards``. Raises
+    `DataError` if the file is missing or damaged, or holds anything but tensors and plain values.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such checkpoint; run the train stage first") from None
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: not a readable checkpoint ({reason})") from None
+        raise DataError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
     if not is_sharded(state):
         return state
     shards = path.parent / _SHARDS
-    return read_whole(state, shards) if whole else state | {"shards": str(shards)}
+    return assemble(state, shards) if full else state | {"shards": str(shards)}
 
 
 def weights_of(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Weights to forecast with: those of the best epoch or the averaged ones, if they were kept."""
+    """Weights for forecasts: those of the best epoch or the averaged ones, if they were kept."""
     names = ("best_model", "ema_model", "model")
     return next(state[name] for name in names if name in state)
 
@@ -155,7 +145,7 @@ class CheckpointStore:
     root : Path
         Directory of the run; made if missing.
     run_hash : str
-        Digest of what decides the weights; steps of another run hash are never used.
+        Steps of another run hash are never used.
     code_version : str
         Recorded in every manifest.
     keep : int
@@ -170,9 +160,12 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator["CheckpointStore"]:
-        """Own the store: refuse if someone else is writing, remove what a kill left behind."""
+        """Own the store while the context is open, and remove leftovers of a kill.
+
+        Raises `LockedError` if another process is writing.
+        """
         with contextlib.ExitStack() as stack:
-            with refusal_of(self.root, _UNTOUCHED):
+            with output_errors(self.root, _UNTOUCHED):
                 self.root.mkdir(parents=True, exist_ok=True)
                 self._owner = stack.enter_context(Owner.claim(self.root / "owner.json"))
             for leftover in self.root.glob("tmp_*"):
@@ -189,41 +182,36 @@ class CheckpointStore:
         milestone: bool,
         write_shards: Callable[[Path], dict[str, list[int]]] | None = None,
     ) -> Checkpoint:
-        """Save a state so that it is either there whole or not at all.
+        """Save a state so that it is either complete or absent.
 
         Parameters
         ----------
         state : mapping
             Tensors, and plain values that JSON could hold.
-        position : Position
-            How far training has come.
         milestone : bool
-            Keep it for good.
+            Keep it permanently.
         write_shards : callable, optional
-            Has all processes write their tensors into a new directory, and says size and checksum of each
-            file.
+            Called with a new directory, into which all processes write their tensors; returns size and
+            checksum of each file.
 
         Raises
         ------
         OutputError
-            No space, quota, read-only: nothing of the attempt stays behind.
+            No space, quota exceeded, or read-only: nothing of the attempt stays behind.
         LockedError
             Another process has taken the store over.
         """
         owner = self._owner
-        if owner is None:
-            raise RuntimeError("a checkpoint is committed inside CheckpointStore.writing()")
+        assert owner is not None, "commit a checkpoint inside CheckpointStore.writing()"
         temporary = self.root / f"tmp_{position.step:010d}_{owner.token}"
         target = self.root / f"step_{position.step:010d}"
         try:
-            with refusal_of(self.root, _UNTOUCHED):
+            with output_errors(self.root, _UNTOUCHED):
                 temporary.mkdir()
                 _write_state(state, temporary / _STATE)
                 shards = write_shards(temporary / _SHARDS) if write_shards else {}
                 manifest = Manifest(
-                    step=position.step,
-                    epoch=position.epoch,
-                    batch=position.batch,
+                    **asdict(position),
                     size=(temporary / _STATE).stat().st_size,
                     crc32=checksum(temporary / _STATE),
                     milestone=milestone,
@@ -235,7 +223,7 @@ class CheckpointStore:
                 manifest.write(temporary)
                 owner.check()
                 if target.exists():
-                    # Only a damaged step is ever trained again.
+                    # Only a damaged step is ever repeated.
                     self._discard(target)
                 temporary.rename(target)
                 sync(self.root)
@@ -248,13 +236,7 @@ class CheckpointStore:
         return Checkpoint(target / _STATE, manifest)
 
     def latest(self, max_epoch: int | None = None) -> Checkpoint | None:
-        """Find the newest intact step, by step number, never by file time.
-
-        Parameters
-        ----------
-        max_epoch : int, optional
-            Look only at steps that lie at or before the end of this epoch.
-        """
+        """Find the newest intact step, by number, at or before the end of an epoch if one is given."""
         for directory in sorted(self.root.glob("step_*"), reverse=True):
             checkpoint = self._verified(directory, max_epoch)
             if checkpoint is not None:
@@ -271,7 +253,7 @@ class CheckpointStore:
                     return checkpoint
         return None
 
-    def keep_for_good(self, checkpoint: Checkpoint) -> None:
+    def keep_permanently(self, checkpoint: Checkpoint) -> None:
         """Make a step a milestone."""
         if not checkpoint.manifest.milestone:
             replace(checkpoint.manifest, milestone=True).write(checkpoint.path.parent)
@@ -292,10 +274,10 @@ class CheckpointStore:
         return Checkpoint(directory / _STATE, manifest)
 
     def _prune(self, newest: Path) -> None:
-        """Remove steps but the milestones and the last few, both up to ``newest`` and of all.
+        """Remove all steps but milestones and the last few, both those up to ``newest`` and those of all.
 
-        Steps beyond ``newest`` are there when a run is asked for an epoch that it once passed by. One
-        whose manifest cannot be read may be a milestone, and is left alone.
+        Steps beyond ``newest`` exist when a run is asked for an epoch that it has passed. A step whose
+        manifest cannot be read may be a milestone, and is kept.
         """
         manifests = {path: Manifest.read(path) for path in sorted(self.root.glob("step_*"))}
         passing = [path for path, record in manifests.items() if record and not record.milestone]
@@ -305,7 +287,7 @@ class CheckpointStore:
                 self._discard(path)
 
     def _discard(self, directory: Path) -> None:
-        # Renamed first: a kill must not leave half of a step under its name.
+        # Renamed first: a kill must not leave part of a step under its name.
         away = directory.with_name(f"tmp_{directory.name}")
         directory.rename(away)
         shutil.rmtree(away, ignore_errors=True)
@@ -314,10 +296,11 @@ class CheckpointStore:
 def publish(checkpoint: Checkpoint, output: Path) -> None:
     """Give a committed state a second name, the output of a rule.
 
-    A hard link where the file system allows it, else a copy; shards are put together. Its time is set to
-    now: a workflow would take an output older than its inputs for stale.
+    It is a hard link where the file system allows it, else a copy; shards are put together. Its time is set
+    to now, because a workflow would make an output again that is older than its inputs.
     """
-    # Renaming one of two links to the same file onto the other leaves both: `whole` removes the other.
+    # Renaming one of two links to the same file onto the other leaves both: `atomic_write` removes the
+    # other.
     with atomic_write(output) as partial:
         if checkpoint.manifest.shards:
             _write_state(checkpoint.load(), partial)
@@ -336,7 +319,7 @@ def _write_state(state: Mapping[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except RuntimeError as error:
-        # torch buries what the file system said under a complaint of its archive writer.
+        # torch hides the error of the file system behind one of its archive writer.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise

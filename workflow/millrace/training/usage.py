@@ -1,13 +1,13 @@
-"""Where the time of a session goes, and where a run is meant to end: small files in its store.
+"""Where the time of a session goes, and the epochs that a run was asked for: small files in its store.
 
-``sessions.jsonl`` has lines by session, the last of each counts; ``target.json`` has the epochs that
-were asked for last. Neither is needed to train or to resume: they are for those who watch.
+``sessions.jsonl`` has several lines for each session, of which the last one counts; ``target.json`` has the
+epochs that were requested last. Neither is needed to train or to resume: they are for monitoring.
 """
 
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class SessionUsage:
     store : Path or None
         Directory of the run; None: another rank writes.
     session : mapping
-        What the run remembers of the session.
+        Description of the session in the checkpoints.
     """
 
     def __init__(self, store: Path | None, session: Mapping[str, Any]) -> None:
@@ -40,13 +40,13 @@ class SessionUsage:
         self.write(int(session["step"]))
 
     def lap(self, phase: str) -> None:
-        """Count the time since the last lap as that of a phase."""
+        """Add the time since the last lap to a phase."""
         now = time.monotonic()
         self._seconds[phase] += now - self._since
         self._since = now
 
     def write(self, step: int) -> None:
-        """Note how the time went until a step."""
+        """Write how the time until a step was spent."""
         if self._path is None:
             return
         seconds = {phase: round(value, 3) for phase, value in self._seconds.items()}
@@ -58,12 +58,12 @@ class SessionUsage:
 
 
 def write_target(store: Path, milestone: int, final: int | None) -> None:
-    """Note the epoch that is trained to now, and the last one that is configured, if it is known."""
+    """Write the epoch that is trained to now, and the last configured one, if it is known."""
     write_json(store / TARGET, {"milestone": milestone, "final": final})
 
 
 def read_target(store: Path) -> tuple[int | None, int | None]:
-    """Epoch that is, or was last, trained to, and the last one that is configured; None: not known."""
+    """Read the epoch that is or was last trained to, and the last configured one; None: not known."""
     try:
         record = json.loads((store / TARGET).read_text())
         return record["milestone"], record["final"] or record["milestone"]
@@ -72,19 +72,13 @@ def read_target(store: Path) -> tuple[int | None, int | None]:
 
 
 def read_sessions(store: Path) -> list[dict[str, Any]]:
-    """What each session of a run wrote last, in the order of their starts."""
-    try:
-        lines = (store / SESSIONS).read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []
+    """Read the last line of each session of a run, in the order of their starts."""
     # Sessions that were killed before they saved anything share their number with the next one.
-    latest = {record["begun"]: record for record in _records(lines)}
+    latest: dict[float, dict[str, Any]] = {}
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for line in (store / SESSIONS).read_text().splitlines():
+            with contextlib.suppress(ValueError):  # cut short by a kill
+                record = json.loads(line)
+                if isinstance(record, dict) and {"begun", "seconds", "end_step"} <= record.keys():
+                    latest[record["begun"]] = record
     return [latest[begun] for begun in sorted(latest)]
-
-
-def _records(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        with contextlib.suppress(ValueError):  # a kill cut it short
-            record = json.loads(line)
-            if isinstance(record, dict) and {"begun", "seconds", "end_step"} <= record.keys():
-                yield record

@@ -15,7 +15,7 @@ _SHOWN = 3
 
 
 def content_digest(checkpoint: Path) -> str:
-    """Hash the weights that a checkpoint gives, 16 hexadecimal digits: not its path or history."""
+    """Hash the weights of a checkpoint, not its path or history; 16 hexadecimal digits."""
     content = hashlib.sha256()
     for name, value in sorted(weights_of(load_state(checkpoint)).items()):
         content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -24,29 +24,31 @@ def content_digest(checkpoint: Path) -> str:
 
 
 def warm_start(
-    module: nn.Module, config: InitFromConfig, bound: Mapping[str, str] | None = None
+    module: nn.Module, config: InitFromConfig, matching_buffers: Mapping[str, str]
 ) -> None:
-    """Give a module the parameters of a checkpoint, and freeze those that shall stay.
+    """Load the parameters of a checkpoint into a module, and freeze those of ``config.freeze``.
 
-    Buffers, the scales of the new run's data, are left alone; those of `ModelSpec.bound` must be the same.
+    Buffers are those of the new run's data and stay; ``matching_buffers`` are as in `ModelSpec` and must be
+    equal in the checkpoint.
 
     Raises
     ------
     ConfigError
-        Parameters are missing, unexpected or of another shape, or nothing is (or all is) frozen.
+        Parameters are missing, unexpected or of another shape; a prefix of ``freeze`` matches none, or all
+        are frozen.
     DataError
-        The checkpoint is not there or damaged.
+        The checkpoint is missing or damaged.
     """
     weights = weights_of(load_state(Path(config.checkpoint)))
-    # A layer that stands at two places has two names in the checkpoint.
+    # A layer that is used at two places has two names in the checkpoint.
     own = dict(module.named_parameters(remove_duplicate=False))
     problems = _mismatches(own, weights, {name for name, _ in module.named_buffers()})
     if problems:
         raise ConfigError(
             f"train.init_from.checkpoint: {config.checkpoint} does not fit the model: "
-            f"{'; '.join(problems)}; give the model block of the run it comes from"
+            f"{'; '.join(problems)}; give the section model of the run it comes from"
         )
-    check_bound(module, weights, bound or {}, Path(config.checkpoint))
+    check_buffers(module, weights, matching_buffers, Path(config.checkpoint))
     with torch.no_grad():
         for name, parameter in own.items():
             if name in weights:
@@ -64,17 +66,14 @@ def warm_start(
         raise ConfigError("train.init_from.freeze: leaves no parameter to train")
 
 
-def check_bound(
-    module: nn.Module, weights: Mapping[str, Tensor], bound: Mapping[str, str], checkpoint: Path
+def check_buffers(
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    matching_buffers: Mapping[str, str],
+    checkpoint: Path,
 ) -> None:
-    """Make sure that weights were trained with a module's own `ModelSpec.bound`.
-
-    Raises
-    ------
-    ConfigError
-        They were not.
-    """
-    for name, what in bound.items():
+    """Raise `ConfigError` unless `ModelSpec.matching_buffers` are equal in a module and in weights."""
+    for name, what in matching_buffers.items():
         if not torch.equal(weights[name].cpu(), module.get_buffer(name).cpu()):
             raise ConfigError(
                 f"{checkpoint}: its model was trained with another {what} than that of these samples; "
@@ -97,7 +96,7 @@ def _mismatches(
 
 
 def _is_update(name: str) -> bool:
-    """Whether a parameter is of a low-rank update, which begins at zero (`train.init_from` adds it)."""
+    """Whether a parameter belongs to a low-rank update, which begins at zero and may be new in this run."""
     return ".lora_" in name
 
 

@@ -1,7 +1,7 @@
-"""A worker that hangs is killed with all of its node, so that torchrun starts all ranks again.
+"""A worker that hangs is killed together with all of its node, so that torchrun starts all ranks again.
 
-A collective that never ends would otherwise wait for the time limit of the process group, half an hour,
-and a rank that is stuck outside of one for ever.
+Otherwise a collective operation that never ends would wait for the time limit of the process group, half an
+hour, and a rank that is stuck elsewhere would wait for ever.
 """
 
 import contextlib
@@ -17,16 +17,17 @@ import numpy as np
 import psutil
 
 _FACTOR, _GRACE_S = 3.0, 10.0
-# Before that many steps nobody knows how long one takes: kernels are compiled, files are read first.
+# The first steps say little about the later ones: kernels are compiled, and files are read for the first
+# time.
 _LEARN_STEPS = 20
-# Checkpoints are written at the end of an epoch: a busy file system may take its time, and a first
-# checkpoint any time.
+# Checkpoints are written at the end of an epoch: a busy file system may be slow, and the time of the first
+# checkpoint is unknown.
 _GRACE_OF_FILES_S, _GRACE_OF_FIRST_FILES_S = 60.0, 600.0
 _LOOK_EVERY_S = 1.0
 
 
 class Watchdog:
-    """Watches the time since the last step, and that between the steps of two epochs.
+    """Limits the time of a step, and that of validation and saving between two epochs.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ class Watchdog:
         Seconds that a step may take beyond three slow ones (the 99th percentile).
     grace_of_files : float
         Seconds that validation and saving may take beyond three times the longest so far, once a checkpoint
-        was written.
+        has been written.
     """
 
     def __init__(self, grace: float = _GRACE_S, grace_of_files: float = _GRACE_OF_FILES_S) -> None:
@@ -45,7 +46,7 @@ class Watchdog:
         self._last = time.monotonic()
 
     def beat(self, seconds: float) -> None:
-        """Note that a step is done, which took that long."""
+        """Record that a step is done, which took ``seconds``."""
         self._steps.append(seconds)
         self._last, self._is_first = time.monotonic(), False
 
@@ -67,15 +68,15 @@ class Watchdog:
         return _FACTOR * self._longest_end + grace
 
     def watching_steps(self) -> contextlib.AbstractContextManager[None]:
-        """Kill the ranks of this node if a step takes longer than `limit`, while the context is open."""
+        """Kill the ranks of this node if a step takes longer than `limit` while the context is open."""
         self._is_first = True
         return self._watching("step", lambda: self.limit)
 
     @contextlib.contextmanager
     def watching_end_of_epoch(self, has_saved: bool) -> Iterator[None]:
-        """Kill them if the context is open for longer than `limit_of_end`.
+        """Kill the ranks of this node if the context is open for longer than `limit_of_end`.
 
-        ``has_saved`` says whether a checkpoint was written at one of the ends before.
+        ``has_saved`` says whether a checkpoint was written at the end of an earlier epoch.
         """
         self._has_saved = has_saved
         with self._watching("end of the epoch", lambda: self.limit_of_end):
@@ -94,8 +95,7 @@ class Watchdog:
 
     def _watch(self, over: threading.Event, what: str, limit: Callable[[], float | None]) -> None:
         while not over.wait(_LOOK_EVERY_S):
-            seconds = limit()
-            waited = time.monotonic() - self._last
+            seconds, waited = limit(), time.monotonic() - self._last
             if seconds is not None and waited > seconds:
                 print(
                     f"rank {os.environ.get('RANK', 0)}: no {what} for {waited:.0f} s, expected within "
@@ -107,10 +107,10 @@ class Watchdog:
 
 
 def _kill_ranks_of_node() -> None:
-    """Kill this process, and before it those that torchrun started beside it.
+    """Kill this process, and before it the ranks that torchrun started beside it.
 
-    The one that hangs may not heed the SIGTERM that torchrun sends the others when one has died, and
-    torchrun would wait half a minute for it.
+    The rank that hangs may not react to the SIGTERM that torchrun sends to the others when one has died,
+    and torchrun would wait half a minute for it.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         for rank in psutil.Process(os.getppid()).children():

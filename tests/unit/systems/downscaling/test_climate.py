@@ -5,9 +5,9 @@ import dataclasses
 import netCDF4
 import numpy as np
 import pytest
-from millrace.systems.downscaling.system.simulator import climate
 
 from millrace.errors import ConfigError, DataError
+from millrace.systems.downscaling.simulator import climate
 from millrace.systems.downscaling.simulator.climate import ClimateConfig, Surface, write_climate
 from millrace.systems.downscaling.simulator.icosphere import Icosphere
 

@@ -17,7 +17,7 @@ from millrace.systems.downscaling.simulator.climate import ClimateConfig, write_
 from millrace.training.deadline import Deadline
 from millrace.training.segment import build_trainer
 
-sys.path.insert(0, str(Path(__file__).parents[4] / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "bench"))
 
 from reference_downscaler import ALPHA_BAR, Reference, context_of
 
@@ -102,7 +102,7 @@ def test_the_same_network_with_other_noise_passes(dataset, blocks, alone):
         "train": {"global_batch": 2, "learning_rate": 1e-3, "ema": 0.98},
     }
     trainer, _ = build_trainer(definition, {"blocks": str(blocks)}, 0, alone)
-    trainer.run(EPOCHS, Deadline(None), Quiet())
+    trainer.run(EPOCHS, Deadline(), Quiet())
     trainer.module.load_state_dict(trainer._forecasting())
     sampler = SamplerConfig(members=MEMBERS)
     result, _ = evaluate(trainer.module, dataset, "test", sampler, times=1)

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from comin_standin import Comin
-from millrace.systems.downscaling.system.stream import __main__ as command
-from millrace.systems.downscaling.system.stream import comin_plugin
 
 from millrace.data.hdf5 import open_checked
 from millrace.data.split import SplitConfig
@@ -18,6 +16,7 @@ from millrace.errors import DataError
 from millrace.systems.downscaling.blocks import BlockConfig, extract_blocks
 from millrace.systems.downscaling.icon import open_source
 from millrace.systems.downscaling.simulator.icosphere import Icosphere, write_grid
+from millrace.systems.downscaling.stream import comin_plugin, command
 from millrace.systems.downscaling.stream.watcher import Watcher
 
 RANKS, GRID = 4, Icosphere.build(1)

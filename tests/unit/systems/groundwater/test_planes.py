@@ -259,7 +259,7 @@ def _write_folders(base, *, planes=2, steps=64, channels=7, missing=-999.0, shap
 @pytest.mark.parametrize(("channels", "missing"), [(7, -999.0), (4, np.nan)])
 def test_folders_become_series_again(tmp_path, channels, missing):
     time, truth = _write_folders(tmp_path / "npy", channels=channels, missing=missing)
-    convert_plane_folders(tmp_path / "npy", tmp_path / "planes.h5", SPLIT)
+    convert_plane_folders(tmp_path / "npy", tmp_path / "planes.h5", None, SPLIT)
     with h5py.File(tmp_path / "planes.h5") as file:
         np.testing.assert_array_equal(file["time"][()], time)
         end = file["split"][0, 1]
@@ -317,10 +317,10 @@ def test_damaged_folders_are_refused(tmp_path, damage, message):
     _write_folders(tmp_path / "npy")
     damage(tmp_path / "npy")
     with pytest.raises(DataError, match=message):
-        convert_plane_folders(tmp_path / "npy", tmp_path / "planes.h5", SPLIT)
+        convert_plane_folders(tmp_path / "npy", tmp_path / "planes.h5", None, SPLIT)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["npy"]
 
 
 def test_missing_folders(tmp_path):
     with pytest.raises(DataError, match="one folder a plane"):
-        convert_plane_folders(tmp_path, tmp_path / "planes.h5", SPLIT)
+        convert_plane_folders(tmp_path, tmp_path / "planes.h5", None, SPLIT)

@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
-from millrace.systems.groundwater.system.figures import animation, maps
 from PIL import Image, ImageSequence
 
-from millrace import plots
 from millrace.errors import ConfigError
-from millrace.figures import style
+from millrace.figures import style, training
+from millrace.systems.groundwater.figures import animation, comparison, maps, sections
 from millrace.systems.groundwater.scores import FieldMetrics
 
 
@@ -78,7 +77,7 @@ def texts(figure):
 
 def test_scatter(tmp_path, drawn, aquifer):
     path = tmp_path / "new_folder" / "scatter.png"
-    plots.scatter(aquifer.truth, aquifer.prediction, "mass_concentration", "mg/L", path)
+    comparison.scatter(aquifer.truth, aquifer.prediction, "mass_concentration", "mg/L", path)
     check_image(path)
     axes = drawn[0].axes[0]
     assert axes.collections[0].get_array().sum() == aquifer.truth.size
@@ -90,14 +89,14 @@ def test_scatter(tmp_path, drawn, aquifer):
 
 
 def test_scatter_of_a_constant_says_undefined(tmp_path, drawn):
-    plots.scatter(np.ones(50), np.ones(50), "head", "m", tmp_path / "constant.png")
+    comparison.scatter(np.ones(50), np.ones(50), "head", "m", tmp_path / "constant.png")
     assert "R² = undefined" in drawn[0].axes[0].get_title("left")
 
 
 def test_time_series(tmp_path, drawn, aquifer):
-    node = plots.most_variable(aquifer.truth, 3)
+    node = comparison.most_variable(aquifer.truth, 3)
     path = tmp_path / "series.png"
-    plots.time_series(
+    comparison.time_series(
         aquifer.time, aquifer.truth[:, node], aquifer.prediction[:, node], ["a", "b", "c"],
         "mass_concentration", "mg/L", path, persistence=aquifer.truth[:, node] + 1,
     )  # fmt: skip
@@ -112,15 +111,15 @@ def test_time_series(tmp_path, drawn, aquifer):
 
 def test_most_variable():
     series = np.sin(np.arange(20.0))[:, None] * [1, 5, 3, 4, 2] + [100, 0, 50, 0, 0]
-    assert plots.most_variable(series, 3).tolist() == [1, 3, 2]
+    assert comparison.most_variable(series, 3).tolist() == [1, 3, 2]
     # Nodes 1 and 3 are above each other.
-    assert plots.most_variable(series, 3, column=[7, 8, 9, 8, 6]).tolist() == [1, 2, 4]
+    assert comparison.most_variable(series, 3, column=[7, 8, 9, 8, 6]).tolist() == [1, 2, 4]
 
 
 def test_error_by_lead(tmp_path, drawn, aquifer):
     result = result_of(aquifer)
     path = tmp_path / "lead.png"
-    plots.error_by_lead(result, path, units={"head": "m"}, lead_days=[0.5, 1, 1.5, 2])
+    comparison.error_by_lead(result, path, units={"head": "m"}, lead_days=[0.5, 1, 1.5, 2])
     check_image(path)
     head, concentration = drawn[0].axes
     np.testing.assert_array_equal(head.lines[0].get_ydata(), result["head"]["by_lead"]["rmse"])
@@ -136,7 +135,7 @@ def test_error_by_lead_draws_gaps_and_an_odd_number_of_variables(tmp_path, drawn
     result = result_of(aquifer)
     result = {**result, "pressure": result["head"]}
     result["pressure"]["by_lead"]["rmse"][2] = None
-    plots.error_by_lead(result, tmp_path / "lead.svg")
+    comparison.error_by_lead(result, tmp_path / "lead.svg")
     assert len(drawn[0].axes) == 3
     assert np.isnan(drawn[0].axes[2].lines[0].get_ydata()[2])
     assert drawn[0].axes[2].get_xlabel() == "Lead (step)"
@@ -146,7 +145,7 @@ def test_error_map_combines_columns_and_uses_local_kilometres(tmp_path, drawn, a
     x, y, _ = aquifer.coords.T
     error = np.sqrt(((aquifer.prediction - aquifer.truth) ** 2).mean(axis=0))
     path = tmp_path / "map.png"
-    plots.error_map(x, y, error, "mass_concentration", "mg/L", path)
+    maps.error_map(x, y, error, "mass_concentration", "mg/L", path)
     check_image(path)
     mesh = drawn[0].axes[0].collections[0]
     of_columns = np.sqrt((error.reshape(6, 120) ** 2).mean(axis=0))
@@ -161,7 +160,7 @@ def test_error_map_by_slice_group_shares_the_colours(tmp_path, drawn, aquifer):
     x, y, _ = aquifer.coords.T
     error = np.where(aquifer.group == 2, 5.0, 1.0)
     path = tmp_path / "groups.png"
-    plots.error_map(x, y, error, "head", "m", path, slice_group=aquifer.group)
+    maps.error_map(x, y, error, "head", "m", path, slice_group=aquifer.group)
     check_image(path)
     meshes = [axes.collections[0] for axes in drawn[0].axes[:3]]
     assert [mesh.get_array().max() for mesh in meshes] == [1, 1, 5]
@@ -181,7 +180,7 @@ def test_patch_map(tmp_path, drawn, aquifer):
     x = aquifer.coords[:, 0]
     patch = 2 * aquifer.group + (x > np.median(x))
     path = tmp_path / "patches.png"
-    plots.patch_map(aquifer.coords, patch, path, slice_group=aquifer.group)
+    maps.patch_map(aquifer.coords, patch, path, slice_group=aquifer.group)
     check_image(path)
     assert texts(drawn[0]) == ["0", "1", "2", "3", "4", "5"]
     for axes in drawn[0].axes:
@@ -215,7 +214,7 @@ def test_cross_section(tmp_path, drawn, aquifer):
     node, s, z = section_of(aquifer)
     path = tmp_path / "section.png"
     truth, prediction = aquifer.truth[3, node], aquifer.prediction[3, node]
-    plots.cross_section(s, z, truth, prediction, "mass_concentration", "mg/L", path, time=12.5)
+    sections.cross_section(s, z, truth, prediction, "mass_concentration", "mg/L", path, time=12.5)
     check_image(path)
     panels = drawn[0].axes[:3]
     fields = [axes.collections[0] for axes in panels]
@@ -233,7 +232,7 @@ def test_cross_section(tmp_path, drawn, aquifer):
 def test_cross_section_of_a_perfect_constant(tmp_path, aquifer):
     node, s, z = section_of(aquifer)
     one = np.ones(node.size)
-    plots.cross_section(s, z, one, one, "head", "m", tmp_path / "section.pdf")
+    sections.cross_section(s, z, one, one, "head", "m", tmp_path / "section.pdf")
     assert (tmp_path / "section.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -241,7 +240,7 @@ def test_section_animation(tmp_path, drawn, aquifer):
     node, s, z = section_of(aquifer)
     path = tmp_path / "animation.gif"
     truth, prediction = aquifer.truth[:, node], aquifer.prediction[:, node]
-    plots.section_animation(
+    animation.section_animation(
         s, z, aquifer.time, truth, prediction, "mass_concentration", "mg/L", path, fps=5
     )
     with Image.open(path) as gif:
@@ -279,7 +278,7 @@ def history(epochs, session_starts):
 def test_training_curves(tmp_path, drawn):
     path = tmp_path / "training.png"
     records = history(30, session_starts=(11, 21))
-    plots.training_curves(records, path)
+    training.training_curves(records, path)
     check_image(path)
     top, bottom = drawn[0].axes
     for axes in (top, bottom):
@@ -300,7 +299,7 @@ def test_training_curves_without_validation_and_with_repeated_epochs(tmp_path, d
     records = first + second[5:]  # the epochs 6 to 8 were lost and done again
     for record in records:
         record["validation_loss"] = None
-    plots.training_curves(records, tmp_path / "training.svg")
+    training.training_curves(records, tmp_path / "training.svg")
     marks = [x for x in drawn[0].axes[0].lines if x.get_gid() == "resumed"]
     assert [mark.get_xdata()[0] for mark in marks] == [5]
     assert len(drawn[0].axes[0].lines) == 2
@@ -314,7 +313,7 @@ def test_skill_summary_shows_every_seed(tmp_path, drawn):
         "skill": [0.5, 0.5, 0.5, 0.1, -0.2, 0.3, -1, -0.9, None, None, None, float("nan")],
     }
     path = tmp_path / "skill.png"
-    plots.skill_summary(table, path)
+    training.skill_summary(table, path)
     check_image(path)
     head, pressure = drawn[0].axes
     zero, gino, gino_mean, gfno, gfno_mean = head.lines
@@ -331,7 +330,7 @@ def test_skill_summary_shows_every_seed(tmp_path, drawn):
 def test_many_variables_are_put_in_rows(tmp_path, drawn):
     names = [f"z_{level}" for level in range(8)]
     table = {"experiment": ["aurora"] * 8, "variable": names, "skill": np.linspace(-1, 0.6, 8)}
-    plots.skill_summary(table, tmp_path / "skill.png")
+    training.skill_summary(table, tmp_path / "skill.png")
     axes = drawn[0].axes
     assert [one.get_title("left") for one in axes] == [f"Z {level}" for level in range(8)]
     assert len({one.get_position().y0 for one in axes}) == 2
@@ -340,10 +339,10 @@ def test_many_variables_are_put_in_rows(tmp_path, drawn):
 
 def test_other_suffixes_are_refused_before_anything_is_drawn(tmp_path, aquifer):
     with pytest.raises(ConfigError, match=r"ends in \.png, \.svg, \.pdf"):
-        plots.scatter([1, 2], [1, 2], "head", "m", tmp_path / "scatter.jpg")
+        comparison.scatter([1, 2], [1, 2], "head", "m", tmp_path / "scatter.jpg")
     node, s, z = section_of(aquifer)
     with pytest.raises(ConfigError, match=r"ends in \.gif"):
-        plots.section_animation(
+        animation.section_animation(
             s, z, aquifer.time, aquifer.truth[:, node], aquifer.truth[:, node], "head", "m",
             tmp_path / "section.mp4",
         )  # fmt: skip
@@ -360,7 +359,7 @@ def test_a_failed_figure_leaves_no_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", full_disk)
     with pytest.raises(OSError, match="no space"):
-        plots.scatter([1, 2], [1, 2], "head", "m", path)
+        comparison.scatter([1, 2], [1, 2], "head", "m", path)
     assert [p.name for p in tmp_path.iterdir()] == ["old.png"]
     assert path.read_bytes() == b"kept"
 
@@ -369,7 +368,7 @@ def test_a_failed_figure_leaves_no_file(tmp_path, monkeypatch):
 def test_the_same_figure_gives_the_same_file(tmp_path, aquifer, suffix):
     paths = [tmp_path / f"{name}.{suffix}" for name in "ab"]
     for path in paths:
-        plots.error_by_lead(result_of(aquifer), path)
+        comparison.error_by_lead(result_of(aquifer), path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
@@ -382,12 +381,12 @@ def test_the_same_figure_gives_the_same_file(tmp_path, aquifer, suffix):
     ],
 )
 def test_axis_labels(variable, unit, label):
-    assert style.quantity(variable, unit) == label
+    assert style.axis_label(variable, unit) == label
 
 
 def test_large_tick_labels_have_separators(tmp_path, drawn):
     value = np.linspace(-20_000, 70_000, 50)
-    plots.scatter(value, value, "mass_concentration", "mg/L", tmp_path / "scatter.png")
+    comparison.scatter(value, value, "mass_concentration", "mg/L", tmp_path / "scatter.png")
     labels = [tick.get_text() for tick in drawn[0].axes[0].get_xticklabels()]
     assert "20,000" in labels
     assert "−20,000" in labels

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -12,12 +13,18 @@ import torch
 
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError, DataError
+from millrace.evaluation.predict import main
+from millrace.evaluation.run import evaluate_run
 from millrace.evaluation.trained_model import TrainedModel
+from millrace.models.losses import forecast, forecast_loss
+from millrace.models.spec import ModelSpec
+from millrace.systems import registry
+from millrace.systems.base import Model, System
 from millrace.systems.groundwater.forecast import forecast_windows
 from millrace.systems.groundwater.graphs import build_graphs
 from millrace.systems.groundwater.patches import PatchConfig, extract_patches
 from millrace.systems.groundwater.planes import PlaneConfig, extract_planes
-from millrace.systems.groundwater.predict import main, predict
+from millrace.systems.groundwater.predict import predict
 from millrace.systems.groundwater.series import preprocess
 from millrace.systems.groundwater.simulator.aquifer import AquiferConfig, write_aquifer
 from millrace.training.deadline import Stop
@@ -50,13 +57,15 @@ def simulate(directory, nodes, steps):
     return directory
 
 
-def train(base, raw, definition, epochs):
-    """Preprocess, cut, train; returns checkpoint, receipt and the samples."""
+def train(base, raw, definition, epochs, own=None):
+    """Preprocess, cut, train; returns checkpoint, receipt and the samples. ``own`` are units of further
+    columns."""
     series = base / "series.h5"
     preprocess(
         raw,
         series,
-        variables=["head", "mass_concentration"],
+        variables=["head", "mass_concentration", *(own or {})],
+        units=own,
         forcings=["head_bc", "mass_concentration_bc", "recharge_forcing", "sea_level_forcing"],
         split=SplitConfig(train=0.7, validation=0.15, gap=4),
         clip_negative_concentration=True,
@@ -66,8 +75,10 @@ def train(base, raw, definition, epochs):
         files = {"planes": base / "planes.h5"}
         extract_planes(series, files["planes"], PlaneConfig(count=2, shape=(8, 6)))
     else:
-        files = {"patches": base / "patches.h5", "graph": base / "graph.h5"}
+        files = {"patches": base / "patches.h5"}
         extract_patches(series, files["patches"], PatchConfig(slice_groups=1, clusters=2))
+    if model["name"] == "gino":
+        files["graph"] = base / "graph.h5"
         shape = tuple(model["latent_shape"])
         build_graphs(files["patches"], files["graph"], shape, model["radius"])
     request = Request(
@@ -216,6 +227,64 @@ def test_models_on_planes_predict_too(base, raw, other_mesh):
     assert np.abs(error / model.dataset.std).max() < 1e-5
     assert result["windows"] == 29
     assert np.isfinite(result["variables"]["head"]["skill"])
+
+
+class Pointwise(torch.nn.Module):
+    """Every point alone, without a graph."""
+
+    def __init__(self, config, dataset):
+        super().__init__()
+        self.shape = dataset.config.output_steps, len(dataset.config.variables)
+        self.net = torch.nn.Linear(dataset.in_channels, self.shape[0] * self.shape[1])
+
+    def forward(self, batch):
+        change = self.net(batch.x_NBC[: batch.geometry.n_core]).unflatten(2, self.shape)
+        return batch.last_KBV.unsqueeze(2) + batch.scale_V * change
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    pass
+
+
+@pytest.fixture
+def pointwise(monkeypatch):
+    """A model on patches from outside, by its name."""
+    spec = ModelSpec("pointwise", NoConfig, Pointwise, forecast, forecast_loss)
+    system = System("outside", models=(Model("pointwise", "patches", spec),))
+    monkeypatch.setattr(registry, "_plugins", {"outside": system})
+    return "pointwise"
+
+
+def test_a_column_of_ones_own_is_forecast_without_a_graph_and_keeps_its_unit(pointwise, raw, base):
+    """In metrics, receipt, predictions and what the command says."""
+    warm = base / "warm"
+    shutil.copytree(raw, warm)
+    for number, path in enumerate(sorted((warm / "all").iterdir())):
+        header, *lines = path.read_text().splitlines()
+        rows = [f"{line},{12 + np.sin(number / 9 + i % 7):.6f}" for i, line in enumerate(lines)]
+        path.write_text("\n".join([f"{header},temperature", *rows]) + "\n")
+    definition = {
+        "data": {"variables": ["temperature", "head"], "input_steps": 2, "output_steps": 1},
+        "model": {"name": pointwise},
+        "train": {"global_batch": 8, "loss": {"kind": "mse"}},
+    }
+    checkpoint, receipt, files = train(warm, warm, definition, 1, own={"temperature": "degC"})
+    assert json.loads(receipt.read_text())["dataset"]["units"]["temperature"] == "degC"
+    figures = warm / "figures"
+    evaluate_run(checkpoint, receipt, files, warm / "m.json", figures, warm / "training.png")
+    scores = json.loads((warm / "m.json").read_text())
+    assert scores["units"] == {"temperature": "degC", "head": "m"}
+    rows = registry.get_kind("patches").table.rows(scores)
+    assert [(row["variable"], row["unit"]) for row in rows] == list(scores["units"].items())
+    assert (figures / "temperature/section.png").is_file()
+    result = predict(checkpoint, receipt, warm, warm / "p.h5", figure=warm / "over_time.png")
+    assert result["units"] == scores["units"]
+    with h5py.File(warm / "p.h5") as file:
+        assert list(file.attrs["units"]) == ["degC", "m"]
+        assert abs(file["prediction"][..., 0].mean() - 12) < 0.5
+    with pytest.raises(DataError, match="column 'temperature' is missing"):
+        predict(checkpoint, receipt, raw, warm / "none.h5")
 
 
 def test_command_reports_skill_and_refuses_in_one_sentence(trained, other_mesh, base, capsys):

@@ -92,6 +92,23 @@ def test_later_steps_do_not_change_the_statistics(aquifer, tmp_path) -> None:
     assert a["digest"] != b["digest"]
 
 
+def test_any_column_is_kept_with_its_unit(aquifer, tmp_path) -> None:
+    options = {**OPTIONS, "variables": ("head", "ts")}
+    for name, unit in (("a", "1"), ("b", "step")):
+        preprocess(aquifer.base, tmp_path / f"{name}.h5", **options, units={"ts": unit})
+    series, same = contents(tmp_path / "a.h5"), contents(tmp_path / "b.h5")
+    assert series["obs"][:, :, 1].tolist() == [[t] * 120 for t in range(12)]
+    assert series["digest"] == same["digest"], "a unit is a label"
+    with open_checked(tmp_path / "b.h5", SCHEMA) as file:
+        assert list(file["obs"].attrs["units"]) == ["m", "step"]
+    with pytest.raises(ConfigError, match="units: expected the unit of 'ts', a column of all/"):
+        preprocess(aquifer.base, tmp_path / "c.h5", **options)
+    options["variables"] = ("heat",)
+    with pytest.raises(DataError, match=r"0000.csv:1:1: column 'heat' is missing; .*, head$"):
+        preprocess(aquifer.base, tmp_path / "d.h5", **options, units={"heat": "J"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "b.h5", "raw"]
+
+
 def test_workers_change_nothing(aquifer, tmp_path) -> None:
     preprocess(aquifer.base, tmp_path / "a.h5", **OPTIONS)
     preprocess(aquifer.base, tmp_path / "b.h5", **OPTIONS, workers=3)
@@ -116,7 +133,7 @@ def test_workers_die_with_a_killed_parent(aquifer, tmp_path) -> None:
         import os, signal
         from pathlib import Path
         from millrace.data.split import SplitConfig
-from millrace.systems.groundwater.series import preprocess
+        from millrace.systems.groundwater.series import preprocess
 
         def progress(done, _):
             if done == 4:

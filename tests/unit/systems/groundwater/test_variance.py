@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from millrace.errors import ConfigError
 from millrace.systems.groundwater.patch_dataset import PatchDataset, WindowConfig
 from millrace.systems.groundwater.variance import variance_weights
+from millrace.training.segment import build_trainer
 
 NAMES = ["head", "mass_concentration"]
 
@@ -29,9 +31,30 @@ def test_points_that_never_change_weigh_alike():
     assert not variance_weights(torch.randn(5, 9, 1), ["head"]).any()
 
 
+@pytest.mark.parametrize("kind", ["patches", "planes"])
+def test_only_samples_with_a_concentration_are_trained_with_a_variance_weight(
+    samples, plane_samples, definition, alone, kind
+):
+    files, data, model = {
+        "patches": (samples, definition["data"], definition["model"]),
+        "planes": (
+            {"planes": plane_samples},
+            {"input_steps": 4, "output_steps": 4, "radius": 0.4},
+            {"name": "gfno", "gno_channels": 2, "modes": [2, 2, 2], "hidden": 4, "layers": 1},
+        ),
+    }[kind]
+    train = {"global_batch": 4, "loss": {"kind": "mse", "variance_weight": 0.5}}
+    made = {"data": {**data, "variables": NAMES}, "model": model, "train": train}
+    trainer, _ = build_trainer(made, files, 0, alone)
+    assert trainer.dataset.weighted_variable == "mass_concentration"
+    made["data"]["variables"] = ["head"]
+    with pytest.raises(ConfigError, match="variance_weight: these samples hold no variable"):
+        build_trainer(made, files, 0, alone)
+
+
 def test_a_dataset_looks_at_the_core_in_the_training_period_alone(samples):
     config = WindowConfig(tuple(NAMES), 3, 2)
-    dataset = PatchDataset(samples["patches"], samples["graph"], config)
+    dataset = PatchDataset(**samples, config=config)
     batch = dataset.batch("train", 1, np.arange(2))
     states = dataset.core_states(1, np.arange(50))
     assert torch.equal(batch.variance_weight_KV, variance_weights(states, NAMES))

@@ -1,14 +1,21 @@
 """Windows of patches against the arrays they are slices of."""
 
+import shutil
+
 import h5py
 import numpy as np
 import pytest
 import torch
 
 from millrace.config import from_mapping
+from millrace.data.samples import open_dataset
 from millrace.data.split import SPLITS
 from millrace.errors import ConfigError
-from millrace.systems.groundwater.patch_dataset import PatchDataset, WindowConfig
+from millrace.systems.groundwater.patch_dataset import (
+    LatentGeometry,
+    PatchDataset,
+    WindowConfig,
+)
 
 
 @pytest.fixture
@@ -72,6 +79,32 @@ def test_unknown_variable_says_what_there_is(samples, definition):
     config = from_mapping(WindowConfig, definition["data"] | {"variables": ["heat"]}, "data")
     with pytest.raises(ConfigError, match="no 'heat'; it has head, mass_concentration"):
         PatchDataset(**samples, config=config)
+
+
+def test_without_a_graph_only_the_neighbour_tables_are_missing(samples, definition, dataset):
+    """And the run hash of models with a graph stays what it is."""
+    files = {"patches": str(samples["patches"])}
+    plain = open_dataset("patches", files, definition["data"], torch.device("cpu"))
+    ours, theirs = (one.batch("test", 1, np.array([2, 0])) for one in (plain, dataset))
+    for name in ("x_NBC", "last_KBV", "y_KBTV", "scale_V", "variance_weight_KV", "weight_B"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    assert torch.equal(ours.geometry.points_N3, theirs.geometry.points_N3)
+    assert ours.geometry.n_core == theirs.geometry.n_core
+    assert [isinstance(one.geometry, LatentGeometry) for one in (ours, theirs)] == [False, True]
+    assert plain.definition == {**dataset.definition, "digest": "digest90"}
+    assert dataset.definition["digest"] == "digest90/g"
+
+
+def test_units_are_those_of_the_file(samples, dataset, definition, tmp_path):
+    """Files of earlier versions have none."""
+    assert dataset.units == {"head": "m", "mass_concentration": "mg/L"}
+    newer = tmp_path / "patches.h5"
+    shutil.copy(samples["patches"], newer)
+    with h5py.File(newer, "a") as file:
+        file.attrs["units"] = ["ft", "g/L"]
+    files = {"patches": newer}
+    units = open_dataset("patches", files, definition["data"], torch.device("cpu")).units
+    assert units == {"head": "ft", "mass_concentration": "g/L"}
 
 
 def test_small_cache_gives_the_same_batches(samples, definition, dataset):

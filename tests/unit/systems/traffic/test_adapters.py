@@ -1,4 +1,4 @@
-"""Public formats, each tried on small files written here as the data sets have them."""
+"""Public formats, each tested with small files written here as the data sets have them."""
 
 import json
 import struct
@@ -6,29 +6,18 @@ import struct
 import numpy as np
 import pandas as pd
 import pytest
+from motion_scenes import converted
 
-from millrace.errors import ConfigError, DataError
+from millrace.errors import DataError
 from millrace.systems.traffic.formats import ADAPTERS, convert
 from millrace.systems.traffic.formats.interaction import utm
-from millrace.systems.traffic.formats.recordings import Track, cut_scenes, heading_of, resample
+from millrace.systems.traffic.formats.recordings import Track, cut_scenarios, heading_of, states_at
 from millrace.systems.traffic.formats.waymo import masked_crc, message
-from millrace.systems.traffic.tracks import LIGHTS, find_recordings, read_recording
+from millrace.systems.traffic.tracks import LIGHT_STATES
 
 
-def converted(name, source, output):
-    count = convert(name, source, output)
-    scenes = [s for files in find_recordings(output) for s in read_recording(files)]
-    assert len(scenes) == count
-    return scenes
-
-
-def line_of(scene, name):
-    return next(line for line in scene.road if line.name == name)
-
-
-def test_unknown_format_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="'nuscenes': expected one of argoverse2, highd"):
-        convert("nuscenes", tmp_path, tmp_path)
+def line_of(scenario, name):
+    return next(line for line in scenario.road if line.name == name)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -44,37 +33,35 @@ def write_highd(base, rate=25, seconds=12):
     frame = np.arange(1, rate * seconds + 1)
     right = {"id": 1, "x": 10 + 20 * frame / rate, "y": 20.0, "xVelocity": 20.0, "yVelocity": 0.4}
     left = {"id": 2, "x": 300 - 30 * frame / rate, "y": 5.0, "xVelocity": -30.0, "yVelocity": 0.0}
-    rows = [
-        pd.DataFrame({"frame": frame, "width": 5.0, "height": 2.0, **one}) for one in (right, left)
-    ]
-    pd.concat(rows).to_csv(base / "01_tracks.csv", index=False)
-    meta = pd.DataFrame({"id": [1, 2], "class": ["Car", "Truck"], "drivingDirection": [2, 1]})
-    meta.to_csv(base / "01_tracksMeta.csv", index=False)
-    pd.DataFrame(
-        {
-            "frameRate": [rate],
-            "upperLaneMarkings": ["2.0;6.0;10.0"],
-            "lowerLaneMarkings": ["14.0;18.0;22.0"],
-        }
-    ).to_csv(base / "01_recordingMeta.csv", index=False)
+    common = {"frame": frame, "width": 5.0, "height": 2.0}
+    meta = {"id": [1, 2], "class": ["Car", "Truck"], "drivingDirection": [2, 1]}
+    recording = {"frameRate": [rate], "upperLaneMarkings": "2.0;6.0;10.0"}
+    recording["lowerLaneMarkings"] = "14.0;18.0;22.0"
+    for name, frames in (
+        ("tracks", [common | right, common | left]),
+        ("tracksMeta", [meta]),
+        ("recordingMeta", [recording]),
+    ):
+        table = pd.concat([pd.DataFrame(one) for one in frames])
+        table.to_csv(base / f"01_{name}.csv", index=False)
 
 
 def test_highd(tmp_path):
     write_highd(tmp_path)
-    (scene,) = converted("highd", tmp_path, tmp_path / "out")
-    assert scene.track_A == ("1", "2")
-    one, two = scene.pose_AT3
+    (scenario,) = converted("highd", tmp_path, tmp_path / "out")
+    assert scenario.track_A == ("1", "2")
+    one, two = scenario.pose_AT3
     # The first frame is number 1, at 0.04 s; corners are 2.5 and 1 m from the middle; y goes up.
     np.testing.assert_allclose(one[0], [10 + 0.8 + 2.5, -21.0, 0], atol=1e-3)
     np.testing.assert_allclose(one[10, 0] - one[0, 0], 20.0, atol=1e-3)
-    np.testing.assert_allclose(scene.velocity_AT2[0, 0], [20, -0.4], atol=1e-3)
+    np.testing.assert_allclose(scenario.velocity_AT2[0, 0], [20, -0.4], atol=1e-3)
     np.testing.assert_allclose(np.abs(two[0, 2]), np.pi, atol=1e-3)
-    np.testing.assert_allclose(scene.size_A2, [[5, 2], [5, 2]])
-    top = line_of(scene, "upper_top")
+    np.testing.assert_allclose(scenario.size_A2, [[5, 2], [5, 2]])
+    top = line_of(scenario, "upper_top")
     assert top.type == "road_edge"
     assert (top.points_P2[:, 1] == -2).all()
     assert top.points_P2[0, 0] > top.points_P2[-1, 0], "the road is on its left"
-    lane = line_of(scene, "lower_lane0")
+    lane = line_of(scenario, "lower_lane0")
     assert lane.points_P2[0, 1] == -16
     assert lane.points_P2[0, 0] < lane.points_P2[-1, 0]
 
@@ -82,45 +69,31 @@ def test_highd(tmp_path):
 # NGSIM
 
 
+NGSIM = {"Vehicle_ID": 7, "Local_X": 18.0, "v_Length": 15.0, "v_Width": 6.0, "Lane_ID": 2}
+
+
 def test_ngsim(tmp_path):
     time = np.arange(120)
-    rows = {
-        "Vehicle_ID": 7,
-        "Global_Time": 1118846980200 + 100 * time,
-        "Local_X": 18.0,
-        "Local_Y": 100 + 4.0 * time,
-        "v_Length": 15.0,
-        "v_Width": 6.0,
-        "v_Class": 2,
-        "Lane_ID": 2,
-    }
-    pd.DataFrame(rows).to_csv(tmp_path / "us101.csv", index=False)
-    (scene,) = converted("ngsim", tmp_path, tmp_path / "out")
+    rows = {"Global_Time": 1118846980200 + 100 * time, "Local_Y": 100 + 4.0 * time, "v_Class": 2}
+    pd.DataFrame(NGSIM | rows).to_csv(tmp_path / "us101.csv", index=False)
+    (scenario,) = converted("ngsim", tmp_path, tmp_path / "out")
     foot = 0.3048
     # Its front is 100 feet along the road and 18 feet right of the left edge.
     expected = [(100 - 7.5) * foot, -18 * foot, 0]
-    np.testing.assert_allclose(scene.pose_AT3[0, 0], expected, atol=1e-3)
-    np.testing.assert_allclose(scene.size_A2[0], [15 * foot, 6 * foot], atol=1e-3)
-    np.testing.assert_allclose(scene.velocity_AT2[0, 40], [40 * foot, 0], atol=1e-2)
-    assert line_of(scene, "left").points_P2[0, 1] > line_of(scene, "right").points_P2[0, 1]
+    np.testing.assert_allclose(scenario.pose_AT3[0, 0], expected, atol=1e-3)
+    np.testing.assert_allclose(scenario.size_A2[0], [15 * foot, 6 * foot], atol=1e-3)
+    np.testing.assert_allclose(scenario.velocity_AT2[0, 40], [40 * foot, 0], atol=1e-2)
+    assert line_of(scenario, "left").points_P2[0, 1] > line_of(scenario, "right").points_P2[0, 1]
 
 
-def test_ngsim_gives_numbers_again(tmp_path):
+def test_ngsim_gives_one_number_to_several_vehicles(tmp_path):
     time = np.concatenate([np.arange(100), np.arange(1000, 1100)])
-    rows = {
-        "Vehicle_ID": 7,
-        "Global_Time": 100 * time,
-        "Local_X": 18.0,
-        "Local_Y": 4.0 * (time % 1000),
-        "v_Length": 15.0,
-        "v_Width": 6.0,
-        "v_Class": [2] * 100 + [1] * 100,
-        "Lane_ID": 1,
-    }
-    pd.DataFrame(rows).to_csv(tmp_path / "i80.csv", index=False)
-    scenes = converted("ngsim", tmp_path, tmp_path / "out")
-    assert {scene.track_A for scene in scenes} == {("7_0",), ("7_1",)}
-    assert {int(scene.kind_A[0]) for scene in scenes} == {0, 2}
+    rows = {"Global_Time": 100 * time, "Local_Y": 4.0 * (time % 1000)}
+    rows["v_Class"] = [2] * 100 + [1] * 100
+    pd.DataFrame(NGSIM | rows).to_csv(tmp_path / "i80.csv", index=False)
+    scenarios = converted("ngsim", tmp_path, tmp_path / "out")
+    assert {scenario.track_A for scenario in scenarios} == {("7_0",), ("7_1",)}
+    assert {int(scenario.kind_A[0]) for scenario in scenarios} == {0, 2}
 
 
 # INTERACTION
@@ -157,14 +130,14 @@ def write_interaction(base):
 
 def test_interaction(tmp_path):
     write_interaction(tmp_path)
-    (scene,) = converted("interaction", tmp_path, tmp_path / "out")
-    assert scene.track_A == ("1", "P1")
-    np.testing.assert_allclose(scene.pose_AT3[0, 10], [1 + 0.5 * 11, 2, 0.05], atol=1e-3)
-    np.testing.assert_allclose(scene.pose_AT3[1, 0, 2], np.pi / 2, atol=1e-3)
-    assert scene.kind_A.tolist() == [0, 1]
-    lane = line_of(scene, "lane20")
+    (scenario,) = converted("interaction", tmp_path, tmp_path / "out")
+    assert scenario.track_A == ("1", "P1")
+    np.testing.assert_allclose(scenario.pose_AT3[0, 10], [1 + 0.5 * 11, 2, 0.05], atol=1e-3)
+    np.testing.assert_allclose(scenario.pose_AT3[1, 0, 2], np.pi / 2, atol=1e-3)
+    assert scenario.kind_A.tolist() == [0, 1]
+    lane = line_of(scenario, "lane20")
     np.testing.assert_allclose(lane.points_P2[[0, -1]], [[0, 2], [50, 2]], atol=0.02)
-    edge = line_of(scene, "way10")
+    edge = line_of(scenario, "way10")
     assert edge.type == "road_edge"
     assert edge.points_P2[0, 0] < edge.points_P2[-1, 0], "the lane is on its left"
 
@@ -211,14 +184,14 @@ def test_argoverse(tmp_path):
         "drivable_areas": {"3": {"area_boundary": points((0, 0), (0, 10), (90, 10), (90, 0))}},
     }
     (folder / "log_map_archive_abc.json").write_text(json.dumps(content))
-    (scene,) = converted("argoverse2", tmp_path, tmp_path / "out")
-    assert scene.track_A == ("9", "AV")
-    np.testing.assert_allclose(scene.pose_AT3[1, 0], [0.8 * 19, 5, 0.1], atol=1e-3)
-    np.testing.assert_allclose(scene.pose_AT3[1, -1, 0], 0.8 * 109, atol=1e-3)
-    assert scene.size_A2[0, 0] > 10
-    np.testing.assert_allclose(line_of(scene, "lane1").points_P2[:, 1], 5)
-    assert [line.name for line in scene.road if line.type == "road_line"] == ["left1"]
-    x, y = line_of(scene, "area3").points_P2.T
+    (scenario,) = converted("argoverse2", tmp_path, tmp_path / "out")
+    assert scenario.track_A == ("9", "AV")
+    np.testing.assert_allclose(scenario.pose_AT3[1, 0], [0.8 * 19, 5, 0.1], atol=1e-3)
+    np.testing.assert_allclose(scenario.pose_AT3[1, -1, 0], 0.8 * 109, atol=1e-3)
+    assert scenario.size_A2[0, 0] > 10
+    np.testing.assert_allclose(line_of(scenario, "lane1").points_P2[:, 1], 5)
+    assert [line.name for line in scenario.road if line.type == "road_line"] == ["left1"]
+    x, y = line_of(scenario, "area3").points_P2.T
     assert (x[:-1] * y[1:] - x[1:] * y[:-1]).sum() > 0, "counter-clockwise"
 
 
@@ -232,16 +205,9 @@ def write_waymo(path, steps=91):
     for number, kind in enumerate((1, 2, 4)):
         track = scenario.tracks.add(id=40 + number, object_type=kind)
         for t in range(steps):
-            track.states.add(
-                center_x=1.5 * t,
-                center_y=-2.0 * number,
-                length=4.4,
-                width=1.9,
-                heading=0.25,
-                velocity_x=15.0,
-                velocity_y=0.5,
-                valid=t != 30,
-            )
+            box = {"length": 4.4, "width": 1.9, "heading": 0.25, "valid": t != 30}
+            velocity = {"velocity_x": 15.0, "velocity_y": 0.5}
+            track.states.add(center_x=1.5 * t, center_y=-2.0 * number, **box, **velocity)
     for t in range(steps):
         dynamic = scenario.dynamic_map_states.add()
         dynamic.lane_states.add(lane=5, state=4 if t < 20 else 6)
@@ -261,16 +227,16 @@ def write_waymo(path, steps=91):
 
 def test_waymo(tmp_path):
     write_waymo(tmp_path / "training.tfrecord-00000-of-01000")
-    (scene,) = converted("waymo", tmp_path, tmp_path / "out")
-    assert scene.name == "f00d"
-    assert scene.track_A == ("40", "41"), "other objects are left out"
-    np.testing.assert_allclose(scene.pose_AT3[1, 10], [15, -2, 0.25], atol=1e-3)
-    assert np.isnan(scene.pose_AT3[0, 30]).all()
-    assert scene.kind_A.tolist() == [0, 1]
-    series = scene.lights["5"]
-    assert [LIGHTS[s] for s in series[[0, 19, 20, 90]]] == ["red", "red", "green", "green"]
-    assert line_of(scene, "6").type == "road_edge"
-    assert len(line_of(scene, "7").points_P2) == 5, "closed"
+    (scenario,) = converted("waymo", tmp_path, tmp_path / "out")
+    assert scenario.name == "f00d"
+    assert scenario.track_A == ("40", "41"), "other objects are left out"
+    np.testing.assert_allclose(scenario.pose_AT3[1, 10], [15, -2, 0.25], atol=1e-3)
+    assert np.isnan(scenario.pose_AT3[0, 30]).all()
+    assert scenario.kind_A.tolist() == [0, 1]
+    series = scenario.lights["5"]
+    assert [LIGHT_STATES[s] for s in series[[0, 19, 20, 90]]] == ["red", "red", "green", "green"]
+    assert line_of(scenario, "6").type == "road_edge"
+    assert len(line_of(scenario, "7").points_P2) == 5, "closed"
 
 
 def test_checksum_of_tfrecord():
@@ -296,7 +262,7 @@ def test_damaged_tfrecord_is_refused(tmp_path, damage, told):
         convert("waymo", tmp_path, tmp_path / "out")
 
 
-def test_scenario_without_the_expected_present_is_refused(tmp_path):
+def test_scenario_without_the_expected_current_step_is_refused(tmp_path):
     write_waymo(tmp_path / "a.tfrecord", steps=120)
     with pytest.raises(DataError, match="'f00d' has 120 steps"):
         convert("waymo", tmp_path, tmp_path / "out")
@@ -305,31 +271,32 @@ def test_scenario_without_the_expected_present_is_refused(tmp_path):
 # What they share
 
 
-def track(time, x, heading=None, name="a"):
-    pose = np.column_stack([x, np.zeros_like(x), np.zeros_like(x) if heading is None else heading])
-    return Track(name, "vehicle", 4.0, 2.0, time, pose, np.zeros((len(time), 2)))
+def track(time, x, heading=0.0, name="a"):
+    state = np.zeros((len(time), 5))
+    state[:, 0], state[:, 2] = x, heading
+    return Track(name, "vehicle", 4.0, 2.0, time, state)
 
 
 def test_resampling_turns_the_short_way():
     time = np.array([0.0, 0.2])
-    pose, _ = resample(track(time, time * 10, [np.pi - 0.1, -np.pi + 0.1]), np.array([0.1]))
+    pose = states_at(track(time, time * 10, [np.pi - 0.1, -np.pi + 0.1]), np.array([0.1]))
     np.testing.assert_allclose(pose[0, :2], [1, 0])
     assert abs(pose[0, 2]) == pytest.approx(np.pi)
 
 
 def test_resampling_does_not_bridge_gaps():
     time = np.array([0.0, 0.1, 1.0, 1.1])
-    pose, _ = resample(track(time, time), np.array([0.05, 0.1, 0.5, 1.0, 1.05, 2.0]))
+    pose = states_at(track(time, time), np.array([0.05, 0.1, 0.5, 1.0, 1.05, 2.0]))
     assert np.isfinite(pose[:, 0]).tolist() == [True, True, False, True, True, False]
 
 
-def test_scenes_begin_where_they_should():
+def test_scenarios_follow_each_other():
     time = 0.1 * np.arange(300)
     late = track(time[200:], time[200:], name="late")
-    scenes = cut_scenes("r", [track(time, time), late], ())
-    assert [scene.name for scene in scenes] == ["r_00000", "r_00001", "r_00002"]
-    assert [len(scene.track_A) for scene in scenes] == [1, 1, 2]
-    np.testing.assert_allclose(scenes[1].pose_AT3[0, 0, 0], 9.1)
+    scenarios = cut_scenarios("r", [track(time, time), late], ())
+    assert [one.name for one in scenarios] == ["r_00000", "r_00001", "r_00002"]
+    assert [len(one.track_A) for one in scenarios] == [1, 1, 2]
+    np.testing.assert_allclose(scenarios[1].pose_AT3[0, 0, 0], 9.1)
 
 
 def test_standing_keeps_the_heading():

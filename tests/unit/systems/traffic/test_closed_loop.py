@@ -1,16 +1,18 @@
-"""Training of SMART on its own rollouts near the truth."""
+"""Training of SMART on its own rollouts near the ground truth (CAT-K)."""
 
 import copy
+from unittest.mock import Mock
 
-import contract
 import numpy as np
 import pytest
 import torch
 
+from millrace.checking import contracts
 from millrace.errors import ConfigError
 from millrace.systems.traffic.dataset import ScenarioConfig, ScenarioDataset
-from millrace.systems.traffic.smart import SPEC, SmartConfig
-from millrace.systems.traffic.smart.closed_loop import _apart, near_truth
+from millrace.systems.traffic.smart.network import SmartConfig
+from millrace.systems.traffic.smart.rollout import _squared_distances, cat_k_rollout
+from millrace.systems.traffic.smart.spec import SPEC
 from millrace.systems.traffic.tokens import HISTORY
 from millrace.systems.traffic.vocabulary import corners
 from millrace.training.deadline import Deadline
@@ -21,9 +23,8 @@ CONFIG = SmartConfig(hidden=16, heads=2, map_layers=1, layers=1, bands=8, past=3
 
 @pytest.fixture
 def batch(motion_samples):
-    return ScenarioDataset(motion_samples, ScenarioConfig(buckets=1)).batch(
-        "train", 0, np.arange(4)
-    )
+    dataset = ScenarioDataset(motion_samples, ScenarioConfig(buckets=1))
+    return dataset.batch("train", 0, np.arange(4))
 
 
 @pytest.fixture
@@ -33,12 +34,12 @@ def model(motion_samples):
 
 
 def going_on(batch):
-    """Whether a road user is there at each moment of the future and at the one before, [B, A, K - 2]."""
+    """Whether an agent has a token at each step after the current one and before it, [B, A, K - 2]."""
     return (batch.valid_BAK[:, :, 1:] & batch.valid_BAK[:, :, :-1])[:, :, HISTORY - 1 :]
 
 
 def errors(batch, rolled):
-    """Displacements (m) of road users that go on."""
+    """Displacements (m) of agents that go on."""
     apart = (rolled.pose_BAK3 - batch.pose_BAK3)[..., :2].norm(dim=-1)[:, :, HISTORY:]
     return apart[going_on(batch)]
 
@@ -48,51 +49,55 @@ def test_distances_are_those_of_corners(model):
     random = torch.Generator().manual_seed(3)
     pose, true = (3 * torch.randn((1, 3, 3), generator=random) for _ in range(2))
     kind = torch.arange(3)[None]
-    found = _apart(model, kind, pose, true)[0]
+    found = _squared_distances(model, kind, pose, true)[0]
     for c, count in enumerate(model.exists_CV.sum(dim=1).tolist()):
         token = torch.arange(count)
         begin = pose[:, c].expand(count, 3)
-        end = model.step(begin[None], torch.full((1, count), c), token[None])[0, :, -1].numpy()
-        apart = corners(end.astype(float), c) - corners(true[:, c].double().numpy(), c)
+        poses = model.token_poses(begin[None], torch.full((1, count), c), token[None])
+        apart = corners(poses[0, :, -1].double().numpy(), c) - corners(
+            true[:, c].double().numpy(), c
+        )
         expected = (apart**2).sum(axis=-1).mean(axis=-1)
         np.testing.assert_allclose(found[c, :count], expected, rtol=1e-4)
         assert torch.isinf(found[c, count:]).all()
 
 
-def test_with_all_tokens_to_choose_from_it_is_the_truth(batch, model):
-    rolled, target = near_truth(model, batch, top_k=10_000)
+def test_among_all_tokens_the_rollout_is_the_ground_truth(batch, model):
+    rolled, target = cat_k_rollout(model, batch, top_k=10_000)
     seen = going_on(batch)
     assert seen.sum() > 100
     assert torch.equal(rolled.token_BAK[:, :, HISTORY:][seen], target[:, :, HISTORY:][seen])
-    # The tokeniser goes by the mean distance of corners, not by its root mean square.
+    # The tokeniser minimises the mean distance of corners, not its root mean square.
     same = (target == batch.token_BAK)[:, :, HISTORY:][seen]
     assert same.float().mean() > 0.9
     assert errors(batch, rolled).max() < 0.2, "the tolerance of the vocabulary"
 
 
-def test_with_one_token_it_drives_itself(batch, model):
-    rolled, target = near_truth(model, batch, top_k=1)
+def test_with_one_token_the_model_drives_itself(batch, model):
+    rolled, target = cat_k_rollout(model, batch, top_k=1)
     with torch.no_grad():
         logits = model(rolled)[0]
     best = logits.argmax(dim=-1)[:, :, HISTORY - 1 :]
     seen = going_on(batch)
     assert torch.equal(rolled.token_BAK[:, :, HISTORY:][seen], best[seen])
-    wide, narrow = (errors(batch, near_truth(model, batch, k)[0]).mean() for k in (1, 16))
+    wide, narrow = (errors(batch, cat_k_rollout(model, batch, k)[0]).mean() for k in (1, 16))
     assert narrow < 0.5 * wide
-    # From where the rollout is, the target leads nearer to the truth than the token it took.
-    begin = rolled.pose_BAK3[:, :, HISTORY - 1 : -1].transpose(1, 2).flatten(0, 1)
-    kind = batch.kind_BA.repeat_interleave(begin.shape[0] // len(batch.kind_BA), dim=0)
-    true = batch.pose_BAK3[:, :, HISTORY:].transpose(1, 2).flatten(0, 1)
-    ends = []
-    for token in (target, rolled.token_BAK):
-        chosen = token[:, :, HISTORY:].transpose(1, 2).flatten(0, 1)
-        ends.append((model.step(begin, kind, chosen)[:, :, -1] - true)[..., :2].norm(dim=-1))
-    seen = seen.transpose(1, 2).flatten(0, 1)
-    assert ends[0][seen].mean() < ends[1][seen].mean()
+    # From the states of the rollout, the target leads nearer to the ground truth than the token taken.
+    kind = batch.kind_BA[:, :, None].expand_as(best)[seen][None]
+    begin, true = (
+        rolled.pose_BAK3[:, :, HISTORY - 1 : -1][seen],
+        batch.pose_BAK3[:, :, HISTORY:][seen],
+    )
+    ends = [
+        model.token_poses(begin[None], kind, token[:, :, HISTORY:][seen][None])[0, :, -1]
+        for token in (target, rolled.token_BAK)
+    ]
+    nearer, taken = ((end - true)[:, :2].norm(dim=-1).mean() for end in ends)
+    assert nearer < taken
 
 
-def test_the_past_and_who_comes_back_are_those_of_the_truth(batch, model):
-    rolled, _ = near_truth(model, batch, top_k=1)
+def test_the_history_and_agents_that_come_back_are_those_of_the_ground_truth(batch, model):
+    rolled, _ = cat_k_rollout(model, batch, top_k=1)
     assert torch.equal(rolled.pose_BAK3[:, :, :HISTORY], batch.pose_BAK3[:, :, :HISTORY])
     valid = batch.valid_BAK
     back = valid[:, :, HISTORY:] & ~valid[:, :, HISTORY - 1 : -1]
@@ -107,26 +112,24 @@ def second_stage(experiments, alone, tmp_path):
     definition, files = copy.deepcopy(experiments["smart"])
     definition["train"]["learning_rate"] = 1e-2
     first = build_trainer(definition, files, 0, alone)[0]
-    recorder = contract.Recorder(Deadline(None))
-    first.run(4, Deadline(None), recorder)
+    first.run(4, Deadline(), Mock())
     path = tmp_path / "first.ckpt"
-    torch.save(recorder.state, path)
+    torch.save(first.state(), path)
     definition["model"]["closed_loop"] = 8
     definition["train"] |= {"learning_rate": 3e-3, "init_from": {"checkpoint": str(path)}}
-    return contract.Case("smart", definition, files, alone, tmp_path, None)
+    return contracts.Case(definition, files, tmp_path)
 
 
 def test_fine_tuning_lowers_the_error_of_driving_alone(second_stage, batch):
     trainer = second_stage.trainer()
-    before = errors(batch, near_truth(trainer.module, batch, 1)[0]).mean()
-    trainer.run(6, Deadline(None), contract.Recorder(Deadline(None)))
-    after = errors(batch, near_truth(trainer.module, batch, 1)[0]).mean()
+    before = errors(batch, cat_k_rollout(trainer.module, batch, 1)[0]).mean()
+    trainer.run(6, Deadline(), Mock())
+    after = errors(batch, cat_k_rollout(trainer.module, batch, 1)[0]).mean()
     assert after < 0.9 * before
 
 
-def test_it_resumes_bit_by_bit(second_stage, monkeypatch):
-    monkeypatch.setattr("millrace.training.engine._AGREE_EVERY_S", 0.0)
-    contract.resumes_bitwise(second_stage)
+def test_the_second_stage_resumes_bitwise(second_stage):
+    contracts.resumes_bitwise(second_stage)
 
 
 def test_another_vocabulary_is_refused(second_stage):

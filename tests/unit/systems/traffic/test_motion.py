@@ -1,30 +1,34 @@
+"""Scores of motion forecasts, and the distances between boxes that they use."""
+
 import numpy as np
 import pytest
 import torch
 
-from millrace.systems.traffic.boxes import (
-    NOBODY,
-    beyond_edge,
+from millrace.systems.traffic.dataset import ScenarioConfig, ScenarioDataset
+from millrace.systems.traffic.geometry import (
+    FAR,
     box_distance,
-    nearest_box,
+    distance_to_edge,
+    distance_to_nearest,
     time_to_collision,
 )
-from millrace.systems.traffic.dataset import ScenarioConfig, ScenarioDataset
 from millrace.systems.traffic.realism import FEATURES, features, likelihood, realism
 from millrace.systems.traffic.scores import (
-    FrequencyPrior,
+    GroundTruth,
     MotionScores,
     TokenUsage,
-    TrueScene,
     above_model,
+    bootstrap_interval,
     constant_velocity,
     displacement,
-    interval,
     motion_scores,
+    token_frequencies,
     token_scores,
 )
-from millrace.systems.traffic.smart import SPEC, SmartConfig
+from millrace.systems.traffic.smart.network import SmartConfig
 from millrace.systems.traffic.smart.rollout import RolloutConfig
+from millrace.systems.traffic.smart.spec import SPEC
+from millrace.systems.traffic.tracks import CLASSES
 
 CAR = np.array([4.0, 2.0])
 STEPS = 41
@@ -57,16 +61,16 @@ def test_distance_of_boxes(other, expected):
         assert found == pytest.approx(expected, abs=1e-9)
 
 
-def test_nearest_box_is_that_of_all_pairs():
+def test_the_nearest_box_is_that_of_all_pairs():
     random = np.random.default_rng(0)
     pose = random.uniform([-15, -15, -3], [15, 15, 3], (2, 7, 5, 3))
     pose[0, 2, 1] = np.nan
     size = random.uniform(0.5, 5, (7, 2))
-    found = nearest_box(pose, size)
+    found = distance_to_nearest(pose, size)
     for a in range(7):
         pairs = [box_distance(pose[:, a], size[a], pose[:, b], size[b]) for b in range(7) if b != a]
         np.testing.assert_allclose(found[:, a], np.fmin.reduce(pairs), atol=1e-9)
-    assert nearest_box(pose[:, :1], size[:1])[0, 0, 0] == NOBODY
+    assert distance_to_nearest(pose[:, :1], size[:1])[0, 0, 0] == FAR
 
 
 def test_time_to_collision():
@@ -85,16 +89,18 @@ def test_edges_have_the_road_on_their_left():
     edge = np.stack([square[:-1], square[1:]], axis=1)
     points = np.array([[5, 1.0], [5, -2.0], [13, 14.0], [9.5, 9.0], [-1.0, -1e-3]])
     expected = [-1.0, 2.0, 5.0, -0.5, 1.0]
-    np.testing.assert_allclose(beyond_edge(points, edge), expected, atol=1e-5)
-    np.testing.assert_allclose(beyond_edge(points, edge[:, ::-1]), -np.array(expected), atol=1e-5)
+    np.testing.assert_allclose(distance_to_edge(points, edge), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        distance_to_edge(points, edge[:, ::-1]), -np.array(expected), atol=1e-5
+    )
 
 
-def test_many_edges_give_what_few_do():
+def test_many_edges_have_the_same_distance_as_few():
     angle = np.linspace(0, 2 * np.pi, 200)
     ring = 20 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     edge = np.stack([ring[:-1], ring[1:]], axis=1)
     points = np.random.default_rng(1).uniform(-40, 40, (500, 2))
-    found = beyond_edge(points, edge)
+    found = distance_to_edge(points, edge)
     np.testing.assert_allclose(found, np.hypot(*points.T) - 20, atol=0.01)
 
 
@@ -153,19 +159,19 @@ def test_displacement_leaves_gaps_out():
 
 
 def test_scores_are_those_of_the_best_rollout():
-    """Two road users, seen for 2 s and 1 s; each has another best rollout, and one is missed."""
+    """Two agents, observed for 2 s and 1 s; each has another best rollout, and one is missed."""
     true = np.full((2, 91, 3), np.nan)
     true[0, :31] = 0
     true[1, :21] = [50.0, 0, 0]
     rows = {"true": true, "size": np.tile(CAR, (2, 1)), "kind": np.array([0, 1])}
-    scene = TrueScene(rows, np.empty((0, 2, 2)), 80)
+    truth = GroundTruth(rows, np.empty((0, 2, 2)), 80)
     pose = np.zeros((2, 2, 80, 3))
     pose[:, 1, :, 0] = 50.0
     pose[0, 0, :, 1] = 0.5
     pose[0, 1, :, 1] = 9.0
     pose[1, :, :, 1] = 0.3 * np.arange(1, 81)
     scores = MotionScores()
-    scores.add(pose, scene, 0)
+    scores.add(pose, truth, 0)
     found = scores.result()
     ramp = 0.3 * np.arange(1, 81)
     assert found["min_ade"] == pytest.approx((0.5 + ramp[:10].mean()) / 2)
@@ -177,47 +183,47 @@ def test_scores_are_those_of_the_best_rollout():
 def test_intervals_come_from_whole_blocks():
     """Half of the blocks with all, half with none: 0.5, with the error of as many coins."""
     events = np.tile([[10.0, 10.0], [0.0, 10.0]], (50, 1))
-    low, high = interval(events)
+    low, high = bootstrap_interval(events)
     error = 0.5 / np.sqrt(100)
     assert (low, high) == pytest.approx((0.5 - 1.96 * error, 0.5 + 1.96 * error), abs=0.01)
-    assert interval(events, events) == [0, 0], "the same scenes are drawn for both"
+    assert bootstrap_interval(events, events) == [0, 0], "the same scenarios are drawn for both"
     fewer = events - [[1.0, 0.0], [0.0, 0.0]] * 50
-    assert interval(events, fewer)[0] > 0.03
-    assert interval(np.empty((0, 2))) is None
-    assert interval(np.zeros((3, 2))) is None
+    assert bootstrap_interval(events, fewer)[0] > 0.03
+    assert bootstrap_interval(np.empty((0, 2))) is None
+    assert bootstrap_interval(np.zeros((3, 2))) is None
 
 
-def test_scenes_of_a_block_are_one_draw():
-    """Eight scenes in two blocks are two coins, however many scenes there are."""
+def two_cars():
+    """The ground truth of two cars that stand 50 m apart, and a forecast that is equal to it."""
     true = np.zeros((2, 91, 3))
     true[1, :, 0] = 50.0
     rows = {"true": true, "size": np.tile(CAR, (2, 1)), "kind": np.zeros(2, dtype=int)}
-    scene, apart = TrueScene(rows, np.empty((0, 2, 2)), 80), true[None, :, 11:]
+    return GroundTruth(rows, np.empty((0, 2, 2)), 80), true[None, :, 11:]
+
+
+def test_scenarios_of_a_block_are_one_draw():
+    """Eight scenarios in two blocks are two coins, however many scenarios there are."""
+    truth, apart = two_cars()
     scores = MotionScores()
     for number in range(8):
-        scores.add(apart * (number % 2), scene, number % 2)
+        scores.add(apart * (number % 2), truth, number % 2)
     assert scores.events("collision").tolist() == [[8, 8], [0, 8]]
     assert scores.result()["collision_interval"] == [0, 1]
 
 
 def test_rates_above_those_of_the_model():
-    """Two cars meet in the rollout of one forecaster only."""
-    true = np.zeros((2, 91, 3))
-    true[1, :, 0] = 50.0
-    rows = {"true": true, "size": np.tile(CAR, (2, 1)), "kind": np.zeros(2, dtype=int)}
-    scene, apart = TrueScene(rows, np.empty((0, 2, 2)), 80), true[None, :, 11:]
+    """Two cars collide in the rollout of one forecast only."""
+    truth, apart = two_cars()
     model, other = MotionScores(), MotionScores()
-    model.add(apart, scene, 0)
-    other.add(apart * 0, scene, 0)
+    model.add(apart, truth, 0)
+    other.add(apart * 0, truth, 0)
     found = above_model(other, model)
     assert found["collision_above_model"] == [1, 1]
     assert found["off_road_above_model"] is None, "there is no edge to be beyond"
 
 
 def test_tokens_are_counted_by_rank():
-    prior = FrequencyPrior.__new__(FrequencyPrior)
-    prior.share_CV = np.tile([0.1, 0.6, 0.3], (3, 1))
-    usage = TokenUsage(prior)
+    usage = TokenUsage(np.tile([0.1, 0.6, 0.3], (3, 1)))
     usage.add(np.array([[[1, 1, 2, -1], [0, 0, 0, 0]]]), np.array([0, 2]))
     found = usage.result()
     assert found["vehicle"]["tokens"] == [1, 2, 3]
@@ -243,41 +249,38 @@ def dataset(motion_samples):
     return ScenarioDataset(motion_samples, ScenarioConfig(buckets=2))
 
 
-def test_prior_counts_the_tokens_of_training(dataset):
-    prior = FrequencyPrior(dataset)
-    np.testing.assert_allclose(prior.share_CV.sum(axis=1), 1)
-    count = 0
-    for scene in dataset.scenes("train"):
-        rows = dataset.rows("agent", int(scene))
-        count += int((rows["valid"].astype(bool) & (rows["kind"] == 1)[:, None]).sum())
+def test_frequencies_count_the_tokens_of_training(dataset):
+    frequency_CV = token_frequencies(dataset)
+    np.testing.assert_allclose(frequency_CV.sum(axis=1), 1)
+    every = [dataset.rows("agent", scenario) for scenario in dataset.scenarios("train")]
+    of_class = [(rows["valid"] == 1) & (rows["kind"] == 1)[:, None] for rows in every]
+    tokens = np.concatenate([rows["token"][own] for rows, own in zip(every, of_class, strict=True)])
     n = len(dataset.vocabulary.motion[1])
-    assert prior.share_CV[1].min() <= 1 / (count + n)
+    expected = (np.bincount(tokens, minlength=n) + 1) / (len(tokens) + n)
+    np.testing.assert_allclose(frequency_CV[1, :n], expected)
 
 
-@pytest.mark.parametrize("scenes", [2, 24, 240])
-def test_other_maps_are_of_elsewhere(dataset, monkeypatch, scenes):
-    """Scenes of a place stand together in the file; which map a scene gets says nothing of its own."""
-    monkeypatch.setattr(dataset, "names", [str(n) for n in range(scenes)])
-    every = np.arange(scenes)
-    away = (dataset._other_maps(every) - every) % scenes
-    assert np.minimum(away, scenes - away).min() >= max(1, scenes // 4)
-    assert (dataset._other_maps(every[::-1])[::-1] == dataset._other_maps(every)).all()
-    assert scenes == 2 or len(set(away)) > scenes / 5
+@pytest.mark.parametrize("scenarios", [2, 24, 240])
+def test_shuffled_maps_are_of_other_places(dataset, monkeypatch, scenarios):
+    """Scenarios of a place lie together in the file; a shuffled map must not say which one belongs here."""
+    monkeypatch.setattr(dataset, "names", [str(n) for n in range(scenarios)])
+    every = np.arange(scenarios)
+    away = (dataset._shuffled(every) - every) % scenarios
+    assert np.minimum(away, scenarios - away).min() >= max(1, scenarios // 4)
+    assert (dataset._shuffled(every[::-1])[::-1] == dataset._shuffled(every)).all()
+    assert scenarios == 2 or len(set(away)) > scenarios / 5
 
 
-def test_scores_of_everyone(dataset):
+def test_scores_of_all_forecasts(dataset):
     torch.manual_seed(0)
-    module = SPEC.build(
-        SmartConfig(hidden=8, heads=2, map_layers=1, layers=1, bands=4), dataset
-    ).eval()
+    config = SmartConfig(hidden=8, heads=2, map_layers=1, layers=1, bands=4)
+    module = SPEC.build(config, dataset).eval()
     tokens = token_scores(module, dataset, "test")
-    assert tokens["all"]["tokens"] == sum(
-        tokens[name]["tokens"] for name in ("vehicle", "pedestrian", "cyclist")
-    )
+    assert tokens["all"]["tokens"] == sum(tokens[name]["tokens"] for name in CLASSES)
     assert tokens["all"]["log_loss"] > tokens["all"]["prior_log_loss"]
     found = motion_scores(module, dataset, "test", RolloutConfig(samples=2))
     some = motion_scores(module, dataset, "test", RolloutConfig(samples=2), ("model",))
-    assert some == {"model": found["model"]}, "who else is scored changes nothing"
+    assert some == {"model": found["model"]}, "independent of the other forecasts"
     for event in ("collision", "off_road"):
         low, high = found["model"][f"{event}_interval"]
         assert low <= found["model"][f"{event}_rate"] <= high
@@ -286,10 +289,7 @@ def test_scores_of_everyone(dataset):
         shares = [one["share"][-1] for one in found[name]["token_coverage"].values()]
         assert shares == pytest.approx([1, 1, 1])
     assert found["truth"]["min_ade"] == 0
-    best = max(found, key=lambda name: found[name]["realism"])
-    assert best == "truth"
+    assert max(found, key=lambda name: found[name]["realism"]) == "truth"
     assert found["constant_velocity"]["min_ade"] < found["noise"]["min_ade"]
     for score in found.values():
-        assert score["min_ade"] <= score["scene_min_ade"] <= score["ade"] + 1e-12 or (
-            score["min_ade"] <= score["ade"] + 1e-12
-        )
+        assert score["min_ade"] <= score["ade"] + 1e-12

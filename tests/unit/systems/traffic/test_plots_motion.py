@@ -9,7 +9,7 @@ from PIL import Image
 
 from millrace.errors import ConfigError
 from millrace.systems.traffic.figures import (
-    Traffic,
+    Drawing,
     error_by_horizon,
     event_rates,
     rollout_animation,
@@ -18,13 +18,13 @@ from millrace.systems.traffic.figures import (
     vocabulary_plates,
 )
 from millrace.systems.traffic.tracks import CLASSES
-from millrace.systems.traffic.vocabulary import Coverage
+from millrace.systems.traffic.vocabulary import Coverage, Vocabulary
 
 STEPS = 40
 
 
 @pytest.fixture
-def scene():
+def drawing():
     """A car and a pedestrian on a road along x; in the rollouts the car leaves it to the left."""
     x = np.linspace(-40, 40, 17)
     line = np.stack([[x[:-1], x[:-1] + 2.5, x[1:]], np.full((3, 16), -6.0)], axis=-1)
@@ -34,8 +34,8 @@ def scene():
     pose[1, 30:] = np.nan
     rollout = np.repeat(np.nan_to_num(pose[None, :, 11:]), 3, axis=0)
     rollout[:, 0, :, 1] = np.linspace(0, 20, STEPS)
-    return Traffic(
-        "a scene", line.transpose(1, 0, 2), np.full(16, 2), np.array([0, 1]),
+    return Drawing(
+        "a scenario", line.transpose(1, 0, 2), np.full(16, 2), np.array([0, 1]),
         np.array([[4.8, 2.0], [0.6, 0.6]]), pose[:, :11], pose[:, 11:], rollout,
     )  # fmt: skip
 
@@ -46,16 +46,16 @@ def blue(path):
     return np.argwhere((pixels[..., 2] - pixels[..., 0] > 0.3) & (pixels[..., 1] < 0.75))
 
 
-def test_rollouts_are_where_they_go(scene, tmp_path):
-    rollout_maps([scene], tmp_path / "one.png")
-    flat = dataclasses.replace(scene, rollout_SAT3=np.zeros_like(scene.rollout_SAT3))
+def test_rollouts_are_where_they_go(drawing, tmp_path):
+    rollout_maps([drawing], tmp_path / "one.png")
+    flat = dataclasses.replace(drawing, rollout_SAT3=np.zeros_like(drawing.rollout_SAT3))
     rollout_maps([flat], tmp_path / "flat.png")
     assert len(blue(tmp_path / "one.png")) > len(blue(tmp_path / "flat.png")) + 200
 
 
-def test_four_scenes_fill_the_page(scene, tmp_path):
-    rollout_maps([scene] * 4, tmp_path / "four.png")
-    rollout_maps([scene] * 3, tmp_path / "three.png")
+def test_four_scenarios_fill_the_page(drawing, tmp_path):
+    rollout_maps([drawing] * 4, tmp_path / "four.png")
+    rollout_maps([drawing] * 3, tmp_path / "three.png")
     four, three = (imread(tmp_path / f"{name}.png") for name in ("four", "three"))
     assert four.shape == three.shape
     corner = np.s_[four.shape[0] * 3 // 5 :, four.shape[1] * 3 // 5 :]
@@ -63,8 +63,8 @@ def test_four_scenes_fill_the_page(scene, tmp_path):
     assert three[corner].std() == 0
 
 
-def test_the_animation_runs_in_real_time(scene, tmp_path):
-    rollout_animation(scene, tmp_path / "a.gif", fps=5)
+def test_the_animation_runs_in_real_time(drawing, tmp_path):
+    rollout_animation(drawing, tmp_path / "a.gif", fps=5)
     with Image.open(tmp_path / "a.gif") as film:
         assert film.n_frames == 26  # 5.1 s
         assert film.info["duration"] == 200
@@ -77,7 +77,7 @@ def test_the_animation_runs_in_real_time(scene, tmp_path):
     assert moved[:, :half].any()
     assert moved[:, half:].any()
     with pytest.raises(ConfigError, match=r"ends in \.gif"):
-        rollout_animation(scene, tmp_path / "a.png")
+        rollout_animation(drawing, tmp_path / "a.png")
 
 
 def test_scores_are_drawn(tmp_path):
@@ -100,7 +100,7 @@ def test_plates_show_classes_that_do_not_occur(tmp_path):
     still = np.zeros((1, 6, 3))
     coverage = dict.fromkeys((*CLASSES, "road"), Coverage(30, 0.01, 0.04, 0.05, 1.0))
     road = np.array([[[0, 0], [2.5, 0.1], [5, 0]]], dtype=float)
-    vocabulary_plates((tokens, still, still), road, coverage, tmp_path / "v.png")
+    vocabulary_plates(Vocabulary((tokens, still, still), road, coverage), tmp_path / "v.png")
     pixels = imread(tmp_path / "v.png")
     half = pixels.shape[0] // 2
     first, second = pixels[:half, : half - 50, :3], pixels[:half, half:-200, :3]

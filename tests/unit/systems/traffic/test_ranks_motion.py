@@ -1,4 +1,4 @@
-"""SMART on the six layouts: each scene once an epoch, the same losses.
+"""SMART on the six layouts: each scenario once an epoch, the same losses.
 
 A layout is to the trainer its number of ranks, one to four here; that jobs of several nodes find each other
 is tried in tests/unit/test_launch.py and on real schedulers.
@@ -17,7 +17,7 @@ EPOCHS = 4
 
 @pytest.fixture(scope="module")
 def sizes(experiments, alone):
-    """Scenes of each bucket of the training split."""
+    """Scenarios of each bucket of the training split."""
     return build_trainer(*experiments["smart"], 0, alone)[0].dataset.groups("train")
 
 
@@ -35,18 +35,18 @@ def ranks(layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_scene_is_seen_once_an_epoch(results, sizes, layout):
+def test_each_scenario_is_seen_once_an_epoch(results, sizes, layout):
     steps = results[ranks(layout)]["batches"]
     assert all(len(shares) == ranks(layout) for shares in steps)
     per_epoch = len(steps) // EPOCHS
-    everything = {(group, scene) for group, size in enumerate(sizes) for scene in range(size)}
+    everything = {(group, scenario) for group, size in enumerate(sizes) for scenario in range(size)}
     for epoch in range(EPOCHS):
         seen = Counter(
-            (group, scene)
+            (group, scenario)
             for shares in steps[epoch * per_epoch : (epoch + 1) * per_epoch]
             for mine in shares
             for group, index, weight in mine
-            for scene, w in zip(index, weight, strict=True)
+            for scenario, w in zip(index, weight, strict=True)
             if w == 1
         )
         assert set(seen) == everything

@@ -1,48 +1,40 @@
+"""Files of recorded tracks, maps and traffic lights."""
+
 import gzip
 
 import motion_scenes
 import numpy as np
 import pytest
+from motion_scenes import read
 
 from millrace.errors import DataError
-from millrace.systems.traffic.tracks import (
-    LIGHTS,
-    find_recordings,
-    read_map,
-    read_recording,
-    write_recording,
-)
+from millrace.systems.traffic.tracks import LIGHT_STATES, find_recordings, read_map, write_recording
 
 
 @pytest.fixture
 def base(tmp_path):
-    scene = motion_scenes.scene("one", np.random.default_rng(0))
-    write_recording(tmp_path, "place", [scene])
+    scenario = motion_scenes.scenario("one", np.random.default_rng(0))
+    write_recording(tmp_path, "place", [scenario])
     return tmp_path
 
 
-def read(base):
-    return [s for files in find_recordings(base) for s in read_recording(files)]
-
-
-def edit(path, line, **replacements):
+def edit(path, line, column, value):
     lines = path.read_text().splitlines()
-    for old, new in replacements.items():
-        cells = lines[line - 1].split(",")
-        cells[lines[0].split(",").index(old)] = new
-        lines[line - 1] = ",".join(cells)
+    cells = lines[line - 1].split(",")
+    cells[lines[0].split(",").index(column)] = value
+    lines[line - 1] = ",".join(cells)
     path.write_text("\n".join(lines) + "\n")
 
 
-def test_written_is_read(base):
-    expected = motion_scenes.scene("one", np.random.default_rng(0))
+def test_a_written_recording_is_read_again(base):
+    expected = motion_scenes.scenario("one", np.random.default_rng(0))
     (found,) = read(base)
     assert found.name == "one"
     assert found.track_A == expected.track_A
     np.testing.assert_array_equal(found.kind_A, expected.kind_A)
     np.testing.assert_allclose(found.pose_AT3, expected.pose_AT3, atol=1e-4)
     np.testing.assert_allclose(found.size_A2, expected.size_A2)
-    assert not found.seen_AT[2, 40:52].any()
+    assert not found.observed_AT[2, 40:52].any()
     np.testing.assert_array_equal(found.lights["lane_right"], expected.lights["lane_right"])
     for one, two in zip(found.road, expected.road, strict=True):
         assert (one.name, one.type) == (two.name, two.type)
@@ -62,13 +54,13 @@ def test_gzip_and_other_columns(base):
     [
         ("timestep", "91", r"place\.csv:4:\d+: timestep 91; expected an integer from 0 to 90"),
         ("timestep", "1.5", "expected an integer"),
-        ("timestep", "0", "timestep 0 of this track again"),
-        ("length", "0", "length of 0 or less"),
+        ("timestep", "0", "timestep 0; expected each step of a track only once"),
+        ("length", "0", "length 0; expected metres above 0"),
         ("heading", "north", r"place\.csv:4:"),
     ],
 )
-def test_wrong_cells_are_told_by_their_place(base, column, value, told):
-    edit(base / "tracks" / "place.csv", 4, **{column: value})
+def test_wrong_cells_are_refused_with_their_place(base, column, value, told):
+    edit(base / "tracks" / "place.csv", 4, column, value)
     with pytest.raises(DataError, match=told):
         read(base)
 
@@ -76,24 +68,24 @@ def test_wrong_cells_are_told_by_their_place(base, column, value, told):
 def test_other_objects_are_left_out(base):
     path = base / "tracks" / "place.csv"
     path.write_text(path.read_text().replace(",pedestrian,", ",static,"))
-    (scene,) = read(base)
-    assert 1 not in scene.kind_A
-    assert len(scene.kind_A) == 4
+    (scenario,) = read(base)
+    assert 1 not in scenario.kind_A
+    assert len(scenario.kind_A) == 4
 
 
 @pytest.mark.parametrize(
     ("folder", "column", "value", "told"),
     [
         ("map", "type", "river", "'river'; expected one of lane"),
-        ("map", "type", "road_line", "expected 'lane' as above"),
-        ("map", "polyline_id", "alone", "a line of one point"),
-        ("lights", "state", "blue", f"'blue'; expected one of {', '.join(LIGHTS)}"),
-        ("lights", "polyline_id", "nowhere", "'nowhere'; expected a line of the map"),
+        ("map", "type", "road_line", "expected one type for a whole polyline"),
+        ("map", "polyline_id", "alone", "expected two or more points of a polyline"),
+        ("lights", "state", "blue", f"'blue'; expected one of {', '.join(LIGHT_STATES)}"),
+        ("lights", "polyline_id", "nowhere", "'nowhere'; expected a polyline of the map"),
         ("lights", "timestep", "95", "integer from 0 to 90"),
     ],
 )
 def test_wrong_maps_and_lights(base, folder, column, value, told):
-    edit(base / folder / "place.csv", 5, **{column: value})
+    edit(base / folder / "place.csv", 5, column, value)
     with pytest.raises(DataError, match=told):
         read(base)
 

@@ -1,4 +1,4 @@
-"""PBS Pro and OpenPBS: the job from inside, the queue from outside, and Snakemake's three commands."""
+"""PBS Pro and OpenPBS: the job from inside, the queue from outside, and three commands for Snakemake."""
 
 from millrace.schedulers.pbs.allocation import PbsAllocation
 from millrace.schedulers.pbs.queue import PbsQueue

@@ -1,8 +1,8 @@
-"""The commands with which Snakemake's plugin ``cluster-generic`` uses PBS.
+"""The commands by which Snakemake's plugin ``cluster-generic`` uses PBS.
 
-- ``python -m millrace.schedulers.pbs submit [option of qsub ...] JOBSCRIPT`` prints the id
-- ``python -m millrace.schedulers.pbs status ID`` prints running, success or failed
-- ``python -m millrace.schedulers.pbs cancel ID...`` prints nothing
+- ``python -m millrace.schedulers.pbs submit [option of qsub ...] JOBSCRIPT`` prints the id of the job.
+- ``python -m millrace.schedulers.pbs status ID`` prints running, success or failed.
+- ``python -m millrace.schedulers.pbs cancel ID...`` prints nothing.
 """
 
 import argparse
@@ -14,16 +14,16 @@ from millrace.schedulers.pbs.records import Records
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command, and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m millrace.schedulers.pbs", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
     submit = commands.add_parser("submit", help="submit a job script of Snakemake")
     submit.add_argument("script", type=Path, metavar="JOBSCRIPT")
-    commands.add_parser("status", help="tell how a job is").add_argument("id", metavar="ID")
+    commands.add_parser("status", help="print the state of a job").add_argument("id", metavar="ID")
     commands.add_parser("cancel", help="delete jobs").add_argument("ids", nargs="+", metavar="ID")
     options: list[str] = []
-    if arguments[:1] == ["submit"]:  # what stands before the script is for qsub
+    if arguments[:1] == ["submit"]:  # options before the script are for qsub
         arguments, options = [arguments[0], *arguments[1:][-1:]], arguments[1:-1]
     known = parser.parse_args(arguments)
     records = Records()

@@ -1,11 +1,10 @@
-"""Inside a PBS job: when it ends, its nodes, and how it asks to be started again."""
+"""A PBS job from inside: its end, its nodes, and its request to be started again."""
 
-import json
 import os
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from millrace.errors import ConfigError
@@ -16,16 +15,16 @@ from millrace.schedulers.pbs.queue import PbsQueue
 
 # Set by the job scripts of `millrace.schedulers.pbs.records`.
 RECORDS = "MILLRACE_PBS_RECORDS"
-"""Absolute directory of the submissions; a job without it has nobody who would submit it again."""
+"""Absolute directory of the submissions; without it nobody submits the job again."""
 STARTED = "MILLRACE_PBS_STARTED"
-"""When the job started, in seconds since 1970 on the clock of its node."""
+"""Start of the job, in seconds since 1970 on the clock of its node."""
 WALLTIME = "MILLRACE_PBS_WALLTIME_S"
-"""The walltime that was asked for, in seconds."""
+"""Requested walltime in seconds."""
 
-# pbsdsh gives its processes next to no environment, and a command line can be read by everybody: a
-# script in the common directory carries it all. What PBS sets anew for each process must not be carried.
-# pbsdsh passes TERM and INT on to its processes, but ends of USR1 and USR2.
-_SPREAD = """
+# pbsdsh passes almost no environment to its processes, and command lines can be read by everybody:
+# therefore a script in the shared directory holds the environment and the command. Variables that PBS sets
+# for each process must not be copied. pbsdsh forwards TERM and INT to its processes; USR1 and USR2 end it.
+_ON_EACH_NODE = """
 mkdir -p {directory}
 (
     umask 077
@@ -40,40 +39,28 @@ exec {pbsdsh} -- /bin/bash {script}
 
 
 class PbsAllocation:
-    """The PBS job that this process runs in, see `millrace.schedulers.base.Allocation`.
-
-    Parameters
-    ----------
-    environment : mapping, optional
-        Variables of the job; by default those of this process.
-    queue : PbsQueue, optional
-        Where to ask for the job.
-    """
+    """The PBS job that this process runs in, see `millrace.schedulers.base.Allocation`."""
 
     scheduler = "pbs"
 
-    def __init__(
-        self, environment: Mapping[str, str] | None = None, queue: PbsQueue | None = None
-    ) -> None:
-        self._environment = os.environ if environment is None else environment
-        self._queue = queue or PbsQueue()
-        self.job = self._environment.get("PBS_JOBID", "")
+    def __init__(self) -> None:
+        self.job = os.environ.get("PBS_JOBID", "")
 
     def end(self) -> float | None:
-        """When the walltime is over, in seconds since 1970, as PBS tells or as it was asked for."""
+        """Return the end of the walltime, in seconds since 1970, as reported by PBS or as requested."""
         if not self.job:
             return None
-        job = self._queue.jobs([self.job])[self.job]
+        job = PbsQueue().jobs([self.job])[self.job]
         if job.state is State.RUNNING and job.end is not None:
             return job.end
-        started, walltime = (self._environment.get(name) for name in (STARTED, WALLTIME))
+        started, walltime = (os.environ.get(name) for name in (STARTED, WALLTIME))
         return float(started) + float(walltime) if started and walltime else None
 
     def on_each_node(self, command: Sequence[str], layout: Layout, cpus_per_node: int) -> list[str]:
-        """Command that starts ``command`` on each node: itself on one node, else through pbsdsh.
+        """Return a command that starts ``command`` on each node, by ``pbsdsh`` if there are several.
 
-        Its processes find the environment and working directory that this command is started with.
-        All CPUs and GPUs of a chunk are theirs without asking.
+        The processes have the environment and the working directory of this one, and all CPUs and GPUs of
+        their chunk.
 
         Raises
         ------
@@ -82,42 +69,33 @@ class PbsAllocation:
         """
         if layout.nodes == 1:
             return list(command)
-        nodes = len(Path(self._environment["PBS_NODEFILE"]).read_text().split())
+        nodes = len(Path(os.environ["PBS_NODEFILE"]).read_text().split())
         if nodes != layout.nodes:
             raise ConfigError(
                 f"layout {layout}: needs {layout.nodes} nodes, and PBS job {self.job} has {nodes}; submit "
                 f"it with -l select={layout.nodes}:... -l place=scatter"
             )
-        directory = self._records()
-        script = _SPREAD.format(
-            directory=shlex.quote(str(directory / "nodes")),
-            # Quoted for the shell of the node, then for the one that writes this.
+        directory = Path(os.environ.get(RECORDS) or Path(".snakemake", "pbs").absolute()) / "nodes"
+        script = _ON_EACH_NODE.format(
+            directory=shlex.quote(str(directory)),
+            # Quoted for the shell of the node, then for the shell that writes the script.
             here=shlex.quote(shlex.quote(str(Path.cwd()))),
             command=shlex.quote(shlex.join(command)),
-            script=shlex.quote(str(directory / "nodes" / f"{self.job}.sh")),
+            script=shlex.quote(str(directory / f"{self.job}.sh")),
             pbsdsh=shlex.quote(shutil.which("pbsdsh") or "/opt/pbs/bin/pbsdsh"),
         )
         return ["/bin/bash", "-c", script]
 
     def requeue(self) -> bool:
-        """Ask for the same job again once this one has ended.
+        """Request that the job is submitted again once it has ended.
 
-        Users of PBS cannot requeue their jobs. The job leaves a mark; when Snakemake next asks how the
-        job is, `millrace.schedulers.pbs.records` submits it again. False if it was submitted otherwise.
+        Users of PBS cannot requeue their jobs. The job leaves a file; when Snakemake next asks for the
+        state of the job, `millrace.schedulers.pbs.records` submits it again. False if Snakemake did not
+        submit it.
         """
-        if not self.job or not self._environment.get(RECORDS):
+        if not self.job or not os.environ.get(RECORDS):
             return False
-        started = float(self._environment.get(STARTED) or time.time())
-        write_json(self._records() / "again" / self.job, {"after_s": time.time() - started})
+        started = float(os.environ.get(STARTED) or time.time())
+        path = Path(os.environ[RECORDS], "again", self.job)
+        write_json(path, {"after_s": time.time() - started})
         return True
-
-    def _records(self) -> Path:
-        return Path(self._environment.get(RECORDS) or Path(".snakemake", "pbs").absolute())
-
-
-def asked_again_after(records: Path, job: str) -> float | None:
-    """Seconds from the start of a job to its `PbsAllocation.requeue`; None if it did not ask."""
-    try:
-        return float(json.loads((records / "again" / job).read_text())["after_s"])
-    except FileNotFoundError:
-        return None

@@ -1,4 +1,4 @@
-"""PBS from outside: qsub, qstat and qdel, and how their answers are read."""
+"""The queue of PBS: qsub, qstat and qdel, and the reading of their output."""
 
 import json
 import os
@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from millrace.cluster.requests import qsub_arguments
-from millrace.schedulers.base import Job, SchedulerError, State
+from millrace.schedulers.base import Job, SchedulerError, State, run_command
 
 DELETED = "deleted (qdel)"
 
-_FINISHED_LONG_AGO, _UNKNOWN_JOB = 35, 153
-_DELETED, _FAILED = 91, 93
+# Pauses between attempts of qstat and qdel, and of qsub, if PBS does not answer.
+_PAUSES_S, _SUBMISSION_PAUSES_S = (0.5, 2.0), (2.0, 5.0, 15.0)
+# Exit codes of qstat: the job finished long ago, the job is unknown.
+_FINISHED, _UNKNOWN = 35, 153
+_SUBSTATE_DELETED, _SUBSTATE_FAILED = 91, 93
 _KILLED_AT_WALLTIME = -29
-_TIMEOUT_S = 60.0
 Done = subprocess.CompletedProcess[str]
-# Refusals that pass: the server restarts, is overloaded, or cannot be reached for a moment.
+# Temporary problems: the server restarts, is overloaded, or cannot be reached for a moment.
 _BUSY = re.compile(
     r"cannot connect|connection (refused|reset|timed out)|could not connect|timed? ?out|server (is )?"
     r"(busy|shutting down|not (running|responding))|premature end of message|end of file"
-    r"|communication failure|try again|temporar|no free connections|invalid credential",
+    r"|communication failure|try again|temporar|no free connections|invalid credential"
+    r"|no answer within",
     re.IGNORECASE,
 )
 
@@ -35,121 +38,93 @@ class SubmissionError(SchedulerError):
 
 
 class BusyError(SchedulerError):
-    """PBS does not answer; asking later may help."""
+    """PBS does not answer; a later attempt may succeed."""
 
 
 class PbsQueue:
-    """Jobs of PBS, see `millrace.schedulers.base.Queue`.
-
-    Parameters
-    ----------
-    pauses_s : sequence of float
-        How long to wait before qstat is tried again, when PBS does not answer.
-    submission_pauses_s : sequence of float
-        The same for qsub.
-    """
-
-    def __init__(
-        self,
-        pauses_s: Sequence[float] = (0.5, 2.0),
-        submission_pauses_s: Sequence[float] = (2.0, 5.0, 15.0),
-    ) -> None:
-        self._pauses_s, self._submission_pauses_s = pauses_s, submission_pauses_s
+    """Jobs of PBS, see `millrace.schedulers.base.Queue`."""
 
     def submit(
         self, command: Sequence[str], resources: Mapping[str, object], name: str, log: str
     ) -> str:
-        """Submit a command, to run in this directory with this PATH and library; returns the job's id.
+        """Submit a command with this process's PATH and library, see `Queue.submit`.
 
         Raises
         ------
         SubmissionError
-            PBS refused it.
+            PBS refused the job.
         BusyError
             PBS does not answer.
         """
-        exports = "\n".join(f"export {k}={shlex.quote(v)}" for k, v in carried().items())
-        script = (
-            f"{exports}\ncd {shlex.quote(str(Path.cwd()))} || exit\nexec {shlex.join(command)}\n"
-        )
+        directory = shlex.quote(str(Path.cwd()))
+        script = f"{exports({})}\ncd {directory} || exit\nexec {shlex.join(command)}\n"
         return self.submit_script(qsub_arguments(resources, name, log), stdin=script)
 
-    def submit_script(self, arguments: Sequence[str], stdin: str | None = None) -> str:
-        """Call qsub, with the script as the last of the arguments or on its standard input."""
+    def submit_script(self, arguments: Sequence[str], stdin: str = "") -> str:
+        """Call qsub, with the script as the last argument or on the standard input."""
         command = ["qsub", "-S", "/bin/bash", *arguments]
-        done = _run_patiently(command, self._submission_pauses_s, _is_busy, stdin)
+        done = _run(command, _SUBMISSION_PAUSES_S, _is_busy, stdin)
         words = done.stdout.split()
         if done.returncode == 0 and words:
             return words[0]
-        said = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
-        error = BusyError if _is_busy(done) else SubmissionError
-        raise error(
-            f"PBS {'does not answer' if error is BusyError else 'refused a job'}: {said}; the command "
-            f"was: {shlex.join(command)}"
-        )
+        message = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
+        message += f"; the command was: {shlex.join(command)}"
+        if _is_busy(done):
+            raise BusyError(f"PBS does not answer: {message}")
+        raise SubmissionError(f"PBS refused a job: {message}")
 
     def jobs(self, ids: Iterable[str]) -> dict[str, Job]:
-        """Ask for jobs, waiting, running and ended; see `Queue.jobs`."""
+        """Ask qstat for jobs, see `Queue.jobs`."""
         asked = list(ids)
         if not asked:
             return {}
-        done = self._qstat(["-F", "json", *asked])
+        done = _qstat("-F", "json", *asked)
         if _is_no_answer(done):
             reason = f"qstat: {' '.join(done.stderr.split())}"
             return {id: Job(id, State.UNKNOWN, reason=reason) for id in asked}
         try:
             known = _read_json(done.stdout)
         except ValueError:
-            # PBS writes what users put into their environment into its JSON, badly quoted.
-            known = _read_text(self._qstat(asked).stdout)
-        by_number = {_number(id): fields for id, fields in known.items()}
-        jobs = {}
-        for id in asked:
-            fields = by_number.get(_number(id))
-            jobs[id] = (
-                read_job(id, fields)
-                if fields
-                else Job(id, State.GONE, reason="PBS does not know this job")
-            )
-        return jobs
+            # PBS copies variables of the user's environment into its JSON, badly quoted.
+            known = _read_text(_qstat(*asked).stdout)
+        # An id with the name of the server and one without it name the same job.
+        by_number = {id.partition(".")[0]: fields for id, fields in known.items()}
+        gone = "PBS does not know this job"
+        return {
+            id: read_job(id, fields) if fields else Job(id, State.GONE, reason=gone)
+            for id in asked
+            for fields in [by_number.get(id.partition(".")[0])]
+        }
 
     def cancel(self, ids: Iterable[str]) -> None:
-        """Delete jobs, waiting or running; those that have ended are left alone."""
+        """Delete jobs with qdel, see `Queue.cancel`."""
         if command := list(ids):
-            _run_patiently(["qdel", *command], self._pauses_s, _is_busy)
-
-    def _qstat(self, arguments: list[str]) -> Done:
-        return _run_patiently(["qstat", "-x", "-f", *arguments], self._pauses_s, _is_no_answer)
+            _run(["qdel", *command], _PAUSES_S, _is_busy)
 
 
-def carried() -> dict[str, str]:
-    """Variables that a job needs from here: qsub passes none, and with ``-V`` all but PATH."""
+def exports(more: Mapping[str, str]) -> str:
+    """Return shell commands that set the variables which a job needs, and ``more``.
+
+    qsub passes no variables on, and with ``-V`` all but PATH.
+    """
     names = ("LANG", "LC_ALL", "LD_LIBRARY_PATH")
-    kept = {name: os.environ[name] for name in names if name in os.environ}
-    # The job is told its own of these, and has its own deadline.
-    kept |= {
+    # A job has a deadline and MILLRACE_PBS_... of its own.
+    own = ("MILLRACE_PBS_", "MILLRACE_DEADLINE")
+    kept = {
         name: value
         for name, value in os.environ.items()
-        if name.startswith("MILLRACE_")
-        and not name.startswith(("MILLRACE_PBS_", "MILLRACE_DEADLINE"))
+        if name in names or (name.startswith("MILLRACE_") and not name.startswith(own))
     }
     library = str(Path(__file__).parents[3])
     paths = [library, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     kept["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
     programs = [str(Path(sys.executable).parent), *os.environ.get("PATH", os.defpath).split(":")]
     kept["PATH"] = ":".join(dict.fromkeys(filter(None, programs)))
-    return kept
+    return "\n".join(f"export {name}={shlex.quote(v)}" for name, v in {**kept, **more}.items())
 
 
 def read_job(id: str, fields: Mapping[str, str]) -> Job:
-    """Read the fields of ``qstat -f``.
-
-    Parameters
-    ----------
-    id : str
-    fields : mapping
-        With flat names, such as ``Resource_List.walltime``.
-    """
+    """Return a job from the fields of ``qstat -f``, whose names are flat: ``Resource_List.walltime``."""
     letter = fields.get("job_state", "")
     start = _time(fields.get("stime") or fields.get("estimated.start_time"))
     end = _time(fields.get("obittime") or fields.get("mtime"))
@@ -167,7 +142,7 @@ def read_job(id: str, fields: Mapping[str, str]) -> Job:
 
 
 def seconds(walltime: str) -> float:
-    """Seconds of a duration in the form ``[[HH:]MM:]SS``."""
+    """Return the seconds of a walltime in the form ``[[HH:]MM:]SS``."""
     total = 0.0
     for part in walltime.split(":"):
         total = 60 * total + float(part)
@@ -177,8 +152,8 @@ def seconds(walltime: str) -> float:
 def _ended(fields: Mapping[str, str]) -> tuple[State, str]:
     code = int(fields["Exit_status"]) if "Exit_status" in fields else None
     substate = int(fields.get("substate") or 0)
-    # A running job that was deleted reports exit status 0.
-    if substate == _DELETED:
+    # A job that was deleted while it ran reports exit status 0.
+    if substate == _SUBSTATE_DELETED:
         return State.FAILED, DELETED
     if code == _KILLED_AT_WALLTIME:
         return State.FAILED, "killed at the end of its walltime"
@@ -188,7 +163,7 @@ def _ended(fields: Mapping[str, str]) -> tuple[State, str]:
         return State.FAILED, f"ended by PBS (Exit_status {code}): {fields.get('comment', '')}"
     if code > 256:
         return State.FAILED, f"killed by signal {code - 256}"
-    if code or substate == _FAILED:
+    if code or substate == _SUBSTATE_FAILED:
         return State.FAILED, f"exit code {code}"
     return State.DONE, ""
 
@@ -198,8 +173,8 @@ def _is_busy(done: Done) -> bool:
 
 
 def _is_no_answer(done: Done) -> bool:
-    """Whether qstat told nothing about jobs; that it does not know one is an answer."""
-    return done.returncode not in (0, _FINISHED_LONG_AGO, _UNKNOWN_JOB) or _is_busy(done)
+    """Whether qstat reported nothing about jobs; that it does not know a job is an answer."""
+    return done.returncode not in (0, _FINISHED, _UNKNOWN) or _is_busy(done)
 
 
 def _read_json(text: str) -> dict[str, dict[str, str]]:
@@ -220,7 +195,7 @@ def _flat(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _read_text(text: str) -> dict[str, dict[str, str]]:
-    """Read ``qstat -f``: a line ``Job Id: …`` a job, then ``name = value``, wrapped after a tab."""
+    """Read ``qstat -f``: for each job ``Job Id: …`` and lines ``name = value``, continued after a tab."""
     known: dict[str, dict[str, str]] = {}
     fields: dict[str, str] = {}
     for line in text.replace("\n\t", "").splitlines():
@@ -241,43 +216,24 @@ def _time(value: str | None) -> float | None:
         return time.mktime(time.strptime(value, "%a %b %d %H:%M:%S %Y"))
 
 
-def _number(id: str) -> str:
-    """An id with and without the name of the server is the same job."""
-    return id.partition(".")[0]
+def _qstat(*arguments: str) -> Done:
+    return _run(["qstat", "-x", "-f", *arguments], _PAUSES_S, _is_no_answer)
 
 
-def _run_patiently(
+def _run(
     command: list[str],
     pauses_s: Sequence[float],
     failed_for_now: Callable[[Done], bool],
-    stdin: str | None = None,
+    stdin: str = "",
 ) -> Done:
-    """Run a command of PBS; as long as it fails for now, try again after each pause."""
-    done = _run(command, stdin)
-    for pause_s in pauses_s:
-        if not failed_for_now(done):
+    """Run a command of PBS; while it fails temporarily, try again after each pause."""
+    for pause_s in (*pauses_s, None):
+        done = run_command(*command, stdin=stdin)
+        if done.returncode == 127 and done.stderr.endswith("command not found"):
+            raise SchedulerError(
+                f"{done.stderr}; run this where PBS is installed, for example on a login node"
+            )
+        if pause_s is None or not failed_for_now(done):
             break
         time.sleep(pause_s)
-        done = _run(command, stdin)
     return done
-
-
-def _run(command: list[str], stdin: str | None) -> Done:
-    try:
-        return subprocess.run(
-            command,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise SchedulerError(
-            f"{command[0]}: command not found; run this where PBS is installed, for example on a login "
-            "node"
-        ) from None
-    except subprocess.TimeoutExpired:
-        return Done(command, 1, "", f"timed out after {_TIMEOUT_S:g} s")

@@ -1,15 +1,15 @@
-"""Jobs that Snakemake submits through PBS: what was submitted for which files, and how it goes on.
+"""Jobs that Snakemake submits through PBS: what was submitted for which files, and how it continues.
 
-Snakemake's plugin knows a job by the id that `submit` printed. Behind it stands a chain of PBS jobs:
-one that asked for it (`PbsAllocation.requeue`) is submitted again under a new id. And Snakemake itself
-may have been killed and started again while a job runs: the job is then found by its output files.
+Snakemake's plugin knows a job by the id that `submit` printed. Behind this id is a chain of PBS jobs: one
+that requested it (`PbsAllocation.requeue`) is submitted again under a new id. Snakemake itself may have
+been killed and started again while a job runs: the job is then found by its output files.
 
-Everything is in ``.snakemake/pbs/`` of the working directory, which the jobs see as well::
+All records are in ``.snakemake/pbs/`` of the working directory, which the jobs see as well::
 
     jobs/<first id>.json       the chain, see `Submission`
     targets/<digest>.json      output files -> first id
     scripts/<digest>.<n>.sh    job scripts, because Snakemake removes its own
-    again/<id>                 the job asked to be started again
+    again/<id>                 the job requested to be started again
     ended/<id>                 exit code, written by the job's shell
     cancelled/<first id>       never submit this chain again
 """
@@ -31,26 +31,16 @@ from typing import Any
 from millrace.cluster.requests import qsub_arguments
 from millrace.errors import UserError
 from millrace.files import write_json
-from millrace.schedulers.base import Job, State
+from millrace.schedulers.base import State
 from millrace.schedulers.pbs import allocation
-from millrace.schedulers.pbs.queue import (
-    DELETED,
-    BusyError,
-    PbsQueue,
-    carried,
-    seconds,
-)
+from millrace.schedulers.pbs.queue import DELETED, BusyError, PbsQueue, exports, seconds
 
-DIRECTORY = Path(".snakemake", "pbs")
-LOGS = Path("logs", "pbs")
-
-# A job that asks to be started again this soon has done nothing but start; after some of them in a row
-# another one would not do better.
-SHORT_S = 60.0
-SHORT_IN_A_ROW = 5
-
-_GOING_S = 20.0
-"""How long a deleted job may take to end: PBS kills ten seconds after the warning."""
+# A job that requests to be started again this soon has done nothing but start; after several of them in a
+# row another one would not succeed either.
+_SHORT_S = 60.0
+MAX_SHORT_JOBS = 5
+# How long a deleted job may take to end: PBS kills it ten seconds after the warning.
+_END_S = 20.0
 
 _HEADER = """#!/bin/bash
 {exports}
@@ -63,54 +53,48 @@ trap : TERM
 
 @dataclass(frozen=True)
 class Submission:
-    """A job as Snakemake knows it."""
+    """A job of Snakemake."""
 
     ids: tuple[str, ...]
-    """Its PBS jobs, oldest first; Snakemake knows the first."""
-    script: str
-    arguments: tuple[str, ...]
+    """Ids of its PBS jobs, oldest first; Snakemake knows the first."""
+    script: str = ""
+    arguments: tuple[str, ...] = ()
     """Options of qsub."""
-    target: str
+    target: str = ""
     """Digest of the output files."""
-    definition: str
+    definition: str = ""
     """Digest of rule, wildcards, parameters and input: what the job does, not with which resources."""
     short: int = 0
-    """How many of the last jobs in a row asked to be started again within `SHORT_S`."""
+    """How many of the last jobs in a row requested to be started again within a minute."""
 
 
 class Records:
-    """The submissions of a working directory.
+    """The submissions from the current directory."""
 
-    Parameters
-    ----------
-    directory : Path
-    queue : PbsQueue
-    """
-
-    def __init__(self, directory: Path = DIRECTORY, queue: PbsQueue | None = None) -> None:
-        self.directory = directory.absolute()
-        self.queue = queue or PbsQueue()
+    def __init__(self) -> None:
+        self.directory = Path(".snakemake", "pbs").absolute()
+        self.queue = PbsQueue()
 
     def submit(self, script: Path, options: Sequence[str] = ()) -> str:
-        """Submit a job script of Snakemake, unless its job is already there; returns the id.
+        """Submit a job script of Snakemake, unless its job already exists, and return the id.
 
         Parameters
         ----------
         script : Path
         options : sequence of str
-            More options for qsub.
+            Further options of qsub.
 
         Raises
         ------
         UserError
-            The script is none of Snakemake's, or PBS refuses the job.
+            The script is not one of Snakemake's, or PBS refuses the job.
         """
         text = script.read_text()
-        properties = read_properties(text, script)
+        properties = _properties(text, script)
         target, definition = _digests(properties)
         with self._lock():
             if (before := self._of_target(target)) is not None:
-                if self._goes_on(before, definition):
+                if self._can_continue(before, definition):
                     return before.ids[0]
                 self._forget(before)
             arguments = [*_arguments(properties), *options]
@@ -122,87 +106,88 @@ class Records:
         return id
 
     def status(self, id: str) -> str:
-        """How a job is, in the words of the plugin: running, success or failed.
+        """Return the state of a job in the terms of the plugin: running, success or failed.
 
-        A job that asked for it is submitted again and counts as running.
+        A job that requested it is submitted again and counts as running.
         """
-        submission = self._read(id) or Submission((id,), "", (), "", "")
+        submission = self._read(id) or Submission((id,))
         last = submission.ids[-1]
         job = self.queue.jobs([last])[last]
         if not job.state.is_over:
             return "running"
         if job.state is State.DONE or (job.state is State.GONE and self._exit_code(last) == 0):
             return "success"
-        if self._asks_again(submission, job):
+        may_continue = submission.script and not self._is_cancelled(submission)
+        if job.reason != DELETED and may_continue and self._requeued_after(last) is not None:
             with self._lock():
                 return self._submit_again(id, last)
-        _say(f"PBS job {last}: {job.reason}")
+        _print(f"PBS job {last}: {job.reason}")
         return "failed"
 
     def cancel(self, ids: Iterable[str]) -> None:
-        """Delete jobs, and have them not submitted again."""
+        """Delete jobs, and prevent that they are submitted again."""
         ids = list(ids)
-        # First the marks: from here on `status` deletes what it is just submitting again.
+        # These files come first: from here on `status` deletes a job that it is just submitting again.
         (self.directory / "cancelled").mkdir(parents=True, exist_ok=True)
         for id in ids:
             (self.directory / "cancelled" / id).touch()
-        submissions = [self._read(id) for id in ids]
-        last = [s.ids[-1] if s else id for s, id in zip(submissions, ids, strict=True)]
-        self.queue.cancel(last)
+        self.queue.cancel([(self._read(id) or Submission((id,))).ids[-1] for id in ids])
 
-    def _goes_on(self, before: Submission, definition: str) -> bool:
-        """Whether the job submitted before for the same files is still there and does the same.
+    def _can_continue(self, before: Submission, definition: str) -> bool:
+        """Whether the job submitted before for the same files still exists and does the same.
 
-        One that is still there but must not go on is deleted.
+        A job that still exists but must not continue is deleted.
         """
         last = before.ids[-1]
         if self._is_over(last):
             return False
         if before.definition == definition and not self._is_cancelled(before):
-            _say(f"PBS job {last} is already there for the same files; taking it over")
+            _print(f"PBS job {last} already exists for the same files; continuing with it")
             return True
-        # Cancelled and still ending, or started with other settings.
-        _say(f"PBS job {last} writes the same files and must not go on; deleting it")
+        # It was cancelled and is still ending, or it was started with other settings.
+        _print(f"PBS job {last} writes the same files and must not continue; deleting it")
         self.cancel([before.ids[0]])
-        end = time.monotonic() + _GOING_S
+        end = time.monotonic() + _END_S
         while not self._is_over(last) and time.monotonic() < end:
             time.sleep(0.5)
         return False
 
-    def _asks_again(self, submission: Submission, job: Job) -> bool:
-        if job.reason == DELETED or not submission.script or self._is_cancelled(submission):
-            return False
-        return allocation.asked_again_after(self.directory, job.id) is not None
-
     def _submit_again(self, id: str, last: str) -> str:
         submission = self._read(id)
-        after_s = allocation.asked_again_after(self.directory, last)
+        after_s = self._requeued_after(last)
         if submission is None or submission.ids[-1] != last or after_s is None:
-            return "running"  # somebody else was faster
-        short = submission.short + 1 if after_s < SHORT_S else 0
-        if short > SHORT_IN_A_ROW:
-            walltime = _walltime(submission.arguments)
-            _say(
-                f"PBS job {last}: asked to be started again, as the {SHORT_IN_A_ROW} before it, less than "
-                f"{SHORT_S:g} s after its start; give it more time than {walltime or 'the default'}"
+            return "running"  # another process was faster
+        short = submission.short + 1 if after_s < _SHORT_S else 0
+        if short > MAX_SHORT_JOBS:
+            walltime = _walltime(submission.arguments) or "the default"
+            _print(
+                f"PBS job {last}: requested to be started again, as the {MAX_SHORT_JOBS} before it, less "
+                f"than {_SHORT_S:g} s after its start; give it more time than {walltime}"
             )
             return "failed"
         try:
             new = self.queue.submit_script([*submission.arguments, submission.script])
         except BusyError as error:
-            _say(f"{error}; trying again later")
+            _print(f"{error}; trying again later")
             return "running"
         except UserError as error:
-            _say(str(error))
+            _print(str(error))
             return "failed"
         self._write(replace(submission, ids=(*submission.ids, new), short=short))
-        _say(f"PBS job {last} goes on as {new}")
+        _print(f"PBS job {last} continues as {new}")
         if self._is_cancelled(submission):
             self.queue.cancel([new])
         return "running"
 
     def _is_over(self, id: str) -> bool:
         return self.queue.jobs([id])[id].state.is_over
+
+    def _requeued_after(self, id: str) -> float | None:
+        """Seconds from the start of a job to `PbsAllocation.requeue`; None: not called."""
+        try:
+            return float(json.loads((self.directory / "again" / id).read_text())["after_s"])
+        except FileNotFoundError:
+            return None
 
     def _is_cancelled(self, submission: Submission) -> bool:
         return (self.directory / "cancelled" / submission.ids[0]).exists()
@@ -213,20 +198,18 @@ class Records:
         return None
 
     def _write_script(self, text: str, target: str, arguments: Sequence[str]) -> Path:
-        """Copy a job script, with the environment it needs."""
+        """Copy a job script, with the environment that it needs."""
         ended = self.directory / "ended"
         ended.mkdir(parents=True, exist_ok=True)
-        exports = carried() | {allocation.RECORDS: str(self.directory)}
+        variables = {allocation.RECORDS: str(self.directory)}
         if walltime := _walltime(arguments):
-            exports[allocation.WALLTIME] = f"{seconds(walltime):.0f}"
+            variables[allocation.WALLTIME] = f"{seconds(walltime):.0f}"
         header = _HEADER.format(
-            exports="\n".join(f"export {name}={shlex.quote(v)}" for name, v in exports.items()),
-            started=allocation.STARTED,
-            ended=shlex.quote(str(ended)),
+            exports=exports(variables), started=allocation.STARTED, ended=shlex.quote(str(ended))
         )
         copy = self.directory / "scripts" / f"{target}.{uuid.uuid4().hex[:8]}.sh"
         copy.parent.mkdir(exist_ok=True)
-        copy.touch(mode=0o700)  # the workflow may hand over secrets
+        copy.touch(mode=0o700)  # the workflow may pass secrets
         copy.write_text(header + text)
         return copy
 
@@ -234,7 +217,11 @@ class Records:
         write_json(self.directory / "jobs" / f"{submission.ids[0]}.json", asdict(submission))
 
     def _read(self, id: str) -> Submission | None:
-        return _read_submission(self.directory / "jobs" / f"{id}.json")
+        try:
+            content = json.loads((self.directory / "jobs" / f"{id}.json").read_text())
+        except FileNotFoundError:
+            return None
+        return Submission(**content | {key: tuple(content[key]) for key in ("ids", "arguments")})
 
     def _of_target(self, target: str) -> Submission | None:
         try:
@@ -252,7 +239,7 @@ class Records:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """One process at a time submits; another file system's missing flock is not an error."""
+        """Let one process at a time submit; a file system without flock is not an error."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "lock").open("a") as file:
             with contextlib.suppress(OSError):
@@ -260,33 +247,31 @@ class Records:
             yield
 
 
-def read_properties(text: str, script: Path) -> dict[str, Any]:
-    """Read what Snakemake writes into a job script about its job."""
+def _properties(text: str, script: Path) -> dict[str, Any]:
+    """Description of the job that Snakemake writes into a job script."""
     match = re.search(r"^# properties = (\{.*\})$", text, re.MULTILINE)
     if match is None:
         raise UserError(
             f"{script}: expected a job script of Snakemake, with a line '# properties = {{...}}'"
         )
-    properties = json.loads(match[1])
-    assert isinstance(properties, dict)
-    return properties
+    return dict(json.loads(match[1]))
 
 
 def _digests(properties: Mapping[str, Any]) -> tuple[str, str]:
     """Digests of the output files and of what the job does."""
-    who = [properties.get(key) for key in ("rule", "groupid", "wildcards")]
-    # Snakemake leaves long lists of files out.
-    outputs = properties.get("output") or who
-    does = [*who, *(properties.get(key) for key in ("params", "input"))]
-    digests = [json.dumps(value, sort_keys=True).encode() for value in (outputs, does)]
-    target, definition = (hashlib.sha256(value).hexdigest()[:16] for value in digests)
-    return target, definition
+    name = [properties.get(key) for key in ("rule", "groupid", "wildcards")]
+    # Snakemake omits long lists of files.
+    outputs = properties.get("output") or name
+    definition = [*name, *(properties.get(key) for key in ("params", "input"))]
+    texts = [json.dumps(value, sort_keys=True).encode() for value in (outputs, definition)]
+    first, second = (hashlib.sha256(text).hexdigest()[:16] for text in texts)
+    return first, second
 
 
 def _arguments(properties: Mapping[str, Any]) -> list[str]:
     """Options of qsub for a job of Snakemake."""
     name = str(properties.get("rule") or properties.get("groupid") or "snakemake")
-    log = (LOGS / name).absolute()
+    log = Path("logs", "pbs", name).absolute()
     log.mkdir(parents=True, exist_ok=True)
     resources = dict(properties.get("resources") or {})
     resources.setdefault("ncpus", properties.get("threads", 1))
@@ -294,20 +279,11 @@ def _arguments(properties: Mapping[str, Any]) -> list[str]:
 
 
 def _walltime(arguments: Iterable[str]) -> str | None:
-    """The last walltime in options of qsub."""
+    """Walltime in options of qsub; the last one counts."""
     found = re.findall(r"\bwalltime=([\d:]+)", " ".join(arguments))
     return found[-1] if found else None
 
 
-def _read_submission(path: Path) -> Submission | None:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    content |= {key: tuple(content[key]) for key in ("ids", "arguments")}
-    return Submission(**content)
-
-
-def _say(sentence: str) -> None:
-    """To the console of Snakemake; the standard output is read by its plugin."""
+def _print(sentence: str) -> None:
+    """Print to the console of Snakemake; the plugin reads the standard output."""
     print(f"millrace: {sentence}", file=sys.stderr, flush=True)

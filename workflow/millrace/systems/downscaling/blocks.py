@@ -18,11 +18,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.data.fingerprint import fingerprint
 from millrace.data.hdf5 import create, create_dataset, rows_per_chunk, strings
 from millrace.data.split import MINIMUM_STD, Moments, SplitConfig, time_split
 from millrace.errors import ConfigError, DataError
-from millrace.provenance import code_version
+from millrace.provenance import code_version, fingerprint
 from millrace.systems.base import Progress
 from millrace.systems.downscaling.icon import open_source
 from millrace.systems.downscaling.icon_source import IconGrid, IconSource

@@ -117,7 +117,7 @@ class BlockDataset:
     Parameters
     ----------
     blocks : Path
-        File of the rule ``extract_blocks``.
+        File of the rule ``extract_samples``.
     config : BlockDatasetConfig
     device : torch.device
         Where batches are made.

@@ -192,5 +192,5 @@ SPEC = ModelSpec(
     predict=predict,
     loss=denoising_loss,
     add_noise=with_noise,
-    blocks=("net.encoder.*.*", "net.decoder.*.*"),
+    recomputed=("net.encoder.*.*", "net.decoder.*.*"),
 )

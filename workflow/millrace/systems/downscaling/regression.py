@@ -62,5 +62,5 @@ SPEC = ModelSpec(
     build=_build,
     predict=_predict,
     loss=_loss,
-    blocks=("net.encoder.*.*", "net.decoder.*.*"),
+    recomputed=("net.encoder.*.*", "net.decoder.*.*"),
 )

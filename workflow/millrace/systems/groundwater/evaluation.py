@@ -10,7 +10,6 @@ from millrace.evaluation.base import Evaluation
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.base import Progress
 from millrace.systems.groundwater.ensemble import forecast_ensemble
-from millrace.systems.groundwater.feflow_csv import UNITS
 from millrace.systems.groundwater.figures.animation import section_animation
 from millrace.systems.groundwater.figures.comparison import (
     ensemble_by_lead,
@@ -43,6 +42,7 @@ def evaluate(
     validation, _ = forecast_windows(model, "validation")
     test, series = forecast_windows(model, "test", progress)
     scores = {"validation": validation, "test": test, "rollout": rollout(model, "test")}
+    scores["units"] = {name: model.dataset.units[name] for name in test}
     if figures is not None:
         _draw(model, files, series, scores["rollout"], figures)
     return scores
@@ -57,7 +57,7 @@ def evaluate_together(
     """
     validation = forecast_ensemble(models, "validation")
     test = forecast_ensemble(models, "test", progress)
-    ensemble_by_lead(test, figure, {name: UNITS[name] for name in test})
+    ensemble_by_lead(test, figure, models[0].dataset.units)
     return {"validation": validation, "test": test}
 
 
@@ -73,21 +73,28 @@ def _draw(
     for v, variable in enumerate(model.dataset.config.variables):
         folder = figures / variable
         folder.mkdir(parents=True, exist_ok=True)
-        _draw_variable(series, v, variable, nodes, on_planes, folder)
+        unit = model.dataset.units[variable]
+        _draw_variable(series, v, variable, unit, nodes, on_planes, folder)
         error_by_lead(
             {variable: ahead["variables"][variable]},
             folder / "rollout_error_by_lead.png",
-            {variable: UNITS[variable]},
+            {variable: unit},
             ahead["lead_days"],
         )
 
 
 def _draw_variable(
-    series: Series, v: int, variable: str, nodes: Nodes, on_planes: bool, folder: Path
+    series: Series,
+    v: int,
+    variable: str,
+    unit: str,
+    nodes: Nodes,
+    on_planes: bool,
+    folder: Path,
 ) -> None:
     coords = nodes.coords_N3
     truth, prediction = series.truth_TNV[..., v], series.prediction_TNV[..., v]
-    persistence, unit = series.persistence_TNV[..., v], UNITS[variable]
+    persistence = series.persistence_TNV[..., v]
     # Enough points for the density, without drawing tens of millions of them.
     every = max(1, truth.size // _POINTS)
     scatter(

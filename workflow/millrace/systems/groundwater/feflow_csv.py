@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from millrace.data.csv_table import Table, read_header, read_table
-from millrace.errors import DataError
+from millrace.data.csv_table import CsvTable, read_header, read_table
+from millrace.errors import ConfigError, DataError
+from millrace.systems.base import known
 
-UNITS = {"mass_concentration": "mg/L", "pressure": "kPa", "head": "m"}
-"""Units of the fields."""
 FORCINGS = ("mass_concentration_bc", "head_bc", "recharge_forcing", "sea_level_forcing")
 """Boundary conditions and sources that a forcing file can hold."""
 
@@ -112,7 +112,7 @@ class FeflowReader:
             _check_end(forcing, first, self._complete[1])
         return self._snapshot(table, order, forcing)
 
-    def _snapshot(self, table: Table, order: Order, forcing: Table | None) -> Snapshot:
+    def _snapshot(self, table: CsvTable, order: Order, forcing: CsvTable | None) -> Snapshot:
         times = table.columns[_TIME]
         other = np.flatnonzero(times != times[0])
         if len(other):
@@ -162,6 +162,29 @@ def find_files(base: Path, *, with_forcings: bool = True) -> FeflowFiles:
                 tuple(fields.values()), tuple(forcings[number] for number in fields), complete
             )
     return FeflowFiles(tuple(fields.values()))
+
+
+def check_header(base: Path, variables: Sequence[str], key: str) -> None:
+    """Refuse columns that the first file does not have, or not as numbers, before anything runs.
+
+    What else is wrong with a directory is told when it is read; it may be archived by now.
+
+    Raises
+    ------
+    ConfigError
+        With ``key``, the place in the configuration that names the columns.
+    """
+    try:
+        path = find_files(base, with_forcings=False).fields[0]
+        first = pd.read_csv(path, nrows=1)
+    except (DataError, OSError, EOFError, ValueError):
+        return
+    for name in variables:
+        known(name, first, key, f"column of {path}")
+        if first[name].dtype.kind not in "iuf":
+            raise ConfigError(
+                f"config: {key}: column {name!r} of {path} holds {first[name].iloc[0]!r}; expected numbers"
+            )
 
 
 def open_directory(
@@ -248,15 +271,15 @@ def _forcing_names(
     return tuple(wanted), tuple(column[name] for name in wanted)
 
 
-def _read_fields(path: Path, variables: Sequence[str]) -> Table:
+def _read_fields(path: Path, variables: Sequence[str]) -> CsvTable:
     return read_table(path, [*dict.fromkeys([_NODE, _TIME, *_PLACE, _SLICE, *variables])])
 
 
-def _read_forcings(path: Path, columns: Sequence[str]) -> Table:
+def _read_forcings(path: Path, columns: Sequence[str]) -> CsvTable:
     return read_table(path, [_NODE, *columns], blanks=True)
 
 
-def _integers(table: Table, column: str) -> NDArray[np.int64]:
+def _integers(table: CsvTable, column: str) -> NDArray[np.int64]:
     values = table.columns[column]
     with np.errstate(invalid="ignore"):
         whole = values.astype(np.int64)
@@ -267,7 +290,7 @@ def _integers(table: Table, column: str) -> NDArray[np.int64]:
     return whole
 
 
-def _unique_nodes(table: Table) -> NDArray[np.int64]:
+def _unique_nodes(table: CsvTable) -> NDArray[np.int64]:
     nodes = _integers(table, _NODE)
     seen: dict[int, int] = {}
     if len(np.unique(nodes)) != len(nodes):
@@ -282,7 +305,7 @@ def _unique_nodes(table: Table) -> NDArray[np.int64]:
     return nodes
 
 
-def _mesh(table: Table) -> Mesh:
+def _mesh(table: CsvTable) -> Mesh:
     return Mesh(
         node=_unique_nodes(table),
         slice=_integers(table, _SLICE).astype(np.int32),
@@ -290,7 +313,7 @@ def _mesh(table: Table) -> Mesh:
     )
 
 
-def _match_nodes(table: Table, expected: NDArray[np.int64], first: Path) -> Order:
+def _match_nodes(table: CsvTable, expected: NDArray[np.int64], first: Path) -> Order:
     """Order in which the rows of a table are those of the expected nodes."""
     nodes = _integers(table, _NODE)
     if np.array_equal(nodes, expected):
@@ -314,7 +337,7 @@ def _match_nodes(table: Table, expected: NDArray[np.int64], first: Path) -> Orde
     return order[np.searchsorted(nodes[order], expected)]
 
 
-def _rows_of(mesh_nodes: NDArray[np.int64], forcing: Table, first: Path) -> Order:
+def _rows_of(mesh_nodes: NDArray[np.int64], forcing: CsvTable, first: Path) -> Order:
     """Rows of the mesh at which the nodes of a forcing file are."""
     nodes = forcing.columns[_NODE].astype(np.int64)
     if np.array_equal(nodes, mesh_nodes):
@@ -327,7 +350,7 @@ def _rows_of(mesh_nodes: NDArray[np.int64], forcing: Table, first: Path) -> Orde
     return order[np.searchsorted(mesh_nodes[order], nodes)]
 
 
-def _check_end(table: Table, first: Path, complete: bool) -> None:
+def _check_end(table: CsvTable, first: Path, complete: bool) -> None:
     if table.complete == complete:
         return
     if complete:
@@ -341,7 +364,7 @@ def _check_end(table: Table, first: Path, complete: bool) -> None:
     )
 
 
-def _check_mesh(table: Table, order: Order, mesh: Mesh, first: Path) -> None:
+def _check_mesh(table: CsvTable, order: Order, mesh: Mesh, first: Path) -> None:
     expected = zip((*_PLACE, _SLICE), (*mesh.coords.T, mesh.slice), strict=True)
     for name, values in expected:
         moved = np.abs(table.columns[name][order] - values) > _SAME_PLACE

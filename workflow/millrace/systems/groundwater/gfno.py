@@ -159,5 +159,5 @@ SPEC = ModelSpec(
     build=_build,
     predict=forecast,
     loss=forecast_loss,
-    blocks=("lifting", "fno_blocks", "projection"),
+    recomputed=("lifting", "fno_blocks", "projection"),
 )

@@ -8,6 +8,7 @@ Shape suffixes: N points, K core points, G latent points, B samples, C channels,
 """
 
 from dataclasses import dataclass
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import neuralop.models
@@ -18,7 +19,7 @@ from millrace.errors import ConfigError
 from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
 from millrace.systems.groundwater.gno import embed, gno
-from millrace.systems.groundwater.patch_dataset import PatchBatch, PatchDataset, PatchGeometry
+from millrace.systems.groundwater.patch_dataset import LatentGeometry, PatchBatch, PatchDataset
 from millrace.systems.groundwater.spectral import spectral_in_float32
 
 
@@ -91,13 +92,13 @@ class GINO(nn.Module):
             gno_use_torch_scatter=False,
         )
         spectral_in_float32(self)
-        self._embeddings: WeakKeyDictionary[PatchGeometry, tuple[Tensor, Tensor]] = (
+        self._embeddings: WeakKeyDictionary[LatentGeometry, tuple[Tensor, Tensor]] = (
             WeakKeyDictionary()
         )
 
     def forward(self, batch: PatchBatch) -> Tensor:
         """Forecast in normalised units, [K, B, T, V]."""
-        geometry = batch.geometry
+        geometry = cast(LatentGeometry, batch.geometry)
         points_ND, latent_GD = self._embed(geometry)
         x_GBC = gno(
             self.net.gno_in, points_ND, latent_GD, batch.x_NBC, geometry.into_latent, "mean"
@@ -117,7 +118,7 @@ class GINO(nn.Module):
         change_KBTV = out_BCK.permute(2, 0, 1).unflatten(2, self.output_shape)
         return batch.last_KBV.unsqueeze(2) + self.increment_scale_V * change_KBTV
 
-    def _embed(self, geometry: PatchGeometry) -> tuple[Tensor, Tensor]:
+    def _embed(self, geometry: LatentGeometry) -> tuple[Tensor, Tensor]:
         if geometry not in self._embeddings:
             with torch.no_grad():
                 self._embeddings[geometry] = (
@@ -138,5 +139,5 @@ SPEC = ModelSpec(
     build=_build,
     predict=forecast,
     loss=forecast_loss,
-    blocks=("net.fno_blocks", "net.projection"),
+    recomputed=("net.fno_blocks", "net.projection"),
 )

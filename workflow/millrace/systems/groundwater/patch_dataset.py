@@ -1,4 +1,4 @@
-"""Windows in time over groundwater patches: the samples that GINO trains on.
+"""Windows in time over groundwater patches, with neighbour tables for models that have a latent grid.
 
 A sample is ``input_steps`` states of one patch and the ``output_steps`` states that follow. Windows
 are slices of the series of `patches.h5`, never copies; all windows of a batch come from one patch and
@@ -23,7 +23,9 @@ from millrace.data.window_dataset import CACHE_BYTES, WindowDataset
 from millrace.errors import ConfigError
 from millrace.systems.groundwater.gno import NeighbourTable
 from millrace.systems.groundwater.graph import CSR
-from millrace.systems.groundwater.variance import variance_weights
+from millrace.systems.groundwater.graphs import unit_coords
+from millrace.systems.groundwater.units import units_of
+from millrace.systems.groundwater.variance import variance_weights, weighted
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,21 @@ class WindowConfig:
 
 @dataclass(frozen=True, eq=False)
 class PatchGeometry:
-    """What is constant for a patch: positions and the two neighbour tables of GINO."""
+    """What is constant for a patch."""
 
     points_N3: Tensor
-    """Unit-cube coordinates of the patch's points."""
+    """Coordinates of the patch's points in the unit cube to which its box is mapped."""
+    n_core: int
+    """Points that are predicted, K: the first ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class LatentGeometry(PatchGeometry):
+    """Geometry with a latent grid and the two neighbour tables of GINO."""
+
     latent_G3: Tensor
     """Unit-cube coordinates of the latent grid, in 'ij' order."""
     latent_shape: tuple[int, ...]
-    n_core: int
     into_latent: NeighbourTable
     """Latent points among patch points."""
     from_latent: NeighbourTable
@@ -78,6 +87,7 @@ class PatchBatch:
     weight_B: Tensor
     """1 for a sample that counts, 0 for one that only keeps the ranks in step."""
     geometry: PatchGeometry
+    """A `LatentGeometry` for models that have a latent grid."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +102,14 @@ class _PatchSeries:
 
 
 class PatchDataset(WindowDataset):
-    """Windows of `patches.h5` with the neighbour tables of `graph_*.h5`.
+    """Windows of `patches.h5`, with the neighbour tables of `graph_*.h5` if that file is given.
 
     Parameters
     ----------
-    patches, graph : Path
-        Files of the rules ``extract_patches`` and ``build_graph``.
+    patches : Path
+        File of the rule ``extract_patches``.
+    graph : Path, optional
+        File of the rule ``build_graph``, for models that have a latent grid.
     config : WindowConfig
         What a sample holds.
     device : torch.device
@@ -122,7 +134,8 @@ class PatchDataset(WindowDataset):
     def __init__(
         self,
         patches: Path,
-        graph: Path,
+        graph: Path | None = None,
+        *,
         config: WindowConfig,
         device: torch.device | None = None,
         cache_bytes: int = CACHE_BYTES,
@@ -142,12 +155,15 @@ class PatchDataset(WindowDataset):
                 file[f"patch_{p:02d}"]["ghost_node"][()] for p in range(len(self.core_nodes))
             ]
             boxes = [file[f"patch_{p:02d}"]["coords"][()] for p in range(len(self.core_nodes))]
+            self.units = units_of(file.attrs)
             self.preparation = {
                 "patches": json.loads(file.attrs.get("config", "{}")),
                 "clip_negative_concentration": bool(file.attrs.get("clip_negative_concentration")),
+                "units": self.units,
             }
             """How the patches were made of raw files; with ``normalisation`` all that other data takes."""
-            patches_digest = str(file.attrs["digest"])
+            self.digest = str(file.attrs["digest"])
+        self.weighted_variable = weighted(config.variables)
         normalisation = statistics or Normalisation(
             variables=config.variables,
             mean_V=stats["obs_mean"][self._state_columns],
@@ -163,12 +179,14 @@ class PatchDataset(WindowDataset):
         super().__init__(
             patches, config, time, split, normalisation, is_foreign, device, cache_bytes
         )
+        if graph is None:
+            return
         with open_checked(graph, "millrace.graph/1") as file:
-            if str(file.attrs["patches_digest"]) != patches_digest:
+            if str(file.attrs["patches_digest"]) != self.digest:
                 raise ConfigError(
                     f"{graph}: made from other patches than {patches}; delete it and run again"
                 )
-            self.digest = f"{patches_digest}/{file.attrs['digest']}"
+            self.digest += f"/{file.attrs['digest']}"
 
     @property
     def in_channels(self) -> int:
@@ -227,26 +245,28 @@ class PatchDataset(WindowDataset):
         return _PatchSeries(
             state_NTV=state_NTV,
             forcing_NTF=self._tensor(np.concatenate([value_TNF, mask_TNF], 2).swapaxes(0, 1)),
-            position_N3=self._tensor(stats.unit(coords)),
+            position_N3=self._tensor(stats.unit_coords(coords)),
             variance_weight_KV=variance_weights(core_KTV, self.config.variables),
-            geometry=self._geometry(name, len(self.core_nodes[group])),
+            geometry=self._geometry(name, unit_coords(coords), len(self.core_nodes[group])),
         )
 
-    def _geometry(self, name: str, n_core: int) -> PatchGeometry:
+    def _geometry(self, name: str, unit_N3: np.ndarray, n_core: int) -> PatchGeometry:
+        points_N3 = self._tensor(unit_N3)
+        if self._graph_path is None:
+            return PatchGeometry(points_N3, n_core)
         with open_checked(self._graph_path, "millrace.graph/1") as file:
             latent = file["latent"][()]
             shape = tuple(int(n) for n in file.attrs["latent_shape"])
-            points = file[name]["unit_coords"][()]
             tables = {
                 side: CSR(file[name][side]["indptr"][()], file[name][side]["index"][()])
                 for side in ("in", "out")
             }
-        return PatchGeometry(
-            points_N3=self._tensor(points),
+        return LatentGeometry(
+            points_N3,
+            n_core,
             latent_G3=self._tensor(latent),
             latent_shape=shape,
-            n_core=n_core,
-            into_latent=NeighbourTable.from_csr(tables["in"], len(points)).to(self.device),
+            into_latent=NeighbourTable.from_csr(tables["in"], len(points_N3)).to(self.device),
             from_latent=NeighbourTable.from_csr(tables["out"], len(latent)).to(self.device),
         )
 

@@ -30,7 +30,8 @@ from millrace.errors import ConfigError
 from millrace.systems.groundwater.gno import NeighbourTable
 from millrace.systems.groundwater.graph import radius_neighbours
 from millrace.systems.groundwater.planes import SCHEMA, plane_name, plane_names
-from millrace.systems.groundwater.variance import variance_weights
+from millrace.systems.groundwater.units import units_of
+from millrace.systems.groundwater.variance import variance_weights, weighted
 
 PERIODS = ("input", "output")
 
@@ -162,7 +163,7 @@ class PlaneDataset(WindowDataset):
             stats = {name: file["stats"][name][()] for name in file["stats"]}
             boundary = tuple(file.attrs["boundary"])
             time, split = file["time"][()], file["split"][()]
-            self.digest = str(file.attrs["digest"])
+            self.digest, self.units = str(file.attrs["digest"]), units_of(file.attrs)
             groups = [file[name] for name in plane_names(file)]
             self._masks = [group["mask"][()].astype(bool) for group in groups]
             self.cell_coords = np.concatenate([_cell_coords(group) for group in groups])
@@ -174,8 +175,10 @@ class PlaneDataset(WindowDataset):
         self.preparation = {
             "planes": cut if "shape" in cut else None,
             "clip_negative_concentration": clipped,
+            "units": self.units,
         }
         """How the planes were cut from raw files; None if they were read as such."""
+        self.weighted_variable = weighted(config.variables)
         corners = np.concatenate(ends)
         normalisation = statistics or Normalisation(
             variables=config.variables,
@@ -291,7 +294,7 @@ class PlaneDataset(WindowDataset):
     def _constant(self, coords_HW2: np.ndarray, ends: np.ndarray, mask: np.ndarray) -> Tensor:
         s_HW = coords_HW2[..., 0]
         share_HW1 = (s_HW / s_HW.max())[..., None]
-        place_HW2 = self.normalisation.unit(ends[0] + share_HW1 * (ends[1] - ends[0]))
+        place_HW2 = self.normalisation.unit_coords(ends[0] + share_HW1 * (ends[1] - ends[0]))
         fixed_HWF = np.concatenate(
             [_unit(coords_HW2, coords_HW2), place_HW2, mask[..., None]], axis=2
         )

@@ -1,7 +1,6 @@
 """Predictions of a trained model for new raw files, which may be of another mesh of the same site.
 
-    python -m millrace.systems.groundwater.predict --checkpoint epoch_8.ckpt --source DIR --output
-    predictions.h5
+    millrace predict --checkpoint epoch_8.ckpt --source DIR --output predictions.h5
 
 The new files are checked and cut like those that the model was trained on, but normalised with the
 statistics of its training period, which are in the receipt.
@@ -9,9 +8,7 @@ statistics of its training period, which are in the receipt.
 Shape suffixes: W windows, L lead steps, N points, V variables.
 """
 
-import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -26,21 +23,18 @@ from millrace.config import from_mapping
 from millrace.data.hdf5 import create, create_dataset, open_checked, rows_per_chunk, strings
 from millrace.data.normalisation import Normalisation
 from millrace.data.samples import dataset_class
-from millrace.data.split import SplitConfig
-from millrace.errors import ConfigError, DataError, UserError
-from millrace.evaluation.trained_model import TrainedModel
+from millrace.errors import ConfigError, DataError
+from millrace.evaluation.trained_model import TrainedModel, read_receipt
 from millrace.files import write_json
 from millrace.provenance import code_version, provenance
 from millrace.systems.base import Progress
-from millrace.systems.groundwater.feflow_csv import UNITS, find_files
+from millrace.systems.groundwater.feflow_csv import find_files
 from millrace.systems.groundwater.figures.comparison import error_over_time
-from millrace.systems.groundwater.graphs import build_graphs
-from millrace.systems.groundwater.patches import PatchConfig, extract_patches
 from millrace.systems.groundwater.plane_dataset import PlaneDataset
-from millrace.systems.groundwater.planes import BOUNDARY, PlaneConfig, extract_planes
+from millrace.systems.groundwater.planes import BOUNDARY
 from millrace.systems.groundwater.prediction import Prediction
+from millrace.systems.groundwater.preparation import prepare
 from millrace.systems.groundwater.series import SCHEMA as SERIES_SCHEMA
-from millrace.systems.groundwater.series import preprocess
 from millrace.systems.registry import kind_of
 
 SCHEMA = "millrace.predictions/1"
@@ -100,7 +94,7 @@ def predict(
     ConfigError
         The new mesh cannot be cut, or is too coarse for the graph of the model.
     """
-    described = _read_receipt(receipt)
+    described = read_receipt(receipt)
     given = nullcontext(str(workspace)) if workspace else tempfile.TemporaryDirectory()
     with given as name:
         directory = Path(name)
@@ -117,6 +111,7 @@ def predict(
         "windows": len(prediction.starts),
         "points": prediction.n_points,
         "points_outside_training_box": outside,
+        "units": dict(zip(prediction.variables, prediction.units, strict=True)),
         "variables": prediction.metrics.result(),
         "provenance": provenance(),
     }
@@ -128,7 +123,7 @@ def predict(
             prediction.rmse_WV,
             prediction.persistence_rmse_WV,
             prediction.variables,
-            [UNITS[name] for name in prediction.variables],
+            prediction.units,
             figure,
         )
     return result
@@ -143,58 +138,24 @@ def prepare_samples(
     needed = max(3, config.length)
     if (found := len(find_files(source, with_forcings=False).fields)) < needed:
         raise DataError(f"{source}: {found} output times; this model needs {needed} or more")
-    series = directory / "series.h5"
-    preprocess(
-        source,
-        series,
-        variables=config.variables,
-        forcings=list(BOUNDARY.values()) if kind == "planes" else config.forcings,
-        # Nothing is trained: the split is there because a series has one.
-        split=SplitConfig(train=1 / 3, validation=1 / 3, gap=0),
-        clip_negative_concentration=dataset["clip_negative_concentration"],
-        workers=workers,
-    )
-    if kind == "planes":
-        files = {"planes": directory / "planes.h5"}
-        extract_planes(series, files["planes"], _config(PlaneConfig, dataset, "planes"))
-        return files
-    files = {"patches": directory / "patches.h5", "graph": directory / "graph.h5"}
-    extract_patches(series, files["patches"], _config(PatchConfig, dataset, "patches"))
-    model = definition["model"]
-    build_graphs(files["patches"], files["graph"], tuple(model["latent_shape"]), model["radius"])
-    return files
-
-
-def _config(cls: type, dataset: Mapping[str, Any], key: str) -> Any:
-    if not dataset[key]:
+    if not dataset[kind]:
         raise ConfigError(
-            f"the model was trained on {key} that were not cut from raw files of a mesh, so it is unknown "
-            f"how to cut {key} from new ones"
+            f"the model was trained on {kind} that were not cut from raw files of a mesh, so it is unknown "
+            f"how to cut {kind} from new ones"
         )
-    return from_mapping(cls, dataset[key], key)
-
-
-def _read_receipt(path: Path) -> dict[str, Any]:
-    try:
-        described = json.loads(path.read_text())
-    except OSError:
-        raise DataError(f"{path}: no such receipt; it lies beside the checkpoint") from None
-    except ValueError:
-        raise DataError(f"{path}: not a receipt of a training") from None
-    missing = {"definition", "checkpoint", "normalisation", "dataset"} - described.keys()
-    if missing:
-        raise DataError(
-            f"{path}: has no {min(missing)!r}, it was written by an earlier version; delete it and run "
-            "the train stage again: it is restored from the run's store without training"
-        )
-    return described
+    block = {
+        **dataset,
+        "variables": config.variables,
+        "forcings": list(BOUNDARY.values()) if kind == "planes" else config.forcings,
+        # Nothing is trained: the split is there because a series has one.
+        "split": {"train": 1 / 3, "validation": 1 / 3},
+    }
+    return prepare(source, directory, block, definition["model"], workers)
 
 
 def _samples_of(definition: Mapping[str, Any]) -> tuple[str, Any]:
     """Kind of samples of a model, and what they hold."""
     kind = kind_of(definition["model"]["name"])
-    if kind.prediction is None:
-        raise ConfigError(f"models on {kind.name} are not applied to new raw files")
     config: Any = from_mapping(dataset_class(kind.name).config_type, definition["data"], "data")
     return kind.name, config
 
@@ -247,7 +208,7 @@ def _describe(
     file.attrs.update(
         schema=SCHEMA,
         variables=strings(prediction.variables),
-        units=strings([UNITS[name] for name in prediction.variables]),
+        units=strings(prediction.units),
         source_digest=digest,
         checkpoint_crc32=described["checkpoint"]["crc32"],
         code_version=code_version(),
@@ -259,56 +220,5 @@ def _describe(
 
 def _share_outside(training: Normalisation, coords_N3: np.ndarray) -> float:
     """Share of points beyond the box of the training data by more than a tenth of its size."""
-    unit = training.unit(coords_N3[:, : len(training.low_D)])
+    unit = training.unit_coords(coords_N3[:, : len(training.low_D)])
     return float(((unit < -0.1) | (unit > 1.1)).any(axis=1).mean())
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m millrace.systems.groundwater.predict",
-        description="Predict the states that follow those in raw files with a trained model.",
-    )
-    add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="FILE.ckpt")
-    add("--receipt", type=Path, metavar="FILE.json", help="default: beside the checkpoint")
-    add("--source", type=Path, required=True, metavar="DIR", help="raw files; it holds all/")
-    add("--output", type=Path, required=True, metavar="FILE.h5")
-    add("--metrics", type=Path, metavar="FILE.json", help="errors against the truth")
-    add("--figure", type=Path, metavar="FILE.png", help="error over time")
-    add("--workspace", type=Path, metavar="DIR", help="for samples; default: temporary")
-    add("--device", choices=("cpu", "cuda"), help="default: cuda, if there is a GPU")
-    add("--stride", type=int, metavar="N", help="steps between forecasts; default: no overlap")
-    add("--workers", type=int, default=1, metavar="N", help="processes that read (default: 1)")
-    options = vars(parser.parse_args(arguments))
-    receipt = options.pop("receipt") or options["checkpoint"].with_suffix(".json")
-    try:
-        options["device"] = _device(options["device"])
-        result = predict(receipt=receipt, **options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(error.exit_code)
-    _report(result, options["output"])
-    return 0
-
-
-def _device(name: str | None) -> torch.device | None:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch sees no GPU here; leave the option out")
-    return None if name is None else torch.device(name)
-
-
-def _report(result: Mapping[str, Any], output: Path) -> None:
-    print(f"{output}: {result['windows']} forecasts of {result['points']} points")
-    for name, scores in result["variables"].items():
-        skill = "undefined" if scores["skill"] is None else f"{scores['skill']:.3f}"
-        print(
-            f"{name}: RMSE {scores['rmse']:.4g} {UNITS[name]}, persistence "
-            f"{scores['persistence']['rmse']:.4g} {UNITS[name]}, skill {skill}"
-        )
-    if share := result["points_outside_training_box"]:
-        print(f"warning: {share:.0%} of the points lie outside the box of the training data")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -74,6 +74,11 @@ class Prediction:
         """Names of the V variables."""
         return self._model.dataset.config.variables
 
+    @property
+    def units(self) -> list[str]:
+        """Of the variables."""
+        return [self._model.dataset.units[name] for name in self.variables]
+
     def batches(
         self, progress: Progress | None = None
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import multiprocessing
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,8 @@ from millrace.errors import ConfigError, DataError
 from millrace.processes import die_with_parent
 from millrace.provenance import code_version
 from millrace.systems.base import Progress
-from millrace.systems.groundwater.feflow_csv import UNITS, FeflowReader, Snapshot, open_directory
+from millrace.systems.groundwater.feflow_csv import FeflowReader, Snapshot, open_directory
+from millrace.systems.groundwater.units import UNITS
 
 SCHEMA = "millrace.series/1"
 
@@ -35,6 +36,7 @@ def preprocess(
     output: Path,
     *,
     variables: Sequence[str],
+    units: Mapping[str, str] | None = None,
     forcings: Sequence[str] | None,
     split: SplitConfig,
     clip_negative_concentration: bool = False,
@@ -51,6 +53,8 @@ def preprocess(
         The file to write; it appears only when it is complete.
     variables : sequence of str
         Fields to keep, such as ``head``.
+    units : mapping, optional
+        Units of fields that are not among `UNITS`. They are labels: numbers and digest do not depend on them.
     forcings : sequence of str, optional
         Boundary conditions and sources to keep; None: all that there are, which may be none.
     split : SplitConfig
@@ -72,12 +76,15 @@ def preprocess(
     """
     if not variables:
         raise ConfigError("variables: expected at least one field")
+    units = {**UNITS, **(units or {})}
+    if unknown := [name for name in variables if name not in units]:
+        raise ConfigError(f"units: expected the unit of {unknown[0]!r}, a column of all/*.csv")
     if workers < 1:
         raise ConfigError(f"workers = {workers}: expected 1 or more")
     reader, first = open_directory(Path(source_dir), variables, forcings)
     ranges = time_split(len(reader), split)
     clipped = _CONCENTRATION if clip_negative_concentration else ""
-    writer = _SeriesWriter(reader, ranges, clipped)
+    writer = _SeriesWriter(reader, ranges, clipped, [units[name] for name in variables])
     options = {
         "variables": list(reader.variables),
         "forcings": list(reader.forcings),
@@ -138,8 +145,14 @@ def _read(index: int) -> Snapshot:
 class _SeriesWriter:
     """Appends output times to a series and gathers its statistics on the way."""
 
-    def __init__(self, reader: FeflowReader, ranges: NDArray[np.int64], clipped: str) -> None:
-        self._reader, self._ranges = reader, ranges
+    def __init__(
+        self,
+        reader: FeflowReader,
+        ranges: NDArray[np.int64],
+        clipped: str,
+        units: Sequence[str],
+    ) -> None:
+        self._reader, self._ranges, self._units = reader, ranges, units
         self._clipped = reader.variables.index(clipped) if clipped in reader.variables else None
         self._n_clipped, self._lowest = 0, 0.0
         self._fields = Moments(len(reader.variables))
@@ -166,7 +179,7 @@ class _SeriesWriter:
                 file, name, shape=(*shape, len(names)), dtype=dtype, chunks=chunks
             )
             dataset.attrs["variables"] = strings(names)
-        file["obs"].attrs["units"] = strings([UNITS.get(v, "") for v in self._reader.variables])
+        file["obs"].attrs["units"] = strings(self._units)
 
     def add(self, index: int, snapshot: Snapshot) -> None:
         if self._clipped is not None:

@@ -1,5 +1,6 @@
 """Groundwater: windows in time on patches of a mesh or on vertical sections."""
 
+from pathlib import Path
 from typing import Any
 
 from millrace.errors import ConfigError
@@ -13,7 +14,10 @@ from millrace.systems.base import (
     Table,
     check_columns,
     is_count,
+    known,
+    resolve,
 )
+from millrace.systems.groundwater.units import UNITS
 
 _HERE = "millrace.systems.groundwater"
 
@@ -28,14 +32,16 @@ _KEYS: Block = {
         "variables": {
             "description": "Columns of all/*.csv to keep.",
             "type": "array",
-            "items": {"type": "string", "minLength": 1},
+            "items": {"type": "string", "pattern": "^[^/]+$"},  # it becomes the name of a folder
             "minItems": 1,
             "uniqueItems": True,
         },
         "units": {
-            "description": "Units of columns that are not among head, mass_concentration and pressure.",
+            "description": "Units of the columns, for all but head (m), mass_concentration (mg/L) and "
+            "pressure (kPa).",
             "type": "object",
             "additionalProperties": {"type": "string", "minLength": 1},
+            "default": {},
         },
         "forcings": {
             "description": "Columns of forcings_corrected_all/*.csv to keep.",
@@ -82,6 +88,45 @@ _KEYS: Block = {
 }
 
 
+_BOUNDARY = ("head_bc", "mass_concentration_bc")
+_FOLDERS: Block = {
+    **_KEYS,
+    "properties": {
+        **{key: value for key, value in _KEYS["properties"].items() if key != "units"},
+        "variables": {
+            **_KEYS["properties"]["variables"],
+            "description": "What the folders hold: head (m), mass_concentration (mg/L) or both.",
+            "items": {"enum": ["head", "mass_concentration"]},
+        },
+    },
+}
+_PLANE_WINDOW: Block = {
+    "variables": ["head", "mass_concentration"],
+    "input_steps": 16,
+    "output_steps": 16,
+}
+"""Defaults of `millrace.systems.groundwater.plane_dataset.PlaneWindowConfig`, which needs torch."""
+
+
+def _check_columns(name: str, dataset: Block) -> None:
+    """Check what can be known of columns before they are read."""
+    key, units = f"datasets.{name}", dataset.get("units", {})
+    for column in units:
+        known(column, dataset["variables"], f"{key}.units", "column")
+    if dataset["source"] == "demo":
+        for column in dataset["variables"]:
+            known(column, UNITS, f"{key}.variables", "column of the demo")
+    else:
+        check_header = resolve(f"{_HERE}.feflow_csv:check_header")
+        check_header(Path(dataset["source"]), dataset["variables"], f"{key}.variables")
+    for column in dataset["variables"]:
+        if column not in {**UNITS, **units}:
+            raise ConfigError(
+                f"config: {key}.units: expected the unit of {column!r}, which is none of "
+                f"{', '.join(UNITS)}; add it, such as `units: {{{column}: degC}}`"
+            )
+
+
 def _patch_files(model: Block) -> dict[str, str]:
     """Patches, and the neighbour tables of a model that has a latent grid."""
     if "latent_shape" not in model:
@@ -93,19 +138,45 @@ def _patch_files(model: Block) -> dict[str, str]:
 def _check_window(name: str, experiment: Block, dataset: Block) -> None:
     data = experiment["data"]
     steps = [data.get(key, 0) for key in ("input_steps", "output_steps")]
-    if not all(is_count(n) for n in steps):
+    if not all(is_count(n) and n for n in steps):
         raise ConfigError(
-            f"config: experiments.{name}.data: expected whole numbers of input_steps and output_steps, "
-            f"got {steps}"
+            f"config: experiments.{name}.data: expected whole numbers of input_steps and output_steps, 1 "
+            f"or more, got {steps}"
         )
     length = sum(steps)
-    gap = dataset["split"]["gap"]
+    gap = dataset["split"].get("gap", 0)
     if length > gap:
         raise ConfigError(
             f"config: experiments.{name}.data: a window of {length} steps is longer than the gap of {gap} "
-            "between the splits, so test data would leak into training: raise split.gap of the dataset"
+            "between the splits, so test data would leak into training: raise split.gap of the dataset to "
+            f"at least {length}"
         )
     check_columns(("variables", "forcings"), name, experiment, dataset)
+
+
+def _check_patches(name: str, experiment: Block, dataset: Block) -> None:
+    _check_window(name, experiment, dataset)
+    if "latent_shape" in experiment["model"]:
+        _check_graph(name, experiment["model"])
+
+
+def _check_planes(name: str, experiment: Block, dataset: Block) -> None:
+    data = {**_PLANE_WINDOW, **experiment["data"]}
+    _check_window(name, {**experiment, "data": data}, dataset)
+    if dataset.get("format") == "plane_folders":
+        return
+    if not set(_BOUNDARY) & set(dataset.get("forcings", [])):
+        raise ConfigError(
+            f"config: experiments.{name}.dataset: planes take their boundary values from "
+            f"{' and '.join(_BOUNDARY)}, whatever their variables are: add one or both to its forcings"
+        )
+    if not dataset.get("planes", {}).get("transects") and not (
+        set(_PLANE_WINDOW["variables"]) & set(dataset["variables"])
+    ):
+        raise ConfigError(
+            f"config: experiments.{name}.dataset: the shore is found from head or mass_concentration: add "
+            "one to its variables, or give planes.transects"
+        )
 
 
 def _check_graph(name: str, model: Block) -> None:
@@ -123,9 +194,11 @@ def _check_graph(name: str, model: Block) -> None:
 
 
 def _rows(run: Block) -> list[dict[str, Any]]:
+    units = {**UNITS, **run.get("units", {})}  # metrics of earlier versions have none
     return [
         {
             "variable": variable,
+            "unit": units[variable],
             **{name: scores[name] for name in ("rmse", "nmae", "relative_l2", "r2", "kge")},
             "persistence_rmse": scores["persistence"]["rmse"],
             "skill": scores["skill"],
@@ -188,7 +261,7 @@ _TABLE = Table(
         **_ENSEMBLE,
     },
     caption="Skill is 1 − RMSE / RMSE of persistence: 1 is perfect, 0 no better than assuming that "
-    "nothing changes. RMSE, CRPS and spread in m (head) and mg/L (mass concentration). The ensemble "
+    "nothing changes. RMSE, CRPS and spread are in the unit of the variable. The ensemble "
     "holds all seeds: CRPS is its continuous ranked probability score, and spread / error is 1 if its "
     "members differ as much as their mean errs, less if it is too sure of itself.",
     baseline="persistence",
@@ -207,8 +280,9 @@ SYSTEM = System(
             simulate=f"{_HERE}.simulator.aquifer:write_aquifer",
             simulation=f"{_HERE}.simulator.aquifer:AquiferConfig",
             keys=_KEYS,
+            check=_check_columns,
         ),
-        RawFormat("plane_folders", "the folders plane_XX/", "planes.h5", keys=_KEYS),
+        RawFormat("plane_folders", "the folders plane_XX/", "planes.h5", keys=_FOLDERS),
     ),
     kinds=(
         SampleKind(
@@ -219,8 +293,9 @@ SYSTEM = System(
             evaluation=f"{_HERE}.evaluation:EVALUATION",
             table=_TABLE,
             caption=_CAPTION,
-            check=_check_window,
+            check=_check_patches,
             ensembles=True,
+            prepare=f"{_HERE}.preparation:prepare",
             prediction=f"{_HERE}.predict:predict",
             example=_example(
                 {"patches": {"slice_groups": 1, "clusters": 2}},
@@ -242,8 +317,9 @@ SYSTEM = System(
             extraction=Extraction(
                 f"{_HERE}.plane_folders:convert_plane_folders", formats=("plane_folders",)
             ),
-            check=_check_window,
+            check=_check_planes,
             ensembles=True,
+            prepare=f"{_HERE}.preparation:prepare",
             prediction=f"{_HERE}.predict:predict",
             example=_example(
                 {"planes": {"count": 2, "shape": [8, 8]}}, {"input_steps": 2, "output_steps": 2}

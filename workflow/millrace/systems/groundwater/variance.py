@@ -11,6 +11,11 @@ from torch import Tensor
 _WEIGHED = "mass_concentration"
 
 
+def weighted(variables: Sequence[str]) -> str | None:
+    """The one of some variables that `variance_weights` is of; None: there is none."""
+    return _WEIGHED if _WEIGHED in variables else None
+
+
 def variance_weights(state_KTV: Tensor, variables: Sequence[str]) -> Tensor:
     """Weight of the error at each point, [K, V]: 0 for all variables but the concentration.
 

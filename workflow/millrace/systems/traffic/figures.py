@@ -23,13 +23,12 @@ from millrace.figures.style import (
     REFERENCE_LINE,
     TRUTH,
     figure,
-    replacing,
     style,
 )
-from millrace.systems.traffic.boxes import box_corners
-from millrace.systems.traffic.tracks import CLASSES, LINES, STEP_S
-
-Floats = NDArray[np.float64]
+from millrace.files import atomic_write
+from millrace.systems.traffic.geometry import Floats, box_corners
+from millrace.systems.traffic.tracks import CLASSES, LINE_TYPES, STEP_S
+from millrace.systems.traffic.vocabulary import Vocabulary
 
 _LOOKS: Mapping[str, dict[str, Any]] = {
     "model": {"color": PREDICTION},
@@ -38,7 +37,7 @@ _LOOKS: Mapping[str, dict[str, Any]] = {
     "noise": {"color": REFERENCE_LINE, "linestyle": ":"},
     "truth": {"color": TRUTH},
 }
-_NAMES = {"shuffled_map": "Model, other map", "noise": "Random tokens"}
+_NAMES = {"shuffled_map": "Model, shuffled map", "noise": "Random tokens", "truth": "Ground truth"}
 _KIND_COLOURS = (PREDICTION, "#CC79A7", "#009E73")
 _MAP_LINES = {
     "road_edge": ("#555555", 1.0),
@@ -53,80 +52,67 @@ _AROUND = 12.0  # m of the map shown around what happens
 
 
 @dataclass(frozen=True, eq=False)
-class Traffic:
-    """A scene to draw; shapes as in `millrace.systems.traffic.scores`."""
+class Drawing:
+    """A scenario to draw; shape suffixes as in `millrace.systems.traffic.scores`."""
 
     title: str
     line_M32: Floats
-    """Pieces of road (m)."""
+    """Road segments (m)."""
     type_M: NDArray[np.int_]
-    """Index into `LINES`."""
+    """Index into `LINE_TYPES`."""
     kind_A: NDArray[np.int_]
+    """Class of each agent."""
     size_A2: Floats
+    """Length and width (m)."""
     past_AT3: Floats
-    """Up to the present; NaN where not seen."""
+    """True poses up to the current step; NaN where not observed."""
     true_AT3: Floats
-    """After it."""
+    """True poses after it."""
     rollout_SAT3: Floats
+    """Predicted poses after it."""
 
 
-def rollout_maps(scenes: Sequence[Traffic], path: str | Path) -> None:
-    """Draw all rollouts of some scenes over their maps, with the truth.
-
-    Parameters
-    ----------
-    scenes
-        Two in a row.
-    path
-        Where to write.
-    """
-    rows = -(-len(scenes) // 2)
+def rollout_maps(drawings: Sequence[Drawing], path: Path) -> None:
+    """Draw all rollouts of some scenarios over their maps, with the ground truth, two in a row."""
+    rows = -(-len(drawings) // 2)
     with figure(path, PAGE_WIDTH, 0.5 + 3.3 * rows) as fig:
         panels = fig.subplots(rows, 2, squeeze=False).ravel()
-        for axes, scene in zip(panels, scenes, strict=False):
-            _ground(axes, scene)
+        for axes, one in zip(panels, drawings, strict=False):
+            _draw_map(axes, one)
             for kind, colour in enumerate(_KIND_COLOURS):
-                paths = scene.rollout_SAT3[:, scene.kind_A == kind, :, :2].reshape(
-                    -1, scene.rollout_SAT3.shape[2], 2
-                )
-                axes.add_collection(
-                    LineCollection(list(paths), colors=colour, linewidths=0.9, alpha=0.45, zorder=3)
-                )
-            _true_paths(axes, scene.true_AT3)
-            _boxes(axes, scene.past_AT3[:, -1], scene)
-            axes.set_title(scene.title)
-        for axes in panels[len(scenes) :]:
+                paths = one.rollout_SAT3[:, one.kind_A == kind, :, :2]
+                look: dict[str, Any] = {
+                    "colors": colour,
+                    "linewidths": 0.9,
+                    "alpha": 0.45,
+                    "zorder": 3,
+                }
+                axes.add_collection(LineCollection([*paths.reshape(-1, *paths.shape[2:])], **look))
+            look = {"colors": TRUTH, "linewidths": 1, "linestyles": [(0, (3, 2))], "zorder": 4}
+            axes.add_collection(LineCollection([*one.true_AT3[..., :2]], **look))
+            _draw_boxes(axes, one.past_AT3[:, -1], one)
+            axes.set_title(one.title)
+        for axes in panels[len(drawings) :]:
             axes.set_visible(False)
-        fig.legend(
-            handles=_legend(),
-            loc="outside upper center",
-            ncols=5,
-            title="Rollouts by class, and the truth",
-        )
+        lines = [
+            Line2D([], [], color=colour, label=name.capitalize())
+            for name, colour in zip(CLASSES, _KIND_COLOURS, strict=True)
+        ]
+        lines += [
+            Line2D([], [], color=TRUTH, linewidth=1, linestyle=(0, (3, 2)), label="Ground truth"),
+            Line2D([], [], color=_MAP_LINES["road_edge"][0], linewidth=1, label="Road edge"),
+        ]
+        fig.legend(handles=lines, loc="outside upper center", ncols=5, title="Rollouts by class")
 
 
-def _legend() -> list[Line2D]:
-    kinds = [
-        Line2D([], [], color=colour, label=name.capitalize())
-        for name, colour in zip(CLASSES, _KIND_COLOURS, strict=True)
-    ]
-    return [
-        *kinds,
-        Line2D([], [], color=TRUTH, linewidth=1, linestyle=(0, (3, 2)), label="Truth"),
-        Line2D([], [], color=_MAP_LINES["road_edge"][0], linewidth=1, label="Road edge"),
-    ]
-
-
-def _ground(axes: Axes, scene: Traffic) -> None:
-    """Draw the map, and show what is around everything that happens."""
-    for kind, name in enumerate(LINES):
+def _draw_map(axes: Axes, drawing: Drawing) -> None:
+    """Draw the map, and set the limits of the axes around all observed positions."""
+    for kind, name in enumerate(LINE_TYPES):
         colour, width = _MAP_LINES.get(name, _OTHER_LINE)
-        own = scene.line_M32[scene.type_M == kind]
+        own = drawing.line_M32[drawing.type_M == kind]
         if len(own):
-            axes.add_collection(LineCollection(list(own), colors=colour, linewidths=width))
-    seen = np.concatenate(
-        [part[..., :2].reshape(-1, 2) for part in (scene.past_AT3, scene.true_AT3)]
-    )
+            axes.add_collection(LineCollection([*own], colors=colour, linewidths=width))
+    seen = np.concatenate([drawing.past_AT3, drawing.true_AT3], axis=1)[..., :2].reshape(-1, 2)
     low, high = np.nanmin(seen, axis=0) - _AROUND, np.nanmax(seen, axis=0) + _AROUND
     middle, half = (low + high) / 2, float((high - low).max()) / 2
     axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half))
@@ -135,86 +121,69 @@ def _ground(axes: Axes, scene: Traffic) -> None:
     axes.grid(False)
 
 
-def _true_paths(axes: Axes, true_AT3: Floats) -> None:
-    axes.add_collection(
-        LineCollection(
-            list(true_AT3[..., :2]), colors=TRUTH, linewidths=1, linestyles=[(0, (3, 2))], zorder=4
-        )
-    )
-
-
-def _boxes(axes: Axes, pose_A3: Floats, scene: Traffic) -> PolyCollection:
-    """Draw the boxes of road users; those that are not seen have no area."""
-    drawn = PolyCollection(
-        _corners(pose_A3, scene),
-        facecolors=[_KIND_COLOURS[kind] for kind in scene.kind_A],
-        edgecolors="white",
-        linewidths=0.4,
-        zorder=5,
-    )
+def _draw_boxes(axes: Axes, pose_A3: Floats, drawing: Drawing) -> PolyCollection:
+    """Draw the boxes of agents; those that are not observed have no area."""
+    colours = [_KIND_COLOURS[kind] for kind in drawing.kind_A]
+    look: dict[str, Any] = {
+        "facecolors": colours,
+        "edgecolors": "white",
+        "linewidths": 0.4,
+        "zorder": 5,
+    }
+    drawn = PolyCollection(_corners(pose_A3, drawing), **look)
     axes.add_collection(drawn)
     return drawn
 
 
-def _corners(pose_A3: Floats, scene: Traffic) -> list[Floats]:
-    # Pedestrians would be specks.
-    return list(np.nan_to_num(box_corners(pose_A3, np.maximum(scene.size_A2, 1.8)), nan=1e6))
+def _corners(pose_A3: Floats, drawing: Drawing) -> list[Floats]:
+    # Pedestrians of their real size would be too small to see.
+    return [*np.nan_to_num(box_corners(pose_A3, np.maximum(drawing.size_A2, 1.8)), nan=1e6)]
 
 
-def rollout_animation(scene: Traffic, path: str | Path, fps: float = 5) -> None:
-    """Write the truth and the first rollout side by side as an endless GIF, in real time.
+def rollout_animation(drawing: Drawing, path: Path, fps: float = 5) -> None:
+    """Write the ground truth and the first rollout side by side as an endless GIF, in real time.
 
-    Parameters
-    ----------
-    scene
-        The past is the same in both.
-    path
-        Ends in ``.gif``.
-    fps
-        Frames per second, at most 10.
+    Both begin with the observed history. ``fps`` is at most 10 frames per second.
+
+    Raises
+    ------
+    ConfigError
+        The path does not end in ``.gif``.
     """
-    path = Path(path)
     if path.suffix != ".gif":
         raise ConfigError(f"{path}: an animation ends in .gif; rename it")
     every = max(1, round(1 / (fps * STEP_S)))
-    future = {"Truth": scene.true_AT3, "Rollout": scene.rollout_SAT3[0]}
-    paths = {
-        name: np.concatenate([scene.past_AT3, after], axis=1) for name, after in future.items()
-    }
-    present = scene.past_AT3.shape[1] - 1
+    future = {"Ground truth": drawing.true_AT3, "Rollout": drawing.rollout_SAT3[0]}
+    current = drawing.past_AT3.shape[1] - 1
     frames = []
     with style():
         fig = Figure(figsize=(PAGE_WIDTH, 3.9), dpi=_DPI, layout="constrained")
         canvas = FigureCanvasAgg(fig)
         drawn = []
-        for axes, (name, pose_AT3) in zip(fig.subplots(1, 2), paths.items(), strict=True):
-            _ground(axes, scene)
+        for axes, (name, after) in zip(fig.subplots(1, 2), future.items(), strict=True):
+            _draw_map(axes, drawing)
             axes.set_title(name)
-            drawn.append((_boxes(axes, pose_AT3[:, 0], scene), pose_AT3))
-        for step in range(0, present + 1 + scene.true_AT3.shape[1], every):
+            pose_AT3 = np.concatenate([drawing.past_AT3, after], axis=1)
+            drawn.append((_draw_boxes(axes, pose_AT3[:, 0], drawing), pose_AT3))
+        for step in range(0, current + 1 + drawing.true_AT3.shape[1], every):
             for boxes, pose_AT3 in drawn:
-                boxes.set_verts(_corners(pose_AT3[:, step], scene))
-            fig.suptitle(f"{scene.title}, {STEP_S * (step - present):+.1f} s")
+                boxes.set_verts(_corners(pose_AT3[:, step], drawing))
+            fig.suptitle(f"{drawing.title}, {STEP_S * (step - current):+.1f} s")
             canvas.draw()
             fig.set_layout_engine("none")  # once is enough: no label changes its size
             frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
     palette = frames[-1].quantize(160)
     # One palette for all frames: colours do not flicker, and what does not change takes no space.
     first, *rest = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         duration = round(1000 * every * STEP_S)
-        first.save(part, save_all=True, append_images=rest, duration=duration, loop=0)
+        first.save(part, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)
 
 
-def token_usage(coverage: Mapping[str, Mapping[str, Any]], path: str | Path) -> None:
+def token_usage(coverage: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Draw how much of all motion the most frequent tokens make up.
 
-    Parameters
-    ----------
-    coverage
-        `TokenUsage.result` of ``truth`` and ``model``.
-    path
-        Where to write.
+    ``coverage`` is `TokenUsage.result` of ``truth`` and ``model``.
     """
     with figure(path, PAGE_WIDTH, 2.6) as fig:
         panels = fig.subplots(1, len(CLASSES), sharey=True)
@@ -229,15 +198,10 @@ def token_usage(coverage: Mapping[str, Mapping[str, Any]], path: str | Path) -> 
         fig.legend(handles, labels, loc="outside upper center", ncols=2)
 
 
-def error_by_horizon(forecasts: Mapping[str, Mapping[str, Any]], path: str | Path) -> None:
+def error_by_horizon(forecasts: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Draw the displacement of the best rollouts over time.
 
-    Parameters
-    ----------
-    forecasts
-        Scores by forecast, each with ``error_by_step`` (m; None where nobody was seen); without the truth.
-    path
-        Where to write.
+    ``forecasts`` are scores by forecast, each with ``error_by_step`` (m; None where no agent is observed).
     """
     with figure(path, PAGE_WIDTH, 3.0) as fig:
         axes = fig.subplots()
@@ -245,26 +209,20 @@ def error_by_horizon(forecasts: Mapping[str, Mapping[str, Any]], path: str | Pat
             error = np.array(scores["error_by_step"], dtype=float)
             time = STEP_S * np.arange(1, error.size + 1)
             axes.plot(time, error, label=_label(name), **_LOOKS[name])
-        axes.set(xlabel="Time after the present (s)", ylabel="Displacement of the best rollout (m)")
+        axes.set(
+            xlabel="Time after the current step (s)", ylabel="Displacement of the best rollout (m)"
+        )
         axes.set(xlim=(0, None), ylim=(0, None))
         axes.legend()
 
 
-def event_rates(forecasts: Mapping[str, Mapping[str, Any]], path: str | Path) -> None:
-    """Draw collisions, leaving the road and realism of all forecasts as bars.
+def event_rates(forecasts: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Draw collision rates, off-road rates and realism of all forecasts as bars.
 
-    Parameters
-    ----------
-    forecasts
-        Scores by forecast, with ``collision_rate``, ``off_road_rate`` and ``realism``; None is left out.
-    path
-        Where to write.
+    ``forecasts`` are scores by forecast, with ``collision_rate``, ``off_road_rate`` and ``realism``.
     """
-    titles = {
-        "collision_rate": "Road users that collide",
-        "off_road_rate": "Vehicles off the road",
-        "realism": "Realism",
-    }
+    titles = {"collision_rate": "Collision rate", "off_road_rate": "Off-road rate"}
+    titles["realism"] = "Realism"
     names = list(forecasts)
     with figure(path, PAGE_WIDTH, 1.0 + 0.28 * len(names)) as fig:
         panels = fig.subplots(1, len(titles), sharey=True)
@@ -282,51 +240,30 @@ def event_rates(forecasts: Mapping[str, Mapping[str, Any]], path: str | Path) ->
         panels[0].set_ylim(len(names) - 0.5, -0.5)
 
 
-def vocabulary_plates(
-    motion: Sequence[Floats],
-    road_V32: Floats,
-    coverage: Mapping[str, Any],
-    path: str | Path,
-) -> None:
-    """Draw where the tokens of each class lead, and the pieces of road.
-
-    Parameters
-    ----------
-    motion, road_V32, coverage
-        See `millrace.systems.traffic.vocabulary.Vocabulary`. Tokens begin at the origin, facing along x.
-    path
-        Where to write.
-    """
+def vocabulary_plates(vocabulary: Vocabulary, path: Path) -> None:
+    """Draw the motion tokens of each class, from the origin and facing along x, and the road tokens."""
     with figure(path, PAGE_WIDTH, 5.4) as fig:
         panels = fig.subplots(2, 2).ravel()
-        for axes, kind, tokens in zip(panels, CLASSES, motion, strict=False):
-            turn = np.clip(np.degrees(tokens[:, -1, 2]), -30, 30)
-            lines = LineCollection(
-                list(tokens[..., :2]), array=turn, cmap="coolwarm", linewidths=0.5, alpha=0.8
-            )
-            lines.set_clim(-30, 30)
-            axes.add_collection(lines)
-            axes.scatter(
-                *tokens[:, -1, :2].T, c=turn, s=4, cmap="coolwarm", vmin=-30, vmax=30, zorder=3
-            )
-            _plate(axes, kind.capitalize(), len(tokens), coverage[kind])
-        road = panels[len(CLASSES)]
-        road.add_collection(LineCollection(list(road_V32), colors=CATEGORIES[0], linewidths=0.6))
-        road.scatter(*road_V32[:, 1].T, color=PREDICTION, s=4, zorder=3)
-        _plate(road, "Road", len(road_V32), coverage["road"])
+        for axes, (name, tokens) in zip(panels, vocabulary.tokens.items(), strict=True):
+            if name == "road":
+                axes.add_collection(LineCollection([*tokens], colors=CATEGORIES[0], linewidths=0.6))
+                axes.scatter(*tokens[:, 1].T, color=PREDICTION, s=4, zorder=3)
+            else:
+                turn = np.clip(np.degrees(tokens[:, -1, 2]), -30, 30)
+                look: dict[str, Any] = {"cmap": "coolwarm", "linewidths": 0.5, "alpha": 0.8}
+                lines = LineCollection([*tokens[..., :2]], array=turn, **look)
+                lines.set_clim(-30, 30)
+                axes.add_collection(lines)
+                look = {"cmap": "coolwarm", "vmin": -30, "vmax": 30, "s": 4, "zorder": 3}
+                axes.scatter(*tokens[:, -1, :2].T, c=turn, **look)
+            axes.autoscale_view()
+            axes.margins(0.05)
+            found = vocabulary.coverage[name]
+            error = f"off by {100 * found.mean:.1f} cm (p99 {100 * found.p99:.1f})"
+            axes.set_title(f"{name.capitalize()}: {len(tokens):,} tokens, {error}", fontsize=8)
+            axes.set(xlabel="x (m)", ylabel="y (m)")
         bar = fig.colorbar(lines, ax=panels, extend="both", shrink=0.6, aspect=30)
         bar.set_label("Turn within the token (°)")
-
-
-def _plate(axes: Axes, name: str, count: int, coverage: Any) -> None:
-    axes.autoscale_view()
-    axes.margins(0.05)
-    axes.set(xlabel="x (m)", ylabel="y (m)")
-    axes.set_title(
-        f"{name}: {count:,} tokens, off by {100 * coverage.mean:.1f} cm "
-        f"(p99 {100 * coverage.p99:.1f})",
-        fontsize=8,
-    )
 
 
 def _label(name: str) -> str:

@@ -1,13 +1,12 @@
-r"""Realism of rollouts: how likely what happened is under the distribution of the rollouts.
+"""Realism of rollouts: how likely the ground truth is under the distribution of the rollouts.
 
-After the Waymo Open Sim Agents Challenge (Montali et al. 2023, NeurIPS, arXiv:2305.12032), with the
-weights of its later editions. Each feature of a road user gets a histogram over all rollouts and steps,
-with a pseudo-count in every bin; of the true values the mean log likelihood is taken over steps and road
-users of a scene, and its exponential is the score of the scene, between 0 and 1. Whether a road user
-collides or leaves the road at any time is a Bernoulli variable. The score of realism is the weighted mean
-of the features.
+This is the metric of the Waymo Open Sim Agents Challenge (Montali et al. 2023, NeurIPS, arXiv:2305.12032),
+with the weights of its later editions. Each feature of an agent gets a histogram over all rollouts and
+steps, with a pseudo-count in every bin. The exponential of the mean log likelihood of the true values, over
+steps and agents of a scenario, is the score of the scenario, between 0 and 1. Whether an agent collides or
+leaves the road at any step is a Bernoulli variable. Realism is the weighted mean of the features' scores.
 
-Shape suffixes: S rollouts, A road users, T steps.
+Shape suffixes: S rollouts, A agents, T steps.
 """
 
 from collections.abc import Mapping
@@ -16,34 +15,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.systems.traffic.boxes import (
-    beyond_edge,
+from millrace.systems.traffic.geometry import (
+    Floats,
     box_corners,
-    nearest_box,
+    distance_to_edge,
+    distance_to_nearest,
     time_to_collision,
 )
 from millrace.systems.traffic.tracks import STEP_S
-
-Floats = NDArray[np.float64]
 
 _CAP_S = 5.0
 
 
 @dataclass(frozen=True)
 class Feature:
-    """How a feature is scored."""
+    """How a feature is scored: by a histogram, or as a Bernoulli variable if it has no bins."""
 
     weight: float
     low: float = 0.0
-    high: float = 0.0
+    high: float = 2.0
+    """Ends of the histogram; values beyond them count in the outer bins."""
     bins: int = 0
-    """0: Bernoulli."""
-    vehicles_only: bool = False
-
-    @property
-    def pseudo_count(self) -> float:
-        """Added to each bin."""
-        return 0.1 if self.bins else 0.001
 
 
 FEATURES: dict[str, Feature] = {
@@ -54,50 +46,50 @@ FEATURES: dict[str, Feature] = {
     "distance_to_object": Feature(0.1, -5, 40, 10),
     "time_to_collision": Feature(0.1, 0, _CAP_S, 10),
     "collision": Feature(0.25),
-    "distance_to_edge": Feature(0.05, -20, 40, 10, vehicles_only=True),
-    "off_road": Feature(0.25, vehicles_only=True),
+    "distance_to_edge": Feature(0.05, -20, 40, 10),
+    "off_road": Feature(0.25),
 }
-"""Weights sum to 0.95 and are normalised."""
+"""Units are m, s and rad. The weights sum to 0.95 and are normalised."""
 
 
 def features(
     pose_SAT3: Floats, size_A2: Floats, kind_A: NDArray, edge_E22: Floats
 ) -> dict[str, Floats]:
-    """Features of road users over time.
+    """Features of agents over time.
 
     Parameters
     ----------
     pose_SAT3 : ndarray
-        Poses every 0.1 s, the first of them the present; NaN where not seen.
+        Poses every 0.1 s, the first of them at the current step; NaN where not observed.
     size_A2 : ndarray
+        Length and width (m).
     kind_A : ndarray
-        Class; what concerns the edge of the road is NaN for all but vehicles.
+        Class; features that concern the road edge are NaN for all but vehicles.
     edge_E22 : ndarray
-        Pieces of edge, with the road on their left.
+        Segments of the road edges, with the road on their left.
 
     Returns
     -------
     dict
         [S, A, T - 1] by name, [S, A] for those that are Bernoulli variables; NaN where unknown.
     """
-    speed = _central(np.hypot, pose_SAT3[..., 0], pose_SAT3[..., 1])
+    speed = np.hypot(_slope(pose_SAT3[..., 0]), _slope(pose_SAT3[..., 1]))
     turning = _slope(np.unwrap(_filled(pose_SAT3[..., 2]), axis=2))
     turning = np.where(np.isfinite(speed), turning, np.nan)
-    distance = nearest_box(pose_SAT3, size_A2)[..., 1:]
+    distance = distance_to_nearest(pose_SAT3, size_A2)[..., 1:]
     vehicle_A = np.asarray(kind_A) == 0
     edge = np.full(distance.shape, np.nan)
     if vehicle_A.any() and len(edge_E22):
         corner = box_corners(pose_SAT3[:, vehicle_A, 1:], size_A2[vehicle_A][:, None])
-        beyond = beyond_edge(corner.reshape(-1, 2), edge_E22)
+        beyond = distance_to_edge(corner.reshape(-1, 2), edge_E22)
         edge[:, vehicle_A] = beyond.reshape(corner.shape[:-1]).max(axis=-1)
-    ahead = time_to_collision(pose_SAT3, speed, size_A2, _CAP_S)
     return {
         "speed": speed[..., 1:],
         "acceleration": _slope(speed)[..., 1:],
         "angular_speed": turning[..., 1:],
         "angular_acceleration": _slope(turning)[..., 1:],
         "distance_to_object": distance,
-        "time_to_collision": ahead[..., 1:],
+        "time_to_collision": time_to_collision(pose_SAT3, speed, size_A2, _CAP_S)[..., 1:],
         "collision": _ever(distance < 0, distance),
         "distance_to_edge": edge,
         "off_road": _ever(edge > 0, edge),
@@ -105,12 +97,12 @@ def features(
 
 
 def likelihood(name: str, rollouts: Floats, truth: Floats) -> float:
-    """Score of one feature in a scene, from 0 to 1; NaN if nothing is known.
+    """Score of one feature in a scenario, from 0 to 1; NaN if nothing is known.
 
     Parameters
     ----------
     name : str
-        Of `FEATURES`.
+        One of `FEATURES`.
     rollouts : ndarray
         [S, A, T] or [S, A].
     truth : ndarray
@@ -128,16 +120,19 @@ def likelihood(name: str, rollouts: Floats, truth: Floats) -> float:
 
 
 def _probability(feature: Feature, known: Floats, true: Floats) -> Floats:
-    """Share of the rollouts in the bins of the true values."""
-    n = feature.bins or 2
-    low, high = (feature.low, feature.high) if feature.bins else (0.0, 2.0)
-    bins = [np.clip(((v - low) / (high - low) * n).astype(int), 0, n - 1) for v in (known, true)]
-    count = np.bincount(bins[0], minlength=n) + feature.pseudo_count
+    """Fraction of the rollouts in the bins of the true values."""
+    n, pseudo_count = (feature.bins, 0.1) if feature.bins else (2, 0.001)
+    reach = feature.high - feature.low
+    bins = [np.clip(((v - feature.low) / reach * n).astype(int), 0, n - 1) for v in (known, true)]
+    count = np.bincount(bins[0], minlength=n) + pseudo_count
     return (count / count.sum())[bins[1]]
 
 
 def realism(rollouts: Mapping[str, Floats], truth: Mapping[str, Floats]) -> dict[str, float]:
-    """Scores of a scene by feature, and ``realism``, their weighted mean over what is known."""
+    """Scores of a scenario by feature, and ``realism``, their weighted mean over what is known.
+
+    The arguments are `features` of the rollouts and of the ground truth, which has one rollout.
+    """
     scores = {name: likelihood(name, rollouts[name], truth[name][0]) for name in FEATURES}
     known = {name: score for name, score in scores.items() if np.isfinite(score)}
     weight = sum(FEATURES[name].weight for name in known)
@@ -150,12 +145,8 @@ def _slope(values: Floats) -> Floats:
     return np.gradient(values, STEP_S, axis=2)
 
 
-def _central(norm: np.ufunc, *axes: Floats) -> Floats:
-    return norm(*(_slope(axis) for axis in axes))
-
-
 def _filled(values: Floats) -> Floats:
-    """Last value where there is none, so that unwrapping goes on across gaps."""
+    """Repeat the last value where there is none, so that unwrapping goes on across gaps."""
     index = np.where(np.isfinite(values), np.arange(values.shape[-1]), 0)
     found = np.take_along_axis(values, np.maximum.accumulate(index, axis=-1), axis=-1)
     return np.nan_to_num(found)

@@ -1,12 +1,14 @@
-"""Scores of motion models: tokens, trajectories, and realism, beside honest baselines.
+"""Scores of motion forecasts: tokens, trajectories and realism, beside honest baselines.
 
-Baselines: constant velocity, the frequencies of tokens in training, and, as a floor of realism, tokens
-drawn blindly. The truth, scored as if it were a forecast, is the ceiling.
+Baselines are constant velocity, the frequencies of tokens in training, and, as a floor of realism, random
+tokens. The ground truth, scored as if it were a forecast, is the ceiling of realism.
 
-Shape suffixes: B scenes, S rollouts, A road users, K tokens, T steps of 0.1 s after the present.
+Shape suffixes: S rollouts, A agents, K tokens, T steps of 0.1 s after the current step, V tokens of a
+vocabulary, C classes, N blocks of scenarios.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,18 +17,16 @@ from numpy.typing import NDArray
 
 from millrace.systems.base import Progress
 from millrace.systems.traffic.dataset import ScenarioBatch, ScenarioDataset
+from millrace.systems.traffic.geometry import Floats, global_poses
 from millrace.systems.traffic.realism import FEATURES, features, realism
 from millrace.systems.traffic.smart.network import Smart
-from millrace.systems.traffic.smart.rollout import RolloutConfig, ahead, rollout
+from millrace.systems.traffic.smart.rollout import RolloutConfig, rollout
 from millrace.systems.traffic.tokens import HISTORY, STRIDE
-from millrace.systems.traffic.tracks import CLASSES, LINES, PRESENT, STEP_S
-from millrace.systems.traffic.vocabulary import out_of_frame
-
-Floats = NDArray[np.float64]
+from millrace.systems.traffic.tracks import CLASSES, CURRENT_STEP, LINE_TYPES, STEP_S
 
 FORECASTS = ("model", "shuffled_map", "constant_velocity", "noise", "truth")
 MISSED = 2.0
-"""A road user is missed if its best rollout ends farther off than this (m)."""
+"""A forecast misses an agent if its best rollout ends farther off than this (m)."""
 
 EVENTS = ("collision", "off_road")
 
@@ -34,38 +34,34 @@ _BATCH = 8
 _DRAWS = 2000
 
 
-class FrequencyPrior:
-    """How often each token occurs in training, by class."""
-
-    def __init__(self, dataset: ScenarioDataset) -> None:
-        count = np.ones((len(CLASSES), dataset.vocabulary.width))
-        for kind, tokens in enumerate(dataset.vocabulary.motion):
-            count[kind, len(tokens) :] = 0
-        for scene in dataset.scenes("train"):
-            rows = dataset.rows("agent", int(scene))
-            valid = rows["valid"].astype(bool)
-            for kind in range(len(CLASSES)):
-                found = rows["token"][rows["kind"] == kind][valid[rows["kind"] == kind]]
-                count[kind] += np.bincount(found, minlength=count.shape[1])
-        self.share_CV = count / count.sum(axis=1, keepdims=True)
+def token_frequencies(dataset: ScenarioDataset) -> Floats:
+    """Frequency of each token in the training scenarios, by class, [C, V]; one is added to each count."""
+    count = np.ones((len(CLASSES), dataset.vocabulary.width))
+    for kind, tokens in enumerate(dataset.vocabulary.motion):
+        count[kind, len(tokens) :] = 0
+    for scenario in dataset.scenarios("train"):
+        rows = dataset.rows("agent", scenario)
+        agent, k = np.nonzero(rows["valid"])
+        np.add.at(count, (rows["kind"][agent], rows["token"][agent, k]), 1)
+    return count / count.sum(axis=1, keepdims=True)
 
 
 class TokenUsage:
-    """Which tokens occur, ranked by how often they do in training."""
+    """Counts which tokens occur, ranked by ``frequency_CV``, see `token_frequencies`."""
 
-    def __init__(self, prior: FrequencyPrior) -> None:
-        self._rank_CV = np.argsort(np.argsort(-prior.share_CV, axis=1, kind="stable"), axis=1)
+    def __init__(self, frequency_CV: Floats) -> None:
+        self._rank_CV = np.argsort(np.argsort(-frequency_CV, axis=1, kind="stable"), axis=1)
         self._count_CV = np.zeros_like(self._rank_CV)
 
     def add(self, token_SAK: NDArray, kind_A: NDArray) -> None:
-        """Count tokens; those below 0 are none."""
+        """Count tokens; -1 stands for no token."""
         for kind, rank_V in enumerate(self._rank_CV):
             found = token_SAK[:, np.asarray(kind_A) == kind]
             ranks = rank_V[found[found >= 0]]
             self._count_CV[kind] += np.bincount(ranks, minlength=len(rank_V))
 
     def result(self) -> dict[str, dict[str, list[float]]]:
-        """By class: share of all that occurs that is among the first so many ``tokens``."""
+        """By class: the ``share`` of all occurring tokens that the first so many ``tokens`` make up."""
         ranks = np.unique(np.geomspace(1, self._rank_CV.shape[1], 40).astype(int))
         return {
             name: {
@@ -78,15 +74,14 @@ class TokenUsage:
 
 def token_scores(
     module: Smart, dataset: ScenarioDataset, split: str, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Accuracy and mean log loss of the next token after the true ones, beside the frequency prior.
+) -> dict[str, dict[str, Any]]:
+    """Accuracy and mean log loss of the next token, given the true tokens before it.
 
-    Only tokens of the future count; each token weighs the same.
+    Only tokens after the current step count. Scores are by class, and of ``all``; ``prior_accuracy`` and
+    ``prior_log_loss`` are those of the frequencies of tokens in training.
     """
-    prior = FrequencyPrior(dataset)
-    hits = np.zeros((len(CLASSES), 2))
-    logs = np.zeros((len(CLASSES), 2))
-    count = np.zeros(len(CLASSES))
+    frequency_CV = token_frequencies(dataset)
+    sums_C5 = np.zeros((len(CLASSES), 5))
     for batch in _batches(dataset, split, progress):
         with torch.no_grad():
             logits = module(batch)[0][:, :, HISTORY - 1 :]
@@ -94,48 +89,32 @@ def token_scores(
         valid = batch.valid_BAK[:, :, HISTORY:] & batch.valid_BAK[:, :, HISTORY - 1 : -1]
         log = logits.float().log_softmax(dim=-1).gather(-1, token[..., None])[..., 0]
         right = logits.argmax(dim=-1) == token
-        for kind in range(len(CLASSES)):
+        for kind, share in enumerate(frequency_CV):
             own = valid & (batch.kind_BA == kind)[:, :, None]
             found = token[own].cpu().numpy()
-            share = prior.share_CV[kind]
-            count[kind] += len(found)
-            hits[kind] += [int(right[own].sum()), int((found == share.argmax()).sum())]
-            logs[kind] -= [float(log[own].sum()), float(np.log(share[found]).sum())]
-    names = {name: slice(kind, kind + 1) for kind, name in enumerate(CLASSES)}
+            hits = [int(right[own].sum()), int((found == share.argmax()).sum())]
+            losses = [-float(log[own].sum()), -float(np.log(share[found]).sum())]
+            sums_C5[kind] += [len(found), *hits, *losses]
+    keys = ("accuracy", "prior_accuracy", "log_loss", "prior_log_loss")
     return {
-        name: {
-            "tokens": int(count[rows].sum()),
-            "accuracy": _share(hits[rows, 0].sum(), count[rows].sum()),
-            "prior_accuracy": _share(hits[rows, 1].sum(), count[rows].sum()),
-            "log_loss": _share(logs[rows, 0].sum(), count[rows].sum()),
-            "prior_log_loss": _share(logs[rows, 1].sum(), count[rows].sum()),
-        }
-        for name, rows in {"all": slice(None), **names}.items()
+        name: {"tokens": int(n)}
+        | {key: _ratio(one, n) for key, one in zip(keys, sums, strict=True)}
+        for name, (n, *sums) in zip(("all", *CLASSES), (sums_C5.sum(axis=0), *sums_C5), strict=True)
     }
 
 
 def displacement(pose_SAT3: Floats, true_AT3: Floats) -> Floats:
-    """Displacement of each rollout, [S, A, T] (m); NaN where nobody was seen.
-
-    Parameters
-    ----------
-    pose_SAT3, true_AT3 : ndarray
-        After the present; the truth is NaN where nobody was seen.
-    """
+    """Distance of rollouts from the ground truth, [S, A, T] (m); NaN where an agent is not observed."""
     return np.asarray(np.linalg.norm(pose_SAT3[..., :2] - true_AT3[..., :2], axis=-1))
 
 
 def constant_velocity(true_AT3: Floats, steps: int) -> Floats:
-    """Go on as between the last two steps seen, without turning, [1, A, T, 3].
+    """Continue the motion between the last two observed steps without turning, [1, A, ``steps``, 3].
 
-    Parameters
-    ----------
-    true_AT3 : ndarray
-        Whole tracks; only steps up to the present are looked at.
-    steps : int
+    ``true_AT3`` are whole tracks; only steps up to the current one are used.
     """
-    now, before = true_AT3[:, PRESENT], true_AT3[:, PRESENT - 1]
-    longer = (now - true_AT3[:, PRESENT - STRIDE])[:, :2] / (STRIDE * STEP_S)
+    now, before = true_AT3[:, CURRENT_STEP], true_AT3[:, CURRENT_STEP - 1]
+    longer = (now - true_AT3[:, CURRENT_STEP - STRIDE])[:, :2] / (STRIDE * STEP_S)
     velocity = np.where(np.isfinite(before[:, :1]), (now - before)[:, :2] / STEP_S, longer)
     time = STEP_S * np.arange(1, steps + 1)[:, None]
     place = now[:, None, :2] + velocity[:, None] * time
@@ -143,10 +122,10 @@ def constant_velocity(true_AT3: Floats, steps: int) -> Floats:
     return np.concatenate([place, heading], axis=-1)[None]
 
 
-def blind_tokens(dataset: ScenarioDataset, scene: int, config: RolloutConfig) -> Floats:
-    """Every token as probable as any other, [S, A, T, 3]."""
-    rows = dataset.rows("agent", scene)
-    random = np.random.default_rng([config.seed, scene])
+def random_tokens(dataset: ScenarioDataset, scenario: int, config: RolloutConfig) -> Floats:
+    """Rollouts in which every token is as probable as any other, [S, A, T, 3]."""
+    rows = dataset.rows("agent", scenario)
+    random = np.random.default_rng([config.seed, scenario])
     pose = np.repeat(rows["pose"][None, :, HISTORY - 1].astype(np.float64), config.samples, axis=0)
     paths = []
     for _ in range(config.steps):
@@ -154,122 +133,103 @@ def blind_tokens(dataset: ScenarioDataset, scene: int, config: RolloutConfig) ->
         for kind, tokens in enumerate(dataset.vocabulary.motion):
             own = rows["kind"] == kind
             token = random.integers(len(tokens), size=(config.samples, int(own.sum())))
-            path[:, own] = out_of_frame(tokens[token], pose[:, own, None])
+            path[:, own] = global_poses(tokens[token], pose[:, own, None])
         paths.append(path[:, :, 1:])
         pose = path[:, :, -1]
     return np.concatenate(paths, axis=2)
 
 
-class TrueScene:
-    """What happened in a scene, and its features.
+class GroundTruth:
+    """The true motion of a scenario for ``steps`` after the current one, and its features.
 
-    Parameters
-    ----------
-    rows : mapping
-        Of its road users.
-    edge_E22 : ndarray
-    steps : int
-        After the present.
+    ``rows`` are those of the scenario's agents, ``edge_E22`` the segments of its road edges.
     """
 
     def __init__(self, rows: Mapping[str, np.ndarray], edge_E22: Floats, steps: int) -> None:
+        self._rows, self._edge = rows, edge_E22
         true_AT3 = rows["true"].astype(np.float64)
-        self.now_A3 = true_AT3[:, PRESENT]
-        self.future_AT3 = true_AT3[:, PRESENT + 1 : PRESENT + 1 + steps]
-        self._size, self._kind, self._edge = rows["size"].astype(np.float64), rows["kind"], edge_E22
-        self.truth = self.features(true_AT3[None, :, PRESENT : PRESENT + 1 + steps])
-        self.start = self.features(np.repeat(self.now_A3[None, :, None], 3, axis=2))
-        """If nobody moved."""
+        self.now_A3 = true_AT3[:, CURRENT_STEP]
+        self.future_AT3 = true_AT3[:, CURRENT_STEP + 1 : CURRENT_STEP + 1 + steps]
+        self.truth = self.features(self.future_AT3[None])
+        self.start = self.features(np.repeat(self.now_A3[None, :, None], 2, axis=2))
+        """Features if no agent moved."""
 
     def features(self, pose_SAT3: Floats) -> dict[str, Floats]:
-        """Features of poses that begin at the present."""
-        return features(pose_SAT3, self._size, self._kind, self._edge)
+        """Features of poses after the current step."""
+        now = np.broadcast_to(self.now_A3[None, :, None], (*pose_SAT3.shape[:2], 1, 3))
+        pose, size = np.concatenate([now, pose_SAT3], axis=2), self._rows["size"]
+        return features(pose, size.astype(np.float64), self._rows["kind"], self._edge)
 
 
 class MotionScores:
-    """Scores of one forecaster, accumulated over scenes.
+    """Scores of one forecast, accumulated over scenarios.
 
-    ``min_ade``: of each road user the best rollout; ``scene_min_ade``: of each scene the best rollout of
-    all its road users together; ``ade``: the mean rollout. ``miss_rate`` is the share of road users whose
-    best rollout is more than `MISSED` off where they were seen last, and ``error_by_step`` the mean
-    displacement of their best rollouts. ``collision_rate`` and ``off_road_rate`` are shares of the road
-    users (vehicles) and rollouts, without those that collide (are off the road) at the present. Each has a
-    95 % interval: how far chance in the choice of scenes reaches.
+    ``min_ade`` (average displacement error) is the mean over agents of the best rollout of each,
+    ``scene_min_ade`` the mean over scenarios of the best rollout of all their agents together, and ``ade``
+    the mean over all rollouts. ``miss_rate`` is the fraction of agents whose best rollout is more than
+    `MISSED` off where they were observed last, and ``error_by_step`` the mean displacement of the agents'
+    best rollouts. ``collision_rate`` and ``off_road_rate`` are fractions of agents (vehicles) and rollouts,
+    without those that collide (are off the road) at the current step. Each rate has a 95 % interval, see
+    `bootstrap_interval`.
     """
 
     def __init__(self) -> None:
-        self._best: list[float] = []
-        self._mean: list[float] = []
-        self._scene_best: list[float] = []
-        self._missed: list[bool] = []
+        self._values: dict[str, list[float]] = defaultdict(list)
         self._by_step: list[Floats] = []
-        self._realism: dict[str, list[float]] = {name: [] for name in (*FEATURES, "realism")}
         self._events: dict[str, list[tuple[float, float]]] = {name: [] for name in EVENTS}
         self._block: list[int] = []
 
-    def add(self, pose_SAT3: Floats, scene: "TrueScene", block: int) -> None:
-        """Add the rollouts of a scene; those of a ``block`` are not independent of each other."""
-        future_AT3 = scene.future_AT3[:, : pose_SAT3.shape[2]]
-        error_SAT = displacement(pose_SAT3, future_AT3)
+    def add(self, pose_SAT3: Floats, truth: GroundTruth, block: int) -> None:
+        """Add the rollouts of a scenario; scenarios of one ``block`` are not independent of each other."""
+        error_SAT = displacement(pose_SAT3, truth.future_AT3[:, : pose_SAT3.shape[2]])
         error_SAT = error_SAT[:, np.isfinite(error_SAT).any(axis=(0, 2))]
         if error_SAT.size:
             error_SA = np.nanmean(error_SAT, axis=2)
             best_AT = error_SAT[error_SA.argmin(axis=0), np.arange(error_SA.shape[1])]
             last_A = np.isfinite(best_AT).cumsum(axis=1).argmax(axis=1)
-            self._best += error_SA.min(axis=0).tolist()
-            self._mean += error_SA.mean(axis=0).tolist()
-            self._scene_best.append(float(error_SA.mean(axis=1).min()))
-            self._missed += (best_AT[np.arange(len(last_A)), last_A] > MISSED).tolist()
+            self._values["min_ade"] += error_SA.min(axis=0).tolist()
+            self._values["scene_min_ade"].append(float(error_SA.mean(axis=1).min()))
+            self._values["ade"] += error_SA.mean(axis=0).tolist()
+            self._values["miss_rate"] += (best_AT[np.arange(len(last_A)), last_A] > MISSED).tolist()
             self._by_step.append(best_AT)
-        now = np.repeat(scene.now_A3[None, :, None], len(pose_SAT3), axis=0)
-        found = scene.features(np.concatenate([now, pose_SAT3], axis=2))
-        for name, score in realism(found, scene.truth).items():
-            self._realism[name].append(score)
+        found = truth.features(pose_SAT3)
+        for name, score in realism(found, truth.truth).items():
+            self._values[name].append(score)
         for name, tallies in self._events.items():
-            counts = (scene.start[name][0] == 0) & np.isfinite(found[name])
+            counts = (truth.start[name][0] == 0) & np.isfinite(found[name])
             tallies.append((float(found[name][counts].sum()), float(counts.sum())))
         self._block.append(block)
 
     def result(self) -> dict[str, Any]:
-        """Scores, ready for JSON; what is undefined is None."""
+        """Scores, ready for JSON; None where nothing is known."""
+        errors = np.concatenate(self._by_step).T if self._by_step else ()
+        means = {name: _mean(self._values[name]) for name in (*FEATURES, "realism")}
+        displacements = ("min_ade", "scene_min_ade", "ade", "miss_rate")
         return {
-            "min_ade": _mean(self._best),
-            "scene_min_ade": _mean(self._scene_best),
-            "ade": _mean(self._mean),
-            "miss_rate": _mean(self._missed),
-            "error_by_step": self._errors(),
-            **{f"{name}_rate": _share(*self.events(name).sum(axis=0)) for name in EVENTS},
-            **{f"{name}_interval": interval(self.events(name)) for name in EVENTS},
-            "realism": _mean(self._realism["realism"]),
-            "realism_by_feature": {name: _mean(self._realism[name]) for name in FEATURES},
-            "scenes": len(self._realism["realism"]),
+            **{name: _mean(self._values[name]) for name in displacements},
+            "error_by_step": [_mean(step) for step in errors],
+            **{f"{name}_rate": _ratio(*self.events(name).sum(axis=0)) for name in EVENTS},
+            **{f"{name}_interval": bootstrap_interval(self.events(name)) for name in EVENTS},
+            "realism": means.pop("realism"),
+            "realism_by_feature": means,
+            "scenes": len(self._block),
         }
 
     def events(self, name: str) -> Floats:
-        """Of each block of scenes how many collide (are off the road), and of how many, [N, 2]."""
+        """Number of collisions (departures from the road) in each block, and out of how many, [N, 2]."""
         block_N, number = np.unique(np.array(self._block, dtype=np.int64), return_inverse=True)
         events_N2 = np.zeros((len(block_N), 2))
         np.add.at(events_N2, number, np.array(self._events[name]).reshape(-1, 2))
         return events_N2
 
-    def _errors(self) -> list[float | None]:
-        if not self._by_step:
-            return []
-        return [_mean(step) for step in np.concatenate(self._by_step).T]
 
+def bootstrap_interval(events_N2: Floats, less_N2: Floats | None = None) -> list[float] | None:
+    """95 % interval of a rate, from blocks of scenarios drawn with replacement; None if nothing is known.
 
-def interval(events_N2: Floats, less_N2: Floats | None = None) -> list[float] | None:
-    """95 % interval of a rate, from blocks of scenes drawn with replacement; None if nothing can be said.
-
-    Blocks are drawn, and not road users or scenes, since what happens to those of a block goes together
-    (Efron and Tibshirani 1993: An Introduction to the Bootstrap, ch. 8). The model's weights are fixed.
-
-    Parameters
-    ----------
-    events_N2 : ndarray
-        See `MotionScores.events`.
-    less_N2 : ndarray, optional
-        Those of another forecaster in the same blocks, whose rate is subtracted.
+    Blocks are drawn, not agents or scenarios, because events in one block are correlated (Efron and
+    Tibshirani 1993: An Introduction to the Bootstrap, ch. 8). The interval says how far chance in the
+    choice of scenarios reaches; the model's weights are fixed. Arguments are `MotionScores.events`;
+    ``less_N2`` are those of another forecast in the same blocks, whose rate is subtracted.
     """
     if not len(events_N2):
         return None
@@ -283,9 +243,10 @@ def interval(events_N2: Floats, less_N2: Floats | None = None) -> list[float] | 
 
 
 def above_model(other: MotionScores, model: MotionScores) -> dict[str, list[float] | None]:
-    """Say by how much the rates of a forecaster are higher than the model's, as 95 % intervals."""
+    """95 % intervals of how much higher the rates of a forecast are than those of the model."""
     return {
-        f"{name}_above_model": interval(other.events(name), model.events(name)) for name in EVENTS
+        f"{name}_above_model": bootstrap_interval(other.events(name), model.events(name))
+        for name in EVENTS
     }
 
 
@@ -297,42 +258,42 @@ def motion_scores(
     names: Sequence[str] = FORECASTS,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Score rollouts of a model, and the baselines, on every scene of a split.
+    """Score rollouts of a model, and the baselines, on every scenario of a split.
 
-    The rows of ``truth`` have the gaps of the tracks, so that its rates are of what was seen.
+    The tracks of the ground truth have gaps; its rates are those of what was observed.
 
     Returns
     -------
     dict
         `MotionScores.result` of each of ``names``: ``model``, ``shuffled_map`` (the same model, given the
-        maps of other scenes), ``constant_velocity``, ``noise`` and ``truth``; with ``token_coverage``, see
-        `TokenUsage`, of ``model`` and ``truth``. ``collision_above_model`` and ``off_road_above_model`` of
-        ``shuffled_map`` are 95 % intervals of how much higher its rates are than those of ``model``.
+        maps of other scenarios), ``constant_velocity``, ``noise`` (random tokens) and ``truth``; of
+        ``model`` and ``truth`` also ``token_coverage``, see `TokenUsage`; of ``shuffled_map`` also
+        `above_model`.
     """
     scores = {name: MotionScores() for name in names}
-    prior = FrequencyPrior(dataset)
-    usage = {name: TokenUsage(prior) for name in ("model", "truth") if name in names}
-    shuffled = dataset.with_other_maps() if "shuffled_map" in names else dataset
+    frequency_CV = token_frequencies(dataset)
+    usage = {name: TokenUsage(frequency_CV) for name in ("model", "truth") if name in names}
+    shuffled = dataset.with_shuffled_maps() if "shuffled_map" in names else dataset
     for batch in _batches(dataset, split, progress):
-        scenes = batch.scene_B.cpu().numpy()
+        scenarios = batch.scenario_B.cpu().numpy()
         drawn = {}
         if "model" in names:
             drawn["model"] = rollout(module, batch, config)
         if "shuffled_map" in names:
-            drawn["shuffled_map"] = rollout(module, shuffled.gather(scenes), config)
-        for b, scene in enumerate(scenes.tolist()):
-            rows, steps = dataset.rows("agent", scene), ahead(config)
-            true_scene = TrueScene(rows, edges(dataset, scene), steps)
+            drawn["shuffled_map"] = rollout(module, shuffled.gather(scenarios), config)
+        for b, scenario in enumerate(scenarios.tolist()):
+            rows = dataset.rows("agent", scenario)
+            truth = GroundTruth(rows, road_edges(dataset, scenario), config.horizon)
             n, true = len(rows["kind"]), rows["true"].astype(np.float64)
             poses = {
                 name: r.pose_BSAT3[b, :, :n].double().cpu().numpy() for name, r in drawn.items()
             }
-            poses["constant_velocity"] = constant_velocity(true, steps)
+            poses["constant_velocity"] = constant_velocity(true, config.horizon)
             if "noise" in names:
-                poses["noise"] = blind_tokens(dataset, scene, config)
-            poses["truth"] = true_scene.future_AT3[None]
+                poses["noise"] = random_tokens(dataset, scenario, config)
+            poses["truth"] = truth.future_AT3[None]
             for name in names:
-                scores[name].add(poses[name], true_scene, int(dataset.block[scene]))
+                scores[name].add(poses[name], truth, int(dataset.block[scenario]))
             tokens = {"truth": np.where(rows["valid"], rows["token"], -1)[None, :, HISTORY:]}
             if "model" in names:
                 tokens["model"] = drawn["model"].token_BSAK[b, :, :n].cpu().numpy()
@@ -346,20 +307,19 @@ def motion_scores(
     return found
 
 
-def edges(dataset: ScenarioDataset, scene: int) -> Floats:
-    """Pieces of road edge of a scene, begin and end, [E, 2, 2] (m)."""
-    rows = dataset.rows("road", scene)
-    point = rows["point"][rows["type"] == LINES.index("road_edge")].astype(np.float64)
+def road_edges(dataset: ScenarioDataset, scenario: int) -> Floats:
+    """Segments of the road edges of a scenario, begin and end, [E, 2, 2] (m)."""
+    rows = dataset.rows("road", scenario)
+    point = rows["point"][rows["type"] == LINE_TYPES.index("road_edge")].astype(np.float64)
     return np.concatenate([point[:, :2], point[:, 1:]])
 
 
 def _batches(
     dataset: ScenarioDataset, split: str, progress: Progress | None
 ) -> Iterator[ScenarioBatch]:
-    sizes = dataset.groups(split)
     parts = [
         (group, np.arange(first, min(first + _BATCH, size)))
-        for group, size in enumerate(sizes)
+        for group, size in enumerate(dataset.groups(split))
         for first in range(0, size, _BATCH)
     ]
     for done, (group, index) in enumerate(parts):
@@ -368,10 +328,10 @@ def _batches(
             progress(done + 1, len(parts))
 
 
-def _mean(values: Sequence[float] | Floats) -> float | None:
+def _mean(values: Iterable[float]) -> float | None:
     known = [value for value in values if np.isfinite(value)]
     return float(np.mean(known)) if known else None
 
 
-def _share(part: float, of: float) -> float | None:
-    return float(part / of) if of else None
+def _ratio(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole else None

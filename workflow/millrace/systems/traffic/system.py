@@ -1,4 +1,4 @@
-"""Traffic: what road users do next, as tokens of half a second over a map."""
+"""Traffic: the next motion of agents, as tokens of half a second over a map."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 _KEYS: Block = {
     "properties": {
         "tokens": {
-            "description": "Vocabularies, and what of a scenario is kept.",
+            "description": "Vocabularies, and which part of a scenario is kept.",
             "type": "object",
             "additionalProperties": False,
             "properties": {
@@ -25,16 +25,16 @@ _KEYS: Block = {
                 "block": {"type": "integer", "minimum": 1, "default": 5},
                 "seed": {"type": "integer", "minimum": 0, "default": 0},
             },
-        },
-    },
+        }
+    }
 }
 
 
-def _format(name: str, holds: str, **simulator: str) -> RawFormat:
+def _format(name: str, holds: str, **simulator: Any) -> RawFormat:
     return RawFormat(name, holds, "scenarios.h5", keys=_KEYS, **simulator)
 
 
-FORMATS = (
+_FORMATS = (
     _format(
         "tracks",
         "the folders tracks/ and map/",
@@ -54,7 +54,7 @@ FORMATS = (
     ),
     _format("waymo", "Waymo Open Motion TFRecords of scenarios"),
 )
-ADAPTED = tuple(one.name for one in FORMATS if one.name != "tracks")
+ADAPTED = tuple(one.name for one in _FORMATS if one.name != "tracks")
 """Formats that are converted to tracks first."""
 
 
@@ -70,97 +70,79 @@ def _check(name: str, experiment: Block, dataset: Block) -> None:
 def _rows(run: Block) -> list[dict[str, Any]]:
     rows = []
     for variable, scores in run["test"].items():
-        of, tokens = scores["forecasts"], scores["tokens"]["all"]
-        model, steady = of["model"], of["constant_velocity"]
-        shuffled, earlier = of["shuffled_map"], run["validation"][variable]["forecasts"]
-        rows.append(
-            {
-                "variable": variable,
-                "skill": _skill(model, steady),
-                "min_ade": model["min_ade"],
-                "baseline_min_ade": steady["min_ade"],
-                "validation_skill": _skill(earlier["model"], earlier["constant_velocity"]),
-                "miss_rate": model["miss_rate"],
-                "baseline_miss_rate": steady["miss_rate"],
-                "accuracy": tokens["accuracy"],
-                "prior_accuracy": tokens["prior_accuracy"],
-                "collision_rate": model["collision_rate"],
-                "shuffled_collision_rate": shuffled["collision_rate"],
-                "collision_gain": _least(shuffled.get("collision_above_model")),
-                "off_road_rate": model["off_road_rate"],
-                "shuffled_off_road_rate": shuffled["off_road_rate"],
-                "off_road_gain": _least(shuffled.get("off_road_above_model")),
-                "realism": model["realism"],
-                "baseline_realism": steady["realism"],
-                "true_realism": of["truth"]["realism"],
-            }
-        )
+        forecasts, tokens = scores["forecasts"], scores["tokens"]["all"]
+        names = ("model", "shuffled_map", "constant_velocity", "truth")
+        model, shuffled, baseline, truth = (forecasts[name] for name in names)
+        row = {"skill": _skill(forecasts), "true_realism": truth["realism"], **tokens}
+        row["validation_skill"] = _skill(run["validation"][variable]["forecasts"])
+        for key in ("min_ade", "miss_rate", "realism"):
+            row |= {key: model[key], f"baseline_{key}": baseline[key]}
+        for event in ("collision", "off_road"):
+            rate = f"{event}_rate"
+            row |= {rate: model[rate], f"shuffled_{rate}": shuffled[rate]}
+            # Metrics of earlier versions have no intervals.
+            interval = shuffled.get(f"{event}_above_model")
+            row[f"{event}_gain"] = interval[0] if interval else None
+        rows.append({"variable": variable, **{key: row[key] for key in _TABLE.titles}})
     return rows
 
 
-def _least(interval: list[float] | None) -> float | None:
-    """Lower end; None where nothing is known, as in metrics that were written before."""
-    return interval[0] if interval else None
-
-
-def _skill(model: Block, steady: Block) -> float | None:
-    """None if nobody was seen after the present."""
-    if not steady["min_ade"]:
-        return None
-    return float(1 - model["min_ade"] / steady["min_ade"])
+def _skill(forecasts: Block) -> float | None:
+    """Skill over constant velocity; None if no agent is observed after the current step."""
+    model, baseline = (forecasts[key]["min_ade"] for key in ("model", "constant_velocity"))
+    return float(1 - model / baseline) if baseline else None
 
 
 _CAPTION = """\
-*rollouts*: what may happen in the 8 s after the present, in scenes of the test split, with the truth
-dashed.
-*animation*: the truth and one rollout, in real time. *error_by_horizon*: displacement of each road user's
-best rollout.
-*rates*: collisions, vehicles off the road and realism, beside a model that is given the map of another
-scene, constant velocity, random tokens, and the truth. *tokens*: how much the most frequent tokens make up
-of all motion."""
+*rollouts*: possible futures, 8 s from the current step, in scenarios of the test split, with the ground
+truth dashed. *animation*: the ground truth and one rollout, in real time. *error_by_horizon*: displacement
+of each agent's best rollout. *rates*: collision rate, off-road rate and realism, beside the same model on
+shuffled maps, constant velocity, random tokens, and the ground truth. *tokens*: how much of all motion the
+most frequent tokens make up."""
 _TABLE = Table(
     titles={
         "skill": "skill",
         "min_ade": "minADE",
         "baseline_min_ade": "minADE of constant velocity",
         "validation_skill": "skill (validation)",
-        "miss_rate": "missed",
-        "baseline_miss_rate": "missed by constant velocity",
-        "accuracy": "tokens right",
-        "prior_accuracy": "most frequent token right",
-        "collision_rate": "collide",
-        "shuffled_collision_rate": "collide, other map",
-        "collision_gain": "more by at least",
-        "off_road_rate": "off the road",
-        "shuffled_off_road_rate": "off the road, other map",
-        "off_road_gain": "more by at least",
+        "miss_rate": "miss rate",
+        "baseline_miss_rate": "miss rate of constant velocity",
+        "accuracy": "token accuracy",
+        "prior_accuracy": "accuracy of the most frequent token",
+        "collision_rate": "collision rate",
+        "shuffled_collision_rate": "collision rate, shuffled map",
+        "collision_gain": "higher by at least",
+        "off_road_rate": "off-road rate",
+        "shuffled_off_road_rate": "off-road rate, shuffled map",
+        "off_road_gain": "higher by at least",
         "realism": "realism",
         "baseline_realism": "realism of constant velocity",
-        "true_realism": "realism of the truth",
+        "true_realism": "realism of the ground truth",
     },
     caption="Skill is 1 − minADE / minADE of constant velocity. minADE is the mean displacement "
-    "(m) of each road user's best rollout over the 8 s after the present; missed are those whose "
-    "best rollout ends more than 2 m off. The rates are shares of road users and rollouts, without "
-    "those that collide or are off the road at the present. <i>Other map</i>: the same model, "
-    "given the map of another scene; <i>more by at least</i> is the lower end of the 95 % interval "
-    "of the difference, from blocks of test scenes drawn with replacement, of the seed where it is "
-    "lowest: above 0 the difference is more than chance for each seed. "
-    "Realism is the likelihood of what happened, from 0 to 1 (Waymo Open Sim Agents); that of the "
-    "truth, scored as if it were a forecast, is its ceiling.",
+    "(m) of each agent's best rollout over the 8 s after the current step; the miss rate is the "
+    "fraction of agents whose best rollout ends more than 2 m off. The other rates are fractions of "
+    "agents and rollouts, without those that collide or are off the road at the current step. "
+    "<i>Shuffled map</i>: the same model, given the map of another scenario; <i>higher by at least</i> "
+    "is the lower end of the 95 % interval of the difference, from blocks of test scenarios drawn "
+    "with replacement, of the seed where it is lowest: above 0 the difference is more than chance "
+    "for each seed. Realism is the likelihood of the ground truth, from 0 to 1 (Waymo Open Sim "
+    "Agents); that of the ground truth, scored as if it were a forecast, is its ceiling.",
     baseline="constant velocity",
     rows=_rows,
     lowest=("collision_gain", "off_road_gain"),
 )
 SYSTEM = System(
     name="traffic",
-    formats=FORMATS,
+    formats=_FORMATS,
     kinds=(
         SampleKind(
             name="scenarios",
-            formats=tuple(one.name for one in FORMATS),
+            formats=("tracks", *ADAPTED),
             dataset=f"{_HERE}.dataset:ScenarioDataset",
             evaluation=f"{_HERE}.evaluation:EVALUATION",
             caption=_CAPTION,
+            prepare=f"{_HERE}.preparation:prepare",
             check=_check,
             example={
                 "dataset": {

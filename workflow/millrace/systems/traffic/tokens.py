@@ -1,177 +1,93 @@
-"""From tracks to tokens, once: the rule ``tokenise`` reads a directory of tracks and writes `scenarios.h5`.
+"""Tokenisation of scenarios: motion tokens of the agents, and road tokens of the map below them.
 
-A road user's 9.1 s are 18 tokens. The match rolls: each is sought in the frame in which the one before it
-ended, so that errors do not add up. Only road users that are seen at the present take part; the map is cut
-by what was seen up to then. Nothing that a model is given depends on a later moment.
+The 9.1 s of an agent become 18 motion tokens. Each token is matched in the frame in which the token before
+it ended (rolling matching), so that errors do not add up. Only agents that are observed at the current step
+take part, and the map is cut by what was observed up to then: nothing that a model is given depends on a
+later step.
 
-Shape suffixes: A road users, T steps, K tokens of a road user (18), M pieces of road, V tokens, N any.
+Shape suffixes: A agents, T steps, K motion tokens of an agent (18), M road segments, V tokens, L traffic
+lights, N any.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from millrace.systems.traffic.tracks import CLASSES, LINES, PRESENT, STEPS, Polyline, Scene
-from millrace.systems.traffic.vocabulary import (
-    POSES,
-    Vocabulary,
-    corners,
-    embed_pieces,
-    embed_poses,
-    into_frame,
-    out_of_frame,
+from millrace.systems.traffic.geometry import (
+    Floats,
+    arc_length,
+    global_poses,
+    interpolate,
+    local_points,
+    local_poses,
 )
-
-Floats = NDArray[np.float64]
+from millrace.systems.traffic.tracks import (
+    CLASSES,
+    CURRENT_STEP,
+    LINE_TYPES,
+    STEPS,
+    Polyline,
+    Scenario,
+)
+from millrace.systems.traffic.vocabulary import POSES, ROAD, Vocabulary, corners, embed, embed_poses
 
 STRIDE = POSES - 1
 """Steps of a motion token."""
 TOKENS = (STEPS - 1) // STRIDE
-"""Tokens of a road user."""
-HISTORY = PRESENT // STRIDE
-"""Tokens that are known at the present."""
-PIECE = 5.0
-"""Longest piece of road (m)."""
+"""Motion tokens of an agent."""
+HISTORY = CURRENT_STEP // STRIDE
+"""Motion tokens that are known at the current step."""
 
+_SEGMENT = 5.0  # m, longest road segment, as in SMART
 _CANDIDATES = 8
 
 
-def segments_of(scene: Scene, kind: int) -> Floats:
-    """All half seconds of a class in the frames of their first poses, [N, 6, 3]."""
-    pose_AT3 = scene.pose_AT3[scene.kind_A == kind]
+def motion_segments(scenario: Scenario, kind: int) -> Floats:
+    """All half seconds of a class of agents in the frames of their first poses, [N, 6, 3]."""
+    pose_AT3 = scenario.pose_AT3[scenario.kind_A == kind]
     windows = np.lib.stride_tricks.sliding_window_view(pose_AT3, POSES, axis=1)
     found = windows.transpose(0, 1, 3, 2).reshape(-1, POSES, 3)
     found = found[np.isfinite(found).all(axis=(1, 2))]
-    return into_frame(found, found[:, :1])
+    return local_poses(found, found[:, :1])
 
 
 @dataclass(frozen=True, eq=False)
-class Pieces:
-    """Lines of a map in pieces of at most `PIECE`."""
+class RoadSegments:
+    """Polylines of a map, divided into segments of at most five metres."""
 
     point_M32: Floats
-    """Begin, middle, end (m)."""
+    """Begin, middle and end (m)."""
     line_M: NDArray[np.int64]
-    """Index of the line."""
-
-    @property
-    def pose_M3(self) -> Floats:
-        """Begin, and direction of the chord."""
-        chord = self.point_M32[:, 2] - self.point_M32[:, 0]
-        heading = np.arctan2(chord[:, 1], chord[:, 0])
-        return np.concatenate([self.point_M32[:, 0], heading[:, None]], axis=1)
+    """Index of the polyline."""
 
     @property
     def local_M32(self) -> Floats:
-        """In the frames of the chords."""
-        heading = np.zeros((*self.point_M32.shape[:2], 1))
-        poses = np.concatenate([self.point_M32, heading], axis=2)
-        return into_frame(poses, self.pose_M3[:, None])[..., :2]
+        """Points in the frames of the chords."""
+        begin, chord = self.point_M32[:, 0], self.point_M32[:, 2] - self.point_M32[:, 0]
+        frame = np.column_stack([begin, np.arctan2(chord[:, 1], chord[:, 0])])
+        return local_points(self.point_M32, frame[:, None])
 
 
-def cut(lines: Sequence[Polyline]) -> Pieces:
-    """Cut lines into equal pieces."""
+def road_segments(lines: Sequence[Polyline]) -> RoadSegments:
+    """Divide each polyline into segments of equal length."""
     points, owner = [np.empty((0, 3, 2))], [np.empty(0, dtype=np.int64)]
     for number, line in enumerate(lines):
-        step = np.linalg.norm(np.diff(line.points_P2, axis=0), axis=1)
-        along = np.concatenate([[0.0], step.cumsum()])
-        if along[-1] < 1e-6:
+        length = arc_length(line.points_P2)
+        if length[-1] < 1e-6:
             continue
-        n = int(np.ceil(along[-1] / PIECE))
-        s = np.linspace(0, along[-1], 2 * n + 1)
-        at = np.stack([np.interp(s, along, line.points_P2[:, axis]) for axis in (0, 1)], axis=1)
-        first = 2 * np.arange(n)
-        points.append(np.stack([at[first], at[first + 1], at[first + 2]], axis=1))
+        n = int(np.ceil(length[-1] / _SEGMENT))
+        at = interpolate(line.points_P2, length, np.linspace(0, length[-1], 2 * n + 1))
+        points.append(np.stack([at[:-1:2], at[1::2], at[2::2]], axis=1))
         owner.append(np.full(n, number))
-    return Pieces(np.concatenate(points), np.concatenate(owner))
-
-
-class Matcher:
-    """Finds nearest tokens; made once for a vocabulary."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
-        self._end = [tokens[:, -1] for tokens in vocabulary.motion]
-        self._corner = [corners(end, kind) for kind, end in enumerate(self._end)]
-        self._tree = [cKDTree(embed_poses(end, kind)) for kind, end in enumerate(self._end)]
-        self._road = cKDTree(embed_pieces(vocabulary.road))
-
-    def road(self, pieces: Pieces) -> NDArray[np.int16]:
-        """Token of each piece."""
-        if not len(pieces.line_M):
-            return np.empty(0, dtype=np.int16)
-        return self._road.query(embed_pieces(pieces.local_M32))[1].astype(np.int16)
-
-    def nearest(self, pose_N3: Floats, kind: int) -> NDArray[np.int64]:
-        """Token whose end has the smallest mean distance of corners to each local pose.
-
-        A few candidates come from the k-d tree. The mean distance is at least 1/√2 of the tree's, so
-        that beyond the last candidate nothing can be nearer than that; where this is not enough, all
-        tokens are compared.
-        """
-        n = min(_CANDIDATES, len(self._end[kind]))
-        point = embed_poses(pose_N3, kind)
-        bound, index = self._tree[kind].query(point, k=n)
-        bound, index = bound.reshape(-1, n), index.reshape(-1, n)
-        target = corners(pose_N3, kind)
-        apart = _mean_distance(self._corner[kind][index], target[:, None])
-        best = np.argmin(apart, axis=1)
-        rows = np.arange(len(pose_N3))
-        found = index[rows, best]
-        if n < len(self._end[kind]):
-            unsure = np.flatnonzero(bound[:, -1] / np.sqrt(2) < apart[rows, best])
-            if len(unsure):
-                all_tokens = _mean_distance(self._corner[kind], target[unsure, None])
-                found[unsure] = np.argmin(all_tokens, axis=1)
-        return found
-
-    def motion(
-        self, pose_AT3: Floats, kind: int
-    ) -> tuple[NDArray[np.int16], Floats, NDArray[np.bool_]]:
-        """Tokens of road users of one class.
-
-        Parameters
-        ----------
-        pose_AT3 : ndarray
-            NaN where not seen; float64.
-        kind : int
-
-        Returns
-        -------
-        token_AK, pose_AK3, valid_AK
-            Numbers, poses at their ends, and where there is a token: both ends were seen. The first
-            after a gap begins at the true pose.
-        """
-        n = len(pose_AT3)
-        token = np.zeros((n, TOKENS), dtype=np.int16)
-        end = np.zeros((n, TOKENS, 3))
-        seen = np.isfinite(pose_AT3[:, ::STRIDE, 0])
-        valid = seen[:, :-1] & seen[:, 1:]
-        frame = pose_AT3[:, 0].copy()
-        for k in range(TOKENS):
-            fresh = ~valid[:, k - 1] if k else np.ones(n, dtype=bool)
-            frame[fresh] = pose_AT3[fresh, k * STRIDE]
-            rows = np.flatnonzero(valid[:, k])
-            if not len(rows):
-                continue
-            target = pose_AT3[rows, (k + 1) * STRIDE]
-            found = self.nearest(into_frame(target, frame[rows]), kind)
-            token[rows, k] = found
-            frame[rows] = out_of_frame(self._end[kind][found], frame[rows])
-            end[rows, k] = frame[rows]
-        return token, end, valid
-
-
-def _mean_distance(one: Floats, other: Floats) -> Floats:
-    return np.linalg.norm(one - other, axis=-1).mean(axis=-1)
+    return RoadSegments(np.concatenate(points), np.concatenate(owner))
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
-    """A scene as a model sees it, and what it is scored on. Positions are relative to ``origin_2``."""
+class TokenisedScenario:
+    """A scenario as a model sees it, and what it is scored on. Positions are relative to ``origin_2``."""
 
     name: str
     origin_2: Floats
@@ -180,121 +96,173 @@ class Tokens:
     size_A2: Floats
     token_AK: NDArray[np.int16]
     pose_AK3: Floats
+    """At the ends of the tokens."""
     valid_AK: NDArray[np.bool_]
+    """Where there is a token."""
     true_AT3: Floats
-    """Tracks as given; NaN where not seen."""
+    """Poses as recorded; NaN where not observed."""
     token_M: NDArray[np.int16]
     type_M: NDArray[np.int8]
-    """Index into `LINES`."""
+    """Index into `LINE_TYPES`."""
     point_M32: Floats
     next_M: NDArray[np.int32]
-    """The piece that continues a line; -1 at its end."""
+    """The segment that continues the polyline; -1 at its end."""
     light_M: NDArray[np.int32]
-    """Row of ``light_LK``; -1 where there is no signal."""
+    """Row of ``light_LK``; -1 where there is no traffic light."""
     light_LK: NDArray[np.int8]
-    """State at the ends of the tokens."""
+    """State at the ends of the tokens, index into `LIGHT_STATES`."""
 
 
-@dataclass
 class Tokeniser:
-    """Tokenises scenes, many at a time.
+    """Tokenises scenarios, many at a time.
 
     Parameters
     ----------
     vocabulary : Vocabulary
     margin : float
-        The map reaches this far beyond what was seen up to the present (m).
+        The map reaches this far beyond what was observed up to the current step (m).
     max_agents : int
-        Those nearest to the middle of the present scene are kept.
+        Agents of a scenario that are kept, those nearest to the middle of all at the current step.
     """
 
-    vocabulary: Vocabulary
-    margin: float = 80.0
-    max_agents: int = 64
-    _matcher: Matcher = field(init=False)
-    _maps: dict[int, tuple[tuple[Polyline, ...], Pieces, NDArray[np.int16]]] = field(
-        init=False, default_factory=dict
-    )
+    def __init__(self, vocabulary: Vocabulary, margin: float = 80.0, max_agents: int = 64) -> None:
+        self._margin, self._max_agents = margin, max_agents
+        self._end = [tokens[:, -1] for tokens in vocabulary.motion]
+        self._corner = [corners(end, kind) for kind, end in enumerate(self._end)]
+        self._tree = [cKDTree(embed(v, kind)) for kind, v in enumerate(vocabulary.tokens.values())]
+        self._map: tuple[tuple[Polyline, ...], RoadSegments, NDArray[np.int16]] | None = None
 
-    def __post_init__(self) -> None:
-        self._matcher = Matcher(self.vocabulary)
+    def __call__(self, scenarios: Sequence[Scenario]) -> Iterator[TokenisedScenario]:
+        """Tokenise scenarios together: one query of the k-d tree for each class and token, not scenario.
 
-    def __call__(self, scenes: Sequence[Scene]) -> Iterator[Tokens]:
-        """Tokenise scenes together: the k-d tree is asked once a class and step for all of them.
-
-        Scenes without anybody at the present are left out.
+        Scenarios without an agent at the current step are left out.
         """
-        kept = [(scene, self._present(scene)) for scene in scenes]
-        kept = [(scene, rows) for scene, rows in kept if len(rows)]
+        kept = [(one, rows) for one in scenarios if len(rows := self._agents(one))]
         if not kept:
             return
-        owner = np.repeat(np.arange(len(kept)), [len(rows) for _, rows in kept])
-        kind_A = np.concatenate([scene.kind_A[rows] for scene, rows in kept])
-        pose_AT3 = np.concatenate([scene.pose_AT3[rows] for scene, rows in kept])
-        origin = np.array([_middle(scene.pose_AT3[rows, PRESENT, :2]) for scene, rows in kept])
-        pose_AT3[..., :2] -= origin[owner][:, None]
+        sizes = [len(rows) for _, rows in kept]
+        kind_A = np.concatenate([one.kind_A[rows] for one, rows in kept])
+        pose_AT3 = np.concatenate([one.pose_AT3[rows] for one, rows in kept])
+        origin = np.array([_middle(one.pose_AT3[rows, CURRENT_STEP, :2]) for one, rows in kept])
+        pose_AT3[..., :2] -= np.repeat(origin, sizes, axis=0)[:, None]
         token = np.zeros((len(kind_A), TOKENS), dtype=np.int16)
         end = np.zeros((len(kind_A), TOKENS, 3))
         valid = np.zeros((len(kind_A), TOKENS), dtype=bool)
         for kind in range(len(CLASSES)):
-            own = np.flatnonzero(kind_A == kind)
-            if len(own):
-                token[own], end[own], valid[own] = self._matcher.motion(pose_AT3[own], kind)
-        first = np.searchsorted(owner, np.arange(len(kept) + 1))
-        for number, (scene, rows) in enumerate(kept):
-            part = slice(first[number], first[number + 1])
-            yield Tokens(
-                name=scene.name,
+            own = kind_A == kind
+            token[own], end[own], valid[own] = self.match(pose_AT3[own], kind)
+        for number, ((one, rows), stop) in enumerate(zip(kept, np.cumsum(sizes), strict=True)):
+            part = slice(stop - len(rows), stop)
+            yield TokenisedScenario(
+                name=one.name,
                 origin_2=origin[number],
-                track_A=tuple(np.array(scene.track_A)[rows].tolist()),
+                track_A=tuple(one.track_A[row] for row in rows),
                 kind_A=kind_A[part],
-                size_A2=scene.size_A2[rows],
+                size_A2=one.size_A2[rows],
                 token_AK=token[part],
                 pose_AK3=end[part],
                 valid_AK=valid[part],
                 true_AT3=pose_AT3[part],
-                **self._road(scene, rows, origin[number]),
+                **self._road(one, rows, origin[number]),
             )
 
-    def _present(self, scene: Scene) -> NDArray[np.int64]:
-        """Road users that are seen half a second ago and now, the nearest to their middle."""
-        seen = scene.seen_AT[:, [PRESENT - STRIDE, PRESENT]].all(axis=1)
-        rows = np.flatnonzero(seen)
-        if len(rows) > self.max_agents:
-            place = scene.pose_AT3[rows, PRESENT, :2]
+    def match(
+        self, pose_AT3: Floats, kind: int
+    ) -> tuple[NDArray[np.int16], Floats, NDArray[np.bool_]]:
+        """Find the motion tokens of agents of one class.
+
+        Parameters
+        ----------
+        pose_AT3 : ndarray
+            Poses; NaN where not observed.
+        kind : int
+            Index into `CLASSES`.
+
+        Returns
+        -------
+        token_AK, pose_AK3, valid_AK
+            Numbers of the tokens, poses at their ends, and where there is a token: the agent is observed at
+            both ends of the half second. The first token after a gap begins at the true pose.
+        """
+        n = len(pose_AT3)
+        token = np.zeros((n, TOKENS), dtype=np.int16)
+        end = np.zeros((n, TOKENS, 3))
+        seen = np.isfinite(pose_AT3[:, ::STRIDE, 0])
+        valid = seen[:, :-1] & seen[:, 1:]
+        frame = pose_AT3[:, 0].copy()
+        for k in range(TOKENS):
+            if k:
+                fresh = ~valid[:, k - 1]
+                frame[fresh] = pose_AT3[fresh, k * STRIDE]
+            rows = np.flatnonzero(valid[:, k])
+            if len(rows):
+                target = local_poses(pose_AT3[rows, (k + 1) * STRIDE], frame[rows])
+                token[rows, k] = found = self.nearest(target, kind)
+                end[rows, k] = frame[rows] = global_poses(self._end[kind][found], frame[rows])
+        return token, end, valid
+
+    def nearest(self, pose_N3: Floats, kind: int) -> NDArray[np.int64]:
+        """Token whose end has the smallest mean distance of box corners to each local pose, [N].
+
+        A few candidates come from the k-d tree. The mean distance is at least 1/√2 of the tree's distance,
+        so that no token beyond the last candidate can be nearer than that; where this is not enough to be
+        sure, all tokens are compared.
+        """
+        count = min(_CANDIDATES, len(self._end[kind]))
+        bound, index = self._tree[kind].query(embed_poses(pose_N3, kind), k=range(1, count + 1))
+        target = corners(pose_N3, kind)
+        apart = _mean_distance(self._corner[kind][index], target[:, None])
+        best = np.argmin(apart, axis=1)
+        rows = np.arange(len(pose_N3))
+        found = index[rows, best]
+        if count < len(self._end[kind]):
+            unsure = np.flatnonzero(bound[:, -1] / np.sqrt(2) < apart[rows, best])
+            all_tokens = _mean_distance(self._corner[kind], target[unsure, None])
+            found[unsure] = np.argmin(all_tokens, axis=1)
+        return found
+
+    def _agents(self, scenario: Scenario) -> NDArray[np.int64]:
+        """Agents that are observed now and half a second ago, the nearest to the middle of all."""
+        ends = [CURRENT_STEP - STRIDE, CURRENT_STEP]
+        rows = np.flatnonzero(scenario.observed_AT[:, ends].all(axis=1))
+        if len(rows) > self._max_agents:
+            place = scenario.pose_AT3[rows, CURRENT_STEP, :2]
             far = np.linalg.norm(place - _middle(place), axis=1)
-            rows = np.sort(rows[np.argsort(far, kind="stable")[: self.max_agents]])
+            rows = np.sort(rows[np.argsort(far, kind="stable")[: self._max_agents]])
         return rows
 
-    def _road(self, scene: Scene, rows: NDArray[np.int64], origin: Floats) -> dict[str, NDArray]:
-        key = id(scene.road)
-        if key not in self._maps:
-            pieces = cut(scene.road)
-            # The map itself is kept, too, so that nothing else can get its id.
-            self._maps = {key: (scene.road, pieces, self._matcher.road(pieces))}
-        _, pieces, token_M = self._maps[key]
-        past = scene.pose_AT3[rows, : PRESENT + 1, :2].reshape(-1, 2)
-        low, high = np.nanmin(past, axis=0) - self.margin, np.nanmax(past, axis=0) + self.margin
-        begin, end = pieces.point_M32[:, 0], pieces.point_M32[:, 2]
-        inside = ((begin >= low) & (begin <= high) & (end >= low) & (end <= high)).all(axis=1)
-        kept = np.flatnonzero(inside)
-        line_M = pieces.line_M[kept]
-        follows = np.flatnonzero((line_M[1:] == line_M[:-1]) & (np.diff(kept) == 1))
-        next_M = np.full(len(kept), -1, dtype=np.int32)
-        next_M[follows] = follows + 1
-        names = list(scene.lights)
-        row_of = {name: row for row, name in enumerate(names)}
-        states = [scene.lights[name][STRIDE::STRIDE] for name in names]
+    def _road(
+        self, scenario: Scenario, agents: NDArray[np.int64], origin_2: Floats
+    ) -> dict[str, NDArray]:
+        """Road segments, their tokens and lights, near the history of the agents."""
+        road = scenario.road
+        if self._map is None or self._map[0] is not road:
+            segments = road_segments(road)
+            tokens = self._tree[ROAD].query(embed(segments.local_M32, ROAD))[1]
+            self._map = road, segments, tokens.astype(np.int16)
+        _, segments, token_M = self._map
+        past = scenario.pose_AT3[agents, : CURRENT_STEP + 1, :2].reshape(-1, 2)
+        low, high = np.nanmin(past, axis=0) - self._margin, np.nanmax(past, axis=0) + self._margin
+        ends = segments.point_M32[:, ::2]
+        kept = np.flatnonzero(((ends >= low) & (ends <= high)).all(axis=(1, 2)))
+        line_M = segments.line_M[kept]
+        follows = np.append((np.diff(line_M) == 0) & (np.diff(kept) == 1), False)
+        row_of = {name: row for row, name in enumerate(scenario.lights)}
+        types = np.array([LINE_TYPES.index(line.type) for line in road], dtype=np.int8)
+        lights = np.array([row_of.get(line.name, -1) for line in road], dtype=np.int32)
+        states = [series[STRIDE::STRIDE] for series in scenario.lights.values()]
         return {
             "token_M": token_M[kept],
-            "type_M": np.array([LINES.index(scene.road[i].type) for i in line_M], dtype=np.int8),
-            "point_M32": pieces.point_M32[kept] - origin,
-            "next_M": next_M,
-            "light_M": np.array(
-                [row_of.get(scene.road[i].name, -1) for i in line_M], dtype=np.int32
-            ),
+            "type_M": types[line_M],
+            "point_M32": segments.point_M32[kept] - origin_2,
+            "next_M": np.where(follows, np.arange(1, len(kept) + 1), -1).astype(np.int32),
+            "light_M": lights[line_M],
             "light_LK": np.array(states, dtype=np.int8).reshape(-1, TOKENS),
         }
+
+
+def _mean_distance(one: Floats, other: Floats) -> Floats:
+    return np.linalg.norm(one - other, axis=-1).mean(axis=-1)
 
 
 def _middle(place_N2: Floats) -> Floats:

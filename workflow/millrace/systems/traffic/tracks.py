@@ -1,38 +1,42 @@
-"""Recorded traffic in CSV: tracks of road users, the map under them, and traffic lights.
+"""Recorded traffic as CSV files: tracks of agents, the map below them, and states of traffic lights.
 
     <base>/tracks/<name>.csv   scenario_id, track_id, object_type, timestep, position_x, position_y,
                                heading, velocity_x, velocity_y, length, width
-    <base>/map/<name>.csv      polyline_id, type, position_x, position_y: the points of each line in order
-    <base>/lights/<name>.csv   scenario_id, timestep, polyline_id, state; only where there are signals
+    <base>/map/<name>.csv      polyline_id, type, position_x, position_y; points of a polyline in order
+    <base>/lights/<name>.csv   scenario_id, timestep, polyline_id, state; only if there are traffic lights
 
-Metres, radians (counter-clockwise from +x) and m/s; positions are those of the middle of the box. A
-scenario has 91 steps of 0.1 s, of which step 10 is the present. All scenarios of a file share its map.
-Argoverse 2 has the same columns of tracks, without the size. A road edge has the road on its left.
+Units are metres, radians (counter-clockwise from +x) and m/s; a position is the centre of the agent's box.
+A scenario has 91 steps of 0.1 s; steps 0 to 10 are the observed history, and step 10 is the current step.
+All scenarios of a file share its map, in which a road edge has the road on its left. Argoverse 2 has the
+same columns of tracks, without the size.
 
-Shape suffixes: A road users, T steps, L polylines with a light, P points.
+Shape suffixes: A agents, T steps, P points.
 """
 
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from millrace.data.csv_table import Table, read_header, read_table
+from millrace.data.csv_table import CsvTable, read_header, read_table
 from millrace.errors import DataError
 from millrace.files import atomic_write
+from millrace.systems.traffic.geometry import Floats
 
 STEPS = 91
 """Steps of a scenario."""
-PRESENT = 10
-"""Step up to which the past is known."""
+CURRENT_STEP = 10
+"""The last observed step: what follows is to be predicted."""
 STEP_S = 0.1
 
 CLASSES = ("vehicle", "pedestrian", "cyclist")
-LINES = (
+"""Classes of agents."""
+LINE_TYPES: tuple[str, ...] = (
     "lane",
     "bike_lane",
     "road_edge",
@@ -40,11 +44,11 @@ LINES = (
     "crosswalk",
     "stop_line",
     "speed_bump",
-    "driveway",
 )
-LIGHTS = ("unknown", "red", "yellow", "green")
+LINE_TYPES += ("driveway",)
+LIGHT_STATES = ("unknown", "red", "yellow", "green")
 
-# Names of object types in the data sets that bring their own; what is not listed is left out.
+# Object types of public data sets; agents of other types are left out.
 _CLASS_OF = {
     "bus": "vehicle",
     "car": "vehicle",
@@ -54,21 +58,15 @@ _CLASS_OF = {
     "pedestrian/bicycle": "pedestrian",
 } | {name: name for name in CLASSES}
 
-_NUMBERS = (
+_NUMBERS: tuple[str, ...] = (
     "timestep",
     "position_x",
     "position_y",
     "heading",
     "velocity_x",
     "velocity_y",
-    "length",
-    "width",
 )
-TRACK_COLUMNS = ("scenario_id", "track_id", "object_type", *_NUMBERS)
-MAP_COLUMNS = ("polyline_id", "type", "position_x", "position_y")
-LIGHT_COLUMNS = ("scenario_id", "timestep", "polyline_id", "state")
-
-Floats = NDArray[np.float64]
+_NUMBERS += ("length", "width")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,45 +75,46 @@ class Polyline:
 
     name: str
     type: str
-    """Of `LINES`."""
+    """One of `LINE_TYPES`."""
     points_P2: Floats
-    """m"""
+    """x, y (m)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
-    """A scenario: who is where, for 9.1 s."""
+class Scenario:
+    """Poses of all agents for 9.1 s, with the map and the traffic lights."""
 
     name: str
     track_A: tuple[str, ...]
     kind_A: NDArray[np.int8]
-    """Index into `CLASSES`."""
+    """Class, an index into `CLASSES`."""
     size_A2: Floats
     """Length and width (m)."""
     pose_AT3: Floats
-    """x, y (m), heading (rad); NaN where a road user is not seen."""
+    """x, y (m), heading (rad); NaN where an agent is not observed."""
     velocity_AT2: Floats
     """m/s"""
     road: tuple[Polyline, ...]
+    """The map."""
     lights: dict[str, NDArray[np.int8]]
-    """Index into `LIGHTS` at each step, int8[T], by polyline."""
+    """Index into `LIGHT_STATES` at each step, int8[T], by the name of the polyline."""
 
     @property
-    def seen_AT(self) -> NDArray[np.bool_]:
-        """Where a road user is seen."""
+    def observed_AT(self) -> NDArray[np.bool_]:
+        """Where an agent is observed."""
         return np.isfinite(self.pose_AT3[..., 0])
 
 
 @dataclass(frozen=True)
-class TrackFiles:
-    """One recording: files of one name."""
+class Recording:
+    """The files of one name, which hold consecutive scenarios of one place."""
 
     tracks: Path
     map: Path
     lights: Path | None
 
 
-def find_recordings(base: Path) -> list[TrackFiles]:
+def find_recordings(base: Path) -> list[Recording]:
     """List the recordings of a directory by name.
 
     Raises
@@ -126,26 +125,22 @@ def find_recordings(base: Path) -> list[TrackFiles]:
     base = Path(base)
     tracks = sorted(p for p in (base / "tracks").glob("*.csv*") if not p.name.startswith("."))
     if not tracks:
-        raise DataError(
-            f"{base / 'tracks'}: no files; expected tracks as CSV, one file a recording"
-        )
+        raise DataError(f"{base}/tracks: no files; expected tracks as CSV, one file a recording")
     found = []
     for path in tracks:
         stem = path.name.split(".csv")[0]
-        road, lights = _beside(base / "map", stem), _beside(base / "lights", stem)
+        road, lights = (_find(base / folder / f"{stem}.csv") for folder in ("map", "lights"))
         if road is None:
-            raise DataError(f"{base / 'map' / stem}.csv: no such file; expected the map of {path}")
-        found.append(TrackFiles(path, road, lights))
+            raise DataError(f"{base}/map/{stem}.csv: no such file; expected the map of {path}")
+        found.append(Recording(path, road, lights))
     return found
 
 
-def _beside(folder: Path, stem: str) -> Path | None:
-    return next(
-        (p for p in (folder / f"{stem}.csv", folder / f"{stem}.csv.gz") if p.exists()), None
-    )
+def _find(path: Path) -> Path | None:
+    return next((p for p in (path, path.with_suffix(".csv.gz")) if p.exists()), None)
 
 
-def read_recording(files: TrackFiles) -> Iterator[Scene]:
+def read_recording(files: Recording) -> Iterator[Scenario]:
     """Read the scenarios of a recording, in the order in which they begin in its file.
 
     Raises
@@ -157,184 +152,134 @@ def read_recording(files: TrackFiles) -> Iterator[Scene]:
     lights = _read_lights(files.lights, road) if files.lights is not None else {}
     table = read_table(files.tracks, _NUMBERS)
     text = _text(table, ("scenario_id", "track_id", "object_type"))
-    _check_tracks(table, text)
-    kinds = text["object_type"].map(_CLASS_OF)
-    known = kinds.notna().to_numpy()
-    for name, rows in text[known].groupby("scenario_id", sort=False).indices.items():
-        index = np.flatnonzero(known)[rows]
-        yield _scene(str(name), table, text, index, road, lights.get(str(name), {}))
-
-
-def _check_tracks(table: Table, text: pd.DataFrame) -> None:
-    step = table.columns["timestep"]
-    wrong = np.flatnonzero((step != np.floor(step)) | (step < 0) | (step >= STEPS))
-    if len(wrong):
-        row = int(wrong[0])
-        raise table.error(
-            row, "timestep", f"timestep {step[row]:g}; expected an integer from 0 to {STEPS - 1}"
-        )
+    _check_steps(table)
     for name in ("length", "width"):
-        wrong = np.flatnonzero(table.columns[name] <= 0)
-        if len(wrong):
-            raise table.error(int(wrong[0]), name, f"{name} of 0 or less; expected metres")
-    twice = pd.DataFrame(
-        {"scenario": text["scenario_id"], "track": text["track_id"], "step": step}
-    ).duplicated()
-    if twice.any():
-        row = int(np.argmax(twice))
-        raise table.error(
-            row, "timestep", f"timestep {step[row]:g} of this track again; expected one row a step"
+        _refuse(table, name, table.columns[name], table.columns[name] <= 0, "metres above 0")
+    key = text[["scenario_id", "track_id"]].assign(step=table.columns["timestep"])
+    again = key.duplicated().to_numpy()
+    _refuse(table, "timestep", key["step"], again, "each step of a track only once")
+    known = np.flatnonzero(text["object_type"].isin(list(_CLASS_OF)))
+    for scenario, index in text.iloc[known].groupby("scenario_id", sort=False).indices.items():
+        rows = known[index]
+        tracks, first, agent = np.unique(
+            text["track_id"].to_numpy()[rows].astype(str), return_index=True, return_inverse=True
         )
-
-
-def _scene(
-    name: str,
-    table: Table,
-    text: pd.DataFrame,
-    rows: NDArray[np.int64],
-    road: tuple[Polyline, ...],
-    lights: dict[str, NDArray[np.int8]],
-) -> Scene:
-    tracks, first, agent = np.unique(
-        text["track_id"].to_numpy()[rows].astype(str), return_index=True, return_inverse=True
-    )
-    step = table.columns["timestep"][rows].astype(np.int64)
-    pose = np.full((len(tracks), STEPS, 3), np.nan)
-    velocity = np.full((len(tracks), STEPS, 2), np.nan)
-    for values, columns in (
-        (pose, ("position_x", "position_y", "heading")),
-        (velocity, ("velocity_x", "velocity_y")),
-    ):
-        values[agent, step] = np.stack([table.columns[c][rows] for c in columns], axis=1)
-    kinds = text["object_type"].to_numpy()[rows[first]]
-    return Scene(
-        name=name,
-        track_A=tuple(tracks.tolist()),
-        kind_A=np.array([CLASSES.index(_CLASS_OF[k]) for k in kinds], dtype=np.int8),
-        size_A2=np.stack([table.columns[c][rows[first]] for c in ("length", "width")], axis=1),
-        pose_AT3=pose,
-        velocity_AT2=velocity,
-        road=road,
-        lights=lights,
-    )
+        numbers = np.stack([table.columns[column][rows] for column in _NUMBERS], axis=1)
+        state = np.full((len(tracks), STEPS, 5), np.nan)
+        state[agent, numbers[:, 0].astype(np.int64)] = numbers[:, 1:6]
+        kinds = text["object_type"].to_numpy()[rows[first]]
+        yield Scenario(
+            name=str(scenario),
+            track_A=tuple(tracks.tolist()),
+            kind_A=np.array([CLASSES.index(_CLASS_OF[kind]) for kind in kinds], dtype=np.int8),
+            size_A2=numbers[first, 6:],
+            pose_AT3=state[..., :3],
+            velocity_AT2=state[..., 3:],
+            road=road,
+            lights=lights.get(str(scenario), {}),
+        )
 
 
 def read_map(path: Path) -> tuple[Polyline, ...]:
-    """Read the lines of a map.
+    """Read the polylines of a map.
 
     Raises
     ------
     DataError
-        With ``file:line:column``: unknown type, a line with less than two points or of two types.
+        With ``file:line:column``: unknown type, or a polyline of fewer than two points or of two types.
     """
     table = read_table(path, ("position_x", "position_y"))
     text = _text(table, ("polyline_id", "type"))
-    unknown = np.flatnonzero(~text["type"].isin(LINES))
-    if len(unknown):
-        row = int(unknown[0])
-        raise table.error(
-            row, "type", f"type {text['type'][row]!r}; expected one of {', '.join(LINES)}"
-        )
+    allowed = f"one of {', '.join(LINE_TYPES)}"
+    _refuse(table, "type", text["type"], ~text["type"].isin(LINE_TYPES), allowed)
+    groups = text.groupby("polyline_id", sort=False)
+    types = groups["type"].transform("first")
+    _refuse(table, "type", text["type"], text["type"] != types, "one type for a whole polyline")
+    single = groups["type"].transform("size") < 2
+    _refuse(table, "polyline_id", text["polyline_id"], single, "two or more points of a polyline")
     points = np.stack([table.columns["position_x"], table.columns["position_y"]], axis=1)
-    lines = []
-    for name, rows in text.groupby("polyline_id", sort=False).indices.items():
-        types = text["type"].to_numpy()[rows]
-        other = np.flatnonzero(types != types[0])
-        if len(other):
-            raise table.error(int(rows[other[0]]), "type", f"expected {types[0]!r} as above")
-        if len(rows) < 2:
-            raise table.error(int(rows[0]), "polyline_id", "a line of one point; expected two")
-        lines.append(Polyline(str(name), str(types[0]), points[rows]))
-    return tuple(lines)
+    return tuple(
+        Polyline(str(name), str(types[rows[0]]), points[rows])
+        for name, rows in groups.indices.items()
+    )
 
 
 def _read_lights(path: Path, road: Sequence[Polyline]) -> dict[str, dict[str, NDArray[np.int8]]]:
     """States of the lights by scenario and polyline; 'unknown' where none is given."""
     table = read_table(path, ("timestep",))
     text = _text(table, ("scenario_id", "polyline_id", "state"))
-    for column, allowed in (("state", LIGHTS), ("polyline_id", [line.name for line in road])):
-        unknown = np.flatnonzero(~text[column].isin(allowed))
-        if len(unknown):
-            row = int(unknown[0])
-            what = f"one of {', '.join(LIGHTS)}" if column == "state" else "a line of the map"
-            raise table.error(row, column, f"{text[column][row]!r}; expected {what}")
-    step = table.columns["timestep"]
-    wrong = np.flatnonzero((step != np.floor(step)) | (step < 0) | (step >= STEPS))
-    if len(wrong):
-        raise table.error(int(wrong[0]), "timestep", f"expected an integer from 0 to {STEPS - 1}")
+    allowed = f"one of {', '.join(LIGHT_STATES)}"
+    _refuse(table, "state", text["state"], ~text["state"].isin(LIGHT_STATES), allowed)
+    elsewhere = ~text["polyline_id"].isin([line.name for line in road])
+    _refuse(table, "polyline_id", text["polyline_id"], elsewhere, "a polyline of the map")
+    _check_steps(table)
+    step = table.columns["timestep"].astype(np.int64)
+    state = text["state"].map(LIGHT_STATES.index).to_numpy()
     states: dict[str, dict[str, NDArray[np.int8]]] = {}
     for key, rows in text.groupby(["scenario_id", "polyline_id"], sort=False).indices.items():
         scenario, line = (str(part) for part in key)  # type: ignore[attr-defined]
         series = np.zeros(STEPS, dtype=np.int8)
-        series[step[rows].astype(np.int64)] = [
-            LIGHTS.index(state) for state in text["state"].to_numpy()[rows]
-        ]
+        series[step[rows]] = state[rows]
         states.setdefault(scenario, {})[line] = series
     return states
 
 
-def _text(table: Table, columns: Sequence[str]) -> pd.DataFrame:
+def _text(table: CsvTable, columns: Sequence[str]) -> pd.DataFrame:
     """Columns of a table as text."""
     header = read_header(table.path)
-    missing = next((name for name in columns if name not in header), None)
-    if missing is not None:
+    missing = [name for name in columns if name not in header]
+    if missing:
         raise DataError(
-            f"{table.path}:1:1: no column {missing!r}; expected {', '.join(columns)} and more"
+            f"{table.path}:1:1: no column {missing[0]!r}; expected {', '.join(columns)} and more"
         )
-    return pd.read_csv(
-        io.BytesIO(table.content), usecols=list(columns), dtype=str, keep_default_na=False
-    )
+    content = io.BytesIO(table.content)
+    return pd.read_csv(content, usecols=list(columns), dtype=str, keep_default_na=False)
 
 
-def write_recording(base: Path, name: str, scenes: Sequence[Scene]) -> None:
-    """Write scenes that share a map as a recording.
+def _check_steps(table: CsvTable) -> None:
+    step = table.columns["timestep"]
+    wrong = (step != np.floor(step)) | (step < 0) | (step >= STEPS)
+    _refuse(table, "timestep", step, wrong, f"an integer from 0 to {STEPS - 1}")
+
+
+def _refuse(table: CsvTable, column: str, cells: Any, wrong: Any, expected: str) -> None:
+    """Raise `DataError` about the first cell of a column that is wrong, if there is one."""
+    if np.any(wrong):
+        cell = cells[row := int(np.argmax(wrong))]
+        shown = repr(cell) if isinstance(cell, str) else f"{cell:g}"
+        raise table.error(row, column, f"{column} {shown}; expected {expected}")
+
+
+def write_recording(base: Path, name: str, scenarios: Sequence[Scenario]) -> None:
+    """Write scenarios that share a map as a recording.
 
     Raises
     ------
     OutputError
         The file system refuses to take it.
     """
-    rows, lights = [], []
-    for scene in scenes:
-        agent, step = np.nonzero(scene.seen_AT)
-        pose, velocity = scene.pose_AT3[agent, step], scene.velocity_AT2[agent, step]
-        rows.append(
-            pd.DataFrame(
-                {
-                    "scenario_id": scene.name,
-                    "track_id": np.array(scene.track_A)[agent],
-                    "object_type": np.array(CLASSES)[scene.kind_A[agent]],
-                    "timestep": step,
-                    **dict(zip(_NUMBERS[1:6], (*pose.T, *velocity.T), strict=True)),
-                    "length": scene.size_A2[agent, 0],
-                    "width": scene.size_A2[agent, 1],
-                    "observed": (step <= PRESENT).astype(int),
-                }
-            )
-        )
-        for line, series in scene.lights.items():
-            lights.append(
-                pd.DataFrame(
-                    {
-                        "scenario_id": scene.name,
-                        "timestep": np.arange(STEPS),
-                        "polyline_id": line,
-                        "state": np.array(LIGHTS)[series],
-                    }
-                )
-            )
-    road = [
-        pd.DataFrame(
-            {
-                "polyline_id": line.name,
-                "type": line.type,
-                "position_x": line.points_P2[:, 0],
-                "position_y": line.points_P2[:, 1],
-            }
-        )
-        for line in scenes[0].road
-    ]
-    for folder, frames in (("tracks", rows), ("map", road), ("lights", lights)):
+    tracks, lights = [], []
+    for one in scenarios:
+        agent, step = np.nonzero(one.observed_AT)
+        numbers = [step, *one.pose_AT3[agent, step].T, *one.velocity_AT2[agent, step].T]
+        numbers += [*one.size_A2[agent].T]
+        columns: dict[str, Any] = {
+            "scenario_id": one.name,
+            "track_id": np.array(one.track_A)[agent],
+            "object_type": np.array(CLASSES)[one.kind_A[agent]],
+            **dict(zip(_NUMBERS, numbers, strict=True)),
+            "observed": (step <= CURRENT_STEP).astype(int),
+        }
+        tracks.append(pd.DataFrame(columns))
+        for line, series in one.lights.items():
+            columns = {"scenario_id": one.name, "timestep": np.arange(STEPS), "polyline_id": line}
+            lights.append(pd.DataFrame(columns | {"state": np.array(LIGHT_STATES)[series]}))
+    road = []
+    for polyline in scenarios[0].road:
+        x, y = polyline.points_P2.T
+        columns = {"polyline_id": polyline.name, "type": polyline.type}
+        road.append(pd.DataFrame(columns | {"position_x": x, "position_y": y}))
+    for folder, frames in (("tracks", tracks), ("map", road), ("lights", lights)):
         if frames:
             with atomic_write(Path(base) / folder / f"{name}.csv") as partial:
                 pd.concat(frames).to_csv(partial, index=False, float_format="%.4f")

@@ -101,7 +101,7 @@ class WeatherDataset(WindowDataset):
     Parameters
     ----------
     weather : Path
-        File of the rule ``extract_weather``.
+        File of the rule ``extract_samples``.
     config : WeatherWindowConfig
     device : torch.device, optional
         Where batches are made.

@@ -74,7 +74,7 @@ def _check(name: str, experiment: Block, dataset: Block) -> None:
             f"data.output_steps: the lead time of the first forecast that starts from another), got "
             f"{replay['longest']}; raise it or leave train.replay out"
         )
-    gap = dataset["split"]["gap"]
+    gap = dataset["split"].get("gap", 0)
     if sum(steps) > gap + 1:
         raise ConfigError(
             f"config: experiments.{name}.data: a window of {sum(steps)} steps reaches over the gap of {gap}"

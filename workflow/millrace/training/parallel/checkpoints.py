@@ -1,7 +1,7 @@
-"""Checkpoints in shards, by `torch.distributed.checkpoint`.
+"""Checkpoints in shards, with `torch.distributed.checkpoint`.
 
-Each process writes what it holds, and reads what it needs of it under whatever division it has then: no
-process ever has the whole model. Tensors have the names of the undivided model.
+Each process writes what it holds and reads what it needs, also if the model is divided in another way then:
+no process ever holds the full model. Tensors have the names of the undivided model.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from millrace.errors import DataError
 from millrace.training.distributed import Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW keeps of each parameter, besides its step."""
+"""State of AdamW for each parameter, besides its step."""
 _CHUNK = 1 << 20
 _INDEX = ".metadata"
-# What the index of a checkpoint is made of; a pickle may name anything else, and have it called.
+# Classes in the index of a checkpoint; a pickle could name any other and have it called.
 _PARTS = {
     "torch.distributed.checkpoint.metadata": (
         "Metadata",
@@ -55,43 +55,36 @@ def checksum(path: Path) -> int:
 
 
 def save(tensors: Mapping[str, Tensor], directory: Path | None, ranks: Ranks) -> dict[str, Any]:
-    """Write the tensors of all processes; call it on all.
+    """Write the tensors of all processes by name; call it on all.
 
-    Parameters
-    ----------
-    tensors : mapping
-        By name; of a `DTensor` this process's part is written, of others one process writes all.
-    directory : Path
-        Known to the first process, in reach of all.
-    ranks : Ranks
+    Each process writes its part of a `DTensor`; one process writes other tensors. All processes must reach
+    the directory; only the first one needs to know it. An OSError of one process is raised on all.
 
     Returns
     -------
     dict
-        Name of each file -> its size and checksum; on the first process, empty elsewhere.
-
-    Raises
-    ------
-    OSError
-        On all processes, what one of them met.
+        Name of each file -> its size and checksum; empty on all processes but the first.
     """
     where = Path(ranks.from_first(str(directory)))
-    with _errors_of_files(), _quiet():
-        dcp.save(
-            dict(tensors), storage_writer=dcp.FileSystemWriter(where), no_dist=ranks.world_size == 1
-        )
+    writer, no_dist = dcp.FileSystemWriter(where), ranks.world_size == 1
+    with _quiet():
+        try:
+            dcp.save(dict(tensors), storage_writer=writer, no_dist=no_dist)
+        except CheckpointException as error:
+            for reason, _ in error.failures.values():
+                for cause in (reason, reason.__context__):
+                    if isinstance(cause, OSError):
+                        raise cause from None
+            raise RuntimeError(str(error)) from None
     mine = [*where.glob(f"__{ranks.rank}_*"), *([where / _INDEX] if ranks.is_first else [])]
     found = ranks.gather({path.name: [path.stat().st_size, checksum(path)] for path in mine})
     return {name: facts for files in found for name, facts in files.items()}
 
 
 def load_into(tensors: Mapping[str, Tensor], directory: Path) -> None:
-    """Fill tensors with what is saved under their names, each process for itself.
+    """Fill tensors with the values saved under their names, each process for itself.
 
-    Raises
-    ------
-    DataError
-        Something is missing, or not readable.
+    Raises `DataError` if a tensor is missing or the files cannot be read.
     """
     try:
         with _quiet():
@@ -100,8 +93,8 @@ def load_into(tensors: Mapping[str, Tensor], directory: Path) -> None:
         raise _unreadable(directory, error) from None
 
 
-def load_whole(directory: Path) -> dict[str, Tensor]:
-    """All tensors, whole, on the CPU."""
+def load_all(directory: Path) -> dict[str, Tensor]:
+    """Load all tensors in full, on the CPU; raises `DataError` like `load_into`."""
     try:
         index = _Reader(directory).read_metadata()
     except (OSError, EOFError, pickle.UnpicklingError) as error:
@@ -120,41 +113,26 @@ def is_sharded(state: Mapping[str, Any]) -> bool:
     return "sharded" in state
 
 
-def read_whole(state: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    """The state that a single process would have written.
+def assemble(state: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """Put the shards in a directory together: the state that a single process would have written.
 
-    Parameters
-    ----------
-    state : mapping
-        Plain values; under ``sharded`` what `millrace.training.parallel.state.sharded` says of the tensors.
-    directory : Path
-        Of the shards.
+    ``state`` has plain values, and the description of `millrace.training.parallel.state.sharded_state`.
     """
-    facts, tensors = state["sharded"], load_whole(directory)
+    facts, tensors = state["sharded"], load_all(directory)
     weights = {
         kind: {name: tensors[f"{kind}/{name}"] for name in facts["names"]}
         for kind in facts["weights"]
     }
-    moments = {key: {name: tensors[f"{key}/{name}"] for name in facts["steps"]} for key in MOMENTS}
-    plain = {key: value for key, value in state.items() if key != "sharded"}
-    return plain | weights | {"optimizer": optimizer_of(facts, moments)}
-
-
-def optimizer_of(
-    facts: Mapping[str, Any], moments: Mapping[str, Mapping[str, Tensor]]
-) -> dict[str, Any]:
-    """State of `torch.optim.AdamW` with all trained parameters in one group, in their order."""
-    trained, steps = facts["trained"], facts["steps"]
-    state = {
-        number: {
-            "step": torch.tensor(steps[name]),
-            **{key: values[name] for key, values in moments.items()},
-        }
-        for number, name in enumerate(trained)
-        if name in steps
+    # AdamW as it is with all trained parameters in one group, in their order.
+    moments = {
+        number: {"step": torch.tensor(facts["steps"][name])}
+        | {key: tensors[f"{key}/{name}"] for key in MOMENTS}
+        for number, name in enumerate(facts["trained"])
+        if name in facts["steps"]
     }
-    group = {**facts["group"], "params": list(range(len(trained)))}
-    return {"state": state, "param_groups": [group]}
+    group = {**facts["group"], "params": list(range(len(facts["trained"])))}
+    plain = {key: value for key, value in state.items() if key != "sharded"}
+    return plain | weights | {"optimizer": {"state": moments, "param_groups": [group]}}
 
 
 def _unreadable(directory: Path, error: BaseException) -> DataError:
@@ -165,26 +143,13 @@ def _unreadable(directory: Path, error: BaseException) -> DataError:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        # A process alone, or for itself, is meant.
+        # A process alone, or for itself, is intended.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
 
 
-@contextlib.contextmanager
-def _errors_of_files() -> Iterator[None]:
-    try:
-        yield
-    except CheckpointException as error:
-        for reason, _ in error.failures.values():
-            if isinstance(reason, OSError):
-                raise reason from None
-            if isinstance(reason.__context__, OSError):
-                raise reason.__context__ from None
-        raise RuntimeError(str(error)) from None
-
-
 class _Reader(dcp.FileSystemReader):
-    """Reads the index without executing what it may contain; tensors are read so anyway."""
+    """Reads the index without executing code in it; torch already reads tensors that way."""
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         with (Path(self.path) / _INDEX).open("rb") as file:
@@ -203,7 +168,7 @@ class _Index(pickle.Unpickler):
 
 
 def _member(kind: Any, name: str) -> Enum:
-    """What Python before 3.11.4 writes for a member of an enumeration: an attribute, which could be any."""
+    """Member of an enumeration, which Python before 3.11.4 pickles as an arbitrary attribute."""
     if not (isinstance(kind, EnumType) and name in kind.__members__):
         raise pickle.UnpicklingError("an attribute is no part of a checkpoint")
     return kind[name]

@@ -1,7 +1,7 @@
-"""What a process of a training holds in memory, found without weights or data.
+"""Memory and traffic of each process of a training, found without weights or data.
 
-One step is carried out on fake tensors, which have shapes and no content, in the order of the
-pipeline's schedule. Every tensor that would be there is counted from when it is made until it is freed.
+One step is carried out on fake tensors, which have shapes and no content, in the order of the pipeline's
+schedule. Every tensor that would exist is counted from when it is made until it is freed.
 """
 
 import warnings
@@ -23,7 +23,7 @@ from millrace.models.spec import ModelSpec
 from millrace.training.acceleration import checkpoint_activations
 from millrace.training.config import TrainConfig
 from millrace.training.parallel.config import ParallelConfig
-from millrace.training.parallel.order import Work, order, waiting
+from millrace.training.parallel.order import Work, bubbles, order
 from millrace.training.parallel.pipeline import stages
 from millrace.training.precision import autocast, half_type
 
@@ -32,19 +32,19 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that a process holds when it holds most, and that it sends in a step; how much it waits."""
+    """Bytes that a process holds at its peak and sends in a step, and its pipeline bubble."""
 
     stages: tuple[int, ...]
-    """Stages of the pipeline that it has."""
+    """Stages of the pipeline that the process has."""
     parameters: int
     gradients: int
     optimiser: int
     activations: int
-    """All else: activations that wait for the backward pass, weights of others for a while, buffers."""
+    """All the rest: activations kept for the backward pass, gathered weights, buffers."""
     sent: Mapping[str, int]
-    """By what is sent."""
-    waits: float = 0.0
-    """Share of its time that it waits for other stages, see `waiting`."""
+    """Bytes sent in a step, by what is sent."""
+    bubble: float = 0.0
+    """Part of a step in which the process is idle, see `millrace.training.parallel.order.bubbles`."""
 
     @property
     def total(self) -> int:
@@ -53,50 +53,35 @@ class Footprint:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is trained.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        With a division.
-    model_config : object
-    dataset : object
-        What `ModelSpec.build` needs of the samples' dataset.
-    batch : callable
-        (number of samples) -> batch of the dataset, of any content.
-    train : TrainConfig
-    """
+class Workload:
+    """A training whose footprint is wanted."""
 
     spec: ModelSpec
+    """With a division."""
     model_config: Any
+    """An instance of ``spec.config``."""
     dataset: Any
+    """The dataset, or an outline of it that is sufficient for `ModelSpec.build`."""
     batch: Callable[[int], Any]
+    """(number of samples) -> batch of the dataset, with any content."""
     train: TrainConfig
 
 
 def footprints(
-    subject: Subject, config: ParallelConfig, micro_batch: int | None, recompute: bool
+    workload: Workload, config: ParallelConfig, micro_batch: int | None, recompute: bool
 ) -> list[Footprint]:
     """Footprint of a process at each position of the pipeline.
 
-    Parameters
-    ----------
-    subject : Subject
-    config : ParallelConfig
-        Resolved.
-    micro_batch : int or None
-        See `ExecutionConfig`.
-    recompute : bool
-        Whether the activations of large blocks are computed again.
+    ``config`` is resolved for the model and the layout; for ``micro_batch`` see `ExecutionConfig`; with
+    ``recompute`` activations are recomputed in the backward pass.
     """
-    assert subject.spec.division is not None
+    assert workload.spec.division is not None
     with torch.device("meta"):
-        module = subject.spec.build(subject.model_config, subject.dataset)
-    bounds, costs = stages(subject.spec.division, module, config)
-    waits = waiting(config, costs * subject.spec.division.steps(subject.dataset))
+        module = workload.spec.build(workload.model_config, workload.dataset)
+    bounds, costs = stages(workload.spec.division, module, config)
+    idle = bubbles(config, costs * workload.spec.division.steps(workload.dataset))
     return [
-        _Process(subject, config, micro_batch, recompute, rank, bounds).footprint(waits[rank])
+        _Process(workload, config, micro_batch, recompute, rank, bounds).footprint(idle[rank])
         for rank in range(config.pipeline)
     ]
 
@@ -115,75 +100,68 @@ class _Process:
 
     def __init__(
         self,
-        subject: Subject,
+        workload: Workload,
         config: ParallelConfig,
         micro_batch: int | None,
         recompute: bool,
         rank: int,
         bounds: list[tuple[int, int]],
     ) -> None:
-        division = subject.spec.division
+        division = workload.spec.division
         assert division is not None
-        self.division, self.subject, self.config, self.rank = division, subject, config, rank
+        self.division, self.workload, self.config = division, workload, config
+        self.rank, self.bounds = rank, bounds
         with torch.device("meta"):
-            module = subject.spec.build(subject.model_config, subject.dataset)
+            module = workload.spec.build(workload.model_config, workload.dataset)
         if config.tensor > 1:
             _cut_layers(module, division.pairs(module), config.tensor)
-        self.units = division.units(module)
-        half = half_type(subject.train.precision) if config.dp_shard > 1 else None
-        halved = set(division.half(module)) if half else set()
-        for name in halved:
+        self.steps = division.steps(workload.dataset)
+        self.stages = [s for s in range(config.stages) if s % config.pipeline == rank]
+        units = division.units(module)
+        self.held = [unit for s in self.stages for unit in units[slice(*bounds[s])]]
+        half = half_type(workload.train.precision) if config.dp_shard > 1 else None
+        for name in set(division.rounded(module)) if half else ():
             module.get_submodule(name).to(half)
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self.fake:
             self.module = module.to_empty(device="cpu").train()
-        self.steps = division.steps(subject.dataset)
-        self.stages = [s for s in range(config.stages) if s % config.pipeline == rank]
-        self.held = [unit for s in self.stages for unit in self.units[slice(*bounds[s])]]
-        self.bounds = bounds
         if recompute:
-            checkpoint_activations(module, subject.spec.blocks)
-        share = config.samples(subject.train.global_batch)
+            checkpoint_activations(module, workload.spec.recomputed)
+        share = config.samples(workload.train.global_batch)
         self.parts = config.micro_batches or -(-share // (micro_batch or share))
         self.size = -(-share // self.parts)
         self.sent: dict[str, int] = defaultdict(int)
 
-    def footprint(self, waits: float) -> Footprint:
-        """Carry out a step; ``waits`` is `Footprint.waits`."""
+    def footprint(self, bubble: float) -> Footprint:
+        """Carry out a step; ``bubble`` is `Footprint.bubble`."""
         units = {module: _unit(module) for module in map(self.module.get_submodule, self.held)}
         own = {parameter for module in units for parameter in module.parameters()}
         shard = self.config.dp_shard
         parameters = -(-sum(unit.parameters for unit in units.values()) // shard)
         gradients = -(-sum(unit.gradients for unit in units.values()) // shard)
         with self.fake, warnings.catch_warnings():
-            # The first unit has no input that wants a gradient: torch says that its hook comes later.
+            # The first unit has no input that needs a gradient: torch warns that its hook is called later.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            # Micro-batches before the last leave their gradients whole, stages of a pipeline weights too.
-            alone = self.config.pipeline > 1 and not self._is_one_stage
-            adds_up = self.parts > 1 and not alone
-            tally = _Tally(units if shard > 1 else {}, 1 if adds_up else shard, self._is_one_stage)
+            # Micro-batches before the last keep full gradients, and stages of a pipeline full weights, too.
+            reduces_each = self.config.pipeline > 1 and not self._is_one_stage
+            keeps_full = self.parts > 1 and not reduces_each
+            tally = _Tally(
+                units if shard > 1 else {}, 1 if keeps_full else shard, self._is_one_stage
+            )
             self._count_layers()
             peak = self._step(tally, own)
-        copies = self.config.data_size // shard
-        reduced = 2 * (copies - 1) / copies * gradients
-        if not self.config.is_divided and copies > 1:
-            peak += gradients  # DDP gathers them in buckets
+        replicas = self.config.data_size // shard
+        if not self.config.is_divided and replicas > 1:
+            peak += gradients  # DDP collects them in buckets
+        self._add("gradients of replicas", 2 * (replicas - 1) / replicas * gradients)
         gathered = sum(unit.gathered for unit in units.values()) / shard
-        self._add("gradients of copies", reduced)
         passed = gathered * self._gathers() + gradients * self._reductions()
         self._add("shards", (shard - 1) * passed)
-        # AdamW: two moments, and for a while another set of values.
+        # AdamW keeps two moments, and two more sets of values for a moment during its step.
         optimiser = 2 * gradients
-        stepping = 2 * gradients
-        return Footprint(
-            tuple(self.stages),
-            parameters,
-            gradients,
-            optimiser,
-            max(peak, stepping) - gradients,
-            dict(self.sent),
-            waits,
-        )
+        activations = max(peak, 2 * gradients) - gradients
+        kept = (parameters, gradients, optimiser, activations)
+        return Footprint(tuple(self.stages), *kept, dict(self.sent), bubble)
 
     @property
     def _is_one_stage(self) -> bool:
@@ -193,7 +171,7 @@ class _Process:
     def _gathers(self) -> int:
         """How often the shards of the weights are gathered in a step."""
         if not self._is_one_stage:
-            return 2 * self.parts * self.steps  # on the way forward, and on the way back
+            return 2 * self.parts * self.steps  # in the forward pass, and in the backward pass
         count, kept = 0, False
         for kind, _, _ in order(self.config, self.rank, 1, self.parts):
             count += not kept
@@ -201,10 +179,10 @@ class _Process:
         return count
 
     def _reductions(self) -> int:
-        """How often gradients are added up in a step."""
+        """How often gradients are summed over processes in a step."""
         if self.config.pipeline > 1:
             return 1 if self._is_one_stage else self.parts * self.steps
-        # What the other micro-batches left comes with the first gradients of a rollout's last step.
+        # Gradients kept from the other micro-batches are added to the first of a rollout's last step.
         return 2 if self.steps > 1 and self.parts > 1 else 1
 
     def _add(self, kind: str, sent: float) -> None:
@@ -212,53 +190,49 @@ class _Process:
             self.sent[kind] += round(sent)
 
     def _count_layers(self) -> None:
-        """Count what tensor parallelism adds up: outputs, and gradients of inputs."""
+        """Count what tensor parallelism sums over processes: outputs, and gradients of inputs."""
         parts = self.config.tensor
-        if parts == 1:
-            return
-        factor = 2 * (parts - 1) / parts
+        factor, self._layer_bytes = 2 * (parts - 1) / parts, 0.0
+
+        def count(tensor: Tensor) -> None:
+            self._layer_bytes += factor * _size(tensor)
+
         mine = tuple(f"{name}." for name in self.held)
-
-        def after(_: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
-            self._layer_bytes += factor * _size(out)
-
-        self._layer_bytes = 0.0
-        for one, other in self.division.pairs(self.module):
+        for one, other in self.division.pairs(self.module) if parts > 1 else ():
             if other.startswith(mine):
-                self.module.get_submodule(other).register_forward_hook(after)
-                self.module.get_submodule(one).register_forward_hook(
-                    lambda _, given, out: after(_, given, given[0])
-                )
+                first, second = self.module.get_submodule(one), self.module.get_submodule(other)
+                first.register_forward_hook(lambda _, given, out: count(given[0]))
+                second.register_forward_hook(lambda _, given, out: count(out))
 
     def _step(self, tally: "_Tally", own: set[nn.Parameter]) -> int:
-        """Most bytes that are there besides parameters and moments, gradients included."""
-        whole = self.subject.batch(self.size * (self.parts if self.config.pipeline > 1 else 1))
-        part = self.subject.batch(self.size)
+        """Peak of all bytes but parameters and moments, gradients included."""
+        is_pipeline = self.config.pipeline > 1
+        whole = self.workload.batch(self.size * (self.parts if is_pipeline else 1))
+        part = self.workload.batch(self.size)
         borders = self._borders(part)
         fixed = _size(whole)
-        if self.config.pipeline > 1:
-            fixed += _size(self.division.inputs(whole))
-            fixed += self._buffers(borders)
+        if is_pipeline:
+            fixed += _size(self.division.inputs(whole)) + self._buffers(borders)
         tally.ignore([*self.module.parameters(), *self.module.buffers(), whole, part, borders])
         tally.share_gradients(own)
         running: dict[tuple[int, int], Any] = {}
         self._layer_bytes = 0.0
-        keep = self.config.dp_shard == 1
-        with tally, _Fused(), autocast(self.subject.train.precision, _CPU, keep):
+        cache = self.config.dp_shard == 1
+        with tally, _Fused(), autocast(self.workload.train.precision, _CPU, cache):
             for kind, chunk, number in self._order():
                 if kind == "F":
                     running[chunk, number] = self._forward(chunk, part, borders)
                 else:
-                    _backward(*running.pop((chunk, number)))
-        done = sum(1 for kind, chunk, _ in self._order() if kind == "F" and chunk == 0)
+                    torch.autograd.backward(*running.pop((chunk, number)))
+        done = sum(kind == "F" and chunk == 0 for kind, chunk, _ in self._order())
         self._add("layers", self._layer_bytes * self.parts / max(1, done))
         return fixed + tally.peak
 
     def _borders(self, part: Any) -> list[tuple[Tensor, ...]]:
-        """What goes into each stage of all steps of a rollout, and comes out of the last."""
+        """Inputs of each stage of all steps of a rollout, and the outputs of the last stage."""
         carry: tuple[Tensor, ...] = ()
         borders = [carry]
-        with torch.no_grad(), _Fused(), autocast(self.subject.train.precision, _CPU):
+        with torch.no_grad(), _Fused(), autocast(self.workload.train.precision, _CPU):
             for step in range(self.steps):
                 for bound in self.bounds:
                     stage = self.division.stage(self.module, *bound, step, self.steps)
@@ -268,17 +242,15 @@ class _Process:
         return borders
 
     def _buffers(self, borders: list[tuple[Tensor, ...]]) -> int:
-        """Memory that a pipeline keeps for what it receives of all parts; counts what it sends."""
-        total = 0
-        last = len(borders) - 2
+        """Memory in which a pipeline receives tensors of all parts; counts what it sends."""
+        total, last = 0, len(borders) - 2
         for stage in self._local():
             given, made = _size(borders[stage]), _size(borders[stage + 1])
-            total += self.parts * (given + made)  # of the last: outputs are kept, not gradients
-            crossing = self.config.pipeline > 1
-            if stage < last and crossing:
-                self._add("between stages", self.parts * made)
-            if stage > 0 and crossing:
-                self._add("between stages", self.parts * given)
+            total += self.parts * (
+                given + made
+            )  # the last stage keeps outputs instead of gradients
+            self._add("between stages", self.parts * made * (stage < last))
+            self._add("between stages", self.parts * given * (stage > 0))
         return total
 
     def _local(self) -> list[int]:
@@ -287,10 +259,11 @@ class _Process:
 
     def _forward(
         self, chunk: int, part: Any, borders: list[tuple[Tensor, ...]]
-    ) -> tuple[list[Tensor], list[Tensor | None]]:
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Outputs of a forward pass, and their gradients; None: the outputs are losses."""
         if self.config.pipeline == 1:
-            loss_B = self.subject.spec.loss(self.module, part, self.subject.train.loss)
-            return [loss_B.sum()], [None]
+            loss_B = self.workload.spec.loss(self.module, part, self.workload.train.loss)
+            return [loss_B.sum()], None
         index = self._local()[chunk]
         step, stage = divmod(index, self.config.stages)
         module = self.division.stage(self.module, *self.bounds[stage], step, self.steps)
@@ -298,15 +271,15 @@ class _Process:
         out = module(*given, **self.division.inputs(part))
         outs = list(out) if isinstance(out, tuple) else [out]
         if index == len(borders) - 2:
-            loss_B = self.division.loss(self.module, outs[0], part, self.subject.train.loss)
-            return [loss_B.sum()], [None]
+            loss_B = self.division.loss(self.module, outs[0], part, self.workload.train.loss)
+            return [loss_B.sum()], None
         kept = [x for x in outs if x.requires_grad]
-        # Gradients arrive in buffers that are counted apart.
-        like = [b for b, x in zip(borders[index + 1], outs, strict=True) if x.requires_grad]
-        return kept, list(like)
+        # Gradients arrive in buffers that are counted separately.
+        like = zip(borders[index + 1], outs, strict=True)
+        return kept, [gradient for gradient, x in like if x.requires_grad]
 
     def _order(self) -> Iterator[Work]:
-        """Forward and backward passes up to where the peak is past: two rounds show it."""
+        """Forward and backward passes until the peak is past: two rounds are enough."""
         chunks = len(self._local()) if self.config.pipeline > 1 else 1
         left = 2 * chunks + 1
         for work in order(self.config, self.rank, chunks, self.parts):
@@ -316,23 +289,15 @@ class _Process:
             yield work
 
 
-def _backward(outputs: list[Tensor], gradients: list[Tensor | None]) -> None:
-    torch.autograd.backward(outputs, gradients)
-
-
 def _cut_layers(module: nn.Module, pairs: Iterable[tuple[str, str]], parts: int) -> None:
-    """Give pairs of linear layers the size that they have on one of ``parts`` processes."""
+    """Replace pairs of linear layers by layers of the size that one of ``parts`` processes has."""
     for first, second in pairs:
         for name, outputs, inputs in ((first, parts, 1), (second, 1, parts)):
             layer = module.get_submodule(name)
             assert isinstance(layer, nn.Linear)
-            made = nn.Linear(
-                layer.in_features // inputs,
-                layer.out_features // outputs,
-                bias=layer.bias is not None,
-                device="meta",
-            )
+            sizes = (layer.in_features // inputs, layer.out_features // outputs)
             parent, _, last = name.rpartition(".")
+            made = nn.Linear(*sizes, bias=layer.bias is not None, device="meta")
             setattr(module.get_submodule(parent), last, made)
 
 
@@ -353,7 +318,7 @@ def _bytes(parameters: Iterable[Tensor]) -> int:
 
 
 class _Fused(TorchFunctionMode):
-    """Attention as the fast kernels do it, which keep no weights of the attention."""
+    """Attention as computed by the fused kernels, which do not store the attention weights."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -370,12 +335,12 @@ class _Fused(TorchFunctionMode):
 
 
 class _Tally(TorchDispatchMode):
-    """Counts the memory of the tensors that are made while it is active, and what gradients take.
+    """Counts the memory of the tensors that are made while it is active, and that of gradients.
 
     Parameters
     ----------
     units : mapping
-        Units whose shards are gathered while they work.
+        Units whose shards are gathered while they compute.
     shard : int
         Processes that share the gradients.
     keeps : bool
@@ -390,7 +355,7 @@ class _Tally(TorchDispatchMode):
         self._ignored: list[Any] = []
         sizes = [unit.gathered for unit in units.values()]
         for index, (module, unit) in enumerate(units.items()):
-            # While a unit works, the next one's weights arrive; its own gradients leave afterwards.
+            # While a unit computes, the next one's weights arrive; its own gradients leave afterwards.
             ahead = unit.gathered + sizes[min(index + 1, len(sizes) - 1)]
             behind = unit.gathered + sizes[max(index - 1, 0)]
             if keeps:
@@ -406,7 +371,7 @@ class _Tally(TorchDispatchMode):
         return hook
 
     def ignore(self, values: Any) -> None:
-        """Leave out what is counted elsewhere."""
+        """Leave out tensors that are counted elsewhere."""
         for value in tree_leaves(values):
             if isinstance(value, Tensor):
                 self._known[value.untyped_storage()._cdata] = 0
@@ -414,11 +379,11 @@ class _Tally(TorchDispatchMode):
 
     def share_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Count this process's part of the gradients, once."""
-        counted: set[nn.Parameter] = set()
+        counted: set[Tensor] = set()
 
         def settle(parameter: Tensor) -> None:
             if parameter not in counted:
-                counted.add(parameter)  # type: ignore[arg-type]
+                counted.add(parameter)
                 self._live += _bytes([parameter]) / self._shard
             parameter.grad = None
             self._note()

@@ -1,30 +1,30 @@
-"""Order of the work in a pipeline, and how long its processes wait for each other."""
+"""Order of the work in a pipeline, and how long its processes are idle."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from millrace.training.parallel.config import ParallelConfig
 
 Work = tuple[str, int, int]
 """Forward or backward pass (F or B), number of the stage among those of the process, micro-batch."""
 
-# Of the time of a forward pass: there are gradients of inputs and of weights.
+# Time of a backward pass in units of a forward pass: there are gradients of inputs and of weights.
 _BACKWARD = 2.0
 
 
 def order(config: ParallelConfig, rank: int, chunks: int, parts: int) -> list[Work]:
-    """What the process at a position of its pipeline does, as torch's schedules do it.
+    """Work of the process at a position of its pipeline, in the order of torch's schedules.
 
-    With one exception that takes as long: with several stages torch's gpipe goes back through the
-    micro-batches in reverse.
+    There is one exception that takes the same time: with several stages in a process, torch's gpipe goes
+    back through the micro-batches in reverse.
 
     Parameters
     ----------
     config : ParallelConfig
-        Resolved.
+        Resolved for the model and the layout.
     rank : int
         Position in the pipeline.
     chunks : int
-        Stages that the process has, over all steps of a rollout.
+        Stages of the process, over all steps of a rollout.
     parts : int
         Micro-batches.
     """
@@ -38,7 +38,13 @@ def order(config: ParallelConfig, rank: int, chunks: int, parts: int) -> list[Wo
     else:
         turn = parts // max(1, parts // ranks)
         ahead = min((chunks - 1) * turn + 2 * (ranks - 1 - rank) + 1, total)
-    forward = list(_turns(chunks, parts, turn))
+    # The stages of a process take turns every ``turn`` micro-batches.
+    forward = [
+        (chunk, part)
+        for begin in range(0, parts, turn)
+        for chunk in range(chunks)
+        for part in range(begin, min(begin + turn, parts))
+    ]
     backward = [(chunks - 1 - chunk, part) for chunk, part in forward]
     # Some forward passes ahead; then each backward pass makes room for another one.
     work: list[Work] = [("F", *one) for one in forward[:ahead]]
@@ -48,20 +54,20 @@ def order(config: ParallelConfig, rank: int, chunks: int, parts: int) -> list[Wo
     return work
 
 
-def waiting(config: ParallelConfig, costs: Sequence[float], sending: float = 0.0) -> list[float]:
-    """Share of the time of a step that each process of a pipeline waits.
+def bubbles(config: ParallelConfig, costs: Sequence[float], sending: float = 0.0) -> list[float]:
+    """Pipeline bubble of each process: the part of a step in which it is idle, between 0 and 1.
 
-    Stages of unequal cost wait longer than `ParallelConfig.bubble`: all go at the pace of the slowest.
+    With stages of unequal cost it is larger than `ParallelConfig.bubble`, because the slowest stage sets
+    the pace of all.
 
     Parameters
     ----------
     config : ParallelConfig
-        Resolved.
+        Resolved for the model and the layout.
     costs : sequence of float
-        Of the stages of the whole pipeline, over all steps of a rollout.
+        Time of a forward pass through each stage of the pipeline, over all steps of a rollout, in any unit.
     sending : float
-        What it costs to pass on what a micro-batch gives, in the same unit. A process waits for it after
-        each pass.
+        Time to send the output of a micro-batch, in the same unit; a process waits for it after each pass.
     """
     ranks, parts, last = config.pipeline, config.micro_batches or 1, len(costs) - 1
     if ranks == 1:
@@ -91,11 +97,3 @@ def waiting(config: ParallelConfig, costs: Sequence[float], sending: float = 0.0
                 work.pop(0)
         assert len(ends) > before, "the schedule waits for itself"
     return [1 - done / max(clocks) for done in busy]
-
-
-def _turns(chunks: int, parts: int, size: int) -> Iterator[tuple[int, int]]:
-    """Stages of a process take turns every ``size`` micro-batches."""
-    for begin in range(0, parts, size):
-        for chunk in range(chunks):
-            for number in range(begin, min(begin + size, parts)):
-                yield chunk, number

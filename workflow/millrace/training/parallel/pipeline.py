@@ -1,7 +1,7 @@
 """Pipeline parallelism: the chain of a model cut into stages, by `torch.distributed.pipelining`.
 
-Every process of a pipeline reads the same samples; between stages only tensors pass. A rollout is a longer
-pipeline: its steps are stages that share their modules with those of the step before.
+Every process of a pipeline reads the same samples; only tensors pass from stage to stage. A rollout is a
+longer pipeline: the stages of a step share their modules with those of the step before.
 """
 
 import itertools
@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import (
-    PipelineScheduleMulti,
-    PipelineScheduleSingle,
     Schedule1F1B,
     ScheduleGPipe,
     ScheduleInterleaved1F1B,
@@ -27,13 +25,9 @@ from millrace.training.parallel.config import ParallelConfig
 
 
 def stage_bounds(costs: Sequence[float], stages: int) -> list[tuple[int, int]]:
-    """Cut a chain into stages of about equal cost, at least one unit each.
+    """Cut a chain of units with the given costs into stages of about equal cost, at least one unit each.
 
-    Parameters
-    ----------
-    costs : sequence of float
-        Of the units.
-    stages : int
+    Returns the first unit of each stage, and the one after its last.
     """
     ends = np.cumsum(costs)
     cuts = [0]
@@ -48,7 +42,7 @@ def stage_bounds(costs: Sequence[float], stages: int) -> list[tuple[int, int]]:
 def stages(
     division: Division, module: nn.Module, config: ParallelConfig
 ) -> tuple[list[tuple[int, int]], list[float]]:
-    """Units of each stage of one pass through a whole module, and how much work that is."""
+    """Bounds of the stages of one pass through an undivided module, see `stage_bounds`, and their costs."""
     units = len(division.units(module))
     costs = division.costs(module) if config.stages > 1 else [1.0] * units
     bounds = stage_bounds(costs, config.stages)
@@ -56,18 +50,16 @@ def stages(
 
 
 class Pipeline:
-    """The stages of this process and the order of their work.
+    """The stages of this process, and the schedule of their work.
 
     Parameters
     ----------
     modules : mapping
-        Index of a stage in the whole pipeline -> its module, for the stages of this process.
+        Index of a stage in the pipeline -> its module, for the stages of this process.
     total : int
-        Stages of the whole pipeline.
-    config : ParallelConfig
+        Number of stages of the pipeline.
     group : ProcessGroup
         The processes of this pipeline.
-    device : torch.device
     """
 
     def __init__(
@@ -88,49 +80,38 @@ class Pipeline:
             for index, module in sorted(modules.items())
         ]
         self._has_first, self._has_last = 0 in modules, total - 1 in modules
-        self._schedule: PipelineScheduleSingle | PipelineScheduleMulti
-        if len(stages) == 1:
-            single = ScheduleGPipe if config.schedule == "gpipe" else Schedule1F1B
-            self._schedule = single(stages[0], self._parts, self._measure, scale_grads=False)
-        else:
-            many = ScheduleLoopedBFS if config.schedule == "gpipe" else ScheduleInterleaved1F1B
-            self._schedule = many(list(stages), self._parts, self._measure, scale_grads=False)
+        kinds: Any = (ScheduleGPipe, Schedule1F1B)
+        if len(stages) > 1:
+            kinds = (ScheduleLoopedBFS, ScheduleInterleaved1F1B)
+        schedule = kinds[config.schedule != "gpipe"]
+        given = stages[0] if len(stages) == 1 else stages
+        self._schedule = schedule(given, self._parts, self._measure, scale_grads=False)
 
     def run(
-        self,
-        inputs: dict[str, Tensor],
-        loss: Callable[[Tensor, int], Tensor],
-        backward: bool,
+        self, inputs: dict[str, Tensor], loss: Callable[[Tensor, int], Tensor], backward: bool
     ) -> Tensor:
-        """Pass samples through, and their gradients back; the sum of the losses, on the last stage only.
+        """Pass samples through the pipeline, and their gradients back if ``backward`` is true.
 
-        Parameters
-        ----------
-        inputs : dict
-            What every stage gets, all micro-batches in one.
-        loss : callable
-            (output of the last stage, number of the micro-batch) -> a number.
-        backward : bool
+        ``inputs`` hold all micro-batches in one tensor; ``loss`` is (output of the last stage, number of
+        the micro-batch) -> a number. Returns the sum of the losses, 0 on processes without the last stage.
         """
         self._loss = loss
         samples = len(next(iter(inputs.values())))
-        # What comes back to the loss says which micro-batch it is.
+        # The target that torch passes to the loss is the number of the micro-batch.
         number = torch.arange(samples) // (samples // self._parts)
         losses: list[Tensor] = []
-        run: Any = self._schedule.step if backward else self._schedule.eval
+        run = self._schedule.step if backward else self._schedule.eval
         options: dict[str, Any] = {"target": number, "losses": losses} if self._has_last else {}
-        # The first stage of torch's schedules wants a positional input, which it does not look at.
+        # The first stage of torch's schedules needs a positional input, which it does not use.
         first = (torch.zeros(samples, 1, device=self._device),) if self._has_first else ()
         run(*first, **options, **inputs)
         self._loss = None
-        return torch.stack([x.detach() for x in losses]).sum() if losses else self._nothing()
-
-    def _nothing(self) -> Tensor:
-        return torch.zeros((), device=self._device)
+        nothing = torch.zeros((), device=self._device)
+        return torch.stack([x.detach() for x in losses]).sum() if losses else nothing
 
     def _measure(self, output: Tensor, number: Tensor) -> Tensor:
         if number.is_meta or output.is_meta:
-            return output.float().mean()  # torch asks for shapes first
+            return output.float().mean()  # torch infers shapes first
         assert self._loss is not None
         return self._loss(output, int(number[0]))
 
@@ -138,7 +119,7 @@ class Pipeline:
 def _send_contiguous_gradients(
     module: nn.Module, arguments: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """Have the gradients of a stage's inputs in one piece: others cannot be sent."""
+    """Make the gradients of a stage's inputs contiguous: others cannot be sent."""
     return tuple(_ContiguousGradient.apply(x) if x.requires_grad else x for x in arguments)
 
 

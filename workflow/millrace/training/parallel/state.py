@@ -1,6 +1,6 @@
 """States of a run that fit any division: tensors under the names of the undivided model.
 
-They are whole, as a single process writes them, or in shards: each process writes and reads its own.
+The tensors are full, as a single process writes them, or in shards: each process writes and reads its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,98 +12,135 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from millrace.training.parallel.checkpoints import MOMENTS, load_into
-from millrace.training.parallel.divided import Divided
+from millrace.training.parallel.divided import DividedModel
 
 
-def held(module: nn.Module, divided: Divided | None) -> dict[str, Tensor]:
-    """Weights and buffers by name, as far as this process has them."""
+def local_weights(module: nn.Module, divided: DividedModel | None) -> dict[str, Tensor]:
+    """Weights and buffers by name, as far as this process holds them."""
     if divided is None:
         # Tensors only: library models add metadata that may hold code.
         state = module.state_dict()
         return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    return {name: parameter.detach() for name, parameter in _present(module).items()}
+    return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
 
-def load_whole(
+def load_weights(
+    module: nn.Module, state: Mapping[str, Tensor], divided: DividedModel | None
+) -> None:
+    """Load full weights into a module."""
+    if divided is None:
+        module.load_state_dict(state)
+        return
+    for name, parameter in module.named_parameters():
+        divided.fill(parameter, name, state[name])
+
+
+def load_full_state(
     state: Mapping[str, Any],
     optimizer: Optimizer,
     module: nn.Module,
     names: Sequence[str],
-    divided: Divided | None,
+    divided: DividedModel | None,
 ) -> dict[str, dict[str, Tensor]]:
-    """Continue from a state with whole tensors; gives what this process holds of the other weights."""
+    """Continue from a state with full tensors.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Trained parameters, in the order of the optimiser's state.
+
+    Returns
+    -------
+    dict
+        The other kinds of weights (``ema_model``, ``best_model``), as far as this process holds them.
+    """
     load_weights(module, state["model"], divided)
-    load_optimizer(optimizer, state["optimizer"], module, names, divided)
     others = {kind: state[kind] for kind in ("ema_model", "best_model") if kind in state}
+    saved = state["optimizer"]
     if divided is None:
+        optimizer.load_state_dict(dict(saved))
         return others
-    parts = {kind: _empty(module) for kind in others}
-    for kind, values in parts.items():
-        for name, part in values.items():
-            divided.fill(part, name, others[kind][name])
-    return parts
+
+    def part_of(full: Tensor, name: str, parameter: Tensor) -> Tensor:
+        part = torch.zeros_like(parameter).detach()
+        divided.fill(part, name, full)
+        return part
+
+    parameters = dict(module.named_parameters())
+    for group in optimizer.param_groups:
+        group |= {k: v for k, v in saved["param_groups"][0].items() if k != "params"}
+    for number, name in enumerate(names):
+        if name in parameters and number in saved["state"]:
+            own, moments = optimizer.state[parameters[name]], saved["state"][number]
+            own["step"] = moments["step"].clone()
+            for key in MOMENTS:
+                own[key] = part_of(moments[key], name, parameters[name])
+    return {
+        kind: {name: part_of(values[name], name, p) for name, p in parameters.items()}
+        for kind, values in others.items()
+    }
 
 
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], divided: Divided | None) -> None:
-    """Take whole weights."""
-    if divided is None:
-        module.load_state_dict(state)
-        return
-    for name, parameter in _present(module).items():
-        divided.fill(parameter, name, state[name])
-
-
-def sharded(
+def sharded_state(
     weights: Mapping[str, Mapping[str, Tensor]],
     optimizer: Optimizer,
-    module: nn.Module,
     names: Sequence[str],
-    divided: Divided,
+    divided: DividedModel,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A state in shards: what describes it, on the first process, and this process's tensors.
+    """Split a state into a description, on the first process, and the tensors of this process.
 
     Parameters
     ----------
     weights : mapping
-        Kind of weights -> what `held` gives of them.
-    optimizer, module
+        Kind of weights -> those of `local_weights`.
     names : sequence of str
         Trained parameters.
-    divided : Divided
     """
-    facts, moments = _optimizer_facts(optimizer, module, names, divided)
+    parameters = divided.module.named_parameters()
+    mine = {n: optimizer.state.get(p, {}) for n, p in parameters if p.requires_grad}
+    steps = divided.ranks.gather({n: float(s["step"]) for n, s in mine.items() if "step" in s})
+    moments = {key: {n: s[key] for n, s in mine.items() if key in s} for key in MOMENTS}
+    facts = {
+        "trained": list(names),
+        "steps": {name: step for part in steps for name, step in part.items()},
+        "group": {k: v for k, v in optimizer.param_groups[0].items() if k != "params"},
+        "weights": list(weights),
+        "names": divided.names,
+    }
     tensors = {
         f"{kind}/{name}": divided.portable(value, name)
         for kind, values in {**weights, **moments}.items()
         for name, value in values.items()
     }
-    return {"sharded": facts | {"weights": list(weights), "names": divided.names}}, tensors
+    return {"sharded": facts}, tensors
 
 
-def load_sharded(
-    state: Mapping[str, Any], optimizer: Optimizer, module: nn.Module, divided: Divided
+def load_sharded_state(
+    state: Mapping[str, Any], optimizer: Optimizer, divided: DividedModel
 ) -> dict[str, dict[str, Tensor]]:
-    """Continue from `sharded`, whatever the division then; gives the other kinds of weights.
+    """Continue from a `sharded_state` of any division; returns the other kinds of weights.
 
     ``state["shards"]`` is the directory of the tensors.
     """
-    facts, present = state["sharded"], _present(module)
-    steps = facts["steps"]
-    parts: dict[str, dict[str, Tensor]] = {
-        kind: _empty(module) for kind in facts["weights"] if kind != "model"
+    facts, parameters = state["sharded"], dict(divided.module.named_parameters())
+    others: dict[str, dict[str, Tensor]] = {
+        kind: {name: torch.zeros_like(p).detach() for name, p in parameters.items()}
+        for kind in facts["weights"]
+        if kind != "model"
     }
     moments: dict[str, dict[str, Tensor]] = {key: {} for key in MOMENTS}
     for group in optimizer.param_groups:
         group |= facts["group"]
-    for name, parameter in present.items():
-        if name in steps:
+    for name, parameter in parameters.items():
+        if name in facts["steps"]:
             own = optimizer.state[parameter]
-            own["step"] = torch.tensor(steps[name])
+            own["step"] = torch.tensor(facts["steps"][name])
             for key in MOMENTS:
                 own[key] = moments[key][name] = torch.zeros_like(parameter).detach()
+    weights = local_weights(divided.module, divided)
     wanted = {
         (kind, name): value
-        for kind, values in {**parts, **moments, "model": held(module, divided)}.items()
+        for kind, values in {**others, **moments, "model": weights}.items()
         for name, value in values.items()
     }
     targets = {key: divided.target(value, key[1]) for key, value in wanted.items()}
@@ -111,53 +148,4 @@ def load_sharded(
     for place, target in targets.items():
         if target is not wanted[place]:
             divided.fill(wanted[place], place[1], target)
-    return parts
-
-
-def _optimizer_facts(
-    optimizer: Optimizer, module: nn.Module, names: Sequence[str], divided: Divided
-) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """Plain values of the optimiser, on the first process, and the moments of this one."""
-    mine = {n: optimizer.state.get(p, {}) for n, p in _present(module).items() if p.requires_grad}
-    steps = divided.ranks.gather({n: float(s["step"]) for n, s in mine.items() if "step" in s})
-    group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
-    facts = {
-        "trained": list(names),
-        "steps": {name: step for part in steps for name, step in part.items()},
-        "group": group,
-    }
-    return facts, {key: {n: s[key] for n, s in mine.items() if key in s} for key in MOMENTS}
-
-
-def load_optimizer(
-    optimizer: Optimizer,
-    state: Mapping[str, Any],
-    module: nn.Module,
-    names: Sequence[str],
-    divided: Divided | None,
-) -> None:
-    """Continue from the state of an optimiser that has all parameters, in the order of ``names``."""
-    if divided is None:
-        optimizer.load_state_dict(dict(state))
-        return
-    for group in optimizer.param_groups:
-        group |= {k: v for k, v in state["param_groups"][0].items() if k != "params"}
-    number_of = {name: number for number, name in enumerate(names)}
-    for name, parameter in _present(module).items():
-        saved = state["state"].get(number_of.get(name))
-        if saved is None:
-            continue
-        own = optimizer.state[parameter]
-        own["step"] = saved["step"].clone()
-        for key in MOMENTS:
-            own[key] = torch.zeros_like(parameter)
-            divided.fill(own[key], name, saved[key])
-
-
-def _present(module: nn.Module) -> dict[str, nn.Parameter]:
-    return dict(module.named_parameters())
-
-
-def _empty(module: nn.Module) -> dict[str, Tensor]:
-    """Tensors cut like the parameters, to be filled."""
-    return {name: torch.zeros_like(p).detach() for name, p in _present(module).items()}
+    return others

@@ -1,4 +1,4 @@
-"""Tensor parallelism: pairs of linear layers, the first cut by outputs, the second by inputs.
+"""Tensor parallelism: pairs of linear layers, the first cut along its outputs, the second along its inputs.
 
 Shoeybi et al. 2019, arXiv:1909.08053.
 """
@@ -8,11 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    RowwiseParallel,
-    parallelize_module,
-)
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from millrace.errors import ConfigError
 
@@ -23,29 +19,24 @@ def divide_layers(
     pairs: Sequence[tuple[str, str]],
     packed: Mapping[str, int],
 ) -> dict[str, Tensor]:
-    """Cut pairs of linear layers among the processes of a mesh.
+    """Cut pairs of linear layers among the processes of a mesh with one dimension.
 
     Parameters
     ----------
-    module : nn.Module
-    mesh : DeviceMesh
-        With one dimension.
-    pairs : sequence of (str, str)
-        Names of the layers.
-    packed : mapping
-        First layers whose outputs are queries, keys and values in one, and their heads. Each process must
-        get the three of its own heads: the rows are put in that order first.
+    pairs, packed
+        See `millrace.models.spec.Division`. A process must get queries, keys and values of its own heads:
+        the rows of packed layers are reordered accordingly first.
 
     Returns
     -------
     dict
-        Names of the parameters whose rows were put in another order -> that order; see `restored`.
+        Names of the parameters with reordered rows -> their order.
 
     Raises
     ------
     ConfigError
-        A first layer has more outputs than the second has inputs and is not among ``packed``: cut as it
-        is, a process would get queries of one head and values of another, and silently compute nonsense.
+        A first layer has more outputs than the second has inputs and is not among ``packed``: a process
+        would combine queries of one head with values of another and compute wrong results without an error.
     """
     orders = {}
     for first, second in pairs:
@@ -69,17 +60,10 @@ def divide_layers(
 
 
 def head_order(rows: int, heads: int, parts: int) -> Tensor:
-    """Order of packed rows [q, k, v] in which equal slices hold q, k and v of their own heads, [rows]."""
+    """Order of packed rows [q, k, v] in which equal slices hold q, k and v of their own heads, [rows].
+
+    Raises `ConfigError` if ``parts`` does not divide the number of heads.
+    """
     if heads % parts:
         raise ConfigError(f"parallel.tensor {parts}: does not divide {heads} heads")
     return torch.arange(rows).view(3, parts, -1).transpose(0, 1).reshape(-1)
-
-
-def restored(full: Tensor, order: Tensor | None) -> Tensor:
-    """Undo the order of rows."""
-    return full if order is None else full[torch.argsort(order).to(full.device)]
-
-
-def ordered(full: Tensor, order: Tensor | None) -> Tensor:
-    """Apply the order of rows."""
-    return full if order is None else full[order.to(full.device)]

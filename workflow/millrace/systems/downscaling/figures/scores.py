@@ -13,8 +13,8 @@ from millrace.figures.style import (
     PREDICTION,
     REFERENCE_LINE,
     TRUTH,
+    axis_label,
     figure,
-    quantity,
 )
 
 _LOOKS: Mapping[str, dict[str, Any]] = {
@@ -85,7 +85,7 @@ def reliability(scores: Mapping[str, Any], unit: str, path: str | Path) -> None:
         right.plot([0, high], [0, high], color=TRUTH, linewidth=1)
         right.plot(spread, error, color=PREDICTION, marker="o", markersize=4)
         right.set(xlim=(0, high), ylim=(0, high), xlabel=f"Spread of the members ({unit})")
-        right.set_ylabel(quantity("RMSE of their mean", unit))
+        right.set_ylabel(axis_label("RMSE of their mean", unit))
         right.set_title(f"Spread / error {scores['spread_skill']:.2f}")
 
 

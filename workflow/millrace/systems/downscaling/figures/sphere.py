@@ -14,8 +14,8 @@ from millrace.figures.style import (
     FIELD_MAP,
     PAGE_WIDTH,
     REFERENCE_LINE,
+    axis_label,
     figure,
-    quantity,
 )
 
 Floats = NDArray[np.float64]
@@ -78,7 +78,7 @@ def sphere_maps(
             # The panel on the left has the colours of the one beside it, or of those above.
             if number % 2 or number == len(panels) - 1:
                 fig.colorbar(
-                    drawn, ax=one, label=quantity(*labels[panel.group]), extend="both",
+                    drawn, ax=one, label=axis_label(*labels[panel.group]), extend="both",
                     shrink=0.85, aspect=18,
                 )  # fmt: skip
         for one in axes[len(panels) :]:

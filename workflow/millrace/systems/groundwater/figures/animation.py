@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from millrace.errors import ConfigError
-from millrace.figures.style import DIFFERENCE_MAP, FIELD_MAP, replacing, style
+from millrace.figures.style import DIFFERENCE_MAP, FIELD_MAP, style
+from millrace.files import atomic_write
 from millrace.systems.groundwater.figures.sections import SECTION_SIZE, SectionPanels
 from millrace.systems.groundwater.sections import SectionGrid
 
@@ -62,7 +63,7 @@ def section_animation(
             canvas.draw()
             fig.set_layout_engine("none")  # once is enough: no label changes its size
             frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         _write_gif(frames, part, fps)
 
 
@@ -77,5 +78,11 @@ def _write_gif(frames: list[Image.Image], path: Path, fps: float) -> None:
     palette.putpalette((np.concatenate(shades)[:, :3] * 255).round().astype(np.uint8).tobytes())
     first, *rest = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     first.save(
-        path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, optimize=False
+        path,
+        "GIF",
+        save_all=True,
+        append_images=rest,
+        duration=round(1000 / fps),
+        loop=0,
+        optimize=False,
     )

@@ -8,16 +8,16 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from millrace.figures.arrays import scatter as density
 from millrace.figures.style import (
-    FIELD_MAP,
     PAGE_WIDTH,
     PERSISTENCE,
     PREDICTION,
     REFERENCE_LINE,
     TRUTH,
     Thousands,
+    axis_label,
     figure,
-    quantity,
 )
 from millrace.systems.groundwater.scores import scores
 
@@ -37,26 +37,9 @@ def scatter(
         Where to write.
     """
     y, p = np.ravel(truth), np.ravel(prediction)
-    low, high = min(y.min(), p.min()), max(y.max(), p.max())
-    margin = 0.03 * (high - low) or 0.5
-    limits = (low - margin, high + margin)
-    with figure(path, 4.8, 3.9, layout="compressed") as fig:
-        axes = fig.add_subplot(xlim=limits, ylim=limits, aspect="equal")
-        bins = axes.hexbin(
-            y, p, gridsize=70, bins="log", mincnt=1, extent=(*limits, *limits), cmap=FIELD_MAP,
-            linewidths=0.1,
-        )  # fmt: skip
-        axes.plot(limits, limits, color=REFERENCE_LINE, linewidth=1, linestyle="--")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(5))
-            axis.set_major_formatter(Thousands())
-        axes.set_xlabel(quantity(f"true {variable}", unit))
-        axes.set_ylabel(quantity(f"predicted {variable}", unit))
-        fig.colorbar(bins, ax=axes, label="Values per cell")
-        result = scores(y, p)
-        axes.set_title(
-            f"R² = {_digits(result['r2'])}     KGE = {_digits(result['kge'])}     n = {y.size:,}"
-        )
+    result = scores(y, p)
+    title = f"R² = {_digits(result['r2'])}     KGE = {_digits(result['kge'])}     n = {y.size:,}"
+    density(y, p, variable, unit, path, title)
 
 
 def most_variable(series: ArrayLike, n: int, column: ArrayLike | None = None) -> NDArray[np.intp]:
@@ -123,7 +106,7 @@ def time_series(
             axes.set_title(label)
             axes.margins(x=0.01)
         panels[-1].set_xlabel("Time (d)")
-        fig.supylabel(quantity(variable, unit), fontsize=9)
+        fig.supylabel(axis_label(variable, unit), fontsize=9)
         _legend_above(fig, panels[0])
 
 
@@ -161,8 +144,8 @@ def error_by_lead(
                 lead, persistence, color=PERSISTENCE, marker="s", markersize=3.5, linestyle="--",
                 label="Persistence",
             )  # fmt: skip
-            axes.set_title(quantity(variable, ""))
-            axes.set_ylabel(quantity("RMSE", units.get(variable, "")))
+            axes.set_title(axis_label(variable, ""))
+            axes.set_ylabel(axis_label("RMSE", units.get(variable, "")))
             axes.set_xlabel("Lead (step)" if lead_days is None else "Lead time (d)")
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(Thousands())
@@ -204,7 +187,7 @@ def ensemble_by_lead(
                 lead = np.arange(1, values_T.size + 1)
                 axes.plot(lead, values_T, label=label, markersize=3.5, **look)
             ratio = values["spread_skill"]
-            title = quantity(variable, "")
+            title = axis_label(variable, "")
             axes.set_title(title if ratio is None else f"{title}: spread / error {ratio:.2f}")
             axes.set_ylabel((units or {}).get(variable, ""))
             axes.set_xlabel("Lead (step)")
@@ -246,8 +229,8 @@ def error_over_time(
                 time, baseline[:, v], color=PERSISTENCE, linewidth=0.9, linestyle="--",
                 label="Persistence",
             )  # fmt: skip
-            axes.set_title(quantity(name, ""))
-            axes.set_ylabel(quantity("RMSE", unit))
+            axes.set_title(axis_label(name, ""))
+            axes.set_ylabel(axis_label("RMSE", unit))
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(Thousands())
             axes.margins(x=0.01)

@@ -21,8 +21,8 @@ from millrace.figures.style import (
     PAGE_WIDTH,
     TRUTH,
     Thousands,
+    axis_label,
     figure,
-    quantity,
 )
 
 Floats = NDArray[np.float64]
@@ -67,7 +67,7 @@ def error_map(
             )  # fmt: skip
             axes.set_title("All slices" if slice_group is None else f"Slice group {g}")
         fig.colorbar(
-            drawn, ax=list(panels), label=quantity(f"RMSE of {variable}", unit), extend="max",
+            drawn, ax=list(panels), label=axis_label(f"RMSE of {variable}", unit), extend="max",
             format=Thousands(), aspect=30,
         )  # fmt: skip
 

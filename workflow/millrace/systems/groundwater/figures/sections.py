@@ -15,8 +15,8 @@ from millrace.figures.style import (
     FIELD_MAP,
     PAGE_WIDTH,
     Thousands,
+    axis_label,
     figure,
-    quantity,
 )
 from millrace.systems.groundwater.sections import SectionGrid
 
@@ -104,11 +104,11 @@ class SectionPanels:
             )
         )  # fmt: skip
         fig.colorbar(
-            meshes[0], ax=panels[:2], label=quantity(variable, unit), extend=scale.extend,
+            meshes[0], ax=panels[:2], label=axis_label(variable, unit), extend=scale.extend,
             format=Thousands(), aspect=30,
         )  # fmt: skip
         fig.colorbar(
-            meshes[2], ax=panels[2], label=quantity("difference", unit), extend="both",
+            meshes[2], ax=panels[2], label=axis_label("difference", unit), extend="both",
             format=Thousands(), aspect=13,
         )  # fmt: skip
         return cls(panels, meshes)

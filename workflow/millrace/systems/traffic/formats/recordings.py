@@ -12,32 +12,32 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from millrace.errors import DataError
-from millrace.systems.traffic.tracks import CLASSES, PRESENT, STEP_S, STEPS, Polyline, Scene
-
-Floats = NDArray[np.float64]
+from millrace.systems.traffic.geometry import Floats, wrap
+from millrace.systems.traffic.tracks import CLASSES, CURRENT_STEP, STEP_S, STEPS, Polyline, Scenario
 
 GAP_S = 0.25
-"""Observations farther apart are not joined (s)."""
+"""Largest interval between observations over which positions are interpolated (s)."""
 
+_SCENARIO_S = STEP_S * STEPS
 _STANDING = 0.5  # m/s, below which a path has no direction
 
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """A road user in SI units, at the times at which it was observed."""
+    """An agent in SI units, at the times at which it was observed."""
 
     name: str
     kind: str
-    """Of `CLASSES`."""
+    """One of `CLASSES`."""
     length: float
     width: float
     time_N: Floats
-    pose_N3: Floats
-    velocity_N2: Floats
+    state_N5: Floats
+    """x, y, heading, and the velocity along x and y."""
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Columns of a CSV file as they are.
+    """Read a CSV file that has certain columns.
 
     Raises
     ------
@@ -57,88 +57,79 @@ def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return frame
 
 
-def files_like(source: Path, pattern: str, what: str) -> list[Path]:
-    """Files below a directory, sorted.
-
-    Raises
-    ------
-    DataError
-        There are none.
-    """
-    found = sorted(path for path in Path(source).rglob(pattern) if path.is_file())
-    if not found:
-        raise DataError(f"{source}: no file {pattern}; expected {what}")
-    return found
-
-
-def heading_of(path_N2: Floats, time_N: Floats, given: float = 0.0) -> Floats:
-    """Direction of a path; while standing that of the last motion, and before it that of the next."""
+def heading_of(path_N2: Floats, time_N: Floats) -> Floats:
+    """Direction of a path, [N] (rad); while an agent stands that of its last motion, or else its next."""
     if len(time_N) < 2:
-        return np.full(len(time_N), given)
+        return np.zeros(len(time_N))
     velocity_N2 = np.gradient(path_N2, time_N, axis=0)
     moving = np.flatnonzero(np.hypot(*velocity_N2.T) > _STANDING)
     if not len(moving):
-        return np.full(len(time_N), given)
+        return np.zeros(len(time_N))
     last = np.searchsorted(moving, np.arange(len(time_N)), side="right") - 1
     row = moving[np.maximum(last, 0)]
     return np.arctan2(velocity_N2[row, 1], velocity_N2[row, 0])
 
 
-def cut_scenes(
+def cut_scenarios(
     name: str,
     tracks: Sequence[Track],
     road: tuple[Polyline, ...],
-    every: float = 9.1,
-    lights: Callable[[NDArray], dict[str, NDArray[np.int8]]] | None = None,
-) -> list[Scene]:
-    """Cut a recording into scenarios that begin ``every`` so many seconds.
+    lights: Callable[[NDArray], dict[str, NDArray[np.int8]]] = lambda _: {},
+) -> list[Scenario]:
+    """Cut a recording into consecutive scenarios, without those that have no agent at the current step.
 
-    Scenarios without anybody at the present are left out. Positions between observations are linear,
-    where these are not farther apart than a quarter of a second. ``lights`` gives the states of all lights
-    at the times of a scenario.
+    Positions between observations are interpolated, if these are at most `GAP_S` apart. ``lights`` gives
+    the states of all traffic lights at the times of a scenario.
     """
     if not tracks:
         return []
     begin = min(float(track.time_N[0]) for track in tracks)
     end = max(float(track.time_N[-1]) for track in tracks)
-    length = STEP_S * (STEPS - 1)
-    scenes = []
-    for number in range(int((end - begin - length + 1e-6) / every) + 1):
-        times = begin + number * every + STEP_S * np.arange(STEPS)
+    scenarios = []
+    for number in range(int((end - begin - STEP_S * (STEPS - 1) + 1e-6) / _SCENARIO_S) + 1):
+        times = begin + number * _SCENARIO_S + STEP_S * np.arange(STEPS)
         here = [t for t in tracks if t.time_N[-1] >= times[0] and t.time_N[0] <= times[-1]]
-        sampled = [resample(track, times) for track in here]
-        rows = [i for i, (pose, _) in enumerate(sampled) if np.isfinite(pose[:, 0]).any()]
-        if not any(np.isfinite(sampled[i][0][PRESENT, 0]) for i in rows):
-            continue
-        scenes.append(
-            Scene(
-                name=f"{name}_{number:05d}",
-                track_A=tuple(here[i].name for i in rows),
-                kind_A=np.array([CLASSES.index(here[i].kind) for i in rows], dtype=np.int8),
-                size_A2=np.array([[here[i].length, here[i].width] for i in rows]),
-                pose_AT3=np.stack([sampled[i][0] for i in rows]),
-                velocity_AT2=np.stack([sampled[i][1] for i in rows]),
-                road=road,
-                lights=lights(times) if lights is not None else {},
-            )
-        )
-    return scenes
+        sampled = [(track, states_at(track, times)) for track in here]
+        sampled = [(track, state) for track, state in sampled if np.isfinite(state[:, 0]).any()]
+        agents = [(track.name, track.kind, track.length, track.width) for track, _ in sampled]
+        state_AT5 = np.array([state for _, state in sampled]).reshape(-1, STEPS, 5)
+        scenarios += make_scenario(f"{name}_{number:05d}", agents, state_AT5, road, lights(times))
+    return scenarios
 
 
-def resample(track: Track, time_T: NDArray) -> tuple[Floats, Floats]:
-    """Poses and velocities at given times; NaN where the track was not observed around them."""
-    after = np.clip(np.searchsorted(track.time_N, time_T - 1e-6), 1, max(1, len(track.time_N) - 1))
-    if len(track.time_N) == 1:
-        after = np.zeros(len(time_T), dtype=np.int64)
+def make_scenario(
+    name: str,
+    agents: Sequence[tuple[str, str, float, float]],
+    state_AT5: Floats,
+    road: tuple[Polyline, ...],
+    lights: dict[str, NDArray[np.int8]],
+) -> list[Scenario]:
+    """Make a scenario, or none if no agent is observed at the current step.
+
+    Agents are given by the name of the track, one of `CLASSES`, length and width (m), and by their states,
+    see `Track`.
+    """
+    if not np.isfinite(state_AT5[:, CURRENT_STEP, 0]).any():
+        return []
+    tracks, kinds, lengths, widths = zip(*agents, strict=True)
+    kind_A = np.array([CLASSES.index(kind) for kind in kinds], dtype=np.int8)
+    size_A2, pose_AT3 = np.column_stack([lengths, widths]), state_AT5[..., :3]
+    return [Scenario(name, tracks, kind_A, size_A2, pose_AT3, state_AT5[..., 3:], road, lights)]
+
+
+def states_at(track: Track, time_T: NDArray) -> Floats:
+    """Interpolate the states of a track, [T, 5]; NaN where it was not observed."""
+    last = len(track.time_N) - 1
+    after = np.clip(np.searchsorted(track.time_N, time_T - 1e-6), min(1, last), last)
     before = np.maximum(after - 1, 0)
     apart = track.time_N[after] - track.time_N[before]
     share = np.where(apart > 0, (time_T - track.time_N[before]) / np.where(apart > 0, apart, 1), 0)
     share = np.where(np.abs(share) < 1e-4, 0, np.where(np.abs(share - 1) < 1e-4, 1, share))
     inside = (time_T >= track.time_N[0] - 1e-4) & (time_T <= track.time_N[-1] + 1e-4)
     inside &= (apart <= GAP_S) | (share == 0) | (share == 1)
-    turning = np.column_stack([track.pose_N3[:, :2], np.unwrap(track.pose_N3[:, 2])])
-    values = np.concatenate([turning, track.velocity_N2], axis=1)
+    values = track.state_N5.copy()
+    values[:, 2] = np.unwrap(values[:, 2])
     found = values[before] + share[:, None] * (values[after] - values[before])
     found[~inside] = np.nan
-    found[:, 2] = (found[:, 2] + np.pi) % (2 * np.pi) - np.pi
-    return found[:, :3], found[:, 3:]
+    found[:, 2] = wrap(found[:, 2])
+    return found

@@ -1,12 +1,12 @@
 """SUMO (Lopez et al. 2018): floating car data of a simulation on its network.
 
 ``<name>.fcd.xml`` or ``<name>.fcd.csv`` gives the middle of the front bumper, the angle in degrees
-clockwise from north and the speed along it; of a person the foremost point, and the vehicle that it rides
-in, if SUMO was asked for it; its own tables never tell. ``<name>.net.xml`` is the network,
+clockwise from north and the speed along it; of a person the foremost point, and the vehicle in which it
+rides, if SUMO was asked for it (SUMO's own CSV tables never have it). ``<name>.net.xml`` is the network,
 ``<name>.tls.xml`` the states of the traffic lights (``SaveTLSStates``, optional). Sizes follow from the
-types of the vehicles: those in ``*.rou.xml``, ``*.add.xml`` and ``*.typ.xml`` beside, or the defaults of
-SUMO. All may be compressed (``.gz``). Each moment of a road user belongs to the nearest intersection,
-around which scenarios are cut.
+types of the vehicles: those in ``*.rou.xml``, ``*.add.xml`` and ``*.typ.xml`` in the same directory, or the
+defaults of SUMO. All files may be compressed (``.gz``). Each observation belongs to the nearest
+intersection, around which scenarios are cut.
 
 Shape suffixes: C intersections, N observations, T steps.
 """
@@ -14,6 +14,7 @@ Shape suffixes: C intersections, N observations, T steps.
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,34 +23,30 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from millrace.errors import DataError
-from millrace.systems.base import Progress
-from millrace.systems.traffic.formats.recordings import GAP_S, Track, cut_scenes, files_like
+from millrace.systems.traffic.formats.recordings import GAP_S, Track, cut_scenarios
 from millrace.systems.traffic.formats.sumo_network import (
     Link,
     Network,
-    around,
+    distance,
     elements,
     read_network,
 )
-from millrace.systems.traffic.tracks import LIGHTS, write_recording
+from millrace.systems.traffic.geometry import Floats, unit, wrap
+from millrace.systems.traffic.tracks import LIGHT_STATES, Scenario
 
-Floats = NDArray[np.float64]
-Size = tuple[str | None, float, float]
-"""Class, None for what does not drive on roads; length and width (m)."""
+_Size = tuple[str | None, float, float]  # class, None if not on roads; length and width (m)
+_Phases = Mapping[str, tuple[Floats, list[str]]]
 
-REACH = 100.0
-"""Who is farther from an intersection is not recorded (m)."""
-
-_JUMP = (
-    0.5  # m beyond what the speed allows: no motion, but a pedestrian put elsewhere, or a teleport
-)
-_FASTEST = 10.5  # m/s, of pedestrians: SUMO lets none by its defaults run faster
+_REACH = 100.0  # m; agents farther from an intersection are not recorded
+# m beyond what the speed allows: no motion, but a pedestrian put elsewhere, or a teleport
+_JUMP = 0.5
+_FASTEST = 10.5  # m/s, of pedestrians: by SUMO's defaults none runs faster
 _FIELDS = ("x", "y", "angle", "speed")
 _ASK = "--fcd-output.attributes x,y,angle,type,speed,vehicle"
 _CHUNK = 200_000  # rows of a CSV file
-# Defaults of the vehicle classes in SUMO 1.28; those not listed are of passenger cars.
-_CAR: Size = ("vehicle", 5.0, 1.8)
-_SIZES: Mapping[str, Size] = {
+# Defaults of the vehicle classes in SUMO 1.28; classes that are not listed are like passenger cars.
+_CAR: _Size = ("vehicle", 5.0, 1.8)
+_SIZES: dict[str, _Size] = {
     "pedestrian": ("pedestrian", 0.215, 0.478),
     "wheelchair": ("pedestrian", 1.2, 0.72),
     "bicycle": ("cyclist", 1.6, 0.65),
@@ -64,9 +61,10 @@ _SIZES: Mapping[str, Size] = {
     "trailer": ("vehicle", 16.5, 2.55),
     "tram": ("vehicle", 22.0, 2.4),
 }
-_ELSEWHERE = {"rail", "rail_electric", "rail_fast", "rail_urban", "subway", "cable_car", "ship"}
-_ELSEWHERE |= {"aircraft", "drone", "container"}
-_NOT_ON_ROADS: Size = (None, 1.0, 1.0)
+_NOT_ON_ROADS: _Size = (None, 1.0, 1.0)
+_SIZES |= dict.fromkeys(("rail", "rail_electric", "rail_fast", "rail_urban"), _NOT_ON_ROADS)
+_SIZES |= dict.fromkeys(("subway", "cable_car", "ship", "aircraft"), _NOT_ON_ROADS)
+_SIZES |= dict.fromkeys(("drone", "container"), _NOT_ON_ROADS)
 _DEFAULTS = {
     "DEFAULT_VEHTYPE": _CAR,
     "DEFAULT_TAXITYPE": _CAR,
@@ -75,64 +73,47 @@ _DEFAULTS = {
     "DEFAULT_RAILTYPE": _NOT_ON_ROADS,
     "DEFAULT_CONTAINERTYPE": _NOT_ON_ROADS,
 }
-# Red and yellow together (u) is not yet green, the green arrow (s) is to stop first; off (o, O) is unknown.
-_STATES = {
-    "r": "red",
-    "s": "red",
-    "u": "red",
-    "y": "yellow",
-    "Y": "yellow",
-    "g": "green",
-    "G": "green",
-}
+# u, red and yellow together, is not yet green; s is a green arrow after a stop; o and O (off) are unknown.
+_STATES = {**dict.fromkeys("rsu", "red"), **dict.fromkeys("yY", "yellow")}
+_STATES |= dict.fromkeys("gG", "green")
 
 
-def convert(source: Path, output: Path, progress: Progress | None = None) -> int:
-    """Convert all simulations of a directory; returns the number of scenarios.
+def read(path: Path, source: Path) -> Iterator[tuple[str, list[Scenario]]]:
+    """Read a simulation: one recording around each intersection.
 
-    The network of a simulation is the one of its name, or the only one beside it.
+    See `millrace.systems.traffic.formats.Adapter`. The network is the one of the same name, or the only one
+    in the directory.
     """
-    files, count = files_like(source, "*.fcd.*", "floating car data of SUMO, <name>.fcd.xml"), 0
-    for number, path in enumerate(files):
-        name = path.name.split(".fcd.")[0]
-        label = "_".join([*path.relative_to(source).parts[:-1], name])
-        network = read_network(_network_of(path, name))
-        tracks = read_tracks(path, read_types(path.parent, name))
-        _check(path, tracks, network)
-        states = _beside(path, f"{name}.tls.xml")
-        phases = read_states(states) if states is not None else {}
-        parts = _near(tracks, network.centre_C2)
-        for place, (centre_2, own) in enumerate(zip(network.centre_C2, parts, strict=True)):
-            road = around(network.road, centre_2, REACH + 20)
-            lines = {line.name for line in road}
-            signals = {line: links for line, links in network.signals.items() if line in lines}
-            scenes = cut_scenes(
-                f"{label}_{place}", own, road, lights=_Lights(signals, phases) if phases else None
-            )
-            if scenes:
-                write_recording(output, f"{label}_{place}", scenes)
-            count += len(scenes)
-        if progress is not None:
-            progress(number + 1, len(files))
-    return count
+    name = path.name.split(".fcd.")[0]
+    label = "_".join([*path.relative_to(source).parts[:-1], name])
+    network_file = _beside(path, f"{name}.net.xml")
+    networks = sorted(path.parent.glob("*.net.xml*"))
+    if network_file is None and len(networks) != 1:
+        raise DataError(f"{path}: no network; expected {name}.net.xml beside it")
+    network = read_network(network_file or networks[0])
+    tracks = read_tracks(path, read_types(path.parent, name))
+    _check(path, tracks, network)
+    states = _beside(path, f"{name}.tls.xml")
+    phases = read_states(states) if states is not None else {}
+    parts = _nearest_parts(tracks, network.centre_C2)
+    for place, (centre_2, own) in enumerate(zip(network.centre_C2, parts, strict=True)):
+        road = tuple(
+            line for line in network.road if distance(centre_2, line.points_P2) < _REACH + 20
+        )
+        lines = {line.name for line in road} if phases else set()
+        signals = {line: links for line, links in network.signals.items() if line in lines}
+        lights = partial(_light_states, signals, phases)
+        yield f"{label}_{place}", cut_scenarios(f"{label}_{place}", own, road, lights)
 
 
 def _beside(path: Path, name: str) -> Path | None:
     return next((p for end in ("", ".gz") if (p := path.with_name(name + end)).is_file()), None)
 
 
-def _network_of(path: Path, name: str) -> Path:
-    own = _beside(path, f"{name}.net.xml")
-    others = sorted(path.parent.glob("*.net.xml*"))
-    if own is None and len(others) != 1:
-        raise DataError(f"{path}: no network; expected {name}.net.xml beside it")
-    return own or others[0]
+def read_types(folder: Path, name: str) -> dict[str, _Size]:
+    """Read class (None: not on roads), length and width (m) of the types of vehicles and persons.
 
-
-def read_types(folder: Path, name: str) -> dict[str, Size]:
-    """Class, length and width of the types of vehicles and persons that the files of a directory define.
-
-    Where several define one type, those that are called ``<name>.`` have the last word.
+    Files of the directory define them; definitions in ``<name>.*`` replace those of other files.
 
     Raises
     ------
@@ -144,9 +125,7 @@ def read_types(folder: Path, name: str) -> dict[str, Size]:
     for path in sorted(files, key=lambda p: p.name.startswith(f"{name}.")):
         for element in elements(path, "vType"):
             get = element.attrib
-            vehicle = get.get("vClass", "passenger")
-            usual = _NOT_ON_ROADS if vehicle in _ELSEWHERE else _SIZES.get(vehicle, _CAR)
-            kind, length, width = usual
+            kind, length, width = _SIZES.get(get.get("vClass", "passenger"), _CAR)
             try:
                 size = float(get.get("length", length)), float(get.get("width", width))
                 types[get["id"]] = (kind, *size)
@@ -157,8 +136,8 @@ def read_types(folder: Path, name: str) -> dict[str, Size]:
     return types
 
 
-def read_tracks(path: Path, types: Mapping[str, Size]) -> list[Track]:
-    """Tracks of all vehicles and persons, without persons in vehicles.
+def read_tracks(path: Path, types: Mapping[str, _Size]) -> list[Track]:
+    """Read the tracks of all vehicles and persons, without persons in vehicles.
 
     Raises
     ------
@@ -167,38 +146,30 @@ def read_tracks(path: Path, types: Mapping[str, Size]) -> list[Track]:
     """
     # A vehicle and a person may share a name, but no type.
     rows: dict[tuple[str, str], list[tuple[float, ...]]] = defaultdict(list)
-    read = {".xml": _xml, ".csv": _csv}.get(Path(path.name.removesuffix(".gz")).suffix)
-    if read is None:
+    observations = {".xml": _xml, ".csv": _csv}.get(Path(path.name.removesuffix(".gz")).suffix)
+    if observations is None:
         raise DataError(f"{path}: expected floating car data as .fcd.xml or .fcd.csv, perhaps .gz")
-    for name, kind, *numbers in read(path):
+    for name, kind, *numbers in observations(path):
         rows[name, kind].append(tuple(numbers))
     tracks: list[Track] = []
     names = Counter(name for name, _ in rows)
     for (name, vehicle), observed in rows.items():
-        made = types.get(vehicle)
-        if made is None:
+        if vehicle not in types:
             raise DataError(
                 f"{path}: no vType {vehicle!r}; put the file that defines it "
                 "beside, as *.rou.xml or *.add.xml"
             )
-        kind, length, width = made
+        kind, length, width = types[vehicle]
         if kind is None:
             continue
         time_N, x, y, angle, speed = np.array(observed, dtype=float).T
         heading = np.pi / 2 - np.radians(angle)
-        unit_N2 = np.stack([np.cos(heading), np.sin(heading)], axis=1)
+        unit_N2 = unit(heading)
         middle = np.stack([x, y], axis=1) - length / 2 * unit_N2
-        heading = (heading + np.pi) % (2 * np.pi) - np.pi
-        track = Track(
-            name=name if names[name] == 1 else f"{name} ({vehicle})",
-            kind=kind,
-            length=length,
-            width=width,
-            time_N=time_N,
-            pose_N3=np.column_stack([middle, heading]),
-            velocity_N2=speed[:, None] * unit_N2,
-        )
-        # The front, which does not move when one turns on the spot.
+        state_N5 = np.column_stack([middle, wrap(heading), speed[:, None] * unit_N2])
+        label = name if names[name] == 1 else f"{name} ({vehicle})"
+        track = Track(label, kind, length, width, time_N, state_N5)
+        # Measured at the front, which does not move when an agent turns on the spot.
         moved = np.hypot(np.diff(x), np.diff(y))
         jumps = moved > np.maximum(speed[1:], speed[:-1]) * np.diff(time_N) + _JUMP
         parts = np.concatenate([[0], np.cumsum(jumps)])
@@ -210,13 +181,7 @@ def read_tracks(path: Path, types: Mapping[str, Size]) -> list[Track]:
 
 
 def _part(track: Track, kept_N: NDArray[np.bool_], name: str) -> Track:
-    return replace(
-        track,
-        name=name,
-        time_N=track.time_N[kept_N],
-        pose_N3=track.pose_N3[kept_N],
-        velocity_N2=track.velocity_N2[kept_N],
-    )
+    return replace(track, name=name, time_N=track.time_N[kept_N], state_N5=track.state_N5[kept_N])
 
 
 def _xml(path: Path) -> Iterator[tuple]:
@@ -227,7 +192,7 @@ def _xml(path: Path) -> Iterator[tuple]:
             if element.tag not in ("vehicle", "person"):
                 continue
             try:
-                # Of those who walk it is empty, not missing.
+                # For a person that walks the attribute is empty, not missing.
                 if element.tag == "person" and get["vehicle"]:
                     continue
                 numbers = [float(step.attrib["time"]), *(float(get[key]) for key in _FIELDS)]
@@ -241,7 +206,7 @@ def _xml(path: Path) -> Iterator[tuple]:
 
 
 def _csv(path: Path) -> Iterator[tuple]:
-    """The same of a table with semicolons; SUMO calls all of them vehicles, its ``xml2csv.py`` does not."""
+    """The same rows of a CSV table; SUMO itself, unlike its ``xml2csv.py``, writes persons as vehicles."""
     try:
         for frame in pd.read_csv(path, sep=";", chunksize=_CHUNK, dtype=str):
             for role in ("vehicle", "person"):
@@ -254,12 +219,7 @@ def _csv(path: Path) -> Iterator[tuple]:
                 numbers = part[["timestep_time", *columns[2:]]].astype(float)
                 if numbers.isna().any(axis=None):
                     raise ValueError("an empty cell")
-                for names, values in zip(
-                    part[columns[:2]].itertuples(index=False),
-                    numbers.itertuples(index=False),
-                    strict=True,
-                ):
-                    yield *names, *values
+                yield from pd.concat([part[columns[:2]], numbers], axis=1).itertuples(index=False)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
             f"{path}: {error}; expected timestep_time and vehicle_id, vehicle_type, "
@@ -269,7 +229,7 @@ def _csv(path: Path) -> Iterator[tuple]:
 
 
 def _check(path: Path, tracks: Sequence[Track], network: Network) -> None:
-    """Refuse what would be read as nonsense: coarse steps, places that are no metres of the network."""
+    """Refuse coarse time steps, and positions that are not in metres of the network; raises `DataError`."""
     apart = [np.diff(track.time_N) for track in tracks if len(track.time_N) > 1]
     step = float(np.median(np.concatenate(apart))) if apart else 0.0
     if step > GAP_S:
@@ -277,46 +237,43 @@ def _check(path: Path, tracks: Sequence[Track], network: Network) -> None:
             f"{path}: steps of {step:g} s; expected 0.1 s, run sumo with --step-length 0.1"
         )
     for track in tracks:
-        speed = float(np.linalg.norm(track.velocity_N2, axis=1).max())
+        speed = float(np.linalg.norm(track.state_N5[:, 3:], axis=1).max())
         if track.kind == "pedestrian" and speed > _FASTEST:
             raise DataError(
-                f"{path}: pedestrian {track.name!r} moves at {speed:.1f} m/s, as one who rides; "
-                f"SUMO's own tables do not tell: write .fcd.xml, with {_ASK}"
+                f"{path}: pedestrian {track.name!r} moves at {speed:.1f} m/s, as in a vehicle, which "
+                f"SUMO's own tables do not name: write .fcd.xml, with {_ASK}"
             )
-    places = [track.pose_N3[:, :2] for track in tracks]
+    places = [track.state_N5[:, :2] for track in tracks]
     if places:
         place = np.concatenate(places)
-        beyond = (place < network.low_2 - REACH) | (place > network.high_2 + REACH)
+        beyond = (place < network.low_2 - _REACH) | (place > network.high_2 + _REACH)
         moved = np.concatenate([np.linalg.norm(np.diff(p, axis=0), axis=1) for p in places]).sum()
-        speeds = [np.linalg.norm(track.velocity_N2[1:], axis=1) for track in tracks]
-        said = sum(float(speed @ dt) for speed, dt in zip(speeds, map(_steps, tracks), strict=True))
+        speeds = [np.linalg.norm(track.state_N5[1:, 3:], axis=1) for track in tracks]
+        steps = [np.diff(track.time_N) for track in tracks]
+        said = sum(float(speed @ step) for speed, step in zip(speeds, steps, strict=True))
         if beyond.any(axis=1).mean() > 0.5 or (said > 10 and not 0.5 < moved / said < 2):
             raise DataError(
-                f"{path}: places that do not fit the network and the speeds; run sumo without "
+                f"{path}: positions do not fit the network and the speeds; run sumo without "
                 "--fcd-output.geo and --fcd-output.utm"
             )
     if not len(network.centre_C2):
         raise DataError(f"{path}: its network has no intersection of three roads or more")
 
 
-def _steps(track: Track) -> Floats:
-    return np.diff(track.time_N)
-
-
-def _near(tracks: Sequence[Track], centre_C2: Floats) -> list[list[Track]]:
-    """For each intersection, what of the tracks is nearest to it."""
+def _nearest_parts(tracks: Sequence[Track], centre_C2: Floats) -> list[list[Track]]:
+    """For each intersection, the parts of tracks to which it is the nearest one."""
     nearest = cKDTree(centre_C2)
     parts: list[list[Track]] = [[] for _ in centre_C2]
     for track in tracks:
-        apart_N, place_N = nearest.query(track.pose_N3[:, :2])
-        reached_N = apart_N < REACH
+        apart_N, place_N = nearest.query(track.state_N5[:, :2])
+        reached_N = apart_N < _REACH
         for place in np.unique(place_N[reached_N]):
             parts[place].append(_part(track, reached_N & (place_N == place), track.name))
     return parts
 
 
-def read_states(path: Path) -> dict[str, tuple[Floats, list[str]]]:
-    """Times at which the states of traffic lights change, and the states from then on.
+def read_states(path: Path) -> _Phases:
+    """Read the times at which the states of traffic lights change, and the states from then on.
 
     Raises
     ------
@@ -336,28 +293,15 @@ def read_states(path: Path) -> dict[str, tuple[Floats, list[str]]]:
     return {name: (np.array(times), states) for name, (times, states) in phases.items()}
 
 
-class _Lights:
-    """States of the signals at lines, at the times of a scenario.
-
-    A line with several links shows the most that one of them may do.
-    """
-
-    def __init__(
-        self,
-        signals: Mapping[str, Sequence[Link]],
-        phases: Mapping[str, tuple[Floats, list[str]]],
-    ) -> None:
-        self._signals, self._phases = signals, phases
-
-    def __call__(self, time_T: Floats) -> dict[str, NDArray[np.int8]]:
-        return {
-            line: np.max([self._of(link, time_T) for link in links], axis=0)
-            for line, links in self._signals.items()
-        }
-
-    def _of(self, link: Link, time_T: Floats) -> NDArray[np.int8]:
-        light, index = link
-        times, states = self._phases.get(light, (np.empty(0), []))
-        shown = [LIGHTS.index(_STATES.get(state[index : index + 1], "unknown")) for state in states]
-        row = np.searchsorted(times, time_T + 1e-6, side="right")
-        return np.array([LIGHTS.index("unknown"), *shown], dtype=np.int8)[row]
+def _light_states(
+    signals: Mapping[str, Sequence[Link]], phases: _Phases, time_T: NDArray
+) -> dict[str, NDArray[np.int8]]:
+    """States at given times by polyline; one with several links shows the most that one of them may do."""
+    states: dict[str, list[NDArray[np.int8]]] = defaultdict(list)
+    for line, links in signals.items():
+        for light, index in links:
+            times, shown = phases.get(light, (np.empty(0), []))
+            names = ["unknown", *(_STATES.get(s[index : index + 1], "unknown") for s in shown)]
+            row = np.searchsorted(times, time_T + 1e-6, side="right")
+            states[line].append(np.array([*map(LIGHT_STATES.index, names)], dtype=np.int8)[row])
+    return {line: np.max(found, axis=0) for line, found in states.items()}

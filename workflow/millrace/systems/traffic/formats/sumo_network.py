@@ -1,8 +1,8 @@
-"""Networks of SUMO (``*.net.xml``) as lines of a map, with the signals that stand at them.
+"""Networks of SUMO (``*.net.xml``) as polylines of a map, with the traffic lights that control them.
 
-An edge has lanes from right to left, each a centre line with a width; lanes inside an intersection belong
-to edges whose function is ``internal``. SUMO has no lines of its own for markings and edges: they lie half
-a width beside the centre lines, and go around the corners of an intersection from arm to arm.
+An edge of the network has lanes from right to left, each a centre line with a width; lanes inside an
+intersection belong to edges whose function is ``internal``. SUMO has no lines for markings and road edges:
+they lie half a width beside the centre lines, and go around the corners of an intersection from arm to arm.
 
 Shape suffixes: P points, 2 x and y.
 """
@@ -11,21 +11,20 @@ import gzip
 import xml.etree.ElementTree as ElementTree
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from millrace.errors import DataError
+from millrace.systems.traffic.geometry import Floats, arc_length, cubic
 from millrace.systems.traffic.tracks import Polyline
 
-Floats = NDArray[np.float64]
 Link = tuple[str, int]
-"""Traffic light and place of a link in its states."""
+"""A traffic light, and the index in its states of the signal of one connection between lanes."""
 
-_WIDTH = 3.2  # m, of lanes that give none
+_WIDTH = 3.2  # m, of lanes without a width
 _SAME = 1.5  # m, between the inner sides of the two directions of one road
 _CORNER = 60.0  # m, longest way around a corner
 _NEAR = 60.0  # m, intersections nearer than this are one
@@ -38,14 +37,14 @@ class _Lane:
     width: float
     points_P2: Floats
     users: frozenset[str]
-    """Of `_DRIVEN`; empty for pavements and rails."""
+    """Those of `_DRIVEN` that may use the lane; none on pavements and rails."""
 
     @property
     def kind(self) -> str:
         return "bike_lane" if self.users == {"bicycle"} else "lane"
 
     def side(self, left: float) -> Floats:
-        """The line ``left`` widths to the left of the middle."""
+        """The line that is ``left`` lane widths to the left of the centre line."""
         return offset(self.points_P2, left * self.width)
 
 
@@ -55,46 +54,46 @@ class _Edge:
     begin: str
     end: str
     lanes: Sequence[_Lane]
-    """Those that are driven on, from right to left."""
+    """Lanes that are driven on, from right to left."""
 
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A road network."""
+    """A road network as a map."""
 
     road: tuple[Polyline, ...]
     signals: Mapping[str, Sequence[Link]]
-    """Links of the signals at a line."""
+    """Links that control a polyline, by its name."""
     centre_C2: Floats
-    """Intersections (m): those with traffic lights, if there are any."""
+    """Centres of the intersections (m): those with traffic lights, if there are any."""
     low_2: Floats
     high_2: Floats
-    """Corners of the box around all (m)."""
+    """Corners of the box around the map (m)."""
 
 
 @dataclass
 class _Raw:
-    """What a file says."""
+    """The elements of a network file."""
 
     edges: list[_Edge] = field(default_factory=list)
     inside: dict[str, _Lane] = field(default_factory=dict)
     """Lanes inside intersections, and crossings."""
     crossings: set[str] = field(default_factory=set)
     junction: dict[str, tuple[float, float, bool]] = field(default_factory=dict)
-    """x, y, whether there are lights."""
+    """x, y (m), whether there are traffic lights."""
     via: dict[str, str] = field(default_factory=dict)
-    """Second half of a lane inside an intersection that one waits on."""
+    """Second part of a lane inside an intersection, behind the point of waiting, by the first part."""
     links: list[tuple[str, str, Link]] = field(default_factory=list)
-    """Lane from which, lane inside the intersection, link."""
+    """Lane in front of the traffic light, lane inside the intersection, link."""
 
 
 def elements(path: Path, *tags: str) -> Iterator[ElementTree.Element]:
-    """Elements of an XML file, perhaps compressed, one at a time; nothing is kept of those before.
+    """Elements of an XML file (``.gz`` too), one at a time: earlier elements are not kept in memory.
 
     Raises
     ------
     DataError
-        It is not such a file, or ends in the middle.
+        The file is not XML, or ends in the middle.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -118,12 +117,12 @@ def read_network(path: Path) -> Network:
     Raises
     ------
     DataError
-        It is not one, or has no lanes.
+        The file is not a network, or has no lanes.
     """
     raw = _Raw()
     try:
         for element in elements(path, "edge", "junction", "connection"):
-            _take(raw, element)
+            _add(raw, element)
     except (KeyError, ValueError, IndexError) as error:
         raise DataError(f"{path}: not a network of SUMO ({error!r}); expected *.net.xml") from error
     if not raw.edges:
@@ -133,7 +132,7 @@ def read_network(path: Path) -> Network:
     return Network(road, _signals(raw), _centres(raw), points.min(axis=0), points.max(axis=0))
 
 
-def _take(raw: _Raw, element: ElementTree.Element) -> None:
+def _add(raw: _Raw, element: ElementTree.Element) -> None:
     get = element.attrib
     if element.tag == "junction":
         if not get["id"].startswith(":"):
@@ -153,10 +152,8 @@ def _take(raw: _Raw, element: ElementTree.Element) -> None:
             raw.crossings |= {lane.name for lane in lanes}
         if role in ("internal", "crossing"):
             raw.inside |= {lane.name: lane for lane in lanes}
-        elif role == "normal":
-            driven = [lane for lane in lanes if lane.users]
-            if driven:
-                raw.edges.append(_Edge(get["id"], get["from"], get["to"], driven))
+        elif role == "normal" and (driven := [lane for lane in lanes if lane.users]):
+            raw.edges.append(_Edge(get["id"], get["from"], get["to"], driven))
 
 
 def _lane(get: Mapping[str, str]) -> _Lane:
@@ -170,7 +167,7 @@ def _lane(get: Mapping[str, str]) -> _Lane:
 
 
 def _lines(raw: _Raw) -> Iterator[Polyline]:
-    """Lines of the map; no name of SUMO has a ``|``."""
+    """Polylines of the map; no name in SUMO contains the ``|`` that those of markings and edges have."""
     opposite = defaultdict(list)
     for edge in raw.edges:
         opposite[edge.end, edge.begin].append(edge)
@@ -202,17 +199,17 @@ def _lines(raw: _Raw) -> Iterator[Polyline]:
 
 def _arms(raw: _Raw, junction: str) -> dict[str, tuple[list[_Edge], list[_Edge]]]:
     """Edges that lead into an intersection and out of it, by the intersection at their other end."""
-    arms: dict[str, tuple[list[_Edge], list[_Edge]]] = {}
+    arms: dict[str, tuple[list[_Edge], list[_Edge]]] = defaultdict(lambda: ([], []))
     for edge in raw.edges:
         if edge.end == junction:
-            arms.setdefault(edge.begin, ([], []))[0].append(edge)
+            arms[edge.begin][0].append(edge)
         elif edge.begin == junction:
-            arms.setdefault(edge.end, ([], []))[1].append(edge)
+            arms[edge.end][1].append(edge)
     return arms
 
 
 def _corners(raw: _Raw, junction: str) -> Iterator[Floats]:
-    """Edges of the road from each arm to the next counter-clockwise, with the road on their left."""
+    """Road edges from each arm to the next counter-clockwise, with the road on their left."""
     arms = []
     centre = np.array(raw.junction[junction][:2])
     for into, out in _arms(raw, junction).values():
@@ -225,23 +222,13 @@ def _corners(raw: _Raw, junction: str) -> Iterator[Floats]:
     if len(arms) < 2:
         return
     for (_, _, left), (_, right, _) in zip(arms, arms[1:] + arms[:1], strict=True):
-        line = _around(left[0], left[0] - left[1], right[0], right[1] - right[0])
-        if np.linalg.norm(np.diff(line, axis=0), axis=1).sum() < _CORNER:
+        line = cubic(left[0], left[0] - left[1], right[0], right[1] - right[0], 9)
+        if arc_length(line)[-1] < _CORNER:
             yield line
 
 
-def _around(start_2: Floats, along_2: Floats, end_2: Floats, leave_2: Floats) -> Floats:
-    """Cubic with given ends and directions."""
-    # Length of the tangents for which a quarter circle is met best: 3 * 0.5523 * r, r = chord / sqrt(2).
-    scale = 1.1716 * float(np.linalg.norm(end_2 - start_2))
-    m0, m1 = (scale * v / max(float(np.linalg.norm(v)), 1e-9) for v in (along_2, leave_2))
-    t = np.linspace(0, 1, 9)[:, None]
-    begin = (2 * t**3 - 3 * t**2 + 1) * start_2 + (t**3 - 2 * t**2 + t) * m0
-    return begin + (3 * t**2 - 2 * t**3) * end_2 + (t**3 - t**2) * m1
-
-
 def _signals(raw: _Raw) -> dict[str, list[Link]]:
-    """Links at lanes that wait, at their stop lines, and at lanes and crossings behind."""
+    """Links that control lanes at traffic lights, their stop lines, and the lanes and crossings behind."""
     signals = defaultdict(list)
     for start, to, link in raw.links:
         if not start.startswith(":"):
@@ -255,6 +242,7 @@ def _signals(raw: _Raw) -> dict[str, list[Link]]:
 
 
 def _centres(raw: _Raw) -> Floats:
+    """Centres of intersections, see `Network.centre_C2`."""
     places: list[Floats] = []
     for lights in (True, False):
         for name, (x, y, has) in raw.junction.items():
@@ -268,7 +256,7 @@ def _centres(raw: _Raw) -> Floats:
 
 
 def offset(points_P2: Floats, left: float) -> Floats:
-    """The line ``left`` metres to the left of another."""
+    """The line that is ``left`` metres to the left of another one."""
     step = np.diff(points_P2, axis=0)
     length = np.linalg.norm(step, axis=1)
     kept = np.concatenate([[True], length > 1e-6])
@@ -277,19 +265,14 @@ def offset(points_P2: Floats, left: float) -> Floats:
         return points
     unit = step / np.linalg.norm(step, axis=1)[:, None]
     mean = np.concatenate([unit[:1], (unit[1:] + unit[:-1]) / 2, unit[-1:]])
-    # A corner is cut at half its angle: the nearer the line turns back, the longer the way out.
+    # At a corner the offset is along its bisector, and longer the sharper the corner.
     mean /= np.maximum((mean**2).sum(axis=1), 0.25)[:, None]
     return points + left * mean[:, ::-1] * [-1, 1]
 
 
 def distance(place_2: Floats, line_P2: Floats) -> float:
-    """From a point to a line (m)."""
+    """Distance of a point from a line (m)."""
     begin, step = line_P2[:-1], np.diff(line_P2, axis=0)
     share = ((place_2 - begin) * step).sum(axis=1) / np.maximum((step**2).sum(axis=1), 1e-12)
     foot = begin + np.clip(share, 0, 1)[:, None] * step
     return float(np.linalg.norm(place_2 - foot, axis=1).min())
-
-
-def around(road: Iterable[Polyline], place_2: Floats, reach: float) -> tuple[Polyline, ...]:
-    """Lines that come within ``reach`` metres of a place."""
-    return tuple(line for line in road if distance(place_2, line.points_P2) < reach)

@@ -1,9 +1,9 @@
 """Waymo Open Motion: scenarios as protocol buffers in TFRecord files, read without TensorFlow.
 
-A TFRecord file is a row of records: length (uint64), masked CRC-32C of the length, content, masked CRC-32C
-of the content, all little-endian. A record holds one ``Scenario``; of its messages only the fields that are
-needed are described here, and the others are skipped. Units and angles are already those of
-`millrace.systems.traffic.tracks`; a road edge has the road on its left there, too.
+A TFRecord file is a sequence of records: length (uint64), masked CRC-32C of the length, content, masked
+CRC-32C of the content, all little-endian. A record holds one ``Scenario``; only the fields of its messages
+that are needed are described here, and the others are skipped. Units and angles are already those of
+`millrace.systems.traffic.tracks`, and a road edge has the road on its left, too.
 """
 
 import functools
@@ -17,19 +17,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from millrace.errors import DataError
-from millrace.systems.base import Progress
-from millrace.systems.traffic.formats.recordings import files_like
-from millrace.systems.traffic.tracks import (
-    CLASSES,
-    LIGHTS,
-    PRESENT,
-    STEPS,
-    Polyline,
-    Scene,
-    write_recording,
-)
+from millrace.systems.traffic.formats.recordings import make_scenario
+from millrace.systems.traffic.tracks import CURRENT_STEP, LIGHT_STATES, STEPS, Polyline, Scenario
 
-# Messages as (field, number, type); "*" repeats it.
+# Fields of each message as (name, number, type); "*" marks a repeated field.
 _MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
     "Point": (("x", 1, "double"), ("y", 2, "double")),
     "State": (
@@ -69,33 +60,16 @@ _MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
     ),
 }
 _KINDS = {1: "vehicle", 2: "pedestrian", 3: "cyclist"}
-# Of TrafficSignalLaneState: arrows and discs alike; flashing red is a stop sign, flashing yellow a caution.
-_STATES = {
-    1: "red",
-    4: "red",
-    7: "red",
-    2: "yellow",
-    5: "yellow",
-    8: "yellow",
-    3: "green",
-    6: "green",
-}
+# TrafficSignalLaneState: arrows (1 to 3), discs (4 to 6), flashing lights (7: as red, 8: as yellow).
+_STATES = dict(enumerate(("red", "yellow", "green", "red", "yellow", "green", "red", "yellow"), 1))
 _BIKE_LANE = 3
 
 
-def convert(source: Path, output: Path, progress: Progress | None = None) -> int:
-    """Convert all files of a directory; returns the number of scenarios."""
-    files = files_like(source, "*tfrecord*", "TFRecord files of the Waymo Open Motion Dataset")
-    count = 0
-    for number, path in enumerate(files):
-        for content in read_records(path):
-            scene = read_scenario(content, path)
-            if scene is not None:
-                write_recording(output, scene.name, [scene])
-                count += 1
-        if progress is not None:
-            progress(number + 1, len(files))
-    return count
+def read(path: Path, source: Path) -> Iterator[tuple[str, list[Scenario]]]:
+    """Read the scenarios of a file, see `millrace.systems.traffic.formats.Adapter`."""
+    for content in read_records(path):
+        for scenario in read_scenario(content, path):
+            yield scenario.name, [scenario]
 
 
 def read_records(path: Path) -> Iterator[bytes]:
@@ -104,7 +78,7 @@ def read_records(path: Path) -> Iterator[bytes]:
     Raises
     ------
     DataError
-        It is truncated, or a checksum is wrong.
+        The file is truncated, or a checksum is wrong.
     """
     with path.open("rb") as file:
         while head := file.read(12):
@@ -123,18 +97,18 @@ def read_records(path: Path) -> Iterator[bytes]:
 
 
 def masked_crc(content: bytes) -> int:
-    """CRC-32C, rotated and offset as TFRecord wants it."""
+    """CRC-32C, rotated and offset as in TFRecord files."""
     crc = _crc32c(content)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def read_scenario(content: bytes, path: Path) -> Scene | None:
-    """A scene from a serialised ``Scenario``; None if nobody is seen at the present.
+def read_scenario(content: bytes, path: Path) -> list[Scenario]:
+    """Read a serialised ``Scenario``; none if no agent is observed at the current step.
 
     Raises
     ------
     DataError
-        It is not such a message, or does not have 91 steps of which step 10 is the present.
+        It is not such a message, has more than 91 steps, or another current step than 10.
     """
     scenario = message("Scenario")
     try:
@@ -142,36 +116,27 @@ def read_scenario(content: bytes, path: Path) -> Scene | None:
     except DecodeError as error:
         raise DataError(f"{path}: not a scenario of the Waymo Open Motion Dataset") from error
     steps = len(scenario.timestamps_seconds)
-    if steps < PRESENT + 1 or steps > STEPS or scenario.current_time_index != PRESENT:
+    if not CURRENT_STEP < steps <= STEPS or scenario.current_time_index != CURRENT_STEP:
         raise DataError(
-            f"{path}: scenario {scenario.scenario_id!r} has {steps} steps and its present at "
-            f"{scenario.current_time_index}; expected up to {STEPS} and {PRESENT}"
+            f"{path}: scenario {scenario.scenario_id!r} has {steps} steps and the current step "
+            f"{scenario.current_time_index}; expected up to {STEPS} steps, and step {CURRENT_STEP}"
         )
     tracks = [track for track in scenario.tracks if track.object_type in _KINDS]
-    pose = np.full((len(tracks), STEPS, 3), np.nan)
-    velocity = np.full((len(tracks), STEPS, 2), np.nan)
-    size = np.full((len(tracks), 2), 0.5)
+    tracks = [track for track in tracks if any(state.valid for state in track.states)]
+    states = np.full((len(tracks), STEPS, 5), np.nan)
+    agents = []
     for a, track in enumerate(tracks):
+        size = (0.5, 0.5)
         for t, state in enumerate(track.states):
             if state.valid:
-                pose[a, t] = state.center_x, state.center_y, state.heading
-                velocity[a, t] = state.velocity_x, state.velocity_y
-                if t <= PRESENT:
-                    size[a] = max(state.length, 0.1), max(state.width, 0.1)
-    seen = np.isfinite(pose[..., 0]).any(axis=1)
-    if not np.isfinite(pose[:, PRESENT, 0]).any():
-        return None
+                pose = state.center_x, state.center_y, state.heading
+                states[a, t] = *pose, state.velocity_x, state.velocity_y
+                if t <= CURRENT_STEP:
+                    size = max(state.length, 0.1), max(state.width, 0.1)
+        agents.append((str(track.id), _KINDS[track.object_type], *size))
     road = tuple(_lines(scenario.map_features))
-    return Scene(
-        name=scenario.scenario_id,
-        track_A=tuple(str(track.id) for track, ok in zip(tracks, seen, strict=True) if ok),
-        kind_A=np.array([CLASSES.index(_KINDS[t.object_type]) for t in tracks], np.int8)[seen],
-        size_A2=size[seen],
-        pose_AT3=pose[seen],
-        velocity_AT2=velocity[seen],
-        road=road,
-        lights=_lights(scenario, {line.name for line in road}),
-    )
+    lights = _lights(scenario, {line.name for line in road})
+    return make_scenario(scenario.scenario_id, agents, states, road, lights)
 
 
 def _lines(features: Any) -> Iterator[Polyline]:
@@ -197,12 +162,12 @@ def _lights(scenario: Any, lines: set[str]) -> dict[str, np.ndarray]:
         for signal in dynamic.lane_states:
             if str(signal.lane) in lines:
                 series = lights.setdefault(str(signal.lane), np.zeros(STEPS, dtype=np.int8))
-                series[t] = LIGHTS.index(_STATES.get(signal.state, "unknown"))
+                series[t] = LIGHT_STATES.index(_STATES.get(signal.state, "unknown"))
     return lights
 
 
 def message(name: str) -> Any:
-    """An empty message."""
+    """Make an empty message of one of the types of ``_MESSAGES``."""
     return _classes()[name]()
 
 
@@ -230,35 +195,24 @@ def _classes() -> dict[str, Any]:
 
 
 @functools.cache
-def _crc_tables() -> np.ndarray:
-    """Slicing-by-8 tables of CRC-32C (Castagnoli), uint32[8, 256]."""
-    tables = np.zeros((8, 256), dtype=np.uint32)
-    for byte in range(256):
-        crc = byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-        tables[0, byte] = crc
-    for k in range(1, 8):
-        tables[k] = tables[k - 1] >> 8 ^ tables[0, tables[k - 1] & 0xFF]
-    return tables
+def _crc_tables() -> list[list[int]]:
+    """Slicing-by-8 tables of CRC-32C (Castagnoli), 8 times 256."""
+    crc: np.ndarray = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        crc = crc >> 1 ^ (crc & 1) * np.uint32(0x82F63B78)
+    tables = [crc]
+    for _ in range(7):
+        tables.append(tables[-1] >> 8 ^ crc[tables[-1] & 0xFF])
+    return np.stack(tables).tolist()
 
 
 def _crc32c(content: bytes) -> int:
-    tables = [table.tolist() for table in _crc_tables()]
+    t0, t1, t2, t3, t4, t5, t6, t7 = _crc_tables()
     crc, n = 0xFFFFFFFF, len(content) // 8 * 8
-    t0, t1, t2, t3, t4, t5, t6, t7 = tables
     for low, high in struct.iter_unpack("<II", content[:n]):
         low ^= crc
-        crc = (
-            t7[low & 255]
-            ^ t6[low >> 8 & 255]
-            ^ t5[low >> 16 & 255]
-            ^ t4[low >> 24]
-            ^ t3[high & 255]
-            ^ t2[high >> 8 & 255]
-            ^ t1[high >> 16 & 255]
-            ^ t0[high >> 24]
-        )
+        crc = t7[low & 255] ^ t6[low >> 8 & 255] ^ t5[low >> 16 & 255] ^ t4[low >> 24]
+        crc ^= t3[high & 255] ^ t2[high >> 8 & 255] ^ t1[high >> 16 & 255] ^ t0[high >> 24]
     for byte in content[n:]:
         crc = crc >> 8 ^ t0[(crc ^ byte) & 255]
     return crc ^ 0xFFFFFFFF

@@ -1,1 +1,1 @@
-"""Traffic at intersections, in the files of recorded tracks or of SUMO."""
+"""Simulators of traffic at intersections, which write the files of recorded tracks or of SUMO."""

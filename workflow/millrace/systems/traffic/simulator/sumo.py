@@ -1,12 +1,12 @@
-"""Demo traffic of SUMO (Lopez et al. 2018): road networks at random, simulated with 0.1 s to a step.
+"""Traffic simulated by SUMO (Lopez et al. 2018) on random road networks, in steps of 0.1 s.
 
     <base>/<town>.net.xml      network, by netgenerate: signals, bicycle lanes, pavements and crossings
-    <base>/<town>.rou.xml      types of road users, and who goes when from where to where
+    <base>/<town>.rou.xml      types of agents, and when each departs from where to where
     <base>/<town>.fcd.xml.gz   floating car data
     <base>/<town>.tls.xml.gz   states of the traffic lights
 
 These are the files that `millrace.systems.traffic.formats.sumo` reads. The programs ``netgenerate`` and
-``sumo`` come with the package ``eclipse-sumo``, see envs/sumo.lock; seeds fix all that they do.
+``sumo`` come with the package ``eclipse-sumo``, see envs/sumo.lock; seeds determine all that they do.
 """
 
 import math
@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from millrace.systems.traffic.tracks import STEP_S, STEPS
 _WARM_UP = 120.0  # s, until the roads are full
 _TRIES = 40  # networks that are drawn until one has two intersections and two ends
 _EIDM = {"carFollowModel": "EIDM"}
-# Shares of motor vehicles, and all types. EIDM is the car-following model of SUMO for steps below a second.
+# Fractions of motor vehicles, and all types. EIDM is SUMO's car-following model for steps below a second.
 _SHARES = {"car": 0.78, "van": 0.12, "truck": 0.06, "bus": 0.04}
 _TYPES: dict[str, dict[str, str]] = {
     "car": {"vClass": "passenger", "length": "4.6", "width": "1.8", **_EIDM},
@@ -45,12 +45,12 @@ _TYPES: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class SumoConfig:
-    """The ``demo:`` block of a dataset of SUMO."""
+    """The ``demo:`` section of a dataset of SUMO."""
 
     towns: int = 4
-    """Networks, each with two or more intersections with traffic lights."""
+    """Number of networks, each with two or more intersections with traffic lights."""
     scenes: int = 18
-    """Scenarios around each intersection, one after the other."""
+    """Number of scenarios around each intersection, one after the other."""
     vehicles_per_minute: float = 3.0
     """Departures at each end of the network."""
     cyclists_per_minute: float = 1.0
@@ -73,11 +73,10 @@ def program(name: str) -> str:
     Raises
     ------
     ConfigError
-        It is not there.
+        The program is not installed.
     """
-    home = os.environ.get("SUMO_HOME")
     folders = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-    folders += [str(Path(home) / "bin")] if home else []
+    folders += [f"{home}/bin"] if (home := os.environ.get("SUMO_HOME")) else []
     found = shutil.which(name, path=os.pathsep.join(folders))
     if found is None:
         raise ConfigError(
@@ -88,29 +87,21 @@ def program(name: str) -> str:
 
 
 def simulate(config: SumoConfig, base: Path, progress: Progress | None = None) -> None:
-    """Simulate all towns.
-
-    Parameters
-    ----------
-    config : SumoConfig
-    base : Path
-        Directory to write to.
-    progress : callable, optional
-        Called with (towns done, all).
+    """Simulate the traffic of all networks into the directory ``base``.
 
     Raises
     ------
     ConfigError
-        SUMO is not installed, or refuses.
+        SUMO is not installed, or fails.
     """
-    programs = {name: program(name) for name in ("netgenerate", "sumo")}
+    netgenerate, sumo = program("netgenerate"), program("sumo")
     base.mkdir(parents=True, exist_ok=True)
     for number in range(config.towns):
         random = np.random.default_rng([config.seed, number])
         town = f"town{number:02d}"
         network = base / f"{town}.net.xml"
-        _draw(programs["netgenerate"], network, random)
-        # The last scene ends with its 91st step.
+        _draw(netgenerate, network, random)
+        # The last scenario ends with its 91st step.
         end = _WARM_UP + config.scenes * STEPS * STEP_S + 0.05
         routes, signals = base / f"{town}.rou.xml", base / f"{town}.add.xml"
         _write(routes, "routes", _demand(network, config, end, random))
@@ -118,20 +109,18 @@ def simulate(config: SumoConfig, base: Path, progress: Progress | None = None) -
         event = {"type": "SaveTLSStates", "dest": str(states.resolve())}
         _write(signals, "additional", [ElementTree.Element("timedEvent", event)])
         _run(
-            [
-                *(programs["sumo"], "--net-file", network, "--route-files", routes),
-                *("--additional-files", signals, "--fcd-output", base / f"{town}.fcd.xml.gz"),
-                *("--fcd-output.attributes", "x,y,angle,type,speed,vehicle"),
-                *("--begin", 0, "--end", end, "--step-length", STEP_S),
-                *("--device.fcd.begin", _WARM_UP, "--precision", 4),
-                # Lanes in parts: who changes moves over instead of jumping, and passes cyclists.
-                *("--lateral-resolution", 0.8, "--seed", _seed(random)),
-                # More points where pedestrians turn, or they jump there.
-                *("--pedestrian.striping.walkingarea-detail", 12),
-                # Nobody vanishes from a queue, nor appears elsewhere.
-                *("--time-to-teleport", -1, "--collision.action", "none"),
-                *("--no-step-log", "--xml-validation", "never"),
-            ]
+            *(sumo, "--net-file", network, "--route-files", routes),
+            *("--additional-files", signals, "--fcd-output", base / f"{town}.fcd.xml.gz"),
+            *("--fcd-output.attributes", "x,y,angle,type,speed,vehicle"),
+            *("--begin", 0, "--end", end, "--step-length", STEP_S),
+            *("--device.fcd.begin", _WARM_UP, "--precision", 4),
+            # Lanes in parts: vehicles move over gradually instead of jumping, and pass cyclists.
+            *("--lateral-resolution", 0.8, "--seed", _seed(random)),
+            # More points where pedestrians turn, so that they do not jump there.
+            *("--pedestrian.striping.walkingarea-detail", 12),
+            # No agent vanishes from a queue, or appears elsewhere.
+            *("--time-to-teleport", -1, "--collision.action", "none"),
+            *("--no-step-log", "--xml-validation", "never"),
         )
         signals.unlink()
         if progress is not None:
@@ -142,19 +131,17 @@ def _draw(netgenerate: str, network: Path, random: np.random.Generator) -> None:
     """Draw networks until one has two intersections, all with traffic lights, and two ends."""
     for _ in range(_TRIES):
         _run(
-            [
-                *(netgenerate, "--rand", "--rand.iterations", 10, "--seed", _seed(random)),
-                *("--rand.min-distance", 160, "--rand.max-distance", 220, "--rand.min-angle", 55),
-                *("--default.lanenumber", 2, "--random-lanenumber", "--default.speed", 13.89),
-                *("--default-junction-type", "traffic_light", "--no-turnarounds"),
-                *("--tls.cycle.time", 60, "--sidewalks.guess", "--crossings.guess"),
-                *("--bikelanes.guess", "--default.bikelane-width", 1.8),
-                *("--junctions.internal-link-detail", 10, "--precision", 3),
-                *("--xml-validation", "never", "--no-warnings", "--output-file", network),
-            ]
+            *(netgenerate, "--rand", "--rand.iterations", 10, "--seed", _seed(random)),
+            *("--rand.min-distance", 160, "--rand.max-distance", 220, "--rand.min-angle", 55),
+            *("--default.lanenumber", 2, "--random-lanenumber", "--default.speed", 13.89),
+            *("--default-junction-type", "traffic_light", "--no-turnarounds"),
+            *("--tls.cycle.time", 60, "--sidewalks.guess", "--crossings.guess"),
+            *("--bikelanes.guess", "--default.bikelane-width", 1.8),
+            *("--junctions.internal-link-detail", 10, "--precision", 3),
+            *("--xml-validation", "never", "--no-warnings", "--output-file", network),
         )
         inward, outward = _ends(network)
-        # Who comes in at one end leaves at another.
+        # Agents that come in at one end leave at another.
         two_ends = inward and len({edge["to"] for edge in outward}) > 1
         if two_ends and len(read_network(network).centre_C2) > 1:
             return
@@ -164,7 +151,7 @@ def _draw(netgenerate: str, network: Path, random: np.random.Generator) -> None:
 def _demand(
     network: Path, config: SumoConfig, end: float, random: np.random.Generator
 ) -> Iterator[ElementTree.Element]:
-    """Types, and trips from every end of the network to another one, in the order of time."""
+    """Types of agents, and trips from every end of the network to another one, sorted by time."""
     for name, values in _TYPES.items():
         yield ElementTree.Element("vType", {"id": name, "speedDev": "0.1", **values})
     inward, outward = _ends(network)
@@ -186,7 +173,7 @@ def _demand(
 
 
 def _ends(network: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Edges that begin at an end of the network, and edges that end there, in the order of their names."""
+    """Edges that begin at an end of the network, and edges that end there, sorted by name."""
     ends = {e.attrib["id"] for e in elements(network, "junction") if e.get("type") == "dead_end"}
     edges = [e.attrib for e in elements(network, "edge") if e.get("function", "normal") == "normal"]
     edges.sort(key=lambda edge: edge["id"])
@@ -199,12 +186,11 @@ def _trip(name: str, kind: str, depart: float, start: str, to: str) -> ElementTr
         person = ElementTree.Element("person", about | {"departPos": "random"})
         ElementTree.SubElement(person, "walk", {"from": start, "to": to})
         return person
-    return ElementTree.Element(
-        "trip", about | {"from": start, "to": to, "departLane": "best", "departSpeed": "max"}
-    )
+    about |= {"from": start, "to": to, "departLane": "best", "departSpeed": "max"}
+    return ElementTree.Element("trip", about)
 
 
-def _write(path: Path, root: str, found: Iterator[ElementTree.Element] | Sequence) -> None:
+def _write(path: Path, root: str, found: Iterable[ElementTree.Element]) -> None:
     tree = ElementTree.Element(root)
     tree.extend(found)
     ElementTree.indent(tree)
@@ -215,7 +201,7 @@ def _seed(random: np.random.Generator) -> int:
     return int(random.integers(2**31))
 
 
-def _run(command: Sequence[object]) -> None:
+def _run(*command: object) -> None:
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     print(done.stdout + done.stderr, end="")  # to the log of the job
     if done.returncode:

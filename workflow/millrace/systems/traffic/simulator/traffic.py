@@ -1,25 +1,24 @@
-"""Demo traffic: cars, cyclists and pedestrians at signalised intersections, as the CSV of real tracks.
+"""Simulated traffic: cars, cyclists and pedestrians at intersections with traffic lights, as CSV of tracks.
 
 Cars and cyclists follow routes with the intelligent driver model (Treiber, Hennecke & Helbing 2000,
-*Phys. Rev. E* 62, 1805), behind whatever is ahead on their route: another road user, a red light.
-Cars change lanes to pass. One arm after the other has green, then all pedestrians.
+*Phys. Rev. E* 62, 1805), behind whatever is ahead on their route: another agent or a red light. Cars change
+lanes to pass. One arm after the other has green, then all pedestrians.
 
-Shape suffixes: N road users, P points ahead, C circles that stand for road users.
+Shape suffixes: N cars and cyclists, P points ahead, C circles that represent agents.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from millrace.errors import ConfigError
 from millrace.systems.base import Progress
-from millrace.systems.traffic.simulator.roads import SPACING, Route, Town, make_town
-from millrace.systems.traffic.tracks import LIGHTS, STEP_S, STEPS, Scene, write_recording
-
-Floats = NDArray[np.float64]
+from millrace.systems.traffic.geometry import Floats, unit, wrap
+from millrace.systems.traffic.simulator.roads import SPACING, Intersection, Route, draw_intersection
+from millrace.systems.traffic.tracks import LIGHT_STATES, STEP_S, STEPS, Scenario, write_recording
 
 _SIZES = {0: (4.8, 2.0), 1: (0.6, 0.6), 2: (1.8, 0.7)}
 _GREEN, _YELLOW, _CLEAR, _WALK = 8.0, 2.0, 2.0, 4.0  # s
@@ -27,17 +26,17 @@ _CROSSING_S = 10.0  # to get across after the walk signal began
 _ACCELERATION, _COMFORT, _HEADWAY, _GAP = 1.6, 2.0, 1.2, 2.0
 _AHEAD = 42.0  # m
 _CHANGE_S = 4.0
-_PAUSE = 10  # steps between scenes, so that no two share a moment
+_PAUSE = 10  # steps between scenarios, so that no two share a step
 
 
 @dataclass(frozen=True)
 class TrafficConfig:
-    """The ``demo:`` block of a dataset of tracks."""
+    """The ``demo:`` section of a dataset of tracks."""
 
     towns: int = 6
-    """Intersections, one recording each."""
+    """Number of intersections, one recording each."""
     scenes: int = 40
-    """Scenarios of each."""
+    """Number of scenarios of each."""
     cars_per_minute: float = 4.5
     """Arrivals at each arm."""
     cyclists_per_minute: float = 1.0
@@ -51,7 +50,7 @@ class TrafficConfig:
 
 @dataclass(eq=False)
 class _Mover:
-    """A car or cyclist on a route, or a pedestrian on a line."""
+    """A car or cyclist on a route, or a pedestrian, who has no route, on a line."""
 
     number: int
     kind: int
@@ -59,20 +58,20 @@ class _Mover:
     line_P2: Floats
     speed: float
     wish: float
-    """Speed on an empty road (m/s)."""
+    """Desired speed on an empty road (m/s)."""
     s: float = 0.0
+    """Distance along the line (m)."""
     shift: float = 0.0
-    """How far to the left a lane change begins (m)."""
+    """How far to the left of the new lane a lane change begins (m)."""
     since: float = 99.0
-    """Seconds since it began."""
-    pose: Floats = field(default_factory=lambda: np.zeros(3))
+    """Seconds since the lane change began."""
+    pose: Floats = field(init=False)
 
-    @property
-    def reach(self) -> float:
-        return SPACING * (len(self.line_P2) - 1)
+    def __post_init__(self) -> None:
+        self.place()
 
     def place(self) -> None:
-        """Set the pose from the distance along the route."""
+        """Set the pose from the distance along the line."""
         at = min(max(self.s / SPACING, 0.0), len(self.line_P2) - 1.001)
         p, share = int(at), at - int(at)
         xy = (1 - share) * self.line_P2[p] + share * self.line_P2[p + 1]
@@ -90,30 +89,25 @@ class _Mover:
 
 
 class Traffic:
-    """Traffic of a town, step by step.
+    """Traffic of an intersection, step by step."""
 
-    Parameters
-    ----------
-    town : Town
-    config : TrafficConfig
-    random : numpy.random.Generator
-    """
-
-    def __init__(self, town: Town, config: TrafficConfig, random: np.random.Generator) -> None:
-        self.town, self._config, self._random = town, config, random
+    def __init__(
+        self, place: Intersection, config: TrafficConfig, random: np.random.Generator
+    ) -> None:
+        self.place, self._config, self._random = place, config, random
         self.time = 0.0
         self.movers: list[_Mover] = []
-        self._count = 0
+        self._numbers = itertools.count()
         self._phase = _GREEN + _YELLOW + _CLEAR
-        self._cycle = town.arms * self._phase + _WALK + _CROSSING_S
+        self._cycle = place.arms * self._phase + _WALK + _CROSSING_S
         self._walked = -1.0
 
     def light(self, arm: int) -> int:
-        """State of the light of an arm, index into `LIGHTS`."""
+        """State of the traffic light of an arm, index into `LIGHT_STATES`."""
         t = self.time % self._cycle - arm * self._phase
         if 0 <= t < _GREEN:
-            return LIGHTS.index("green")
-        return LIGHTS.index("yellow" if _GREEN <= t < _GREEN + _YELLOW else "red")
+            return LIGHT_STATES.index("green")
+        return LIGHT_STATES.index("yellow" if _GREEN <= t < _GREEN + _YELLOW else "red")
 
     def step(self) -> None:
         """Advance by `STEP_S`."""
@@ -125,7 +119,7 @@ class Traffic:
         for mover in walkers:
             mover.s += mover.speed * STEP_S
         self.time += STEP_S
-        self.movers = [m for m in self.movers if m.s < m.reach]
+        self.movers = [m for m in self.movers if m.s < _length(m.line_P2)]
         for mover in self.movers:
             mover.since += STEP_S
             mover.place()
@@ -133,33 +127,30 @@ class Traffic:
     def _drive(self, mover: _Mover, gap: float, leader: float) -> None:
         route = mover.route
         assert route is not None
-        wish = min(
-            mover.wish, float(route.limit_P[min(int(mover.s / SPACING), len(route.limit_P) - 1)])
-        )
+        at = min(int(mover.s / SPACING), len(route.limit_P) - 1)
+        wish = min(mover.wish, float(route.limit_P[at]))
         to_line = route.stop - mover.s - _SIZES[mover.kind][0] / 2
-        light = LIGHTS[self.light(route.arm)]
+        light = LIGHT_STATES[self.light(route.arm)]
         can_stop = mover.speed**2 / (2 * 3.0) < to_line
         if to_line > -0.5 and (light == "red" or (light == "yellow" and can_stop)):
             gap, leader = min((gap, leader), (max(to_line, 0.1) + _GAP - 1.0, 0.0))
         v = mover.speed
-        wanted = _GAP + max(
-            0.0, v * _HEADWAY + v * (v - leader) / (2 * np.sqrt(_ACCELERATION * _COMFORT))
-        )
+        braking = v * (v - leader) / (2 * np.sqrt(_ACCELERATION * _COMFORT))
+        wanted = _GAP + max(0.0, v * _HEADWAY + braking)
         free = 1 - (v / wish) ** 4 if v <= wish else -_COMFORT / _ACCELERATION * (1 - wish / v)
-        change = _ACCELERATION * (free - (wanted / max(gap, 0.1)) ** 2)
-        change = max(change, -7.0)
+        change = max(_ACCELERATION * (free - (wanted / max(gap, 0.1)) ** 2), -7.0)
         mover.speed = max(0.0, v + change * STEP_S)
         mover.s += (v + mover.speed) / 2 * STEP_S
         if mover.kind == 0 and leader < mover.wish - 2.5 and gap < 30:
             self._change_lane(mover)
 
     def _change_lane(self, mover: _Mover) -> None:
-        """Move to the parallel lane, if there is one with more room, well before the stop line."""
+        """Move to a parallel lane that has room, well before the stop line."""
         route = mover.route
         assert route is not None
         if mover.since < 2 * _CHANGE_S or not 10 < mover.s < route.stop - 45 or mover.speed < 4:
             return
-        for other in self.town.routes:
+        for other in self.place.routes:
             if (other.arm, other.exit) != (route.arm, route.exit) or other.lane == route.lane:
                 continue
             p = min(int(mover.s / SPACING), len(other.points_P2) - 1)
@@ -170,21 +161,18 @@ class Traffic:
                 if m.route is not None and m.route.lane == other.lane and m.route.arm == route.arm
             ):
                 continue
-            normal = np.array([-np.sin(other.heading_P[p]), np.cos(other.heading_P[p])])
-            mover.shift = float((mover.pose[:2] - place) @ normal)
+            along = unit(other.heading_P[p])
+            mover.shift = float((mover.pose[:2] - place) @ [-along[1], along[0]])
             mover.route, mover.line_P2, mover.since = other, other.points_P2, 0.0
-            mover.s += float((mover.pose[:2] - place) @ [normal[1], -normal[0]]) - (
-                mover.s - p * SPACING
-            )
+            mover.s += float((mover.pose[:2] - place) @ along) - (mover.s - p * SPACING)
             return
 
     def _leaders(self, riders: Sequence[_Mover]) -> list[tuple[float, float]]:
-        """Gap to what is ahead on the route of each (m), and its speed along the route."""
+        """Gap to whatever is ahead on the route of each (m), and its speed along the route (m/s)."""
         if not riders:
             return []
         offsets = np.arange(0.0, _AHEAD, 1.5)
-        length = np.array([_SIZES[m.kind][0] for m in riders])
-        width = np.array([_SIZES[m.kind][1] for m in riders])
+        length, width = np.array([_SIZES[m.kind] for m in riders]).T
         way, tangent = [], []
         for mover in riders:
             route = mover.route
@@ -196,20 +184,18 @@ class Traffic:
         circles, owner, radius = [], [], []
         for i, mover in enumerate(self.movers):
             size = _SIZES[mover.kind]
-            along = np.array([np.cos(mover.pose[2]), np.sin(mover.pose[2])])
             for share in (-0.4, 0.0, 0.4) if mover.kind == 0 else (0.0,):
-                circles.append(mover.pose[:2] + share * size[0] * along)
+                circles.append(mover.pose[:2] + share * size[0] * unit(mover.pose[2]))
                 owner.append(i)
                 radius.append(size[1] / 2)
         circle_C2, owner_C, radius_C = np.array(circles), np.array(owner), np.array(radius)
-        number = {id(m): i for i, m in enumerate(self.movers)}
-        own_N = np.array([number[id(m)] for m in riders])
+        own_N = np.array([i for i, m in enumerate(self.movers) if m.route is not None])
         apart = [way_NP2[:, :, None, axis] - circle_C2[:, axis] for axis in (0, 1)]  # [N, P, C]
         near = apart[0] ** 2 + apart[1] ** 2 < ((width / 2)[:, None, None] + radius_C + 0.35) ** 2
         near &= (own_N[:, None] != owner_C)[:, None]
-        # What is beside or behind the middle of the own box is for the other one to mind.
+        # An agent beside or behind the centre of a box has to give way to it.
         start = way_NP2[:, 0]
-        ahead = ((circle_C2 - start[:, None]) * _unit(heading_NP[:, 0])[:, None]).sum(axis=2) > 0
+        ahead = ((circle_C2 - start[:, None]) * unit(heading_NP[:, 0])[:, None]).sum(axis=2) > 0
         near &= ahead[:, None]
         result = []
         for n in range(len(riders)):
@@ -226,20 +212,20 @@ class Traffic:
 
     def _spawn(self) -> None:
         rate = STEP_S / 60
-        for arm in range(self.town.arms):
+        for arm in range(self.place.arms):
             for kind, per_minute, routes in (
-                (0, self._config.cars_per_minute, self.town.routes),
-                (2, self._config.cyclists_per_minute, self.town.bike_routes),
+                (0, self._config.cars_per_minute, self.place.routes),
+                (2, self._config.cyclists_per_minute, self.place.bike_routes),
             ):
                 if self._random.random() < per_minute * rate:
                     self._enter(kind, [r for r in routes if r.arm == arm])
         if self._random.random() < self._config.pedestrians_per_minute * rate:
-            lines = self.town.pavements
+            lines = self.place.pavements
             self._walk(lines[int(self._random.integers(len(lines)))], anywhere=True)
         cycle, t = divmod(self.time, self._cycle)
-        if t >= self.town.arms * self._phase and cycle > self._walked:
+        if t >= self.place.arms * self._phase and cycle > self._walked:
             self._walked = cycle
-            for line in self.town.crossings:
+            for line in self.place.crossings:
                 for _ in range(int(self._random.poisson(0.7))):
                     self._walk(line, anywhere=False)
 
@@ -248,85 +234,67 @@ class Traffic:
         wish = self._random.uniform(3.8, 6.0) if kind == 2 else self._random.uniform(8.5, 14.0)
         if any(np.hypot(*(m.pose[:2] - route.points_P2[0])) < 14 for m in self.movers):
             return
-        mover = _Mover(self._count, kind, route, route.points_P2, 0.7 * wish, wish)
-        self._add(mover)
+        number = next(self._numbers)
+        self.movers.append(_Mover(number, kind, route, route.points_P2, 0.7 * wish, wish))
 
     def _walk(self, line: Floats, anywhere: bool) -> None:
         if self._random.random() < 0.5:
             line = line[::-1]
         speed = self._random.uniform(1.0, 1.6)
-        mover = _Mover(self._count, 1, None, line, speed, speed)
-        if anywhere:
-            mover.s = self._random.uniform(0.2, 0.6) * mover.reach
-        else:
-            mover.s = self._random.uniform(-1.5, 0.0)
-        self._add(mover)
-
-    def _add(self, mover: _Mover) -> None:
-        mover.place()
-        self.movers.append(mover)
-        self._count += 1
+        low, high, scale = (0.2, 0.6, _length(line)) if anywhere else (-1.5, 0.0, 1.0)
+        begin = self._random.uniform(low, high) * scale
+        self.movers.append(_Mover(next(self._numbers), 1, None, line, speed, speed, begin))
 
 
-def record(traffic: Traffic, name: str) -> Scene:
-    """Record one scenario of traffic that is under way."""
-    rows: dict[int, list[tuple[int, Floats, float]]] = {}
+def _length(line_P2: Floats) -> float:
+    """Length of a line with points every `SPACING` (m)."""
+    return SPACING * (len(line_P2) - 1)
+
+
+def record(traffic: Traffic, name: str) -> Scenario:
+    """Record the next scenario of traffic that is under way."""
     kinds: dict[int, int] = {}
+    states: dict[int, Floats] = {}
     lights = {
-        line: np.zeros(STEPS, dtype=np.int8) for arm in traffic.town.controlled for line in arm
+        line: np.zeros(STEPS, dtype=np.int8) for arm in traffic.place.controlled for line in arm
     }
     for step in range(STEPS):
         for mover in traffic.movers:
-            rows.setdefault(mover.number, []).append((step, mover.pose, mover.speed))
-            kinds[mover.number] = mover.kind
-        for arm, lines in enumerate(traffic.town.controlled):
+            if mover.number not in kinds:
+                kinds[mover.number] = mover.kind
+                states[mover.number] = np.full((STEPS, 5), np.nan)
+            velocity = mover.speed * unit(mover.pose[2])
+            states[mover.number][step] = [*mover.pose, *velocity]
+        for arm, lines in enumerate(traffic.place.controlled):
             for line in lines:
                 lights[line][step] = traffic.light(arm)
         traffic.step()
-    pose = np.full((len(rows), STEPS, 3), np.nan)
-    velocity = np.full((len(rows), STEPS, 2), np.nan)
-    for a, states in enumerate(rows.values()):
-        for step, at, speed in states:
-            pose[a, step] = at
-            velocity[a, step] = speed * _unit(at[2])
-    pose[..., 2] = (pose[..., 2] + np.pi) % (2 * np.pi) - np.pi
-    return Scene(
+    state_AT5 = np.stack([*states.values()])
+    state_AT5[..., 2] = wrap(state_AT5[..., 2])
+    return Scenario(
         name=name,
-        track_A=tuple(str(number) for number in rows),
-        kind_A=np.array([kinds[number] for number in rows], dtype=np.int8),
-        size_A2=np.array([_SIZES[kinds[number]] for number in rows]),
-        pose_AT3=pose,
-        velocity_AT2=velocity,
-        road=tuple(traffic.town.lines),
+        track_A=tuple(map(str, kinds)),
+        kind_A=np.array([*kinds.values()], dtype=np.int8),
+        size_A2=np.array([_SIZES[kind] for kind in kinds.values()]),
+        pose_AT3=state_AT5[..., :3],
+        velocity_AT2=state_AT5[..., 3:],
+        road=tuple(traffic.place.lines),
         lights=lights,
     )
 
 
 def simulate(config: TrafficConfig, base: Path, progress: Progress | None = None) -> None:
-    """Write the recordings of all towns.
-
-    Parameters
-    ----------
-    config : TrafficConfig
-    base : Path
-        Directory for ``tracks/``, ``map/`` and ``lights/``.
-    progress : callable, optional
-        Called with (towns done, all).
-    """
+    """Simulate the recordings of all intersections into the directory ``base``."""
     for number in range(config.towns):
         random = np.random.default_rng([config.seed, number])
-        traffic = Traffic(make_town(random), config, random)
+        traffic = Traffic(draw_intersection(random), config, random)
         for _ in range(600):
             traffic.step()
-        scenes = []
-        for scene in range(config.scenes):
-            scenes.append(record(traffic, f"town{number:02d}_{scene:03d}"))
+        scenarios = []
+        for scenario in range(config.scenes):
+            scenarios.append(record(traffic, f"town{number:02d}_{scenario:03d}"))
             for _ in range(_PAUSE):
                 traffic.step()
-        write_recording(base, f"town{number:02d}", scenes)
+        write_recording(base, f"town{number:02d}", scenarios)
         if progress is not None:
             progress(number + 1, config.towns)
-
-
-def _unit(angle: Floats) -> Floats:
-    return np.stack([np.cos(angle), np.sin(angle)], axis=-1)

@@ -1,8 +1,9 @@
-"""Layers of SMART: Fourier embedding of relations, and attention over neighbours with relative positions.
+"""Layers of SMART: Fourier embedding of relative positions, and attention to neighbours.
 
-Neighbours are gathered into dense rows, with a mask where there are fewer.
+The neighbours of each query are gathered into dense rows, with a mask where there are fewer.
 
-Shape suffixes: Q queries, N sources, K neighbours of a query, H heads, D channels of a head, C channels.
+Shape suffixes: B scenarios, Q queries, N sources (whose keys and values are attended to), K neighbours of a
+query, H heads, D channels of a head, C channels.
 """
 
 from typing import NamedTuple
@@ -13,25 +14,28 @@ from torch.nn import functional
 
 
 class Neighbours(NamedTuple):
-    """Who is near whom."""
+    """The sources that each query attends to."""
 
     index_QK: Tensor
-    """int64: sources of each query."""
+    """int64: numbers of the sources."""
     mask_QK: Tensor
-    """bool: those that count."""
+    """bool: False where there are fewer than K neighbours."""
     relation_QKC: Tensor
-    """Embedding of where the source is, as seen from the query; normalised."""
+    """Embedding of the source's position relative to the query; normalised."""
 
 
 class FourierEmbedding(nn.Module):
-    """Embed a few continuous features: sines and cosines of learned frequencies, one MLP for each, summed.
+    """Embedding of a few continuous features: an MLP of sines and cosines for each feature, summed.
 
     Parameters
     ----------
     widths : tuple of int
-        Numbers that make up each feature: 1, or 2 for an angle given by its cosine and sine, so that
-        nothing jumps where the angle goes from π to -π.
-    hidden, bands : int
+        Numbers that make up each feature: 1, or 2 for an angle given by its cosine and sine, which are
+        continuous where the angle goes from π to -π.
+    hidden : int
+        Channels of the embedding.
+    bands : int
+        Learned frequencies of each feature.
     """
 
     def __init__(self, widths: tuple[int, ...], hidden: int, bands: int) -> None:
@@ -67,14 +71,17 @@ class RelativeAttention(nn.Module):
     k = W_k x_j + W_kr r_ij and v = W_v x_j + W_vr r_ij; with a the attention's result, the update is
     a + sigmoid(W_g [a, x]) (W_s x - a).
 
-    The relations are many (Q times K): instead of W_kr r_ij, the query is carried back by W_kr; and W_vr
-    is applied to the weighted sum of the relations. Both are the same by linearity and cost K times less.
+    There are Q times K relations r. Instead of W_kr r_ij, the query is multiplied by the transpose of W_kr;
+    and W_vr is applied to the weighted sum of the relations. Both are the same by linearity, and cost K
+    times less.
 
     Parameters
     ----------
-    hidden, heads : int
+    hidden : int
+        Channels.
+    heads : int
     two_sided : bool
-        Queries and sources are of different kinds, and normalised each by itself.
+        Queries and sources come from different embeddings, and have normalisations of their own.
     """
 
     def __init__(self, hidden: int, heads: int, two_sided: bool = False) -> None:
@@ -98,12 +105,12 @@ class RelativeAttention(nn.Module):
         )
 
     def sources(self, x_NC: Tensor) -> Tensor:
-        """Keys and values of sources, [N, 2 C]: what a cache keeps."""
+        """Keys and values of sources, [N, 2 C]."""
         x_NC = self.norm_source(x_NC)
         return torch.cat([self.key(x_NC), self.value(x_NC)], dim=-1)
 
     def forward(self, x_QC: Tensor, sources_N2C: Tensor, near: Neighbours) -> Tensor:
-        """Update queries; one without neighbours attends to nothing."""
+        """Update queries, [Q, C]; one without neighbours attends to nothing."""
         normed_QC = self.norm_query(x_QC)
         found_QC = self._attend(normed_QC, sources_N2C, near)
         gate_QC = torch.sigmoid(self.gate(torch.cat([found_QC, normed_QC], dim=-1)))
@@ -113,49 +120,48 @@ class RelativeAttention(nn.Module):
 
     def _attend(self, x_QC: Tensor, sources_N2C: Tensor, near: Neighbours) -> Tensor:
         relation_QKC = near.relation_QKC.to(sources_N2C.dtype)
-        n_queries, n_near = near.index_QK.shape
+        heads = (self.heads, self.width)
         gathered = sources_N2C.index_select(0, near.index_QK.flatten())
-        key, value = gathered.view(n_queries, n_near, 2, self.heads, self.width).unbind(2)
-        query_QHD = self.query(x_QC).view(n_queries, self.heads, self.width)
-        query_QHD = query_QHD * self.width**-0.5
-        back = self.relation_key.weight.view(self.heads, self.width, -1).to(query_QHD.dtype)
-        back_QHC = torch.einsum("qhd,hdc->qhc", query_QHD, back)
+        key, value = gathered.view(*near.index_QK.shape, 2, *heads).unbind(2)
+        query_QHD = self.query(x_QC).view(-1, *heads) * self.width**-0.5
+        to_key = self.relation_key.weight.view(*heads, -1).to(query_QHD.dtype)
+        back_QHC = torch.einsum("qhd,hdc->qhc", query_QHD, to_key)
         score_QHK = torch.einsum("qhd,qkhd->qhk", query_QHD, key)
         score_QHK = score_QHK + back_QHC @ relation_QKC.transpose(1, 2)
         score_QHK = score_QHK.masked_fill(~near.mask_QK[:, None], -1e4)
         weight_QHK = functional.softmax(score_QHK, dim=-1) * near.mask_QK[:, None]
         weight_QHK = weight_QHK.to(value.dtype)
         found_QHD = torch.einsum("qhk,qkhd->qhd", weight_QHK, value)
-        forth = self.relation_value.weight.view(self.heads, self.width, -1).to(value.dtype)
-        found_QHD = found_QHD + torch.einsum("qhc,hdc->qhd", weight_QHK @ relation_QKC, forth)
+        to_value = self.relation_value.weight.view(*heads, -1).to(value.dtype)
+        found_QHD = found_QHD + torch.einsum("qhc,hdc->qhd", weight_QHK @ relation_QKC, to_value)
         return found_QHD.flatten(1)
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two linear layers."""
+    """Two linear layers, with normalisation and ReLU between them."""
     return nn.Sequential(
         nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, outputs)
     )
 
 
-def nearest(
+def nearest_neighbours(
     query_BQ2: Tensor, source_BN2: Tensor, allowed: Tensor, count: int, radius: float
 ) -> tuple[Tensor, Tensor]:
-    """Sources nearest to each query, within a radius (m).
+    """Find the sources nearest to each query, at most ``count``, within a radius (m).
 
     Parameters
     ----------
     query_BQ2, source_BN2 : Tensor
+        x, y (m).
     allowed : Tensor
-        bool, broadcast to [B, Q, N].
+        bool, broadcast to [B, Q, N]: which sources count for which query.
     count : int
-        Neighbours at most.
     radius : float
 
     Returns
     -------
     index, mask
-        int64 and bool, both [B, Q, K].
+        int64 numbers of the sources and bool, False where there are fewer; both [B, Q, K].
     """
     # The matrix form of cdist depends on what else is in the batch, by rounding.
     apart = torch.cdist(query_BQ2, source_BN2, compute_mode="donot_use_mm_for_euclid_dist")
@@ -164,24 +170,15 @@ def nearest(
     order = apart + 1e-5 * torch.arange(apart.shape[-1], device=apart.device, dtype=apart.dtype)
     index = order.topk(min(count, apart.shape[-1]), dim=-1, largest=False).indices
     distance = apart.gather(-1, index)
-    # Pieces of five metres often lie at the radius itself: rounding must not decide.
+    # Road segments of five metres often lie at the radius itself: rounding must not decide.
     return index, distance <= radius * (1 + 1e-4)
 
 
-def relations(query_Q3: Tensor, source_Q3: Tensor) -> Tensor:
-    """Where sources are as seen from queries: distance (10 m), bearing and turn by cosine and sine.
+def relative_positions(query_Q3: Tensor, source_Q3: Tensor) -> Tensor:
+    """Positions of sources relative to queries, [..., 5]; poses x, y (m), heading (rad) [..., 3] broadcast.
 
-    The bearing fades out below 0.1 m, where it means nothing.
-
-    Parameters
-    ----------
-    query_Q3, source_Q3 : Tensor
-        x, y (m), heading; same or broadcast shape [..., 3].
-
-    Returns
-    -------
-    Tensor
-        [..., 5].
+    They are the distance (in 10 m), and cosine and sine of the bearing and of the difference in heading.
+    The bearing fades out below 0.1 m, where it has no meaning.
     """
     dx, dy = (source_Q3[..., :2] - query_Q3[..., :2]).unbind(-1)
     c, s = query_Q3[..., 2].cos(), query_Q3[..., 2].sin()

@@ -1,14 +1,16 @@
-"""SMART: road users as sequences of motion tokens over a map of road tokens.
+"""SMART: agents as sequences of motion tokens over a map of road tokens.
 
-A map encoder lets pieces of road look at each other, once a scene. In each layer of the decoder a road user
-at one of its tokens looks at its own past, at the road, and at the others at that time; a head gives the
-logits of the next token. Positions enter by relations only, so that a scene may be moved and turned.
-Every part of the decoder works on one moment (`Smart.advance`); training does all moments together.
+A map encoder lets road segments attend to each other, once a scenario. In each layer of the decoder an
+agent at one of its tokens attends to its own earlier tokens, to the road, and to the other agents at that
+time; a head gives the logits of its next token. Positions enter only as relative positions, so that a
+scenario may be moved and turned. The decoder works on one token step at a time (`Smart.advance`); training
+does all token steps together.
 
-Shape suffixes: B scenes, A road users, K moments (ends of tokens), M pieces of road, V tokens, C channels,
-Q queries and N sources of an attention, flattened.
+Shape suffixes: B scenarios, A agents, K token steps (0.5 s, at the ends of the tokens), M road segments,
+V tokens, L decoder layers, C channels, Q queries and N sources of an attention, flattened.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
@@ -23,43 +25,46 @@ from millrace.systems.traffic.smart.layers import (
     Neighbours,
     RelativeAttention,
     mlp,
-    nearest,
-    relations,
+    nearest_neighbours,
+    relative_positions,
 )
-from millrace.systems.traffic.tracks import CLASSES, LIGHTS, LINES
+from millrace.systems.traffic.tracks import CLASSES, LIGHT_STATES, LINE_TYPES
 from millrace.systems.traffic.vocabulary import corners
 
-_RELATION = (1, 2, 2)  # distance, bearing, turn
+_RELATION = (1, 2, 2)  # distance, bearing, difference in heading
 _TOKEN_S = 0.5
 
 
 @dataclass(frozen=True)
 class SmartConfig:
-    """Parameters of SMART, see config/README.md for what each does."""
+    """Parameters of SMART; config/README.md says what each does."""
 
     hidden: int = 128
+    """Channels."""
     heads: int = 8
     map_layers: int = 3
+    """Layers of the map encoder."""
     layers: int = 6
+    """Layers of the decoder."""
     bands: int = 64
-    """Learned frequencies of each relation."""
+    """Learned frequencies of each relative position."""
     map_radius: float = 10.0
-    """Between pieces of road (m)."""
+    """Between road segments (m)."""
     road_radius: float = 30.0
-    """From a road user to the road (m)."""
+    """From an agent to road segments (m)."""
     agent_radius: float = 60.0
-    """Between road users (m)."""
+    """Between agents (m)."""
     map_neighbours: int = 16
     road_neighbours: int = 64
     agent_neighbours: int = 32
     past: int = 6
-    """Earlier tokens that a road user looks at."""
+    """Earlier tokens that an agent attends to."""
     label_smoothing: float = 0.1
     road_weight: float = 1.0
-    """Weight of the loss of the next piece of road."""
+    """Weight of the loss of the next road token."""
     closed_loop: int = 0
-    """Train on the model's own rollouts, which follow the token nearest to the truth among so many most
-    probable ones; 0: on the true tokens."""
+    """Train on the model's own rollouts (CAT-K), which take the token that ends nearest to the ground truth
+    among this many most probable ones; 0: train on the true tokens."""
 
     def __post_init__(self) -> None:
         counts = (self.hidden, self.heads, self.map_layers, self.layers, self.bands, self.past)
@@ -80,7 +85,7 @@ class SmartConfig:
 
 
 class DecoderLayer(nn.Module):
-    """Past of the same road user, then the road, then the others."""
+    """Attention to the agent's own past, then to the road, then to the other agents."""
 
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()
@@ -89,41 +94,42 @@ class DecoderLayer(nn.Module):
         self.agents = RelativeAttention(hidden, heads)
 
 
-class Road(NamedTuple):
-    """The road of a batch, encoded: what all moments and all rollouts share."""
+class EncodedMap(NamedTuple):
+    """The encoded map of a batch, which all token steps and all rollouts share."""
 
     pose_BM3: Tensor
     valid_BM: Tensor
     light_BMK: Tensor
     sources_LN2C: tuple[Tensor, ...]
-    """Keys and values in each layer of the decoder, over all B x M pieces."""
+    """Keys and values in each layer of the decoder, over all B x M road segments."""
     table_CVC: Tensor
     """Embedding of the motion tokens of each class."""
 
 
 @dataclass
 class Cache:
-    """What the decoder remembers of moments that are over, the newest last."""
+    """What the decoder keeps of earlier token steps, the newest last."""
 
     pose: list[Tensor] = field(default_factory=list)
     """[B, A, 3] each."""
     valid: list[Tensor] = field(default_factory=list)
+    """[B, A] each."""
     sources: list[list[Tensor]] = field(default_factory=list)
     """Keys and values of each layer, [B A, 2 C] each."""
 
 
 class Smart(nn.Module):
-    """Logits of the next token of every road user at every moment.
+    """Logits of the next token of every agent at every token step.
 
     Parameters
     ----------
     config : SmartConfig
     motion_CVP3 : Tensor
-        Tokens of the classes, padded to the largest vocabulary, [3, V, 6, 3].
+        Motion tokens of the classes, padded to the largest vocabulary, [3, V, 6, 3].
     count_C : Tensor
-        int64[3], tokens of each class.
+        int64[3], number of tokens of each class.
     road_VP2 : Tensor
-        Tokens of road, [V, 3, 2].
+        Road tokens, [V, 3, 2].
     """
 
     motion_CVP3: Tensor
@@ -138,16 +144,10 @@ class Smart(nn.Module):
         self.config = config
         h = config.hidden
         n_tokens = motion_CVP3.shape[1]
-        shape_CV8 = torch.stack(
-            [
-                torch.from_numpy(corners(motion_CVP3[kind, :, -1].double().numpy(), kind)).flatten(
-                    1
-                )
-                for kind in range(len(CLASSES))
-            ]
-        )
+        end_CV3 = motion_CVP3[:, :, -1].double().numpy()
+        shapes = [torch.from_numpy(corners(end_V3, c)) for c, end_V3 in enumerate(end_CV3)]
         self.register_buffer("motion_CVP3", motion_CVP3.float())
-        self.register_buffer("shape_CV8", shape_CV8.float())
+        self.register_buffer("shape_CV8", torch.stack(shapes).flatten(2).float())
         self.register_buffer("exists_CV", torch.arange(n_tokens) < count_C[:, None])
         self.register_buffer("road_V6", road_VP2.float().flatten(1))
         self.token = nn.ModuleList(mlp(8, h, h) for _ in CLASSES)
@@ -156,8 +156,8 @@ class Smart(nn.Module):
         self.motion = FourierEmbedding((1, 2), h, config.bands)
         self.fusion = mlp(2 * h, h, h)
         self.road_token = mlp(6, h, h)
-        self.road_type = nn.Embedding(len(LINES), h)
-        self.light = nn.Embedding(len(LIGHTS), h)
+        self.road_type = nn.Embedding(len(LINE_TYPES), h)
+        self.light = nn.Embedding(len(LIGHT_STATES), h)
         self.relation_map = FourierEmbedding(_RELATION, h, config.bands)
         self.relation_time = FourierEmbedding((*_RELATION, 1), h, config.bands)
         self.relation_road = FourierEmbedding(_RELATION, h, config.bands)
@@ -175,53 +175,40 @@ class Smart(nn.Module):
 
     def forward(self, batch: ScenarioBatch) -> tuple[Tensor, Tensor]:
         """Logits of the next motion token, [B, A, K - 1, V], and of the next road token, [B, M, V]."""
-        road_BMC, near_map = self._road(batch)
-        road = self._encoded(batch, self._map(road_BMC, near_map))
-        logits = self.decode(
-            road,
-            batch.kind_BA,
-            batch.size_BA2,
-            batch.token_BAK[:, :, :-1],
-            batch.pose_BAK3[:, :, :-1],
-            batch.valid_BAK[:, :, :-1],
-        )
-        seen = ~batch.road_hidden_BM.flatten()[near_map.index_QK]
-        partial = near_map._replace(mask_QK=near_map.mask_QK & seen)
-        hidden_BMC = torch.where(
-            batch.road_hidden_BM[..., None], torch.zeros_like(road_BMC), road_BMC
-        )
-        road_logits = self.road_head(self._map(hidden_BMC, partial))
-        return logits, road_logits
+        road_BMC, near = self._embed_map(batch)
+        encoded = self._encode(batch, self._attend_map(road_BMC, near))
+        known = (t[:, :, :-1] for t in (batch.token_BAK, batch.pose_BAK3, batch.valid_BAK))
+        logits = self.decode(encoded, batch.kind_BA, batch.size_BA2, *known)
+        masked_BM = batch.road_masked_BM
+        shown = near._replace(mask_QK=near.mask_QK & ~masked_BM.flatten()[near.index_QK])
+        masked_BMC = torch.where(masked_BM[..., None], torch.zeros_like(road_BMC), road_BMC)
+        return logits, self.road_head(self._attend_map(masked_BMC, shown))
+
+    def encode_map(self, batch: ScenarioBatch) -> EncodedMap:
+        """Encode the map, for `decode` and `advance`."""
+        return self._encode(batch, self._attend_map(*self._embed_map(batch)))
 
     def decode(
         self,
-        road: Road,
+        encoded: EncodedMap,
         kind_BA: Tensor,
         size_BA2: Tensor,
         token_BAK: Tensor,
         pose_BAK3: Tensor,
         valid_BAK: Tensor,
     ) -> Tensor:
-        """Logits after each of some moments from the first on, [B, A, K, V]."""
-        x_BAKC = self.embed(road, kind_BA, size_BA2, token_BAK)
-        near_time = self._near_time(pose_BAK3, valid_BAK)
-        near_road = self._near_road(pose_BAK3, valid_BAK, road, first=0)
-        near_agents = self._near_agents(pose_BAK3, valid_BAK)
-        x_QC = x_BAKC.flatten(0, 2)
-        for layer, sources in zip(self._decoder, road.sources_LN2C, strict=True):
-            x_QC = layer.time(x_QC, layer.time.sources(x_QC), near_time)
-            x_QC = layer.road(x_QC, sources, near_road)
-            x_QC = layer.agents(x_QC, layer.agents.sources(x_QC), near_agents)
-        return self._logits(x_QC.view_as(x_BAKC), kind_BA[:, :, None])
-
-    def encode_road(self, batch: ScenarioBatch) -> Road:
-        """Encode the road, for `advance`."""
-        road_BMC, near = self._road(batch)
-        return self._encoded(batch, self._map(road_BMC, near))
+        """Logits of the token after each of the token steps, which are the first of all; [B, A, K, V]."""
+        x_BAKC = self._embed(encoded, kind_BA, size_BA2, token_BAK)
+        near = (
+            self._near_time(pose_BAK3, valid_BAK),
+            self._near_road(pose_BAK3, valid_BAK, encoded, first=0),
+            self._near_agents(pose_BAK3, valid_BAK),
+        )
+        return self._logits(encoded, kind_BA, x_BAKC, near, lambda number, own: own)
 
     def advance(
         self,
-        road: Road,
+        encoded: EncodedMap,
         cache: Cache,
         kind_BA: Tensor,
         size_BA2: Tensor,
@@ -229,49 +216,32 @@ class Smart(nn.Module):
         pose_BA3: Tensor,
         valid_BA: Tensor,
     ) -> Tensor:
-        """Logits after one more moment, [B, A, V]; ``cache`` is extended.
+        """Logits of the token after one more token step, [B, A, V]; ``cache`` is extended.
 
-        The batch may hold several rollouts of each scene of ``road``, those of a scene together.
+        The batch may hold several rollouts of each scenario of ``encoded``, next to each other.
         """
-        moment = len(cache.pose)
-        x_BAC = self.embed(road, kind_BA, size_BA2, token_BA[..., None])[:, :, 0]
         cache.pose.append(pose_BA3)
         cache.valid.append(valid_BA)
         cache.sources.append([])
-        pose, valid = pose_BA3[:, :, None], valid_BA[:, :, None]
-        near_time = self._near_cache(cache)
-        near_road = self._near_road(pose, valid, road, first=moment)
-        near_agents = self._near_agents(pose, valid)
-        x_QC = x_BAC.flatten(0, 1)
         past = cache.sources[-1 - self.config.past : -1]
-        for number, (layer, sources) in enumerate(
-            zip(self._decoder, road.sources_LN2C, strict=True)
-        ):
-            cache.sources[-1].append(layer.time.sources(x_QC))
-            if past:
-                earlier = torch.stack([moments[number] for moments in past], dim=1).flatten(0, 1)
-            else:
-                earlier = cache.sources[-1][-1]
-            x_QC = layer.time(x_QC, earlier, near_time)
-            x_QC = layer.road(x_QC, sources, near_road)
-            x_QC = layer.agents(x_QC, layer.agents.sources(x_QC), near_agents)
-        return self._logits(x_QC.view_as(x_BAC), kind_BA)
 
-    def embed(self, road: Road, kind_BA: Tensor, size_BA2: Tensor, token_BAK: Tensor) -> Tensor:
-        """Embedding of tokens, [B, A, K, C]."""
-        n_tokens = road.table_CVC.shape[1]
-        tokens = road.table_CVC.flatten(0, 1)[kind_BA[..., None] * n_tokens + token_BAK]
-        return tokens + (self.kind(kind_BA) + self.size(size_BA2 / 10))[:, :, None]
+        def earlier(number: int, own: Tensor) -> Tensor:
+            cache.sources[-1].append(own)
+            if not past:
+                return own
+            return torch.stack([step[number] for step in past], dim=1).flatten(0, 1)
 
-    def _table(self) -> Tensor:
-        end_CV3 = self.motion_CVP3[:, :, -1]
-        far = (end_CV3[..., :2].square().sum(dim=-1) + 1e-2).sqrt()
-        motion = torch.stack([far, *(end_CV3[..., :2] / far[..., None]).unbind(-1)], dim=-1)
-        shape = torch.stack([mlp(s) for mlp, s in zip(self.token, self.shape_CV8, strict=True)])
-        return self.fusion(torch.cat([shape, self.motion(motion)], dim=-1))
+        x_BAKC = self._embed(encoded, kind_BA, size_BA2, token_BA[..., None])
+        pose, valid = pose_BA3[:, :, None], valid_BA[:, :, None]
+        near = (
+            self._near_cache(cache),
+            self._near_road(pose, valid, encoded, first=len(cache.pose) - 1),
+            self._near_agents(pose, valid),
+        )
+        return self._logits(encoded, kind_BA, x_BAKC, near, earlier)[:, :, 0]
 
-    def step(self, pose_BA3: Tensor, kind_BA: Tensor, token_BA: Tensor) -> Tensor:
-        """Six poses of a token that begins at given poses, [B, A, 6, 3]."""
+    def token_poses(self, pose_BA3: Tensor, kind_BA: Tensor, token_BA: Tensor) -> Tensor:
+        """Six poses of motion tokens that begin at given poses, [B, A, 6, 3]."""
         local = self.motion_CVP3[kind_BA, token_BA]
         c, s = pose_BA3[..., 2:].cos(), pose_BA3[..., 2:].sin()
         x = pose_BA3[..., :1] + c * local[..., 0] - s * local[..., 1]
@@ -279,129 +249,138 @@ class Smart(nn.Module):
         turn = pose_BA3[..., 2:] + local[..., 2]
         return torch.stack([x, y, torch.atan2(turn.sin(), turn.cos())], dim=-1)
 
-    def _logits(self, x: Tensor, kind: Tensor) -> Tensor:
-        exists = self.exists_CV[kind].expand(*x.shape[:-1], -1)
-        return self.head(x).masked_fill(~exists, -1e4)
-
-    def _road(self, batch: ScenarioBatch) -> tuple[Tensor, Neighbours]:
-        """Embedding of the pieces, [B, M, C], and which are near which."""
+    def _embed_map(self, batch: ScenarioBatch) -> tuple[Tensor, Neighbours]:
+        """Embedding of the road segments, [B, M, C], and the neighbours of each."""
         x_BMC = self.road_token(self.road_V6)[batch.road_token_BM]
         x_BMC = x_BMC + self.road_type(batch.road_type_BM)
-        pose, valid = batch.road_pose_BM3, batch.road_valid_BM
-        own = torch.eye(pose.shape[1], dtype=torch.bool, device=pose.device)
-        index, mask = nearest(
-            pose[..., :2],
-            pose[..., :2],
-            valid[:, None] & ~own,
-            self.config.map_neighbours,
-            self.config.map_radius,
-        )
-        flat = _flat(index, pose.shape[1])
-        seen = relations(pose.flatten(0, 1)[:, None], pose.flatten(0, 1)[flat])
-        return x_BMC, _neighbours(flat, mask.flatten(0, 1), self.relation_map(seen))
+        pose, place = batch.road_pose_BM3.flatten(0, 1), batch.road_pose_BM3[..., :2]
+        own = torch.eye(place.shape[1], dtype=torch.bool, device=place.device)
+        allowed = batch.road_valid_BM[:, None] & ~own
+        count, radius = self.config.map_neighbours, self.config.map_radius
+        index, mask = nearest_neighbours(place, place, allowed, count, radius)
+        flat = _flat(index, place.shape[1])
+        relation = self.relation_map(relative_positions(pose[:, None], pose[flat]))
+        return x_BMC, _neighbours(flat, mask.flatten(0, 1), relation)
 
-    def _map(self, x_BMC: Tensor, near: Neighbours) -> Tensor:
+    def _attend_map(self, x_BMC: Tensor, near: Neighbours) -> Tensor:
         x_QC = x_BMC.flatten(0, 1)
         for layer in cast(list[RelativeAttention], list(self.map_layers)):
             x_QC = layer(x_QC, layer.sources(x_QC), near)
         return x_QC.view_as(x_BMC)
 
-    def _encoded(self, batch: ScenarioBatch, x_BMC: Tensor) -> Road:
-        flat = x_BMC.flatten(0, 1)
-        return Road(
-            batch.road_pose_BM3,
-            batch.road_valid_BM,
-            batch.light_BMK,
-            tuple(layer.road.sources(flat) for layer in self._decoder),
-            self._table(),
+    def _encode(self, batch: ScenarioBatch, x_BMC: Tensor) -> EncodedMap:
+        sources = tuple(layer.road.sources(x_BMC.flatten(0, 1)) for layer in self._decoder)
+        end_CV3 = self.motion_CVP3[:, :, -1]
+        far = (end_CV3[..., :2].square().sum(dim=-1) + 1e-2).sqrt()
+        motion = torch.stack([far, *(end_CV3[..., :2] / far[..., None]).unbind(-1)], dim=-1)
+        shape = torch.stack([mlp(s) for mlp, s in zip(self.token, self.shape_CV8, strict=True)])
+        table_CVC = self.fusion(torch.cat([shape, self.motion(motion)], dim=-1))
+        return EncodedMap(
+            batch.road_pose_BM3, batch.road_valid_BM, batch.light_BMK, sources, table_CVC
         )
+
+    def _embed(
+        self, encoded: EncodedMap, kind_BA: Tensor, size_BA2: Tensor, token_BAK: Tensor
+    ) -> Tensor:
+        """Embedding of motion tokens, [B, A, K, C]."""
+        n_tokens = encoded.table_CVC.shape[1]
+        tokens = encoded.table_CVC.flatten(0, 1)[kind_BA[..., None] * n_tokens + token_BAK]
+        return tokens + (self.kind(kind_BA) + self.size(size_BA2 / 10))[:, :, None]
+
+    def _logits(
+        self,
+        encoded: EncodedMap,
+        kind_BA: Tensor,
+        x_BAKC: Tensor,
+        near: tuple[Neighbours, Neighbours, Neighbours],
+        past: Callable[[int, Tensor], Tensor],
+    ) -> Tensor:
+        """Pass through the decoder, [B, A, K, V].
+
+        ``near`` are the neighbours in time, on the road and among the agents. ``past`` gives the keys and
+        values of earlier token steps from the number of a layer and those of the steps at hand.
+        """
+        x_QC = x_BAKC.flatten(0, 2)
+        near_time, near_road, near_agents = near
+        for number, layer in enumerate(self._decoder):
+            x_QC = layer.time(x_QC, past(number, layer.time.sources(x_QC)), near_time)
+            x_QC = layer.road(x_QC, encoded.sources_LN2C[number], near_road)
+            x_QC = layer.agents(x_QC, layer.agents.sources(x_QC), near_agents)
+        logits = self.head(x_QC.view_as(x_BAKC))
+        return logits.masked_fill(~self.exists_CV[kind_BA][:, :, None], -1e4)
 
     def _near_time(self, pose_BAK3: Tensor, valid_BAK: Tensor) -> Neighbours:
-        """Earlier moments of the same road user, over all B x A x K."""
-        n_moments, past = pose_BAK3.shape[2], self.config.past
+        """Earlier token steps of the same agent, over all B x A x K."""
+        n_steps, past = pose_BAK3.shape[2], self.config.past
         back = torch.arange(-past, 0, device=pose_BAK3.device)
-        at_KP = torch.arange(n_moments, device=pose_BAK3.device)[:, None] + back
+        at_KP = torch.arange(n_steps, device=pose_BAK3.device)[:, None] + back
         mask = (at_KP >= 0) & valid_BAK[:, :, at_KP.clamp(min=0)]
         n = pose_BAK3.shape[0] * pose_BAK3.shape[1]
-        first = torch.arange(n, device=pose_BAK3.device)[:, None, None] * n_moments
+        first = torch.arange(n, device=pose_BAK3.device)[:, None, None] * n_steps
         flat = (first + at_KP.clamp(min=0)).flatten(0, 1)
         pose = pose_BAK3.flatten(0, 2)
-        seen = self._over_time(pose, pose[flat], -back * _TOKEN_S)
-        return _neighbours(flat, mask.flatten(0, 2), self.relation_time(seen))
+        relation = self._over_time(pose, pose[flat], -back * _TOKEN_S)
+        return _neighbours(flat, mask.flatten(0, 2), relation)
 
     def _near_cache(self, cache: Cache) -> Neighbours:
-        """Earlier moments of the cache, for the newest."""
+        """Earlier token steps of the cache, for the newest."""
         pose, past = cache.pose[-1].flatten(0, 1), self.config.past
         poses, valid = cache.pose[-1 - past : -1], cache.valid[-1 - past : -1]
-        n = len(poses)
-        if not n:
+        if not poses:  # one neighbour that does not count: the token step itself
             flat = torch.arange(len(pose), device=pose.device)[:, None]
-            mask = torch.zeros_like(flat, dtype=torch.bool)
-            seen = self._over_time(pose, pose[flat], torch.zeros(1, device=pose.device))
-        else:
-            earlier = torch.stack([p.flatten(0, 1) for p in poses], dim=1)
-            mask = torch.stack([v.flatten() for v in valid], dim=1)
-            flat = torch.arange(earlier.shape[0] * n, device=pose.device).view(-1, n)
-            back = torch.arange(n, 0, -1, device=pose.device) * _TOKEN_S
-            seen = self._over_time(pose, earlier, back)
-        return _neighbours(flat, mask, self.relation_time(seen))
+            relation = self._over_time(pose, pose[flat], torch.zeros(1, device=pose.device))
+            return _neighbours(flat, torch.zeros_like(flat, dtype=torch.bool), relation)
+        earlier = torch.stack([p.flatten(0, 1) for p in poses], dim=1)
+        mask = torch.stack([v.flatten() for v in valid], dim=1)
+        flat = torch.arange(mask.numel(), device=pose.device).view_as(mask)
+        back = torch.arange(len(poses), 0, -1, device=pose.device) * _TOKEN_S
+        return _neighbours(flat, mask, self._over_time(pose, earlier, back))
 
     def _over_time(self, pose_Q3: Tensor, earlier_QK3: Tensor, back_K: Tensor) -> Tensor:
-        seen = relations(pose_Q3[:, None], earlier_QK3)
+        seen = relative_positions(pose_Q3[:, None], earlier_QK3)
         back = back_K.to(seen.dtype)[:, None].expand(*seen.shape[:-1], 1)
-        return torch.cat([seen, back], dim=-1)
+        return self.relation_time(torch.cat([seen, back], dim=-1))
 
     def _near_road(
-        self, pose_BAK3: Tensor, valid_BAK: Tensor, road: Road, first: int
+        self, pose_BAK3: Tensor, valid_BAK: Tensor, encoded: EncodedMap, first: int
     ) -> Neighbours:
-        """Pieces of road near road users, who may be of several rollouts of each scene."""
-        n_scenes, n_pieces = road.valid_BM.shape
-        moments = pose_BAK3.shape[2]
-        place = pose_BAK3[..., :2].reshape(n_scenes, -1, 2)
-        index, mask = nearest(
-            place,
-            road.pose_BM3[..., :2],
-            road.valid_BM[:, None],
-            self.config.road_neighbours,
-            self.config.road_radius,
-        )
-        flat = _flat(index, n_pieces)
+        """Road segments near agents, who may be of several rollouts of each scenario."""
+        n_scenarios, n_segments = encoded.valid_BM.shape
+        n_steps = pose_BAK3.shape[2]
+        agents, road = pose_BAK3[..., :2].reshape(n_scenarios, -1, 2), encoded.pose_BM3[..., :2]
+        count, radius = self.config.road_neighbours, self.config.road_radius
+        index, mask = nearest_neighbours(agents, road, encoded.valid_BM[:, None], count, radius)
+        flat = _flat(index, n_segments)
         pose = pose_BAK3.flatten(0, 2)
-        seen = relations(pose[:, None], road.pose_BM3.flatten(0, 1)[flat])
-        at = torch.arange(first, first + moments, device=pose.device).repeat(len(pose) // moments)
-        light = road.light_BMK.flatten(0, 1)[flat, at[:, None]]
+        seen = relative_positions(pose[:, None], encoded.pose_BM3.flatten(0, 1)[flat])
+        at = torch.arange(first, first + n_steps, device=pose.device).repeat(len(pose) // n_steps)
+        light = encoded.light_BMK.flatten(0, 1)[flat, at[:, None]]
         relation = self.relation_road(seen, self.light(light))
         return _neighbours(flat, mask.flatten(0, 1) & valid_BAK.flatten()[:, None], relation)
 
     def _near_agents(self, pose_BAK3: Tensor, valid_BAK: Tensor) -> Neighbours:
-        """Others at the same moment."""
-        n, agents, moments = valid_BAK.shape
-        pose, valid = (t.transpose(1, 2).flatten(0, 1) for t in (pose_BAK3, valid_BAK))
-        own = torch.eye(agents, dtype=torch.bool, device=pose.device)
-        index, mask = nearest(
-            pose[..., :2],
-            pose[..., :2],
-            valid[:, None] & ~own,
-            self.config.agent_neighbours,
-            self.config.agent_radius,
-        )
-        # From rows (scene, moment, agent) to the order of the queries, (scene, agent, moment).
-        index = index.view(n, moments, agents, -1).transpose(1, 2)
-        mask = mask.view(n, moments, agents, -1).transpose(1, 2)
-        scene = torch.arange(n, device=pose.device).view(-1, 1, 1, 1)
-        moment = torch.arange(moments, device=pose.device).view(1, 1, -1, 1)
-        flat = ((scene * agents + index) * moments + moment).flatten(0, 2)
-        every = pose_BAK3.flatten(0, 2)
-        relation = self.relation_agents(relations(every[:, None], every[flat]))
+        """Other agents at the same token step."""
+        n, agents, steps = valid_BAK.shape
+        place, valid = (t.transpose(1, 2).flatten(0, 1) for t in (pose_BAK3[..., :2], valid_BAK))
+        own = torch.eye(agents, dtype=torch.bool, device=place.device)
+        count, radius = self.config.agent_neighbours, self.config.agent_radius
+        index, mask = nearest_neighbours(place, place, valid[:, None] & ~own, count, radius)
+        # From rows (scenario, step, agent) to the order of the queries, (scenario, agent, step).
+        index, mask = (t.view(n, steps, agents, -1).transpose(1, 2) for t in (index, mask))
+        scenario = torch.arange(n, device=place.device).view(-1, 1, 1, 1)
+        step = torch.arange(steps, device=place.device).view(1, 1, -1, 1)
+        flat = ((scenario * agents + index) * steps + step).flatten(0, 2)
+        pose = pose_BAK3.flatten(0, 2)
+        relation = self.relation_agents(relative_positions(pose[:, None], pose[flat]))
         return _neighbours(flat, mask.flatten(0, 2), relation)
 
 
 def _neighbours(index: Tensor, mask: Tensor, relation: Tensor) -> Neighbours:
-    # Normalised here, once for all layers: what is affine in it is in their own weights.
+    # Normalised here, once for all layers: each layer's weights hold the affine part of it.
     return Neighbours(index, mask, functional.layer_norm(relation, relation.shape[-1:]))
 
 
 def _flat(index_BQK: Tensor, n_sources: int) -> Tensor:
-    """Index over the sources of all scenes, [B Q, K]."""
+    """Index over the sources of all scenarios, [B Q, K]."""
     first = torch.arange(len(index_BQK), device=index_BQK.device)[:, None, None] * n_sources
     return (index_BQK + first).flatten(0, 1)

@@ -1,13 +1,19 @@
-"""Rollouts of SMART: road users drive on together, each sampling its next token in every half second.
+"""Rollouts of SMART: in every half second each agent takes its next token, and all drive on together.
 
-The road is encoded once for all rollouts of a scene; keys and values of moments that are over are kept.
-What is sampled is decided by uniform numbers that belong to a scene, a rollout and a road user, so that
-other scenes in the batch, or their number, change nothing.
+`rollout` draws tokens at random, for forecasts. The map is encoded once for all rollouts of a scenario, and
+keys and values of earlier token steps are kept. What is drawn follows from uniform numbers that belong to
+a scenario, a rollout and an agent, so that other scenarios in the batch, or their number, change nothing.
 
-Shape suffixes: B scenes, S rollouts of each, A road users, K tokens, T steps of 0.1 s.
+`cat_k_rollout` draws nothing, and serves closed-loop training: CAT-K, *closest among top K* (Zhang, Karkus,
+Igl et al. 2025, CVPR, arXiv:2412.05334). Each agent takes, among its most probable tokens, the one that
+ends nearest to the ground truth. What is learnt at each of these states is the token that leads from there
+back to the ground truth.
+
+Shape suffixes: B scenarios, S rollouts of each, A agents, K tokens, T steps of 0.1 s, V tokens of a
+vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +23,7 @@ from millrace.errors import ConfigError
 from millrace.systems.traffic.dataset import ScenarioBatch
 from millrace.systems.traffic.smart.network import Cache, Smart
 from millrace.systems.traffic.tokens import HISTORY, STRIDE, TOKENS
+from millrace.systems.traffic.vocabulary import BOXES
 
 
 @dataclass(frozen=True)
@@ -24,11 +31,11 @@ class RolloutConfig:
     """How rollouts are drawn."""
 
     samples: int = 32
-    """Rollouts of each scene."""
+    """Rollouts of each scenario."""
     steps: int = TOKENS - HISTORY
     """Tokens ahead."""
     top_k: int = 32
-    """Tokens among which one is drawn, with their probabilities renormalised; 1 takes the best."""
+    """Most probable tokens among which one is drawn, with their probabilities renormalised; 1: the best."""
     temperature: float = 1.0
     seed: int = 0
 
@@ -36,53 +43,52 @@ class RolloutConfig:
         if min(self.samples, self.steps, self.top_k) < 1 or not self.temperature > 0:
             raise ConfigError("rollout: expected samples, steps, top_k and a temperature above 0")
 
+    @property
+    def horizon(self) -> int:
+        """Steps of 0.1 s ahead."""
+        return self.steps * STRIDE
+
 
 @dataclass(frozen=True, eq=False)
 class Rollouts:
-    """What may happen next, in the frames of the scenes."""
+    """Possible futures, in the frames of the scenarios."""
 
     token_BSAK: Tensor
     pose_BSAT3: Tensor
-    """Every 0.1 s, the first 0.1 s after the present."""
+    """Every 0.1 s, the first 0.1 s after the current step."""
     present_BA: Tensor
-    """bool: road users, and not padding."""
+    """bool: False for padding."""
 
 
 @torch.no_grad()
 def rollout(
     module: Smart, batch: ScenarioBatch, config: RolloutConfig, cached: bool = True
 ) -> Rollouts:
-    """Draw rollouts from the present on; what the batch holds of later moments is not looked at.
+    """Draw rollouts from the current step on; later steps of the batch are not used.
 
-    Parameters
-    ----------
-    module : Smart
-    batch : ScenarioBatch
-    config : RolloutConfig
-    cached : bool
-        False: everything is computed again for each token. The results are the same.
+    Without ``cached`` everything is computed again for each token, with the same results.
     """
     n = config.samples
     present = batch.valid_BAK[:, :, HISTORY - 1]
-    kind, size = (_repeat(t, n) for t in (batch.kind_BA, batch.size_BA2))
+    kind, size = (t.repeat_interleave(n, dim=0) for t in (batch.kind_BA, batch.size_BA2))
     token, pose, valid = (
-        [*_repeat(t[:, :, :HISTORY], n).unbind(2)]
+        [*t[:, :, :HISTORY].repeat_interleave(n, dim=0).unbind(2)]
         for t in (batch.token_BAK, batch.pose_BAK3, batch.valid_BAK)
     )
     uniform = _uniform(batch, config).to(pose[0])
-    road, cache = module.encode_road(batch), Cache()
+    encoded, cache = module.encode_map(batch), Cache()
     if cached:
         for k in range(HISTORY - 1):
-            module.advance(road, cache, kind, size, token[k], pose[k], valid[k])
+            module.advance(encoded, cache, kind, size, token[k], pose[k], valid[k])
     paths = []
     for step in range(config.steps):
         if cached:
-            logits = module.advance(road, cache, kind, size, token[-1], pose[-1], valid[-1])
+            logits = module.advance(encoded, cache, kind, size, token[-1], pose[-1], valid[-1])
         else:
             everything = (torch.stack(parts, dim=2) for parts in (token, pose, valid))
-            logits = module.decode(module.encode_road(batch), kind, size, *everything)[:, :, -1]
+            logits = module.decode(module.encode_map(batch), kind, size, *everything)[:, :, -1]
         chosen = sample(logits, uniform[:, :, step], config)
-        path = module.step(pose[-1], kind, chosen)
+        path = module.token_poses(pose[-1], kind, chosen)
         paths.append(path[:, :, 1:])
         token.append(chosen)
         pose.append(path[:, :, -1])
@@ -96,38 +102,69 @@ def rollout(
 
 
 def sample(logits: Tensor, uniform: Tensor, config: RolloutConfig) -> Tensor:
-    """Draw tokens among the most probable.
-
-    Parameters
-    ----------
-    logits : Tensor
-        [..., V].
-    uniform : Tensor
-        [...], from 0 to 1.
-    config : RolloutConfig
-    """
+    """Draw tokens among the most probable; logits are [..., V], uniform numbers from 0 to 1 [...]."""
     best, index = logits.float().topk(min(config.top_k, logits.shape[-1]), dim=-1)
     share = (best / config.temperature).softmax(dim=-1).cumsum(dim=-1)
     place = (share < uniform.float().unsqueeze(-1)).sum(dim=-1, keepdim=True)
     return index.gather(-1, place.clamp(max=index.shape[-1] - 1))[..., 0]
 
 
-def _repeat(values: Tensor, n: int) -> Tensor:
-    """``n`` copies of each scene, together."""
-    return values.repeat_interleave(n, dim=0)
-
-
 def _uniform(batch: ScenarioBatch, config: RolloutConfig) -> Tensor:
-    """[B S, A, steps]; 0 for padding."""
+    """Uniform random numbers, [B S, A, steps]; 0 for padding."""
     present = batch.valid_BAK[:, :, HISTORY - 1].sum(dim=1).tolist()
     agents = batch.kind_BA.shape[1]
     drawn = np.zeros((len(present), config.samples, agents, config.steps))
-    for b, (scene, count) in enumerate(zip(batch.scene_B.tolist(), present, strict=True)):
-        random = np.random.default_rng([config.seed, scene])
+    for b, (scenario, count) in enumerate(zip(batch.scenario_B.tolist(), present, strict=True)):
+        random = np.random.default_rng([config.seed, scenario])
         drawn[b, :, :count] = random.random((config.samples, count, config.steps))
     return torch.from_numpy(drawn).flatten(0, 1)
 
 
-def ahead(config: RolloutConfig) -> int:
-    """Steps of 0.1 s that a rollout covers."""
-    return config.steps * STRIDE
+@torch.no_grad()
+def cat_k_rollout(module: Smart, batch: ScenarioBatch, top_k: int) -> tuple[ScenarioBatch, Tensor]:
+    """Roll out near the ground truth from the current step on.
+
+    An agent without a true token has none in the rollout, and comes back where the ground truth has it.
+
+    Returns
+    -------
+    batch : ScenarioBatch
+        With the tokens and poses of the rollout.
+    target_BAK : Tensor
+        int64: the token of the whole vocabulary that would have ended nearest to the ground truth.
+    """
+    kind, size, true = batch.kind_BA, batch.size_BA2, batch.pose_BAK3
+    token, pose = ([*t[:, :, :HISTORY].unbind(2)] for t in (batch.token_BAK, true))
+    valid = batch.valid_BAK.unbind(2)
+    target = list(token)
+    encoded, cache = module.encode_map(batch), Cache()
+    for k in range(true.shape[2] - 1):
+        logits = module.advance(encoded, cache, kind, size, token[k], pose[k], valid[k])
+        if k + 1 < HISTORY:
+            continue
+        apart_BAV = _squared_distances(module, kind, pose[k], true[:, :, k + 1])
+        target.append(apart_BAV.argmin(dim=-1))
+        best = logits.topk(min(top_k, logits.shape[-1]), dim=-1).indices
+        chosen = best.gather(-1, apart_BAV.gather(-1, best).argmin(dim=-1, keepdim=True))[..., 0]
+        goes_on = valid[k] & valid[k + 1]
+        end = module.token_poses(pose[k], kind, chosen)[:, :, -1]
+        token.append(torch.where(goes_on, chosen, batch.token_BAK[:, :, k + 1]))
+        pose.append(torch.where(goes_on[..., None], end, true[:, :, k + 1]))
+    rolled = replace(batch, token_BAK=torch.stack(token, dim=2), pose_BAK3=torch.stack(pose, dim=2))
+    return rolled, torch.stack(target, dim=2)
+
+
+def _squared_distances(
+    module: Smart, kind_BA: Tensor, pose_BA3: Tensor, true_BA3: Tensor
+) -> Tensor:
+    """Squared distance between the true box and the box after each token, [B, A, V]; see `vocabulary`."""
+    c, s = pose_BA3[..., 2].cos(), pose_BA3[..., 2].sin()
+    dx, dy = (true_BA3 - pose_BA3)[..., :2].unbind(-1)
+    local = torch.stack([c * dx + s * dy, c * dy - s * dx], dim=-1)
+    turn = true_BA3[..., 2] - pose_BA3[..., 2]
+    end_BAV3 = module.motion_CVP3[:, :, -1][kind_BA]
+    away = (end_BAV3[..., :2] - local[:, :, None]).square().sum(dim=-1)
+    radius = torch.as_tensor(BOXES, dtype=away.dtype, device=away.device).square().sum(dim=1) / 4
+    half = (end_BAV3[..., 2] - turn[..., None]) / 2
+    away = away + 4 * radius[kind_BA][..., None] * half.sin().square()
+    return away.masked_fill(~module.exists_CV[kind_BA], torch.inf)

@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from millrace.models.spec import ModelSpec
 from millrace.systems.traffic.dataset import ScenarioBatch, ScenarioDataset
-from millrace.systems.traffic.smart.closed_loop import near_truth
 from millrace.systems.traffic.smart.network import Smart, SmartConfig
+from millrace.systems.traffic.smart.rollout import cat_k_rollout
 from millrace.systems.traffic.tracks import CLASSES
 
 
-def next_tokens(module: nn.Module, batch: ScenarioBatch) -> Tensor:
-    """Mean of the next poses under the model, in the frames of the poses before, [A, B, K - 1, 4].
+def next_motion(module: nn.Module, batch: ScenarioBatch) -> Tensor:
+    """Mean motion to the end of the next token under the model, like `ScenarioBatch.y_KBTV`.
 
-    x, y (m) and the mean of cosine and sine of the turn; 0 where there is no token.
+    [A, B, K - 1, 4]: x, y (m), and the means of cosine and sine of the turn; 0 where there is no token.
     """
     logits, _ = module(batch)
     end_CV3 = cast(Smart, module).motion_CVP3[:, :, -1]
@@ -29,12 +29,12 @@ def next_tokens(module: nn.Module, batch: ScenarioBatch) -> Tensor:
 
 
 def token_loss(module: nn.Module, batch: ScenarioBatch, config: Any) -> Tensor:
-    """Cross entropy of the next motion tokens of each scene, and of its hidden pieces of road, [B]."""
-    del config  # the losses of fields have no meaning here
+    """Cross entropy of the next motion tokens of each scenario, and of its masked road tokens, [B]."""
+    del config  # losses of fields have no meaning here
     inner = cast(Smart, getattr(module, "module", module))
     settings, target_BAK = inner.config, batch.token_BAK
     if settings.closed_loop:
-        batch, target_BAK = near_truth(inner, batch, settings.closed_loop)
+        batch, target_BAK = cat_k_rollout(inner, batch, settings.closed_loop)
     logits, road_logits = module(batch)
     valid = batch.valid_BAK[:, :, 1:] & batch.valid_BAK[:, :, :-1]
     exists = inner.exists_CV[batch.kind_BA][:, :, None]
@@ -42,7 +42,7 @@ def token_loss(module: nn.Module, batch: ScenarioBatch, config: Any) -> Tensor:
     loss_B = _mean(each, valid)
     follower = batch.road_next_BM.clamp(min=0)
     target = batch.road_token_BM.gather(1, follower)
-    wanted = (batch.road_next_BM >= 0) & batch.road_hidden_BM.gather(1, follower)
+    wanted = (batch.road_next_BM >= 0) & batch.road_masked_BM.gather(1, follower)
     everything = torch.ones(road_logits.shape[-1], dtype=torch.bool, device=road_logits.device)
     each = _smooth_entropy(road_logits, target, everything, settings.label_smoothing)
     return loss_B + settings.road_weight * _mean(each, wanted)
@@ -58,13 +58,13 @@ def _smooth_entropy(logits: Tensor, target: Tensor, exists: Tensor, smoothing: f
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over all but the first axis where the mask is; 0 where it is nowhere."""
+    """Mean over all axes but the first where the mask is True, [B]; 0 where it is nowhere."""
     total = (values * mask).flatten(1).sum(dim=1)
     return total / mask.flatten(1).sum(dim=1).clamp(min=1)
 
 
 def build(config: SmartConfig, dataset: ScenarioDataset) -> Smart:
-    """Make the model for the vocabularies of a dataset."""
+    """Build the model for the vocabularies of a dataset."""
     vocabulary = dataset.vocabulary
     motion = torch.zeros(len(CLASSES), vocabulary.width, *vocabulary.motion[0].shape[1:])
     for kind, tokens in enumerate(vocabulary.motion):
@@ -77,8 +77,8 @@ SPEC = ModelSpec(
     name="smart",
     config=SmartConfig,
     build=build,
-    predict=next_tokens,
+    predict=next_motion,
     loss=token_loss,
-    blocks=("map_layers.*", "layers.*.*"),
-    bound={"motion_CVP3": "vocabulary of motion", "road_V6": "vocabulary of road"},
+    recomputed=("map_layers.*", "layers.*.*"),
+    matching_buffers={"motion_CVP3": "vocabulary of motion", "road_V6": "vocabulary of road"},
 )

@@ -126,7 +126,7 @@ SPEC = ModelSpec(
     predict=_predict,
     loss=_loss,
     continued=_continued,
-    blocks=("encoder", "blocks.*", "decoder"),
+    recomputed=("encoder", "blocks.*", "decoder"),
     division=Division(
         units=unit_names,
         stage=_stage,
@@ -137,6 +137,6 @@ SPEC = ModelSpec(
         loss=_loss_of_forecast,
         pairs=_pairs,
         packed=_packed,
-        half=_half,
+        rounded=_half,
     ),
 )

@@ -1,0 +1,123 @@
+"""What groundwater refuses before anything runs: gaps, columns and their units, planes, graphs."""
+
+import dataclasses
+
+import pytest
+from plans import SCHEMA, changed_part, config
+
+from millrace.errors import ConfigError
+from millrace.plan import Plan
+from millrace.systems.groundwater.plane_dataset import PlaneWindowConfig
+from millrace.systems.groundwater.system import _PLANE_WINDOW
+
+GFNO = {"data": {}, "model": {"name": "gfno"}}
+FOLDERS = {"format": "plane_folders", "source": ".", "split": {"train": 0.6, "validation": 0.2}}
+
+
+def planned(dataset=None, experiment=None):
+    """Plan of the small configuration with other keys; None removes one."""
+    made = config()
+    for block, changes in (
+        (made["datasets"]["coast"], dataset or {}),
+        (made["experiments"]["head"], experiment or {}),
+    ):
+        block.update(changes)
+        for key in [key for key, value in changes.items() if value is None]:
+            del block[key]
+    return Plan(made, SCHEMA)
+
+
+def split(**gap):
+    return {"split": {"train": 0.6, "validation": 0.2, **gap}}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "experiment", "message"),
+    [
+        (
+            split(),
+            {},
+            "20 steps is longer than the gap of 0 .* split.gap of the dataset to at leas",
+        ),
+        (split(gap=19), {}, "20 steps is longer than the gap of 19"),
+        (split(gap=31), GFNO, "32 steps is longer than the gap of 31"),
+        ({}, {"data": {"variables": ["head"], "output_steps": 1}}, r"1 or more, got \[0, 1\]"),
+        ({"variables": ["haed"]}, {}, r"coast.variables: no column of the demo named 'haed'; did"),
+        ({"variables": ["a/b"]}, {}, r"coast.variables.0: 'a/b' does not match"),
+        ({"units": {"heda": "m"}}, {}, r"coast.units: no column named 'heda'; did you mean 'head'"),
+        ({"units": {"head": 3}}, {}, r"coast.units.head: 3 is not of type 'string'"),
+        (
+            {"source": "/nowhere", "variables": ["head", "temperature"]},
+            {},
+            r"coast.units: expected the unit of 'temperature', which is none of .*`units: \{temp",
+        ),
+        (
+            {**split(gap=40), "variables": ["head"]},
+            GFNO,
+            r"head.data.variables: no column named 'mass_concentration'",
+        ),
+        (
+            {**split(gap=40), "forcings": ["recharge_forcing"]},
+            GFNO,
+            "planes take their boundary values from head_bc and mass_concentration_bc, whatever",
+        ),
+        (
+            {**split(gap=40), "variables": ["pressure"]},
+            {**GFNO, "data": {"variables": ["pressure"]}},
+            "the shore is found from head or mass_concentration: add one .* or give planes.tran",
+        ),
+        ({**FOLDERS, "demo": None, "variables": ["pressure"]}, GFNO, "'pressure' is not one of"),
+        ({**FOLDERS, "units": {"head": "m"}}, GFNO, "unknown key 'units' in datasets.coast"),
+        ({}, {"model": {"name": "gino", "radius": 0.2}}, "latent_shape: expected a list"),
+    ],
+)
+def test_mistakes_are_refused_with_their_key(dataset, experiment, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        planned(dataset, experiment)
+
+
+def test_columns_of_ones_own_need_a_unit(aquifer) -> None:
+    path = aquifer.base / "all/0000.csv"
+    lines = path.read_text().splitlines()
+    rows = [f"{line},12.5,clay" for line in lines[1:]]
+    path.write_text("\n".join([f"{lines[0]},temperature,zone", *rows]) + "\n")
+    own = {"source": str(aquifer.base), "variables": ["head", "temperature"], "demo": None}
+    assert planned({**own, "units": {"temperature": "degC"}}).sample_files()
+    with pytest.raises(ConfigError, match=r"coast\.units: expected the unit of 'temperature'"):
+        planned(own)
+    with pytest.raises(ConfigError, match=r"no column of .*0000\.csv named 'tmp'; known are X, Y"):
+        planned({**own, "variables": ["tmp", "head"], "units": {"tmp": "degC"}})
+    with pytest.raises(ConfigError, match=r"column 'zone' of .*0000\.csv holds 'clay'; expected n"):
+        planned({**own, "variables": ["zone", "head"], "units": {"zone": "1"}})
+    path.write_bytes(b"\xff\xfe")
+    assert planned({**own, "units": {"temperature": "degC"}}), "told by the rule that reads it"
+
+
+def test_planes_take_columns_of_ones_own_beside_boundary_values_of_head_and_salt() -> None:
+    block = {
+        **split(gap=40),
+        "source": "/nowhere",
+        "variables": ["temperature"],
+        "units": {"temperature": "degC"},
+        "planes": {"transects": [[[0, 0], [9, 9]]]},
+    }
+    assert planned(block, {**GFNO, "data": {"variables": ["temperature"]}})
+
+
+def test_a_graph_is_built_for_models_that_name_a_latent_grid(monkeypatch) -> None:
+    """Its key radius belongs to it, whatever the model is."""
+    model = {"name": "gino", "latent_shape": [4, 4, 3], "radius": 0.2}
+    assert planned({}, {"model": model}).samples("head")["graph"].endswith("graph_4x4x3_r0.2.h5")
+    changed_part(monkeypatch, "models", "gino", check=lambda *_: None)
+    assert planned({}, {"model": {"name": "gino", "hidden": 4}}).samples("head") == {
+        "patches": "results/data/coast/patches.h5"
+    }
+    with pytest.raises(ConfigError, match=r"model\.radius: expected a positive number, got None"):
+        planned({}, {"model": {"name": "gino", "latent_shape": [4, 4, 3]}})
+
+
+def test_defaults_of_planes_are_those_of_their_windows() -> None:
+    fields = {f.name: f.default for f in dataclasses.fields(PlaneWindowConfig)}
+    assert {**_PLANE_WINDOW, "variables": tuple(_PLANE_WINDOW["variables"])} == {
+        key: fields[key] for key in _PLANE_WINDOW
+    }

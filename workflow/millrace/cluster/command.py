@@ -1,0 +1,91 @@
+"""Look at clusters: what they have, and what jobs would ask for. Nothing is submitted.
+
+A NAME is a folder of profiles/ that has a cluster.yaml; with a slash, the path of such a folder.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+
+from millrace.cluster import display
+from millrace.cluster.facts import FILE, PROFILES, Cluster
+from millrace.cluster.requests import qsub_arguments, sbatch_arguments
+from millrace.errors import ExitCode, UserError
+from millrace.layout import Layout
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code, that of a user's error if facts are wrong."""
+    options = _parser().parse_args(arguments)
+    # Piped into a file or another program, a table must not be cut to 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    try:
+        command: Callable[[argparse.Namespace, Console], None] = options.command
+        command(options, console)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    return ExitCode.OK
+
+
+def _show(options: argparse.Namespace, console: Console) -> None:
+    if options.name is None:
+        names = sorted(path.parent.name for path in PROFILES.glob(f"*/{FILE}"))
+        console.print(display.clusters_table(Cluster.read(name) for name in names))
+        return
+    cluster = Cluster.read(options.name)
+    console.print(f"[bold]{cluster.name}[/]  {cluster.scheduler}  {cluster.file}", soft_wrap=True)
+    needed = "needed and not set" if cluster.account_required else "none"
+    console.print(f"account: {cluster.account or needed}   QOS: {cluster.qos or 'none'}\n")
+    console.print(display.nodes_table(cluster))
+
+
+def _check(options: argparse.Namespace, console: Console) -> None:
+    cluster = Cluster.read(options.name)
+    console.print(display.placements_table(cluster))
+    console.print(f"{cluster.file}: no mistakes found", soft_wrap=True)
+
+
+def _place(options: argparse.Namespace, console: Console) -> None:
+    cluster = Cluster.read(options.name)
+    layout = None if options.layout == "-" else Layout.parse(options.layout)
+    placed = cluster.place(layout, options.rule)
+    resources = placed.resources()
+    name, log = options.rule, f"logs/{cluster.scheduler}"
+    if cluster.scheduler == "slurm":
+        request = ["sbatch", *sbatch_arguments(resources, name, f"{log}/%j.log")]
+    else:
+        request = ["qsub", *qsub_arguments(resources, name, log)]
+    console.print(f"{placed.node_type}")
+    for key, value in resources.items():
+        console.print(f"  {key} = {value}", soft_wrap=True)
+    console.print(shlex.join(request), soft_wrap=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="millrace cluster",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(
+        name: str, command: Callable[[argparse.Namespace, Console], None], text: str
+    ) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(command=command)
+        return made
+
+    shown = add("show", _show, "where layouts go on all clusters, or the node types of one")
+    shown.add_argument("name", nargs="?", metavar="NAME")
+    checked = add("check", _check, "read the facts of a cluster, and list what its jobs get")
+    checked.add_argument("name", metavar="NAME|DIR/")
+    placed = add("place", _place, "what one job would ask for")
+    placed.add_argument("name", metavar="NAME")
+    placed.add_argument("layout", metavar="LAYOUT", help="- for a rule without one")
+    placed.add_argument("rule", nargs="?", default="train_segment", metavar="RULE")
+    return parser

@@ -1,0 +1,227 @@
+"""Look after the stores of checkpoints under ``runs/``.
+
+A RUN is a path, or the beginning of experiment/layout/seed<n>/<run hash>; without one, all runs.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from millrace.errors import DataError, ExitCode, UserError
+from millrace.runs import display, efficiency, maintenance
+from millrace.runs.inventory import Run, find_runs, select, select_one
+from millrace.runs.queue_status import find_queue
+from millrace.runs.watch import Watcher, follow
+
+# A table that is made once waits this long for a busy scheduler.
+_PATIENCE_S = 20.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code, that of damaged data if any was found."""
+    options = _parser().parse_args(arguments)
+    # Piped into a file or another program, a table must not be cut to 80 columns.
+    width = None if sys.stdout.isatty() else 200
+    console = Console(width=width, highlight=False)
+    try:
+        command: Callable[[argparse.Namespace, Console], int] = options.command
+        return command(options, console)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return int(error.exit_code)
+
+
+def _list(options: argparse.Namespace, console: Console) -> int:
+    runs = _runs(options)
+    console.print(display.runs_table(runs) if runs else f"no runs under {options.root}")
+    return ExitCode.OK
+
+
+def _show(options: argparse.Namespace, console: Console) -> int:
+    run = select_one(find_runs(options.root), options.run)
+    return ExitCode.OK if display.show(run, console) else ExitCode.DATA
+
+
+def _latest(options: argparse.Namespace, console: Console) -> int:
+    runs = _runs(options)
+    if not runs:
+        raise DataError(f"no runs under {options.root}")
+    run = max(runs, key=lambda run: run.changed)
+    checkpoint = run.store().latest()
+    if checkpoint is None:
+        raise DataError(f"{run.name}: no intact checkpoint")
+    print(checkpoint.path)
+    return ExitCode.OK
+
+
+def _du(options: argparse.Namespace, console: Console) -> int:
+    console.print(display.usage_table(_runs(options)))
+    return ExitCode.OK
+
+
+def _verify(options: argparse.Namespace, console: Console) -> int:
+    findings = list(maintenance.verify(_runs(options)))
+    if not options.runs:  # outputs are checked along with all runs
+        findings += maintenance.verify_outputs(options.results)
+    damaged = [finding for finding in findings if finding.problem]
+    for finding in damaged:
+        console.print(f"[bold red]damaged[/]  {finding.path}: {finding.problem}", soft_wrap=True)
+    console.print(f"{len(findings) - len(damaged)} intact, {len(damaged)} damaged")
+    if damaged:
+        console.print(
+            "Training passes damaged steps over. Delete damaged steps and outputs, and run the same "
+            "Snakemake command again: what an intact step holds is restored, the rest is trained again.",
+            soft_wrap=True,
+        )
+    return ExitCode.DATA if damaged else ExitCode.OK
+
+
+def _clean(options: argparse.Namespace, console: Console) -> int:
+    everything = find_runs(options.root)
+    runs = select(everything, options.runs)
+    if options.runs:
+        maintenance.refuse_if_held(runs)
+    for run in [run for run in runs if run.holder]:
+        console.print(f"left alone  {run.name}: in use by {run.holder}", soft_wrap=True)
+        runs.remove(run)
+    results = options.results if options.run_hashes else None
+    removals = maintenance.plan_cleaning(runs, options.keep, results, everything)
+    if not removals:
+        console.print("nothing to remove")
+        return ExitCode.OK
+    console.print(display.removals_table(removals))
+    total = display.format_bytes(sum(removal.freed for removal in removals))
+    if options.yes:
+        maintenance.clean(removals)
+        console.print(f"removed, {total} freed")
+    else:
+        console.print(f"\n{total} would be freed. Nothing was removed: add --yes to do it.")
+    return ExitCode.OK
+
+
+def _backup(options: argparse.Namespace, console: Console) -> int:
+    if _inside(options.destination, options.root):
+        raise DataError(f"{options.destination}: lies in {options.root}; name a place elsewhere")
+    counts = {"copied": 0, "there": 0, "gone": 0, "damaged": 0}
+    for run in _runs(options):
+        for step, outcome in maintenance.backup(run, options.destination):
+            counts[outcome.split(":")[0]] += 1
+            if outcome.startswith("damaged"):
+                console.print(f"[bold red]not copied[/]  {step.path}: {outcome}", soft_wrap=True)
+            elif outcome == "copied":
+                console.print(f"copied  {run.name}/{step.path.name}", soft_wrap=True)
+    console.print(
+        f"{counts['copied']} steps copied and verified, {counts['there']} were there, "
+        f"{counts['damaged']} damaged"
+    )
+    return ExitCode.DATA if counts["damaged"] else ExitCode.OK
+
+
+def _watch(options: argparse.Namespace, console: Console) -> int:
+    batch = find_queue(options.profile)
+    if options.once:
+        watcher = Watcher(options.root, options.results, batch, patience_s=_PATIENCE_S)
+        console.print(watcher.render(time.time()))
+    else:
+        follow(Watcher(options.root, options.results, batch), options.interval, console)
+    return ExitCode.OK
+
+
+def _efficiency(options: argparse.Namespace, console: Console) -> int:
+    rows = efficiency.measure(_runs(options), options.results, options.benchmarks)
+    if options.csv is not None:
+        efficiency.write_csv(rows, options.csv)
+    console.print(efficiency.table(rows) if rows else "no session is over yet")
+    return ExitCode.OK
+
+
+def _runs(options: argparse.Namespace) -> list[Run]:
+    return select(find_runs(options.root), options.runs)
+
+
+def _inside(path: Path, root: Path) -> bool:
+    return path.resolve().is_relative_to(root.resolve())
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--root", type=Path, default=Path("runs"), help="stores (default: runs)")
+    outputs = argparse.ArgumentParser(add_help=False)
+    outputs.add_argument(
+        "--results", type=Path, default=Path("results"), help="outputs (default: results)"
+    )
+    several = argparse.ArgumentParser(add_help=False)
+    several.add_argument("runs", nargs="*", metavar="RUN", help="runs; default: all")
+    parser = argparse.ArgumentParser(
+        prog="millrace runs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(
+        name: str,
+        command: Callable[[argparse.Namespace, Console], int],
+        text: str,
+        *parents: argparse.ArgumentParser,
+    ) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text, parents=[shared, *parents])
+        made.set_defaults(command=command)
+        return made
+
+    add("list", _list, "one line a run: epoch, losses, state, size", several)
+    shown = add("show", _show, "one run: run hash, sessions, losses, checkpoints")
+    shown.add_argument("run", metavar="RUN")
+    add("latest", _latest, "path of the newest intact checkpoint of the run changed last", several)
+    cleaned = add(
+        "clean", _clean, "remove old steps and leftovers; a dry run without --yes", several, outputs
+    )
+    cleaned.add_argument(
+        "--keep",
+        type=int,
+        default=3,
+        metavar="N",
+        help="steps kept besides milestones (default: 3)",
+    )
+    cleaned.add_argument(
+        "--run-hashes",
+        action="store_true",
+        help="also whole stores that no receipt refers to and that are not the newest of their kind",
+    )
+    cleaned.add_argument("--yes", action="store_true", help="really remove")
+    saved = add("backup", _backup, "copy committed steps elsewhere, verified; can be repeated")
+    saved.add_argument("destination", type=Path, metavar="DEST")
+    saved.add_argument("runs", nargs="*", metavar="RUN", help="runs; default: all")
+    watched = add("watch", _watch, "live table: epoch, losses, time left, jobs", outputs)
+    watched.add_argument(
+        "--interval",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="seconds between looks (default: 5)",
+    )
+    watched.add_argument("--once", action="store_true", help="one table, then end")
+    watched.add_argument(
+        "--profile", type=Path, help="profile of the cluster; default: the scheduler found here"
+    )
+    used = add(
+        "efficiency",
+        _efficiency,
+        "sessions that are over: shares of their time, CPU, memory, samples by GPU-hour",
+        several,
+        outputs,
+    )
+    used.add_argument(
+        "--benchmarks",
+        type=Path,
+        default=Path("benchmarks"),
+        help="what Snakemake measured (default: benchmarks)",
+    )
+    used.add_argument("--csv", type=Path, metavar="FILE", help="also write all columns")
+    add("du", _du, "disk usage by run", several)
+    add("verify", _verify, "compare all checksums, of outputs as well", several, outputs)
+    return parser

@@ -1,0 +1,64 @@
+"""From raw files to the samples of a model in one process, without the rules of the workflow."""
+
+from pathlib import Path
+
+from millrace.config import from_mapping
+from millrace.data.split import SplitConfig
+from millrace.systems.base import Block
+from millrace.systems.groundwater.graphs import build_graphs
+from millrace.systems.groundwater.patches import PatchConfig, extract_patches
+from millrace.systems.groundwater.planes import PlaneConfig, extract_planes
+from millrace.systems.groundwater.series import preprocess
+from millrace.systems.registry import kind_of
+
+
+def prepare(
+    source: Path, directory: Path, dataset: Block, model: Block, workers: int = 1
+) -> dict[str, Path]:
+    """Check raw files of a mesh and make the sample files of a model.
+
+    Parameters
+    ----------
+    source : Path
+        Directory of the raw files, see `millrace.systems.groundwater.feflow_csv`.
+    directory : Path
+        For the series and the samples.
+    dataset, model : mapping
+        Their blocks in the configuration.
+    workers : int
+        Processes that parse raw files.
+
+    Returns
+    -------
+    dict
+        Sample files by role.
+
+    Raises
+    ------
+    DataError
+        A raw file is malformed.
+    ConfigError
+        A setting is wrong, or the mesh cannot be cut like this.
+    """
+    series, kind = directory / "series.h5", kind_of(model["name"])
+    preprocess(
+        source,
+        series,
+        variables=dataset["variables"],
+        units=dataset.get("units"),
+        forcings=dataset.get("forcings", []),
+        split=from_mapping(SplitConfig, dataset["split"], "split"),
+        clip_negative_concentration=dataset.get("clip_negative_concentration", False),
+        workers=workers,
+    )
+    files = {role: directory / name for role, name in kind.sample_files(model).items()}
+    if kind.name == "planes":
+        config = from_mapping(PlaneConfig, dataset.get("planes", {}), "planes")
+        extract_planes(series, files["planes"], config)
+        return files
+    cut = from_mapping(PatchConfig, dataset.get("patches", {}), "patches")
+    extract_patches(series, files["patches"], cut)
+    if "graph" in files:
+        shape = tuple(model["latent_shape"])
+        build_graphs(files["patches"], files["graph"], shape, model["radius"])
+    return files
