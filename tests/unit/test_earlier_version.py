@@ -92,11 +92,11 @@ def test_stores_and_outputs_are_listed_shown_and_verified(config, capsys):
 
 @pytest.fixture
 def train(config, alone, monkeypatch):
-    """Train to the last epoch as the workflow does; returns the state and the receipt."""
+    """(previous checkpoint) -> state and receipt of the last epoch, trained as the workflow does."""
     monkeypatch.setattr(Deadline, "listen", lambda self: None)
     plan = Plan(config, SCHEMA)
 
-    def run():
+    def run(previous=None):
         request = Request(
             experiment="tiny",
             layout="n1_gpu1",
@@ -107,7 +107,7 @@ def train(config, alone, monkeypatch):
             runs=STORE,
             checkpoint=f"{OUTPUT}{LAST}.ckpt",
             receipt=f"{OUTPUT}{LAST}.json",
-            previous=f"{OUTPUT}{MILESTONE}.ckpt",
+            previous=previous,
             final_epoch=LAST,
         )
         assert segment.run_segment(request, alone) is Stop.NO
@@ -126,7 +126,7 @@ def test_training_goes_on_from_a_milestone(train, left):
         shutil.rmtree(run.steps[-1].path)
     for suffix in ("ckpt", "json"):
         Path(f"{OUTPUT}{LAST}.{suffix}").unlink()
-    state, made = train()
+    state, made = train(f"{OUTPUT}{MILESTONE}.ckpt" if left == "output" else None)
     assert made["identity"] == receipt["identity"] == run.run_hash
     # The times of the epochs before are those that were measured then.
     assert state["history"][:MILESTONE] == known["history"][:MILESTONE]

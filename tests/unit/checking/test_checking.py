@@ -1,8 +1,10 @@
 """`millrace check` on plug-ins: a good one passes, those that break a promise are told by its name."""
 
+import json
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from plans import ROOT
+from plans import ROOT, changed_part
 
 from millrace.checking import contracts, pytest_plugin
 from millrace.checking.command import main
@@ -272,6 +274,25 @@ def test_statistics_of_other_samples_are_found(tmp_path, monkeypatch, statistics
     else:
         with pytest.raises(ContractError, match=told):
             contracts.statistics_are_of_training(case)
+
+
+@pytest.mark.parametrize(
+    ("scores", "rows", "told"),
+    [
+        ({"test": {}}, [], "the scores have no validation"),
+        ({"test": {}, "validation": {}}, [], "Table.rows gives no row"),
+        ({"test": {}, "validation": {}}, [{"variable": "x"}], "has no `variable` or no `skill`"),
+    ],
+)
+def test_an_evaluation_without_its_table_is_told(tmp_path, monkeypatch, scores, rows, told):
+    monkeypatch.setattr(contracts, "on_ranks", lambda *_, directory: None)
+    monkeypatch.setattr(
+        contracts, "evaluate_run", lambda *given: given[3].write_text(json.dumps(scores))
+    )
+    table = replace(registry.get_kind("patches").table, rows=lambda _: rows)
+    changed_part(monkeypatch, "kinds", "patches", table=table)
+    with pytest.raises(ContractError, match=told):
+        contracts.evaluation_fills_the_table(Case({"model": {"name": "gino"}}, {}, tmp_path))
 
 
 def test_pytest_collects_a_test_for_each_contract(plugin, tmp_path):

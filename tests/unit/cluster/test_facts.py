@@ -128,7 +128,7 @@ def test_a_rule_may_name_its_node_types(write):
 def test_gpu_memory_decides(write):
     jobs = {"train_segment": {"gpu_memory_gb": 60}}
     assert place(write(jobs=jobs), "n1_gpu1").node_type.name == "b"
-    with pytest.raises(ConfigError, match=r"60 GB a GPU.*nearest layout that fits is n1_gpu2"):
+    with pytest.raises(ConfigError, match=r"60 GB per GPU.*nearest layout that fits is n1_gpu2"):
         place(write(jobs=jobs), "n2_gpu1")
 
 

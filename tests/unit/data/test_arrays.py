@@ -63,12 +63,13 @@ def test_names_units_and_coordinates_are_kept(tmp_path):
     assert dataset.definition["targets"] == ["q"]
 
 
-def test_what_does_not_fit_into_memory_is_read_again_for_each_batch(tmp_path):
-    path = write(tmp_path, series())
-    config = ArrayConfig(input_steps=2, output_steps=2)
+@pytest.mark.parametrize("make", [independent, series])
+def test_what_does_not_fit_into_memory_is_read_again_for_each_batch(tmp_path, make):
+    path = write(tmp_path, make())
+    config = ArrayConfig(input_steps=2, output_steps=2) if make is series else ArrayConfig()
     kept, read = (ArrayDataset(path, config, cache_bytes=size) for size in (1 << 30, 0))
     for split in ("train", "validation", "test"):
-        index = np.arange(len(kept.starts(split)))[::-1].copy()
+        index = np.arange(len(kept.starts(split)))[::-2].copy()
         one, other = (dataset.batch(split, 0, index) for dataset in (kept, read))
         for field in dataclasses.fields(one):
             assert torch.equal(getattr(one, field.name), getattr(other, field.name)), field.name
@@ -186,6 +187,8 @@ WRONG = [
     ({"inputs": {"a/b": (ONES, "m")}}, "field 'a/b' in 'm': expected a name without slashes"),
     ({"inputs": {"a": (ONES, "")}}, "expected a name without slashes and a unit"),
     ({"coordinates": {"x": (np.arange(5), "m")}}, r"shapes \[\(5,\)\] do not fit the grid \(5, 6\)"),
+    ({"targets": {"p": (ONES.astype(str), "m")}}, "'p' holds values of the type <U32, expected real"),
+    ({"time": (np.arange(40).astype("M8[h]"), "h")}, "'time' holds values of the type datetime64"),
     ({"time": (np.arange(40.0) % 7, "d")}, "a series needs 40 times that increase"),
 ]  # fmt: skip
 
@@ -202,6 +205,15 @@ def test_values_that_are_not_finite_are_refused_with_their_sample(tmp_path):
     samples.targets["q"][0][[7, 11], 2] = np.nan
     with pytest.raises(DataError, match=r"'q' of the targets has values .* the first in sample 7"):
         write(tmp_path, samples)
+
+
+def test_masked_values_are_refused_as_well(tmp_path):
+    samples = independent()
+    values, unit = samples.targets["p"]
+    masked = np.ma.masked_array(values, mask=np.zeros(values.shape, dtype=bool))
+    masked[5, 0, 0] = np.ma.masked
+    with pytest.raises(DataError, match=r"'p' of the targets has values .* the first in sample 5"):
+        write(tmp_path, dataclasses.replace(samples, targets={"p": (masked, unit)}))
 
 
 def test_a_field_that_is_not_there_is_named(tmp_path):

@@ -69,7 +69,7 @@ def test_sound_nodes(facts, together, cluster):
         (3, None, "ranks", "1 of 4 left no file here: 3"),
         (2, {"torch": "2.9.0"}, "ranks", "different Pythons"),
         (2, {"node": "k0"}, "nodes", "3 on k0, 1 on k1, expected 2 on each of 2"),
-        (1, {"gpus": 1}, "GPUs", "needs 2 a node, but k0 shows 1"),
+        (1, {"gpus": 1}, "GPUs", "needs 2 per node, but k0 shows 1"),
         (1, {"gpu_problem": "CUDA error: out of memory"}, "GPUs", "k0: CUDA error: out of memory"),
         (1, {"gpu_uuid": "GPU-0"}, "GPUs", "4 ranks share 3 GPUs"),
         (1, {"gpu_model": "Tesla V100"}, "GPUs", "says A100-80, found Tesla V100"),

@@ -21,6 +21,8 @@ from millrace.evaluation.arrays import (
     supplied_baselines,
 )
 from millrace.evaluation.trained_model import TrainedModel
+from millrace.figures import style
+from millrace.figures.arrays import Example, field_maps
 from millrace.models.losses import forecast
 from millrace.systems.arrays import ArrayConfig, Samples, array_kind
 
@@ -262,3 +264,25 @@ def test_a_series_of_many_cells_is_scored_in_parts(tmp_path, monkeypatch):
     parts = score(dataset, "test", model, None)[0]
     assert parts["u"]["skill"] == pytest.approx(whole["u"]["skill"], rel=1e-12)
     assert whole["u"]["skill"] > 0.999, "a sine follows from its last two values"
+
+
+def test_maps_name_what_they_show_with_units(tmp_path, monkeypatch):
+    made = []
+    original = style.Figure
+    monkeypatch.setattr(style, "Figure", lambda *a, **k: made.append(original(*a, **k)) or made[-1])
+    truth = np.arange(12.0).reshape(3, 4)
+    example = Example({"a_b": (truth**2, "m")}, truth, truth + 0.5)
+    axes = [("y", np.arange(3), "km"), ("x", np.arange(4), "km")]
+    field_maps(axes, {"least": example, "median": example}, "heat", "K", tmp_path / "maps.png")
+    panels = made[0].axes[:8]
+    assert [panel.get_title("left") for panel in panels[:4]] == [
+        "A b", "Ground truth", "Prediction", "Error",
+    ]  # fmt: skip
+    shown = [panel.collections[0].get_array() for panel in panels[4:]]
+    for field, expected in zip(shown, (truth**2, truth, truth + 0.5, 0.5), strict=True):
+        np.testing.assert_array_equal(np.reshape(field, (3, 4)), np.broadcast_to(expected, (3, 4)))
+    assert panels[4].get_xlabel() == "X (km)"
+    assert panels[4].get_ylabel() == "Median\nY (km)"
+    labels = {bar.get_ylabel() or bar.get_xlabel() for bar in made[0].axes[8:]}
+    assert labels == {"A b (m)", "Heat (K)", "Error (K)"}
+    assert panels[5].collections[0].get_clim() == panels[6].collections[0].get_clim() == (0, 11)

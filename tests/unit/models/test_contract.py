@@ -57,7 +57,9 @@ def test_losses_follow_the_golden_curve(make_case, model, request):
         pytest.skip("there is no golden curve; write it with --regenerate-golden")
     golden = json.loads(path.read_text())
     for key, values in curve.items():
-        assert values == pytest.approx(golden[key], rel=1e-4), key
+        # The simulated climate is not the same to the last digit on all CPUs: losses of models on it differ by
+        # up to 7e-4 between machines with AVX2 and AVX-512, those of others by 1e-6.
+        assert values == pytest.approx(golden[key], rel=2e-3), key
 
 
 class Spare(torch.nn.Module):
@@ -135,7 +137,28 @@ class Shrinks(Spare):
         return self.inner(batch)[:, :, :1]
 
 
+class Forgets(Spare):
+    """Computes with a number that no checkpoint holds."""
+
+    def __init__(self, module):
+        super().__init__(module)
+        self.factor = 1 + torch.rand(())
+
+    def forward(self, batch):
+        return self.inner(batch) * self.factor + self.spare.sum()
+
+
+class Coarse(Spare):
+    """Loses what half precision cannot hold."""
+
+    def forward(self, batch):
+        large = 1e4 * torch.nn.functional.linear(self.spare[None], self.spare[None])
+        return self.inner(batch) + (large + 3.0) - large.float() + self.spare.sum()
+
+
 BROKEN = [
+    (Forgets, "survives_a_file", "gives another forecast: what it computes with is not among its"),
+    (Coarse, "half_precision_agrees", "in bfloat16 and .* in float32: compute what loses digits"),
     (Spare, "every_parameter_learns", "no gradient: spare; the loss does not depend on it"),
     (Remembers, "no_hidden_state", "another second forecast"),
     (Counts, "no_hidden_state", "buffers change in training: seen"),
@@ -179,7 +202,7 @@ SPOILT = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "name", "told"), SPOILT, ids=lambda value: str(value))
+@pytest.mark.parametrize(("changes", "name", "told"), SPOILT, ids=[one[2] for one in SPOILT])
 def test_a_wrong_spec_fails_the_contract_it_breaks(make_case, monkeypatch, changes, name, told):
     monkeypatch.setattr(contracts, "get_model", lambda _: dataclasses.replace(gino.SPEC, **changes))
     monkeypatch.setattr("millrace.training.segment.get_model", contracts.get_model)

@@ -204,7 +204,7 @@ class Cluster:
                 f"{gpus} GPUs; there are {types}: ask for less"
             )
         if needs.gpu_memory_gb:
-            types += f" (jobs.{rule} asks for {needs.gpu_memory_gb} GB a GPU)"
+            types += f" (jobs.{rule} asks for {needs.gpu_memory_gb} GB per GPU)"
         if self.max_nodes:
             nodes = "one node" if self.max_nodes == 1 else f"at most {self.max_nodes} nodes"
             types += f" and runs jobs of {nodes} only"

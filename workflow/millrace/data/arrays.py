@@ -35,7 +35,7 @@ ROLES = ("inputs", "targets")
 Floats = NDArray[np.float64]
 
 _CHUNKS, _READ_BYTES = 16, 64 << 20
-"""Written and read at once."""
+"""Chunks of the file that are written at once, and bytes that are read at once."""
 
 
 def extract_arrays(
@@ -112,7 +112,7 @@ def extract_arrays(
 
 
 def _checked(samples: Samples, series: bool, source: Path) -> tuple[int, tuple[int, ...]]:
-    """Number of samples and shape of the grid, after a check that all arrays fit them."""
+    """Return the number of samples and the shape of the grid, if all arrays fit them."""
     if not samples.inputs and not series:
         raise DataError(f"{source}: no inputs were read; a model needs at least one")
     if not samples.targets:
@@ -120,22 +120,23 @@ def _checked(samples: Samples, series: bool, source: Path) -> tuple[int, tuple[i
     first, (values, _) = next(iter(samples.targets.items()))
     n_samples, *grid = np.shape(values) or (0,)
     for role in ROLES:
-        for name, (values, unit) in getattr(samples, role).items():
+        for name, (values, _) in getattr(samples, role).items():
             allowed = [(n_samples, *grid)] + [(n_samples,)] * (role == "inputs")
             if np.shape(values) not in allowed:
                 raise DataError(
                     f"{source}: {name!r} of the {role} has the shape {np.shape(values)}, expected "
                     f"{' or '.join(map(str, allowed))}, as {first!r} of the targets has it"
                 )
-            _check_name(name, unit, source)
     lengths = [np.shape(values) for values, _ in samples.coordinates.values()]
     if lengths != [(n,) for n in grid] and set(lengths) != {tuple(grid)}:
         raise DataError(
             f"{source}: coordinates of the shapes {lengths} do not fit the grid {tuple(grid)}; expected "
             "one for each axis, of its length, or any number of the shape of the grid"
         )
-    for name, (_, unit) in samples.coordinates.items():
-        _check_name(name, unit, source)
+    time = {} if samples.time is None else {"time": samples.time}
+    for fields in (samples.inputs, samples.targets, samples.coordinates, time):
+        for name, (values, unit) in fields.items():
+            _check_field(name, values, unit, source)
     if series:
         time_S = None if samples.time is None else np.asarray(samples.time[0])
         if time_S is None or time_S.shape != (n_samples,) or not (np.diff(time_S) > 0).all():
@@ -143,11 +144,15 @@ def _checked(samples: Samples, series: bool, source: Path) -> tuple[int, tuple[i
     return n_samples, tuple(grid)
 
 
-def _check_name(name: str, unit: str, source: Path) -> None:
+def _check_field(name: str, values: Any, unit: str, source: Path) -> None:
     if not name or "/" in name or name.startswith(".") or not unit:
         raise DataError(
             f"{source}: field {name!r} in {unit!r}: expected a name without slashes and a unit, which is "
             "'1' for plain numbers"
+        )
+    if (dtype := np.asanyarray(values[:1]).dtype).kind not in "biuf":
+        raise DataError(
+            f"{source}: {name!r} holds values of the type {dtype}, expected real numbers"
         )
 
 
@@ -159,13 +164,15 @@ def _write_field(
     is_training_S: NDArray[np.bool_],
     digest: Any,
 ) -> h5py.Dataset:
-    """Write a field piece by piece; its attributes are statistics of the training samples."""
+    """Write a field piece by piece, with statistics of its training samples as attributes."""
     shape, dtype = np.shape(values), np.result_type(np.asarray(values[:1]), np.float32)
     data = create_dataset(file, path, shape=shape, dtype=dtype)
     moments, changes, rows = Moments(1), Moments(1), _CHUNKS * rows_per_chunk(shape, dtype)
     last = np.empty((0, *shape[1:]), dtype)
     for start in range(0, shape[0], rows):
-        part = np.ascontiguousarray(values[start : start + rows], dtype=dtype)
+        # NetCDF readers give masked arrays.
+        part = np.ma.filled(np.asanyarray(values[start : start + rows]).astype(dtype), np.nan)
+        part = np.ascontiguousarray(part)
         if not np.isfinite(part).all():
             sample = start + int(np.argmin(np.isfinite(part).reshape(len(part), -1).all(axis=1)))
             raise DataError(

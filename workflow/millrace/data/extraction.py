@@ -72,7 +72,7 @@ def prepare(
 ) -> dict[str, Path]:
     """Make the sample files of a model from raw files without Snakemake; returns them by role.
 
-    ``dataset`` and ``model`` are blocks of the configuration; errors are those of `extract`.
+    ``dataset`` and ``model`` are sections of the configuration; raises errors like `extract`.
     """
     if not kind.extracts(raw_format(dataset)):
         made: dict[str, Path] = resolve(kind.prepare)(source, directory, dataset, model)

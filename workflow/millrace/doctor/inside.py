@@ -181,7 +181,8 @@ def _gpus(layout: Layout, reports: Reports, node_type: NodeType | None) -> Check
             "that the nodes' driver can run (`nvidia-smi` on a node, `torch.version.cuda`).",
         )
     if few := sorted(node for node, count in counts.items() if count < layout.gpus_per_node):
-        detail = f"{layout} needs {layout.gpus_per_node} a node, but {_listed(few)} shows {counts[few[0]]}"
+        found = f"{_listed(few)} shows {counts[few[0]]}"
+        detail = f"{layout} needs {layout.gpus_per_node} per node, but {found}"
         remedy = "See `gpus` of the node type in cluster.yaml and CUDA_VISIBLE_DEVICES in the job."
         return Check.failed(name, detail, remedy)
     problems = {f"{o['node']}: {o['gpu_problem']}" for o in reports.values() if o["gpu_problem"]}

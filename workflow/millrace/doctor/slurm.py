@@ -139,21 +139,21 @@ def check_request(cluster: Cluster, layout: Layout | None) -> Check:
     def judge(name: str, placement: Placement) -> Check:
         options = sbatch_arguments(placement.resources(), "millrace-doctor", "/dev/null")
         answer = ask("sbatch", "--test-only", *options, "--wrap", "true")
-        asked = " ".join(o for o in options if not re.match("--(job-name|output)", o))
+        request = " ".join(o for o in options if not re.match("--(job-name|output)", o))
         node_type, limit = placement.node_type, _limit(placement.node_type.partition)
         if answer.code == 0 and placement.minutes > 60 * limit:
             # SLURM may accept such a job and let it wait for ever.
-            hours = f"{placement.minutes / 60:g} h requested, the partition's limit is {limit:g} h"
+            detail = f"{placement.minutes / 60:g} h requested, the partition's limit is {limit:g} h"
             remedy = f"Lower `max_hours` of node type {node_type.name} in {facts_of(cluster)}."
-            return Check.failed(name, f"{hours} ({asked})", remedy)
+            return Check.failed(name, f"{detail} ({request})", remedy)
         if answer.code == 0:
             start = re.search(r"to start at (\S+)", answer.err + answer.out)
             when = start[1].replace("T", " ") if start else ""
-            return Check.ok(name, f"would start {when} ({asked})")
+            return Check.ok(name, f"would start {when} ({request})")
         if answer.code in (124, 127):
             return Check.skipped(name, answer.last_line)
         remedy = _remedy(answer.last_line, cluster)
-        return Check.failed(name, f"{answer.last_line} ({asked})", remedy)
+        return Check.failed(name, f"{answer.last_line} ({request})", remedy)
 
     return check_placement(cluster, layout, judge)
 

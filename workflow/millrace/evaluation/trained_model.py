@@ -80,7 +80,7 @@ class TrainedModel:
 
 
 def read_receipt(path: Path) -> dict[str, Any]:
-    """Read what describes a checkpoint; raises `DataError` if it is none, or of an earlier version."""
+    """Read the receipt of a checkpoint; raises `DataError` if it cannot be read or lacks a key."""
     try:
         described = json.loads(path.read_text())
     except OSError:

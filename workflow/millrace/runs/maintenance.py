@@ -240,7 +240,7 @@ def _old_run_hashes(runs: Sequence[Run], results: Path, everything: Sequence[Run
     referred = set()
     for path, receipt in receipts(results):
         if isinstance(receipt, str):
-            raise DataError(f"{path}: {receipt}; mend or delete it, it says which run is in use")
+            raise DataError(f"{path}: {receipt}; repair or delete it, it refers to a run in use")
         referred.add((*path.parts[-4:-1], receipt["identity"]))
     newest = newest_of_family(everything).values()
     return [run for run in runs if run.parts not in referred and run not in newest]

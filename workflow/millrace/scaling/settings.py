@@ -1,4 +1,4 @@
-"""The section ``scaling`` of the configuration: what the report is asked to say."""
+"""Settings of the analysis of a scaling study, from the section ``scaling`` of the configuration."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any

@@ -17,6 +17,8 @@ from millrace.systems.groundwater.patch_dataset import (
     WindowConfig,
 )
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def dataset(samples, definition):
@@ -84,7 +86,7 @@ def test_unknown_variable_says_what_there_is(samples, definition):
 def test_without_a_graph_only_the_neighbour_tables_are_missing(samples, definition, dataset):
     """And the run hash of models with a graph stays what it is."""
     files = {"patches": str(samples["patches"])}
-    plain = open_dataset("patches", files, definition["data"], torch.device("cpu"))
+    plain = open_dataset("patches", files, definition["data"], CPU)
     ours, theirs = (one.batch("test", 1, np.array([2, 0])) for one in (plain, dataset))
     for name in ("x_NBC", "last_KBV", "y_KBTV", "scale_V", "variance_weight_KV", "weight_B"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
@@ -93,6 +95,8 @@ def test_without_a_graph_only_the_neighbour_tables_are_missing(samples, definiti
     assert [isinstance(one.geometry, LatentGeometry) for one in (ours, theirs)] == [False, True]
     assert plain.definition == {**dataset.definition, "digest": "digest90"}
     assert dataset.definition["digest"] == "digest90/g"
+    both = open_dataset("patches", {"patches": [*files.values()] * 2}, definition["data"], CPU)
+    assert both.groups("test").tolist() == [*dataset.groups("test")] * 2
 
 
 def test_units_are_those_of_the_file(samples, dataset, definition, tmp_path):
@@ -102,8 +106,7 @@ def test_units_are_those_of_the_file(samples, dataset, definition, tmp_path):
     shutil.copy(samples["patches"], newer)
     with h5py.File(newer, "a") as file:
         file.attrs["units"] = ["ft", "g/L"]
-    files = {"patches": newer}
-    units = open_dataset("patches", files, definition["data"], torch.device("cpu")).units
+    units = open_dataset("patches", {"patches": newer}, definition["data"], CPU).units
     assert units == {"head": "ft", "mass_concentration": "g/L"}
 
 

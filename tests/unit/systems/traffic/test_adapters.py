@@ -120,9 +120,8 @@ def write_interaction(base):
     ms = 100 * np.arange(1, 101)
     cars = {"track_id": 1, "frame_id": ms // 100, "timestamp_ms": ms, "agent_type": "car"}
     cars |= {"x": 1 + 0.5 * ms / 100, "y": 2.0, "vx": 5.0, "vy": 0.0, "psi_rad": 0.05}
-    pd.DataFrame(cars | {"length": 4.2, "width": 1.8}).to_csv(
-        place / "vehicle_tracks_000.csv", index=False
-    )
+    cars |= {"length": 4.2, "width": 1.8}
+    pd.DataFrame(cars).to_csv(place / "vehicle_tracks_000.csv", index=False)
     people = {"track_id": "P1", "timestamp_ms": ms, "agent_type": "pedestrian/bicycle"}
     people |= {"x": 20.0, "y": -3 + 0.1 * ms / 100, "vx": 0.0, "vy": 1.0}
     pd.DataFrame(people).to_csv(place / "pedestrian_tracks_000.csv", index=False)
@@ -176,11 +175,10 @@ def test_argoverse(tmp_path):
         "right_lane_mark_type": "NONE",
         "lane_type": "VEHICLE",
     }
+    crossing = {"edge1": points((10, 0), (10, 8)), "edge2": points((12, 0), (12, 8))}
     content = {
         "lane_segments": {"1": lane},
-        "pedestrian_crossings": {
-            "2": {"edge1": points((10, 0), (10, 8)), "edge2": points((12, 0), (12, 8))}
-        },
+        "pedestrian_crossings": {"2": crossing},
         "drivable_areas": {"3": {"area_boundary": points((0, 0), (0, 10), (90, 10), (90, 0))}},
     }
     (folder / "log_map_archive_abc.json").write_text(json.dumps(content))

@@ -54,10 +54,8 @@ def test_distances_are_those_of_corners(model):
         token = torch.arange(count)
         begin = pose[:, c].expand(count, 3)
         poses = model.token_poses(begin[None], torch.full((1, count), c), token[None])
-        apart = corners(poses[0, :, -1].double().numpy(), c) - corners(
-            true[:, c].double().numpy(), c
-        )
-        expected = (apart**2).sum(axis=-1).mean(axis=-1)
+        end, goal = (corners(p.double().numpy(), c) for p in (poses[0, :, -1], true[:, c]))
+        expected = ((end - goal) ** 2).sum(axis=-1).mean(axis=-1)
         np.testing.assert_allclose(found[c, :count], expected, rtol=1e-4)
         assert torch.isinf(found[c, count:]).all()
 

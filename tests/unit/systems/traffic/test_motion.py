@@ -90,9 +90,8 @@ def test_edges_have_the_road_on_their_left():
     points = np.array([[5, 1.0], [5, -2.0], [13, 14.0], [9.5, 9.0], [-1.0, -1e-3]])
     expected = [-1.0, 2.0, 5.0, -0.5, 1.0]
     np.testing.assert_allclose(distance_to_edge(points, edge), expected, atol=1e-5)
-    np.testing.assert_allclose(
-        distance_to_edge(points, edge[:, ::-1]), -np.array(expected), atol=1e-5
-    )
+    backward = distance_to_edge(points, edge[:, ::-1])
+    np.testing.assert_allclose(backward, -np.array(expected), atol=1e-5)
 
 
 def test_many_edges_have_the_same_distance_as_few():
@@ -142,9 +141,8 @@ def test_realism_is_the_weighted_mean():
     expected = sum(weights[name] * found[name] for name in weights) / 0.95
     assert found["realism"] == pytest.approx(expected)
     unknown = perfect | {"speed": perfect["speed"] * np.nan}
-    assert realism(unknown, unknown)["realism"] == pytest.approx(
-        sum(weights[name] * found[name] for name in weights if name != "speed") / 0.9
-    )
+    expected = sum(weights[name] * found[name] for name in weights if name != "speed") / 0.9
+    assert realism(unknown, unknown)["realism"] == pytest.approx(expected)
 
 
 def test_displacement_leaves_gaps_out():

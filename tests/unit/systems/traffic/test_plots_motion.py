@@ -17,6 +17,7 @@ from millrace.systems.traffic.figures import (
     token_usage,
     vocabulary_plates,
 )
+from millrace.systems.traffic.scores import FORECASTS
 from millrace.systems.traffic.tracks import CLASSES
 from millrace.systems.traffic.vocabulary import Coverage, Vocabulary
 
@@ -46,7 +47,7 @@ def blue(path):
     return np.argwhere((pixels[..., 2] - pixels[..., 0] > 0.3) & (pixels[..., 1] < 0.75))
 
 
-def test_rollouts_are_where_they_go(drawing, tmp_path):
+def test_rollouts_are_drawn_along_their_paths(drawing, tmp_path):
     rollout_maps([drawing], tmp_path / "one.png")
     flat = dataclasses.replace(drawing, rollout_SAT3=np.zeros_like(drawing.rollout_SAT3))
     rollout_maps([flat], tmp_path / "flat.png")
@@ -86,9 +87,9 @@ def test_scores_are_drawn(tmp_path):
     token_usage(coverage, tmp_path / "tokens.png")
     scores = {"collision_rate": 0.1, "off_road_rate": None, "realism": 0.7}
     scores["error_by_step"] = [0.1, 0.2, None]
-    names = ("model", "shuffled_map", "constant_velocity", "noise", "truth")
-    event_rates(dict.fromkeys(names, scores), tmp_path / "rates.png")
-    error_by_horizon(dict.fromkeys(names, scores), tmp_path / "errors.png")
+    forecasts = dict.fromkeys(FORECASTS, scores)
+    event_rates(forecasts, tmp_path / "rates.png")
+    error_by_horizon(forecasts, tmp_path / "errors.png")
     for path in tmp_path.glob("*.png"):
         assert imread(path).std() > 0.05
     assert len(list(tmp_path.glob("*.png"))) == 3

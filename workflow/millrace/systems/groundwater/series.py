@@ -54,7 +54,7 @@ def preprocess(
     variables : sequence of str
         Fields to keep, such as ``head``.
     units : mapping, optional
-        Units of fields that are not among `UNITS`. They are labels: numbers and digest do not depend on them.
+        Units of fields that are not among `UNITS`; numbers and digest do not depend on them.
     forcings : sequence of str, optional
         Boundary conditions and sources to keep; None: all that there are, which may be none.
     split : SplitConfig

@@ -1,1 +1,1 @@
-"""Traffic: what road users do next, as tokens of half a second over a map."""
+"""Traffic: the next motion of agents, as tokens of half a second over a map."""

@@ -2,7 +2,7 @@
 
 Scenarios differ several times in size. Those of a split are sorted by their cost and cut into buckets. A
 bucket is a group of the engine, so that all scenarios of a batch are padded to the size of its largest.
-What a padded row holds has no effect on any result.
+Padding has no effect on any result.
 
 The states of traffic lights are known up to the current step; later token steps get the state at that step.
 
@@ -31,7 +31,7 @@ from millrace.systems.traffic.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class ScenarioConfig:
-    """What a batch holds; the ``data:`` section of an experiment on scenarios."""
+    """The ``data:`` section of an experiment on scenarios."""
 
     buckets: int = 4
     """Groups of scenarios of about the same cost."""
@@ -146,7 +146,7 @@ class ScenarioDataset:
 
     @property
     def definition(self) -> dict[str, object]:
-        """What the samples are: part of what decides a run's weights."""
+        """What defines the samples; it enters the run hash."""
         parts = {"digest": self._digest, "vocabulary": self.vocabulary.digest}
         return {**parts, **essentials(self.config)}
 
@@ -264,7 +264,7 @@ class ScenarioDataset:
         buckets = self._buckets[split]
         if not sum(map(len, buckets)):
             raise ConfigError(
-                f"split {split!r} of {self.path} has no scenarios: give the dataset more scenarios"
+                f"{self.path}: no scenarios in split {split!r}; give the dataset more"
             )
         return buckets
 

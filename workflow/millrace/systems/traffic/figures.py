@@ -48,7 +48,7 @@ _MAP_LINES = {
 }
 _OTHER_LINE = ("#E0E0E0", 0.6)
 _DPI = 100
-_AROUND = 12.0  # m of the map shown around what happens
+_AROUND = 12.0  # m of the map shown around all observed positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +173,7 @@ def rollout_animation(drawing: Drawing, path: Path, fps: float = 5) -> None:
             fig.set_layout_engine("none")  # once is enough: no label changes its size
             frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
     palette = frames[-1].quantize(160)
-    # One palette for all frames: colours do not flicker, and what does not change takes no space.
+    # One palette for all frames: colours do not flicker, and unchanged areas take no space.
     first, *rest = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
     with atomic_write(path) as part:
         duration = round(1000 * every * STEP_S)

@@ -89,9 +89,7 @@ class TokenConfig:
         if max(self.motion, self.road) > np.iinfo(np.int16).max:
             raise ConfigError(f"tokens: at most {np.iinfo(np.int16).max} tokens of a vocabulary")
         if not (0 < self.train < 1 and 0 < self.validation < 1 - self.train):
-            raise ConfigError(
-                "tokens: expected fractions train and validation that leave a test split"
-            )
+            raise ConfigError("tokens: expected train and validation that leave a test split")
 
     def block_of(self, name: str) -> tuple[str, int]:
         """Recording and number of the block that a scenario belongs to."""

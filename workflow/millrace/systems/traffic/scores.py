@@ -78,7 +78,7 @@ def token_scores(
     """Accuracy and mean log loss of the next token, given the true tokens before it.
 
     Only tokens after the current step count. Scores are by class, and of ``all``; ``prior_accuracy`` and
-    ``prior_log_loss`` are those of the frequencies of tokens in training.
+    ``prior_log_loss`` are of the baseline that predicts the frequencies of tokens in training.
     """
     frequency_CV = token_frequencies(dataset)
     sums_C5 = np.zeros((len(CLASSES), 5))
@@ -260,7 +260,7 @@ def motion_scores(
 ) -> dict[str, dict[str, Any]]:
     """Score rollouts of a model, and the baselines, on every scenario of a split.
 
-    The tracks of the ground truth have gaps; its rates are those of what was observed.
+    The tracks of the ground truth have gaps; its rates are over the observed steps.
 
     Returns
     -------
@@ -285,9 +285,7 @@ def motion_scores(
             rows = dataset.rows("agent", scenario)
             truth = GroundTruth(rows, road_edges(dataset, scenario), config.horizon)
             n, true = len(rows["kind"]), rows["true"].astype(np.float64)
-            poses = {
-                name: r.pose_BSAT3[b, :, :n].double().cpu().numpy() for name, r in drawn.items()
-            }
+            poses = {k: r.pose_BSAT3[b, :, :n].double().cpu().numpy() for k, r in drawn.items()}
             poses["constant_velocity"] = constant_velocity(true, config.horizon)
             if "noise" in names:
                 poses["noise"] = random_tokens(dataset, scenario, config)

@@ -161,9 +161,8 @@ def read_recording(files: Recording) -> Iterator[Scenario]:
     known = np.flatnonzero(text["object_type"].isin(list(_CLASS_OF)))
     for scenario, index in text.iloc[known].groupby("scenario_id", sort=False).indices.items():
         rows = known[index]
-        tracks, first, agent = np.unique(
-            text["track_id"].to_numpy()[rows].astype(str), return_index=True, return_inverse=True
-        )
+        names = text["track_id"].to_numpy()[rows].astype(str)
+        tracks, first, agent = np.unique(names, return_index=True, return_inverse=True)
         numbers = np.stack([table.columns[column][rows] for column in _NUMBERS], axis=1)
         state = np.full((len(tracks), STEPS, 5), np.nan)
         state[agent, numbers[:, 0].astype(np.int64)] = numbers[:, 1:6]

@@ -53,7 +53,7 @@ def embed_poses(pose_N3: Floats, kind: int) -> Floats:
 
 
 def embed(segment_N: Floats, kind: int) -> Floats:
-    """Points whose distances are those of segments or tokens of the vocabulary ``NAMES[kind]``.
+    """Points whose distances are the distances of segments or tokens of the vocabulary ``NAMES[kind]``.
 
     Motion is compared by its last pose, [N, 4]; road by the root mean square distance of points, [N, 6].
     """

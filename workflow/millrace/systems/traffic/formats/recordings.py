@@ -1,4 +1,4 @@
-"""What the formats have in common: tracks of any rate and length become scenarios of 9.1 s at 10 Hz.
+"""Common code of the formats: tracks of any rate and length become scenarios of 9.1 s at 10 Hz.
 
 Shape suffixes: N observations, T steps.
 """

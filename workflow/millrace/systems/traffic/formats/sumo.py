@@ -97,9 +97,7 @@ def read(path: Path, source: Path) -> Iterator[tuple[str, list[Scenario]]]:
     phases = read_states(states) if states is not None else {}
     parts = _nearest_parts(tracks, network.centre_C2)
     for place, (centre_2, own) in enumerate(zip(network.centre_C2, parts, strict=True)):
-        road = tuple(
-            line for line in network.road if distance(centre_2, line.points_P2) < _REACH + 20
-        )
+        road = tuple(p for p in network.road if distance(centre_2, p.points_P2) < _REACH + 20)
         lines = {line.name for line in road} if phases else set()
         signals = {line: links for line, links in network.signals.items() if line in lines}
         lights = partial(_light_states, signals, phases)

@@ -167,7 +167,7 @@ def _lane(get: Mapping[str, str]) -> _Lane:
 
 
 def _lines(raw: _Raw) -> Iterator[Polyline]:
-    """Polylines of the map; no name in SUMO contains the ``|`` that those of markings and edges have."""
+    """Polylines of the map; SUMO's own names never contain the ``|`` of markings and edges."""
     opposite = defaultdict(list)
     for edge in raw.edges:
         opposite[edge.end, edge.begin].append(edge)

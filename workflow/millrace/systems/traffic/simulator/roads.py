@@ -90,9 +90,8 @@ def draw_intersection(random: np.random.Generator) -> Intersection:
     """Draw an intersection at random."""
     n = 4 if random.random() < 0.7 else 3
     lanes = int(random.integers(1, 3))
-    angles = (
-        np.arange(n) * (np.pi / 2) + random.uniform(-0.2, 0.2, n) + random.uniform(0, 2 * np.pi)
-    )
+    angles = np.arange(n) * (np.pi / 2) + random.uniform(-0.2, 0.2, n)
+    angles += random.uniform(0, 2 * np.pi)
     half = lanes * _LANE + _BIKE
     arms = [
         _Arm(angle, random.uniform(-1, 1) / 250, lanes, half + random.uniform(9, 12), 100.0)

@@ -60,9 +60,9 @@ class SumoConfig:
 
     def __post_init__(self) -> None:
         if self.towns < 1 or self.scenes < 1:
-            raise ConfigError("demo: expected at least one town and one scene")
-        for who in ("vehicles", "cyclists", "pedestrians"):
-            rate = getattr(self, key := f"{who}_per_minute")
+            raise ConfigError("demo: expected at least one town and one scenario (scenes)")
+        for kind in ("vehicles", "cyclists", "pedestrians"):
+            rate = getattr(self, key := f"{kind}_per_minute")
             if not 0 <= rate < math.inf:
                 raise ConfigError(f"demo.{key}: expected 0 or more departures a minute, got {rate}")
 

@@ -45,12 +45,12 @@ class TrafficConfig:
 
     def __post_init__(self) -> None:
         if self.towns < 1 or self.scenes < 1:
-            raise ConfigError("demo: expected at least one town and one scene")
+            raise ConfigError("demo: expected at least one town and one scenario (scenes)")
 
 
 @dataclass(eq=False)
 class _Mover:
-    """A car or cyclist on a route, or a pedestrian, who has no route, on a line."""
+    """A car or cyclist on a route, or a pedestrian on a line without a route."""
 
     number: int
     kind: int
@@ -255,9 +255,8 @@ def record(traffic: Traffic, name: str) -> Scenario:
     """Record the next scenario of traffic that is under way."""
     kinds: dict[int, int] = {}
     states: dict[int, Floats] = {}
-    lights = {
-        line: np.zeros(STEPS, dtype=np.int8) for arm in traffic.place.controlled for line in arm
-    }
+    controlled = traffic.place.controlled
+    lights = {line: np.zeros(STEPS, dtype=np.int8) for arm in controlled for line in arm}
     for step in range(STEPS):
         for mover in traffic.movers:
             if mover.number not in kinds:
@@ -265,7 +264,7 @@ def record(traffic: Traffic, name: str) -> Scenario:
                 states[mover.number] = np.full((STEPS, 5), np.nan)
             velocity = mover.speed * unit(mover.pose[2])
             states[mover.number][step] = [*mover.pose, *velocity]
-        for arm, lines in enumerate(traffic.place.controlled):
+        for arm, lines in enumerate(controlled):
             for line in lines:
                 lights[line][step] = traffic.light(arm)
         traffic.step()

@@ -163,10 +163,10 @@ def nearest_neighbours(
     index, mask
         int64 numbers of the sources and bool, False where there are fewer; both [B, Q, K].
     """
-    # The matrix form of cdist depends on what else is in the batch, by rounding.
+    # In the matrix form of cdist, rounding depends on the other scenarios of the batch.
     apart = torch.cdist(query_BQ2, source_BN2, compute_mode="donot_use_mm_for_euclid_dist")
     apart = apart.masked_fill(~allowed.expand_as(apart), torch.inf)
-    # Maps are full of equal distances: the first in order wins, whatever else is in the batch.
+    # Maps have many equal distances: the first in order wins, whatever else is in the batch.
     order = apart + 1e-5 * torch.arange(apart.shape[-1], device=apart.device, dtype=apart.dtype)
     index = order.topk(min(count, apart.shape[-1]), dim=-1, largest=False).indices
     distance = apart.gather(-1, index)

@@ -75,13 +75,9 @@ class SmartConfig:
                 f"model.hidden = {self.hidden}: expected a multiple of model.heads = {self.heads}"
             )
         if self.closed_loop < 0:
-            raise ConfigError(
-                f"model.closed_loop = {self.closed_loop}: expected a number of tokens, or 0"
-            )
+            raise ConfigError(f"model.closed_loop = {self.closed_loop}: expected 0 or more tokens")
         if not 0 <= self.label_smoothing < 1 or self.road_weight < 0:
-            raise ConfigError(
-                "model: expected label_smoothing from 0 to 1 and road_weight of 0 or more"
-            )
+            raise ConfigError("model: expected label_smoothing of 0 to 1, road_weight of 0 or more")
 
 
 class DecoderLayer(nn.Module):
@@ -108,7 +104,7 @@ class EncodedMap(NamedTuple):
 
 @dataclass
 class Cache:
-    """What the decoder keeps of earlier token steps, the newest last."""
+    """Poses, and keys and values of the decoder, of earlier token steps; the newest is the last one."""
 
     pose: list[Tensor] = field(default_factory=list)
     """[B, A, 3] each."""
@@ -275,9 +271,8 @@ class Smart(nn.Module):
         motion = torch.stack([far, *(end_CV3[..., :2] / far[..., None]).unbind(-1)], dim=-1)
         shape = torch.stack([mlp(s) for mlp, s in zip(self.token, self.shape_CV8, strict=True)])
         table_CVC = self.fusion(torch.cat([shape, self.motion(motion)], dim=-1))
-        return EncodedMap(
-            batch.road_pose_BM3, batch.road_valid_BM, batch.light_BMK, sources, table_CVC
-        )
+        road = (batch.road_pose_BM3, batch.road_valid_BM, batch.light_BMK)
+        return EncodedMap(*road, sources, table_CVC)
 
     def _embed(
         self, encoded: EncodedMap, kind_BA: Tensor, size_BA2: Tensor, token_BAK: Tensor
@@ -297,8 +292,9 @@ class Smart(nn.Module):
     ) -> Tensor:
         """Pass through the decoder, [B, A, K, V].
 
-        ``near`` are the neighbours in time, on the road and among the agents. ``past`` gives the keys and
-        values of earlier token steps from the number of a layer and those of the steps at hand.
+        ``near`` are the neighbours in time, on the road and among the agents. ``past`` is a function of the
+        number of a layer and the keys and values of the given token steps, which returns those of earlier
+        token steps.
         """
         x_QC = x_BAKC.flatten(0, 2)
         near_time, near_road, near_agents = near
@@ -344,7 +340,7 @@ class Smart(nn.Module):
     def _near_road(
         self, pose_BAK3: Tensor, valid_BAK: Tensor, encoded: EncodedMap, first: int
     ) -> Neighbours:
-        """Road segments near agents, who may be of several rollouts of each scenario."""
+        """Road segments near agents, which may be of several rollouts of each scenario."""
         n_scenarios, n_segments = encoded.valid_BM.shape
         n_steps = pose_BAK3.shape[2]
         agents, road = pose_BAK3[..., :2].reshape(n_scenarios, -1, 2), encoded.pose_BM3[..., :2]

@@ -1,12 +1,12 @@
 """Rollouts of SMART: in every half second each agent takes its next token, and all drive on together.
 
 `rollout` draws tokens at random, for forecasts. The map is encoded once for all rollouts of a scenario, and
-keys and values of earlier token steps are kept. What is drawn follows from uniform numbers that belong to
+keys and values of earlier token steps are kept. The draws follow from uniform numbers that belong to
 a scenario, a rollout and an agent, so that other scenarios in the batch, or their number, change nothing.
 
 `cat_k_rollout` draws nothing, and serves closed-loop training: CAT-K, *closest among top K* (Zhang, Karkus,
 Igl et al. 2025, CVPR, arXiv:2412.05334). Each agent takes, among its most probable tokens, the one that
-ends nearest to the ground truth. What is learnt at each of these states is the token that leads from there
+ends nearest to the ground truth. The target at each of these states is the token that leads from there
 back to the ground truth.
 
 Shape suffixes: B scenarios, S rollouts of each, A agents, K tokens, T steps of 0.1 s, V tokens of a

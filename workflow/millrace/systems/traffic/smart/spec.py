@@ -1,4 +1,4 @@
-"""What the engine knows of SMART: its loss, its forecast, how it is built."""
+"""The `ModelSpec` of SMART: its loss, its forecast, and how it is built."""
 
 from typing import Any, cast
 
