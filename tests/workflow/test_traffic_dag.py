@@ -86,7 +86,7 @@ def test_the_table_compares_with_constant_velocity(finished):
     of = metrics["test"]["motion"]["forecasts"]
     skill = 1 - of["model"]["min_ade"] / of["constant_velocity"]["min_ade"]
     assert float(row["skill"]) == pytest.approx(skill)
-    assert "realism of the truth" in finished.path("results/report/skill.html").read_text()
+    assert "realism of the ground truth" in finished.path("results/report/skill.html").read_text()
 
 
 def test_a_checkpoint_belongs_to_its_vocabulary(finished):
