@@ -98,7 +98,9 @@ def subject(size: str, batch: int, precision: str) -> tuple[Workload, Samples]:
 
 def resolved(what: Workload, ranks: int, block: dict[str, Any]) -> ParallelConfig:
     """The block `parallel` of a mode."""
-    return ParallelConfig(**block).for_model("aurora", what.model_config, ranks, what.train.global_batch)
+    return ParallelConfig(**block).for_model(
+        "aurora", what.model_config, ranks, what.train.global_batch
+    )
 
 
 def main() -> None:

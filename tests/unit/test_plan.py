@@ -290,7 +290,12 @@ def test_weather_is_planned() -> None:
     ("block", "key", "value", "message"),
     [
         ("experiments/globe", "data", {"output_steps": 4}, "a window of 6 steps reaches over"),
-        ("datasets/planet", "split", {"train": 0.7, "validation": 0.1}, "over the gap of 0 between"),
+        (
+            "datasets/planet",
+            "split",
+            {"train": 0.7, "validation": 0.1},
+            "over the gap of 0 between",
+        ),
         ("experiments/globe", "data", {"input_steps": "2"}, "expected whole numbers of input_"),
         ("experiments/globe", "data", {"output_steps": 0}, "output_steps, 1 or more, got [2, 0]"),
         (

@@ -57,8 +57,8 @@ def test_losses_follow_the_golden_curve(make_case, model, request):
         pytest.skip("there is no golden curve; write it with --regenerate-golden")
     golden = json.loads(path.read_text())
     for key, values in curve.items():
-        # The simulated climate is not the same to the last digit on all CPUs: losses of models on it differ by
-        # up to 7e-4 between machines with AVX2 and AVX-512, those of others by 1e-6.
+        # The simulated climate is not the same to the last digit on all CPUs: losses of models on it
+        # differ by up to 7e-4 between machines with AVX2 and AVX-512, those of others by 1e-6.
         assert values == pytest.approx(golden[key], rel=2e-3), key
 
 
