@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from tensors import assert_same
 
+from millrace.errors import ConfigError
 from millrace.training.deadline import Deadline, Stop
 from millrace.training.request import Request
-from millrace.training.segment import run_segment
+from millrace.training.segment import build_trainer, run_segment
 from millrace.training.store import load_state, weights_of
 
 EPOCHS = 30
@@ -79,3 +80,12 @@ def test_how_it_is_computed_does_not_name_the_run(segment):
     assert state["step"] == 24
     executions = [session["execution"] for session in receipt["sessions"]]
     assert executions == [{}, {"micro_batch": 3, "profile": {"start": 13, "steps": 2}}]
+
+
+@pytest.mark.parametrize("model", ["downscaler", "aurora", "smart"])
+def test_samples_without_a_concentration_have_no_variance_weight(experiments, alone, model):
+    definition, files = experiments[model]
+    loss = {"kind": "mse", "variance_weight": 0.5}
+    weighted = {**definition, "train": {**definition["train"], "loss": loss}}
+    with pytest.raises(ConfigError, match="hold no variable whose errors it weighs"):
+        build_trainer(weighted, files, 0, alone)

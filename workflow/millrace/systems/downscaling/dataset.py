@@ -134,6 +134,7 @@ class BlockDataset:
 
     config_type = BlockDatasetConfig
     roles = ("blocks",)
+    weighted_variable: str | None = None
 
     def __init__(
         self,
