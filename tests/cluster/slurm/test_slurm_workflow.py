@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from lab import ACCOUNT
 from pausing import slowed
-from project import Project
+from project import REPOSITORY, Project
 from slurm_jobs import trainers, wait
 
 from millrace.cluster import Cluster
@@ -129,6 +130,39 @@ def test_five_layouts_from_raw_data_to_scores(tmp_path, jobs, slurm):
 def rules(comment):
     names = ("simulate_raw", "preprocess", "extract_patches", "build_graph", "evaluate_run")
     return [name for name in (*names, "train_segment") if f"rule_{name}" in comment]
+
+
+def test_models_and_systems_from_outside_train_on_two_nodes(project, tmp_path):
+    """Their folders are on no path: planner, jobs and ranks of both nodes import them all the same."""
+    [code] = re.findall(
+        r"### 1\. The model.*?```python\n(.*?)```",
+        (REPOSITORY / "docs/extending.md").read_text(),
+        flags=re.S,
+    )
+    model = tmp_path / "elsewhere" / "my_gru.py"
+    model.parent.mkdir()
+    model.write_text(code)
+    darcy = REPOSITORY / "examples/darcy"
+    described = yaml.safe_load((darcy / "config.yaml").read_text())
+    square, fno = described["datasets"]["square"], described["experiments"]["fno"]
+    square["demo"] = {"samples": 24, "cells": 8}
+    fno["model"] |= {"modes": [2, 2], "hidden": 4, "layers": 1}
+    fno["train"] |= {"epochs": 2, "global_batch": 4}
+    project.config["plugins"] = [str(model), str(darcy / "millrace_darcy/system.py")]
+    project.config["datasets"]["square"] = square
+    tiny = project.config["experiments"]["tiny"] | {"model": {"name": "my_gru", "hidden": 4}}
+    tiny["train"] = tiny["train"] | {"epochs": 2}
+    project.config["experiments"] |= {"tiny": tiny, "fno": fno}
+    project.config["run"] |= {"experiments": ["tiny", "fno"], "layouts": ["n2_gpu1"]}
+    project.run("evaluate")
+    for name, kind, variable in (("tiny", "patches", "head"), ("fno", "darcy", "pressure")):
+        [session] = project.receipt(f"{name}/n2_gpu1/seed0", 2)["sessions"]
+        assert session["ranks"] == 2
+        metrics = json.loads(
+            project.path(f"results/evaluate/{name}/n2_gpu1/seed0/metrics.json").read_text()
+        )
+        assert metrics["samples"] == kind
+        assert metrics["test"][variable]["skill"] < 1
 
 
 def accounting(slurm, began):
