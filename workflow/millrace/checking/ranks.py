@@ -35,11 +35,7 @@ class RanksError(AssertionError):
 
 
 def on_ranks(
-    number: int,
-    work: Callable[..., Any],
-    *arguments: Any,
-    directory: Path,
-    seconds: float = 180.0,
+    number: int, work: Callable[..., Any], *arguments: Any, directory: Path, seconds: float = 180.0
 ) -> Any:
     """Call ``work(*arguments, ranks)`` on each rank of a gloo group; returns what the first rank returns.
 

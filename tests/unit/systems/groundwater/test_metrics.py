@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from millrace.systems.groundwater.scores import FieldMetrics, ensemble_summary, scores
+from millrace.systems.groundwater.scores import FieldMetrics, scores
 
 EXACT = {"rel": 1e-12, "abs": 1e-12}
 
@@ -193,30 +193,3 @@ def test_use_before_data_and_merge_of_others_are_refused():
         FieldMetrics(["head"], 3).result()
     with pytest.raises(ValueError, match="cannot merge"):
         FieldMetrics(["head"], 3).merge(FieldMetrics(["head"], 4))
-
-
-def test_ensemble_summary():
-    truth, baseline = closed_form_case()
-    results = [evaluate(truth, truth + offset, baseline) for offset in (0.1, 0.2, 0.6)]
-    results[0]["head"]["kge"] = None
-    summary = ensemble_summary(results)["head"]
-    bias = summary["bias"]
-    assert bias == pytest.approx(
-        {"mean": 0.3, "min": 0.1, "max": 0.6, "std": np.std([0.1, 0.2, 0.6], ddof=1), "seeds": 3}
-    )
-    assert summary["kge"]["seeds"] == 2
-    assert summary["persistence"]["rmse"]["mean"] == pytest.approx(0.5)
-    assert [lead["max"] for lead in summary["by_lead"]["rmse"]] == pytest.approx([0.6] * 3)
-    assert "count" not in summary
-    assert ensemble_summary(results[:1])["head"]["kge"]["mean"] is None
-    assert ensemble_summary(results[1:2])["head"]["bias"]["std"] is None
-    json.dumps(summary, allow_nan=False)
-
-
-def test_ensemble_summary_refuses_what_does_not_fit():
-    truth, baseline = closed_form_case()
-    one = evaluate(truth, truth, baseline)
-    with pytest.raises(ValueError, match="at least one"):
-        ensemble_summary([])
-    with pytest.raises(ValueError, match="differ"):
-        ensemble_summary([one, evaluate(truth, truth, baseline, ["pressure"])])

@@ -128,9 +128,7 @@ class EnsembleMetrics:
 
 
 def forecast_ensemble(
-    models: Sequence[TrainedModel],
-    split: Split,
-    progress: Progress | None = None,
+    models: Sequence[TrainedModel], split: Split, progress: Progress | None = None
 ) -> dict[str, dict[str, Any]]:
     """Score an ensemble on every window of a split, each from true states.
 

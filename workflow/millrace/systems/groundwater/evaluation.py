@@ -84,13 +84,7 @@ def _draw(
 
 
 def _draw_variable(
-    series: Series,
-    v: int,
-    variable: str,
-    unit: str,
-    nodes: Nodes,
-    on_planes: bool,
-    folder: Path,
+    series: Series, v: int, variable: str, unit: str, nodes: Nodes, on_planes: bool, folder: Path
 ) -> None:
     coords = nodes.coords_N3
     truth, prediction = series.truth_TNV[..., v], series.prediction_TNV[..., v]

@@ -63,11 +63,7 @@ class GINO(nn.Module):
     """
 
     def __init__(
-        self,
-        config: GinoConfig,
-        in_channels: int,
-        output_steps: int,
-        increment_scale_V: Tensor,
+        self, config: GinoConfig, in_channels: int, output_steps: int, increment_scale_V: Tensor
     ) -> None:
         super().__init__()
         self.output_shape = (output_steps, len(increment_scale_V))

@@ -130,10 +130,7 @@ def length_scales(coords: NDArray[np.float64], slices: NDArray[np.integer]) -> N
 
 
 def extract_patches(
-    series: Path,
-    output: Path,
-    config: PatchConfig,
-    progress: Progress | None = None,
+    series: Path, output: Path, config: PatchConfig, progress: Progress | None = None
 ) -> None:
     """Write ``patches.h5``: the series of every patch, core nodes first, then ghosts.
 

@@ -43,11 +43,7 @@ _SLAB = 64  # steps of a chunk
 
 
 def convert_plane_folders(
-    base: Path,
-    output: Path,
-    section: None,
-    split: SplitConfig,
-    progress: Progress | None = None,
+    base: Path, output: Path, section: None, split: SplitConfig, progress: Progress | None = None
 ) -> None:
     """Write ``planes.h5`` from a directory of plane folders.
 

@@ -74,10 +74,7 @@ class Section:
 
 
 def extract_planes(
-    series: Path,
-    output: Path,
-    config: PlaneConfig,
-    progress: Progress | None = None,
+    series: Path, output: Path, config: PlaneConfig, progress: Progress | None = None
 ) -> None:
     """Write ``planes.h5``: the fields and boundary conditions of every section.
 

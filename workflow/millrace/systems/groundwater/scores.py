@@ -5,7 +5,7 @@ LeVeque 1983, *The American Statistician* 37(3), extended to covariances), so th
 grow with the test set, and a field with a large mean and a tiny variance loses no digits.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,39 +180,6 @@ def scores(truth: ArrayLike, prediction: ArrayLike) -> dict[str, float | None]:
     return {name: result[name] for name in result["persistence"]}
 
 
-def ensemble_summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Spread of metrics over the seeds of an ensemble.
-
-    Parameters
-    ----------
-    results
-        One `FieldMetrics.result` per seed, all with the same variables and leads.
-
-    Returns
-    -------
-    dict
-        Nested like a result; each number becomes ``{mean, min, max, std, seeds}`` and each list
-        over lead steps a list of these. ``std`` is that of the sample (ddof = 1), None for one
-        seed; ``seeds`` counts those where the metric is defined, the others are left out.
-        ``count`` is not summarised.
-
-    Raises
-    ------
-    ValueError
-        If there is no result, or if the results differ in variables, metrics or leads.
-    """
-    if not results:
-        raise ValueError("an ensemble summary needs at least one result")
-    return {
-        variable: {
-            metric: _spread([value[metric] for value in values])
-            for metric in values[0]
-            if metric != "count"
-        }
-        for variable, values in _aligned(results)
-    }
-
-
 def _variable_result(moments: _Moments, v: int) -> dict[str, Any]:
     rmse_KT = np.sqrt(moments.squared_error_KVT[:, v] / (moments.count / _leads(moments)))
     model, persistence = rmse_KT[_PREDICTION], rmse_KT[_BASELINE]
@@ -273,28 +240,3 @@ def _skill(rmse: float | None, reference: float | None) -> float | None:
         return None
     unexplained = _ratio(rmse, reference)
     return None if unexplained is None else 1.0 - unexplained
-
-
-def _aligned(mappings: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Any]]]:
-    """Yield each key with its values, after a check that all mappings have the same keys."""
-    keys = mappings[0].keys()
-    for mapping in mappings[1:]:
-        if mapping.keys() != keys:
-            raise ValueError(f"results differ: {sorted(keys)} against {sorted(mapping)}")
-    return ((key, [mapping[key] for mapping in mappings]) for key in keys)
-
-
-def _spread(values: Sequence[Any]) -> Any:
-    if isinstance(values[0], Mapping):
-        return {key: _spread(parts) for key, parts in _aligned(values)}
-    if isinstance(values[0], list):
-        return [_spread(parts) for parts in zip(*values, strict=True)]
-    defined = np.array([value for value in values if value is not None], dtype=np.float64)
-    seeds = defined.size
-    return {
-        "mean": float(defined.mean()) if seeds else None,
-        "min": float(defined.min()) if seeds else None,
-        "max": float(defined.max()) if seeds else None,
-        "std": float(defined.std(ddof=1)) if seeds > 1 else None,
-        "seeds": seeds,
-    }

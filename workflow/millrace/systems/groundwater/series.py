@@ -146,11 +146,7 @@ class _SeriesWriter:
     """Appends output times to a series and gathers its statistics on the way."""
 
     def __init__(
-        self,
-        reader: FeflowReader,
-        ranges: NDArray[np.int64],
-        clipped: str,
-        units: Sequence[str],
+        self, reader: FeflowReader, ranges: NDArray[np.int64], clipped: str, units: Sequence[str]
     ) -> None:
         self._reader, self._ranges, self._units = reader, ranges, units
         self._clipped = reader.variables.index(clipped) if clipped in reader.variables else None

@@ -120,11 +120,7 @@ class WeatherScores:
                 "bias": _plain(bias[:, index]),
                 "skill": _plain(1 - rmse["model"][:, index] / best[:, index]),
             }
-        return {
-            "lead_hours": _plain(self.lead_hours),
-            "starts": self._starts,
-            "channels": channels,
-        }
+        return {"lead_hours": _plain(self.lead_hours), "starts": self._starts, "channels": channels}
 
 
 def zonal_spectrum(field_IJ: Floats, latitude_I: Floats, within: float = 60.0) -> Floats:

@@ -50,7 +50,7 @@ _KEYS: Block = {
                 },
                 "hours": {"type": "integer", "minimum": 1, "default": 6},
             },
-        },
+        }
     },
 }
 

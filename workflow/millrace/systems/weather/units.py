@@ -65,11 +65,3 @@ def to_si(name: str, values: NDArray[Any], variable: Any, path: Path) -> NDArray
             "attribute units"
         )
     return values * factors[0] + factors[1]
-
-
-def from_si(name: str, values: NDArray[Any], unit: str) -> NDArray[np.float64]:
-    """Undo `to_si`."""
-    factors = conversion(name, unit)
-    if factors is None:
-        raise DataError(f"{name}: {unit!r} is not a unit of it; use {SI[name]!r}")
-    return (values - factors[1]) / factors[0]

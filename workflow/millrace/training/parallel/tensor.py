@@ -14,10 +14,7 @@ from millrace.errors import ConfigError
 
 
 def divide_layers(
-    module: nn.Module,
-    mesh: DeviceMesh,
-    pairs: Sequence[tuple[str, str]],
-    packed: Mapping[str, int],
+    module: nn.Module, mesh: DeviceMesh, pairs: Sequence[tuple[str, str]], packed: Mapping[str, int]
 ) -> dict[str, Tensor]:
     """Cut pairs of linear layers among the processes of a mesh with one dimension.
 

@@ -120,11 +120,7 @@ class Surface:
         return cls(elevation, land, EQUATOR - CONTRAST * sine**2 - LAPSE_RATE * elevation)
 
 
-def write_climate(
-    config: ClimateConfig,
-    directory: Path,
-    progress: Progress | None = None,
-) -> None:
+def write_climate(config: ClimateConfig, directory: Path, progress: Progress | None = None) -> None:
     """Simulate, and write ``grids/R2Bkk.nc`` for all levels and ``output/tas_NNNN.nc``.
 
     The same ``config`` gives the same numbers. The directory appears only when it is complete.

@@ -283,11 +283,7 @@ class Snapshot:
     balance: Balance
 
 
-def write_aquifer(
-    config: AquiferConfig,
-    directory: Path,
-    progress: Progress | None = None,
-) -> None:
+def write_aquifer(config: AquiferConfig, directory: Path, progress: Progress | None = None) -> None:
     """Simulate the aquifer and write ``all/NNNN.csv`` and ``forcings_corrected_all/NNNN.csv``.
 
     The same ``config`` writes the same bytes. The directory appears only when it is complete.

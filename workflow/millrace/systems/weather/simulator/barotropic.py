@@ -196,9 +196,7 @@ def simulate(config: BarotropicConfig, planet: Planet) -> Iterator[dict[str, Flo
 
 
 def write_weather(
-    config: BarotropicConfig,
-    directory: Path,
-    progress: Progress | None = None,
+    config: BarotropicConfig, directory: Path, progress: Progress | None = None
 ) -> None:
     """Simulate and write ``weather.nc``: 32 x 64 cells, 4 levels, latitude ascending.
 
@@ -263,8 +261,7 @@ def _mountains(sphere: Sphere, random: np.random.Generator) -> Floats:
         wide, tall = random.uniform(10, 20), random.uniform(0.4, 1.0)
         away = (sphere.longitude_I - east + 180) % 360 - 180
         height = np.maximum(
-            height,
-            tall * np.exp(-(((latitude - north) / wide) ** 2) - (away / (1.5 * wide)) ** 2),
+            height, tall * np.exp(-(((latitude - north) / wide) ** 2) - (away / (1.5 * wide)) ** 2)
         )
     smooth = sphere.synthesise(sphere.analyse(height[None]))[0]
     return MOUNTAIN * np.maximum(smooth, 0) / smooth.max()
