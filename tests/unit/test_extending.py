@@ -18,8 +18,8 @@ from millrace.plan import Plan
 from millrace.systems import registry
 
 PAGE = (ROOT / "docs/extending.md").read_text()
-FILE, EXPERIMENT, SITE = re.findall(r"```(?:python|yaml)\n(.*?)```", PAGE, flags=re.S)
-EXPERIMENT, SITE = yaml.safe_load(EXPERIMENT), yaml.safe_load(SITE)
+FILE, EXPERIMENT, SMALL, SITE = re.findall(r"```(?:python|yaml)\n(.*?)```", PAGE, flags=re.S)
+EXPERIMENT, SMALL, SITE = map(yaml.safe_load, (EXPERIMENT, SMALL, SITE))
 LINE = re.findall(r"`(Model\(.*\),)`", PAGE)[0]
 
 
@@ -52,6 +52,13 @@ def test_the_experiment_of_the_page_needs_patches_alone(plugin):
         assert path in PAGE.replace("skill.html`, `.csv`, `.png", " ".join(plan.report())), path
     spec, block = registry.get_model("my_gru"), EXPERIMENT["experiments"]["gru"]
     assert from_mapping(spec.config, {"hidden": block["model"]["hidden"]}, "model").hidden == 32
+
+
+def test_the_small_dataset_of_the_page_makes_a_folder_of_ones_own_complete(plugin):
+    experiment = EXPERIMENT["experiments"]["gru"] | {"dataset": "islet"}
+    own = {"experiments": {"gru": experiment}, "plugins": [plugin]}
+    plan = Plan(merged(EXPERIMENT, SMALL, own), SCHEMA)
+    assert plan.samples("gru") == {"patches": "results/data/islet/patches.h5"}
 
 
 @pytest.mark.slow

@@ -100,3 +100,10 @@ def test_variance_term_is_added_sample_by_sample(fields, kind) -> None:
     error = (prediction - target).numpy()[..., 1]
     expected = 0.7 * ((weight.numpy()[:, 1, None, None] * error**2).mean(axis=(0, 2)) + 1e-8) ** 0.5
     assert difference.tolist() == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize("shape", [(K, 4, 1, 1), (K, 4, V), (1, 4, 1, V)])
+def test_a_forecast_of_another_shape_is_refused_even_if_it_broadcasts(shape):
+    target = torch.ones(K, 4, 1, V)
+    with pytest.raises(ConfigError, match=r"forecast has the shape .*, the target \("):
+        field_loss(torch.ones(shape), target, torch.ones(V), MSE, SAME)

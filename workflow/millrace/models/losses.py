@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from millrace.config import check_one_of
+from millrace.errors import ConfigError
 
 LOSSES = ("relative_l2", "mse", "mae")
 
@@ -44,7 +45,17 @@ def field_loss(
 
     With a ``variance_weight`` the root mean square error of the concentration is added, each point weighted
     with ``variance_weight_KV``, see `millrace.systems.groundwater.variance`.
+
+    Raises
+    ------
+    ConfigError
+        The forecast has another shape than the target: it might be broadcast and learn nonsense silently.
     """
+    if prediction_KBTV.shape != target_KBTV.shape:
+        raise ConfigError(
+            f"the model's forecast has the shape {tuple(prediction_KBTV.shape)}, the target "
+            f"{tuple(target_KBTV.shape)}: points, samples, steps and variables must be the same"
+        )
     error_KBTV = prediction_KBTV - target_KBTV
     if config.kind == "mae":
         loss_B = (error_KBTV / scale_V).abs().mean(dim=(0, 2, 3))
