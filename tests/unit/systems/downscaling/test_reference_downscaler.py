@@ -16,6 +16,7 @@ from millrace.systems.downscaling.scores import DownscalingScores
 from millrace.systems.downscaling.simulator.climate import ClimateConfig, write_climate
 from millrace.training.deadline import Deadline
 from millrace.training.segment import build_trainer
+from millrace.training.store import weights_of
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "bench"))
 
@@ -103,7 +104,7 @@ def test_the_same_network_with_other_noise_passes(dataset, blocks, alone):
     }
     trainer, _ = build_trainer(definition, {"blocks": str(blocks)}, 0, alone)
     trainer.run(EPOCHS, Deadline(), Quiet())
-    trainer.module.load_state_dict(trainer._forecasting())
+    trainer.module.load_state_dict(weights_of(trainer.state()))
     sampler = SamplerConfig(members=MEMBERS)
     result, _ = evaluate(trainer.module, dataset, "test", sampler, times=1)
     forecasts = result["tas"]
