@@ -4,11 +4,12 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from millrace.errors import ExitCode, UserError
+from millrace.errors import DataError, ExitCode, UserError
 
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
@@ -50,6 +51,26 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary path for a directory; it is renamed to ``path``, new or empty, once it is complete.
+
+    Raises `DataError` if ``path`` holds something already.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise DataError(
+            f"{path}: expected a new or empty directory for simulated files; remove it or choose another"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -103,5 +103,5 @@ def test_refuses_bad_values_and_full_directories(tmp_path):
     with pytest.raises(ConfigError, match="steps: expected an integer from 1"):
         ClimateConfig(steps=0)
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="new or empty directory for the demo climate"):
+    with pytest.raises(DataError, match="new or empty directory for simulated files"):
         write_climate(CONFIG, tmp_path)

@@ -9,8 +9,6 @@ lapse rate over a random orography and a diurnal cycle over land.
 Shape suffixes: N cells, A coefficients of spherical harmonics.
 """
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,8 @@ import netCDF4
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.errors import ConfigError, DataError
+from millrace.errors import ConfigError
+from millrace.files import atomic_directory
 from millrace.systems.base import Progress
 from millrace.systems.downscaling.simulator.icosphere import Icosphere, lonlat, write_grid
 
@@ -138,20 +137,8 @@ def write_climate(config: ClimateConfig, directory: Path, progress: Progress | N
     DataError
         If ``directory`` holds something already.
     """
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise DataError(
-            f"{directory}: expected a new or empty directory for the demo climate; "
-            "remove it or choose another"
-        )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.parent / f".{directory.name}.{os.getpid()}.partial"
-    try:
+    with atomic_directory(Path(directory)) as partial:
         _write(config, partial, progress)
-        partial.replace(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def simulate(config: ClimateConfig, grid: Icosphere, surface: Surface) -> Iterator[Floats]:

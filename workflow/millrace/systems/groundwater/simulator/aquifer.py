@@ -6,8 +6,6 @@ some weeks so that the simulated months hold several of them. The top slice is t
 movement is linearised (specific yield as storage); offshore it is the sea bed.
 """
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import Delaunay
 
-from millrace.errors import ConfigError, DataError
+from millrace.errors import ConfigError
+from millrace.files import atomic_directory
 from millrace.systems.base import Progress
 from millrace.systems.groundwater.simulator.density_flow import (
     Balance,
@@ -302,20 +301,8 @@ def write_aquifer(config: AquiferConfig, directory: Path, progress: Progress | N
     DataError
         If ``directory`` holds something already.
     """
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise DataError(
-            f"{directory}: expected a new or empty directory for the demo aquifer; "
-            "remove it or choose another"
-        )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.parent / f".{directory.name}.{os.getpid()}.partial"
-    try:
+    with atomic_directory(Path(directory)) as partial:
         _write_series(config, partial, progress)
-        partial.replace(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def simulate(config: AquiferConfig, aquifer: Aquifer) -> Iterator[Snapshot]:
