@@ -31,10 +31,11 @@ sys.path.insert(0, str(ROOT / "tests"))
 from project import Project  # noqa: E402
 
 from millrace.config import from_mapping  # noqa: E402
-from millrace.plan import EXECUTION, Plan  # noqa: E402
+from millrace.plan import Plan  # noqa: E402
 from millrace.training.config import ExecutionConfig  # noqa: E402
 from millrace.training.distributed import Ranks, peak_memory  # noqa: E402
 from millrace.training.engine import Trainer  # noqa: E402
+from millrace.training.request import EXECUTION  # noqa: E402
 from millrace.training.segment import build_trainer  # noqa: E402
 
 Setting = tuple[str, str, dict[str, Any]]

@@ -9,7 +9,8 @@ import pytest
 from plans import SCHEMA, changed, config, icon, traffic, weather
 
 from millrace.errors import ConfigError, DataError
-from millrace.plan import Plan, measure_request, segment_request
+from millrace.job_requests import measure_request, segment_request
+from millrace.plan import Plan
 from millrace.systems.registry import get_model, kinds, models
 from millrace.systems.traffic.system import ADAPTED
 

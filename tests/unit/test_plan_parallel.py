@@ -6,7 +6,8 @@ import pytest
 from plans import SCHEMA, changed, changed_part, config
 
 from millrace.errors import ConfigError
-from millrace.plan import Plan, segment_request
+from millrace.job_requests import segment_request
+from millrace.plan import Plan
 from millrace.systems.base import DivisionLimits, resolve
 from millrace.systems.groundwater.gino import GinoConfig
 from millrace.systems.registry import get_model, models

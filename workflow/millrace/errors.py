@@ -1,5 +1,8 @@
 """Errors that a user can cause, and the exit codes of all commands."""
 
+import functools
+import sys
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 
@@ -26,6 +29,26 @@ class DataError(UserError):
 def first_line(error: BaseException) -> str:
     """First line of the message of an error, or the name of its type if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def listed(things: Sequence[object], shown: int = 3) -> str:
+    """First ones of a list for a message, and how many more there are."""
+    more = f" and {len(things) - shown} more" if len(things) > shown else ""
+    return ", ".join(map(str, things[:shown])) + more
+
+
+def exits_with_code(main: Callable[..., int]) -> Callable[..., int]:
+    """Have a command print a `UserError` without a traceback, and return its exit code."""
+
+    @functools.wraps(main)
+    def command(*arguments: object) -> int:
+        try:
+            return int(main(*arguments))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return int(error.exit_code)
+
+    return command
 
 
 class ExitCode(IntEnum):

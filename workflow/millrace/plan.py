@@ -13,11 +13,10 @@ from millrace.config import from_mapping, validate
 from millrace.errors import ConfigError, DataError
 from millrace.layout import Layout
 from millrace.provenance import fingerprint
-from millrace.scaling.request import MeasureRequest
-from millrace.systems.base import SampleKind, known, resolve
+from millrace.systems.base import SampleKind, dataset_names, known, resolve
 from millrace.systems.registry import formats, kinds, load_plugins, models, raw_format, systems
 from millrace.training.parallel.config import ParallelConfig
-from millrace.training.request import EXECUTION, Request, decisive
+from millrace.training.request import decisive
 
 # Defaults of what a scaling study measures; the other keys of the section are settings of its analysis.
 _SCALING = {
@@ -32,21 +31,10 @@ _SCALING = {
 class Plan:
     """A checked configuration.
 
-    Parameters
-    ----------
-    config : mapping
-        See config/README.md.
-    schema : mapping
-        JSON schema of the configuration.
-    root : Path
-        Parent of ``results/``: another folder if a module of Snakemake gives the workflow a prefix.
-    folders : iterable of Path
-        Folders of plug-in files that are not in the working directory.
-
-    Raises
-    ------
-    ConfigError
-        The first mistake, with its key.
+    Of ``config``, described in config/README.md, ``schema`` is the JSON schema. ``root`` is the parent of
+    ``results/``: another folder if a module of Snakemake gives the workflow a prefix. Plug-in files that
+    are not in the working directory are in one of ``folders``. Raises `ConfigError` with the first mistake
+    and its key.
     """
 
     def __init__(
@@ -74,7 +62,7 @@ class Plan:
                 )
             raw_format(block).check(name, block)
         for name, experiment in self.experiments.items():
-            for dataset in _datasets(experiment):
+            for dataset in dataset_names(experiment):
                 known(dataset, self.datasets, f"experiments.{name}.dataset", "dataset")
                 self._check_samples(name, dataset)
         for name in self.predictions:
@@ -206,7 +194,7 @@ class Plan:
         """Return the paths of an experiment's sample files by role; lists for several datasets."""
         block = self.experiments[experiment]
         files = {
-            role: [f"results/data/{dataset}/{name}" for dataset in _datasets(block)]
+            role: [f"results/data/{dataset}/{name}" for dataset in dataset_names(block)]
             for role, name in self.kind(experiment).sample_files(block["model"]).items()
         }
         several = not isinstance(block["dataset"], str)
@@ -214,8 +202,7 @@ class Plan:
 
     def simulated(self) -> str:
         """Return a pattern of the names of datasets whose raw files the rule ``simulate_raw`` makes."""
-        names = [n for n, block in self.datasets.items() if raw_format(block).simulate]
-        return "|".join(names) or "(?!)"
+        return _pattern(n for n, block in self.datasets.items() if raw_format(block).simulate)
 
     def extracted(self) -> str:
         """Return a pattern of the names of datasets whose samples the rule ``extract_samples`` makes.
@@ -223,13 +210,12 @@ class Plan:
         The pattern looks ahead to the kind in ``{dataset}/{kind}.h5``: rules of the systems make other
         samples of the same datasets.
         """
-        found = [
+        return _pattern(
             f"{name}(?=/{kind.name}[.])"
             for name, block in self.datasets.items()
             for kind in kinds().values()
             if kind.extracts(raw_format(block))
-        ]
-        return "|".join(found) or "(?!)"
+        )
 
     def extractions(self) -> list[str]:
         """Return the names of the jobs of ``extract_samples`` in a cluster's facts: one for each kind."""
@@ -262,17 +248,15 @@ class Plan:
 
     def datasets_in(self, *formats: str) -> str:
         """Return a pattern of the names of datasets whose raw files have one of these formats."""
-        names = [name for name, block in self.datasets.items() if raw_format(block).name in formats]
-        return "|".join(names) or "(?!)"
+        return _pattern(
+            n for n, block in self.datasets.items() if raw_format(block).name in formats
+        )
 
     def source(self, dataset: str) -> str:
         """Return the directory of the raw files: simulated by the workflow, or the user's.
 
-        Raises
-        ------
-        DataError
-            The user's directory does not exist, and nothing was read from it before. (Raw files may be
-            archived once they were read.)
+        Raises `DataError` if the user's directory does not exist and nothing was read from it before. (Raw
+        files may be archived once they were read.)
         """
         block = self.datasets[dataset]
         source, raw = block["source"], raw_format(block)
@@ -290,10 +274,7 @@ class Plan:
     def prediction_source(self, prediction: str) -> str:
         """Return the directory of the raw files of a prediction: that of a dataset, or the user's.
 
-        Raises
-        ------
-        DataError
-            The directory does not exist, and nothing was predicted before.
+        Raises `DataError` if it does not exist and nothing was predicted before.
         """
         source = self.predictions[prediction]["source"]
         if source in self.datasets:
@@ -422,90 +403,6 @@ def _plugins(config: Mapping[str, Any]) -> list[str]:
     return named
 
 
-def segment_request(
-    config: Mapping[str, Any],
-    wildcards: Any,
-    definition: Mapping[str, Any],
-    inputs: Mapping[str, Any],
-    outputs: Mapping[str, str],
-) -> Request:
-    """Describe the training of a segment.
-
-    Parameters
-    ----------
-    config : mapping
-        The configuration. Values that are read from it, and not from the definition, are not parameters of
-        the rule: changing them must not start a run again.
-    wildcards : object
-        With the attributes ``experiment, layout, seed, epoch``.
-    definition : mapping
-        See `Plan.definition`.
-    inputs, outputs : mapping
-        Files of the rule.
-    """
-    w = wildcards
-    train = config["experiments"][w.experiment]["train"]
-    # The stores are beside results/, also below the prefix of a module.
-    below = outputs["checkpoint"].rpartition("results/train/")[0]
-    return Request(
-        experiment=w.experiment,
-        layout=w.layout,
-        seed=int(w.seed),
-        target_epoch=int(w.epoch),
-        definition=_started_from(definition, inputs),
-        files=_sample_files(inputs),
-        runs=f"{below}runs/{w.experiment}/{w.layout}/seed{w.seed}",
-        checkpoint=outputs["checkpoint"],
-        receipt=outputs["receipt"],
-        save_every=train.get("save_every", 1),
-        execution={k: v for k, v in train.items() if k in EXECUTION},
-        parallel=config["experiments"][w.experiment].get("parallel", {}),
-        previous=str(inputs.get("previous") or "") or None,
-        final_epoch=train["epochs"],
-        plugins=load_plugins(_plugins(config)),
-    )
-
-
-def measure_request(
-    config: Mapping[str, Any], wildcards: Any, params: Any, inputs: Mapping[str, Any], output: str
-) -> MeasureRequest:
-    """Describe the measurement of a layout; the parameters are those of `segment_request`."""
-    w = wildcards
-    experiment = config["experiments"][w.experiment]
-    train = experiment["train"]
-    return MeasureRequest(
-        experiment=w.experiment,
-        layout=w.layout,
-        mode=w.mode,
-        repeat=int(w.repeat),
-        definition=_started_from(params.definition, inputs),
-        files=_sample_files(inputs),
-        output=output,
-        steps=params.steps,
-        # These two keys only record the run.
-        execution={
-            k: v for k, v in train.items() if k in EXECUTION and k not in ("profile", "log")
-        },
-        parallel=experiment.get("parallel", {}),
-        plugins=load_plugins(_plugins(config)),
-    )
-
-
-def _sample_files(inputs: Mapping[str, Any]) -> dict[str, str | list[str]]:
-    """Sample files among the inputs of a rule."""
-    others = ("previous", "init_from")
-    return {k: v if isinstance(v, str) else list(v) for k, v in inputs.items() if k not in others}
-
-
-def _started_from(definition: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Definition in which ``init_from`` names the actual checkpoint, that of this run's seed."""
-    if not inputs.get("init_from"):
-        return dict(definition)
-    [checkpoint], train = inputs["init_from"], definition["train"]
-    init_from = {**train["init_from"], "checkpoint": str(checkpoint)}
-    return {**definition, "train": {**train, "init_from": init_from}}
-
-
 def _check_directory(source: str, key: str, other: str, made: Path, holds: str = "all/") -> None:
     if not Path(source).is_dir() and not made.exists():
         raise DataError(
@@ -514,6 +411,5 @@ def _check_directory(source: str, key: str, other: str, made: Path, holds: str =
         )
 
 
-def _datasets(experiment: Mapping[str, Any]) -> list[str]:
-    named = experiment["dataset"]
-    return [named] if isinstance(named, str) else list(named)
+def _pattern(alternatives: Iterable[str]) -> str:
+    return "|".join(alternatives) or "(?!)"  # which nothing matches

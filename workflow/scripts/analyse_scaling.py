@@ -11,18 +11,10 @@ from millrace.scaling.report import write_report
 from millrace.scaling.settings import Settings
 
 with job(snakemake):
-    output = snakemake.output
+    outputs = {name: Path(path) for name, path in snakemake.output.items()}
     settings = from_mapping(Settings, snakemake.params.settings, "scaling")
     analysis = analyse([read(Path(run)) for run in snakemake.input.runs], settings)
-    folder = Path(output.html).parent / "history"
+    folder = outputs["html"].parent / "history"
     analysis = history.compare(analysis, folder)
     history.remember(analysis, folder)
-    write_report(
-        analysis,
-        html=Path(output.html),
-        csv=Path(output.csv),
-        json=Path(output.json),
-        extrap=Path(output.extrap),
-        figures_dir=Path(output.figures),
-        badges=Path(output.badges),
-    )
+    write_report(analysis, **outputs)

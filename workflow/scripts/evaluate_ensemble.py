@@ -11,7 +11,6 @@ with job(snakemake) as progress:
         checkpoints=[Path(path) for path in inputs.pop("checkpoints")],
         receipts=[Path(path) for path in inputs.pop("receipts")],
         files=inputs,
-        metrics=Path(snakemake.output.metrics),
-        figure=Path(snakemake.output.figure),
+        **{name: Path(path) for name, path in snakemake.output.items()},
         progress=progress("batches"),
     )

@@ -11,8 +11,6 @@ with job(snakemake) as progress:
         checkpoint=Path(inputs.pop("checkpoint")),
         receipt=Path(inputs.pop("receipt")),
         files=inputs,
-        metrics=Path(snakemake.output.metrics),
-        figures=Path(snakemake.output.figures),
-        curves=Path(snakemake.output.curves),
+        **{name: Path(path) for name, path in snakemake.output.items()},
         progress=progress("batches"),
     )

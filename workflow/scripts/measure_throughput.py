@@ -4,9 +4,9 @@ import sys
 
 from millrace.cluster import cluster_of_job
 from millrace.job_log import job
+from millrace.job_requests import measure_request
 from millrace.launch.launcher import surroundings_of
 from millrace.layout import Layout
-from millrace.plan import measure_request
 from millrace.scaling.worker import measure_throughput
 
 with job(snakemake):

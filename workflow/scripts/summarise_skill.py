@@ -9,7 +9,5 @@ with job(snakemake):
     summarise(
         [Path(path) for path in snakemake.input.metrics],
         [Path(path) for path in snakemake.input.ensembles],
-        table=Path(snakemake.output.table),
-        csv=Path(snakemake.output.csv),
-        figure=Path(snakemake.output.figure),
+        **{name: Path(path) for name, path in snakemake.output.items()},
     )

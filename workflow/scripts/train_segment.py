@@ -4,10 +4,10 @@ import sys
 
 from millrace.cluster import cluster_of_job
 from millrace.job_log import job
+from millrace.job_requests import segment_request
 from millrace.launch.first_to_start import race_layouts
 from millrace.launch.launcher import launch, surroundings_of
 from millrace.layout import Layout
-from millrace.plan import segment_request
 
 with job(snakemake):
     request = segment_request(

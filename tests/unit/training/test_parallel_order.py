@@ -26,12 +26,6 @@ def test_all_wait_for_the_slowest_stage(schedule, seconds):
     assert bubbles(config, [2.0, 1.0]) == pytest.approx([1 - 24 / slow, 1 - 12 / slow])
 
 
-def test_sending_is_no_work():
-    config = ParallelConfig(pipeline=2, micro_batches=4, schedule="gpipe")
-    # One pass of the other stage and back on top of the own four; each pass is followed by a message.
-    assert bubbles(config, [1.0, 1.0], 0.5) == pytest.approx([1 - 12 / (15 + 0.5 * 10)] * 2)
-
-
 def test_a_rollout_is_a_longer_pipeline():
     config = ParallelConfig(pipeline=2, micro_batches=4)
     assert bubbles(config, [1.0] * 4) == pytest.approx([1 / 9] * 2)

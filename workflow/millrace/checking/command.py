@@ -6,24 +6,19 @@ contract does not hold.
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 from millrace.checking.subjects import find_subjects
-from millrace.errors import UserError
+from millrace.errors import exits_with_code
 
 
+@exits_with_code
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns 0, 1 if a contract does not hold, or the exit code of a user's error."""
     options = _parser().parse_args(arguments)
     failed, held, started = [], 0, time.monotonic()
-    try:
-        subjects = find_subjects(options.names, options.config, options.only)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(error.exit_code)
-    for subject in subjects:
+    for subject in find_subjects(options.names, options.config, options.only):
         print(subject.name, flush=True)
         if reason := subject.failure(lambda case: None):
             failed.append(f"{subject.name} samples")
@@ -52,23 +47,10 @@ def _parser() -> argparse.ArgumentParser:
         "  millrace check my_system.py --only my_model --only resumes_bitwise\n"
         "  millrace check gino",
     )
-    parser.add_argument(
-        "names",
-        nargs="+",
-        metavar="NAME",
-        help="file or module of a plug-in, or a model or system by name",
-    )
-    parser.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="one experiment or contract; can be repeated (default: all)",
-    )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="take the experiments of this configuration, not the examples of the system",
-    )
+    text = "file or module of a plug-in, or a model or system by name"
+    parser.add_argument("names", nargs="+", metavar="NAME", help=text)
+    text = "one experiment or contract; can be repeated (default: all)"
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help=text)
+    text = "take the experiments of this configuration, not the examples of the system"
+    parser.add_argument("--config", type=Path, metavar="FILE", help=text)
     return parser

@@ -22,6 +22,7 @@ from torch import Tensor
 from millrace.checking.ranks import on_ranks
 from millrace.data.samples import Files, dataset_class, datasets_of, open_dataset
 from millrace.data.split import SPLITS
+from millrace.errors import listed
 from millrace.evaluation.run import evaluate_run
 from millrace.models.spec import ModelSpec
 from millrace.systems.base import Block, SampleKind
@@ -119,9 +120,8 @@ def builds(case: Case) -> None:
     _require(isinstance(spec, ModelSpec), f"expected a ModelSpec, got {spec!r}")
     _require(spec.name == name, f"ModelSpec.name is {spec.name!r}, it is registered as {name!r}")
     _require(dataclasses.is_dataclass(spec.config), "ModelSpec.config is not a dataclass")
-    (one, defined), (other, again) = (
-        build_trainer(case.definition, case.files, 0, ALONE) for _ in range(2)
-    )
+    made = (build_trainer(case.definition, case.files, 0, ALONE) for _ in range(2))
+    (one, defined), (other, again) = made
     _require(one.parameters > 0, "the model has no parameters")
     _require(_same_weights(one, other), "another model of the same seed has other weights")
     hashes = [run_hash.digest(definition) for definition in (defined, again)]
@@ -170,11 +170,11 @@ def every_parameter_learns(case: Case) -> None:
         trainer.module.get_parameter(name).register_hook(partial(_note, largest, name))
     _train(trainer, _STEPS)  # layers that begin as zero let nothing through in the first
     broken = [n for n, value in largest.items() if not math.isfinite(value)]
-    _require(not broken, f"gradient not finite: {_first_of(broken)}")
+    _require(not broken, f"gradient not finite: {listed(broken)}")
     unused = [n for n, value in largest.items() if not value]
     _require(
         not unused,
-        f"no gradient: {_first_of(unused)}; the loss does not depend on it: remove it or use it",
+        f"no gradient: {listed(unused)}; the loss does not depend on it: remove it or use it",
     )
 
 
@@ -194,7 +194,7 @@ def no_hidden_state(case: Case) -> None:
     changed = [n for n, b in trainer.module.named_buffers() if not torch.equal(b, before[n])]
     _require(
         not changed,
-        f"buffers change in training: {_first_of(changed)}; ranks would have different ones: take layers "
+        f"buffers change in training: {listed(changed)}; ranks would have different ones: take layers "
         "without running statistics",
     )
     _require(torch.equal(first, _forecast(trainer, batch)), "training without a step shows")
@@ -254,12 +254,9 @@ def half_precision_agrees(case: Case) -> None:
         losses[precision] = float(loss_B.detach().float().mean())
         _require(_finite(loss_B), f"the loss in {precision} is not finite: {loss_B.tolist()}")
     loss_B.sum().backward()
-    broken = [
-        n
-        for n, p in trainer.module.named_parameters()
-        if p.grad is not None and not _finite(p.grad)
-    ]
-    _require(not broken, f"gradient in bfloat16 not finite: {_first_of(broken)}")
+    gradients = {n: p.grad for n, p in trainer.module.named_parameters() if p.grad is not None}
+    broken = [n for n, gradient in gradients.items() if not _finite(gradient)]
+    _require(not broken, f"gradient in bfloat16 not finite: {listed(broken)}")
     single, half = losses.values()
     _require(
         math.isclose(single, half, rel_tol=0.1),
@@ -389,15 +386,10 @@ def evaluation_fills_the_table(case: Case) -> None:
         plugins=list(case.plugins),
     )
     on_ranks(1, _segment_on_rank, dataclasses.asdict(request), directory=case.directory)
-    metrics = case.directory / "metrics.json"
-    evaluate_run(
-        Path(request.checkpoint),
-        Path(request.receipt),
-        case.files,
-        metrics,
-        case.directory / "figures",
-        case.directory / "training.png",
-    )
+    names = ("metrics.json", "figures", "training.png")
+    metrics, figures, curves = (case.directory / name for name in names)
+    outputs = (Path(request.checkpoint), Path(request.receipt))
+    evaluate_run(*outputs, case.files, metrics, figures, curves)
     scores = json.loads(metrics.read_text())
     missing = {"validation", "test"} - scores.keys()
     _require(not missing, f"the scores have no {' and no '.join(sorted(missing))}")
@@ -407,7 +399,7 @@ def evaluation_fills_the_table(case: Case) -> None:
         all({"variable", "skill"} <= row.keys() for row in rows),
         "a row of the table has no `variable` or no `skill`",
     )
-    _require(any((case.directory / "figures").iterdir()), "the evaluation drew no figure")
+    _require(any(figures.iterdir()), "the evaluation drew no figure")
 
 
 OF_SAMPLES = (
@@ -435,11 +427,6 @@ _DATASET = ("groups", "group_costs", "batch", "definition", "normalisation", "pr
 def _require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise ContractError(otherwise)
-
-
-def _first_of(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def _note(largest: dict[str, float], name: str, gradient: Tensor) -> None:

@@ -39,23 +39,9 @@ def on_ranks(
 ) -> Any:
     """Call ``work(*arguments, ranks)`` on each rank of a gloo group; returns what the first rank returns.
 
-    Parameters
-    ----------
-    number : int
-        Ranks.
-    work : callable
-        Function of a module; its value can be written as JSON.
-    *arguments
-        Can be pickled.
-    directory : Path
-        What ranks print lies there as ``rank_<n>.log``.
-    seconds : float
-        Longest time for all together.
-
-    Raises
-    ------
-    RanksError
-        One failed or took too long: what it said, and where others were.
+    ``work`` is a function of a module whose value can be written as JSON; its arguments can be pickled.
+    What ranks print lies in ``directory`` as ``rank_<n>.log``. Raises `RanksError` if one fails, or if all
+    together take longer than ``seconds``: what it said, and where others were.
     """
     # Here rather than on the first rank: a port that was only found free might be taken by then.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -99,12 +85,8 @@ def _exit_codes(ranks: Sequence[BaseProcess], seconds: float) -> list[int | None
 def _told(directory: Path, rank: int, code: int | None, seconds: float) -> str:
     log = directory / f"rank_{rank}.log"
     said = log.read_text()[-_SAID:] if log.exists() else "nothing"
-    ended = (
-        f"did not end (all together may take {seconds:g} s)"
-        if code is None
-        else f"exit code {code}"
-    )
-    return f"rank {rank} {ended}, it said:\n{said}"
+    late = f"did not end (all together may take {seconds:g} s)"
+    return f"rank {rank} {late if code is None else f'exit code {code}'}, it said:\n{said}"
 
 
 def _rank(

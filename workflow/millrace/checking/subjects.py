@@ -21,7 +21,7 @@ from millrace.data.extraction import prepare, simulate
 from millrace.errors import ConfigError, UserError
 from millrace.plan import Plan
 from millrace.systems import registry
-from millrace.systems.base import Block
+from millrace.systems.base import Block, dataset_names
 
 Contract = Callable[[Case], None]
 
@@ -44,19 +44,16 @@ class Subject:
         weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
         plan, kind = self._plan, self._plan.kind(self.name)
         experiment = plan.experiments[self.name]
-        several = not isinstance(experiment["dataset"], str)
-        names = experiment["dataset"] if several else [experiment["dataset"]]
-        sources = [_raw_files(plan.datasets[name], directory / f"{name}_raw") for name in names]
+        names, several = dataset_names(experiment), not isinstance(experiment["dataset"], str)
 
-        def made(number: int, block: Block, folder: str) -> dict[str, str]:
+        def made(source: Path, block: Block, folder: str) -> dict[str, str]:
             (directory / folder).mkdir(exist_ok=True)
-            files = prepare(kind, sources[number], directory / folder, block, experiment["model"])
+            files = prepare(kind, source, directory / folder, block, experiment["model"])
             return {role: str(path) for role, path in files.items()}
 
         blocks = [plan.datasets[name] for name in names]
-        parts = [
-            made(number, *given) for number, given in enumerate(zip(blocks, names, strict=True))
-        ]
+        sources = [_raw_files(plan.datasets[name], directory / f"{name}_raw") for name in names]
+        parts = list(map(made, sources, blocks, names))
         files = {role: [part[role] for part in parts] for role in parts[0]}
         once_more = kind.extracts(registry.raw_format(blocks[0]))
         return Case(
@@ -65,7 +62,7 @@ class Subject:
             directory,
             plan.plugins,
             blocks[0],
-            (lambda block: made(0, block, "again")) if once_more else None,
+            (lambda block: made(sources[0], block, "again")) if once_more else None,
         )
 
     def failure(self, contract: Contract) -> str | None:
@@ -84,20 +81,10 @@ def find_subjects(
 ) -> list[Subject]:
     """List what is checked; samples are made later.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Files or modules of plug-ins, or names of known models or systems.
-    config : Path, optional
-        Configuration whose experiments are taken instead of the examples of the systems.
-    only : sequence of str
-        Experiments and contracts to which the check is limited; by default all. An experiment that is made
-        of an example has the name of its model.
-
-    Raises
-    ------
-    ConfigError
-        A name is unknown, a plug-in cannot be imported, or an experiment or example is wrong.
+    ``names`` are files or modules of plug-ins, or known models or systems. Experiments are those of the
+    configuration ``config``, or else the examples of the systems, which have the names of their models;
+    ``only`` limits the check to some experiments and contracts. Raises `ConfigError` if a name is unknown,
+    a plug-in cannot be imported, or an experiment or example is wrong.
     """
     plugins: list[str] = []
     models: list[str] = []

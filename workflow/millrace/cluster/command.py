@@ -13,21 +13,18 @@ from rich.console import Console
 from millrace.cluster import display
 from millrace.cluster.facts import FILE, PROFILES, Cluster
 from millrace.cluster.requests import qsub_arguments, sbatch_arguments
-from millrace.errors import ExitCode, UserError
+from millrace.errors import ExitCode, exits_with_code
 from millrace.layout import Layout
 
 
+@exits_with_code
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code, that of a user's error if facts are wrong."""
     options = _parser().parse_args(arguments)
     # Piped into a file or another program, a table must not be cut to 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    try:
-        command: Callable[[argparse.Namespace, Console], None] = options.command
-        command(options, console)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(error.exit_code)
+    command: Callable[[argparse.Namespace, Console], None] = options.command
+    command(options, console)
     return ExitCode.OK
 
 

@@ -47,27 +47,12 @@ def extract_arrays(
     read: Callable[[Path, Any], Samples],
     series: bool,
 ) -> None:
-    """Read raw files and write the sample file of a kind.
+    """Read raw files of the directory ``source`` and write the sample file of a kind, whole or not at all.
 
-    Parameters
-    ----------
-    source, output : Path
-        Directory of the raw files, and the file to write; it appears only when it is complete.
-    settings : object
-        Of ``read``.
-    split : SplitConfig
-        Of a series it divides the steps in their order, else the samples in a random one.
-    progress : callable or None
-        Called with (fields done, all).
-    read, series
-        See `millrace.systems.arrays.array_kind`.
-
-    Raises
-    ------
-    ConfigError
-        The split leaves a part empty.
-    DataError
-        Arrays do not fit each other, or hold values that are not finite; named with the field.
+    Of a series the split divides the steps in their order, else the samples in a random one. ``settings``
+    are those of ``read``; for it and for ``series`` see `millrace.systems.arrays.array_kind`. ``progress``
+    is called with (fields done, all). Raises `ConfigError` if the split leaves a part empty, and
+    `DataError`, which names the field, if arrays do not fit each other or hold values that are not finite.
     """
     samples = read(source, settings)
     n_samples, grid = _checked(samples, series, source)
@@ -233,25 +218,12 @@ class _Fields:
 class ArrayDataset(WindowDataset):
     """Samples of a file that `extract_arrays` wrote.
 
-    Positions count samples in the order of the splits: training, validation, test.
+    Positions count samples in the order of the splits: training, validation, test. Batches are made on
+    ``device``, where fields of up to ``cache_bytes`` are kept; larger ones are read again for each batch.
+    ``statistics`` are those of the data that a model was trained on, to apply it to other data.
 
-    Parameters
-    ----------
-    samples : Path
-    config : ArrayConfig
-        What a sample holds.
-    device : torch.device
-        Where batches are made.
-    cache_bytes : int
-        Fields up to this size are kept on the device, larger ones read again for each batch.
-    statistics : Normalisation, optional
-        Of the data that a model was trained on, to apply it to other data.
-
-    Raises
-    ------
-    ConfigError
-        A field is not in the file, a sample holds no input, or a window is longer than the gap between
-        the splits, which would let it straddle two of them.
+    Raises `ConfigError` if a field is not in the file, a sample holds no input, or a window is longer than
+    the gap between the splits, which would let it straddle two of them.
     """
 
     config_type = ArrayConfig
@@ -326,18 +298,9 @@ class ArrayDataset(WindowDataset):
         return self.config.output_steps * len(self.names["targets"])
 
     def values(self, role: str, positions: np.ndarray) -> Floats:
-        """Read fields in their units.
+        """Read ``inputs`` or ``targets`` in their units at positions of any shape P.
 
-        Parameters
-        ----------
-        role : {"inputs", "targets"}
-        positions : ndarray
-            int64 of any shape P.
-
-        Returns
-        -------
-        ndarray
-            float64[*P, F, *grid], fields in the order of ``names[role]``.
+        Returns float64[*P, F, *grid], fields in the order of ``names[role]``.
         """
         positions = np.asarray(positions)
         row, back = np.unique(self._order_S[positions.ravel()], return_inverse=True)

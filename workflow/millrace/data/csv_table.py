@@ -70,18 +70,9 @@ class CsvTable:
 def read_table(path: Path, columns: Sequence[str], *, blanks: bool = False) -> CsvTable:
     """Read columns of a CSV file (``.csv`` or ``.csv.gz``; UTF-8, with or without BOM; any line end).
 
-    Parameters
-    ----------
-    columns : sequence of str
-        Columns to read; others are ignored.
-    blanks : bool
-        Whether a cell may be empty or NaN.
-
-    Raises
-    ------
-    DataError
-        Names ``file:line:column`` and what was expected: the file cannot be read or is no CSV, a column is
-        missing, or a cell is not a number that single precision can hold.
+    Other columns are ignored; with ``blanks`` a cell may be empty or NaN. Raises `DataError`, which names
+    ``file:line:column`` and what was expected, if the file cannot be read or is no CSV, a column is
+    missing, or a cell is not a number that single precision can hold.
     """
     try:
         raw = path.read_bytes()

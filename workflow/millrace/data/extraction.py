@@ -33,26 +33,13 @@ def extract(
 ) -> None:
     """Make the sample file of a kind from raw files.
 
-    Parameters
-    ----------
-    kind : SampleKind
-        Must be extracted in one step.
-    source : Path
-        Directory of the raw files.
-    output : Path
-        HDF5 file to write; it appears only when it is complete.
-    section : mapping
-        Settings of the extraction, checked against its dataclass.
-    split : mapping or None
-        Section ``split`` of the dataset, see `SplitConfig`; None: the raw files say what is training,
-        validation and test.
+    The kind must be extracted in one step from the raw files in the directory ``source``; the HDF5 file
+    ``output`` appears only when it is complete. ``section`` are settings of the extraction, checked against
+    its dataclass. ``split`` is that of the dataset, see `SplitConfig`; None: the raw files say what is
+    training, validation and test.
 
-    Raises
-    ------
-    ConfigError
-        The kind is made by rules of its own, or a setting is wrong.
-    DataError
-        A raw file is malformed.
+    Raises `ConfigError` if the kind is made by rules of its own, or a setting is wrong, and `DataError` if
+    a raw file is malformed.
     """
     if kind.extraction is None:
         raise ConfigError(f"samples of {kind.name} are made by rules of their own")

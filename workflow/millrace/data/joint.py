@@ -11,14 +11,10 @@ from millrace.data.normalisation import Normalisation
 
 
 class JointDataset:
-    """Several datasets side by side, each with its own groups of samples.
+    """Several datasets of one kind side by side, each with its own groups of samples.
 
-    A batch comes from one dataset, as it comes from one patch: the sizes of the datasets may differ.
-
-    Parameters
-    ----------
-    datasets : sequence
-        Datasets of one kind with one configuration, normalised by common statistics, see `open_joint`.
+    They have one configuration, and are normalised by common statistics, see `open_joint`. A batch comes
+    from one dataset, as it comes from one patch: the sizes of the datasets may differ.
     """
 
     def __init__(self, datasets: Sequence[Any]) -> None:

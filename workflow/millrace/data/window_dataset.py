@@ -26,26 +26,14 @@ CACHE_BYTES = 8 << 30
 class WindowDataset(ABC):
     """Windows in time over groups of points (patches, planes) that each have a geometry of their own.
 
-    Parameters
-    ----------
-    source : Path
-        The file, for error messages.
-    config : object
-        What a sample holds: ``variables``, ``input_steps``, ``output_steps``, ``stride``, ``length``.
-    time, split : ndarray
-        Time of the steps in days, float64[T], and ranges of the splits, int64[3, 2].
-    is_foreign : bool
-        Whether the statistics are those of other data: the model is not trained on these samples, and the
-        gap between splits may be shorter than a window.
-    device : torch.device or None
-        Where batches are made; groups stay there once read.
-    cache_bytes : int
-        See `CACHE_BYTES`.
+    ``source`` is the file, for error messages; ``config`` says what a sample holds: ``variables``,
+    ``input_steps``, ``output_steps``, ``stride``, ``length``. ``time`` are the times of the steps in days,
+    float64[T], and ``split`` the ranges of the splits, int64[3, 2]. With ``is_foreign`` the statistics are
+    those of other data: the model is not trained on these samples, and the gap between splits may be
+    shorter than a window. Batches are made on ``device``, where groups stay once read, up to `CACHE_BYTES`.
 
-    Raises
-    ------
-    ConfigError
-        A window is longer than the gap between the splits, so that it could overlap two of them.
+    Raises `ConfigError` if a window is longer than the gap between the splits, so that it could overlap two
+    of them.
     """
 
     digest: str
@@ -117,15 +105,7 @@ class WindowDataset(ABC):
     def batch(
         self, split: Split, group: int, index: np.ndarray, weight: Sequence[float] | None = None
     ) -> Any:
-        """Gather windows of one group.
-
-        Parameters
-        ----------
-        index : ndarray
-            int64[B], which windows of the split.
-        weight : sequence of float, optional
-            Weights of the B samples; 1 each by default.
-        """
+        """Gather windows ``index``, int64[B], of a group and split, with weights, 1 each by default."""
         batch = self.at_times(group, self.starts(split)[index])
         if weight is None:
             return batch

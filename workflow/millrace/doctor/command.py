@@ -27,29 +27,26 @@ from millrace.doctor.need import wanted_space
 from millrace.doctor.pbs import check_pbs
 from millrace.doctor.slurm import check_slurm
 from millrace.doctor.submission import check_in_jobs
-from millrace.errors import ConfigError, UserError
+from millrace.errors import ConfigError, exits_with_code
 from millrace.layout import Layout
 
 _FOLDER = Path("results/preflight")
 _HERE = "this machine"
 
 
+@exits_with_code
 def main(arguments: list[str] | None = None) -> int:
     """Run the checks and print them as they come; returns 0, or 1 if one failed."""
     options = _parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     sections: dict[str, list[Check]] = {}
-    try:
-        cluster = read_cluster(options.profile)
-        layouts = [Layout.parse(name) for name in options.layout or _layouts(options.configfile)]
-        for title, checks in _sections(options, cluster, layouts, console):
-            sections[title] = checks
-            console.print(table(checks, title))
-        if options.json is not None:
-            write(options.json, sections)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(error.exit_code)
+    cluster = read_cluster(options.profile)
+    layouts = [Layout.parse(name) for name in options.layout or _layouts(options.configfile)]
+    for title, checks in _sections(options, cluster, layouts, console):
+        sections[title] = checks
+        console.print(table(checks, title))
+    if options.json is not None:
+        write(options.json, sections)
     everything = [check for checks in sections.values() for check in checks]
     console.print(summary(everything))
     # Who waits outside of the job reads the report; an exit code would only say that the job failed.
@@ -59,10 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 def read_cluster(profile: Path) -> Cluster | None:
     """Facts of a profile; None: it is not that of a cluster.
 
-    Raises
-    ------
-    ConfigError
-        There is no such profile, or its facts are wrong.
+    Raises `ConfigError` if there is no such profile, or its facts are wrong.
     """
     if not profile.is_dir():
         known = sorted(path.parent.name for path in profile.parent.glob("*/config.yaml"))
@@ -148,11 +142,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--layout", nargs="+", metavar="LAYOUT", help="default: run.layouts of the configuration")
     add("--configfile", type=Path, default=Path("config/config.yaml"), metavar="FILE")
     add("--no-job", action="store_true", help="only what the login node can tell")
-    add(
-        "--direct",
-        action="store_true",
-        help="checks of layouts in this very job, none is submitted",
-    )
+    text = "checks of layouts in this very job, none is submitted"
+    add("--direct", action="store_true", help=text)
     add("--need-gb", type=float, metavar="GB", help="space wanted; default: estimated")
     add("--patience", type=float, default=30, metavar="MIN", help="longest wait for jobs (30)")
     add("--json", type=Path, metavar="FILE", help="also write the results to a file")

@@ -24,18 +24,10 @@ _ELSEWHERE = "Put the project on another file system: work or scratch rather tha
 
 
 def check_filesystem(directory: Path, need_gb: float, why: str, cluster: bool) -> list[Check]:
-    """Try the file system of a directory.
+    """Try the file system of the directory where ``runs/`` and ``results/`` will be.
 
-    Parameters
-    ----------
-    directory : Path
-        Where ``runs/`` and ``results/`` will be.
-    need_gb : float
-        Required space, in 10⁹ bytes.
-    why : str
-        Source of this number, for the table.
-    cluster : bool
-        Whether other machines must see the file system.
+    The required space is ``need_gb``, in 10⁹ bytes; ``why`` is the source of this number, for the table.
+    With ``cluster``, other machines must see the file system.
     """
     checks = [check_kind(directory, cluster)]
     try:

@@ -16,7 +16,7 @@ from rich.console import Console
 from millrace.cluster import Cluster, NodeType
 from millrace.doctor.checks import Check, Result, table, write
 from millrace.doctor.worker import Request
-from millrace.errors import UserError
+from millrace.errors import UserError, listed
 from millrace.files import write_json
 from millrace.launch.launcher import run_workers, surroundings_of
 from millrace.layout import Layout
@@ -50,20 +50,9 @@ def prepare(directory: Path) -> Path:
 def run(folder: Path, layout: Layout, cluster: Cluster | None, cpus: int) -> list[Check]:
     """Start the ranks of a layout in this job, or on this machine, and judge their reports.
 
-    Parameters
-    ----------
-    folder : Path
-        Folder that `prepare` made, possibly on another machine.
-    layout : Layout
-    cluster : Cluster or None
-        Facts to compare with; None: no cluster.
-    cpus : int
-        CPUs of each node.
-
-    Raises
-    ------
-    ConfigError
-        This job does not have the nodes of the layout.
+    The folder was made by `prepare`, possibly on another machine; each node has ``cpus``. Reports are
+    compared with the facts of ``cluster``, if there is one. Raises `ConfigError` if this job does not have
+    the nodes of the layout.
     """
     around = surroundings_of(cluster)
     node_type = None if cluster is None else cluster.place(layout, RULE).node_type
@@ -85,10 +74,7 @@ def run(folder: Path, layout: Layout, cluster: Cluster | None, cpus: int) -> lis
 def check_layout(layout: Layout, cluster: Cluster | None, output: Path, cpus: int) -> None:
     """Check a layout in this job, print the checks and write them to a file.
 
-    Raises
-    ------
-    FailedError
-        A check failed; the message names it, and no file is written.
+    Raises `FailedError`, which names the first check that failed, if any did; no file is written then.
     """
     folder = prepare(output.parent)
     try:
@@ -134,7 +120,7 @@ def _ranks(layout: Layout, reports: Reports) -> Check:
     if missing := sorted(set(range(layout.world_size)) - set(reports)):
         return Check.failed(
             name,
-            f"{len(missing)} of {layout.world_size} left no file here: {_listed(missing)}",
+            f"{len(missing)} of {layout.world_size} left no file here: {listed(missing, 4)}",
             "See the log of this job: either Python does not start on these nodes, or they do not see this "
             "folder.",
         )
@@ -163,7 +149,7 @@ def _nodes(layout: Layout, reports: Reports) -> Check:
         for node, one in sorted(nodes.items())
     )
     if few := sorted(node for node, one in nodes.items() if one["cpus"] < layout.gpus_per_node):
-        detail = f"{found}: fewer CPUs than ranks on {_listed(few)}"
+        detail = f"{found}: fewer CPUs than ranks on {listed(few, 4)}"
         return Check.warning(name, detail, "Raise `cores` for these jobs in cluster.yaml.")
     return Check.ok(name, found)
 
@@ -181,7 +167,7 @@ def _gpus(layout: Layout, reports: Reports, node_type: NodeType | None) -> Check
             "that the nodes' driver can run (`nvidia-smi` on a node, `torch.version.cuda`).",
         )
     if few := sorted(node for node, count in counts.items() if count < layout.gpus_per_node):
-        found = f"{_listed(few)} shows {counts[few[0]]}"
+        found = f"{listed(few, 4)} shows {counts[few[0]]}"
         detail = f"{layout} needs {layout.gpus_per_node} per node, but {found}"
         remedy = "See `gpus` of the node type in cluster.yaml and CUDA_VISIBLE_DEVICES in the job."
         return Check.failed(name, detail, remedy)
@@ -221,10 +207,10 @@ def _folder(reports: Reports) -> Check:
     name, remedy = "shared folder", "Move the project to a file system that all nodes share."
     waited = max(one.get("waited_s", 0.0) for one in reports.values())
     if blind := sorted({one["node"] for one in reports.values() if not one["sees_folder"]}):
-        detail = f"{_listed(blind)} did not see a file that was written before the job started"
+        detail = f"{listed(blind, 4)} did not see a file that was written before the job started"
         return Check.failed(name, detail, remedy)
     if blind := sorted({one["node"] for one in reports.values() if one.get("missing_ranks")}):
-        detail = f"{_listed(blind)} did not see the files of other nodes within {waited:.0f} s"
+        detail = f"{listed(blind, 4)} did not see the files of other nodes within {waited:.0f} s"
         return Check.failed(name, detail, remedy)
     return Check.ok(name, f"all ranks saw each other's files within {waited:.1f} s")
 
@@ -233,11 +219,11 @@ def _host_names(reports: Reports) -> Check:
     name = "host names"
     unknown = {host for one in reports.values() for host in one.get("unknown_hosts", ())}
     if unknown:
-        detail = f"{_listed(sorted(unknown))} cannot be resolved from all nodes"
+        detail = f"{listed(sorted(unknown), 4)} cannot be resolved from all nodes"
         remedy = "Ask the cluster's support: torchrun connects to the name of the first node."
         return Check.failed(name, detail, remedy)
     hosts = sorted({one["host"] for one in reports.values()})
-    return Check.ok(name, f"{_listed(hosts)}: known everywhere")
+    return Check.ok(name, f"{listed(hosts, 4)}: known everywhere")
 
 
 def _interfaces(reports: Reports) -> Check:
@@ -310,8 +296,3 @@ def _exclusive_mkdir(winners: int) -> Check:
         remedy = "Put the project on another file system, and use no race of layouts on this one."
         return Check.failed(name, f"{winners} ranks made the same directory at once", remedy)
     return Check.ok(name, "one of all ranks makes the directory")
-
-
-def _listed(things: Sequence[object]) -> str:
-    shown = ", ".join(map(str, things[:4]))
-    return shown if len(things) <= 4 else f"{shown} and {len(things) - 4} more"

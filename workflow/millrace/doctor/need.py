@@ -15,21 +15,10 @@ _DEFAULT_GB = 10.0
 
 
 def wanted_space(config: Path, runs: Path) -> tuple[float, str]:
-    """Estimate the space of all checkpoints of a configuration.
+    """Estimate the space of all checkpoints of a configuration of the workflow.
 
-    Parameters
-    ----------
-    config : Path
-        Configuration of the workflow.
-    runs : Path
-        Stores, whose largest checkpoint is taken for all.
-
-    Returns
-    -------
-    gigabytes : float
-        In 10⁹ bytes; 10 if there is no checkpoint.
-    why : str
-        Source of the number.
+    The largest checkpoint of the stores ``runs`` is taken for all. Returns the space in 10⁹ bytes, 10 if
+    there is no checkpoint, and the source of the number.
     """
     largest = max((_bytes(step) for step in runs.rglob("step_*")), default=0)
     count = _checkpoints(config)

@@ -47,16 +47,8 @@ def check_in_jobs(
 ) -> Iterator[tuple[Layout, list[Check]]]:
     """Submit the checks of layouts as short jobs, and yield the checks of each when it is over.
 
-    Parameters
-    ----------
-    cluster : Cluster
-    layouts : sequence of Layout
-    directory : Path
-        Directory of the jobs' logs and reports, which all nodes must see.
-    patience_s : float
-        How long the jobs may wait in the queue before they are cancelled.
-    show : callable
-        Called with a line on the state of the jobs.
+    Logs and reports of the jobs lie in a directory that all nodes must see. Jobs are cancelled that wait in
+    the queue for longer than ``patience_s``; ``show`` is called with a line on their state.
     """
     batch = queue(cluster.scheduler)
     waiting: dict[str, _Submitted] = {}

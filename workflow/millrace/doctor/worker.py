@@ -21,9 +21,9 @@ import torch
 import torch.distributed as dist
 
 from millrace.doctor.filesystem import make_directory
-from millrace.errors import UserError
+from millrace.errors import exits_with_code
 from millrace.files import write_json
-from millrace.training.distributed import Ranks, process_group
+from millrace.training.distributed import Ranks, node_name, process_group
 
 # Message sizes of the all-reduce in 2²⁰ bytes, as of buckets of gradients.
 _SIZES_MB = (1, 16, 64)
@@ -41,6 +41,7 @@ class Request:
     """How long to wait for files of other nodes, and for the process group."""
 
 
+@exits_with_code
 def main() -> int:
     """Write the report of this rank, then the common measurements, into files beside the request."""
     parser = argparse.ArgumentParser(description="Check a job from inside; start it with torchrun.")
@@ -56,14 +57,10 @@ def main() -> int:
     os.environ.setdefault("NCCL_DEBUG", "INFO")
     os.environ.setdefault("NCCL_DEBUG_SUBSYS", "INIT,NET")
     os.environ["NCCL_DEBUG_FILE"] = str(folder / f"nccl_{rank}.log")
-    try:
-        with process_group(timedelta(seconds=request.patience_s)) as ranks:
-            together = measure(ranks, folder)
-            if ranks.is_first:
-                write_json(folder / "together.json", together)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(error.exit_code)
+    with process_group(timedelta(seconds=request.patience_s)) as ranks:
+        together = measure(ranks, folder)
+        if ranks.is_first:
+            write_json(folder / "together.json", together)
     return 0
 
 
@@ -74,11 +71,9 @@ def look(folder: Path, request: Request) -> dict[str, Any]:
     except OSError:
         seen = False
     memory, addresses = psutil.virtual_memory(), psutil.net_if_addrs()
-    host = socket.gethostname()
     return {
-        "host": host,
-        # The scheduler's name of this node: one machine may emulate several nodes.
-        "node": os.environ.get("SLURMD_NODENAME") or host,
+        "host": socket.gethostname(),
+        "node": node_name(),
         "python": sys.executable,
         "torch": str(torch.__version__),
         "sees_folder": seen,
@@ -152,11 +147,8 @@ def measure(ranks: Ranks, folder: Path) -> dict[str, Any]:
 def all_reduce(ranks: Ranks, megabytes: int) -> dict[str, Any]:
     """Time an all-reduce over all ranks, and check its sums.
 
-    Returns
-    -------
-    dict
-        ``megabytes`` (2²⁰ bytes); ``seconds`` of the slowest rank, median over rounds; ``gb_per_s``, the
-        bus bandwidth in 10⁹ bytes/s: 2 (n - 1) / n times size over time, as in nccl-tests; ``correct``.
+    Returns ``megabytes`` (2²⁰ bytes); ``seconds`` of the slowest rank, median over rounds; ``gb_per_s``,
+    the bus bandwidth in 10⁹ bytes/s: 2 (n - 1) / n times size over time, as in nccl-tests; ``correct``.
     """
     count, n = megabytes * 2**20 // 4, ranks.world_size
     times, correct = [], True
@@ -164,13 +156,9 @@ def all_reduce(ranks: Ranks, megabytes: int) -> dict[str, Any]:
         # A ramp that differs by rank reveals lost and swapped chunks. Sums are exact in float32.
         ramp = torch.arange(count, device=ranks.device, dtype=torch.float32) % 1024
         values, expected = ramp + ranks.rank, n * ramp + n * (n - 1) / 2
-        dist.barrier()
-        _synchronise(ranks)
-        started = time.monotonic()
-        dist.all_reduce(values)
-        _synchronise(ranks)
+        seconds = ranks.time_all_reduce(values)
         if turn >= _WARM_UP:
-            times.append(time.monotonic() - started)
+            times.append(seconds)
         correct = correct and torch.equal(values, expected)
     seconds, wrong = ranks.maximum(sorted(times)[len(times) // 2], not correct)
     rate = 2 * (n - 1) / n * megabytes * 2**20 / seconds / 1e9
@@ -192,11 +180,6 @@ def winners(ranks: Ranks, path: Path) -> int:
     """Return how many ranks succeed in making the same directory at once."""
     dist.barrier()
     return int(ranks.sum(float(make_directory(path)))[0])
-
-
-def _synchronise(ranks: Ranks) -> None:
-    if ranks.device.type == "cuda":
-        torch.cuda.synchronize(ranks.device)
 
 
 if __name__ == "__main__":

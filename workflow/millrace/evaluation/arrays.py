@@ -65,13 +65,9 @@ def score(
 ) -> tuple[dict[str, Any], Floats]:
     """Score forecasts, of which that named ``model`` is compared with the best of the others.
 
-    Returns
-    -------
-    dict
-        ``{variable: scores}`` with RMSE and relative L2 error of all ``forecasts``, and ``skill``,
-        1 - RMSE / RMSE of the best ``baseline``. A number that is not defined is None.
-    ndarray
-        RMSE of the model for each sample and target, float64[B, V].
+    Returns ``{variable: scores}`` with RMSE and relative L2 error of all ``forecasts``, and ``skill``, 1 -
+    RMSE / RMSE of the best ``baseline``, where a number that is not defined is None; and the RMSE of the
+    model for each sample and target, float64[B, V].
     """
     n_targets, done, count = len(dataset.names["targets"]), 0, 0
     total = int(dataset.groups(split)[0])

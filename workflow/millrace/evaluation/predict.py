@@ -1,19 +1,19 @@
 """Apply a trained model to new raw files, which need not be those of its training."""
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from millrace.errors import ConfigError, UserError
+from millrace.errors import ConfigError, exits_with_code
 from millrace.evaluation.trained_model import read_receipt
 from millrace.systems.base import resolve
 from millrace.systems.registry import kind_of, load_plugins
 
 
+@exits_with_code
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="millrace predict", description=__doc__)
@@ -31,18 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
     add("--plugins", nargs="+", default=[], metavar="NAME", help="systems from outside")
     options = vars(parser.parse_args(arguments))
     options["receipt"] = options["receipt"] or options["checkpoint"].with_suffix(".json")
-    try:
-        load_plugins(options.pop("plugins"))
-        kind = kind_of(read_receipt(options["receipt"])["definition"]["model"]["name"])
-        if kind.prediction is None:
-            raise ConfigError(f"models on {kind.name} are not applied to new raw files")
-        options["device"] = _device(options["device"])
-        given = {key: value for key, value in options.items() if value is not None}
-        result = resolve(kind.prediction)(**given)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(error.exit_code)
-    _report(result, options["output"])
+    load_plugins(options.pop("plugins"))
+    kind = kind_of(read_receipt(options["receipt"])["definition"]["model"]["name"])
+    if kind.prediction is None:
+        raise ConfigError(f"models on {kind.name} are not applied to new raw files")
+    options["device"] = _device(options["device"])
+    given = {key: value for key, value in options.items() if value is not None}
+    _report(resolve(kind.prediction)(**given), options["output"])
     return 0
 
 

@@ -29,21 +29,12 @@ def evaluate_run(
     curves: Path,
     progress: Progress | None = None,
 ) -> None:
-    """Score a checkpoint and draw its figures.
+    """Score a checkpoint, with its receipt and sample files by role, and draw its figures.
 
-    Parameters
-    ----------
-    checkpoint, receipt : Path
-        Outputs of the training.
-    files : dict
-        Sample files by role.
-    metrics : Path
-        JSON to write: scores by split, what was evaluated, and the kind of its ``samples``. For a model of
-        several datasets these are the scores on the first, and ``datasets`` has those on each.
-    figures : Path
-        Directory to make, with one folder for each variable of the first dataset.
-    curves : Path
-        Figure of the training to write.
+    The JSON file ``metrics`` gets scores by split, what was evaluated, and the kind of its ``samples``. For
+    a model of several datasets these are the scores on the first, and ``datasets`` has those on each. The
+    directory ``figures`` gets one folder for each variable of the first dataset, and ``curves`` is the
+    figure of the training.
     """
     described = json.loads(receipt.read_text())
     model = TrainedModel.load(checkpoint, described, files)

@@ -31,16 +31,9 @@ def summarise(
 ) -> None:
     """Put the test scores of all runs into an HTML table, a CSV file and a figure.
 
-    Parameters
-    ----------
-    metrics : sequence of Path
-        `metrics.json` of every run.
-    ensembles : sequence of Path
-        `metrics.json` of every ensemble over seeds.
-    table, csv, figure : Path
-        Files to write. The CSV has one row for each run and variable, the table one row for each
-        experiment, layout and variable with mean ± standard deviation over seeds. Scores of the ensemble
-        are repeated in all rows of its seeds.
+    ``metrics`` and ``ensembles`` are the `metrics.json` of every run and of every ensemble over seeds. The
+    CSV has one row for each run and variable, the table one row for each experiment, layout and variable
+    with mean ± standard deviation over seeds. Scores of the ensemble are repeated in all rows of its seeds.
     """
     runs = [json.loads(path.read_text()) for path in metrics]
     together = [json.loads(path.read_text()) for path in ensembles]

@@ -37,23 +37,10 @@ class TrainedModel:
         device: torch.device | None = None,
         statistics: Normalisation | None = None,
     ) -> "TrainedModel":
-        """Rebuild the model of a checkpoint.
+        """Rebuild the model of a checkpoint, which its receipt describes, with sample files by role.
 
-        Parameters
-        ----------
-        receipt : mapping
-            Description of the checkpoint, written with it.
-        files : mapping
-            Sample files by role.
-        device : torch.device, optional
-            By default the GPU, if there is one.
-        statistics : Normalisation, optional
-            Statistics of the data that the model was trained on, if ``files`` hold other data.
-
-        Raises
-        ------
-        DataError
-            The checkpoint is damaged.
+        It is on the GPU by default, if there is one. ``statistics`` are those of the data that the model
+        was trained on, if ``files`` hold other data. Raises `DataError` if the checkpoint is damaged.
         """
         if checksum(checkpoint) != receipt["checkpoint"]["crc32"]:
             raise DataError(

@@ -13,6 +13,8 @@ from millrace.processes import die_with_parent, forwarding_signals
 
 CANCELLED = ".cancelled"
 """Suffix of a file beside the request; if it exists, ranks must not be started again."""
+FAILED = ".error"
+"""Suffix of a file beside the request with message and exit code of a worker's `UserError`."""
 
 # Snakemake sets these to the threads of the whole job; each rank gets its share.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")

@@ -98,19 +98,10 @@ def race_layouts(request: Request, cluster: Cluster | None, cpus: int) -> int:
 
 
 def run_race(race: Race, poll_s: float = _POLL_S) -> int:
-    """Submit the jobs of a race and wait until its outputs are there.
+    """Submit the jobs of a race and wait until its outputs are there; returns an `ExitCode`.
 
-    If the winner reaches the end of its walltime and cannot be requeued, there is another race.
-
-    Returns
-    -------
-    int
-        An `ExitCode`; unless it is 0, no job is left.
-
-    Raises
-    ------
-    SchedulerError
-        The scheduler takes no job of the race.
+    If the winner reaches the end of its walltime and cannot be requeued, there is another race. Unless the
+    code is 0, no job is left. Raises `SchedulerError` if the scheduler takes no job of the race.
     """
     jobs = queue(race.scheduler)
     ancestors = psutil.Process().parents()

@@ -14,7 +14,7 @@ from pathlib import Path
 import millrace
 from millrace.cluster import Cluster
 from millrace.errors import ExitCode
-from millrace.launch.agent import CANCELLED
+from millrace.launch.agent import CANCELLED, FAILED
 from millrace.layout import Layout
 from millrace.processes import die_with_parent, forwarding_signals
 from millrace.schedulers import Allocation, allocation, queue
@@ -79,23 +79,10 @@ def launch(request: Request, cpus: int, surroundings: Surroundings | None = None
 def train(request: Request, cpus: int, surroundings: Surroundings | None = None) -> Outcome:
     """Train a segment on the nodes of this job, or on this machine.
 
-    Parameters
-    ----------
-    cpus : int
-        CPUs of each node, for all its ranks together.
-
-    Returns
-    -------
-    Outcome
-        Code 0 if the checkpoint and its receipt exist, 75 if training stopped in an orderly way before the
-        target epoch, else the code of the error, which was printed.
-
-    Raises
-    ------
-    ConfigError
-        The layout has more nodes than this job.
-    LockedError
-        Another job trains this run and does not stop in time.
+    Each node has ``cpus`` for all its ranks together. The code of the outcome is 0 if the checkpoint and
+    its receipt exist, 75 if training stopped in an orderly way before the target epoch, else that of the
+    error, which was printed. Raises `ConfigError` if the layout has more nodes than this job, and
+    `LockedError` if another job trains this run and does not stop in time.
     """
     here = allocation()
     _take_over(Path(request.runs), here)
@@ -106,11 +93,8 @@ def train(request: Request, cpus: int, surroundings: Surroundings | None = None)
         path.write_text(json.dumps(asdict(request)))
         layout = Layout.parse(request.trained_on)
         code = run_workers("millrace.launch.train", path, layout, cpus, surroundings, _RESTARTS)
-        error = path.with_suffix(".error")
-        if error.exists():
-            message, user_code = json.loads(error.read_text())
-            print(f"error: {message}", file=sys.stderr)
-            return Outcome(int(user_code))
+        if path.with_suffix(FAILED).exists():
+            return Outcome(code)
         stopped = path.with_suffix(".stopped")
         reason = Stop(int(stopped.read_text())) if stopped.exists() else Stop.NO
         if path.with_suffix(CANCELLED).exists():
@@ -133,19 +117,9 @@ def run_workers(
 ) -> int:
     """Run ``python -m module request`` once for every GPU of a layout, and wait for the end.
 
-    Parameters
-    ----------
-    request : Path
-        Argument of the module, a file that all nodes can read.
-    cpus : int
-        CPUs of each node, for all its ranks together.
-    restarts : int
-        Number of times that all ranks are started again when one dies.
-
-    Returns
-    -------
-    int
-        0, or the exit code of an agent.
+    The request is a file that all nodes can read. Each node has ``cpus`` for all its ranks together; if one
+    dies, all are started again up to ``restarts`` times. Returns 0, or the exit code of an agent or of the
+    `UserError` that a worker has left beside the request, which is printed.
     """
     here, around = allocation(), surroundings or Surroundings()
     agent = [sys.executable, "-m", "millrace.launch.agent", f"--nodes={layout.nodes}"]
@@ -174,7 +148,11 @@ def run_workers(
         preexec_fn=die_with_parent,
     )
     with forwarding_signals(process.send_signal):
-        return process.wait()
+        code = process.wait()
+    if (error := request.with_suffix(FAILED)).exists():
+        message, code = json.loads(error.read_text())
+        print(f"error: {message}", file=sys.stderr)
+    return code
 
 
 def _free_port() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from millrace.errors import DataError, ExitCode, UserError
+from millrace.errors import DataError, ExitCode, exits_with_code
 from millrace.runs import display, efficiency, maintenance
 from millrace.runs.inventory import Run, find_runs, select, select_one
 from millrace.runs.queue_status import find_queue
@@ -21,18 +21,15 @@ from millrace.runs.watch import Watcher, follow
 _PATIENCE_S = 20.0
 
 
+@exits_with_code
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code, that of damaged data if any was found."""
     options = _parser().parse_args(arguments)
     # Piped into a file or another program, a table must not be cut to 80 columns.
     width = None if sys.stdout.isatty() else 200
     console = Console(width=width, highlight=False)
-    try:
-        command: Callable[[argparse.Namespace, Console], int] = options.command
-        return command(options, console)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(error.exit_code)
+    command: Callable[[argparse.Namespace, Console], int] = options.command
+    return command(options, console)
 
 
 def _list(options: argparse.Namespace, console: Console) -> int:
@@ -104,7 +101,7 @@ def _clean(options: argparse.Namespace, console: Console) -> int:
 
 
 def _backup(options: argparse.Namespace, console: Console) -> int:
-    if _inside(options.destination, options.root):
+    if options.destination.resolve().is_relative_to(options.root.resolve()):
         raise DataError(f"{options.destination}: lies in {options.root}; name a place elsewhere")
     counts = {"copied": 0, "there": 0, "gone": 0, "damaged": 0}
     for run in _runs(options):
@@ -143,17 +140,12 @@ def _runs(options: argparse.Namespace) -> list[Run]:
     return select(find_runs(options.root), options.runs)
 
 
-def _inside(path: Path, root: Path) -> bool:
-    return path.resolve().is_relative_to(root.resolve())
-
-
 def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--root", type=Path, default=Path("runs"), help="stores (default: runs)")
     outputs = argparse.ArgumentParser(add_help=False)
-    outputs.add_argument(
-        "--results", type=Path, default=Path("results"), help="outputs (default: results)"
-    )
+    text = "outputs (default: results)"
+    outputs.add_argument("--results", type=Path, default=Path("results"), help=text)
     several = argparse.ArgumentParser(add_help=False)
     several.add_argument("runs", nargs="*", metavar="RUN", help="runs; default: all")
     parser = argparse.ArgumentParser(
@@ -177,50 +169,26 @@ def _parser() -> argparse.ArgumentParser:
     shown = add("show", _show, "one run: run hash, sessions, losses, checkpoints")
     shown.add_argument("run", metavar="RUN")
     add("latest", _latest, "path of the newest intact checkpoint of the run changed last", several)
-    cleaned = add(
-        "clean", _clean, "remove old steps and leftovers; a dry run without --yes", several, outputs
-    )
-    cleaned.add_argument(
-        "--keep",
-        type=int,
-        default=3,
-        metavar="N",
-        help="steps kept besides milestones (default: 3)",
-    )
-    cleaned.add_argument(
-        "--run-hashes",
-        action="store_true",
-        help="also whole stores that no receipt refers to and that are not the newest of their kind",
-    )
+    text = "remove old steps and leftovers; a dry run without --yes"
+    cleaned = add("clean", _clean, text, several, outputs)
+    text = "steps kept besides milestones (default: 3)"
+    cleaned.add_argument("--keep", type=int, default=3, metavar="N", help=text)
+    text = "also whole stores that no receipt refers to and that are not the newest of their kind"
+    cleaned.add_argument("--run-hashes", action="store_true", help=text)
     cleaned.add_argument("--yes", action="store_true", help="really remove")
     saved = add("backup", _backup, "copy committed steps elsewhere, verified; can be repeated")
     saved.add_argument("destination", type=Path, metavar="DEST")
     saved.add_argument("runs", nargs="*", metavar="RUN", help="runs; default: all")
     watched = add("watch", _watch, "live table: epoch, losses, time left, jobs", outputs)
-    watched.add_argument(
-        "--interval",
-        type=float,
-        default=5.0,
-        metavar="S",
-        help="seconds between looks (default: 5)",
-    )
+    text = "seconds between looks (default: 5)"
+    watched.add_argument("--interval", type=float, default=5.0, metavar="S", help=text)
     watched.add_argument("--once", action="store_true", help="one table, then end")
-    watched.add_argument(
-        "--profile", type=Path, help="profile of the cluster; default: the scheduler found here"
-    )
-    used = add(
-        "efficiency",
-        _efficiency,
-        "sessions that are over: shares of their time, CPU, memory, samples by GPU-hour",
-        several,
-        outputs,
-    )
-    used.add_argument(
-        "--benchmarks",
-        type=Path,
-        default=Path("benchmarks"),
-        help="what Snakemake measured (default: benchmarks)",
-    )
+    text = "profile of the cluster; default: the scheduler found here"
+    watched.add_argument("--profile", type=Path, help=text)
+    text = "sessions that are over: shares of their time, CPU, memory, samples by GPU-hour"
+    used = add("efficiency", _efficiency, text, several, outputs)
+    text = "what Snakemake measured (default: benchmarks)"
+    used.add_argument("--benchmarks", type=Path, default=Path("benchmarks"), help=text)
     used.add_argument("--csv", type=Path, metavar="FILE", help="also write all columns")
     add("du", _du, "disk usage by run", several)
     add("verify", _verify, "compare all checksums, of outputs as well", several, outputs)

@@ -167,8 +167,10 @@ def format_bytes(size: float) -> str:
     return f"{size:.1f} TB"
 
 
-def format_duration(seconds: float) -> str:
-    """Return a duration as ``h:mm:ss``."""
+def format_duration(seconds: float | None) -> str:
+    """Return a duration as ``h:mm:ss``; a dash for None."""
+    if seconds is None:
+        return "–"
     whole = round(seconds)
     return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
 

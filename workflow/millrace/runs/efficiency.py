@@ -90,14 +90,7 @@ class Efficiency:
 
 
 def measure(runs: Iterable[Run], results: Path, benchmarks: Path) -> list[Efficiency]:
-    """Account for all sessions that are over.
-
-    Parameters
-    ----------
-    runs : iterable of Run
-    results, benchmarks : Path
-        Directories of Snakemake's receipts and benchmarks.
-    """
+    """Account for all sessions that are over, with the receipts and the benchmarks of Snakemake."""
     ended = [(run, _ended(run)) for run in runs]
     ids = {session["job"] for _, sessions in ended for session in sessions if session["job"]}
     jobs = _ask_accounting(sorted(ids)) if ids else []
@@ -168,8 +161,8 @@ def table(rows: Sequence[Efficiency]) -> Table:
         seconds = [getattr(row, f"{phase}_s") for phase in (*PHASES, "other")]
         made.add_row(
             row.run, row.sessions, row.job or "–", row.state or "–", str(row.ranks),
-            "–" if row.queued_s is None else format_duration(row.queued_s),
-            format_duration(row.allocated_s), *(_percent(_ratio(s, row.allocated_s)) for s in seconds),
+            format_duration(row.queued_s), format_duration(row.allocated_s),
+            *(_percent(_ratio(s, row.allocated_s)) for s in seconds),
             _percent(row.cpu_share), _percent(row.memory_share),
             f"{row.samples_per_rank_hour:,.0f}",
         )  # fmt: skip

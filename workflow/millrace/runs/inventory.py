@@ -15,7 +15,7 @@ from typing import Any
 
 from millrace.errors import DataError
 from millrace.training import owner
-from millrace.training.store import CheckpointStore, Manifest, checksum
+from millrace.training.store import CheckpointStore, Manifest
 
 _LEFTOVERS = ("tmp_*", ".*.partial", ".owner.json.[0-9a-f]*")
 
@@ -38,27 +38,14 @@ class Step:
     def problem(self, thorough: bool = True) -> str | None:
         """Return what is wrong with the step; None: it is intact.
 
-        Parameters
-        ----------
-        thorough : bool
-            Whether to read the data and compare their checksums, not only their sizes.
+        If ``thorough``, the data are read and their checksums compared, not only their sizes.
         """
         manifest = self.manifest
         if manifest is None:
             return "its manifest is missing or damaged"
         if manifest.run_hash != self.run_hash:
             return f"it belongs to the run {manifest.run_hash}"
-        for name, (expected, crc) in manifest.files.items():
-            file = self.path / name
-            try:
-                size = file.stat().st_size
-                if size != expected:
-                    return f"{name} has {size} bytes, expected {expected}"
-                if thorough and checksum(file) != crc:
-                    return f"the checksum of {name} is not the one of its manifest"
-            except OSError as error:
-                return f"{name} cannot be read ({error.strerror})"
-        return None
+        return manifest.problem(self.path, thorough)
 
 
 @dataclass(frozen=True)
@@ -170,10 +157,7 @@ def newest_of_family(runs: Iterable[Run]) -> dict[str, Run]:
 def select(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
     """Return the runs with these paths, or whose names begin with these; all runs if there are none.
 
-    Raises
-    ------
-    DataError
-        There is no run of a name.
+    Raises `DataError` if there is no run of a name.
     """
     names = list(names)
     chosen = {run.path: run for name in names for run in _matching(runs, name)}
@@ -183,10 +167,7 @@ def select(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
 def select_one(runs: Sequence[Run], name: str) -> Run:
     """Return the run of a name; of several run hashes, the one that changed last.
 
-    Raises
-    ------
-    DataError
-        There is no run of this name, or there are several experiments, layouts or seeds.
+    Raises `DataError` if there is no run of this name, or there are several experiments, layouts or seeds.
     """
     newest = newest_of_family(_matching(runs, name))
     if len(newest) > 1:
@@ -217,19 +198,10 @@ def session_statistics(
 ) -> list[dict[str, Any]]:
     """Return the sessions of a run with their results.
 
-    Parameters
-    ----------
-    sessions, history : sequence of mapping
-        As in a checkpoint or a receipt.
-    step : int
-        Number of optimiser steps when they were saved.
-
-    Returns
-    -------
-    list of dict
-        The sessions, each with ``steps`` (without those that a kill lost, which the next session repeated),
-        ``epochs`` and ``seconds`` (of the epochs that it finished), ``samples_per_second`` (mean over these
-        epochs, None without any) and ``validation_loss`` (of the last one).
+    Sessions and history are those of a checkpoint or a receipt that was saved after ``step`` optimiser
+    steps. Each session gets ``steps`` (without those that a kill lost, which the next session repeated),
+    ``epochs`` and ``seconds`` (of the epochs that it finished), ``samples_per_second`` (mean over these
+    epochs, None without any) and ``validation_loss`` (of the last one).
     """
     ends = [session["step"] for session in sessions[1:]] + [step]
     result = []

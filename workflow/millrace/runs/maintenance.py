@@ -1,7 +1,6 @@
 """Verification, cleaning and backup of stores. Deletion takes the lock of the store first."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from millrace.files import atomic_write, output_errors, sync
 from millrace.runs.inventory import Run, Step, disk_usage, newest_of_family
 from millrace.training import run_hash
 from millrace.training.owner import LockedError
-from millrace.training.store import Manifest, checksum
+from millrace.training.store import Manifest, checksum, discard
 from millrace.training.usage import SESSIONS, TARGET
 
 
@@ -82,23 +81,15 @@ def plan_cleaning(
 ) -> list[Removal]:
     """Return what can be removed: old steps, files left behind by killed processes, and old run hashes.
 
-    Parameters
-    ----------
-    runs : sequence of Run
-        The runs to clean.
-    keep : int
-        Number of steps to keep besides the milestones, at least 1. Only steps with the right checksum
-        count. Damaged steps are not removed, because they may be milestones.
-    results : Path, optional
-        If given, stores of old run hashes can be removed as well: those to which no receipt below this
-        directory refers, and that are not the newest of their experiment, layout and seed.
-    everything : sequence of Run
-        All runs, among which the newest run hash is determined; default: ``runs``.
+    Besides the milestones, ``keep`` steps are kept, at least 1. Only steps with the right checksum count.
+    Damaged steps are not removed, because they may be milestones.
 
-    Raises
-    ------
-    DataError
-        ``keep`` is below 1, or a receipt cannot be read, so that it is not known which run it refers to.
+    With a directory of ``results``, stores of old run hashes can be removed as well: those to which no
+    receipt below it refers, and that are not the newest of their experiment, layout and seed among
+    ``everything``, all runs (by default ``runs``).
+
+    Raises `DataError` if ``keep`` is below 1, or if a receipt cannot be read, so that it is not known which
+    run it refers to.
     """
     if keep < 1:
         raise DataError(f"--keep {keep}: expected 1 or more, else a run could not be continued")
@@ -115,10 +106,7 @@ def plan_cleaning(
 def clean(removals: Iterable[Removal]) -> None:
     """Remove what `plan_cleaning` listed.
 
-    Raises
-    ------
-    LockedError
-        A run is in training; nothing of it was removed.
+    Raises `LockedError` if a run is in training; nothing of it was removed.
     """
     by_run: dict[Run, list[Path]] = {}
     for removal in removals:
@@ -127,7 +115,8 @@ def clean(removals: Iterable[Removal]) -> None:
         with run.store().writing():  # which also removes files left behind by killed processes
             # Step by step, also if all is removed: if this is killed, the rest is an intact store.
             for path in [step.path for step in run.steps] if run.path in paths else paths:
-                _remove(path)
+                if path.exists():
+                    discard(path)
             if run.path in paths:
                 shutil.rmtree(run.path)
 
@@ -140,30 +129,15 @@ def refuse_if_held(runs: Iterable[Run]) -> None:
 
 
 def backup(run: Run, destination: Path) -> Iterator[tuple[Step, str]]:
-    """Copy the committed steps of a run and its records, one step after the other.
+    """Copy the committed steps of a run, which may be in training, and its records, step after step.
 
     Each copy is read again and compared with its manifest before it gets its final name. A backup that was
-    interrupted can be repeated: intact copies are not copied again.
+    interrupted can be repeated: intact copies are not copied again. The destination has the same structure
+    as the root of the runs: it can be listed, verified and copied back in the same way.
 
-    Parameters
-    ----------
-    run : Run
-        It may be in training.
-    destination : Path
-        Root of the backup, with the same structure as the root of the runs: it can be listed, verified and
-        copied back in the same way.
-
-    Yields
-    ------
-    Step, str
-        Each step and its outcome: ``copied``, ``there``, ``damaged: ...`` or ``gone``.
-
-    Raises
-    ------
-    LockedError
-        A process writes to the destination.
-    OutputError
-        There is no space or no permission.
+    Yields each step and its outcome: ``copied``, ``there``, ``damaged: ...`` or ``gone``. Raises
+    `LockedError` if a process writes to the destination, and `OutputError` if there is no space or no
+    permission.
     """
     copy = Run(destination.joinpath(*run.parts), *run.parts)
     # The copy has its own lock: two backups, or a backup and a training, must not write to one directory.
@@ -244,14 +218,3 @@ def _old_run_hashes(runs: Sequence[Run], results: Path, everything: Sequence[Run
         referred.add((*path.parts[-4:-1], receipt["identity"]))
     newest = newest_of_family(everything).values()
     return [run for run in runs if run.parts not in referred and run not in newest]
-
-
-def _remove(path: Path) -> None:
-    if not path.exists():
-        return
-    away = path.with_name(f"tmp_{path.name}")
-    os.rename(path, away)  # noqa: PTH104
-    if away.is_dir():
-        shutil.rmtree(away)
-    else:
-        away.unlink()

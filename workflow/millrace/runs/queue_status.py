@@ -19,10 +19,7 @@ ASK_EVERY_S = 30.0
 def find_queue(profile: Path | None) -> Queue | None:
     """Return the queue of a profile's cluster, or without a profile that of the installed commands, if any.
 
-    Raises
-    ------
-    ConfigError
-        The profile has no facts of a cluster, or they are wrong.
+    Raises `ConfigError` if the profile has no facts of a cluster, or they are wrong.
     """
     if profile is not None:
         return queue(Cluster.read(profile.absolute()).scheduler)
@@ -35,10 +32,7 @@ def find_queue(profile: Path | None) -> Queue | None:
 class Jobs:
     """Last answer of the scheduler, which is asked in the background because it may take minutes.
 
-    Parameters
-    ----------
-    queue : Queue or None
-        None: no job is ever known.
+    Without a queue no job is ever known.
     """
 
     def __init__(self, queue: Queue | None) -> None:
@@ -85,15 +79,10 @@ class Jobs:
 
 
 def submitted_jobs(snakemake: Path) -> dict[str, str]:
-    """Return the ids of the training jobs that Snakemake has submitted and that have not ended.
+    """Return the training jobs that Snakemake has submitted and that have not ended.
 
     For each output of such a job, Snakemake writes a file with the id of the job to ``incomplete/``, whose
-    name is that of the output in base 64.
-
-    Returns
-    -------
-    dict
-        Job ids by ``experiment/layout/seed<n>``.
+    name is that of the output in base 64. The ids are returned by ``experiment/layout/seed<n>``.
     """
     folder, found = snakemake / "incomplete", {}
     for path in folder.rglob("*"):

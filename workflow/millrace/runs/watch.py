@@ -66,16 +66,10 @@ class RunStatus:
 
 
 class Watcher:
-    """Reads the stores each time, and asks the scheduler now and then.
+    """Reads the stores below ``root`` and the outputs below ``results`` each time, and asks the scheduler.
 
-    Parameters
-    ----------
-    root, results : Path
-        Directories of the stores and of the outputs.
-    queue : Queue, optional
-        The scheduler; None: only the stores are read.
-    patience_s : float
-        How long to wait for the scheduler each time.
+    The scheduler is asked now and then, and waited for ``patience_s`` each time; without a queue only the
+    stores are read.
     """
 
     def __init__(
@@ -186,11 +180,11 @@ def _table(runs: Sequence[RunStatus], now: float) -> Table:
             format_number(run.record.get("train_loss")),
             format_number(run.record.get("validation_loss")),
             "–" if rate is None else f"{rate:.0f}",
-            _duration(run.left_s(run.milestone)),
-            _duration(run.left_s(run.final)),
+            format_duration(run.left_s(run.milestone)),
+            format_duration(run.left_s(run.final)),
             run.job or "–",
             run.node or "–",
-            _duration(None if run.end is None else max(0.0, run.end - now)),
+            format_duration(None if run.end is None else max(0.0, run.end - now)),
             str(run.sessions or "–"),
             run.reason,
         )
@@ -239,7 +233,3 @@ def _seconds_of_epoch(
     training = spent.get("training", 0.0)
     besides = spent.get("validating", 0.0) + spent.get("saving", 0.0)
     return seconds * (1 + besides / training) if training > 0 else seconds
-
-
-def _duration(seconds: float | None) -> str:
-    return "–" if seconds is None else format_duration(seconds)

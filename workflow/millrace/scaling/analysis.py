@@ -33,12 +33,8 @@ def analyse(runs: Sequence[ScalingRun], settings: Settings) -> Analysis:
     """Analyse all runs.
 
     Runs belong to one study if the experiment, the kind and name of the device, and the precision are the
-    same: results on CPUs and on GPUs are never mixed.
-
-    Raises
-    ------
-    DataError
-        There are no runs, a run occurs twice, or runs of one study do not train the same problem.
+    same: results on CPUs and on GPUs are never mixed. Raises `DataError` if there are no runs, a run occurs
+    twice, or runs of one study do not train the same problem.
     """
     if not runs:
         raise DataError(

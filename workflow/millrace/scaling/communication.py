@@ -105,10 +105,8 @@ def fit_link(timings: Sequence[AllReduceTiming], link: str) -> LinkModel | Refus
 def estimate(size_N: Floats, ranks_N: Floats, seconds: Floats) -> tuple[Floats, Floats, Floats]:
     """Estimate latency and bandwidth from one series of seconds [N] or from many [..., N].
 
-    Returns
-    -------
-    values, low, high : ndarray
-        Estimates of alpha (s) and beta (bytes/s) and the ends of their 95 % intervals, [2, ...].
+    Returns estimates of alpha (s) and beta (bytes/s), and the lower and upper ends of their 95 % intervals,
+    [2, ...] each.
     """
     messages_N, traffic_N = ring_factors(ranks_N)
     design = np.stack([messages_N, traffic_N * size_N], axis=1)
@@ -138,21 +136,10 @@ def assumed_link(link: str, latency_s: float, bytes_per_s: float) -> LinkModel:
 def crossover_batch(backward: tuple[float, float], communication_s: float) -> float | None:
     """Return the batch of a rank whose backward pass takes as long as the communication.
 
-    With a larger batch the communication can be hidden behind the backward pass, with a smaller one it
-    cannot.
-
-    Parameters
-    ----------
-    backward : pair of float
-        Constant (s) and slope (s/sample) of the time of the backward pass over the batch of a rank.
-    communication_s : float
-        Time of the all-reduce.
-
-    Returns
-    -------
-    float or None
-        Samples; 0 if every batch is large enough; None if the backward pass takes no longer for more
-        samples.
+    With a larger batch the communication (s) can be hidden behind the backward pass, with a smaller one it
+    cannot. ``backward`` is the constant (s) and the slope (s/sample) of the time of the backward pass over
+    the batch of a rank. The result is 0 if every batch is large enough, and None if the backward pass takes
+    no longer for more samples.
     """
     constant, slope = backward
     return max(0.0, (communication_s - constant) / slope) if slope > 0 else None

@@ -62,19 +62,9 @@ class Fit:
 
 
 def fit(law: str, ranks: ArrayLike, throughput: ArrayLike) -> Fit | Refusal:
-    """Fit a law.
+    """Fit a law, one of `AMDAHL`, `GUSTAFSON` and `USL`, to ranks and throughput (samples/s) of runs, [N].
 
-    Parameters
-    ----------
-    law : str
-        One of `AMDAHL`, `GUSTAFSON`, `USL`.
-    ranks, throughput : array_like
-        [N] observations, one for each run; samples/s.
-
-    Returns
-    -------
-    Fit or Refusal
-        Refused for fewer than four distinct numbers of ranks.
+    Refused for fewer than four distinct numbers of ranks.
     """
     p_N, x_N = np.asarray(ranks, dtype=np.float64), np.asarray(throughput, dtype=np.float64)
     distinct = tuple(sorted({int(p) for p in p_N}))
@@ -98,14 +88,8 @@ def estimate(
 ) -> tuple[Floats, Floats, Floats, Floats, Floats]:
     """Estimate the constants of a law from one series of throughput [N] or from many [..., N].
 
-    Returns
-    -------
-    constants, low, high : ndarray
-        Estimates and the ends of their 95 % intervals, [..., C].
-    single : ndarray
-        λ, samples/s, [...].
-    scatter : ndarray
-        Relative standard deviation of the observations from the unconstrained law, [...].
+    Returns the constants and the lower and upper ends of their 95 % intervals, [..., C] each; λ, samples/s,
+    [...]; and the relative standard deviation of the observations from the unconstrained law, [...].
     """
     design, observed, sign = _linear(law, ranks, throughput)
     free = relative_least_squares(design, observed)

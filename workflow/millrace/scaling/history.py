@@ -44,10 +44,7 @@ def remember(analysis: Analysis, folder: Path) -> list[Path]:
 def compare(analysis: Analysis, folder: Path) -> Analysis:
     """Return the analysis with its changes since the last other commit that `remember` added to a folder.
 
-    Raises
-    ------
-    DataError
-        A file of the folder is damaged.
+    Raises `DataError` if a file of the folder is damaged.
     """
     tolerance = analysis.settings["regression_tolerance"]
     changes = []

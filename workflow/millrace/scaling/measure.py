@@ -5,7 +5,6 @@ import ctypes
 import itertools
 import os
 import platform
-import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from millrace.scaling.records import SCHEMA, AllReduceTiming, Device, Host, Scal
 from millrace.scaling.request import MeasureRequest
 from millrace.training.batches import GlobalBatch
 from millrace.training.config import ExecutionConfig
-from millrace.training.distributed import Ranks
+from millrace.training.distributed import Ranks, node_name
 from millrace.training.engine import Trainer
 from millrace.training.parallel.config import ParallelConfig
 from millrace.training.phases import PHASES, PhaseClock
@@ -133,7 +132,7 @@ def _warm_up(trainer: Trainer, ranks: Ranks) -> int:
         for batch in itertools.islice(batches, _WINDOW):
             started = time.perf_counter()
             _step(trainer, batch)
-            _synchronise(ranks)
+            ranks.synchronise()
             seconds.append(time.perf_counter() - started)
         # The slowest rank decides for all ranks, because they must do the same number of steps.
         [now] = ranks.maximum(statistics.median(seconds))
@@ -172,14 +171,7 @@ def _time_all_reduces(ranks: Ranks, link: str) -> tuple[AllReduceTiming, ...]:
     timings = []
     for size in MESSAGE_BYTES:
         values = torch.ones(size // 4, device=ranks.device)
-        seconds = []
-        for _ in range(2 + _ROUNDS):
-            dist.barrier()
-            _synchronise(ranks)
-            started = time.perf_counter()
-            dist.all_reduce(values)
-            _synchronise(ranks)
-            seconds.append(time.perf_counter() - started)
+        seconds = [ranks.time_all_reduce(values) for _ in range(2 + _ROUNDS)]
         # The slowest rank of each round, and the median over rounds.
         slowest = ranks.maximum(*seconds[2:])
         timings.append(AllReduceTiming(size, statistics.median(slowest), ranks.world_size, link))
@@ -194,10 +186,8 @@ def _device(ranks: Ranks) -> Device:
 
 
 def _host() -> Host:
-    # The scheduler's name of this node: one machine may emulate several nodes.
-    name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().total
-    return Host(name, _processor(), cores, memory)
+    return Host(node_name(), _processor(), cores, memory)
 
 
 def _processor() -> str:
@@ -209,11 +199,6 @@ def _processor() -> str:
     return next(names, platform.machine())
 
 
-def _synchronise(ranks: Ranks) -> None:
-    if ranks.device.type == "cuda":
-        torch.cuda.synchronize(ranks.device)
-
-
 def _peak(ranks: Ranks) -> int:
     if ranks.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(ranks.device))
@@ -223,10 +208,7 @@ def _peak(ranks: Ranks) -> int:
 def _energy_meter(ranks: Ranks) -> Callable[[], float | None]:
     """Start to measure the energy of this rank's GPU.
 
-    Returns
-    -------
-    Callable
-        Returns the energy since the start, joules; None: not known.
+    Returns a function that gives the energy since the start, joules; None: not known.
     """
     if ranks.device.type != "cuda":
         return lambda: None

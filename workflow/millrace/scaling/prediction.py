@@ -40,16 +40,9 @@ class Prediction(StepLevels):
 class StepModel:
     """Model of the step time of one experiment on one kind of device.
 
-    Parameters
-    ----------
-    measured : sequence of Measurement
-        Measured layouts of all modes.
-    links : mapping
-        Models of the links ``intra`` and ``inter``, or why there is none.
-    gradient_bytes : int
-        Size of the all-reduce.
-    seed : int
-        Seed of the draws of latency and bandwidth.
+    ``measured`` are the measured layouts of all modes, ``links`` the models of the links ``intra`` and
+    ``inter``, or why there is none. An all-reduce is of ``gradient_bytes``; ``seed`` is that of the draws
+    of latency and bandwidth.
     """
 
     def __init__(

@@ -242,10 +242,8 @@ class ScalingRun:
 def read(path: Path) -> ScalingRun:
     """Read the record of a run.
 
-    Raises
-    ------
-    DataError
-        The file is not JSON, a key is unknown or missing, or values contradict each other.
+    Raises `DataError` if the file is not JSON, a key is unknown or missing, or values contradict each
+    other.
     """
     try:
         values = json.loads(path.read_text())

@@ -36,36 +36,20 @@ def write_report(
     csv: Path,
     json: Path,
     extrap: Path,
-    figures_dir: Path,
+    figures: Path,
     badges: Path,
 ) -> None:
     """Write page, tables and figures of an analysis.
 
-    Parameters
-    ----------
-    analysis : Analysis
-    html : Path
-        One self-contained page.
-    csv : Path
-        Table with one row for each study and layout.
-    json : Path
-        All of the analysis.
-    extrap : Path
-        Measured step times as text for Extra-P.
-    figures_dir : Path
-        Directory of the figures, each one as SVG, PDF and PNG.
-    badges : Path
-        Table in Markdown for a README.
-
-    Raises
-    ------
-    millrace.files.OutputError
-        There is no space or no permission; files that were written before stay.
+    ``html`` is one self-contained page; ``csv`` a table with one row for each study and layout; ``json``
+    all of the analysis; ``extrap`` measured step times as text for Extra-P; ``badges`` a table in Markdown
+    for a README. The directory ``figures`` gets each figure as SVG, PDF and PNG. Raises `OutputError`
+    if there is no space or no permission; files that were written before stay.
     """
-    drawings = {study.key: _draw(study, figures_dir) for study in analysis.studies}
+    drawings = {study.key: _draw(study, figures) for study in analysis.studies}
     for kind in ("gpu", "cpu"):
         studies = [study for study in analysis.studies if study.device_kind == kind]
-        drawings[kind] = _draw_overall(studies, figures_dir)
+        drawings[kind] = _draw_overall(studies, figures)
     for path, text in (
         (html, page(analysis, drawings)),
         (extrap, extrap_text(analysis)),
@@ -81,14 +65,9 @@ def page(analysis: Analysis, drawings: Mapping[str, Mapping[str, str]]) -> str:
     """Render the page.
 
     Every number is a ``<data>`` element: ``value`` is that of the JSON file, at the path ``data-key``, and
-    ``data-label`` says whether it was measured, modelled or extrapolated.
-
-    Parameters
-    ----------
-    analysis : Analysis
-    drawings : mapping
-        SVG of the figures by caption, for each key of a study, and for each kind of device for the figures
-        over all studies.
+    ``data-label`` says whether it was measured, modelled or extrapolated. ``drawings`` are the SVG of the
+    figures by caption, for each key of a study, and for each kind of device for the figures over all
+    studies.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -185,6 +185,22 @@ def check_columns(keys: Sequence[str], name: str, experiment: Block, dataset: Bl
             known(wanted, dataset.get(key, []), f"experiments.{name}.data.{key}", "column")
 
 
+def dataset_names(experiment: Block) -> list[str]:
+    """Names of an experiment's datasets, of which there may be one or a list."""
+    named = experiment["dataset"]
+    return [named] if isinstance(named, str) else list(named)
+
+
+def section_keys(**properties: Block) -> dict[str, Any]:
+    """JSON schema of a section of a dataset with these keys only."""
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def distinct(items: Block, **others: Any) -> dict[str, Any]:
+    """JSON schema of a list whose items differ, with other keys of the schema."""
+    return {"type": "array", "items": items, "uniqueItems": True, **others}
+
+
 def is_count(value: Any) -> bool:
     """Whether a value of the configuration is a whole number from 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -83,26 +83,13 @@ def raw_format(dataset: Mapping[str, Any]) -> RawFormat:
 
 
 def load_plugins(plugins: Iterable[str], folders: Iterable[Path] = ()) -> list[str]:
-    """Import systems from outside.
+    """Import systems from outside; returns their names with absolute paths, for jobs in other folders.
 
-    Parameters
-    ----------
-    plugins : iterable of str
-        Files (``my_system.py``) or modules (``my_package.system``), each with one `System` under the name
-        ``SYSTEM``. The folder of a file, or of its package, is added to the end of the path for imports, so
-        that it can import what lies beside it.
-    folders : iterable of Path
-        Where files are looked for that are not in the working directory.
-
-    Returns
-    -------
-    list of str
-        The same with absolute paths, as jobs and ranks in other folders find them.
-
-    Raises
-    ------
-    ConfigError
-        One cannot be found or imported, with its file and line, or takes a name that is taken.
+    Plug-ins are files (``my_system.py``) or modules (``my_package.system``), each with one `System` under
+    the name ``SYSTEM``. The folder of a file, or of its package, is added to the end of the path for
+    imports, so that it can import what lies beside it. Files that are not in the working directory are
+    looked for in ``folders``. Raises `ConfigError` if one cannot be found or imported, with its file and
+    line, or takes a name that is taken.
     """
     names = [_absolute(name, [Path(), *folders]) for name in plugins]
     for name in names:

@@ -45,14 +45,9 @@ class RankShare:
 class BatchPlan:
     """Batches of every epoch.
 
-    Parameters
-    ----------
-    group_sizes : ndarray
-        int64[G], number of samples of each group.
-    batch_size : int
-        Samples of a global batch; the last batch of the groups' remainders may be smaller.
-    group_costs : ndarray, optional
-        float64[G], computing time of a sample of each group, in any unit; 1 by default.
+    ``group_sizes`` are the numbers of samples of the groups, int64[G], and ``batch_size`` is that of a
+    global batch; the last batch of the groups' remainders may be smaller. ``group_costs`` are the computing
+    times of a sample of each group, in any unit, float64[G]; 1 by default.
     """
 
     def __init__(

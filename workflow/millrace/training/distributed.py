@@ -3,6 +3,8 @@
 import contextlib
 import os
 import random
+import socket
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -53,11 +55,30 @@ class Ranks:
         dist.broadcast_object_list(holder, src=0)
         return holder[0]
 
+    def synchronise(self) -> None:
+        """Wait until the GPU of this rank, if it has one, has done its work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def time_all_reduce(self, values: torch.Tensor) -> float:
+        """Sum a tensor in place over all ranks, which begin together; returns this rank's seconds."""
+        dist.barrier()
+        self.synchronise()
+        started = time.perf_counter()
+        dist.all_reduce(values)
+        self.synchronise()
+        return time.perf_counter() - started
+
     def _reduced(self, values: Sequence[float], operation: Any) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         if self.world_size > 1:
             dist.all_reduce(tensor, operation)
         return tensor.tolist()
+
+
+def node_name() -> str:
+    """The scheduler's name of this node, as one machine may emulate several nodes, or that of the host."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 # Ranks may start minutes apart on a busy file system: initialisation waits longer than a step.

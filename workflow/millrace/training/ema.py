@@ -12,13 +12,8 @@ from millrace.training.parallel.shards import local
 class Ema:
     """Average of a module's parameters over the steps (Polyak & Juditsky 1992, exponential form).
 
-    The decay of step n is at most (1 + n) / (10 + n), so that the random initial weights are soon
-    forgotten.
-
-    Parameters
-    ----------
-    decay : float
-        Weight of the previous average, between 0 and 1.
+    ``decay`` is the weight of the previous average, between 0 and 1. That of step n is at most (1 + n) /
+    (10 + n), so that the random initial weights are soon forgotten.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:

@@ -76,23 +76,11 @@ class Observer(Protocol):
 class Trainer:
     """A model in training.
 
-    Parameters
-    ----------
-    model_config : object
-        An instance of ``spec.config``.
-    dataset : Dataset
-        Samples, on the device of the rank.
-    seed : int
-        Decides initial weights and the order of the samples.
-    parallel : ParallelConfig, optional
-        How the ranks are used; by default each has a replica of the model.
-    mark : Mark, optional
-        Called at the beginning of each phase of a step, see `millrace.training.phases`.
-
-    Raises
-    ------
-    ConfigError
-        The configuration does not fit the model, the samples or the number of ranks.
+    ``model_config`` is an instance of ``spec.config``; the dataset is on the device of the rank; ``seed``
+    decides initial weights and the order of the samples. ``parallel`` says how the ranks are used; by
+    default each has a replica of the model. ``mark`` is called at the beginning of each phase of a step,
+    see `millrace.training.phases`. Raises `ConfigError` if the configuration does not fit the model, the
+    samples or the number of ranks.
     """
 
     def __init__(

@@ -37,20 +37,10 @@ def check_loggers(names: Sequence[str]) -> None:
 def open_loggers(
     names: Sequence[str], directory: Path, run: str, epoch: int, config: Mapping[str, Any]
 ) -> list[Logger]:
-    """Open the loggers of a run.
+    """Open the loggers ``tensorboard`` and ``wandb``, if named, of the run whose store is ``directory``.
 
-    Parameters
-    ----------
-    names : sequence of str
-        ``tensorboard``, ``wandb``.
-    directory : Path
-        The run's store.
-    run : str
-        Name of the run.
-    epoch : int
-        Epochs done; later ones, which a kill undid, are not shown twice.
-    config : mapping
-        The run's definition.
+    ``epoch`` is the number of epochs done; later ones, which a kill undid, are not shown twice. ``config``
+    is the run's definition.
     """
     kinds: dict[str, Callable[..., Logger]] = {"tensorboard": _TensorBoard, "wandb": _WandB}
     return [kinds[name](directory, run, epoch, config) for name in names]

@@ -9,16 +9,10 @@ from millrace.training.config import ProfileConfig
 
 
 class StepProfiler:
-    """Traces some optimiser steps into ``profile_step_<start>.json.gz``.
+    """Traces some optimiser steps into ``profile_step_<start>.json.gz`` in the run's store.
 
-    Parameters
-    ----------
-    config : ProfileConfig or None
-        None: nothing is traced.
-    directory : Path
-        The run's store.
-    step : int
-        Steps done when the session begins; nothing is traced if ``config.start`` lies before it.
+    Nothing is traced without ``config``, or if its ``start`` lies before ``step``, the steps done when the
+    session begins.
     """
 
     def __init__(self, config: ProfileConfig | None, directory: Path, step: int) -> None:

@@ -17,18 +17,10 @@ _LINE_EVERY_S = 30.0
 
 
 class Reporter:
-    """Progress of one segment, and `metrics.jsonl`.
+    """Progress of one segment, which ends with ``target_epoch``, and `metrics.jsonl`.
 
-    Parameters
-    ----------
-    title : str
-        Name of the run.
-    metrics : Path
-        File with one JSON line per epoch; lines of epochs that a kill undid are dropped.
-    history : list of dict
-        Records of the epochs already done.
-    target_epoch : int
-        Last epoch of the segment.
+    The file ``metrics`` has one JSON line per epoch; it begins with the ``history`` of the epochs already
+    done, so that lines of epochs that a kill undid are dropped. ``title`` is the name of the run.
     """
 
     def __init__(

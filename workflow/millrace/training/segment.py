@@ -4,6 +4,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -190,71 +191,66 @@ def _observer(
         yield _Observer(request, store, deadline, usage, reporter, profiler, loggers)
 
 
+@dataclass(frozen=True, eq=False)
 class _Observer:
     """Saves on the first rank, and passes on what the user wants to see."""
 
-    def __init__(
-        self,
-        request: Request,
-        store: CheckpointStore,
-        deadline: Deadline,
-        usage: SessionUsage,
-        reporter: Reporter | None = None,
-        profiler: StepProfiler | None = None,
-        loggers: Sequence[Logger] = (),
-    ) -> None:
-        self._request, self._store, self._deadline = request, store, deadline
-        self._usage = usage
-        self._reporter, self._profiler, self._loggers = reporter, profiler, loggers
+    request: Request
+    store: CheckpointStore
+    deadline: Deadline
+    usage: SessionUsage
+    reporter: Reporter | None = None
+    profiler: StepProfiler | None = None
+    loggers: Sequence[Logger] = ()
 
     def on_step(self, position: Any, steps_per_epoch: int, loss: Any) -> None:
-        self._usage.lap("training")
-        if self._reporter is not None:
-            self._reporter.on_step(position, steps_per_epoch, loss)
-        if self._profiler is not None:
-            self._profiler.on_step(position.step)
+        self.usage.lap("training")
+        if self.reporter is not None:
+            self.reporter.on_step(position, steps_per_epoch, loss)
+        if self.profiler is not None:
+            self.profiler.on_step(position.step)
 
     def on_epoch(self, record: dict[str, Any]) -> None:
-        self._usage.lap("validating")
-        if self._reporter is not None:
-            self._reporter.on_epoch(record)
-        for logger in self._loggers:
+        self.usage.lap("validating")
+        if self.reporter is not None:
+            self.reporter.on_epoch(record)
+        for logger in self.loggers:
             logger.log(record)
 
     def on_state(self, trainer: Trainer, stopping: bool) -> None:
         if stopping:
-            self._usage.lap("training")
+            self.usage.lap("training")
         self._save_if_due(trainer, stopping)
-        self._usage.lap("saving")
-        self._usage.write(trainer.step)
+        self.usage.lap("saving")
+        self.usage.write(trainer.step)
 
     def _save_if_due(self, trainer: Trainer, stopping: bool) -> None:
         epoch, last, ranks = trainer.position.epoch, trainer.stopped_early, trainer.ranks
-        milestone = (epoch == self._request.target_epoch or last) and not stopping
-        if not (stopping or milestone or epoch % self._request.save_every == 0):
+        milestone = (epoch == self.request.target_epoch or last) and not stopping
+        if not (stopping or milestone or epoch % self.request.save_every == 0):
             return
         started = time.monotonic()
         if last:
-            if self._reporter is not None:
-                self._reporter.say(
+            if self.reporter is not None:
+                self.reporter.say(
                     "stopped early: no better validation loss since epoch "
                     f"{best_epoch(trainer.history)}; epoch {epoch} counts as all later ones"
                 )
-            if ranks.from_first(ranks.is_first and self._store.at_epoch(epoch) is not None):
+            if ranks.from_first(ranks.is_first and self.store.at_epoch(epoch) is not None):
                 return  # saved already: every later milestone comes here again
         state, tensors = trainer.checkpoint()
-        if self._reporter is None:
+        if self.reporter is None:
             if tensors:
-                with output_errors(self._store.root):
+                with output_errors(self.store.root):
                     save(tensors, None, ranks)
-            self._deadline.has_saved = True
+            self.deadline.has_saved = True
             return
         write_shards = partial(save, tensors, ranks=ranks) if tensors else None
-        state |= {"identity": self._store.run_hash}
-        self._store.commit(state, trainer.position, milestone, write_shards)
-        self._deadline.record_save(time.monotonic() - started)
+        state |= {"identity": self.store.run_hash}
+        self.store.commit(state, trainer.position, milestone, write_shards)
+        self.deadline.record_save(time.monotonic() - started)
         if stopping:
-            self._reporter.say(
+            self.reporter.say(
                 f"{_REASONS[trainer.stopped]}: stopped at step {trainer.step} and saved; the same command "
                 "continues from there"
             )

@@ -84,6 +84,20 @@ class Manifest(Position):
             return None
         return manifest if seal == manifest._seal() else None
 
+    def problem(self, directory: Path, thorough: bool = True) -> str | None:
+        """Return what is wrong with the files of a step, which are read if ``thorough``; None: nothing."""
+        for name, (expected, crc) in self.files.items():
+            file = directory / name
+            try:
+                size = file.stat().st_size
+                if size != expected:
+                    return f"{name} has {size} bytes, expected {expected}"
+                if thorough and checksum(file) != crc:
+                    return f"the checksum of {name} is not the one of its manifest"
+            except OSError as error:  # missing, or on a bad sector
+                return f"{name} cannot be read ({error.strerror})"
+        return None
+
     def write(self, directory: Path) -> None:
         """Write the manifest of a step."""
         write_json(directory / _MANIFEST, self._record() | {"seal": self._seal()})
@@ -138,18 +152,10 @@ def weights_of(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 class CheckpointStore:
-    """Committed steps of one run.
+    """Committed steps of one run, in the directory ``root``, which is made if missing.
 
-    Parameters
-    ----------
-    root : Path
-        Directory of the run; made if missing.
-    run_hash : str
-        Steps of another run hash are never used.
-    code_version : str
-        Recorded in every manifest.
-    keep : int
-        Steps kept besides the milestones.
+    Steps of another run hash are never used. The version of the code is recorded in every manifest;
+    ``keep`` steps are kept besides the milestones.
     """
 
     def __init__(self, root: Path, run_hash: str, code_version: str, keep: int = 2) -> None:
@@ -182,24 +188,14 @@ class CheckpointStore:
         milestone: bool,
         write_shards: Callable[[Path], dict[str, list[int]]] | None = None,
     ) -> Checkpoint:
-        """Save a state so that it is either complete or absent.
+        """Save a state so that it is either complete or absent; a milestone is kept permanently.
 
-        Parameters
-        ----------
-        state : mapping
-            Tensors, and plain values that JSON could hold.
-        milestone : bool
-            Keep it permanently.
-        write_shards : callable, optional
-            Called with a new directory, into which all processes write their tensors; returns size and
-            checksum of each file.
+        The state holds tensors, and plain values that JSON could hold. ``write_shards`` is called with a
+        new directory, into which all processes write their tensors; it returns size and checksum of each
+        file.
 
-        Raises
-        ------
-        OutputError
-            No space, quota exceeded, or read-only: nothing of the attempt stays behind.
-        LockedError
-            Another process has taken the store over.
+        Raises `OutputError` for no space, exceeded quota or read-only: nothing of the attempt stays behind.
+        Raises `LockedError` if another process has taken the store over.
         """
         owner = self._owner
         assert owner is not None, "commit a checkpoint inside CheckpointStore.writing()"
@@ -224,7 +220,7 @@ class CheckpointStore:
                 owner.check()
                 if target.exists():
                     # Only a damaged step is ever repeated.
-                    self._discard(target)
+                    discard(target, ignore_errors=True)
                 temporary.rename(target)
                 sync(self.root)
         except FileNotFoundError:
@@ -264,14 +260,7 @@ class CheckpointStore:
             return None
         if max_epoch is not None and (manifest.epoch, manifest.batch) > (max_epoch, 0):
             return None
-        try:
-            for name, (size, crc) in manifest.files.items():
-                path = directory / name
-                if path.stat().st_size != size or checksum(path) != crc:
-                    return None
-        except OSError:  # missing, or on a bad sector
-            return None
-        return Checkpoint(directory / _STATE, manifest)
+        return None if manifest.problem(directory) else Checkpoint(directory / _STATE, manifest)
 
     def _prune(self, newest: Path) -> None:
         """Remove all steps but milestones and the last few, both those up to ``newest`` and those of all.
@@ -284,13 +273,17 @@ class CheckpointStore:
         until = [path for path in passing if path <= newest]
         for path in {*passing[: -self._keep]} - {*until[-self._keep :]}:
             with contextlib.suppress(OSError):
-                self._discard(path)
+                discard(path)
 
-    def _discard(self, directory: Path) -> None:
-        # Renamed first: a kill must not leave part of a step under its name.
-        away = directory.with_name(f"tmp_{directory.name}")
-        directory.rename(away)
-        shutil.rmtree(away, ignore_errors=True)
+
+def discard(path: Path, ignore_errors: bool = False) -> None:
+    """Remove a step, or another file or directory of a store."""
+    # Renamed first: a kill must not leave part of a step under its name.
+    away = path.rename(path.with_name(f"tmp_{path.name}"))
+    if away.is_dir():
+        shutil.rmtree(away, ignore_errors)
+    else:
+        away.unlink()
 
 
 def publish(checkpoint: Checkpoint, output: Path) -> None:

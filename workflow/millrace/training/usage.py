@@ -22,12 +22,8 @@ PHASES = ("starting", "training", "validating", "saving")
 class SessionUsage:
     """Stopwatch of a session, from the start of its process.
 
-    Parameters
-    ----------
-    store : Path or None
-        Directory of the run; None: another rank writes.
-    session : mapping
-        Description of the session in the checkpoints.
+    ``store`` is the directory of the run; None: another rank writes. ``session`` is the description of the
+    session in the checkpoints.
     """
 
     def __init__(self, store: Path | None, session: Mapping[str, Any]) -> None:

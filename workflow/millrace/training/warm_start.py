@@ -7,11 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from millrace.errors import ConfigError
+from millrace.errors import ConfigError, listed
 from millrace.training.config import InitFromConfig
 from millrace.training.store import load_state, weights_of
-
-_SHOWN = 3
 
 
 def content_digest(checkpoint: Path) -> str:
@@ -29,15 +27,9 @@ def warm_start(
     """Load the parameters of a checkpoint into a module, and freeze those of ``config.freeze``.
 
     Buffers are those of the new run's data and stay; ``matching_buffers`` are as in `ModelSpec` and must be
-    equal in the checkpoint.
-
-    Raises
-    ------
-    ConfigError
-        Parameters are missing, unexpected or of another shape; a prefix of ``freeze`` matches none, or all
-        are frozen.
-    DataError
-        The checkpoint is missing or damaged.
+    equal in the checkpoint. Raises `ConfigError` if parameters are missing, unexpected or of another shape,
+    a prefix of ``freeze`` matches none, or all are frozen; and `DataError` if the checkpoint is missing or
+    damaged.
     """
     weights = weights_of(load_state(Path(config.checkpoint)))
     # A layer that is used at two places has two names in the checkpoint.
@@ -92,14 +84,9 @@ def _mismatches(
         if name in given and given[name].shape != value.shape
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "shape": shapes}
-    return [f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names]
+    return [f"{kind}: {listed(names)}" for kind, names in kinds.items() if names]
 
 
 def _is_update(name: str) -> bool:
     """Whether a parameter belongs to a low-rank update, which begins at zero and may be new in this run."""
     return ".lora_" in name
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -10,6 +10,7 @@ from millrace.errors import ConfigError, DataError
 from millrace.systems.downscaling.simulator import climate
 from millrace.systems.downscaling.simulator.climate import ClimateConfig, Surface, write_climate
 from millrace.systems.downscaling.simulator.icosphere import Icosphere
+from millrace.systems.downscaling.spectrum import degrees_and_orders
 
 CONFIG = ClimateConfig(level=1, steps=5, steps_per_file=3)
 
@@ -31,7 +32,7 @@ def test_weather_has_the_deviation_and_the_slopes_of_the_spectrum(grid):
 
 
 def test_a_single_harmonic_is_the_one_of_the_textbook(grid):
-    degree, order = climate._degrees()
+    degree, order = degrees_and_orders(climate.CUT)
     alone = ((degree == 1) & (order == 0)).astype(complex)
     expected = np.sqrt(3 / (4 * np.pi)) * grid.centres_N3[:, 2]
     assert climate.synthesis(alone, grid) == pytest.approx(expected, abs=1e-5)

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from millrace.data.hdf5 import open_checked
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError, DataError
-from millrace.systems.groundwater.patch_file import patch_names
+from millrace.systems.groundwater.hdf5_parts import group_names
 from millrace.systems.groundwater.patches import (
     SCHEMA,
     PatchConfig,
@@ -229,10 +229,10 @@ def test_patches_hold_the_rows_of_the_series(series, tmp_path, monkeypatch, chun
         assert file.attrs["source_digest"] == source.attrs["digest"]
         assert list(file.attrs["variables"]) == ["mass_concentration", "head"]
         assert list(file.attrs["forcings"])[3] == "sea_level_forcing"
-        assert patch_names(file) == [f"patch_{i:02d}" for i in range(4)]
+        assert group_names(file) == [f"patch_{i:02d}" for i in range(4)]
         for name in ("time", "split", "stats/obs_mean", "stats/increment_std", "stats/forcing_std"):
             np.testing.assert_array_equal(file[name], source[name])
-        for name in patch_names(file):
+        for name in group_names(file):
             patch = file[name]
             rows = np.concatenate([patch["core_node"], patch["ghost_node"]])
             np.testing.assert_array_equal(patch["coords"], source["coords"][()][rows])

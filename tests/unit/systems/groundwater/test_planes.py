@@ -5,9 +5,10 @@ import pytest
 from millrace.data.hdf5 import create, create_dataset, strings
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError, DataError
+from millrace.systems.groundwater.hdf5_parts import group_names
 from millrace.systems.groundwater.layered_mesh import LayeredMesh
 from millrace.systems.groundwater.plane_folders import convert_plane_folders
-from millrace.systems.groundwater.planes import PlaneConfig, extract_planes, plane_names
+from millrace.systems.groundwater.planes import PlaneConfig, extract_planes
 
 ORIGIN = np.array([334_600.0, 6_249_800.0])
 TRANSECT = ((334_602.0, 6_249_830.0), (334_698.0, 6_249_830.0))
@@ -101,7 +102,7 @@ def test_planes_hold_fields_masks_and_boundary(tmp_path):
     )
     assert calls[-1] == (90, 90)
     with h5py.File(tmp_path / "planes.h5") as file:
-        assert plane_names(file) == ["plane_00"]
+        assert group_names(file) == ["plane_00"]
         assert list(file.attrs["variables"]) == ["head", "mass_concentration"]
         assert file.attrs["source_digest"] == "source"
         plane = {name: data[()] for name, data in file["plane_00"].items()}
@@ -154,7 +155,7 @@ def test_slabs_do_not_change_the_result(tmp_path, monkeypatch):
         assert slabs["plane_00/field"].chunks[0] == 7
         assert whole.attrs["digest"] == slabs.attrs["digest"]
         for name in ("field", "bc", "bc_mask"):
-            for plane in plane_names(whole):
+            for plane in group_names(whole):
                 np.testing.assert_array_equal(whole[plane][name][()], slabs[plane][name][()])
         for name in whole["stats"]:
             np.testing.assert_allclose(
@@ -167,8 +168,8 @@ def test_sections_run_from_inland_to_the_sea(tmp_path):
     _write_series(tmp_path / "series.h5", coords, number)  # salt rises along X and falls along Y
     extract_planes(tmp_path / "series.h5", tmp_path / "p.h5", PlaneConfig(count=3, shape=(8, 6)))
     with h5py.File(tmp_path / "p.h5") as file:
-        ends = np.stack([file[name]["endpoints"][()] for name in plane_names(file)])
-        masks = np.stack([file[name]["mask"][()] for name in plane_names(file)])
+        ends = np.stack([file[name]["endpoints"][()] for name in group_names(file)])
+        masks = np.stack([file[name]["mask"][()] for name in group_names(file)])
     assert masks.any(axis=(1, 2)).all()
     direction = ends[:, 1] - ends[:, 0]
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
@@ -264,7 +265,7 @@ def test_folders_become_series_again(tmp_path, channels, missing):
         np.testing.assert_array_equal(file["time"][()], time)
         end = file["split"][0, 1]
         fields = []
-        for name, (field, valid, bc, place) in zip(plane_names(file), truth, strict=True):
+        for name, (field, valid, bc, place) in zip(group_names(file), truth, strict=True):
             plane = file[name]
             np.testing.assert_array_equal(plane["mask"][()].astype(bool), valid)
             np.testing.assert_allclose(plane["field"][()][:, valid], field[:, valid], rtol=1e-6)

@@ -94,12 +94,19 @@ def test_scatter_of_a_constant_says_undefined(tmp_path, drawn):
 
 
 def test_time_series(tmp_path, drawn, aquifer):
-    node = comparison.most_variable(aquifer.truth, 3)
+    node = comparison.most_variable(aquifer.truth, 3, np.arange(720))
     path = tmp_path / "series.png"
+    truth, prediction = aquifer.truth[:, node], aquifer.prediction[:, node]
     comparison.time_series(
-        aquifer.time, aquifer.truth[:, node], aquifer.prediction[:, node], ["a", "b", "c"],
-        "mass_concentration", "mg/L", path, persistence=aquifer.truth[:, node] + 1,
-    )  # fmt: skip
+        aquifer.time,
+        truth,
+        prediction,
+        truth + 1,
+        ["a", "b", "c"],
+        "mass_concentration",
+        "mg/L",
+        path,
+    )
     check_image(path)
     panels = drawn[0].axes
     assert [axes.get_title("left") for axes in panels] == ["a", "b", "c"]
@@ -111,41 +118,33 @@ def test_time_series(tmp_path, drawn, aquifer):
 
 def test_most_variable():
     series = np.sin(np.arange(20.0))[:, None] * [1, 5, 3, 4, 2] + [100, 0, 50, 0, 0]
-    assert comparison.most_variable(series, 3).tolist() == [1, 3, 2]
+    assert comparison.most_variable(series, 3, range(5)).tolist() == [1, 3, 2]
     # Nodes 1 and 3 are above each other.
     assert comparison.most_variable(series, 3, column=[7, 8, 9, 8, 6]).tolist() == [1, 2, 4]
 
 
 def test_error_by_lead(tmp_path, drawn, aquifer):
-    result = result_of(aquifer)
+    """With a gap where the error is undefined."""
+    result = result_of(aquifer)["mass_concentration"]
+    result["by_lead"]["rmse"][2] = None
     path = tmp_path / "lead.png"
-    comparison.error_by_lead(result, path, units={"head": "m"}, lead_days=[0.5, 1, 1.5, 2])
+    comparison.error_by_lead(result, [0.5, 1, 1.5, 2], "mass_concentration", "mg/L", path)
     check_image(path)
-    head, concentration = drawn[0].axes
-    np.testing.assert_array_equal(head.lines[0].get_ydata(), result["head"]["by_lead"]["rmse"])
-    np.testing.assert_array_equal(
-        head.lines[1].get_ydata(), result["head"]["by_lead"]["persistence_rmse"]
-    )
-    assert head.lines[0].get_xdata().tolist() == [0.5, 1, 1.5, 2]
-    assert (head.get_ylabel(), concentration.get_ylabel()) == ("RMSE (m)", "RMSE")
-    assert concentration.get_title("left") == "Mass concentration"
-
-
-def test_error_by_lead_draws_gaps_and_an_odd_number_of_variables(tmp_path, drawn, aquifer):
-    result = result_of(aquifer)
-    result = {**result, "pressure": result["head"]}
-    result["pressure"]["by_lead"]["rmse"][2] = None
-    comparison.error_by_lead(result, tmp_path / "lead.svg")
-    assert len(drawn[0].axes) == 3
-    assert np.isnan(drawn[0].axes[2].lines[0].get_ydata()[2])
-    assert drawn[0].axes[2].get_xlabel() == "Lead (step)"
+    (axes,) = drawn[0].axes
+    for line, name in zip(axes.lines, ("rmse", "persistence_rmse"), strict=True):
+        expected = np.array(result["by_lead"][name], dtype=float)
+        np.testing.assert_array_equal(line.get_ydata(), expected)
+        assert line.get_xdata().tolist() == [0.5, 1, 1.5, 2]
+    assert np.isnan(axes.lines[0].get_ydata()[2])
+    assert axes.get_ylabel() == "RMSE (mg/L)"
+    assert axes.get_title("left") == "Mass concentration"
 
 
 def test_error_map_combines_columns_and_uses_local_kilometres(tmp_path, drawn, aquifer):
     x, y, _ = aquifer.coords.T
     error = np.sqrt(((aquifer.prediction - aquifer.truth) ** 2).mean(axis=0))
     path = tmp_path / "map.png"
-    maps.error_map(x, y, error, "mass_concentration", "mg/L", path)
+    maps.error_map(x, y, error, np.zeros(720), "mass_concentration", "mg/L", path)
     check_image(path)
     mesh = drawn[0].axes[0].collections[0]
     of_columns = np.sqrt((error.reshape(6, 120) ** 2).mean(axis=0))
@@ -160,7 +159,7 @@ def test_error_map_by_slice_group_shares_the_colours(tmp_path, drawn, aquifer):
     x, y, _ = aquifer.coords.T
     error = np.where(aquifer.group == 2, 5.0, 1.0)
     path = tmp_path / "groups.png"
-    maps.error_map(x, y, error, "head", "m", path, slice_group=aquifer.group)
+    maps.error_map(x, y, error, aquifer.group, "head", "m", path)
     check_image(path)
     meshes = [axes.collections[0] for axes in drawn[0].axes[:3]]
     assert [mesh.get_array().max() for mesh in meshes] == [1, 1, 5]
@@ -214,7 +213,7 @@ def test_cross_section(tmp_path, drawn, aquifer):
     node, s, z = section_of(aquifer)
     path = tmp_path / "section.png"
     truth, prediction = aquifer.truth[3, node], aquifer.prediction[3, node]
-    sections.cross_section(s, z, truth, prediction, "mass_concentration", "mg/L", path, time=12.5)
+    sections.cross_section(s, z, 12.5, truth, prediction, "mass_concentration", "mg/L", path)
     check_image(path)
     panels = drawn[0].axes[:3]
     fields = [axes.collections[0] for axes in panels]
@@ -232,7 +231,7 @@ def test_cross_section(tmp_path, drawn, aquifer):
 def test_cross_section_of_a_perfect_constant(tmp_path, aquifer):
     node, s, z = section_of(aquifer)
     one = np.ones(node.size)
-    sections.cross_section(s, z, one, one, "head", "m", tmp_path / "section.pdf")
+    sections.cross_section(s, z, 0.0, one, one, "head", "m", tmp_path / "section.pdf")
     assert (tmp_path / "section.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -241,7 +240,7 @@ def test_section_animation(tmp_path, drawn, aquifer):
     path = tmp_path / "animation.gif"
     truth, prediction = aquifer.truth[:, node], aquifer.prediction[:, node]
     animation.section_animation(
-        s, z, aquifer.time, truth, prediction, "mass_concentration", "mg/L", path, fps=5
+        s, z, aquifer.time, truth, prediction, "mass_concentration", "mg/L", path
     )
     with Image.open(path) as gif:
         assert gif.n_frames == 8
@@ -368,7 +367,7 @@ def test_a_failed_figure_leaves_no_file(tmp_path, monkeypatch):
 def test_the_same_figure_gives_the_same_file(tmp_path, aquifer, suffix):
     paths = [tmp_path / f"{name}.{suffix}" for name in "ab"]
     for path in paths:
-        comparison.error_by_lead(result_of(aquifer), path)
+        comparison.error_by_lead(result_of(aquifer)["head"], [1, 2, 3, 4], "head", "m", path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 

@@ -11,7 +11,7 @@ from millrace.systems.weather.extract import WeatherConfig, extract_weather
 from millrace.systems.weather.simulator.barotropic import BarotropicConfig, Planet, write_weather
 from millrace.systems.weather.simulator.sphere import RADIUS, Sphere
 
-SPHERE = Sphere.make(21, 32)
+SPHERE = Sphere(21, 32)
 
 
 def coefficients(fields=2, seed=0):

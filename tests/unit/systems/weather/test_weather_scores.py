@@ -8,7 +8,6 @@ from millrace.systems.weather.scores import (
     anomaly_correlation,
     area_mean,
     latitude_weights,
-    scorecard,
     zonal_spectrum,
 )
 
@@ -71,8 +70,6 @@ def test_scores_of_known_forecasts():
     assert by_channel["u"]["acc"]["model"] == pytest.approx([1, 1])
     assert by_channel["u"]["skill"] == pytest.approx([1, 1])
     assert result["starts"] == 2
-    card = scorecard(result, [6, 24])
-    assert card["u"] == pytest.approx({"6": 1.0})
 
 
 def test_spectrum_of_a_wave():

@@ -9,10 +9,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from millrace.errors import UserError
+from millrace.errors import exits_with_code
 from millrace.schedulers.pbs.records import Records
 
 
+@exits_with_code
 def main(arguments: list[str]) -> int:
     """Run one command, and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m millrace.schedulers.pbs", description=__doc__)
@@ -27,16 +28,12 @@ def main(arguments: list[str]) -> int:
         arguments, options = [arguments[0], *arguments[1:][-1:]], arguments[1:-1]
     known = parser.parse_args(arguments)
     records = Records()
-    try:
-        if known.command == "submit":
-            print(records.submit(known.script, options))
-        elif known.command == "status":
-            print(records.status(known.id))
-        else:
-            records.cancel(known.ids)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(error.exit_code)
+    if known.command == "submit":
+        print(records.submit(known.script, options))
+    elif known.command == "status":
+        print(records.status(known.id))
+    else:
+        records.cancel(known.ids)
     return 0
 
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from millrace.systems.downscaling.icon_source import Floats, Ints
+from millrace.systems.downscaling.triangles import complete
 
 _RIDGE = 1e-3
 
@@ -48,11 +47,10 @@ class LinearRegression:
         moment = np.zeros((len(neighbours_M3), n_regressors, per_block))
         for fine_TN, coarse_TM, time_T in parts:
             x_TMK = _regressors(coarse_TM, time_T, neighbours_M3)
-            residual = (fine_TN - block_mean_copy(coarse_TM, n_cells)).reshape(
-                len(fine_TN), -1, per_block
-            )
+            residual_TN = fine_TN - block_mean_copy(coarse_TM, n_cells)
+            residual_TMC = residual_TN.reshape(len(fine_TN), -1, per_block)
             gram += np.einsum("tmk,tml->mkl", x_TMK, x_TMK)
-            moment += np.einsum("tmk,tmc->mkc", x_TMK, residual)
+            moment += np.einsum("tmk,tmc->mkc", x_TMK, residual_TMC)
         scale = np.einsum("mkk->mk", gram)
         ridge = np.einsum("mk,kl->mkl", _RIDGE * scale + 1e-12, np.eye(n_regressors))
         solution = np.linalg.solve(gram + ridge, moment)
@@ -69,12 +67,9 @@ class LinearRegression:
 
 def _regressors(coarse_TM: Floats, time_T: Floats, neighbours_M3: Ints) -> Floats:
     """1, differences to the blocks beside, the block itself, sine and cosine of the hour, [T, M, K]."""
-    own = np.arange(len(neighbours_M3))[:, None]
-    beside = np.where(neighbours_M3 >= 0, neighbours_M3, own)
-    difference = coarse_TM[:, beside] - coarse_TM[..., None]
+    difference = coarse_TM[:, complete(neighbours_M3)] - coarse_TM[..., None]
     angle = 2 * np.pi * np.broadcast_to(time_T[:, None] % 1, coarse_TM.shape)
     # Temperatures in kelvin are far from 0, which the small ridge would mind.
     anomaly = (coarse_TM - 273.15)[..., None] / 10
-    parts = [np.ones_like(anomaly), difference, anomaly]
-    parts += [np.sin(angle)[..., None], np.cos(angle)[..., None]]
-    return np.concatenate(parts, axis=2)
+    cycle = np.stack([np.sin(angle), np.cos(angle)], axis=2)
+    return np.concatenate([np.ones_like(anomaly), difference, anomaly, cycle], axis=2)

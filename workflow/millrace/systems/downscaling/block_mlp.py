@@ -7,6 +7,8 @@ instead of those next by number, and where and when the block is.
 Shape suffixes: N fine cells, M blocks, K cells of a block, B samples, V variables, E embedding.
 """
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -29,13 +31,9 @@ class BlockMlp(nn.Module):
         self.first = nn.Linear(values, 2 * WIDTH)
         self.first_context = nn.Linear(WIDTH, 2 * WIDTH, bias=False)
         self.first_level = nn.Linear(embedding, 2 * WIDTH, bias=False)
+        sizes = itertools.pairwise((2 * WIDTH, 2 * WIDTH, WIDTH, values))
         self.rest = nn.Sequential(
-            nn.ReLU(),
-            nn.Linear(2 * WIDTH, 2 * WIDTH),
-            nn.ReLU(),
-            nn.Linear(2 * WIDTH, WIDTH),
-            nn.ReLU(),
-            nn.Linear(WIDTH, values),
+            *(layer for size in sizes for layer in (nn.ReLU(), nn.Linear(*size)))
         )
 
     def forward(self, x_BNV: Tensor, e_BE: Tensor, batch: BlockBatch) -> Tensor:

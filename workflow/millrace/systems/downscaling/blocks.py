@@ -24,13 +24,10 @@ from millrace.errors import ConfigError, DataError
 from millrace.provenance import code_version, fingerprint
 from millrace.systems.base import Progress
 from millrace.systems.downscaling.icon import open_source
-from millrace.systems.downscaling.icon_source import IconGrid, IconSource
+from millrace.systems.downscaling.icon_source import Floats, IconSource, Ints
 
 SCHEMA = "millrace.blocks/1"
 CHILDREN = 4
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 _SLAB_BYTES = 16 << 20
 
@@ -59,25 +56,10 @@ def extract_blocks(
 ) -> None:
     """Read a directory of ICON files and write ``blocks.h5``.
 
-    Memory does not grow with the number of steps. Statistics are those of the training period: mean and
-    deviation of the block means, deviation of what the cells differ from them by, and the mean of
-    that for each cell.
-
-    Parameters
-    ----------
-    source : Path
-        See `millrace.systems.downscaling.icon.open_source`.
-    output : Path
-        The file to write; it appears only when it is complete.
-    config : BlockConfig
-    split : SplitConfig
-    progress : callable, optional
-        Called with (steps done, all).
-
-    Raises
-    ------
-    ConfigError, DataError
-        The source or the split does not allow it.
+    It appears only when it is complete, and memory does not grow with the number of steps. Statistics are
+    those of the training period: mean and deviation of the block means, deviation of what the cells differ
+    from them by, and the mean of that for each cell. ``progress`` is called with (steps done, all). Raises
+    `ConfigError` or `DataError` if the split or the source (see `open_source`) does not allow it.
     """
     icon = open_source(source, config.variables, config.levels)
     finest, fields = icon.grids[0], icon.fields
@@ -95,13 +77,13 @@ def extract_blocks(
             rows = rows_per_chunk(shape, np.float32)
             create_dataset(file, name, shape=shape, dtype=np.float32, chunks=(rows, *shape[1:]))
         statistics = _Statistics(n_cells, n_variables)
-        start, slab = 0, max(1, _SLAB_BYTES // (4 * n_cells * n_variables))
-        for values in fields.slabs(slab):
+        start = 0
+        for values in fields.slabs(max(1, _SLAB_BYTES // (4 * n_cells * n_variables))):
             fine_TNV = values[:, order]
             coarse_TMV = block_means(fine_TNV, area_N, sizes[-1])
             stop = start + len(values)
             file["fine"][start:stop], file["coarse"][start:stop] = fine_TNV, coarse_TMV
-            count = max(0, min(train - start, len(values)))
+            count = max(0, train - start)
             statistics.add(fine_TNV[:count], coarse_TMV[:count])
             start = stop
             if progress is not None:
@@ -124,26 +106,10 @@ def extract_blocks(
 
 
 def nested_order(parents: Sequence[Ints], path: Path) -> tuple[Ints, list[int]]:
-    """Order of the fine cells in which children follow each other on every level.
+    """Order [N] of the fine cells in which children follow each other, and how many cells each level has.
 
-    Parameters
-    ----------
-    parents : sequence of int array
-        Parents of the fine cells, of their parents, and so on.
-    path : Path
-        The grid file, for messages.
-
-    Returns
-    -------
-    order : int array [N]
-        Fine cells in nested order.
-    sizes : list of int
-        Cells of each level, from N to M.
-
-    Raises
-    ------
-    DataError
-        A cell does not have four children on the next finer level.
+    ``parents`` are those of the fine cells, of their parents, and so on; ``path`` is the grid file, for
+    messages. Raises `DataError` if a cell does not have four children on the next finer level.
     """
     ancestors = [np.arange(len(parents[0]))]
     for level, parent in enumerate(parents):
@@ -173,17 +139,10 @@ def block_means(fine_TNV: NDArray, area_N: Floats, n_blocks: int) -> Floats:
 
 
 def neighbours_of_level(neighbours_N3: Ints, level: int) -> Ints:
-    """Neighbours of the cells ``level`` refinements up, from those of the fine cells in nested order.
+    """Neighbours [cells, 3] of the cells ``level`` refinements up, from those of the fine cells (nested).
 
-    Returns
-    -------
-    int array [cells, 3]
-        -1 where a cell has fewer than three neighbours.
-
-    Raises
-    ------
-    DataError
-        A cell has more than three neighbours: the refinement is not one of triangles.
+    They are -1 where a cell has fewer than three. Raises `DataError` if it has more: the refinement is not
+    one of triangles.
     """
     if level == 0:
         return neighbours_N3
@@ -232,7 +191,7 @@ class _Statistics:
 
 
 def _write_geometry(file: h5py.File, icon: IconSource, order: Ints, sizes: list[int]) -> None:
-    grid: IconGrid = icon.grids[0]
+    grid = icon.grids[0]
     position = np.empty_like(order)
     position[order] = np.arange(len(order))
     neighbours = grid.neighbours_N3[order]

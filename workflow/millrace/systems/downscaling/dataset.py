@@ -12,7 +12,7 @@ Shape suffixes: N fine cells, M blocks, L levels, B samples, V variables, F feat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +21,19 @@ from torch import Tensor
 from millrace.config import essentials
 from millrace.data.hdf5 import open_checked
 from millrace.data.normalisation import Normalisation
+from millrace.data.split import SPLITS, Split
 from millrace.data.window_dataset import CACHE_BYTES
 from millrace.errors import ConfigError
 from millrace.systems.downscaling.blocks import SCHEMA
 from millrace.systems.downscaling.sparse import SparseMatrix
-from millrace.systems.downscaling.triangles import barycentric, differences, moments, offsets
+from millrace.systems.downscaling.triangles import (
+    barycentric,
+    complete,
+    differences,
+    moments,
+    offsets,
+)
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 DAY, YEAR = 1.0, 365.2425
 
 
@@ -112,24 +117,11 @@ def as_fields(values_BNV: Tensor) -> Tensor:
 
 
 class BlockDataset:
-    """Samples of `blocks.h5`.
+    """Samples of `blocks.h5`, the file of the rule ``extract_samples``; batches are made on ``device``.
 
-    Parameters
-    ----------
-    blocks : Path
-        File of the rule ``extract_samples``.
-    config : BlockDatasetConfig
-    device : torch.device
-        Where batches are made.
-    cache_bytes : int
-        Fields up to this size are kept on the device, larger ones read again for each batch.
-    statistics : Normalisation, optional
-        Of the data that a model was trained on, to apply it to other data.
-
-    Raises
-    ------
-    ConfigError
-        A variable is not in the file.
+    Fields of up to ``cache_bytes`` are kept there, larger ones are read again for each batch.
+    ``statistics`` are those of the data that a model was trained on, to apply it to other data. Raises
+    `ConfigError` if a variable is not in the file.
     """
 
     config_type = BlockDatasetConfig
@@ -192,8 +184,7 @@ class BlockDataset:
     @property
     def n_features(self) -> int:
         """Channels of a cell, the constant ones included."""
-        changing = len(self.config.variables) + (4 if self.config.season else 2)
-        return self.geometry.static_NF.shape[1] + changing
+        return self.geometry.static_NF.shape[1] + len(self.config.variables) + self.n_clock
 
     @property
     def n_clock(self) -> int:
@@ -216,7 +207,7 @@ class BlockDataset:
     def batch(
         self, split: Split, group: int, index: np.ndarray, weight: Sequence[float] | None = None
     ) -> BlockBatch:
-        """Gather samples of a split."""
+        """Gather samples of a split by their numbers in it."""
         return self.at_times(self.times(split)[index], weight)
 
     def at_times(self, steps: np.ndarray, weight: Any = None) -> BlockBatch:
@@ -230,13 +221,12 @@ class BlockDataset:
         smooth_BNV = self.geometry.interpolation(coarse_BMV) - self.of_cells(coarse_BMV)
         clock_BF, local_BNF = self._clock(steps)
         scale = self._tensor(1 / self.increment_scale)
-        weight = np.ones(len(steps)) if weight is None else np.asarray(weight)
         return BlockBatch(
             y_BNV=fine_BNV,
             coarse_BMV=coarse_BMV,
             features_BNF=torch.cat([smooth_BNV * scale, local_BNF], dim=2),
             clock_BF=clock_BF,
-            weight_B=self._tensor(weight),
+            weight_B=self._tensor(np.ones(len(steps)) if weight is None else weight),
             geometry=self.geometry,
         )
 
@@ -266,10 +256,10 @@ class BlockDataset:
                 residual = (values - means.repeat(per_block, axis=1)) / stats.increment_std_V
                 fine.append(residual.astype(np.float32))
                 coarse.append(((means - stats.mean_V) / stats.std_V).astype(np.float32))
-        return tuple(
-            self._tensor(np.concatenate(parts)[position])
-            for parts in (fine, coarse)  # type: ignore[return-value]
+        fine_BNV, coarse_BMV = (
+            self._tensor(np.concatenate(parts)[position]) for parts in (fine, coarse)
         )
+        return fine_BNV, coarse_BMV
 
     def _clock(self, steps: np.ndarray) -> tuple[Tensor, Tensor]:
         """Sine and cosine of the time for all cells alike, and of the local time for each."""
@@ -277,14 +267,13 @@ class BlockDataset:
         year_B = 2 * np.pi * (self.time[steps] % YEAR) / YEAR
         lon_N = np.arctan2(self.centres_N3[:, 1], self.centres_N3[:, 0])
         local_BN = angle_B[:, None] + lon_N
-        common = [angle_B, year_B] if self.config.season else [angle_B]
-        own = [local_BN]
-        if self.config.season:
-            own.append(np.broadcast_to(year_B[:, None], local_BN.shape))
-        return tuple(
-            self._tensor(np.stack([f(x) for x in angles for f in (np.sin, np.cos)], axis=-1))
-            for angles in (common, own)  # type: ignore[return-value]
+        angles = [(angle_B, local_BN), (year_B, np.broadcast_to(year_B[:, None], local_BN.shape))]
+        used = angles if self.config.season else angles[:1]
+        common, own = (
+            self._tensor(np.stack([f(x) for x in kind for f in (np.sin, np.cos)], axis=-1))
+            for kind in zip(*used, strict=True)
         )
+        return common, own
 
     def _geometry(self, stored: dict[str, np.ndarray]) -> BlockGeometry:
         centres = [self.centres_N3]
@@ -299,16 +288,13 @@ class BlockDataset:
             levels.append(Level(len(place), matrix, down, up))
         per_block = len(centres[0]) // len(centres[-1])
         block_area = self.area_N.reshape(-1, per_block).sum(axis=1)
-        neighbours = self.neighbours[-1]
-        own = np.arange(len(neighbours))[:, None]
+        neighbours_M3 = torch.from_numpy(complete(self.neighbours[-1]).astype(np.int64))
         return BlockGeometry(
             levels=tuple(levels),
             static_NF=self._tensor(self._static(stored, centres[-1], per_block)),
             interpolation=SparseMatrix(barycentric(centres[-1], centres[0]), self.device),
             share_N=self._tensor(self.area_N / block_area.repeat(per_block)),
-            block_neighbours_M3=torch.from_numpy(
-                np.where(neighbours >= 0, neighbours, own).astype(np.int64)
-            ).to(self.device),
+            block_neighbours_M3=neighbours_M3.to(self.device),
             block_centres_M3=self._tensor(centres[-1]),
         )
 
@@ -320,26 +306,22 @@ class BlockDataset:
         inside = inside.reshape(-1, 2) / inside.std()
         columns = [stored["centre"], inside, _within_block(stored["area"], per_block)]
         if "elevation" in stored:
-            columns += [_standard(stored["elevation"])]
-            columns += [_within_block(stored["elevation"], per_block)]
+            height = stored["elevation"]
+            columns += [((height - height.mean()) / max(height.std(), 1e-12))[:, None]]
+            columns += [_within_block(height, per_block)]
         if "land" in stored:
             columns += [stored["land"][:, None], _within_block(stored["land"], per_block)]
         if self.config.climatology:
             columns.append(self.climatology_NV / self.normalisation.increment_std_V)
         return np.concatenate(columns, axis=1)
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
+    def _tensor(self, array: Any) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)
-
-
-def _standard(values_N: np.ndarray) -> np.ndarray:
-    return ((values_N - values_N.mean()) / max(values_N.std(), 1e-12))[:, None]
 
 
 def _within_block(values_N: np.ndarray, per_block: int) -> np.ndarray:
     """Differences from the block's mean in units of their deviation, [N, 1]; 0 if there are none."""
     blocks = values_N.reshape(-1, per_block)
     residual = blocks - blocks.mean(axis=1, keepdims=True)
-    return (residual / max(residual.std(), 1e-9 * max(np.abs(values_N).max(), 1e-12))).reshape(
-        -1, 1
-    )
+    least = 1e-9 * max(np.abs(values_N).max(), 1e-12)
+    return (residual / max(residual.std(), least)).reshape(-1, 1)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from millrace.config import check_one_of
 from millrace.errors import ConfigError
 from millrace.models.spec import ModelSpec
 from millrace.systems.downscaling.block_mlp import BlockMlp
@@ -44,10 +45,7 @@ class DownscalerConfig:
     noise_std: float = 1.2
 
     def __post_init__(self) -> None:
-        if self.architecture not in ARCHITECTURES:
-            raise ConfigError(
-                f"model.architecture {self.architecture!r}: expected one of {', '.join(ARCHITECTURES)}"
-            )
+        check_one_of("model.architecture", self.architecture, ARCHITECTURES)
         if min(*self.channels, self.depth) < 1 or self.embedding < 2 or self.embedding % 2:
             raise ConfigError(
                 "model: expected channels and depth of 1 or more, and an even embedding"
@@ -68,10 +66,8 @@ class Downscaler(nn.Module):
         if config.architecture == "mlp":
             self.net = BlockMlp(dataset, config.embedding)
         else:
-            channels = n_variables * 2 + dataset.n_features
-            self.net = NestedUnet(
-                channels, n_variables, config.channels, config.embedding, config.depth
-            )
+            shape = (config.channels, config.embedding, config.depth)
+            self.net = NestedUnet(n_variables * 2 + dataset.n_features, n_variables, *shape)
 
     def forward(self, batch: BlockBatch) -> Tensor:
         """Estimate of the target from the batch's noisy version of it, [B, N, V]."""
@@ -90,9 +86,8 @@ class Downscaler(nn.Module):
         e_BE = self.fourier(sigma_B.log() / 4)
         if isinstance(self.net, BlockMlp):
             return self.net(scaled_BNV, e_BE, batch)
-        return self.net(torch.cat([scaled_BNV, conditions(batch)], dim=2), e_BE, batch.geometry).to(
-            scaled_BNV.dtype
-        )
+        given_BNC = torch.cat([scaled_BNV, conditions(batch)], dim=2)
+        return self.net(given_BNC, e_BE, batch.geometry).to(scaled_BNV.dtype)
 
 
 class NoiseEmbedding(nn.Module):
@@ -140,12 +135,8 @@ def with_noise(config: Any, batch: BlockBatch, seeds: np.ndarray) -> BlockBatch:
         generator = torch.Generator().manual_seed(int(seed))
         levels.append(torch.randn((), generator=generator))
         noise.append(torch.randn(batch.y_BNV.shape[1:], generator=generator))
-    log_sigma_B = config.noise_mean + config.noise_std * torch.stack(levels)
-    return replace(
-        batch,
-        sigma_B=log_sigma_B.exp().to(batch.y_BNV),
-        noise_BNV=torch.stack(noise).to(batch.y_BNV),
-    )
+    sigma_B = (config.noise_mean + config.noise_std * torch.stack(levels)).exp().to(batch.y_BNV)
+    return replace(batch, sigma_B=sigma_B, noise_BNV=torch.stack(noise).to(batch.y_BNV))
 
 
 def recentred(x_BNV: Tensor, batch: BlockBatch) -> Tensor:

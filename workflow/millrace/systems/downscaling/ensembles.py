@@ -9,29 +9,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from millrace.data.split import Split
 from millrace.systems.base import Progress
 from millrace.systems.downscaling import baselines
-from millrace.systems.downscaling.dataset import BlockDataset, Split
+from millrace.systems.downscaling.dataset import BlockDataset
 from millrace.systems.downscaling.diffusion import Downscaler
+from millrace.systems.downscaling.icon_source import Floats
 from millrace.systems.downscaling.sampling import SamplerConfig, sample
 from millrace.systems.downscaling.scores import DownscalingScores, Sphere
 from millrace.systems.downscaling.triangles import barycentric
 
-Floats = NDArray[np.float64]
-
-_TIMES = 8
 _SLAB = 32
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A time in full, for maps."""
+    """Ground truth, block means and ensemble of a time (days since 1970), in physical units."""
 
     time: float
-    """Days since 1970."""
     truth_NV: Floats
     coarse_MV: Floats
     ensemble_ENV: Floats
@@ -42,30 +39,14 @@ def evaluate(
     dataset: BlockDataset,
     split: Split = "test",
     sampler: SamplerConfig | None = None,
-    times: int = _TIMES,
+    times: int = 8,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Example]:
-    """Score a downscaler, or a regression, and the baselines on a split.
+    """Score a module and the baselines on at most so many ``times``, evenly spread over a split.
 
-    Parameters
-    ----------
-    module : nn.Module
-        A `Downscaler` gives an ensemble; any other module is deterministic.
-    dataset : BlockDataset
-    split : {"validation", "test"}
-    sampler : SamplerConfig, optional
-    times : int
-        At most so many, evenly spread over the split.
-    progress : callable, optional
-        Called with (times done, all).
-
-    Returns
-    -------
-    scores : dict
-        ``{variable: {forecast: scores}}``, see `DownscalingScores.result`; forecasts are ``model``,
-        ``block_mean``, ``interpolation`` and ``linear_regression``.
-    example : Example
-        The first of the times.
+    A `Downscaler` gives an ensemble; any other module is deterministic. ``progress`` is called with (times
+    done, all). Returns ``{variable: {forecast: scores}}``, see `DownscalingScores.result`, for the
+    forecasts ``model``, ``block_mean``, ``interpolation`` and ``linear_regression``; and the first time.
     """
     sampler = sampler or SamplerConfig()
     steps = dataset.times(split)
@@ -75,41 +56,35 @@ def evaluate(
     names = ("model", *rivals[0])
     units = dataset.normalisation.increment_std_V
     scores = [{n: DownscalingScores(sphere, float(unit)) for n in names} for unit in units]
-    example: Example | None = None
-    for done, step in enumerate(steps):
-        truth, coarse, ensemble = _downscaled(module, dataset, int(step), sampler)
-        if example is None:
-            example = Example(float(dataset.time[step]), truth, coarse, ensemble)
+    examples: list[Example] = []
+    for done, step in enumerate(steps, start=1):
+        shown = _downscaled(module, dataset, int(step), sampler)
+        examples = examples or [shown]
         for v, (of_variable, makers) in enumerate(zip(scores, rivals, strict=True)):
-            of_variable["model"].update(truth[:, v], ensemble[..., v], coarse[:, v])
+            truth, coarse = shown.truth_NV[:, v], shown.coarse_MV[:, v]
+            of_variable["model"].update(truth, shown.ensemble_ENV[..., v], coarse)
             for name, forecast in makers.items():
-                field = forecast(coarse[None, :, v], dataset.time[[step]])
-                of_variable[name].update(truth[:, v], field, coarse[:, v])
+                field = forecast(coarse[None], dataset.time[[step]])
+                of_variable[name].update(truth, field, coarse)
         if progress is not None:
-            progress(done + 1, len(steps))
-    assert example is not None
+            progress(done, len(steps))
     results = {
         variable: {name: one.result() for name, one in of_variable.items()}
         for variable, of_variable in zip(dataset.config.variables, scores, strict=True)
     }
-    return results, example
+    return results, examples[0]
 
 
 def sphere_of(dataset: BlockDataset) -> Sphere:
     """The grid of a dataset as the scores need it."""
-    return Sphere(
-        dataset.centres_N3,
-        dataset.area_N,
-        dataset.neighbours[0],
-        dataset.geometry.n_blocks,
-        dataset.land_N,
-    )
+    neighbours, n_blocks = dataset.neighbours[0], dataset.geometry.n_blocks
+    return Sphere(dataset.centres_N3, dataset.area_N, neighbours, n_blocks, dataset.land_N)
 
 
 def _downscaled(
     module: nn.Module, dataset: BlockDataset, step: int, sampler: SamplerConfig
-) -> tuple[Floats, Floats, Floats]:
-    """Truth [N, V], block means [M, V] and ensemble [E, N, V] of a time, physical."""
+) -> Example:
+    """Ground truth, block means and forecasts of a time."""
     batch = dataset.at_times(np.array([step]))
     with torch.no_grad():
         if isinstance(module, Downscaler):
@@ -119,7 +94,8 @@ def _downscaled(
     coarse_MV = dataset.coarse_physical(batch.coarse_BMV)[0]
     own_NV = np.repeat(coarse_MV, len(dataset.area_N) // len(coarse_MV), axis=0)
     truth_NV = dataset.to_physical(batch.y_BNV)[0] + own_NV
-    return truth_NV, coarse_MV, dataset.to_physical(drawn_ENV) + own_NV
+    ensemble_ENV = dataset.to_physical(drawn_ENV) + own_NV
+    return Example(float(dataset.time[step]), truth_NV, coarse_MV, ensemble_ENV)
 
 
 def _baselines(

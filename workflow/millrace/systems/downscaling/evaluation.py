@@ -43,12 +43,11 @@ def evaluate(
 def _draw(
     dataset: BlockDataset, v: int, forecasts: Mapping[str, Any], example: Example, folder: Path
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     variable, unit = dataset.config.variables[v], dataset.units[v]
     ensemble_EN = example.ensemble_ENV[..., v]
     coarse_M = example.coarse_MV[:, v]
     panels = [
-        Panel("Truth", example.truth_NV[:, v]),
+        Panel("Ground truth", example.truth_NV[:, v]),
         Panel("Given: means of blocks", np.repeat(coarse_M, len(dataset.area_N) // len(coarse_M))),
     ]
     labels = {"field": (variable, unit)}

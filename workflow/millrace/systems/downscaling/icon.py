@@ -18,7 +18,7 @@ import netCDF4
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.errors import DataError
+from millrace.errors import DataError, first_line
 from millrace.systems.downscaling.icon_csv import open_csv
 from millrace.systems.downscaling.icon_source import Floats, IconGrid, IconSource, unit_vectors
 
@@ -34,20 +34,9 @@ _ABSOLUTE = "day as %Y%m%d.%f"
 def open_source(directory: Path, variables: Sequence[str], levels: int) -> IconSource:
     """Open a directory of ICON files, searched with all folders below it.
 
-    With a ``grid.csv`` it is read as CSV, see `millrace.systems.downscaling.icon_csv`.
-
-    Parameters
-    ----------
-    directory : Path
-    variables : sequence of str
-        Fields to read; each output file holds all of them.
-    levels : int
-        Refinements to go back: the source needs the grid of the fields and ``levels`` - 1 ancestors.
-
-    Raises
-    ------
-    DataError
-        Files are missing, damaged, or do not fit each other.
+    With a ``grid.csv`` it is read as CSV, see `millrace.systems.downscaling.icon_csv`. Each output file
+    holds all ``variables``. The source needs the grid of the fields and ``levels`` - 1 ancestors of it.
+    Raises `DataError` if files are missing, damaged, or do not fit each other.
     """
     directory = Path(directory)
     if (directory / "grid.csv").is_file():
@@ -63,11 +52,9 @@ def open_source(directory: Path, variables: Sequence[str], levels: int) -> IconS
     if not grids or not outputs:
         what = "grid file (one with parent_cell_index)" if not grids else "output file"
         raise DataError(f"{directory}: no {what} among its {len(paths)} NetCDF files")
-    output_uuid = _attribute(outputs[0], "uuidOfHGrid")
     known = [read_grid(path) for path in grids]
-    finest = _grid_of_output(known, outputs[0], output_uuid)
-    chain = _chain(finest, known, levels)
-    return IconSource(chain, NetcdfFields(outputs, tuple(variables), finest))
+    chain = _chain(_grid_of_output(known, outputs[0]), known, levels)
+    return IconSource(chain, NetcdfFields(outputs, tuple(variables), chain[0]))
 
 
 def read_grid(path: Path) -> IconGrid:
@@ -111,10 +98,7 @@ def read_grid(path: Path) -> IconGrid:
 class NetcdfFields:
     """Output files of one run on one grid, in order of time.
 
-    Raises
-    ------
-    DataError
-        A file is on another grid, lacks a variable, or its times do not follow those before.
+    Raises `DataError` if one is on another grid, lacks a variable, or does not follow those before in time.
     """
 
     def __init__(self, paths: Sequence[Path], variables: tuple[str, ...], grid: IconGrid) -> None:
@@ -136,13 +120,12 @@ class NetcdfFields:
             )
         self.units = tuple(units)
         found.sort(key=lambda part: part[0][0])
-        if len({kind for *_, kind in found}) > 1:
-            other = next(path for _, path, kind in found if kind != found[0][2])
-            raise DataError(
-                f"{other}: its time is {_kind(other)}, that of {found[0][1].name} is {found[0][2]}; write "
-                "all files with one kind of time axis"
-            )
-        for (before, first, _), (after, second, _) in itertools.pairwise(found):
+        for (before, first, kind), (after, second, other) in itertools.pairwise(found):
+            if other != kind:
+                raise DataError(
+                    f"{second}: its time is {other}, that of {first.name} is {kind}; write all files with "
+                    "one kind of time axis"
+                )
             if after[0] <= before[-1]:
                 raise DataError(
                     f"{second}: begins before {first.name} ends; remove the file that covers the time twice"
@@ -158,12 +141,11 @@ class NetcdfFields:
                     yield self._read(path, file, slice(start, min(start + steps, count)))
 
     def _read(self, path: Path, file: Any, span: slice) -> NDArray[np.float32]:
-        values = np.empty(
-            (span.stop - span.start, len(self._grid.lon_N), len(self.variables)), "f4"
-        )
+        shape = (span.stop - span.start, len(self._grid.lon_N), len(self.variables))
+        values = np.empty(shape, "f4")
         for column, name in enumerate(self.variables):
             part = file[name][span]
-            values[..., column] = np.ma.filled(part.astype("f4"), np.nan).reshape(values.shape[:2])
+            values[..., column] = np.ma.filled(part.astype("f4"), np.nan).reshape(shape[:2])
             missing = ~np.isfinite(values[..., column])
             if missing.any():
                 step, cell = np.argwhere(missing)[0]
@@ -182,17 +164,14 @@ def opened(path: Path) -> Iterator[Any]:
             yield file
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f"{path}: truncated or damaged NetCDF ({str(error).splitlines()[0]}); transfer or make it again"
+            f"{path}: truncated or damaged NetCDF ({first_line(error)}); transfer or make it again"
         ) from error
 
 
 def read_time(path: Path, file: Any) -> tuple[Floats, str]:
     """Times of a file in days since 1970, and whether they are ``relative`` or ``absolute``.
 
-    Raises
-    ------
-    DataError
-        There is no time, its units are unknown, or it does not increase.
+    Raises `DataError` if there is no time, its units are unknown, or it does not increase.
     """
     if "time" not in file.variables:
         raise DataError(f"{path}: no variable 'time'")
@@ -211,10 +190,8 @@ def read_time(path: Path, file: Any) -> tuple[Floats, str]:
             raise DataError(
                 f"{path}: time has units {units!r}; expected '<unit> since <date>' or {_ABSOLUTE!r}"
             ) from None
-    if (np.diff(days) <= 0).any():
-        raise DataError(
-            f"{path}: time does not increase at index {np.argmax(np.diff(days) <= 0) + 1}"
-        )
+    if (still := np.diff(days) <= 0).any():
+        raise DataError(f"{path}: time does not increase at index {np.argmax(still) + 1}")
     return days, kind
 
 
@@ -222,31 +199,22 @@ def _absolute_days(path: Path, values: Floats, units: str) -> Floats:
     if not units.startswith("day as %Y%m%d"):
         raise DataError(f"{path}: time has units {units!r}; expected {_ABSOLUTE!r}")
     whole = np.floor(values).astype(np.int64)
+    dates = [f"{f'{day:08d}'[:4]}-{day // 100 % 100:02d}-{day % 100:02d}" for day in whole]
     try:
-        dates = [
-            np.datetime64(f"{day:08d}"[:4] + f"-{day // 100 % 100:02d}-{day % 100:02d}")
-            for day in whole
-        ]
+        days = np.array(dates, dtype="datetime64[D]").astype(np.float64)
     except ValueError:
         raise DataError(f"{path}: time {values[0]} is no date of the form {_ABSOLUTE!r}") from None
-    days = np.array(dates, dtype="datetime64[D]").astype(np.float64)
     # Eight digits of a double are the date: what is left resolves a millisecond, steps are seconds.
     return days + np.round((values - whole) * 86_400) / 86_400
 
 
-def _kind(path: Path) -> str:
-    with opened(path) as file:
-        return read_time(path, file)[1]
-
-
-def _grid_of_output(grids: Sequence[IconGrid], path: Path, uuid: str | None) -> IconGrid:
+def _grid_of_output(grids: Sequence[IconGrid], path: Path) -> IconGrid:
     """The grid that an output file is on, by name or by its cells."""
-    for grid in grids:
-        if uuid is not None and grid.uuid == uuid:
-            return grid
     with opened(path) as file:
-        for grid in grids:
-            if _has_centres(file, grid):
+        uuid = getattr(file, "uuidOfHGrid", None)
+        named = [grid for grid in grids if uuid is not None and grid.uuid == uuid]
+        for grid in named or grids:
+            if named or _has_centres(file, grid):
                 return grid
     raise DataError(
         f"{path}: uuidOfHGrid {uuid} is that of none of the grid files "
@@ -277,19 +245,15 @@ def _chain(finest: IconGrid, grids: Sequence[IconGrid], levels: int) -> tuple[Ic
     chain = [finest]
     for _ in range(levels - 1):
         child = chain[-1]
-        size = int(child.parent_N.max()) + 1
+        size, name = int(child.parent_N.max()) + 1, child.parent_uuid
         parents = [
             grid
             for grid in grids
             if grid not in chain
-            and (
-                grid.uuid == child.parent_uuid
-                if child.parent_uuid is not None
-                else len(grid.lon_N) == size
-            )
+            and (len(grid.lon_N) == size if name is None else grid.uuid == name)
         ]
         if len(parents) != 1 or len(parents[0].lon_N) < size:
-            wanted = f"uuidOfHGrid {child.parent_uuid}" if child.parent_uuid else f"{size} cells"
+            wanted = f"uuidOfHGrid {name}" if name else f"{size} cells"
             raise DataError(
                 f"{child.path}: the grid that it refines ({wanted}) is not among the grid files, and "
                 f"levels = {levels} needs {levels} grids in a chain; add it or lower levels"
@@ -320,11 +284,6 @@ def _check_variable(path: Path, file: Any, name: str, n_cells: int) -> None:
         )
     if shape[-1] != n_cells:
         raise DataError(f"{path}: {name} has {shape[-1]} cells, the grid of the output {n_cells}")
-
-
-def _attribute(path: Path, name: str) -> Any:
-    with opened(path) as file:
-        return getattr(file, name, None)
 
 
 def _radians(variable: Any) -> Floats:

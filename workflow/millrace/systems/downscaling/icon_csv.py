@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from millrace.errors import DataError
-from millrace.systems.downscaling.icon_source import IconGrid, IconSource
+from millrace.errors import DataError, first_line
+from millrace.systems.downscaling.icon_source import Floats, IconGrid, IconSource
 
 _ROWS = 200_000
 """Rows read at a time."""
@@ -36,26 +36,26 @@ def open_csv(directory: Path, variables: Sequence[str], levels: int) -> IconSour
             raise DataError(f"{path}: no column {name!r}; levels = {levels} needs {parents[-1]!r}")
     if not np.array_equal(table["cell"], np.arange(len(table)) + 1):
         raise DataError(f"{path}: column 'cell' must count the rows from 1")
-    lon, lat = (table[name].to_numpy(np.float64) for name in ("clon", "clat"))
+    names = ("clon", "clat", "cell_area", "elevation", "land")
+    columns = {name: table[name].to_numpy(np.float64) for name in names if name in table}
+    lon, lat = columns["clon"], columns["clat"]
     if max(np.abs(lon).max(), np.abs(lat).max()) > 2 * np.pi + 0.01:
         lon, lat = np.deg2rad(lon), np.deg2rad(lat)
     finest = IconGrid(
-        path=path,
-        lon_N=lon,
-        lat_N=lat,
-        area_N=table["cell_area"].to_numpy(np.float64),
-        neighbours_N3=np.maximum(table[neighbours].to_numpy(np.int64) - 1, -1),
-        parent_N=table["parent_1"].to_numpy(np.int64) - 1,
-        elevation_N=table["elevation"].to_numpy(np.float64) if "elevation" in table else None,
-        land_N=table["land"].to_numpy(np.float64) if "land" in table else None,
+        path,
+        lon,
+        lat,
+        columns["cell_area"],
+        np.maximum(table[neighbours].to_numpy(np.int64) - 1, -1),
+        table["parent_1"].to_numpy(np.int64) - 1,
+        elevation_N=columns.get("elevation"),
+        land_N=columns.get("land"),
     )
     files = sorted(p for p in directory.rglob("*.csv") if p.name != "grid.csv")
     if not files:
         raise DataError(f"{directory}: no CSV file with fields beside grid.csv")
-    chain = [finest]
-    for lower, upper in itertools.pairwise(parents):
-        chain.append(_ancestor(path, table[[lower, upper]] - 1))
-    return IconSource(tuple(chain), CsvFields(files, tuple(variables), len(table)))
+    coarser = (_ancestor(path, table[[*pair]] - 1) for pair in itertools.pairwise(parents))
+    return IconSource((finest, *coarser), CsvFields(files, tuple(variables), len(table)))
 
 
 class CsvFields:
@@ -66,7 +66,7 @@ class CsvFields:
     def __init__(self, paths: Sequence[Path], variables: tuple[str, ...], n_cells: int) -> None:
         self.variables, self.units = variables, ("",) * len(variables)
         self._paths, self._n_cells = list(paths), n_cells
-        times: list[NDArray[np.float64]] = []
+        times: list[Floats] = []
         for path in paths:
             header = _read(path, None, rows=0)
             for name in ("time", "cell", *variables):
@@ -82,16 +82,15 @@ class CsvFields:
 
     def slabs(self, steps: int) -> Iterator[NDArray[np.float32]]:
         """Fields of at most ``steps`` output times after each other, [T, N, V]."""
+        columns = ["time", "cell", *self.variables]
         for path in self._paths:
-            rest: pd.DataFrame | None = None
-            for chunk in pd.read_csv(
-                path, usecols=["time", "cell", *self.variables], chunksize=_ROWS
-            ):
-                table = chunk if rest is None else pd.concat([rest, chunk])
+            rest = pd.DataFrame()
+            for chunk in pd.read_csv(path, usecols=columns, chunksize=_ROWS):
+                table = pd.concat([rest, chunk]) if len(rest) else chunk
                 whole = len(table) // self._n_cells * self._n_cells
                 yield from self._slabs_of(path, table[:whole], steps)
                 rest = table[whole:]
-            if rest is not None and len(rest):
+            if len(rest):
                 raise DataError(
                     f"{path}: the last time has {len(rest)} of {self._n_cells} cells; every time needs all"
                 )
@@ -127,8 +126,7 @@ class CsvFields:
 def _ancestor(path: Path, pairs: pd.DataFrame) -> IconGrid:
     """A coarser grid as far as it is needed: which cell lies in which."""
     own, parent = pairs.to_numpy(np.int64).T
-    size = int(own.max()) + 1
-    parents = np.full(size, -1)
+    parents = np.full(own.max() + 1, -1)
     parents[own] = parent
     empty = np.empty(0)
     return IconGrid(path, empty, empty, empty, np.empty((0, 3), np.int64), parents)
@@ -138,11 +136,11 @@ def _read(path: Path, columns: list[str] | None, rows: int | None = None) -> pd.
     try:
         return pd.read_csv(path, usecols=columns, nrows=rows)
     except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DataError(f"{path}: not readable as CSV with a header ({reason})") from None
 
 
-def _days(path: Path, times: "pd.Series[Any]") -> NDArray[np.float64]:
+def _days(path: Path, times: "pd.Series[Any]") -> Floats:
     try:
         moments = pd.to_datetime(times.astype(str), format="ISO8601")
     except ValueError:

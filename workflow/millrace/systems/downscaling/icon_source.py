@@ -64,7 +64,6 @@ class IconSource:
 
 
 def unit_vectors(lon_N: Floats, lat_N: Floats) -> Floats:
-    """Points of the unit sphere from angles (rad), [N, 3]."""
-    return np.column_stack(
-        [np.cos(lat_N) * np.cos(lon_N), np.cos(lat_N) * np.sin(lon_N), np.sin(lat_N)]
-    )
+    """Points of the unit sphere from angles (rad) of any shape, [..., 3]."""
+    equator = np.cos(lat_N)
+    return np.stack([equator * np.cos(lon_N), equator * np.sin(lon_N), np.sin(lat_N)], axis=-1)

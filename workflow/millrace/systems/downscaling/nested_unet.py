@@ -21,49 +21,37 @@ from millrace.systems.downscaling.sparse import SparseMatrix
 class NestedUnet(nn.Module):
     """Map features of the fine cells to fields on them.
 
-    Parameters
-    ----------
-    in_channels, out_channels : int
-    channels : tuple of int
-        Of each level, from the fine cells to the blocks.
-    embedding : int
-        Size E of the vector that modulates all layers; 0: there is none.
-    depth : int
-        Residual layers of a level on the way down, and as many on the way up.
+    There are ``channels`` of each level, from the fine cells to the blocks, and ``depth`` residual layers
+    of a level on the way down, and as many on the way up. A vector of size ``embedding`` modulates all
+    layers; 0: there is none.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        channels: tuple[int, ...],
-        embedding: int,
-        depth: int,
+        self, inputs: int, outputs: int, channels: tuple[int, ...], embedding: int, depth: int
     ) -> None:
         super().__init__()
-        self.lift = EdgeConv(in_channels, channels[0])
+        self.lift = EdgeConv(inputs, channels[0])
         self.encoder = nn.ModuleList(_layers(size, embedding, depth) for size in channels)
         self.decoder = nn.ModuleList(_layers(size, embedding, depth) for size in channels[:-1])
         pairs = list(itertools.pairwise(channels))
         self.down = nn.ModuleList(nn.Linear(3 * fine, coarse) for fine, coarse in pairs)
         self.up = nn.ModuleList(nn.Linear(coarse, 3 * fine) for fine, coarse in pairs)
         self.norm = LayerNorm(channels[0])
-        self.project = nn.Linear(channels[0], out_channels)
+        self.project = nn.Linear(channels[0], outputs)
 
     def forward(self, x_BNC: Tensor, e_BE: Tensor | None, geometry: BlockGeometry) -> Tensor:
-        """Fields on the fine cells, [B, N, out_channels]."""
+        """Fields on the fine cells, [B, N, outputs]."""
         kept = []
         h = self.lift(x_BNC, geometry.levels[0])
         for layers, down, level in zip(self.encoder, self.down, geometry.levels, strict=False):
             h = _run(layers, h, e_BE, level)
             kept.append(h)
-            h = down(_grouped(level.down, h))
+            h = down(_grouped(level.down, h, 3))
         h = _run(self.encoder[-1], h, e_BE, geometry.levels[-1])
         levels = geometry.levels[:-1]
         for layers, up, level in reversed(list(zip(self.decoder, self.up, levels, strict=True))):
-            wide_BPC = up(h)
             fine = kept.pop()
-            rows = wide_BPC.reshape(len(wide_BPC), -1, fine.shape[2])
+            rows = up(h).reshape(len(fine), -1, fine.shape[2])
             assert level.up is not None
             h = _run(layers, fine + level.up(rows), e_BE, level)
         return self.project(self.norm(h))
@@ -78,7 +66,7 @@ class EdgeConv(nn.Module):
 
     def forward(self, x_BNC: Tensor, level: Level) -> Tensor:
         """Apply on a level."""
-        return self.linear(_grouped(level.differences, x_BNC))
+        return self.linear(_grouped(level.differences, x_BNC, 4))
 
 
 class ResidualLayer(nn.Module):
@@ -112,14 +100,7 @@ def _run(layers: nn.Module, h: Tensor, e_BE: Tensor | None, level: Level) -> Ten
     return h
 
 
-def _grouped(matrix: SparseMatrix | None, x_BNC: Tensor) -> Tensor:
-    """Product with a matrix of several rows a cell, those of a cell as channels."""
+def _grouped(matrix: SparseMatrix | None, x_BNC: Tensor, per_cell: int) -> Tensor:
+    """Product with a matrix of so many rows a cell, those of a cell as channels."""
     assert matrix is not None
-    per_cell = matrix.shape[0] // max(1, _cells(matrix, x_BNC))
     return matrix(x_BNC).reshape(len(x_BNC), -1, per_cell * x_BNC.shape[2])
-
-
-def _cells(matrix: SparseMatrix, x_BNC: Tensor) -> int:
-    # Differences have four rows for each cell, pooling three for every four cells.
-    n_rows, n_cells = matrix.shape
-    return n_cells if n_rows >= n_cells * 4 else n_rows // 3

@@ -35,8 +35,8 @@ class Regression(nn.Module):
     def __init__(self, config: RegressionConfig, dataset: BlockDataset) -> None:
         super().__init__()
         n_variables = len(dataset.config.variables)
-        in_channels = n_variables + dataset.n_features
-        self.net = NestedUnet(in_channels, n_variables, config.channels, 0, config.depth)
+        shape = (config.channels, 0, config.depth)
+        self.net = NestedUnet(n_variables + dataset.n_features, n_variables, *shape)
 
     def forward(self, batch: BlockBatch) -> Tensor:
         """Differences from the block means, which they leave alone, [B, N, V]."""

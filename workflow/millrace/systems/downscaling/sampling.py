@@ -13,6 +13,7 @@ import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from torch import Tensor
 
+from millrace.config import check_one_of
 from millrace.errors import ConfigError
 from millrace.systems.downscaling.dataset import BlockBatch
 from millrace.systems.downscaling.diffusion import (
@@ -41,10 +42,7 @@ class SamplerConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.solver not in SOLVERS:
-            raise ConfigError(
-                f"sampler.solver {self.solver!r}: expected one of {', '.join(SOLVERS)}"
-            )
+        check_one_of("sampler.solver", self.solver, SOLVERS)
         if self.members < 1 or self.steps < 2:
             raise ConfigError("sampler: expected 1 or more members and 2 or more steps")
 
@@ -55,21 +53,12 @@ def sample(
 ) -> Tensor:
     """Draw an ensemble for each sample of a batch, normalised, [E, B, N, V].
 
-    A member depends on (seed, time, member), not on what else is drawn.
-
-    Parameters
-    ----------
-    module : Downscaler
-    batch : BlockBatch
-    config : SamplerConfig
-    times : sequence of int
-        What tells the samples of the batch apart: time indices.
+    A member depends on (seed, time, member), not on what else is drawn; ``times`` are the time indices of
+    the samples.
     """
-    members = []
+    shape, members = batch.y_BNV.shape[1:], []
     for member in range(config.members):
-        noise = torch.stack(
-            [_noise(batch.y_BNV.shape[1:], (config.seed, time, member)) for time in times]
-        )
+        noise = torch.stack([_noise(shape, (config.seed, time, member)) for time in times])
         members.append(integrate(module, noise.to(batch.y_BNV), batch, config))
     return torch.stack(members)
 

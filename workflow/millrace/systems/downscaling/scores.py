@@ -1,4 +1,4 @@
-"""Scores of an ensemble of fine fields against the truth, gathered time by time.
+"""Scores of an ensemble of fine fields against the ground truth, gathered time by time.
 
 Shape suffixes: N fine cells (in nested order), M blocks, E members, V variables.
 """
@@ -10,14 +10,14 @@ import numpy as np
 import scoringrules
 from numpy.typing import NDArray
 
+from millrace.systems.downscaling.icon_source import Floats, Ints
 from millrace.systems.downscaling.spectrum import largest_degree, power_spectrum
-
-Floats = NDArray[np.float64]
 
 SPREAD_BINS = np.geomspace(0.02, 5, 13)
 """Edges of the bins of spread for the reliability, in deviations of the target."""
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 LARGEST_DEGREE = 60
+_MEANS = ("energy_score", "quantile_error", "lag1", "lag1_truth", "seam_error")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +26,12 @@ class Sphere:
 
     centres_N3: Floats
     area_N: Floats
-    neighbours_N3: NDArray[np.int64]
+    neighbours_N3: Ints
     n_blocks: int
     land_N: Floats | None = None
 
     @property
-    def pairs_P2(self) -> NDArray[np.int64]:
+    def pairs_P2(self) -> Ints:
         """Cells that share an edge, each pair once."""
         own = np.repeat(np.arange(len(self.neighbours_N3)), 3)
         other = self.neighbours_N3.ravel()
@@ -40,8 +40,7 @@ class Sphere:
     @property
     def is_seam_N(self) -> NDArray[np.bool_]:
         """Cells with a neighbour in another block."""
-        per_block = len(self.area_N) // self.n_blocks
-        block = np.arange(len(self.area_N)) // per_block
+        block = np.repeat(np.arange(self.n_blocks), len(self.area_N) // self.n_blocks)
         known = self.neighbours_N3 >= 0
         return ((block[self.neighbours_N3] != block[:, None]) & known).any(axis=1)
 
@@ -67,16 +66,11 @@ class DownscalingScores:
 
     All means are weighted with the area. Ensembles of one member are deterministic: their CRPS is the
     mean absolute error, and they have no spread.
-
-    Parameters
-    ----------
-    sphere : Sphere
-    std : float
-        Deviation of the target in the training period, the unit of the conservation error.
     """
 
     sphere: Sphere
     std: float
+    """Deviation of the target in the training period, the unit of the conservation error."""
     _sums: dict[str, Floats] = field(default_factory=dict)
     _scalars: dict[str, list[float | None]] = field(default_factory=dict)
     _spectra: list[tuple[Floats, Floats]] = field(default_factory=list)
@@ -91,16 +85,15 @@ class DownscalingScores:
         error_N = mean_N - truth_N
         self._add("bias", error_N)
         self._add("squared_error", error_N**2)
-        self._add("absolute_error", np.abs(error_N))
+        self._add("mae", np.abs(error_N))
         self._add("crps", fair_crps(truth_N, ensemble_EN))
         if members > 1:
             variance_N = ensemble_EN.var(axis=0, ddof=1)
             self._add("variance", variance_N)
             self._add_reliability(variance_N, error_N)
-        blocks = (sphere.n_blocks, -1)
-        self._note("energy_score", energy_score(truth_N, ensemble_EN, blocks[0]).mean())
+        self._note("energy_score", energy_score(truth_N, ensemble_EN, sphere.n_blocks).mean())
         self._count_ranks(truth_N, ensemble_EN)
-        share = sphere.area_N.reshape(blocks)
+        share = sphere.area_N.reshape(sphere.n_blocks, -1)
         share = share / share.sum(axis=1, keepdims=True)
         means_EM = (ensemble_EN.reshape(members, *share.shape) * share).sum(axis=2)
         self._note("conservation", np.abs(means_EM - coarse_M).max() / self.std)
@@ -111,8 +104,8 @@ class DownscalingScores:
         self._note("seam_jump_truth", self._seam_jump(truth_N[None]))
         self._note("seam_jump", self._seam_jump(ensemble_EN))
         self._note("seam_error", self._seam_jump(error_N[None]))
-        wanted, given = (np.quantile(x, QUANTILES) for x in (residual_N, residual_EN))
-        self._note("quantile_error", np.abs(wanted - given).mean() / self.std)
+        off = np.quantile(residual_N, QUANTILES) - np.quantile(residual_EN, QUANTILES)
+        self._note("quantile_error", np.abs(off).mean() / self.std)
         degree = min(LARGEST_DEGREE, largest_degree(len(truth_N)))
         fields = np.concatenate([truth_N[None], ensemble_EN])
         spectra = power_spectrum(fields, sphere.centres_N3, sphere.area_N, degree)
@@ -123,9 +116,9 @@ class DownscalingScores:
         """Scores for JSON: of all cells, and under ``regions`` those that are means over cells.
 
         ``spread_skill`` is sqrt((E + 1) / E) spread / RMSE (Fortin et al. 2014); ``spectrum_ratio`` the
-        power of a member over that of the truth by degree, from 1; ``seam_error`` the error of the
+        power of a member over that of the ground truth by degree, from 1; ``seam_error`` the error of the
         ensemble mean's difference between two neighbours, across seams over inside of blocks; ``seam_jump``
-        that ratio of the differences themselves in members, over that in the truth;
+        that ratio of the differences themselves in members, over that in the ground truth;
         ``seam_rmse`` is the plain error of the cells at seams over that of the others, which exceeds 1 also
         for a perfect model: what a cell has across the seam is not known to it by a mean that it is part
         of. ``reliability`` has, for cells with like spread, root mean spread and error and their share.
@@ -139,12 +132,8 @@ class DownscalingScores:
         return {
             **self._means(everywhere),
             "times": self._count,
-            "energy_score": scalars["energy_score"],
+            **{name: scalars[name] for name in _MEANS},
             "conservation": max(x for x in self._scalars["conservation"] if x is not None),
-            "quantile_error": scalars["quantile_error"],
-            "lag1": scalars["lag1"],
-            "lag1_truth": scalars["lag1_truth"],
-            "seam_error": scalars["seam_error"],
             "seam_rmse": regions["seams"]["rmse"] / regions["interior"]["rmse"],
             "seam_jump": _ratio(scalars["seam_jump"], scalars["seam_jump_truth"]),
             "rank_histogram": (self._ranks / self._ranks.sum()).tolist(),
@@ -158,15 +147,9 @@ class DownscalingScores:
         weight_N = self.sphere.area_N * mask_N / (self.sphere.area_N[mask_N].sum() * self._count)
         mean = {name: float(total @ weight_N) for name, total in self._sums.items()}
         rmse = float(np.sqrt(mean["squared_error"]))
-        result = {
-            "bias": mean["bias"],
-            "rmse": rmse,
-            "mae": mean["absolute_error"],
-            "crps": mean["crps"],
-        }
-        if "variance" in mean:
-            members = len(self._ranks) - 1 if self._ranks is not None else 1
-            spread = float(np.sqrt(mean["variance"]))
+        result = {"rmse": rmse, **{name: mean[name] for name in ("bias", "mae", "crps")}}
+        if "variance" in mean and self._ranks is not None:
+            members, spread = len(self._ranks) - 1, float(np.sqrt(mean["variance"]))
             ratio = np.sqrt((members + 1) / members) * spread / max(rmse, 1e-300)
             result |= {"spread": spread, "spread_skill": float(ratio)}
         return result
@@ -178,12 +161,11 @@ class DownscalingScores:
         self._scalars.setdefault(name, []).append(None if value is None else float(value))
 
     def _add_reliability(self, variance_N: Floats, error_N: Floats) -> None:
+        n_bins = len(SPREAD_BINS) - 1
         found = np.searchsorted(SPREAD_BINS, np.sqrt(variance_N) / self.std) - 1
-        known = (found >= 0) & (found < len(SPREAD_BINS) - 1)
+        known = (found >= 0) & (found < n_bins)
         for row, values in enumerate((np.ones_like(error_N), variance_N, error_N**2)):
-            self._reliability[row] += np.bincount(
-                found[known], values[known], minlength=len(SPREAD_BINS) - 1
-            )
+            self._reliability[row] += np.bincount(found[known], values[known], minlength=n_bins)
 
     def _reliable(self) -> list[dict[str, float]]:
         count, variance, square = self._reliability

@@ -12,13 +12,7 @@ from torch.nn.functional import embedding_bag
 
 
 class SparseMatrix:
-    """A constant matrix [R, N] for products with batches.
-
-    Parameters
-    ----------
-    matrix : csr_array
-    device : torch.device
-    """
+    """A constant matrix [R, N] for products with batches."""
 
     def __init__(self, matrix: csr_array, device: torch.device) -> None:
         self.shape = matrix.shape
@@ -27,10 +21,9 @@ class SparseMatrix:
 
     def __call__(self, x_BNC: Tensor) -> Tensor:
         """Multiply each sample, [B, R, C]."""
-        n_samples, n_rows, channels = x_BNC.shape
-        rows = x_BNC.reshape(n_samples * n_rows, channels)
-        product: Tensor = _Product.apply(rows, self._forward, self._backward, n_samples)
-        return product.view(n_samples, self.shape[0], channels)
+        rows = x_BNC.flatten(0, 1)
+        product: Tensor = _Product.apply(rows, self._forward, self._backward, len(x_BNC))
+        return product.unflatten(0, (len(x_BNC), self.shape[0]))
 
 
 class _Bags:

@@ -2,9 +2,8 @@
 
 import ducc0
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from millrace.systems.downscaling.icon_source import Floats, Ints
 
 _DEGREES_PER_CELL = 0.45
 """Degrees that are resolved, over the root of the number of cells."""
@@ -18,18 +17,8 @@ def largest_degree(n_cells: int) -> int:
 def power_spectrum(fields_EN: Floats, centres_N3: Floats, area_N: Floats, degree: int) -> Floats:
     """C_l, the mean square of the coefficients of each degree l, [E, degree + 1].
 
-    Coefficients are sums over the cells, weighted with their areas: the adjoint of the synthesis.
-
-    Parameters
-    ----------
-    fields_EN : float array
-        Values at the centres.
-    centres_N3 : float array
-        Unit vectors.
-    area_N : float array
-        In any unit.
-    degree : int
-        Largest l.
+    Coefficients are sums over the cells, weighted with their areas (in any unit): the adjoint of the
+    synthesis. Centres are unit vectors, ``degree`` is the largest l.
     """
     colatitude = np.arccos(np.clip(centres_N3[:, 2], -1, 1))
     longitude = np.arctan2(centres_N3[:, 1], centres_N3[:, 0]) % (2 * np.pi)
@@ -38,13 +27,9 @@ def power_spectrum(fields_EN: Floats, centres_N3: Floats, area_N: Floats, degree
     l_of, m_of = degrees_and_orders(degree)
     spectra = []
     for values_N in fields_EN:
+        weighted_1N = (values_N * solid_angle_N)[None].astype(np.float64)
         coefficients = ducc0.sht.adjoint_synthesis_general(
-            map=(values_N * solid_angle_N)[None].astype(np.float64),
-            spin=0,
-            lmax=degree,
-            loc=place,
-            epsilon=1e-6,
-            nthreads=1,
+            map=weighted_1N, spin=0, lmax=degree, loc=place, epsilon=1e-6, nthreads=1
         )[0]
         # Orders above 0 stand for their negatives too.
         power = np.abs(coefficients) ** 2 * np.where(m_of > 0, 2, 1)
@@ -52,8 +37,7 @@ def power_spectrum(fields_EN: Floats, centres_N3: Floats, area_N: Floats, degree
     return np.array(spectra)
 
 
-def degrees_and_orders(largest: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def degrees_and_orders(largest: int) -> tuple[Ints, Ints]:
     """Degree and order of each coefficient, m-major as in `ducc0`."""
-    order = np.concatenate([np.full(largest + 1 - m, m) for m in range(largest + 1)])
-    degree = np.concatenate([np.arange(m, largest + 1) for m in range(largest + 1)])
+    order, degree = np.triu_indices(largest + 1)
     return degree, order

@@ -1,5 +1,6 @@
 """Downscaling of ICON fields: block means to cells, whole grids at a time."""
 
+from functools import partial
 from typing import Any
 
 from millrace.systems.base import (
@@ -11,6 +12,8 @@ from millrace.systems.base import (
     System,
     Table,
     check_columns,
+    distinct,
+    section_keys,
 )
 
 _HERE = "millrace.systems.downscaling"
@@ -18,24 +21,16 @@ _HERE = "millrace.systems.downscaling"
 _KEYS: Block = {
     "required": ["variables", "split"],
     "properties": {
-        "variables": {
-            "description": "Fields of the output files to keep.",
-            "type": "array",
-            "items": {"type": "string", "minLength": 1},
-            "minItems": 1,
-            "uniqueItems": True,
-        },
-        "blocks": {
-            "type": "object",
-            "additionalProperties": False,
-            "properties": {"levels": {"type": "integer", "minimum": 1, "maximum": 8, "default": 4}},
-        },
+        "variables": distinct(
+            {"type": "string", "minLength": 1},
+            description="Fields of the output files to keep.",
+            minItems=1,
+        ),
+        "blocks": section_keys(
+            levels={"type": "integer", "minimum": 1, "maximum": 8, "default": 4}
+        ),
     },
 }
-
-
-def _check(name: str, experiment: Block, dataset: Block) -> None:
-    check_columns(("variables",), name, experiment, dataset)
 
 
 def best_baseline(forecasts: Block, score: str) -> tuple[str, float]:
@@ -51,8 +46,7 @@ def _rows(run: Block) -> list[dict[str, Any]]:
         model, earlier = forecasts["model"], run["validation"][variable]
         name, absolute = best_baseline(forecasts, "mae")
         _, before = best_baseline(earlier, "mae")
-        squared = best_baseline(forecasts, "rmse")[1]
-        ratio = model["spectrum_ratio"]
+        rival, squared = best_baseline(forecasts, "rmse")
         rows.append(
             {
                 "variable": variable,
@@ -65,13 +59,10 @@ def _rows(run: Block) -> list[dict[str, Any]]:
                 "baseline_rmse": squared,
                 "rmse_skill": 1 - model["rmse"] / squared,
                 "spread_skill": model.get("spread_skill"),
-                "spectrum_low": min(ratio),
-                "spectrum_high": max(ratio),
-                "lag1": model["lag1"],
-                "lag1_truth": model["lag1_truth"],
-                "seam_error": model["seam_error"],
-                "seam_rmse": model["seam_rmse"],
-                "baseline_seam_rmse": forecasts[best_baseline(forecasts, "rmse")[0]]["seam_rmse"],
+                "spectrum_low": min(model["spectrum_ratio"]),
+                "spectrum_high": max(model["spectrum_ratio"]),
+                **{key: model[key] for key in ("lag1", "lag1_truth", "seam_error", "seam_rmse")},
+                "baseline_seam_rmse": forecasts[rival]["seam_rmse"],
             }
         )
     return rows
@@ -92,10 +83,10 @@ _TABLE = Table(
         "baseline_rmse": "RMSE of the best baseline",
         "rmse_skill": "RMSE skill",
         "spread_skill": "spread / error",
-        "spectrum_low": "least power / truth",
-        "spectrum_high": "most power / truth",
+        "spectrum_low": "least power / ground truth",
+        "spectrum_high": "most power / ground truth",
         "lag1": "neighbour correlation",
-        "lag1_truth": "neighbour correlation (truth)",
+        "lag1_truth": "neighbour correlation (ground truth)",
         "seam_error": "error of steps across seams / inside",
         "seam_rmse": "RMSE at seams / inside",
         "baseline_seam_rmse": "the same, best baseline",
@@ -129,13 +120,10 @@ SYSTEM = System(
             caption=_CAPTION,
             extraction=Extraction(
                 f"{_HERE}.blocks:extract_blocks",
-                section=lambda dataset: {
-                    **dataset.get("blocks", {}),
-                    "variables": dataset["variables"],
-                },
+                section=lambda raw: {**raw.get("blocks", {}), "variables": raw["variables"]},
                 config=f"{_HERE}.blocks:BlockConfig",
             ),
-            check=_check,
+            check=partial(check_columns, ("variables",)),
             example={
                 "dataset": {
                     "source": "demo",

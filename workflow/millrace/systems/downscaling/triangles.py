@@ -4,15 +4,13 @@ Shape suffixes: N cells, M points.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.spatial import ConvexHull, cKDTree
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from millrace.systems.downscaling.icon_source import Floats, Ints
 
 _CANDIDATES = 16
-_OUTSIDE = -1e-9
+"""Triangles around a point among which the one that holds it is looked for."""
 
 
 def barycentric(points_M3: Floats, targets_N3: Floats) -> csr_array:
@@ -46,63 +44,49 @@ def east_north(centres_N3: Floats) -> tuple[Floats, Floats]:
     return east, np.cross(centres_N3, east)
 
 
+def complete(neighbours_N3: Ints) -> Ints:
+    """Neighbours of each cell, with the cell itself in place of one that is missing (-1)."""
+    return np.where(neighbours_N3 >= 0, neighbours_N3, np.arange(len(neighbours_N3))[:, None])
+
+
 def differences(centres_N3: Floats, neighbours_N3: Ints) -> csr_array:
     """For each cell: its value, the mean difference to its neighbours, slopes to the east and north.
 
     These four span what a cell and its three neighbours can tell, in a frame that does not depend on
     how the neighbours are numbered (Jiang et al. 2019, Spherical CNNs on Unstructured Grids, ICLR). Slopes
     are those of the plane that fits best, per mean distance between centres. Neighbours that are
-    -1 count as the cell itself.
-
-    Returns
-    -------
-    csr_array [4 N, N]
-        Rows of a cell follow each other.
+    -1 count as the cell itself. The matrix is [4 N, N]; the rows of a cell follow each other.
     """
     n_cells = len(centres_N3)
     own = np.arange(n_cells)
-    neighbours = np.where(neighbours_N3 >= 0, neighbours_N3, own[:, None])
+    neighbours = complete(neighbours_N3)
     offset_N32 = offsets(centres_N3[:, None], centres_N3[neighbours])
     spacing = np.linalg.norm(offset_N32, axis=2)[neighbours_N3 >= 0].mean()
     slope_N23 = np.linalg.pinv(offset_N32 / spacing)
     weight_N33 = np.concatenate([np.full((n_cells, 1, 3), 1 / 3), slope_N23], axis=1)
-    row = 4 * own[:, None, None] + np.arange(1, 4)[:, None]
-    others = (weight_N33, np.broadcast_to(row, weight_N33.shape), neighbours[:, None])
-    values, rows, columns = (np.broadcast_to(x, weight_N33.shape).ravel() for x in others)
-    itself = [-weight_N33.sum(axis=2), row[..., 0], np.broadcast_to(own[:, None], (n_cells, 3))]
-    parts = [
-        (np.ones(n_cells), 4 * own, own),
-        (values, rows, columns),
-        tuple(part.ravel() for part in itself),
-    ]
-    values, rows, columns = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return csr_array((values, (rows, columns)), shape=(4 * n_cells, n_cells))
+    weight_N34 = np.concatenate([weight_N33, -weight_N33.sum(axis=2, keepdims=True)], axis=2)
+    rows, columns = np.broadcast_arrays(
+        4 * own[:, None, None] + np.arange(1, 4)[:, None],
+        np.column_stack([neighbours, own])[:, None],
+    )
+    values = np.concatenate([np.ones(n_cells), weight_N34.ravel()])
+    place = np.concatenate([4 * own, rows.ravel()]), np.concatenate([own, columns.ravel()])
+    return csr_array((values, place), shape=(4 * n_cells, n_cells))
 
 
 def offsets(origin_N13: Floats, points_NK3: Floats) -> Floats:
     """Points as seen from their origin, in units of the radius to the east and the north, [N, K, 2]."""
     east, north = east_north(origin_N13[:, 0])
     step = points_NK3 - origin_N13
-    return np.stack(
-        [np.einsum("nkd,nd->nk", step, east), np.einsum("nkd,nd->nk", step, north)], axis=2
-    )
+    return np.stack([np.einsum("nkd,nd->nk", step, axis) for axis in (east, north)], axis=2)
 
 
 def moments(children_N3: Floats, parents_P3: Floats) -> tuple[csr_array, csr_array]:
-    """From four children to their parent and back.
+    """Matrices from four children to their parent, [3 P, N], and back, [N, 3 P], from the centres of both.
 
-    Parameters
-    ----------
-    children_N3, parents_P3 : float array
-        Centres; children of a parent follow each other.
-
-    Returns
-    -------
-    down : csr_array [3 P, N]
-        Mean, and mean weighted with the offset to the east and to the north.
-    up : csr_array [N, 3 P]
-        A plane given by its value at the parent and its two slopes. Offsets are in units of their root
-        mean square.
+    Children of a parent follow each other. Down go the mean and the means weighted with the offset to the
+    east and to the north; up goes the plane that its value at the parent and its two slopes give. Offsets
+    are in units of their root mean square.
     """
     n_children, n_parents = len(children_N3), len(parents_P3)
     per_parent = n_children // n_parents

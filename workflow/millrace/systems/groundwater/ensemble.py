@@ -1,13 +1,13 @@
 r"""Ensembles over seeds: mean, spread, and how well the spread tells the error of the mean.
 
-For M members :math:`x_i` and the truth y, the continuous ranked probability score in its fair form is
+For M members :math:`x_i` and the ground truth y, the continuous ranked probability score, made fair, is
 
 .. math:: \frac1M \sum_i |x_i - y| - \frac{1}{2 M (M - 1)} \sum_{i,j} |x_i - x_j|
 
 (Ferro 2014, *Q. J. R. Meteorol. Soc.* 140, eq. 8; Zamo & Naveau 2018, *Math. Geosci.* 50, eq. 7): its
-mean does not depend on M if the members are drawn from one distribution. With M² in place of M (M - 1)
-it is the score of the empirical distribution. For a single forecast it is the absolute error, so that of
-persistence is its mean absolute error. Its unit is that of the variable; smaller is better.
+mean does not depend on M if the members are drawn from one distribution. For a single forecast the first
+term alone is left, so that of persistence is its mean absolute error. Its unit is that of the variable;
+smaller is better.
 
 Shape suffixes: M members, B windows, N points, T lead steps, V variables.
 """
@@ -22,38 +22,24 @@ from numpy.typing import ArrayLike, NDArray
 from millrace.data.split import Split
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.base import Progress
-from millrace.systems.groundwater.scores import FieldMetrics
+from millrace.systems.groundwater.forecast import batches, physical
+from millrace.systems.groundwater.scores import FieldMetrics, ratio, skill
 
 Floats = NDArray[np.float64]
 
 _BATCH = 8
 
 
-def crps(members: ArrayLike, truth: ArrayLike, fair: bool = True) -> Floats:
-    """Continuous ranked probability score of an ensemble, see the module.
-
-    Parameters
-    ----------
-    members : array_like
-        [M, ...], at least two if ``fair``.
-    truth : array_like
-        [...].
-    fair : bool
-        Else the score of the empirical distribution.
-
-    Returns
-    -------
-    ndarray
-        [...].
-    """
+def crps(members: ArrayLike, truth: ArrayLike) -> Floats:
+    """Continuous ranked probability score, [...], of two or more members, [M, ...]; see the module."""
     x_M, y = np.asarray(members, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     n = len(x_M)
-    if n < 1 + fair:
-        raise ValueError(f"{n} members: the fair score needs two or more, the other one")
+    if n < 2:
+        raise ValueError(f"{n} members: the score needs two or more")
     # Of sorted values x_k, k = 1 ... M: sum over pairs of |x_i - x_j| = 2 sum_k (2 k - M - 1) x_k.
     rank_M = 2 * np.arange(1, n + 1) - n - 1
     pairs = 2 * np.tensordot(rank_M, np.sort(x_M, axis=0), axes=1)
-    return np.abs(x_M - y).mean(axis=0) - pairs / (2 * n * (n - 1 if fair else n))
+    return np.abs(x_M - y).mean(axis=0) - pairs / (2 * n * (n - 1))
 
 
 class EnsembleMetrics:
@@ -74,14 +60,11 @@ class EnsembleMetrics:
     """
 
     def __init__(self, variables: Sequence[str], leads: int, members: int) -> None:
-        if members < 2:
-            raise ValueError(f"{members} members: an ensemble has at least two")
         self._mean = FieldMetrics(variables, leads)
         self._count = 0
-        self._crps_TV, self._variance_TV, self._persistence_TV = np.zeros(
-            (3, leads, len(self._mean.variables))
-        )
-        self._squared_MTV = np.zeros((members, *self._crps_TV.shape))
+        shape = (leads, len(variables))
+        self._crps_TV, self._variance_TV, self._persistence_TV = np.zeros((3, *shape))
+        self._squared_MTV = np.zeros((members, *shape))
 
     def update(self, truth: ArrayLike, members: ArrayLike, baseline: ArrayLike) -> None:
         """Add windows in physical units: [B, N, T, V], members [M, B, N, T, V]."""
@@ -112,9 +95,9 @@ class EnsembleMetrics:
                 "members": n,
                 "crps": float(score_T.mean()),
                 "persistence_crps": float(persistence_T.mean()),
-                "crps_skill": _complement(score_T.mean(), persistence_T.mean()),
+                "crps_skill": skill(score_T.mean(), persistence_T.mean()),
                 "spread": spread,
-                "spread_skill": _ratio(np.sqrt((n + 1) / n) * spread, mean["rmse"]),
+                "spread_skill": ratio(np.sqrt((n + 1) / n) * spread, mean["rmse"]),
                 "member_rmse": members_MV[:, v].tolist(),
                 "mean": mean,
                 "by_lead": {
@@ -130,46 +113,14 @@ class EnsembleMetrics:
 def forecast_ensemble(
     models: Sequence[TrainedModel], split: Split, progress: Progress | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Score an ensemble on every window of a split, each from true states.
+    """Score an ensemble on every window of a split, each from true states: `EnsembleMetrics.result`.
 
-    Parameters
-    ----------
-    models : sequence of TrainedModel
-        Members; all take the samples of the first.
-    split : {"validation", "test"}
-    progress : callable, optional
-        Called with (batches done, all).
-
-    Returns
-    -------
-    dict
-        `EnsembleMetrics.result`.
+    All models take the samples of the first. ``progress`` is called with (batches done, all).
     """
     dataset = models[0].dataset
     members = [replace(model, dataset=dataset) for model in models]
     metrics = EnsembleMetrics(dataset.config.variables, dataset.config.output_steps, len(members))
-    n_windows = len(dataset.starts(split))
-    first_windows = range(0, n_windows, _BATCH)
-    for patch in range(len(dataset.core_nodes)):
-        for b, first in enumerate(first_windows):
-            windows = np.arange(first, min(first + _BATCH, n_windows))
-            batch = dataset.batch(split, patch, windows)
-            last_KBTV = batch.last_KBV.unsqueeze(2).expand_as(batch.y_KBTV)
-            truth, last, *predicted = (
-                dataset.to_physical(values).swapaxes(0, 1)
-                for values in (batch.y_KBTV, last_KBTV, *(member(batch) for member in members))
-            )
-            metrics.update(truth, np.stack(predicted), last)
-            if progress is not None:
-                done = patch * len(first_windows) + b + 1
-                progress(done, len(dataset.core_nodes) * len(first_windows))
+    for _, _, batch in batches(dataset, split, _BATCH, progress):
+        truth, last, *predicted = physical(dataset, batch, *(member(batch) for member in members))
+        metrics.update(truth, np.stack(predicted), last)
     return metrics.result()
-
-
-def _ratio(value: float, of: float | None) -> float | None:
-    return float(value / of) if of and np.isfinite(value) else None
-
-
-def _complement(value: float, of: float) -> float | None:
-    ratio = _ratio(value, float(of))
-    return None if ratio is None else 1.0 - ratio

@@ -57,7 +57,7 @@ def evaluate_together(
     """
     validation = forecast_ensemble(models, "validation")
     test = forecast_ensemble(models, "test", progress)
-    ensemble_by_lead(test, figure, models[0].dataset.units)
+    ensemble_by_lead(test, models[0].dataset.units, figure)
     return {"validation": validation, "test": test}
 
 
@@ -68,82 +68,55 @@ def _draw(
     ahead: Mapping[str, Any],
     figures: Path,
 ) -> None:
-    on_planes = isinstance(model.dataset, PlaneDataset)
-    nodes = _cells(model.dataset) if on_planes else read_nodes(files["patches"])
-    for v, variable in enumerate(model.dataset.config.variables):
+    dataset = model.dataset
+    on_planes = isinstance(dataset, PlaneDataset)
+    if on_planes:
+        nodes = Nodes(dataset.cell_coords, dataset.plane_of_cell, dataset.plane_of_cell)
+    else:
+        nodes = read_nodes(files["patches"])
+    for v, variable in enumerate(dataset.config.variables):
         folder = figures / variable
         folder.mkdir(parents=True, exist_ok=True)
-        unit = model.dataset.units[variable]
-        _draw_variable(series, v, variable, unit, nodes, on_planes, folder)
-        error_by_lead(
-            {variable: ahead["variables"][variable]},
-            folder / "rollout_error_by_lead.png",
-            {variable: unit},
-            ahead["lead_days"],
-        )
+        name = variable, dataset.units[variable]
+        fields = (series.truth_TNV, series.prediction_TNV, series.persistence_TNV)
+        truth, prediction, persistence = (field[..., v] for field in fields)
+        # Enough points for the density, without drawing tens of millions of them.
+        every = max(1, truth.size // _POINTS)
+        points = truth.ravel()[::every], prediction.ravel()[::every]
+        scatter(*points, *name, folder / "scatter.png")
+        coords = nodes.coords_N3
+        column = np.unique(coords[:, :2], axis=0, return_inverse=True)[1].ravel()
+        shown = most_variable(truth, 4, column)
+        labels = [f"node {n + 1} at Z = {coords[n, 2]:.1f} m" for n in shown]
+        curves = truth[:, shown], prediction[:, shown], persistence[:, shown]
+        time_series(series.time_T, *curves, labels, *name, folder / "time_series.png")
+        if not on_planes:  # which are lines on a map
+            easting, northing, _ = coords.T
+            rmse = np.sqrt(((prediction - truth) ** 2).mean(axis=0))
+            path = folder / "error_map.png"
+            error_map(easting, northing, rmse, nodes.slice_group_N, *name, path)
+        _draw_section(series.time_T, truth, prediction, nodes, on_planes, name, folder)
+        scores, days = ahead["variables"][variable], ahead["lead_days"]
+        error_by_lead(scores, days, *name, folder / "rollout_error_by_lead.png")
 
 
-def _draw_variable(
-    series: Series, v: int, variable: str, unit: str, nodes: Nodes, on_planes: bool, folder: Path
+def _draw_section(
+    time_T: np.ndarray,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    nodes: Nodes,
+    on_planes: bool,
+    name: tuple[str, str],
+    folder: Path,
 ) -> None:
-    coords = nodes.coords_N3
-    truth, prediction = series.truth_TNV[..., v], series.prediction_TNV[..., v]
-    persistence = series.persistence_TNV[..., v]
-    # Enough points for the density, without drawing tens of millions of them.
-    every = max(1, truth.size // _POINTS)
-    scatter(
-        truth.ravel()[::every], prediction.ravel()[::every], variable, unit, folder / "scatter.png"
-    )
-    column = np.unique(coords[:, :2], axis=0, return_inverse=True)[1].ravel()
-    shown = most_variable(truth, 4, column)
-    labels = [f"node {n + 1} at Z = {coords[n, 2]:.1f} m" for n in shown]
-    time_series(
-        series.time_T,
-        truth[:, shown],
-        prediction[:, shown],
-        labels,
-        variable,
-        unit,
-        folder / "time_series.png",
-        persistence[:, shown],
-    )
-    rmse = np.sqrt(((prediction - truth) ** 2).mean(axis=0))
-    if not on_planes:  # which are lines on a map
-        easting, northing = coords[:, 0], coords[:, 1]
-        error_map(
-            easting, northing, rmse, variable, unit, folder / "error_map.png", nodes.slice_group_N
-        )
+    """Draw a section in the middle of the period, and as an animation; fields are [T, N]."""
     shown, s, z = _main_section(nodes, truth, on_planes)
-    middle = len(truth) // 2
-    cross_section(
-        s,
-        z,
-        truth[middle, shown],
-        prediction[middle, shown],
-        variable,
-        unit,
-        folder / "section.png",
-        series.time_T[middle],
-    )
+    truth, prediction = truth[:, shown], prediction[:, shown]
+    t = len(truth) // 2
+    cross_section(s, z, time_T[t], truth[t], prediction[t], *name, folder / "section.png")
     frames = np.unique(np.linspace(0, len(truth) - 1, _FRAMES).astype(int))
-    section_animation(
-        s,
-        z,
-        series.time_T[frames],
-        truth[np.ix_(frames, shown)],
-        prediction[np.ix_(frames, shown)],
-        variable,
-        unit,
-        folder / "animation.gif",
-    )
-
-
-def _cells(dataset: PlaneDataset) -> Nodes:
-    """Cells of planes as nodes, each plane a group."""
-    plane_N = np.repeat(
-        np.arange(len(dataset.core_nodes)), [len(cells) for cells in dataset.core_nodes]
-    )
-    return Nodes(dataset.cell_coords, plane_N, plane_N)
+    states = time_T[frames], truth[frames], prediction[frames]
+    section_animation(s, z, *states, *name, folder / "animation.gif")
 
 
 def _main_section(nodes: Nodes, truth_TN: np.ndarray, on_planes: bool) -> tuple[Any, Any, Any]:
@@ -164,12 +137,9 @@ def _steepest_section(coords: np.ndarray, truth_TN: np.ndarray) -> tuple[Any, An
     direction = slope[:2] / max(float(np.hypot(*slope[:2])), 1e-30)
     along = offset @ direction
     start, end = centre + direction * along.min(), centre + direction * along.max()
-    width = 2.5 * float(np.sqrt(np.ptp(coords[:, 0]) * np.ptp(coords[:, 1]) / _columns(coords)))
+    n_columns = len(np.unique(coords[:, :2], axis=0))
+    width = 2.5 * float(np.sqrt(np.ptp(coords[:, 0]) * np.ptp(coords[:, 1]) / n_columns))
     return extract_section(coords, start, end, width)
-
-
-def _columns(coords: np.ndarray) -> int:
-    return len(np.unique(coords[:, :2], axis=0))
 
 
 EVALUATION = Evaluation(evaluate, evaluate_together)

@@ -114,8 +114,7 @@ class FeflowReader:
 
     def _snapshot(self, table: CsvTable, order: Order, forcing: CsvTable | None) -> Snapshot:
         times = table.columns[_TIME]
-        other = np.flatnonzero(times != times[0])
-        if len(other):
+        if len(other := np.flatnonzero(times != times[0])):
             row = int(other[0])
             raise table.error(
                 row, _TIME, f"time {times[row]:g} d; expected {times[0]:g} d as in the first row"
@@ -190,20 +189,14 @@ def check_header(base: Path, variables: Sequence[str], key: str) -> None:
 def open_directory(
     base: Path, variables: Sequence[str], forcings: Sequence[str] | None = None
 ) -> tuple[FeflowReader, Snapshot]:
-    """Open a directory and read its first output time.
+    """Open a directory: a reader of all output times, and the first of them.
 
     Parameters
     ----------
-    base : Path
     variables : sequence of str
         Fields to read, such as ``head``.
     forcings : sequence of str, optional
         Of `FORCINGS`; by default all that the directory has, which may be none.
-
-    Returns
-    -------
-    FeflowReader, Snapshot
-        A reader of all output times, and the first of them.
 
     Raises
     ------
@@ -214,22 +207,19 @@ def open_directory(
     files = find_files(base, with_forcings=forcings is None or len(forcings) > 0)
     names, columns = _forcing_names(base, files, forcings)
     table = _read_fields(files.fields[0], variables)
-    mesh = _mesh(table)
+    mesh = Mesh(
+        node=_unique_nodes(table),
+        slice=_integers(table, _SLICE).astype(np.int32),
+        coords=np.stack([table.columns[axis] for axis in _PLACE], axis=1),
+    )
     forcing, nodes = None, np.empty(0, dtype=np.int64)
     if names:
         forcing = _read_forcings(files.forcings[0], columns)
         nodes = _unique_nodes(forcing)
         if files.forcing_on_all_nodes:
             _match_nodes(forcing, mesh.node, files.fields[0])
-    reader = FeflowReader(
-        files,
-        tuple(variables),
-        names,
-        mesh,
-        columns,
-        nodes,
-        (table.complete, forcing is None or forcing.complete),
-    )
+    complete = table.complete, forcing is None or forcing.complete
+    reader = FeflowReader(files, tuple(variables), names, mesh, columns, nodes, complete)
     return reader, reader._snapshot(table, slice(None), forcing)
 
 
@@ -292,25 +282,28 @@ def _integers(table: CsvTable, column: str) -> NDArray[np.int64]:
 
 def _unique_nodes(table: CsvTable) -> NDArray[np.int64]:
     nodes = _integers(table, _NODE)
-    seen: dict[int, int] = {}
-    if len(np.unique(nodes)) != len(nodes):
-        for row, node in enumerate(nodes.tolist()):
-            if node in seen:
-                raise table.error(
-                    row,
-                    _NODE,
-                    f"node {node} again, first in line {seen[node] + 2}; expected one row",
-                )
-            seen[node] = row
+    _, first, index = np.unique(nodes, return_index=True, return_inverse=True)
+    again = np.flatnonzero(first[index] < np.arange(len(nodes)))
+    if len(again):
+        row = int(again[0])
+        line = first[index][row] + 2
+        raise table.error(
+            row, _NODE, f"node {nodes[row]} again, first in line {line}; expected one row"
+        )
     return nodes
 
 
-def _mesh(table: CsvTable) -> Mesh:
-    return Mesh(
-        node=_unique_nodes(table),
-        slice=_integers(table, _SLICE).astype(np.int32),
-        coords=np.stack([table.columns[axis] for axis in _PLACE], axis=1),
-    )
+def _find(nodes: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions of nodes among others."""
+    order = np.argsort(among)
+    return order[np.searchsorted(among[order], nodes)]
+
+
+def _check_known(table: CsvTable, nodes: NDArray[np.int64], mesh: NDArray, first: Path) -> None:
+    unknown = np.flatnonzero(~np.isin(nodes, mesh))
+    if len(unknown):
+        row = int(unknown[0])
+        raise table.error(row, _NODE, f"node {nodes[row]} is not in {first}; expected its nodes")
 
 
 def _match_nodes(table: CsvTable, expected: NDArray[np.int64], first: Path) -> Order:
@@ -319,10 +312,7 @@ def _match_nodes(table: CsvTable, expected: NDArray[np.int64], first: Path) -> O
     if np.array_equal(nodes, expected):
         return slice(None)
     _unique_nodes(table)
-    known = np.isin(nodes, expected)
-    if not known.all():
-        row = int(np.argmin(known))
-        raise table.error(row, _NODE, f"node {nodes[row]} is not in {first}; expected its nodes")
+    _check_known(table, nodes, expected, first)
     if len(nodes) < len(expected):
         row = len(nodes)
         if np.array_equal(nodes, expected[:row]):
@@ -333,8 +323,7 @@ def _match_nodes(table: CsvTable, expected: NDArray[np.int64], first: Path) -> O
         missing = expected[~np.isin(expected, nodes)][0]
         row = int(np.argmax(nodes != expected[:row]))
         raise table.error(row, _NODE, f"node {missing} is missing; expected the nodes of {first}")
-    order = np.argsort(nodes)
-    return order[np.searchsorted(nodes[order], expected)]
+    return _find(expected, nodes)
 
 
 def _rows_of(mesh_nodes: NDArray[np.int64], forcing: CsvTable, first: Path) -> Order:
@@ -342,39 +331,28 @@ def _rows_of(mesh_nodes: NDArray[np.int64], forcing: CsvTable, first: Path) -> O
     nodes = forcing.columns[_NODE].astype(np.int64)
     if np.array_equal(nodes, mesh_nodes):
         return slice(None)
-    known = np.isin(nodes, mesh_nodes)
-    if not known.all():
-        row = int(np.argmin(known))
-        raise forcing.error(row, _NODE, f"node {nodes[row]} is not in {first}; expected its nodes")
-    order = np.argsort(mesh_nodes)
-    return order[np.searchsorted(mesh_nodes[order], nodes)]
+    _check_known(forcing, nodes, mesh_nodes, first)
+    return _find(nodes, mesh_nodes)
 
 
 def _check_end(table: CsvTable, first: Path, complete: bool) -> None:
-    if table.complete == complete:
-        return
-    if complete:
-        raise DataError(
-            f"{table.end()}: the last line has no newline, unlike {first}; "
-            "expected a complete file, copy it again"
+    if table.complete != complete:
+        end, other = (
+            (table.end(), first) if complete else (f"{first}:{len(table) + 1}:1", table.path)
         )
-    raise DataError(
-        f"{first}:{len(table) + 1}:1: the last line has no newline, unlike {table.path}; "
-        "expected a complete file, copy it again"
-    )
+        raise DataError(
+            f"{end}: the last line has no newline, unlike {other}; expected a complete file, copy it again"
+        )
 
 
 def _check_mesh(table: CsvTable, order: Order, mesh: Mesh, first: Path) -> None:
-    expected = zip((*_PLACE, _SLICE), (*mesh.coords.T, mesh.slice), strict=True)
-    for name, values in expected:
+    for name, values in zip((*_PLACE, _SLICE), (*mesh.coords.T, mesh.slice), strict=True):
         moved = np.abs(table.columns[name][order] - values) > _SAME_PLACE
         if moved.any():
             at = int(np.argmax(moved))
             row = at if isinstance(order, slice) else int(order[at])
             found = table.columns[name][row]
+            place = f"{name} of node {mesh.node[at]}"
             raise table.error(
-                row,
-                name,
-                f"{name} of node {mesh.node[at]} is {found:.10g}; "
-                f"expected {values[at]:.10g} as in {first}",
+                row, name, f"{place} is {found:.10g}; expected {values[at]:.10g} as in {first}"
             )

@@ -3,6 +3,8 @@
 Shape suffixes: W windows, K core points of a patch, N nodes of the aquifer, T time steps, V variables.
 """
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,26 @@ class Series:
     persistence_TNV: Floats
 
 
+def batches(
+    dataset: Any, split: Split, size: int, progress: Progress | None
+) -> Iterator[tuple[int, NDArray[np.int64], Any]]:
+    """All windows of a split, group by group: number of the group, of its windows, and their batch."""
+    n_groups, n_windows = len(dataset.core_nodes), len(dataset.starts(split))
+    parts = list(itertools.product(range(n_groups), range(0, n_windows, size)))
+    for done, (group, first) in enumerate(parts, 1):
+        windows = np.arange(first, min(first + size, n_windows))
+        yield group, windows, dataset.batch(split, group, windows)
+        if progress is not None:
+            progress(done, len(parts))
+
+
+def physical(dataset: Any, batch: Any, *forecasts: Tensor) -> list[Floats]:
+    """Ground truth, persistence and forecasts in physical units, [B, K, T, V] each."""
+    persistence = batch.last_KBV.unsqueeze(2).expand_as(batch.y_KBTV)
+    fields = (batch.y_KBTV, persistence, *forecasts)
+    return [dataset.to_physical(values).swapaxes(0, 1) for values in fields]
+
+
 def forecast_windows(
     model: TrainedModel, split: Split, progress: Progress | None = None
 ) -> tuple[dict[str, Any], Series]:
@@ -51,26 +73,18 @@ def forecast_windows(
     metrics = FieldMetrics(config.variables, config.output_steps)
     tiled = np.flatnonzero((starts - starts[0]) % config.output_steps == 0)
     slot = {int(window): position for position, window in enumerate(tiled)}
-    n_nodes = sum(len(nodes) for nodes in dataset.core_nodes)
+    n_nodes = sum(map(len, dataset.core_nodes))
     shape = (len(tiled), config.output_steps, n_nodes, len(config.variables))
     fields = [np.full(shape, np.nan) for _ in range(3)]
-    n_batches = -(-len(starts) // _BATCH)
-    for patch, core in enumerate(dataset.core_nodes):
-        for b in range(n_batches):
-            windows = np.arange(b * _BATCH, min((b + 1) * _BATCH, len(starts)))
-            batch = dataset.batch(split, patch, windows)
-            last_KBTV = batch.last_KBV.unsqueeze(2).expand_as(batch.y_KBTV)
-            arrays = [
-                dataset.to_physical(values).swapaxes(0, 1)  # [W, K, T, V]
-                for values in (batch.y_KBTV, model(batch), last_KBTV)
-            ]
-            metrics.update(*arrays)
-            for i, window in enumerate(windows):
-                if int(window) in slot:
-                    for field, values in zip(fields, arrays, strict=True):
-                        field[slot[int(window)]][:, core] = values[i].swapaxes(0, 1)
-            if progress is not None:
-                progress(patch * n_batches + b + 1, len(dataset.core_nodes) * n_batches)
+    for group, windows, batch in batches(dataset, split, _BATCH, progress):
+        truth, persistence, forecast = physical(dataset, batch, model(batch))
+        metrics.update(truth, forecast, persistence)
+        for i, window in enumerate(windows):
+            if int(window) in slot:
+                for field, values in zip(fields, (truth, forecast, persistence), strict=True):
+                    field[slot[int(window)]][:, dataset.core_nodes[group]] = values[i].swapaxes(
+                        0, 1
+                    )
     steps = starts[tiled, None] + config.input_steps + np.arange(config.output_steps)
     flat = [field.reshape(-1, *field.shape[2:]) for field in fields]
     return metrics.result(), Series(dataset.time[steps.ravel()], *flat)
@@ -103,10 +117,11 @@ def rollout(model: TrainedModel, split: Split, max_steps: int = 40) -> dict[str,
     rounds = max(1, min(max_steps, available) // out)
     last_start = int(windows[-1]) + config.length - past - rounds * out
     starts = np.unique(np.linspace(windows[0], last_start, _ROLLOUTS).astype(int))
-    truth_NWTV = _true_states(model, starts, past + rounds * out)
+    truth_NWTV = true_states(model, starts, past + rounds * out)
     state_NWTV = truth_NWTV[:, :, :past].clone()
     for step in range(rounds):
-        state_NWTV = torch.cat([state_NWTV, _next_states(model, state_NWTV, starts, step)], dim=2)
+        following = next_states(model, state_NWTV, starts + step * out)
+        state_NWTV = torch.cat([state_NWTV, following], dim=2)
     metrics = FieldMetrics(config.variables, rounds * out)
     last_NWTV = truth_NWTV[:, :, past - 1 : past].expand(-1, -1, rounds * out, -1)
     metrics.update(
@@ -120,27 +135,25 @@ def rollout(model: TrainedModel, split: Split, max_steps: int = 40) -> dict[str,
     return {"lead_days": lead_days.tolist(), "starts": len(starts), "variables": metrics.result()}
 
 
-def _true_states(model: TrainedModel, starts: np.ndarray, length: int) -> Tensor:
+def true_states(model: TrainedModel, starts: np.ndarray, length: int) -> Tensor:
+    """States of all nodes in the steps from each start on, normalised, [N, W, T, V]."""
     dataset = model.dataset
     steps = starts[:, None] + np.arange(length)
-    n_nodes = sum(len(nodes) for nodes in dataset.core_nodes)
-    states = torch.empty(
-        n_nodes, *steps.shape, len(dataset.config.variables), device=dataset.device
-    )
-    for patch, core in enumerate(dataset.core_nodes):
-        states[torch.from_numpy(core)] = dataset.core_states(patch, steps)
+    size = (sum(map(len, dataset.core_nodes)), *steps.shape, len(dataset.config.variables))
+    states = torch.empty(size, device=dataset.device)
+    for group, core in enumerate(dataset.core_nodes):
+        states[torch.from_numpy(core)] = dataset.core_states(group, steps)
     return states
 
 
-def _next_states(model: TrainedModel, state_NWTV: Tensor, starts: np.ndarray, step: int) -> Tensor:
+def next_states(model: TrainedModel, state_NWTV: Tensor, starts: np.ndarray) -> Tensor:
+    """Forecast of all nodes from the last of their states, with the forcings of windows at ``starts``."""
     dataset, config = model.dataset, model.dataset.config
     past_NWTV = state_NWTV[:, :, -config.input_steps :]
     size = (*state_NWTV.shape[:2], config.output_steps, state_NWTV.shape[3])
     result = torch.empty(size, device=state_NWTV.device)
-    for patch, (core, ghost) in enumerate(
-        zip(dataset.core_nodes, dataset.ghost_nodes, strict=True)
-    ):
-        nodes = torch.from_numpy(np.concatenate([core, ghost]))
-        batch = dataset.at_times(patch, starts + step * config.output_steps)
-        result[nodes[: len(core)]] = model(dataset.with_states(batch, past_NWTV[nodes]))
+    for group, core in enumerate(dataset.core_nodes):
+        nodes = torch.from_numpy(np.concatenate([core, dataset.ghost_nodes[group]]))
+        batch = dataset.with_states(dataset.at_times(group, starts), past_NWTV[nodes])
+        result[nodes[: len(core)]] = model(batch)
     return result

@@ -10,7 +10,6 @@ T steps, V variables.
 """
 
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from neuralop.layers.channel_mlp import ChannelMLP
@@ -21,9 +20,9 @@ from torch import Tensor, nn
 from millrace.errors import ConfigError
 from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
-from millrace.systems.groundwater.gno import embed, gno
+from millrace.systems.groundwater.gno import gno
+from millrace.systems.groundwater.network import GraphNetwork, spectral_in_float32
 from millrace.systems.groundwater.plane_dataset import PlaneBatch, PlaneDataset, PlaneGeometry
-from millrace.systems.groundwater.spectral import spectral_in_float32
 
 
 @dataclass(frozen=True)
@@ -45,21 +44,11 @@ class GfnoConfig:
             raise ConfigError("model: expected widths, modes and layers of 1 or more")
 
 
-class GFNO(nn.Module):
+class GFNO(GraphNetwork):
     """Predict the next states in the valid cells of a plane.
 
-    As in GINO, the network gives increments over the last given state, in units of the typical
-    one-step change of each variable.
-
-    Parameters
-    ----------
-    config : GfnoConfig
-    boundary_channels, feature_channels : int
-        Channels of the boundary values and of the grid features.
-    radius : float
-        Neighbourhood of the graph layer; the tables of the samples have it too.
-    increment_scale_V : Tensor
-        Standard deviation of one-step changes over that of the variable.
+    Boundary values and grid features have a number of channels each; ``radius`` is the neighbourhood of the
+    graph layer, which the tables of the samples have too.
     """
 
     def __init__(
@@ -70,8 +59,7 @@ class GFNO(nn.Module):
         radius: float,
         increment_scale_V: Tensor,
     ) -> None:
-        super().__init__()
-        self.register_buffer("increment_scale_V", increment_scale_V.float())
+        super().__init__(increment_scale_V)
         # With the linear transform the kernel multiplies channel by channel, so that boundary values
         # are lifted to the channels of the graph layer first.
         self.boundary = nn.Linear(boundary_channels, config.gno_channels)
@@ -104,9 +92,6 @@ class GFNO(nn.Module):
             hidden_channels=4 * config.hidden,
         )
         spectral_in_float32(self)
-        self._embeddings: WeakKeyDictionary[PlaneGeometry, tuple[Tensor, Tensor]] = (
-            WeakKeyDictionary()
-        )
 
     def forward(self, batch: PlaneBatch) -> Tensor:
         """Forecast in normalised units, [K, B, T, V]."""
@@ -117,24 +102,15 @@ class GFNO(nn.Module):
         for layer in range(self.fno_blocks.n_layers):
             h_BCTHW = self.fno_blocks(h_BCTHW, layer)
         change_BVTK = self.projection(h_BCTHW).flatten(3)[..., geometry.cell_K]
-        change_KBTV = change_BVTK.permute(3, 0, 2, 1)
-        return batch.last_KBV.unsqueeze(2) + self.increment_scale_V * change_KBTV
+        return self.forecast(batch, change_BVTK.permute(3, 0, 2, 1))
 
     def encode(self, x_NBC: Tensor, geometry: PlaneGeometry) -> Tensor:
         """Carry boundary values into the grid, [G, B, C]; 0 where no boundary point is near."""
-        boundary_ND, latent_GD = self._embed(geometry)
-        return gno(
-            self.gno, boundary_ND, latent_GD, self.boundary(x_NBC), geometry.into_latent, "mean"
+        boundary_ND, latent_GD = self.embeddings(
+            geometry, (self.gno, geometry.boundary_N3), (self.gno, geometry.latent_G3)
         )
-
-    def _embed(self, geometry: PlaneGeometry) -> tuple[Tensor, Tensor]:
-        if geometry not in self._embeddings:
-            with torch.no_grad():
-                self._embeddings[geometry] = (
-                    embed(self.gno, geometry.boundary_N3),
-                    embed(self.gno, geometry.latent_G3),
-                )
-        return self._embeddings[geometry]
+        h_NBC = self.boundary(x_NBC)
+        return gno(self.gno, boundary_ND, latent_GD, h_NBC, geometry.into_latent, "mean")
 
 
 def _build(config: GfnoConfig, dataset: PlaneDataset) -> GFNO:
@@ -142,7 +118,7 @@ def _build(config: GfnoConfig, dataset: PlaneDataset) -> GFNO:
         if modes > points:
             raise ConfigError(
                 f"model.modes {list(config.modes)}: at most the {list(dataset.grid_shape)} steps and cells "
-                "of  the planes along each axis"
+                "of the planes along each axis"
             )
     return GFNO(
         config,

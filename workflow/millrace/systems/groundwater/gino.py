@@ -9,18 +9,17 @@ Shape suffixes: N points, K core points, G latent points, B samples, C channels,
 
 from dataclasses import dataclass
 from typing import cast
-from weakref import WeakKeyDictionary
 
 import neuralop.models
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from millrace.errors import ConfigError
 from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
-from millrace.systems.groundwater.gno import embed, gno
+from millrace.systems.groundwater.gno import gno
+from millrace.systems.groundwater.network import GraphNetwork, spectral_in_float32
 from millrace.systems.groundwater.patch_dataset import LatentGeometry, PatchBatch, PatchDataset
-from millrace.systems.groundwater.spectral import spectral_in_float32
 
 
 @dataclass(frozen=True)
@@ -45,29 +44,14 @@ class GinoConfig:
                 )
 
 
-class GINO(nn.Module):
-    """Predict the next states on the core points of a patch.
-
-    The network gives increments over the last given state, in units of the typical one-step change of
-    each variable: an untrained network is close to persistence, the baseline it has to beat.
-
-    Parameters
-    ----------
-    config : GinoConfig
-    in_channels : int
-        Channels C of the input.
-    output_steps, n_variables : int
-        T and V of the forecast.
-    increment_scale_V : Tensor
-        Standard deviation of one-step changes over that of the variable.
-    """
+class GINO(GraphNetwork):
+    """Predict the next ``output_steps`` states on the core points of a patch from C = ``in_channels``."""
 
     def __init__(
         self, config: GinoConfig, in_channels: int, output_steps: int, increment_scale_V: Tensor
     ) -> None:
-        super().__init__()
+        super().__init__(increment_scale_V)
         self.output_shape = (output_steps, len(increment_scale_V))
-        self.register_buffer("increment_scale_V", increment_scale_V.float())
         self.net = neuralop.models.GINO(
             in_channels=in_channels,
             out_channels=output_steps * len(increment_scale_V),
@@ -88,40 +72,23 @@ class GINO(nn.Module):
             gno_use_torch_scatter=False,
         )
         spectral_in_float32(self)
-        self._embeddings: WeakKeyDictionary[LatentGeometry, tuple[Tensor, Tensor]] = (
-            WeakKeyDictionary()
-        )
 
     def forward(self, batch: PatchBatch) -> Tensor:
         """Forecast in normalised units, [K, B, T, V]."""
         geometry = cast(LatentGeometry, batch.geometry)
-        points_ND, latent_GD = self._embed(geometry)
-        x_GBC = gno(
-            self.net.gno_in, points_ND, latent_GD, batch.x_NBC, geometry.into_latent, "mean"
+        inward, outward = self.net.gno_in, self.net.gno_out
+        points_ND, latent_GD = self.embeddings(
+            geometry, (inward, geometry.points_N3), (outward, geometry.latent_G3)
         )
+        x_GBC = gno(inward, points_ND, latent_GD, batch.x_NBC, geometry.into_latent, "mean")
         n_samples = x_GBC.shape[1]
         grid = x_GBC.transpose(0, 1).reshape(n_samples, *geometry.latent_shape, -1)
         h_BHG = self.net.latent_embedding(grid).flatten(2)
-        h_KBH = gno(
-            self.net.gno_out,
-            latent_GD,
-            points_ND[: geometry.n_core],
-            h_BHG.permute(2, 0, 1).contiguous(),
-            geometry.from_latent,
-            "sum",
-        )
+        h_GBH, core_KD = h_BHG.permute(2, 0, 1).contiguous(), points_ND[: geometry.n_core]
+        h_KBH = gno(outward, latent_GD, core_KD, h_GBH, geometry.from_latent, "sum")
         out_BCK = self.net.projection(h_KBH.permute(1, 2, 0))
         change_KBTV = out_BCK.permute(2, 0, 1).unflatten(2, self.output_shape)
-        return batch.last_KBV.unsqueeze(2) + self.increment_scale_V * change_KBTV
-
-    def _embed(self, geometry: LatentGeometry) -> tuple[Tensor, Tensor]:
-        if geometry not in self._embeddings:
-            with torch.no_grad():
-                self._embeddings[geometry] = (
-                    embed(self.net.gno_in, geometry.points_N3),
-                    embed(self.net.gno_out, geometry.latent_G3),
-                )
-        return self._embeddings[geometry]
+        return self.forecast(batch, change_KBTV)
 
 
 def _build(config: GinoConfig, dataset: PatchDataset) -> GINO:

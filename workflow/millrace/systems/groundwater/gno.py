@@ -95,44 +95,28 @@ class _KernelSum(torch.autograd.Function):
 
 
 def kernel_sum(kernel_EC: Tensor, f_NBC: Tensor, table: NeighbourTable) -> Tensor:
-    """Sum kernel times function over the neighbours of every output point.
+    """Sum kernel times function over the neighbours of every output point, [M, B, C].
 
-    Parameters
-    ----------
-    kernel_EC : Tensor
-        Kernel value of each edge, shared by all samples.
-    f_NBC : Tensor
-        The function on the N points, one column block a sample.
-    table : NeighbourTable
-        M output points among N points.
-
-    Returns
-    -------
-    Tensor
-        [M, B, C].
+    The kernel of an edge is shared by all samples.
     """
     if kernel_EC.dtype in (torch.float16, torch.bfloat16):
         # Under autocast: hundreds of neighbours are not summed in half precision.
         kernel_EC = kernel_EC.float()
     f_NBC = f_NBC.to(kernel_EC.dtype)
-    n_edges, channels = kernel_EC.shape
-    step = max(1, _MAX_EDGE_ELEMENTS // max(1, n_edges * channels))
+    step = max(1, _MAX_EDGE_ELEMENTS // max(1, kernel_EC.numel()))
     if f_NBC.shape[1] <= step:
         return _KernelSum.apply(kernel_EC, f_NBC, table)
     parts = [_KernelSum.apply(kernel_EC, part, table) for part in f_NBC.split(step, dim=1)]
     return torch.cat(parts, dim=1)
 
 
-def edge_kernel(mlp: LinearChannelMLP, y_ND: Tensor, x_MD: Tensor, table: NeighbourTable) -> Tensor:
-    """Evaluate the kernel MLP of a `LinearChannelMLP` on every edge.
+def _edge_kernel(
+    mlp: LinearChannelMLP, y_ND: Tensor, x_MD: Tensor, table: NeighbourTable
+) -> Tensor:
+    """Evaluate the kernel MLP on every edge, [E, C].
 
     Its first layer acts on the concatenation [y, x]; being linear it is applied to the points before
     they are gathered to edges, which saves the [E, 2 D] tensor.
-
-    Returns
-    -------
-    Tensor
-        [E, C].
     """
     first = mlp.fcs[0]
     weight_y, weight_x = first.weight.split(y_ND.shape[1], dim=1)
@@ -151,27 +135,12 @@ def gno(
     table: NeighbourTable,
     reduction: Literal["sum", "mean"],
 ) -> Tensor:
-    """Apply a `GNOBlock` (``linear`` transform) with its own weights over a neighbour table.
+    """Apply a `GNOBlock` (``linear`` transform) with its own weights over the neighbours of x among y.
 
-    Parameters
-    ----------
-    block : GNOBlock
-        Source of the kernel's weights.
-    y_ND, x_MD : Tensor
-        Embedded positions of the points integrated over and of the output points, see `embed`.
-    f_NBC : Tensor
-        The function to integrate; C must equal the block's output channels.
-    table : NeighbourTable
-        Neighbours of x among y.
-    reduction : {"sum", "mean"}
-        As the block was built.
-
-    Returns
-    -------
-    Tensor
-        [M, B, C]; zero where an output point has no neighbours.
+    Positions are embedded, see `embed`. C must equal the block's output channels, and the reduction is that
+    with which it was built. Returns [M, B, C]; zero where an output point has no neighbours.
     """
-    kernel_EC = edge_kernel(block.integral_transform.channel_mlp, y_ND, x_MD, table)
+    kernel_EC = _edge_kernel(block.integral_transform.channel_mlp, y_ND, x_MD, table)
     if reduction == "mean":
         # Dividing the kernel, not the result, keeps the division off the sample dimension.
         count_M1 = table.indptr.diff().clamp(min=1).to(kernel_EC.dtype).unsqueeze(1)

@@ -21,33 +21,11 @@ class CSR:
     index: NDArray[np.int64]
     """int64[E]: neighbours, ascending within a query."""
 
-    @property
-    def rows(self) -> NDArray[np.int64]:
-        """Query of each edge, int64[E]."""
-        return np.repeat(np.arange(len(self.indptr) - 1), np.diff(self.indptr))
-
-    def transpose(self, n_points: int) -> "CSR":
-        """Queries that have each of the ``n_points`` points as a neighbour."""
-        order = np.argsort(self.index, kind="stable")
-        return _from_sorted(self.index[order], self.rows[order], n_points)
-
 
 def radius_neighbours(points: ArrayLike, queries: ArrayLike, radius: float) -> CSR:
-    """Find the points within a distance of each query.
+    """Find which of the points [N, D] lie within a distance of each query [M, D], or at exactly it.
 
-    Parameters
-    ----------
-    points : array_like
-        [N, D] coordinates.
-    queries : array_like
-        [M, D] coordinates, in the same unit.
-    radius : float
-        A point at exactly this distance is a neighbour.
-
-    Returns
-    -------
-    CSR
-        M rows whose neighbours are rows of ``points``.
+    The M rows of the table hold rows of ``points``.
     """
     points_ND = np.asarray(points, dtype=np.float64)
     queries_MD = np.asarray(queries, dtype=np.float64)
@@ -59,11 +37,5 @@ def radius_neighbours(points: ArrayLike, queries: ArrayLike, radius: float) -> C
     row, column = candidates["i"].astype(np.int64), candidates["j"].astype(np.int64)
     square = ((queries_MD[row] - points_ND[column]) ** 2).sum(axis=1)
     row, column = row[square <= radius * radius], column[square <= radius * radius]
-    order = np.lexsort((column, row))
-    return _from_sorted(row[order], column[order], len(queries_MD))
-
-
-def _from_sorted(row: NDArray[np.int64], column: NDArray[np.int64], n_rows: int) -> CSR:
-    indptr = np.zeros(n_rows + 1, dtype=np.int64)
-    np.cumsum(np.bincount(row, minlength=n_rows), out=indptr[1:])
-    return CSR(indptr, column)
+    counts = np.bincount(row, minlength=len(queries_MD))
+    return CSR(np.concatenate([[0], np.cumsum(counts)]), column[np.lexsort((column, row))])

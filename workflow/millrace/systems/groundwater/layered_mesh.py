@@ -61,19 +61,9 @@ class Columns:
         return np.isfinite(self.z_LH).sum(axis=0) >= 2
 
     def interpolation(self, z_W: Floats) -> tuple[csr_array, Bools]:
-        """Weights of the nodes at points on the lines.
+        """Weights of the nodes at elevations (m) on the lines, [H * W, N], and which are inside, [H, W].
 
-        Parameters
-        ----------
-        z_W : ndarray
-            Elevations (m), the same on all lines.
-
-        Returns
-        -------
-        weights : csr_array
-            [H * W, N]; rows of points outside the mesh are empty.
-        inside : ndarray
-            bool[H, W].
+        Rows of points outside the mesh are empty.
         """
         inside_HW = np.zeros((self.z_LH.shape[1], len(z_W)), dtype=bool)
         rows, nodes, weights = [], [], []
@@ -89,10 +79,11 @@ class Columns:
                 weights.append((part * self.weight_LH3[layer[side], h]).ravel())
                 rows.append(np.repeat(h * len(z_W) + point, 3))
             inside_HW[h, point] = True
+        shape = (inside_HW.size, self.n_nodes)
         if not rows:
-            return csr_array((inside_HW.size, self.n_nodes)), inside_HW
+            return csr_array(shape), inside_HW
         entries = np.concatenate(weights), (np.concatenate(rows), np.concatenate(nodes))
-        return csr_array(entries, shape=(inside_HW.size, self.n_nodes)), inside_HW
+        return csr_array(entries, shape=shape), inside_HW
 
 
 class LayeredMesh:
@@ -161,8 +152,12 @@ class LayeredMesh:
         point = xy - self.origin
         triangle = layer.triangulation.find_simplex(point, tol=_TOLERANCE)
         inside = (triangle >= 0) & layer.keep_M[triangle]
-        affine = layer.triangulation.transform[triangle]
-        first = np.einsum("hij,hj->hi", affine[:, :2], point - affine[:, 2])
-        weight = np.column_stack([first, 1 - first.sum(axis=1)])
-        node = layer.node[layer.triangulation.simplices[triangle]]
-        return node, np.where(inside[:, None], weight, 0.0), inside
+        corner, weight = barycentric(layer.triangulation, triangle, point)
+        return layer.node[corner], np.where(inside[:, None], weight, 0.0), inside
+
+
+def barycentric(mesh: Delaunay, triangle: Ints, point: Floats) -> tuple[Ints, Floats]:
+    """Corners [P, 3] of the triangles of points [P, 2] in the plane, and their weights [P, 3]."""
+    affine = mesh.transform[triangle]
+    first = np.einsum("pij,pj->pi", affine[:, :2], point - affine[:, 2])
+    return mesh.simplices[triangle], np.column_stack([first, 1 - first.sum(axis=1)])

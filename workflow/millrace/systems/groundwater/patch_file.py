@@ -4,20 +4,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from millrace.data.hdf5 import open_checked
+from millrace.systems.groundwater.hdf5_parts import group_names
 
 SCHEMA = "millrace.patches/1"
-
-
-def patch_names(file: h5py.File) -> list[str]:
-    """Groups of the patches in a `patches.h5`, in order."""
-    return sorted(
-        (name for name in file if name.startswith("patch_")), key=lambda name: int(name[6:])
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +27,10 @@ class Nodes:
 def read_nodes(patches: Path) -> Nodes:
     """Put the core nodes of a `patches.h5` together again."""
     with open_checked(patches, SCHEMA) as file:
-        names = patch_names(file)
-        cores = [file[name]["core_node"][()] for name in names]
-        coords = [
-            file[name]["coords"][: len(core)] for name, core in zip(names, cores, strict=True)
-        ]
+        groups = [file[name] for name in group_names(file)]
+        cores = [group["core_node"][()] for group in groups]
+        coords = [group["coords"][: len(core)] for group, core in zip(groups, cores, strict=True)]
         clusters = json.loads(file.attrs["config"])["clusters"]
     order = np.argsort(np.concatenate(cores))
-    patch_N = np.repeat(np.arange(len(cores)), [len(core) for core in cores])[order]
+    patch_N = np.repeat(np.arange(len(cores)), [*map(len, cores)])[order]
     return Nodes(np.concatenate(coords)[order], patch_N, patch_N // clusters)

@@ -9,23 +9,20 @@ divided by the median distance of a node to the nearest one of its slice, the ve
 distance of a node to the slices next to it, so that a step to a neighbour is about 1 in all directions.
 """
 
-import hashlib
 import itertools
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from millrace.data.hdf5 import create, create_dataset, open_checked, rows_per_chunk, strings
+from millrace.data.hdf5 import create, create_dataset, open_checked, rows_per_chunk
 from millrace.errors import ConfigError
-from millrace.provenance import code_version
 from millrace.systems.base import Progress
+from millrace.systems.groundwater.hdf5_parts import write_origin
 from millrace.systems.groundwater.patch_file import SCHEMA
 from millrace.systems.groundwater.series import SCHEMA as SERIES_SCHEMA
 
@@ -76,25 +73,10 @@ def partition(
 
     If patch A has ghosts from B, then B has ghosts from A (unless ``ghost_fraction`` is 0).
 
-    Parameters
-    ----------
-    coords : ndarray
-        float64[N, 3] X, Y, Z (m).
-    slices : ndarray
-        int[N], slice of each node.
-    config : PatchConfig
-
-    Returns
-    -------
-    list of Patch
-        ``slice_groups * clusters`` patches, group by group.
-
-    Raises
-    ------
-    ConfigError
-        Fewer slices than groups, or fewer nodes in a group than clusters.
+    Coordinates are X, Y, Z (m), float64[N, 3]; each node has a slice, int[N]. Returns ``slice_groups *
+    clusters`` patches, group by group. Raises `ConfigError` if there are fewer slices than groups, or
+    fewer nodes in a group than clusters.
     """
-    coords = np.asarray(coords, dtype=np.float64)
     scaled_N3 = coords / length_scales(coords, slices)
     scaled_N3 -= scaled_N3.mean(axis=0)  # k-means squares coordinates
     owner_N = _owners(scaled_N3, slices, config)
@@ -102,9 +84,7 @@ def partition(
     patches = []
     for patch in range(config.slice_groups * config.clusters):
         core = np.flatnonzero(owner_N == patch)
-        limit = int(config.ghost_fraction * len(core))
-        if config.ghost_fraction > 0:
-            limit = max(1, limit)
+        limit = max(int(config.ghost_fraction * len(core)), int(config.ghost_fraction > 0))
         candidates = np.unique(node_E[owner_N[near_E] == patch])
         distance = cKDTree(scaled_N3[core]).query(scaled_N3[candidates])[0]
         candidates = candidates[np.argsort(distance, kind="stable")]
@@ -117,14 +97,12 @@ def partition(
 def length_scales(coords: NDArray[np.float64], slices: NDArray[np.integer]) -> NDArray[np.float64]:
     """Typical distance of neighbouring nodes along X, Y and Z (m), float64[3]."""
     layers = [coords[slices == number] for number in np.unique(slices)]
-    lateral = np.concatenate([_nearest(layer[:, :2], layer[:, :2], 2) for layer in layers])
-    vertical = np.concatenate(
-        [
-            np.abs(above[_nearest_row(above[:, :2], below[:, :2]), 2] - below[:, 2])
-            for below, above in itertools.pairwise(layers)
-        ]
-        or [np.empty(0)]
-    )
+    # The nearest node is the node itself; the second is infinitely far away if there is no other.
+    lateral = [cKDTree(layer[:, :2]).query(layer[:, :2], k=[2])[0][:, 0] for layer in layers]
+    vertical = [
+        np.abs(above[cKDTree(above[:, :2]).query(below[:, :2])[1], 2] - below[:, 2])
+        for below, above in itertools.pairwise(layers)
+    ]
     horizontal = _typical(lateral, 1.0)
     return np.array([horizontal, horizontal, _typical(vertical, horizontal)])
 
@@ -132,29 +110,23 @@ def length_scales(coords: NDArray[np.float64], slices: NDArray[np.integer]) -> N
 def extract_patches(
     series: Path, output: Path, config: PatchConfig, progress: Progress | None = None
 ) -> None:
-    """Write ``patches.h5``: the series of every patch, core nodes first, then ghosts.
+    """Write ``patches.h5``, which appears when it is complete: series of all patches, core nodes first.
 
     Memory does not grow with the number of steps: the series is read in slabs of time, each of which
     becomes one chunk of every patch, so that a window in time of a patch is one contiguous read or two.
-
-    Parameters
-    ----------
-    series : Path
-        A `series.h5`.
-    output : Path
-        The file to write; it appears only when it is complete.
-    config : PatchConfig
-    progress : callable, optional
-        Called with (steps done, all).
+    ``progress`` is called with (steps done, all).
     """
     with open_checked(series, SERIES_SCHEMA) as source, create(output) as file:
         coords = source["coords"][()]
         patches = partition(coords, source["slice"][()], config)
         nodes = [np.concatenate([patch.core_node, patch.ghost_node]) for patch in patches]
         n_steps = len(source["time"])
-        slab = _slab_steps(source, max(map(len, nodes)))
-        for number, patch in enumerate(patches):
-            group = file.create_group(f"patch_{number:02d}")
+        slab = min(
+            rows_per_chunk((n_steps, max(map(len, nodes)), source[name].shape[2]), np.float32)
+            for name in ("obs", "forcing")
+        )
+        groups = [file.create_group(f"patch_{number:02d}") for number in range(len(patches))]
+        for number, (group, patch) in enumerate(zip(groups, patches, strict=True)):
             group.attrs["slice_group"] = number // config.clusters
             create_dataset(group, "core_node", patch.core_node)
             create_dataset(group, "ghost_node", patch.ghost_node)
@@ -168,36 +140,24 @@ def extract_patches(
             for name in _SERIES:
                 if source[name].size:
                     values_TNC = source[name][start:stop]
-                    for number, rows in enumerate(nodes):
-                        file[f"patch_{number:02d}"][name][start:stop] = values_TNC[:, rows]
+                    for group, rows in zip(groups, nodes, strict=True):
+                        group[name][start:stop] = values_TNC[:, rows]
             if progress is not None:
                 progress(stop, n_steps)
         for name in ("time", "split", *(f"stats/{stat}" for stat in source["stats"])):
             create_dataset(file, name, source[name][()])
-        _write_attributes(file, source, config)
-
-
-def _write_attributes(file: h5py.File, source: h5py.File, config: PatchConfig) -> None:
-    source_digest = str(source.attrs["digest"])
-    options = json.dumps(asdict(config), sort_keys=True)
-    file.attrs["schema"] = SCHEMA
-    file.attrs["digest"] = hashlib.sha256((source_digest + options).encode()).hexdigest()
-    file.attrs["source_digest"] = source_digest
-    file.attrs["code_version"] = code_version()
-    file.attrs["config"] = options
-    clipped = bool(source["obs"].attrs.get("clip_negative_concentration"))
-    file.attrs["clip_negative_concentration"] = clipped
-    file.attrs["variables"] = strings(list(source["obs"].attrs["variables"]))
-    file.attrs["units"] = strings(list(source["obs"].attrs["units"]))
-    file.attrs["forcings"] = strings(list(source["forcing"].attrs["variables"]))
-
-
-def _slab_steps(source: h5py.File, largest_patch: int) -> int:
-    """Steps that make a chunk of the largest patch."""
-    return min(
-        rows_per_chunk((len(source["time"]), largest_patch, source[name].shape[2]), np.float32)
-        for name in ("obs", "forcing")
-    )
+        obs, forcing = source["obs"].attrs, source["forcing"].attrs
+        write_origin(
+            file,
+            SCHEMA,
+            str(source.attrs["digest"]),
+            asdict(config),
+            variables=obs["variables"],
+            units=obs["units"],
+            forcings=forcing["variables"],
+        )
+        clipped = bool(obs.get("clip_negative_concentration"))
+        file.attrs["clip_negative_concentration"] = clipped
 
 
 def _owners(
@@ -237,16 +197,8 @@ def _contacts(
     return np.concatenate([near_E, node_E]), np.concatenate([node_E, near_E])
 
 
-def _nearest(points: NDArray, queries: NDArray, k: int) -> NDArray[np.float64]:
-    """Distance to the k-th nearest point, infinite if there are fewer."""
-    return cKDTree(points).query(queries, k=[k])[0][:, 0]
-
-
-def _nearest_row(points: NDArray, queries: NDArray) -> NDArray[np.int64]:
-    return cKDTree(points).query(queries)[1]
-
-
-def _typical(distances: NDArray[np.float64], default: float) -> float:
-    """Median of the distances that say something."""
-    useful = distances[np.isfinite(distances) & (distances > 0)]
+def _typical(distances: list[NDArray[np.float64]], default: float) -> float:
+    """Median of the distances that are finite and positive."""
+    every = np.concatenate([np.empty(0), *distances])
+    useful = every[np.isfinite(every) & (every > 0)]
     return float(np.median(useful)) if len(useful) else default

@@ -45,34 +45,19 @@ _SLAB = 64  # steps of a chunk
 def convert_plane_folders(
     base: Path, output: Path, section: None, split: SplitConfig, progress: Progress | None = None
 ) -> None:
-    """Write ``planes.h5`` from a directory of plane folders.
+    """Write ``planes.h5``, which appears when it is complete, from folders ``plane_00`` ... in ``base``.
 
-    Boundary values exist for input steps only, so the last ones of the series have none.
-
-    Parameters
-    ----------
-    base : Path
-        Directory that holds ``plane_00``, ``plane_01``, ...
-    output : Path
-        The file to write; it appears only when it is complete.
-    section : None
-        There are no settings: all is as in the folders.
-    split : SplitConfig
-        Division of the time steps.
-    progress : callable, optional
-        Called with (planes done, all).
-
-    Raises
-    ------
-    DataError
-        A file is missing or of another shape, sequences do not join, or planes differ in time.
+    Boundary values exist for input steps only, so the last ones of the series have none. There are no
+    settings in ``section``: all is as in the folders. ``split`` divides the time steps; ``progress`` is
+    called with (planes done, all). Raises `DataError` if a file is missing or of another shape, sequences
+    do not join, or planes differ in time.
     """
     folders = sorted(path for path in Path(base).glob("plane_*") if path.is_dir())
     if not folders:
         raise DataError(f"{base}: no plane_00, plane_01, ...; expected one folder a plane")
     planes = [_Plane.open(folder) for folder in folders]
     time = planes[0].time
-    for plane in planes[1:]:
+    for plane in planes:
         if not np.array_equal(plane.time, time):
             raise DataError(f"{plane.folder}: its times are not those of {folders[0].name}")
     ranges = time_split(len(time), split)
@@ -98,11 +83,14 @@ class _Plane:
     @classmethod
     def open(cls, folder: Path) -> "_Plane":
         arrays = {name: _map(folder / f"{name}.npy", *what) for name, what in _FILES.items()}
-        shape = arrays["latent_geom"].shape[:4]
-        for name in ("latent_features", "output_latent_geom", "output_latent_features"):
-            _expect(folder, name, arrays[name].shape[:4], shape)
-        points = arrays["input_geom"].shape[:2]
-        _expect(folder, "input_data", arrays["input_data"].shape[:2], points)
+        shape, points = arrays["latent_geom"].shape[:4], arrays["input_geom"].shape[:2]
+        for name, array in arrays.items():
+            expected = points if name.startswith("input") else shape
+            if array.shape[:-1] != expected:
+                raise DataError(
+                    f"{folder / name}.npy: leading axes {list(array.shape[:-1])}; expected "
+                    f"{list(expected)} as in the others"
+                )
         if points[0] != shape[0] or points[1] % shape[1] or not points[1]:
             raise DataError(
                 f"{folder / 'input_geom.npy'}: shape {list(arrays['input_geom'].shape)} does not fit "
@@ -184,13 +172,6 @@ def _map(path: Path, n_axes: int, last: tuple[int, ...]) -> NDArray:
             f"{n_axes} axes, the last of {sizes}"
         )
     return array
-
-
-def _expect(folder: Path, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if found != expected:
-        raise DataError(
-            f"{folder / name}.npy: leading axes {list(found)}; expected {list(expected)} as in the others"
-        )
 
 
 def _join(

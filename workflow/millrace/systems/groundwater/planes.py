@@ -6,8 +6,6 @@ cells outside the aquifer are masked and hold 0.
 Shape suffixes: T time steps, H x W cells along S x Z, V variables, N nodes, M boundary points.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 
-from millrace.data.hdf5 import create, create_dataset, open_checked, rows_per_chunk, strings
-from millrace.data.split import MINIMUM_STD, Moments
+from millrace.data.hdf5 import create, create_dataset, open_checked, rows_per_chunk
 from millrace.errors import ConfigError
-from millrace.provenance import code_version
 from millrace.systems.base import Progress
+from millrace.systems.groundwater.hdf5_parts import Statistics, write_origin
 from millrace.systems.groundwater.layered_mesh import LayeredMesh
 from millrace.systems.groundwater.series import SCHEMA as SERIES_SCHEMA
 
@@ -76,21 +73,12 @@ class Section:
 def extract_planes(
     series: Path, output: Path, config: PlaneConfig, progress: Progress | None = None
 ) -> None:
-    """Write ``planes.h5``: the fields and boundary conditions of every section.
+    """Write ``planes.h5``, which appears when it is complete: fields and boundary conditions of sections.
 
     Boundary points are the nodes within half a node spacing of the section for which a head or a mass
     concentration is prescribed at some time. Statistics are those of the valid cells and the given
-    boundary values of the training period. Memory does not grow with the number of steps.
-
-    Parameters
-    ----------
-    series : Path
-        A `series.h5`.
-    output : Path
-        The file to write; it appears only when it is complete.
-    config : PlaneConfig
-    progress : callable, optional
-        Called with (steps done, all).
+    boundary values of the training period. Memory does not grow with the number of steps. ``progress`` is
+    called with (steps done, all).
 
     Raises
     ------
@@ -135,25 +123,27 @@ class PlaneWriter:
     ) -> None:
         self._file, self._train = file, int(split[0, 1])
         self._variables, self._n_steps = list(variables), len(time_T)
+        self._groups: list[h5py.Group] = []
         self._masks: list[NDArray[np.bool_]] = []
         self._last: dict[int, Floats] = {}
-        self._fields, self._increments = Moments(len(variables)), Moments(len(variables))
-        self._boundary = Moments(len(BOUNDARY))
+        self._statistics = Statistics(len(variables), len(BOUNDARY))
         create_dataset(file, "time", time_T)
         create_dataset(file, "split", split)
 
     def add_plane(self, section: Section, slab: int) -> None:
         """Append a plane that will be written ``slab`` steps at a time."""
-        group = self._file.create_group(plane_name(len(self._masks)))
+        group = self._file.create_group(f"plane_{len(self._groups):02d}")
+        self._groups.append(group)
         create_dataset(group, "endpoints", section.endpoints)
         create_dataset(group, "coords", section.coords_HW2)
-        create_dataset(group, "mask", section.mask_HW.astype(np.uint8))
+        create_dataset(group, "mask", section.mask_HW, dtype=np.uint8)
         create_dataset(group, "bc_coords", section.bc_coords_M2)
         self._masks.append(section.mask_HW)
+        boundary = (len(section.bc_coords_M2), len(BOUNDARY))
         for name, size, dtype in (
             ("field", (*section.mask_HW.shape, len(self._variables)), np.float32),
-            ("bc", (len(section.bc_coords_M2), len(BOUNDARY)), np.float32),
-            ("bc_mask", (len(section.bc_coords_M2), len(BOUNDARY)), np.uint8),
+            ("bc", boundary, np.float32),
+            ("bc_mask", boundary, np.uint8),
         ):
             shape = (self._n_steps, *size)
             chunks = (min(slab, rows_per_chunk(shape, dtype)), *size)
@@ -164,63 +154,42 @@ class PlaneWriter:
         mask = self._masks[plane]
         stop = start + len(field_THWV)
         values = np.where(mask[..., None], field_THWV, 0)
-        self._file[plane_name(plane)]["field"][start:stop] = values
+        self._groups[plane]["field"][start:stop] = values
         train_TKV = values[: max(0, self._train - start), mask].astype(np.float64)
         if not len(train_TKV):
             return
-        self._fields.add(train_TKV.reshape(-1, len(self._variables)))
+        columns = (-1, len(self._variables))
+        self._statistics.fields.add(train_TKV.reshape(columns))
         if plane in self._last:
             train_TKV = np.concatenate([self._last[plane][None], train_TKV])
-        self._increments.add(np.diff(train_TKV, axis=0).reshape(-1, len(self._variables)))
+        self._statistics.increments.add(np.diff(train_TKV, axis=0).reshape(columns))
         self._last[plane] = train_TKV[-1]
 
     def write_boundary(
         self, plane: int, start: int, value_TMC: NDArray[np.floating], given_TMC: NDArray
     ) -> None:
         """Write the boundary values from ``start`` on, 0 where none is given."""
-        group, stop = self._file[plane_name(plane)], start + len(value_TMC)
+        group, stop = self._groups[plane], start + len(value_TMC)
         values = np.where(given_TMC, value_TMC, 0)
         group["bc"][start:stop] = values
         group["bc_mask"][start:stop] = given_TMC
         train = slice(0, max(0, self._train - start))
         columns = (-1, len(BOUNDARY))
-        self._boundary.add(values[train].reshape(columns), given_TMC[train].reshape(columns))
+        given = given_TMC[train].reshape(columns)
+        self._statistics.forcings.add(values[train].reshape(columns), given)
 
     def finish(self, source_digest: str, options: object, units: Sequence[str]) -> None:
         """Add statistics and attributes."""
-        for name, values in (
-            ("obs_mean", self._fields.mean),
-            ("obs_std", _at_least(self._fields.std, self._fields.mean)),
-            ("increment_std", _at_least(self._increments.std, self._fields.mean)),
-            ("bc_mean", self._boundary.mean),
-            ("bc_std", _at_least(self._boundary.std, self._boundary.mean)),
-        ):
-            create_dataset(self._file, f"stats/{name}", values)
-        text = json.dumps(options, sort_keys=True)
-        self._file.attrs.update(
-            schema=SCHEMA,
-            digest=hashlib.sha256((source_digest + text).encode()).hexdigest(),
-            source_digest=source_digest,
-            code_version=code_version(),
-            config=text,
-            variables=strings(self._variables),
-            units=strings(units),
-            boundary=strings(list(BOUNDARY)),
+        self._statistics.write(self._file, "bc")
+        write_origin(
+            self._file,
+            SCHEMA,
+            source_digest,
+            options,
+            variables=self._variables,
+            units=units,
+            boundary=list(BOUNDARY),
         )
-
-
-def plane_name(number: int) -> str:
-    """Group of a plane in `planes.h5`."""
-    return f"plane_{number:02d}"
-
-
-def plane_names(file: h5py.File) -> list[str]:
-    """Groups of the planes in a `planes.h5`, in order."""
-    return sorted((n for n in file if n.startswith("plane_")), key=lambda name: int(name[6:]))
-
-
-def _at_least(std: Floats, mean: Floats) -> Floats:
-    return np.maximum(std, MINIMUM_STD * np.maximum(1, np.abs(mean)))
 
 
 def _slab_steps(obs: h5py.Dataset, shape: tuple[int, int]) -> int:
@@ -327,7 +296,7 @@ def _section(
 
 
 def _slabs(
-    source: h5py.File, weights: csr_array, bc_nodes: list[NDArray[np.int64]], slab: int
+    source: h5py.File, weights: csr_array, bc_nodes: Sequence[NDArray[np.int64]], slab: int
 ) -> Iterator[tuple[int, Floats, list[NDArray], list[NDArray]]]:
     """Steps at a time: the first step, fields [P * H * W, T, V], boundary values and masks [T, M, 2]."""
     used = np.unique(weights.indices)

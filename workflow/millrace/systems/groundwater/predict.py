@@ -67,7 +67,8 @@ def predict(
     output : Path
         ``predictions.h5`` to write, see `_describe`.
     metrics : Path, optional
-        JSON to write: errors where the files hold the truth, against persistence.
+        JSON to write, with what is returned: errors where the files hold the ground truth, and those of
+        persistence.
     figure : Path, optional
         Error over time to draw.
     workspace : Path, optional
@@ -75,17 +76,11 @@ def predict(
     device : torch.device, optional
         By default the GPU, if there is one.
     stride : int, optional
-        Steps between the starts of windows; by default the steps of a forecast, so that forecasts
-        follow each other.
+        Steps between the starts of windows; by default forecasts follow each other.
     workers : int
         Processes that parse raw files.
     progress : callable, optional
         Called with (batches done, all).
-
-    Returns
-    -------
-    dict
-        What ``metrics`` would hold.
 
     Raises
     ------
@@ -95,11 +90,18 @@ def predict(
         The new mesh cannot be cut, or is too coarse for the graph of the model.
     """
     described = read_receipt(receipt)
-    given = nullcontext(str(workspace)) if workspace else tempfile.TemporaryDirectory()
-    with given as name:
+    with nullcontext(workspace) if workspace else tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        files = prepare_samples(described, source, directory, workers)
-        model = _load(checkpoint, described, files, device)
+        definition = described["definition"]
+        kind = kind_of(definition["model"]["name"]).name
+        config: Any = from_mapping(dataset_class(kind).config_type, definition["data"], "data")
+        files = _prepare_samples(described, kind, config, source, directory, workers)
+        if not checkpoint.is_file():
+            raise DataError(f"{checkpoint}: no such checkpoint; run the train stage first")
+        forcings = tuple(BOUNDARY) if kind == "planes" else config.forcings
+        values = described["normalisation"]
+        statistics = Normalisation.from_json(values, config.variables, forcings)
+        model = TrainedModel.load(checkpoint, described, files, device, statistics)
         prediction = Prediction(model, stride)
         with create(output) as file:
             outside = _describe(file, prediction, model, directory / "series.h5", described)
@@ -111,7 +113,7 @@ def predict(
         "windows": len(prediction.starts),
         "points": prediction.n_points,
         "points_outside_training_box": outside,
-        "units": dict(zip(prediction.variables, prediction.units, strict=True)),
+        "units": prediction.units,
         "variables": prediction.metrics.result(),
         "provenance": provenance(),
     }
@@ -122,22 +124,25 @@ def predict(
             prediction.issue_time_W,
             prediction.rmse_WV,
             prediction.persistence_rmse_WV,
-            prediction.variables,
             prediction.units,
             figure,
         )
     return result
 
 
-def prepare_samples(
-    described: Mapping[str, Any], source: Path, directory: Path, workers: int = 1
+def _prepare_samples(
+    described: Mapping[str, Any],
+    kind: str,
+    config: Any,
+    source: Path,
+    directory: Path,
+    workers: int,
 ) -> dict[str, Path]:
     """Check raw files and cut them as a receipt says; returns the sample files by role."""
-    definition, dataset = described["definition"], described["dataset"]
-    kind, config = _samples_of(definition)
     needed = max(3, config.length)
     if (found := len(find_files(source, with_forcings=False).fields)) < needed:
         raise DataError(f"{source}: {found} output times; this model needs {needed} or more")
+    dataset = described["dataset"]
     if not dataset[kind]:
         raise ConfigError(
             f"the model was trained on {kind} that were not cut from raw files of a mesh, so it is unknown "
@@ -150,29 +155,7 @@ def prepare_samples(
         # Nothing is trained: the split is there because a series has one.
         "split": {"train": 1 / 3, "validation": 1 / 3},
     }
-    return prepare(source, directory, block, definition["model"], workers)
-
-
-def _samples_of(definition: Mapping[str, Any]) -> tuple[str, Any]:
-    """Kind of samples of a model, and what they hold."""
-    kind = kind_of(definition["model"]["name"])
-    config: Any = from_mapping(dataset_class(kind.name).config_type, definition["data"], "data")
-    return kind.name, config
-
-
-def _load(
-    checkpoint: Path,
-    described: Mapping[str, Any],
-    files: Mapping[str, Path],
-    device: torch.device | None,
-) -> TrainedModel:
-    if not checkpoint.is_file():
-        raise DataError(f"{checkpoint}: no such checkpoint; run the train stage first")
-    kind, config = _samples_of(described["definition"])
-    forcings = tuple(BOUNDARY) if kind == "planes" else config.forcings
-    values = described["normalisation"]
-    statistics = Normalisation.from_json(values, config.variables, forcings)
-    return TrainedModel.load(checkpoint, described, files, device, statistics)
+    return prepare(source, directory, block, described["definition"]["model"], workers)
 
 
 def _describe(
@@ -194,31 +177,26 @@ def _describe(
         node, layer, coords = (source[name][()] for name in ("node", "slice", "coords"))
     if isinstance(dataset, PlaneDataset):
         coords = dataset.cell_coords
-        sizes = [len(cells) for cells in dataset.core_nodes]
-        create_dataset(file, "plane", np.repeat(np.arange(len(sizes)), sizes))
+        points = {"plane": dataset.plane_of_cell}
     else:
-        create_dataset(file, "node", node)
-        create_dataset(file, "slice", layer)
-    create_dataset(file, "coords", coords)
-    create_dataset(file, "issue_time", prediction.issue_time_W)
-    create_dataset(file, "time", prediction.time_WL)
+        points = {"node": node, "slice": layer}
+    times = {"issue_time": prediction.issue_time_W, "time": prediction.time_WL}
+    for name, values in {**points, "coords": coords, **times}.items():
+        create_dataset(file, name, values)
     shape = prediction.shape
     chunks = (1, 1, rows_per_chunk(shape[2:], np.float32), shape[3])
     create_dataset(file, "prediction", shape=shape, dtype=np.float32, chunks=chunks)
     file.attrs.update(
         schema=SCHEMA,
-        variables=strings(prediction.variables),
-        units=strings(prediction.units),
+        variables=strings([*prediction.units]),
+        units=strings([*prediction.units.values()]),
         source_digest=digest,
         checkpoint_crc32=described["checkpoint"]["crc32"],
         code_version=code_version(),
         provenance=json.dumps(provenance()),
         **{key: described[key] for key in _KEYS},
     )
-    return _share_outside(dataset.normalisation, coords)
-
-
-def _share_outside(training: Normalisation, coords_N3: np.ndarray) -> float:
-    """Share of points beyond the box of the training data by more than a tenth of its size."""
-    unit = training.unit_coords(coords_N3[:, : len(training.low_D)])
+    # Outside is beyond the box of the training data by more than a tenth of its size.
+    training = dataset.normalisation
+    unit = training.unit_coords(coords[:, : len(training.low_D)])
     return float(((unit < -0.1) | (unit > 1.1)).any(axis=1).mean())

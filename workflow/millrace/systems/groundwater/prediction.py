@@ -4,15 +4,14 @@ Shape suffixes: W windows, K core points of a patch, N points, L lead steps, V v
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from millrace.errors import ConfigError
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.base import Progress
+from millrace.systems.groundwater.forecast import next_states, physical, true_states
 from millrace.systems.groundwater.patch_dataset import PatchDataset
 from millrace.systems.groundwater.scores import FieldMetrics
 
@@ -38,7 +37,7 @@ class Prediction:
     starts : ndarray
         int64[W], time index of the first given state of each window.
     n_true : int
-        Windows whose truth is known: the first ones.
+        Windows whose ground truth is known: the first ones.
     issue_time_W, time_WL : ndarray
         Time (d) of the last given state, and of what is predicted. Beyond the series times go on in
         steps of the median length.
@@ -59,7 +58,7 @@ class Prediction:
         if isinstance(dataset, PatchDataset) and not config.forcings:
             starts = np.append(starts, n_steps - config.input_steps)
         self.starts, self._model = starts, model
-        self.n_points = sum(len(core) for core in dataset.core_nodes)
+        self.n_points = sum(map(len, dataset.core_nodes))
         self.shape = (len(starts), config.output_steps, self.n_points, len(config.variables))
         ahead = dataset.time[-1] + np.median(np.diff(dataset.time)) * np.arange(1, config.length)
         time = np.concatenate([dataset.time, ahead])
@@ -70,28 +69,22 @@ class Prediction:
         self.persistence_rmse_WV = self.rmse_WV.copy()
 
     @property
-    def variables(self) -> tuple[str, ...]:
-        """Names of the V variables."""
-        return self._model.dataset.config.variables
-
-    @property
-    def units(self) -> list[str]:
-        """Of the variables."""
-        return [self._model.dataset.units[name] for name in self.variables]
+    def units(self) -> dict[str, str]:
+        """Units of the V variables, in their order."""
+        dataset = self._model.dataset
+        return {name: dataset.units[name] for name in dataset.config.variables}
 
     def batches(
         self, progress: Progress | None = None
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Forecast; memory does not grow with the number of windows.
 
-        Yields
-        ------
-        int, ndarray
-            First window of the batch, and float32[B, L, N, V] in physical units.
+        Yields the number of the first window of a batch, and its forecasts in physical units,
+        float32[B, L, N, V].
         """
         for first in range(0, self.n_true, _BATCH):
             windows = slice(first, min(first + _BATCH, self.n_true))
-            truth, forecast, last = self._forecast(self.starts[windows])
+            truth, last, forecast = self._forecast(self.starts[windows])
             self.metrics.update(*(x.swapaxes(1, 2) for x in (truth, forecast, last)))
             for rmse_WV, values in ((self.rmse_WV, forecast), (self.persistence_rmse_WV, last)):
                 rmse_WV[windows] = np.sqrt(((values - truth) ** 2).mean(axis=(1, 2)))
@@ -104,32 +97,21 @@ class Prediction:
                 progress(len(self.starts), len(self.starts))
 
     def _forecast(self, starts: np.ndarray) -> list[Floats]:
-        """Truth, forecast and persistence, each [B, L, N, V]."""
+        """Ground truth, persistence and forecast, each [B, L, N, V]."""
         dataset = self._model.dataset
         fields = [np.empty((len(starts), *self.shape[1:])) for _ in range(3)]
-        for patch, core in enumerate(dataset.core_nodes):
-            batch = dataset.at_times(patch, starts)
-            last_KBLV = batch.last_KBV.unsqueeze(2).expand_as(batch.y_KBTV)
-            parts = (batch.y_KBTV, self._model(batch), last_KBLV)
+        for group, core in enumerate(dataset.core_nodes):
+            batch = dataset.at_times(group, starts)
+            parts = physical(dataset, batch, self._model(batch))
             for field, values in zip(fields, parts, strict=True):
-                field[:, :, core] = dataset.to_physical(values).transpose(1, 2, 0, 3)
+                field[:, :, core] = values.swapaxes(1, 2)
         return fields
 
     def _forecast_ahead(self) -> Floats:
         """Forecast from the last states of the series, [1, L, N, V]."""
         dataset, config = self._model.dataset, self._model.dataset.config
-        steps = np.arange(len(dataset.time) - config.input_steps, len(dataset.time))[None]
-        size = (self.n_points, *steps.shape, len(config.variables))
-        past_NBTV = torch.empty(size, device=dataset.device)
-        for patch, core in enumerate(dataset.core_nodes):
-            past_NBTV[torch.from_numpy(core)] = dataset.core_states(patch, steps)
-        field = np.empty((1, *self.shape[1:]))
-        for patch, (core, ghost) in enumerate(
-            zip(dataset.core_nodes, dataset.ghost_nodes, strict=True)
-        ):
-            nodes = torch.from_numpy(np.concatenate([core, ghost]))
-            # Without forcings a window differs from any other in its states alone.
-            batch: Any = dataset.at_times(patch, np.array([len(dataset.time) - config.length]))
-            forecast = self._model(dataset.with_states(batch, past_NBTV[nodes]))
-            field[:, :, core] = dataset.to_physical(forecast).transpose(1, 2, 0, 3)
-        return field
+        states = true_states(self._model, self.starts[-1:], config.input_steps)
+        # Without forcings a window differs from any other in its states alone.
+        start = np.array([len(dataset.time) - config.length])
+        forecast = next_states(self._model, states, start)
+        return dataset.to_physical(forecast).transpose(1, 2, 0, 3)

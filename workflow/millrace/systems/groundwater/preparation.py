@@ -17,28 +17,10 @@ def prepare(
 ) -> dict[str, Path]:
     """Check raw files of a mesh and make the sample files of a model.
 
-    Parameters
-    ----------
-    source : Path
-        Directory of the raw files, see `millrace.systems.groundwater.feflow_csv`.
-    directory : Path
-        For the series and the samples.
-    dataset, model : mapping
-        Their blocks in the configuration.
-    workers : int
-        Processes that parse raw files.
-
-    Returns
-    -------
-    dict
-        Sample files by role.
-
-    Raises
-    ------
-    DataError
-        A raw file is malformed.
-    ConfigError
-        A setting is wrong, or the mesh cannot be cut like this.
+    ``source`` holds raw files, see `millrace.systems.groundwater.feflow_csv`; the series and the samples go
+    to ``directory``. ``dataset`` and ``model`` are blocks of the configuration, ``workers`` processes that
+    parse raw files. Returns the sample files by role. Raises `DataError` if a raw file is malformed,
+    `ConfigError` if a setting is wrong or the mesh cannot be cut like this.
     """
     series, kind = directory / "series.h5", kind_of(model["name"])
     preprocess(

@@ -1,4 +1,4 @@
-"""Scores of forecast fields against the truth and against persistence, accumulated over batches.
+"""Scores of forecast fields against ground truth and persistence, accumulated over batches.
 
 Every batch is reduced to a few moments in float64, and moments are merged pairwise (Chan, Golub &
 LeVeque 1983, *The American Statistician* 37(3), extended to covariances), so that memory does not
@@ -26,7 +26,7 @@ class _Moments:
     pivot_KV: Array  # a value near the mean; means are kept relative to it
     mean_KV: Array  # mean of x - pivot
     square_KV: Array  # sum of squared deviations from the mean
-    product_KV: Array  # sum of products of deviations with those of the truth
+    product_KV: Array  # sum of products of deviations with those of the ground truth
     error_KV: Array  # sum of x - truth
     absolute_error_KV: Array
     squared_error_KVT: Array
@@ -138,17 +138,8 @@ class FieldMetrics:
         # Values of one variable and lead side by side: NumPy then sums them pairwise.
         x_KVTM = np.stack([f.transpose(3, 2, 0, 1).reshape(*f.shape[:1:-1], -1) for f in fields])
         with np.errstate(invalid="ignore", over="ignore"):
-            self._add(_Moments.of(x_KVTM))
-
-    def merge(self, other: "FieldMetrics") -> None:
-        """Add what another accumulator of the same variables and leads has seen."""
-        if (other.variables, other.leads) != (self.variables, self.leads):
-            raise ValueError(
-                f"cannot merge metrics of {other.variables} over {other.leads} leads "
-                f"into those of {self.variables} over {self.leads} leads"
-            )
-        if other._moments is not None:
-            self._add(other._moments)
+            moments = _Moments.of(x_KVTM)
+            self._moments = moments if self._moments is None else self._moments.merged(moments)
 
     def result(self) -> dict[str, dict[str, Any]]:
         """Return the metrics as ``{variable: {metric: number or None}}``, ready for JSON.
@@ -167,9 +158,6 @@ class FieldMetrics:
             raise ValueError("no metrics before the first update")
         return {name: _variable_result(moments, v) for v, name in enumerate(self.variables)}
 
-    def _add(self, moments: _Moments) -> None:
-        self._moments = moments if self._moments is None else self._moments.merged(moments)
-
 
 def scores(truth: ArrayLike, prediction: ArrayLike) -> dict[str, float | None]:
     """Metrics of `FieldMetrics`, without skill, of one prediction of any shape."""
@@ -181,19 +169,19 @@ def scores(truth: ArrayLike, prediction: ArrayLike) -> dict[str, float | None]:
 
 
 def _variable_result(moments: _Moments, v: int) -> dict[str, Any]:
-    rmse_KT = np.sqrt(moments.squared_error_KVT[:, v] / (moments.count / _leads(moments)))
+    leads = moments.squared_error_KVT.shape[-1]
+    rmse_KT = np.sqrt(moments.squared_error_KVT[:, v] / (moments.count / leads))
     model, persistence = rmse_KT[_PREDICTION], rmse_KT[_BASELINE]
-    result = _scores(moments, _PREDICTION, v)
-    baseline = _scores(moments, _BASELINE, v)
+    result, baseline = (_scores(moments, k, v) for k in (_PREDICTION, _BASELINE))
     return {
         "count": moments.count,
         **result,
-        "skill": _skill(result["rmse"], baseline["rmse"]),
+        "skill": skill(result["rmse"], baseline["rmse"]),
         "persistence": baseline,
         "by_lead": {
             "rmse": [_number(x) for x in model],
             "persistence_rmse": [_number(x) for x in persistence],
-            "skill": [_skill(m, p) for m, p in zip(model, persistence, strict=True)],
+            "skill": [skill(m, p) for m, p in zip(model, persistence, strict=True)],
         },
     }
 
@@ -203,19 +191,17 @@ def _scores(moments: _Moments, k: int, v: int) -> dict[str, float | None]:
     mean_y, mean_p = (moments.pivot_KV[i, v] + moments.mean_KV[i, v] for i in (_TRUTH, k))
     std_y, std_p = (np.sqrt(moments.square_KV[i, v] / n) for i in (_TRUTH, k))
     mse = moments.squared_error_KVT[k, v].sum() / n
-    r = _ratio(moments.product_KV[k, v] / n, std_y * std_p)
-    alpha = _ratio(std_p, std_y)
-    beta = _ratio(mean_p, mean_y)
-    unexplained = _ratio(mse, std_y**2)
+    r = ratio(moments.product_KV[k, v] / n, std_y * std_p)
+    alpha, beta = ratio(std_p, std_y), ratio(mean_p, mean_y)
     kge = None
     if r is not None and alpha is not None and beta is not None:
         kge = 1.0 - float(np.sqrt((r - 1) ** 2 + (alpha - 1) ** 2 + (beta - 1) ** 2))
     return {
-        "nmae": _ratio(moments.absolute_error_KV[k, v] / n, std_y),
-        "relative_l2": _ratio(np.sqrt(mse), np.sqrt(std_y**2 + mean_y**2)),
+        "nmae": ratio(moments.absolute_error_KV[k, v] / n, std_y),
+        "relative_l2": ratio(np.sqrt(mse), np.sqrt(std_y**2 + mean_y**2)),
         "rmse": _number(np.sqrt(mse)),
         "bias": _number(moments.error_KV[k, v] / n),
-        "r2": None if unexplained is None else 1.0 - unexplained,
+        "r2": skill(mse, std_y**2),
         "kge": kge,
         "kge_r": r,
         "kge_alpha": alpha,
@@ -223,20 +209,16 @@ def _scores(moments: _Moments, k: int, v: int) -> dict[str, float | None]:
     }
 
 
-def _leads(moments: _Moments) -> int:
-    return moments.squared_error_KVT.shape[-1]
-
-
 def _number(x: float) -> float | None:
     return float(x) if np.isfinite(x) else None
 
 
-def _ratio(numerator: float, denominator: float) -> float | None:
-    return None if denominator == 0 else _number(numerator / denominator)
+def ratio(numerator: float | None, denominator: float | None) -> float | None:
+    """Ratio as a plain number; None if it is undefined or not finite."""
+    return None if numerator is None or not denominator else _number(numerator / denominator)
 
 
-def _skill(rmse: float | None, reference: float | None) -> float | None:
-    if rmse is None or reference is None:
-        return None
-    unexplained = _ratio(rmse, reference)
+def skill(error: float | None, reference: float | None) -> float | None:
+    """1 - error / reference; None if it is undefined or not finite."""
+    unexplained = ratio(error, reference)
     return None if unexplained is None else 1.0 - unexplained

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import Delaunay
 
 from millrace.errors import ConfigError
+from millrace.systems.groundwater.layered_mesh import barycentric
 
 Floats = NDArray[np.float64]
 
@@ -15,27 +16,16 @@ Floats = NDArray[np.float64]
 def extract_section(
     coords: ArrayLike, start: Sequence[float], end: Sequence[float], width: float
 ) -> tuple[NDArray[np.intp], Floats, Floats]:
-    """Select the nodes in a corridor around a straight transect.
+    """Select the nodes in a corridor of some full width (m) around a straight transect.
 
-    Parameters
-    ----------
-    coords
-        X, Y, Z in m, [N, 3].
-    start, end
-        End points (X, Y) of the transect in m.
-    width
-        Full width of the corridor in m.
+    Coordinates are X, Y, Z (m), [N, 3]; end points are X, Y (m). Raises `ConfigError` if the transect has
+    no length, or fewer than three nodes lie in the corridor.
 
     Returns
     -------
     node : [n] indices into `coords`, by distance along the transect, then by elevation
     s : [n] distance from `start` along the transect, in m
     z : [n] elevation in m
-
-    Raises
-    ------
-    ConfigError
-        If the transect has no length, or fewer than three nodes lie in the corridor.
     """
     xyz = np.asarray(coords, dtype=np.float64)
     origin = np.asarray(start, dtype=np.float64)
@@ -70,7 +60,7 @@ class SectionGrid:
     """Elevation in m, [H], upwards."""
     inside: NDArray[np.bool_]
     """Cells within the aquifer, [H, W]."""
-    node: NDArray[np.intp]
+    node: NDArray[np.integer]
     """Corners of the triangle around each inside cell, [P, 3]."""
     weight: Floats
     """Barycentric weights of these corners, [P, 3]."""
@@ -92,13 +82,9 @@ class SectionGrid:
         origin, extent = np.array([s.min(), z.min()]), np.array([np.ptp(s), np.ptp(z)])
         triangles = Delaunay((np.column_stack([s, z]) - origin) / extent)
         height, width = shape
-        unit_z, unit_s = np.meshgrid(
-            np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij"
-        )
-        cell = np.column_stack([unit_s.ravel(), unit_z.ravel()])
-        s_axis = origin[0] + extent[0] * unit_s[0]
-        z_axis = origin[1] + extent[1] * unit_z[:, 0]
-
+        unit_s, unit_z = np.linspace(0, 1, width), np.linspace(0, 1, height)
+        cell = np.column_stack([np.tile(unit_s, height), np.repeat(unit_z, width)])
+        s_axis, z_axis = origin[0] + extent[0] * unit_s, origin[1] + extent[1] * unit_z
         top, bottom = (_envelope(s, z, s_axis, upper) for upper in (True, False))
         # Half a cell of slack, or the top layer itself would be cut.
         slack = 0.5 * extent[1] / (height - 1)
@@ -106,13 +92,8 @@ class SectionGrid:
         # The tolerance keeps cells that lie on the hull.
         simplex = triangles.find_simplex(cell, tol=1e-9)
         inside = between & (simplex >= 0).reshape(shape)
-        chosen = simplex[inside.ravel()]
-        transform = triangles.transform[chosen]
-        first_two = np.einsum(
-            "pij,pj->pi", transform[:, :2], cell[inside.ravel()] - transform[:, 2]
-        )
-        weight = np.column_stack([first_two, 1 - first_two.sum(axis=1)])
-        node = triangles.simplices[chosen].astype(np.intp)
+        chosen = inside.ravel()
+        node, weight = barycentric(triangles, simplex[chosen], cell[chosen])
         return cls(s=s_axis, z=z_axis, inside=inside, node=node, weight=weight)
 
     def interpolate(self, values: ArrayLike) -> Floats:

@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.data.hdf5 import CHUNK_BYTES, create, create_dataset, strings
-from millrace.data.split import MINIMUM_STD, Moments, SplitConfig, time_split
+from millrace.data.split import SplitConfig, time_split
 from millrace.errors import ConfigError, DataError
 from millrace.processes import die_with_parent
 from millrace.provenance import code_version
 from millrace.systems.base import Progress
 from millrace.systems.groundwater.feflow_csv import FeflowReader, Snapshot, open_directory
+from millrace.systems.groundwater.hdf5_parts import Statistics
 from millrace.systems.groundwater.units import UNITS
 
 SCHEMA = "millrace.series/1"
@@ -43,14 +44,12 @@ def preprocess(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> None:
-    """Read a directory of FEFLOW results and write ``series.h5``.
+    """Read a directory of FEFLOW results and write ``series.h5``, which appears when it is complete.
 
     Parameters
     ----------
     source_dir : Path
         See `millrace.systems.groundwater.feflow_csv`.
-    output : Path
-        The file to write; it appears only when it is complete.
     variables : sequence of str
         Fields to keep, such as ``head``.
     units : mapping, optional
@@ -83,8 +82,6 @@ def preprocess(
         raise ConfigError(f"workers = {workers}: expected 1 or more")
     reader, first = open_directory(Path(source_dir), variables, forcings)
     ranges = time_split(len(reader), split)
-    clipped = _CONCENTRATION if clip_negative_concentration else ""
-    writer = _SeriesWriter(reader, ranges, clipped, [units[name] for name in variables])
     options = {
         "variables": list(reader.variables),
         "forcings": list(reader.forcings),
@@ -93,17 +90,20 @@ def preprocess(
     }
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     with create(output) as file, contextlib.closing(_snapshots(reader, first, workers)) as stream:
-        writer.begin(file)
+        writer = _SeriesWriter(file, reader, ranges, clip_negative_concentration)
+        file["obs"].attrs["units"] = strings([units[name] for name in variables])
         for index, snapshot in enumerate(stream):
             digest.update(snapshot.digest)
             writer.add(index, snapshot)
             if progress is not None:
                 progress(index + 1, len(reader))
         writer.end()
-        file.attrs["schema"] = SCHEMA
-        file.attrs["digest"] = digest.hexdigest()
-        file.attrs["code_version"] = code_version()
-        file.attrs["created_from"] = f"{Path(source_dir).name}: {len(reader)} FEFLOW CSV files"
+        file.attrs.update(
+            schema=SCHEMA,
+            digest=digest.hexdigest(),
+            code_version=code_version(),
+            created_from=f"{Path(source_dir).name}: {len(reader)} FEFLOW CSV files",
+        )
 
 
 def _snapshots(
@@ -146,36 +146,33 @@ class _SeriesWriter:
     """Appends output times to a series and gathers its statistics on the way."""
 
     def __init__(
-        self, reader: FeflowReader, ranges: NDArray[np.int64], clipped: str, units: Sequence[str]
+        self, file: h5py.File, reader: FeflowReader, ranges: NDArray[np.int64], clip: bool
     ) -> None:
-        self._reader, self._ranges, self._units = reader, ranges, units
-        self._clipped = reader.variables.index(clipped) if clipped in reader.variables else None
+        self._file, self._forced, self._train = file, bool(reader.forcings), ranges[0, 1]
+        names = reader.variables
+        self._clipped = names.index(_CONCENTRATION) if clip and _CONCENTRATION in names else None
         self._n_clipped, self._lowest = 0, 0.0
-        self._fields = Moments(len(reader.variables))
-        self._increments = Moments(len(reader.variables))
-        self._forcing = Moments(len(reader.forcings))
+        self._statistics = Statistics(len(names), len(reader.forcings))
+        self._time = np.empty(len(reader))
         self._previous: Snapshot | None = None
-
-    def begin(self, file: h5py.File) -> None:
-        mesh, shape = self._reader.mesh, (len(self._reader), len(self._reader.mesh.node))
-        create_dataset(file, "node", mesh.node)
-        create_dataset(file, "slice", mesh.slice)
-        create_dataset(file, "coords", mesh.coords)
-        create_dataset(file, "split", self._ranges)
-        self._time = np.empty(len(self._reader))
-        self._file = file
-        for name, names, dtype in (
-            ("obs", self._reader.variables, np.float32),
-            ("forcing", self._reader.forcings, np.float32),
-            ("forcing_mask", self._reader.forcings, np.uint8),
+        mesh = reader.mesh
+        for name, values in (
+            ("node", mesh.node),
+            ("slice", mesh.slice),
+            ("coords", mesh.coords),
+            ("split", ranges),
         ):
+            create_dataset(file, name, values)
+        for name, names, dtype in (
+            ("obs", reader.variables, np.float32),
+            ("forcing", reader.forcings, np.float32),
+            ("forcing_mask", reader.forcings, np.uint8),
+        ):
+            shape = (len(reader), len(mesh.node), len(names))
             rows = max(1, CHUNK_BYTES // max(1, len(names) * np.dtype(dtype).itemsize))
-            chunks = (1, min(shape[1], rows), len(names))
-            dataset = create_dataset(
-                file, name, shape=(*shape, len(names)), dtype=dtype, chunks=chunks
-            )
+            chunks = (1, min(shape[1], rows), shape[2])
+            dataset = create_dataset(file, name, shape=shape, dtype=dtype, chunks=chunks)
             dataset.attrs["variables"] = strings(names)
-        file["obs"].attrs["units"] = strings(self._units)
 
     def add(self, index: int, snapshot: Snapshot) -> None:
         if self._clipped is not None:
@@ -191,33 +188,24 @@ class _SeriesWriter:
             )
         self._time[index] = snapshot.time
         self._file["obs"][index] = snapshot.fields_NC
-        if self._reader.forcings:
+        if self._forced:
             self._file["forcing"][index] = snapshot.forcing_NF
             self._file["forcing_mask"][index] = snapshot.mask_NF
-        if index < self._ranges[0, 1]:
-            self._fields.add(snapshot.fields_NC)
-            self._forcing.add(snapshot.forcing_NF, snapshot.mask_NF)
+        if index < self._train:
+            self._statistics.fields.add(snapshot.fields_NC)
+            self._statistics.forcings.add(snapshot.forcing_NF, snapshot.mask_NF)
             if previous is not None:
-                self._increments.add(snapshot.fields_NC.astype(np.float64) - previous.fields_NC)
+                change = snapshot.fields_NC.astype(np.float64) - previous.fields_NC
+                self._statistics.increments.add(change)
         self._previous = snapshot
 
     def end(self) -> None:
-        file = self._file
-        create_dataset(file, "time", self._time)
-        minimum = MINIMUM_STD * np.maximum(1, np.abs(self._fields.mean))
-        stats = {
-            "obs_mean": self._fields.mean,
-            "obs_std": np.maximum(self._fields.std, minimum),
-            "increment_std": np.maximum(self._increments.std, minimum),
-            "forcing_mean": self._forcing.mean,
-            "forcing_std": np.maximum(
-                self._forcing.std, MINIMUM_STD * np.maximum(1, np.abs(self._forcing.mean))
-            ),
-        }
-        for name, values in stats.items():
-            create_dataset(file, f"stats/{name}", values)
-        attrs = file["obs"].attrs
-        attrs["clip_negative_concentration"] = self._clipped is not None
-        attrs["clipped_values"] = self._n_clipped
-        attrs["clipped_fraction"] = self._n_clipped / (len(self._time) * file["node"].shape[0])
-        attrs["clipped_minimum"] = self._lowest
+        create_dataset(self._file, "time", self._time)
+        self._statistics.write(self._file)
+        obs = self._file["obs"]
+        obs.attrs.update(
+            clip_negative_concentration=self._clipped is not None,
+            clipped_values=self._n_clipped,
+            clipped_fraction=self._n_clipped / (obs.shape[0] * obs.shape[1]),
+            clipped_minimum=self._lowest,
+        )

@@ -13,9 +13,11 @@ from millrace.systems.base import (
     System,
     Table,
     check_columns,
+    distinct,
     is_count,
     known,
     resolve,
+    section_keys,
 )
 from millrace.systems.groundwater.units import UNITS
 
@@ -29,13 +31,11 @@ def _pair(items: Block) -> Block:
 _KEYS: Block = {
     "required": ["variables", "split"],
     "properties": {
-        "variables": {
-            "description": "Columns of all/*.csv to keep.",
-            "type": "array",
-            "items": {"type": "string", "pattern": "^[^/]+$"},  # it becomes the name of a folder
-            "minItems": 1,
-            "uniqueItems": True,
-        },
+        "variables": distinct(
+            {"type": "string", "pattern": "^[^/]+$"},  # it becomes the name of a folder
+            description="Columns of all/*.csv to keep.",
+            minItems=1,
+        ),
         "units": {
             "description": "Units of the columns, for all but head (m), mass_concentration (mg/L) and "
             "pressure (kPa).",
@@ -43,46 +43,38 @@ _KEYS: Block = {
             "additionalProperties": {"type": "string", "minLength": 1},
             "default": {},
         },
-        "forcings": {
-            "description": "Columns of forcings_corrected_all/*.csv to keep.",
-            "type": "array",
-            "items": {"type": "string"},
-            "uniqueItems": True,
-            "default": [],
-        },
+        "forcings": distinct(
+            {"type": "string"},
+            description="Columns of forcings_corrected_all/*.csv to keep.",
+            default=[],
+        ),
         "clip_negative_concentration": {
             "description": "Set negative concentrations, an artefact of the solver, to zero.",
             "type": "boolean",
             "default": False,
         },
-        "patches": {
-            "type": "object",
-            "additionalProperties": False,
-            "properties": {
-                "slice_groups": {"type": "integer", "minimum": 1, "default": 4},
-                "clusters": {"type": "integer", "minimum": 1, "default": 5},
-                "ghost_neighbours": {"type": "integer", "minimum": 1, "default": 10},
-                "ghost_fraction": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.05},
-                "seed": {"type": "integer", "minimum": 0, "default": 42},
-            },
-        },
+        "patches": section_keys(
+            slice_groups={"type": "integer", "minimum": 1, "default": 4},
+            clusters={"type": "integer", "minimum": 1, "default": 5},
+            ghost_neighbours={"type": "integer", "minimum": 1, "default": 10},
+            ghost_fraction={"type": "number", "minimum": 0, "maximum": 1, "default": 0.05},
+            seed={"type": "integer", "minimum": 0, "default": 42},
+        ),
         "planes": {
             "description": "Vertical sections, given by their ends or evenly spread along the coast.",
-            "type": "object",
-            "additionalProperties": False,
-            "properties": {
-                "transects": {
+            **section_keys(
+                transects={
                     "description": "End points [[X, Y], [X, Y]] of each section (m).",
                     "type": "array",
                     "items": _pair(_pair({"type": "number"})),
                 },
-                "count": {"type": "integer", "minimum": 1, "default": 8},
-                "shape": {
+                count={"type": "integer", "minimum": 1, "default": 8},
+                shape={
                     "description": "Cells along the section and along Z.",
                     "default": [32, 32],
                     **_pair({"type": "integer", "minimum": 2}),
                 },
-            },
+            ),
         },
     },
 }
@@ -270,6 +262,15 @@ _TABLE = Table(
     pooled=tuple(_ENSEMBLE),
 )
 
+_IN_TIME: dict[str, Any] = {
+    "evaluation": f"{_HERE}.evaluation:EVALUATION",
+    "table": _TABLE,
+    "caption": _CAPTION,
+    "ensembles": True,
+    "prepare": f"{_HERE}.preparation:prepare",
+    "prediction": f"{_HERE}.predict:predict",
+}
+"""What both kinds of samples have in common."""
 SYSTEM = System(
     name="groundwater",
     formats=(
@@ -290,13 +291,8 @@ SYSTEM = System(
             formats=("feflow_csv",),
             files=_patch_files,
             dataset=f"{_HERE}.patch_dataset:PatchDataset",
-            evaluation=f"{_HERE}.evaluation:EVALUATION",
-            table=_TABLE,
-            caption=_CAPTION,
             check=_check_patches,
-            ensembles=True,
-            prepare=f"{_HERE}.preparation:prepare",
-            prediction=f"{_HERE}.predict:predict",
+            **_IN_TIME,
             example=_example(
                 {"patches": {"slice_groups": 1, "clusters": 2}},
                 {
@@ -311,16 +307,11 @@ SYSTEM = System(
             name="planes",
             formats=("feflow_csv", "plane_folders"),
             dataset=f"{_HERE}.plane_dataset:PlaneDataset",
-            evaluation=f"{_HERE}.evaluation:EVALUATION",
-            table=_TABLE,
-            caption=_CAPTION,
             extraction=Extraction(
                 f"{_HERE}.plane_folders:convert_plane_folders", formats=("plane_folders",)
             ),
             check=_check_planes,
-            ensembles=True,
-            prepare=f"{_HERE}.preparation:prepare",
-            prediction=f"{_HERE}.predict:predict",
+            **_IN_TIME,
             example=_example(
                 {"planes": {"count": 2, "shape": [8, 8]}}, {"input_steps": 2, "output_steps": 2}
             ),

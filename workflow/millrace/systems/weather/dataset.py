@@ -67,7 +67,7 @@ class WeatherBatch:
     @property
     def y_KBTV(self) -> Tensor:
         """States to forecast as values at cells."""
-        return self.y_BKCIJ.flatten(3).permute(3, 0, 1, 2)
+        return as_points(self.y_BKCIJ)
 
     @property
     def last_KBV(self) -> Tensor:
@@ -84,6 +84,11 @@ class WeatherBatch:
         return len(self.weight_B)
 
 
+def as_points(states_BKCIJ: Tensor) -> Tensor:
+    """Fields as values at cells, [I * J, B, K, C]."""
+    return states_BKCIJ.flatten(3).permute(3, 0, 1, 2)
+
+
 # DDP looks for the tensors of a batch in order to follow the graph of autograd.
 torch.utils._pytree.register_dataclass(WeatherBatch)
 
@@ -96,19 +101,10 @@ class _States:
 
 
 class WeatherDataset(WindowDataset):
-    """Windows of ``weather.h5``.
+    """Windows of ``weather.h5``, the file of the rule ``extract_samples``; batches are made on ``device``.
 
-    Parameters
-    ----------
-    weather : Path
-        File of the rule ``extract_samples``.
-    config : WeatherWindowConfig
-    device : torch.device, optional
-        Where batches are made.
-    cache_bytes : int
-        A file whose states are larger than this is read batch by batch.
-    statistics : Normalisation, optional
-        Of the data that a model was trained on.
+    If its states are larger than ``cache_bytes``, it is read batch by batch. ``statistics`` are those of
+    the data that a model was trained on.
     """
 
     config_type = WeatherWindowConfig
@@ -125,12 +121,11 @@ class WeatherDataset(WindowDataset):
         self._path = Path(weather)
         self._file: h5py.File | None = None
         with open_checked(self._path, SCHEMA) as file:
-            attributes = {name: file.attrs[name] for name in file.attrs}
+            attributes = dict(file.attrs)
             names = tuple(attributes["channels"])
             self.surface, self.air = tuple(attributes["surface"]), tuple(attributes["air"])
-            self.levels: np.ndarray = file["level"][()]
-            self.latitude: np.ndarray = file["latitude"][()]
-            self.longitude: np.ndarray = file["longitude"][()]
+            axes: list[np.ndarray] = [file[name][()] for name in ("level", "latitude", "longitude")]
+            self.levels, self.latitude, self.longitude = axes
             static_FIJ = file["static"][()].astype(np.float64)
             time, split = file["time"][()], file["split"][()]
             stats = {name: file["stats"][name][()] for name in file["stats"]}
@@ -154,18 +149,11 @@ class WeatherDataset(WindowDataset):
             low_D=np.array([-90.0, 0.0]),
             high_D=np.array([90.0, 360.0]),
         )
-        cells = len(self.latitude) * len(self.longitude)
-        self.core_nodes = [np.arange(cells)]
+        self.core_nodes = [np.arange(len(self.latitude) * len(self.longitude))]
         self.ghost_nodes = [np.empty(0, dtype=np.int64)]
+        is_foreign, chosen = statistics is not None, replace(config, variables=names)
         super().__init__(
-            self._path,
-            replace(config, variables=names),
-            time,
-            split,
-            normalisation,
-            statistics is not None,
-            device,
-            cache_bytes,
+            self._path, chosen, time, split, normalisation, is_foreign, device, cache_bytes
         )
 
     @property
@@ -182,14 +170,10 @@ class WeatherDataset(WindowDataset):
         """Windows that begin at the given time indices, whatever their split."""
         starts, past = np.asarray(starts), self.config.input_steps
         state_BSCIJ = self._states(starts[:, None] + np.arange(self.config.length))
-        hours = torch.from_numpy(self.time[starts + past - 1] * 24.0)
-        return WeatherBatch(
-            past_BTCIJ=state_BSCIJ[:, :past],
-            hours_B=hours.to(self.device),
-            y_BKCIJ=state_BSCIJ[:, past:],
-            scale_V=self._scale_V,
-            weight_B=torch.ones(len(starts), device=self.device),
-        )
+        hours_B = torch.from_numpy(self.time[starts + past - 1] * 24.0).to(self.device)
+        weight_B = torch.ones(len(starts), device=self.device)
+        past_BTCIJ, y_BKCIJ = state_BSCIJ[:, :past], state_BSCIJ[:, past:]
+        return WeatherBatch(past_BTCIJ, hours_B, y_BKCIJ, self._scale_V, weight_B)
 
     def climatology(self) -> np.ndarray:
         """Mean state of the file's training period, float64[C, I, J], in physical units."""
@@ -235,8 +219,7 @@ class WeatherDataset(WindowDataset):
             return _States(self._normalised_states(file["state"], np.arange(len(self.time))))
 
     def _normalised_states(self, data: Any, steps: np.ndarray) -> Tensor:
-        shape = (len(steps), len(self.mean), *self.shape)
-        result = np.empty(shape, dtype=np.float32)
+        result = np.empty((len(steps), len(self.mean), *self.shape), dtype=np.float32)
         mean, std = self.mean[:, None, None], self.std[:, None, None]
         for slot, step in enumerate(steps):
             result[slot] = (data[int(step)] - mean) / std

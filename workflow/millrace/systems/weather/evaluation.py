@@ -66,15 +66,10 @@ def _draw(
         )
         zonal_spectra(truth, forecasts, example.hours, unit, folder / "spectra.png")
         mapped = min(1, len(shown) - 1)
-        weather_maps(
-            factor * example.truth_SCIJ[:, at[mapped]],
-            factor * example.forecast_SCIJ[:, at[mapped]],
-            example.hours,
-            (dataset.latitude, dataset.longitude),
-            (shown[mapped], unit),
-            folder / "maps.png",
-            dataset.land(),
-        )
+        true = factor * example.truth_SCIJ[:, at[mapped]]
+        made = factor * example.forecast_SCIJ[:, at[mapped]]
+        axes, name = (dataset.latitude, dataset.longitude), (shown[mapped], unit)
+        weather_maps(true, made, example.hours, axes, name, folder / "maps.png", dataset.land())
 
 
 def channels_of(dataset: WeatherDataset) -> dict[str, list[str]]:

@@ -27,10 +27,8 @@ from millrace.data import hdf5
 from millrace.data.split import Moments, SplitConfig, time_split
 from millrace.errors import ConfigError, DataError
 from millrace.systems.base import Progress
-from millrace.systems.weather.source import grid_of, open_sources
+from millrace.systems.weather.source import AXES, Floats, grid_of, open_sources
 from millrace.systems.weather.units import SCHEMA, to_si
-
-Floats = NDArray[np.float64]
 
 LONG_NAMES = {
     "2t": "2m_temperature",
@@ -74,36 +72,22 @@ def extract_weather(
     split: SplitConfig,
     progress: Progress | None = None,
 ) -> None:
-    """Read raw weather and write ``weather.h5``.
+    """Read raw weather and write ``weather.h5``, with statistics of the training period.
 
-    Parameters
-    ----------
-    source : Path
-        A NetCDF or CSV file, a Zarr store, or a directory of one kind of them, in the order of time.
-    output : Path
-    config : WeatherConfig
-    split : SplitConfig
-        Statistics are those of the training period.
-    progress : callable, optional
-        Called with (times written, times in total).
-
-    Raises
-    ------
-    DataError
-        The files are not readable, do not fit each other, lack something, or hold what is not finite.
+    The source is a NetCDF or CSV file, a Zarr store, or a directory of one kind of them. ``progress`` is
+    called with (times written, all). Raises `DataError` if the files are not readable, do not fit each
+    other, lack something, or hold what is not finite.
     """
-    sources = open_sources(source)
-    reader = _Reader(sources, config)
+    reader = _Reader(open_sources(source), config)
     ranges = time_split(len(reader.time), split)
     names = channel_names(config.surface, config.air, reader.grid.level)
     shape = (len(reader.time), len(names), *reader.grid.shape)
     moments, changes = Moments(len(names)), Moments(len(names))
+    chunks = (1, hdf5.rows_per_chunk(shape[1:], np.float32), *reader.grid.shape)
     content = hashlib.sha256()
     total_CIJ = np.zeros(shape[1:])
     with hdf5.create(output) as file:
-        state = hdf5.create_dataset(
-            file, "state", shape=shape, dtype=np.float32, chunks=(1, *_chunk(shape[1:]))
-        )
+        state = hdf5.create_dataset(file, "state", shape=shape, dtype=np.float32, chunks=chunks)
         previous: NDArray[np.float32] | None = None
         for index in range(len(reader.time)):
             values_CIJ = reader.read(index)
@@ -123,32 +107,30 @@ def extract_weather(
                 f"{source}: {constant} is the same everywhere at all times of the training period; "
                 "leave it out of the dataset's variables"
             )
-        hdf5.create_dataset(file, "static", reader.static().astype(np.float32))
-        hdf5.create_dataset(file, "time", reader.time)
-        hdf5.create_dataset(file, "latitude", reader.grid.latitude)
-        hdf5.create_dataset(file, "longitude", reader.grid.longitude)
-        hdf5.create_dataset(file, "level", reader.grid.level)
-        hdf5.create_dataset(file, "split", ranges)
         mean_CIJ = total_CIJ / (ranges[0, 1] - ranges[0, 0])
-        hdf5.create_dataset(file, "climatology", mean_CIJ.astype(np.float32))
-        stats = file.create_group("stats")
-        hdf5.create_dataset(stats, "mean", moments.mean)
-        hdf5.create_dataset(stats, "std", moments.std)
-        hdf5.create_dataset(stats, "increment_std", changes.std)
+        for name, values in (
+            ("static", reader.static().astype(np.float32)),
+            ("time", reader.time),
+            *((axis, getattr(reader.grid, axis)) for axis in AXES),
+            ("split", ranges),
+            ("climatology", mean_CIJ.astype(np.float32)),
+            ("stats/mean", moments.mean),
+            ("stats/std", moments.std),
+            ("stats/increment_std", changes.std),
+        ):
+            hdf5.create_dataset(file, name, values)
         described = json.dumps({**asdict(config), "split": ranges.tolist()}, sort_keys=True)
         content.update(described.encode())
         content.update(reader.time.tobytes())
         file.attrs.update(
-            {
-                "schema": SCHEMA,
-                "surface": hdf5.strings(config.surface),
-                "air": hdf5.strings(config.air),
-                "static": hdf5.strings(config.static),
-                "channels": hdf5.strings(names),
-                "config": described,
-                "hours": float(config.hours),
-                "digest": content.hexdigest()[:16],
-            }
+            schema=SCHEMA,
+            surface=hdf5.strings(config.surface),
+            air=hdf5.strings(config.air),
+            static=hdf5.strings(config.static),
+            channels=hdf5.strings(names),
+            config=described,
+            hours=float(config.hours),
+            digest=content.hexdigest()[:16],
         )
 
 
@@ -184,7 +166,7 @@ class _Reader:
         path, data = self._sources[number]
         parts = []
         for name in (*self._config.surface, *self._config.air):
-            variable = _variable(path, data, name, LONG_NAMES)
+            variable = _variable(path, data, name, (LONG_NAMES.get(name, name), name))
             _check_axes(path, variable, name in self._config.air)
             values = to_si(name, self.grid.take(variable.isel(time=step)), variable, path)
             if not np.isfinite(values).all():
@@ -200,14 +182,11 @@ class _Reader:
         """Fields that do not change, [F, I, J]; of the first source that has them."""
         fields = []
         for name in self._config.static:
-            holder = [
-                (path, data)
-                for path, data in self._sources
-                if STATIC_NAMES.get(name, name) in data or (name in data and name not in LONG_NAMES)
-            ]
-            path, data = holder[0] if holder else self._sources[0]
-            known = {name: STATIC_NAMES.get(name, name)}
-            variable = _variable(path, data, name, known, short=name not in LONG_NAMES)
+            # Some short names, such as z, are also those of variables of the air.
+            known = [STATIC_NAMES.get(name, name), *([] if name in LONG_NAMES else [name])]
+            holders = (one for one in self._sources if any(other in one[1] for other in known))
+            path, data = next(holders, self._sources[0])
+            variable = _variable(path, data, name, known)
             if "time" in variable.dims:
                 variable = variable.isel(time=0)
             values = self.grid.take(variable)
@@ -220,14 +199,12 @@ class _Reader:
         return np.array(fields).reshape(-1, *self.grid.shape)
 
 
-def _variable(
-    path: Path, data: xr.Dataset, name: str, long: dict[str, str], short: bool = True
-) -> xr.DataArray:
-    for candidate in (long.get(name, name), *([name] if short else [])):
+def _variable(path: Path, data: xr.Dataset, name: str, known: Sequence[str]) -> xr.DataArray:
+    for candidate in known:
         if candidate in data:
             return data[candidate]
     raise DataError(
-        f"{path}: no variable {long.get(name, name)!r} (for {name}); it has "
+        f"{path}: no variable {known[0]!r} (for {name}); it has "
         f"{', '.join(sorted(str(v) for v in data.data_vars))}"
     )
 
@@ -259,8 +236,7 @@ def _every(hours: Floats, step: int, path: Path) -> NDArray[np.int64]:
     if len(wrong):
         when = np.datetime64("1970-01-01") + np.timedelta64(round(wanted[wrong[0]] * 60), "m")
         raise DataError(
-            f"{path}: the time {when} is missing in steps of {step} h; add it, or set weather.hours to "
-            "the "
+            f"{path}: the time {when} is missing in steps of {step} h; add it, or set weather.hours to the "
             "step of the data"
         )
     return kept
@@ -273,8 +249,3 @@ def _what(values: NDArray[Any]) -> str:
 
 def _columns(values_CIJ: NDArray[Any]) -> NDArray[Any]:
     return values_CIJ.reshape(len(values_CIJ), -1).T.astype(np.float64)
-
-
-def _chunk(shape: tuple[int, ...]) -> tuple[int, ...]:
-    channels, rows, columns = shape
-    return (max(1, min(channels, hdf5.CHUNK_BYTES // (4 * rows * columns))), rows, columns)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.ticker import (
     FixedLocator,
     FormatStrFormatter,
@@ -48,14 +47,8 @@ def scorecard(
 ) -> None:
     """Draw the skill over the better of persistence and climatology as a table of colours.
 
-    Parameters
-    ----------
-    scores
-        With ``lead_hours`` and ``channels``, each with ``skill`` by lead time.
-    groups
-        Channels of each variable. Variables of one channel share a panel.
-    path
-        Where to write.
+    ``scores`` have ``lead_hours`` and ``channels``, each with ``skill`` by lead time; ``groups`` are the
+    channels of each variable. Variables of one channel share a panel.
     """
     leads = list(scores["lead_hours"])
     columns = [(hour, leads.index(hour)) for hour in _CARD_HOURS if hour in leads]
@@ -69,11 +62,10 @@ def scorecard(
     with figure(path, PAGE_WIDTH, 0.9 + down * (0.45 + 0.2 * tallest)) as fig:
         axes = fig.subplots(down, across, squeeze=False).ravel()
         for one, (title, names) in zip(axes, panels.items(), strict=False):
-            skill = [[scores["channels"][name]["skill"][at] for _, at in columns] for name in names]
-            drawn = one.imshow(
-                np.array(skill, dtype=float), cmap="RdBu", vmin=-1, vmax=1, aspect="auto"
-            )
-            for (row, column), value in np.ndenumerate(np.array(skill, dtype=float)):
+            of_names = [[scores["channels"][n]["skill"][at] for _, at in columns] for n in names]
+            skill = np.array(of_names, dtype=float)
+            drawn = one.imshow(skill, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+            for (row, column), value in np.ndenumerate(skill):
                 if np.isfinite(value):
                     one.text(
                         column, row, f"{value:.2f}", ha="center", va="center", fontsize=6.5,
@@ -102,18 +94,8 @@ def weather_by_lead(
 ) -> None:
     """Draw the RMSE and the anomaly correlation by lead time, against persistence and climatology.
 
-    Parameters
-    ----------
-    scores
-        With ``lead_hours`` and ``channels``, each with ``rmse`` and ``acc`` by forecast.
-    names
-        Channels, one row each.
-    unit
-        Of the variable.
-    path
-        Where to write.
-    factor
-        To this unit from that of the scores.
+    ``scores`` have ``lead_hours`` and ``channels``, each with ``rmse`` and ``acc`` by forecast; each of the
+    channels ``names`` has a row. ``factor`` leads to this unit from that of the scores.
     """
     days = np.array(scores["lead_hours"]) / 24
     with figure(path, PAGE_WIDTH, 0.7 + 1.7 * len(names)) as fig:
@@ -122,20 +104,14 @@ def weather_by_lead(
             channel = scores["channels"][name]
             for axes, key, scale in ((left, "rmse", factor), (right, "acc", 1.0)):
                 for forecast, values in channel[key].items():
-                    axes.plot(
-                        days, scale * np.array(values, dtype=float), label=forecast.capitalize(),
-                        **_LOOKS[forecast],
-                    )  # fmt: skip
+                    line = scale * np.array(values, dtype=float)
+                    axes.plot(days, line, label=forecast.capitalize(), **_LOOKS[forecast])
                 axes.set_title(name)
             left.set_ylim(bottom=0)
             left.set_ylabel(f"RMSE ({unit})" if unit else "RMSE")
             right.set_ylim(top=1.02)
             right.set_ylabel("ACC")
-        for axes in rows[-1]:
-            axes.set_xlabel("Lead time (days)")
-        fig.align_ylabels()
-        handles, labels = rows[0, 0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        _finish(rows, "Lead time (days)")
 
 
 def weather_maps(
@@ -147,22 +123,10 @@ def weather_maps(
     path: str | Path,
     land_IJ: ArrayLike | None = None,
 ) -> None:
-    """Draw truth, forecast and their difference, a row for each lead time.
+    """Draw ground truth, forecast and their difference, a row for each lead time (h).
 
-    Parameters
-    ----------
-    truth_SIJ, forecast_SIJ
-        Fields by lead time.
-    hours
-        Lead times (h).
-    axes
-        Latitudes and longitudes (degrees).
-    variable
-        Name and unit.
-    path
-        Where to write.
-    land_IJ
-        Share of land: coasts are drawn at one half.
+    ``axes`` are latitudes and longitudes (degrees), ``variable`` is its name and unit. ``land_IJ`` is the
+    share of land: coasts are drawn at one half.
     """
     truth, forecast = np.asarray(truth_SIJ), np.asarray(forecast_SIJ)
     latitude, longitude = (np.asarray(axis, dtype=float) for axis in axes)
@@ -171,15 +135,21 @@ def weather_maps(
     with figure(path, PAGE_WIDTH, 0.5 + 1.35 * len(hours), layout="compressed") as fig:
         rows = fig.subplots(len(hours), 3, sharex=True, sharey=True, squeeze=False)
         for row, hour, true, made in zip(rows, hours, truth, forecast, strict=True):
-            fields = (("Truth", true), ("Forecast", made), ("Forecast − truth", made - true))
+            fields = (("Ground truth", true), ("Forecast", made), ("Difference", made - true))
             for one, (title, values) in zip(row, fields, strict=True):
-                difference = title == "Forecast − truth"
+                is_field = title != "Difference"
+                cmap, least, top = (
+                    (FIELD_MAP, low, high) if is_field else (DIFFERENCE_MAP, -most, most)
+                )
                 mesh = one.pcolormesh(
-                    longitude, latitude, values, rasterized=True,
-                    cmap=DIFFERENCE_MAP if difference else FIELD_MAP,
-                    vmin=-most if difference else low, vmax=most if difference else high,
-                )  # fmt: skip
-                _on_globe(one, f"{title}, {hour:g} h", longitude, latitude, land_IJ)
+                    longitude, latitude, values, cmap=cmap, vmin=least, vmax=top, rasterized=True
+                )
+                one.set_title(f"{title}, {hour:g} h")
+                one.set(xticks=[0, 90, 180, 270], yticks=[-60, 0, 60], aspect="equal")
+                one.grid(visible=False)
+                if land_IJ is not None:
+                    coast: dict[str, Any] = {"levels": [0.5], "colors": "black", "linewidths": 0.4}
+                    one.contour(longitude, latitude, land_IJ, **coast)
                 if title == "Forecast":
                     field = mesh
         for one in rows[-1]:
@@ -188,15 +158,11 @@ def weather_maps(
             one.set_ylabel("Latitude (°)")
         name, unit = variable
         label = f"{name} ({unit})" if unit else name
-        bars: dict[str, Any] = {"location": "bottom", "extend": "both", "aspect": 40, "shrink": 0.9}
-        fig.colorbar(
-            field, ax=rows[:, :2].ravel().tolist(), label=label, ticks=MaxNLocator(6), **bars
-        )
-        bars["aspect"] = 20
-        ticks = MaxNLocator(3, symmetric=True)
-        fig.colorbar(
-            mesh, ax=rows[:, 2].tolist(), label=f"Difference ({unit})", ticks=ticks, **bars
-        )
+        bars: dict[str, Any] = {"location": "bottom", "extend": "both", "shrink": 0.9}
+        beside, ticks = rows[:, :2].ravel().tolist(), MaxNLocator(6)
+        fig.colorbar(field, ax=beside, label=label, ticks=ticks, aspect=40, **bars)
+        beside, ticks = rows[:, 2].tolist(), MaxNLocator(3, symmetric=True)
+        fig.colorbar(mesh, ax=beside, label=f"Difference ({unit})", ticks=ticks, aspect=20, **bars)
 
 
 def zonal_spectra(
@@ -206,24 +172,15 @@ def zonal_spectra(
     unit: str,
     path: str | Path,
 ) -> None:
-    """Draw the power by zonal wave number of truth and forecasts, and their ratios.
+    """Draw the power by zonal wave number of ground truth and forecasts, and their ratios.
 
-    Parameters
-    ----------
-    truth, forecast
-        Channel -> power [S, M] from wave number 0; two columns, a row for each channel.
-    hours
-        Lead times (h).
-    unit
-        Of the variable.
-    path
-        Where to write.
+    Both are channel -> power [S, M] from wave number 0, by lead time (h); each channel has a row.
     """
     with figure(path, PAGE_WIDTH, 0.7 + 1.8 * len(truth)) as fig:
         rows = fig.subplots(len(truth), 2, sharex=True, squeeze=False)
         for (left, right), name in zip(rows, truth, strict=True):
             wave = np.arange(1, truth[name].shape[1])
-            left.plot(wave, truth[name].mean(axis=0)[1:], color=TRUTH, label="Truth")
+            left.plot(wave, truth[name].mean(axis=0)[1:], color=TRUTH, label="Ground truth")
             for hour, colour, true, made in zip(
                 hours, CATEGORIES, truth[name], forecast[name], strict=False
             ):
@@ -231,7 +188,7 @@ def zonal_spectra(
                 right.plot(wave, made[1:] / np.maximum(true[1:], 1e-300), color=colour)
             right.axhline(1, color=TRUTH, linewidth=1)
             left.set(xscale="log", yscale="log", title=name, ylabel=f"Power ({_squared(unit)})")
-            right.set(xscale="log", yscale="log", title=name, ylabel="Power over truth")
+            right.set(xscale="log", yscale="log", title=name, ylabel="Power over ground truth")
             right.set_ylim(0.05, 20)
             right.yaxis.set_major_locator(FixedLocator([0.1, 1, 10]))
             # What is below is rounding.
@@ -241,39 +198,28 @@ def zonal_spectra(
                 axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
                 axes.xaxis.set_minor_formatter(NullFormatter())
             right.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        for axes in rows[-1]:
-            axes.set_xlabel("Zonal wave number")
-        fig.align_ylabels()
-        handles, labels = rows[0, 0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        _finish(rows, "Zonal wave number")
 
 
 def loss_share(shares: Mapping[str, Mapping[str, float]], path: str | Path) -> None:
     """Draw what each variable adds to the loss of the first step.
 
-    Parameters
-    ----------
-    shares
-        Loss (``mae``, ``mse``, ``mae_physical``) -> variable -> share, adding up to 1.
-    path
-        Where to write.
+    ``shares``: loss (``mae``, ``mse``, ``mae_physical``) -> variable -> share, adding up to 1.
     """
     variables = list(next(iter(shares.values())))
     place, height = np.arange(len(variables)), 0.8 / len(shares)
     with figure(path, PAGE_WIDTH, 1.0 + 0.34 * len(variables)) as fig:
         axes = fig.subplots()
+        colours = (PREDICTION, CATEGORIES[2], PERSISTENCE)
         for number, (kind, values) in enumerate(shares.items()):
             at = place + (number - (len(shares) - 1) / 2) * height
-            axes.barh(
-                at, [100 * values[name] for name in variables], height, label=_LOSSES[kind],
-                color=(PREDICTION, CATEGORIES[2], PERSISTENCE)[number],
-            )  # fmt: skip
+            share = [100 * values[name] for name in variables]
+            axes.barh(at, share, height, label=_LOSSES[kind], color=colours[number])
         axes.set_yticks(place, variables)
         axes.set_ylim(len(variables) - 0.5, -0.5)
         axes.set_xlabel("Share of the loss of a 6 h forecast (%)")
         axes.grid(axis="y", visible=False)
-        handles, labels = axes.get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside upper center", ncols=1)
+        fig.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=1)
 
 
 def _squared(unit: str) -> str:
@@ -282,15 +228,11 @@ def _squared(unit: str) -> str:
     return f"({unit})²" if "/" in unit else f"{unit}²"
 
 
-def _on_globe(
-    axes: Axes,
-    title: str,
-    longitude: NDArray[np.float64],
-    latitude: NDArray[np.float64],
-    land_IJ: ArrayLike | None,
-) -> None:
-    axes.set_title(title)
-    axes.set(xticks=[0, 90, 180, 270], yticks=[-60, 0, 60], aspect="equal")
-    axes.grid(visible=False)
-    if land_IJ is not None:
-        axes.contour(longitude, latitude, land_IJ, levels=[0.5], colors="black", linewidths=0.4)
+def _finish(rows: NDArray[Any], label: str) -> None:
+    """Label the horizontal axes of the last row, and put one legend above all panels."""
+    for axes in rows[-1]:
+        axes.set_xlabel(label)
+    fig = rows[0, 0].figure
+    fig.align_ylabels()
+    handles, labels = rows[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))

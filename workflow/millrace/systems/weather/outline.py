@@ -20,20 +20,12 @@ def outline(dataset: Block, data: Block, grid: tuple[int, int], levels: int) -> 
 
 @dataclass(frozen=True)
 class WeatherOutline:
-    """Stands in for a `WeatherDataset` where only sizes count.
-
-    Parameters
-    ----------
-    weather : WeatherConfig
-    config : WeatherWindowConfig
-    shape : (int, int)
-        Rows and columns of cells, of the whole globe.
-    pressure_levels : int
-    """
+    """Stands in for a `WeatherDataset` where only sizes count."""
 
     weather: WeatherConfig
     config: WeatherWindowConfig
     shape: tuple[int, int]
+    """Rows and columns of cells, of the whole globe."""
     pressure_levels: int
 
     @property
@@ -54,8 +46,7 @@ class WeatherOutline:
     @property
     def latitude(self) -> np.ndarray:
         """Degrees, of the rows."""
-        height = 180 / self.shape[0]
-        return 90 - height * (np.arange(self.shape[0]) + 0.5)
+        return 90 - 180 / self.shape[0] * (np.arange(self.shape[0]) + 0.5)
 
     @property
     def longitude(self) -> np.ndarray:
@@ -86,10 +77,5 @@ class WeatherOutline:
         """A batch of no particular content."""
         steps = (self.config.input_steps, self.config.output_steps)
         past, future = (torch.empty(samples, n, self.channels, *self.shape) for n in steps)
-        return WeatherBatch(
-            past_BTCIJ=past,
-            hours_B=torch.empty(samples, dtype=torch.float64),
-            y_BKCIJ=future,
-            scale_V=torch.empty(self.channels),
-            weight_B=torch.empty(samples),
-        )
+        hours, weight = torch.empty(samples, dtype=torch.float64), torch.empty(samples)
+        return WeatherBatch(past, hours, future, torch.empty(self.channels), weight)

@@ -17,9 +17,7 @@ from millrace.data.split import Split
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.base import Progress
 from millrace.systems.weather.dataset import WeatherDataset
-from millrace.systems.weather.scores import WeatherScores, zonal_spectrum
-
-Floats = NDArray[np.float64]
+from millrace.systems.weather.scores import Floats, WeatherScores, zonal_spectrum
 
 DAYS = 5.0
 SHOWN_HOURS = (24, 72, 120)
@@ -48,45 +46,38 @@ def score_weather(
 ) -> tuple[dict[str, Any], Example]:
     """Score forecasts up to ``days`` ahead from starts spread evenly over a split.
 
-    Returns
-    -------
-    scores : dict
-        `WeatherScores.result`, and ``loss_share``: what each channel adds to the loss of the first step,
-        see `loss_shares`.
-    example : Example
+    Scores are those of `WeatherScores.result`, and ``loss_share``: what each channel adds to the loss of
+    the first step, see `loss_shares`.
     """
     dataset: WeatherDataset = model.dataset
-    past, step = dataset.config.input_steps, dataset.step_hours
-    every = dataset.starts(split)
-    longest = int(every[-1]) + dataset.config.length - past - int(every[0])
-    leads = max(1, min(int(days * 24 / step), longest))
-    last = int(every[-1]) + dataset.config.length - past - leads
-    chosen = np.unique(np.linspace(every[0], max(every[0], last), starts).astype(int))
+    past, step, every = dataset.config.input_steps, dataset.step_hours, dataset.starts(split)
+    end = int(every[-1]) + dataset.config.length - past
+    leads = max(1, min(int(days * 24 / step), end - int(every[0])))
+    chosen = np.linspace(every[0], max(every[0], end - leads), starts)
+    chosen = np.unique(chosen.astype(int))
     names = dataset.config.variables
     hours = step * np.arange(1, leads + 1)
     shown = np.flatnonzero(np.isin(hours, SHOWN_HOURS))
-    if not len(shown):
-        shown = np.array([leads - 1])
+    shown = shown if len(shown) else np.array([leads - 1])
     scores = WeatherScores(names, hours, dataset.latitude, dataset.climatology())
     shares: list[dict[str, Floats]] = []
-    spectra: list[tuple[Floats, Floats]] = []
+    spectra: list[list[Floats]] = []
     for number, start in enumerate(chosen):
-        truth = _physical(dataset, np.arange(start + past - 1, start + past + leads))
+        steps = np.arange(start + past - 1, start + past + leads)
+        truth = _physical(dataset, dataset.core_states(0, steps))
         forecast, share = _forecast(model, int(start), leads)
         scores.add(truth[1:], forecast, truth[0])
-        pair = truth[1:][shown], forecast[shown]
+        pair = (truth[1:][shown], forecast[shown])
         shares.append(share)
-        spectra.append((_spectrum(dataset, pair[0]), _spectrum(dataset, pair[1])))
+        spectra.append([zonal_spectrum(fields, dataset.latitude) for fields in pair])
         if number == len(chosen) // 2:
             fields = [field.astype(np.float32) for field in pair]
         if progress is not None:
             progress(number + 1, len(chosen))
-    share = {kind: np.mean([one[kind] for one in shares], axis=0) for kind in shares[0]}
-    by_name = {
-        kind: dict(zip(names, values.tolist(), strict=True)) for kind, values in share.items()
-    }
-    power = [np.mean(one, axis=0) for one in zip(*spectra, strict=True)]
-    example = Example(tuple(hours[shown].tolist()), fields[0], fields[1], power[0], power[1])
+    mean = {kind: np.mean([one[kind] for one in shares], axis=0).tolist() for kind in shares[0]}
+    by_name = {kind: dict(zip(names, values, strict=True)) for kind, values in mean.items()}
+    power = (np.mean(one, axis=0) for one in zip(*spectra, strict=True))
+    example = Example(tuple(hours[shown].tolist()), fields[0], fields[1], *power)
     return {**scores.result(), "loss_share": by_name}, example
 
 
@@ -94,28 +85,21 @@ def score_weather(
 def _forecast(model: TrainedModel, start: int, leads: int) -> tuple[Floats, dict[str, Floats]]:
     """Forecast [L, C, I, J] in physical units, and the shares of the first step's loss."""
     dataset: WeatherDataset = model.dataset
-    states_KBSV = dataset.core_states(0, np.arange(start, start + dataset.config.input_steps)[None])
+    past, length = dataset.config.input_steps, dataset.config.length
+    states_KBSV = dataset.core_states(0, np.arange(start, start + past)[None])
     forecasts: list[Tensor] = []
     share: dict[str, Floats] = {}
     for step in range(0, leads, dataset.config.output_steps):
-        at = min(start + step, len(dataset.time) - dataset.config.length)
-        batch = dataset.at_times(0, np.array([at]))
-        hours = (
-            dataset.time[start + dataset.config.input_steps - 1] * 24.0 + step * dataset.step_hours
-        )
-        batch = dataset.with_states(batch, states_KBSV[:, :, -dataset.config.input_steps :])
-        batch.hours_B.fill_(hours)
+        at = min(start + step, len(dataset.time) - length)
+        batch = dataset.with_states(dataset.at_times(0, np.array([at])), states_KBSV)
+        batch.hours_B.fill_(dataset.time[start + past - 1] * 24.0 + step * dataset.step_hours)
         next_KBTV = model(batch)
         if not forecasts:
             weight_V = model.module.get_buffer("loss_weight_C").to(next_KBTV)
             share = loss_shares(dataset, next_KBTV - batch.y_KBTV, weight_V)
         forecasts.append(next_KBTV)
-        states_KBSV = torch.cat(
-            [states_KBSV[:, :, -dataset.config.input_steps :], next_KBTV], dim=2
-        )
-    values_KLC = torch.cat(forecasts, dim=2)[:, 0, :leads]
-    physical = np.moveaxis(dataset.to_physical(values_KLC), 0, -1)
-    return physical.reshape(*physical.shape[:2], *dataset.shape), share
+        states_KBSV = torch.cat([states_KBSV, next_KBTV], dim=2)[:, :, -past:]
+    return _physical(dataset, torch.cat(forecasts, dim=2)[:, 0, :leads]), share
 
 
 def loss_shares(dataset: WeatherDataset, error_KBTV: Tensor, weight_V: Tensor) -> dict[str, Floats]:
@@ -135,11 +119,7 @@ def loss_shares(dataset: WeatherDataset, error_KBTV: Tensor, weight_V: Tensor) -
     return {kind: values / values.sum() for kind, values in parts.items()}
 
 
-def _spectrum(dataset: WeatherDataset, fields_SCIJ: Floats) -> Floats:
-    return zonal_spectrum(fields_SCIJ, dataset.latitude)
-
-
-def _physical(dataset: WeatherDataset, steps: NDArray[np.int64]) -> Floats:
-    """States at time indices in physical units, [T, C, I, J]."""
-    values = np.moveaxis(dataset.to_physical(dataset.core_states(0, steps)), 0, -1)
+def _physical(dataset: WeatherDataset, states_KTV: Tensor) -> Floats:
+    """Normalised states in physical units, [T, C, I, J]."""
+    values = np.moveaxis(dataset.to_physical(states_KTV), 0, -1)
     return values.reshape(*values.shape[:2], *dataset.shape)

@@ -5,7 +5,7 @@ They are those of WeatherBench 2 (Rasp et al. 2024, arXiv:2308.15560): cells cou
 Shape suffixes: S starts, L lead times, C channels, I latitudes, J longitudes, B baselines.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,59 +48,32 @@ def anomaly_correlation(
 
 @dataclass
 class WeatherScores:
-    """Scores of forecasts that are added one start at a time.
-
-    Parameters
-    ----------
-    channels : sequence of str
-    lead_hours : float array
-        [L].
-    latitude_I : float array
-    climatology_CIJ : float array
-        Mean state of the training period, in physical units.
-    """
+    """Scores of forecasts that are added one start at a time."""
 
     channels: Sequence[str]
     lead_hours: Floats
     latitude_I: Floats
     climatology_CIJ: Floats
-    _squared: dict[str, Floats] = field(default_factory=dict)
-    _correlation: dict[str, Floats] = field(default_factory=dict)
-    _bias: dict[str, Floats] = field(default_factory=dict)
+    """Mean state of the training period, in physical units."""
+    _sums: dict[str, Floats] = field(default_factory=dict)
+    """By forecast: square and mean of the error, and anomaly correlation, [3, L, C]."""
     _starts: int = 0
 
     def add(self, truth_LCIJ: Floats, forecast_LCIJ: Floats, initial_CIJ: Floats) -> None:
-        """Add the forecast of one start, in physical units.
-
-        Parameters
-        ----------
-        truth_LCIJ, forecast_LCIJ : float array
-        initial_CIJ : float array
-            Last given state: the forecast of persistence.
-        """
+        """Add the forecast of one start, in physical units; the last given state is that of persistence."""
         weight = latitude_weights(self.latitude_I)
-        for name, fixed in (
-            ("model", None),
-            ("persistence", initial_CIJ),
-            ("climatology", self.climatology_CIJ),
-        ):
+        fixed = ([field] * len(truth_LCIJ) for field in (initial_CIJ, self.climatology_CIJ))
+        for name, of_leads in zip(FORECASTS, ([*forecast_LCIJ], *fixed), strict=True):
             # One lead time after the other: those of a fine grid are many gigabytes.
-            by_lead = [
-                self._of(forecast if fixed is None else fixed, truth, weight)
-                for forecast, truth in zip(forecast_LCIJ, truth_LCIJ, strict=True)
-            ]
-            totals = (self._squared, self._bias, self._correlation)
-            for total, values in zip(totals, zip(*by_lead, strict=True), strict=True):
-                total[name] = total.get(name, 0.0) + np.array(values)
+            by_lead = [self._of(f, t, weight) for f, t in zip(of_leads, truth_LCIJ, strict=True)]
+            self._sums[name] = self._sums.get(name, 0.0) + np.array(by_lead).swapaxes(0, 1)
         self._starts += 1
 
-    def _of(
-        self, forecast_CIJ: Floats, truth_CIJ: Floats, weight_I: Floats
-    ) -> tuple[Floats, Floats, Floats]:
+    def _of(self, forecast_CIJ: Floats, truth_CIJ: Floats, weight_I: Floats) -> list[Floats]:
         """Mean square and mean of the error, and anomaly correlation, [C]."""
         error = forecast_CIJ - truth_CIJ
         correlation = anomaly_correlation(forecast_CIJ, truth_CIJ, self.climatology_CIJ, weight_I)
-        return area_mean(error**2, weight_I), area_mean(error, weight_I), correlation
+        return [area_mean(error**2, weight_I), area_mean(error, weight_I), correlation]
 
     def result(self) -> dict[str, Any]:
         """Scores by channel: lists by lead time for the model, persistence and climatology.
@@ -108,18 +81,18 @@ class WeatherScores:
         ``rmse`` is the root of the mean over starts of the mean squares, ``acc`` the mean of the anomaly
         correlations, ``skill`` 1 - rmse / rmse of the better of the two baselines.
         """
-        rmse = {name: np.sqrt(value / self._starts) for name, value in self._squared.items()}
-        acc = {name: value / self._starts for name, value in self._correlation.items()}
-        bias = self._bias["model"] / self._starts
+        means = {name: total / self._starts for name, total in self._sums.items()}
+        rmse = {name: np.sqrt(square) for name, (square, _, _) in means.items()}
         best = np.minimum(rmse["persistence"], rmse["climatology"])
-        channels: dict[str, Any] = {}
-        for index, channel in enumerate(self.channels):
-            channels[channel] = {
+        channels = {
+            channel: {
                 "rmse": {name: _plain(rmse[name][:, index]) for name in FORECASTS},
-                "acc": {name: _plain(acc[name][:, index]) for name in FORECASTS[:2]},
-                "bias": _plain(bias[:, index]),
+                "acc": {name: _plain(means[name][2, :, index]) for name in FORECASTS[:2]},
+                "bias": _plain(means["model"][1, :, index]),
                 "skill": _plain(1 - rmse["model"][:, index] / best[:, index]),
             }
+            for index, channel in enumerate(self.channels)
+        }
         return {"lead_hours": _plain(self.lead_hours), "starts": self._starts, "channels": channels}
 
 
@@ -127,36 +100,15 @@ def zonal_spectrum(field_IJ: Floats, latitude_I: Floats, within: float = 60.0) -
     """Mean power at each zonal wave number, [..., J // 2 + 1], over the latitudes within a limit.
 
     The powers add up to the mean square of the field (Parseval), weighted with the cosine of latitude.
-
-    Parameters
-    ----------
-    field_IJ : float array
-        The last two axes are latitude and longitude.
-    latitude_I : float array
-        Degrees.
-    within : float
-        Rows nearer to the poles are left out: their circles are short.
+    Rows nearer to the poles are left out: their circles are short.
     """
     rows = np.abs(latitude_I) <= within
     columns = field_IJ.shape[-1]
-    waves = np.fft.rfft(field_IJ[..., rows, :], axis=-1) / columns
-    power = np.abs(waves) ** 2
+    power = np.abs(np.fft.rfft(field_IJ[..., rows, :], axis=-1) / columns) ** 2
     twice = np.full(power.shape[-1], 2.0)
-    twice[0] = 1.0
-    if columns % 2 == 0:
-        twice[-1] = 1.0
+    twice[[0, -1] if columns % 2 == 0 else 0] = 1.0
     weight = np.cos(np.deg2rad(latitude_I[rows]))
     return (power * twice * weight[:, None]).sum(axis=-2) / weight.sum()
-
-
-def scorecard(scores: Mapping[str, Any], hours: Sequence[float]) -> dict[str, dict[str, float]]:
-    """Skill over the better baseline, by channel and lead time (h) as text, as far as forecast."""
-    leads = list(scores["lead_hours"])
-    kept = [(f"{hour:g}", leads.index(hour)) for hour in hours if hour in leads]
-    return {
-        channel: {hour: values["skill"][at] for hour, at in kept}
-        for channel, values in scores["channels"].items()
-    }
 
 
 def _plain(values: Any) -> list[float | None]:

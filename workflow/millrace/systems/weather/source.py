@@ -3,29 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from millrace.errors import DataError
+from millrace.errors import DataError, first_line
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_AXES = {"lat": "latitude", "lon": "longitude", "pressure_level": "level", "valid_time": "time"}
+AXES = ("level", "latitude", "longitude")
+_NAMES = {"lat": "latitude", "lon": "longitude", "pressure_level": "level", "valid_time": "time"}
 _KINDS = (".nc", ".nc4", ".zarr", ".csv")
 
 
 def open_sources(source: Path) -> list[tuple[Path, xr.Dataset]]:
     """Open a NetCDF or CSV file, a Zarr store or a directory of them, lazily, in the order of time.
 
-    Raises
-    ------
-    DataError
-        Nothing of the kind is there, or it is not readable.
+    Raises `DataError` if nothing of the kind is there, or it is not readable.
     """
     source = Path(source)
     if source.is_dir() and source.suffix != ".zarr":
@@ -44,30 +41,26 @@ def open_sources(source: Path) -> list[tuple[Path, xr.Dataset]]:
         raise DataError(
             f"{source}: no file has an axis of time; add the states to the static fields"
         )
-    # Static fields may lie in a file of their own.
-    joined = [
-        (path, data.merge(constants[0], compat="override", join="override") if constants else data)
-        for path, data in series
-    ]
-    return sorted(joined, key=lambda pair: pair[1]["time"].values[0])
+    if constants:  # static fields in a file of their own
+        series = [
+            (path, data.merge(constants[0], compat="override", join="override"))
+            for path, data in series
+        ]
+    return sorted(series, key=lambda pair: pair[1]["time"].values[0])
 
 
 def _open(path: Path) -> xr.Dataset:
     try:
         if path.suffix == ".csv":
             return _from_csv(path)
-        if path.suffix == ".zarr":
-            data = xr.open_zarr(path, chunks=None)
-        else:
-            data = xr.open_dataset(path, engine="netcdf4")
+        data = xr.open_dataset(path, engine="zarr" if path.suffix == ".zarr" else "netcdf4")
     except DataError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{path}: not readable as {path.suffix[1:]} ({reason}); copy it again"
+            f"{path}: not readable as {path.suffix[1:]} ({first_line(error)}); copy it again"
         ) from error
-    return data.rename({old: new for old, new in _AXES.items() if old in data.dims})
+    return data.rename({old: new for old, new in _NAMES.items() if old in data.dims})
 
 
 def _from_csv(path: Path) -> xr.Dataset:
@@ -98,10 +91,10 @@ def _from_csv(path: Path) -> xr.Dataset:
         except ValueError as error:
             raise DataError(f"{path}: column time: {error}") from None
     axes = ["lat", "lon"] if static else ["time", "lat", "lon"]
-    at_levels = table["level"].notna() if not static else np.zeros(len(table), dtype=bool)
+    at_levels = np.zeros(len(table), dtype=bool) if static else table["level"].notna()
     parts = []
     for rows, index in ((table[~at_levels], axes), (table[at_levels], [*axes, "level"])):
-        used = [name for name in values if len(rows) and rows[name].notna().any()]
+        used = [name for name in values if rows[name].notna().any()]
         if not used:
             continue
         if rows.duplicated(index).any():
@@ -134,12 +127,12 @@ class Grid:
 
     def same_as(self, other: "Grid") -> bool:
         """Whether the axes are equal."""
-        pairs = ((getattr(self, a), getattr(other, a)) for a in ("level", "latitude", "longitude"))
+        pairs = ((getattr(self, axis), getattr(other, axis)) for axis in AXES)
         return all(a.shape == b.shape and np.allclose(a, b) for a, b in pairs)
 
     def take(self, variable: xr.DataArray) -> Floats:
         """Values of a variable at one time, [L, I, J] or [I, J]."""
-        axes = [a for a in ("level", "latitude", "longitude") if a in variable.dims]
+        axes = [axis for axis in AXES if axis in variable.dims]
         values = variable.transpose(*axes).values.astype(np.float64)
         values = values[..., self.rows_at, :][..., self.columns_at]
         return values[self.levels_at] if "level" in axes else values
@@ -154,18 +147,14 @@ def grid_of(path: Path, data: xr.Dataset, levels: Sequence[float]) -> Grid:
     """Find the axes of a dataset.
 
     The last row is left out where the number of rows is odd (both poles are there): patches must tile
-    the grid.
-
-    Raises
-    ------
-    DataError
-        An axis is missing, not monotonous, not that of the globe, or lacks a level.
+    the grid. Raises `DataError` if an axis is missing, not monotonous, not that of the globe, or lacks a
+    level.
     """
-    for axis in ("level", "latitude", "longitude"):
+    for axis in AXES:
         if axis not in data:
             raise DataError(f"{path}: no axis {axis!r}; it has {', '.join(map(str, data.dims))}")
     present = np.atleast_1d(data["level"].values).astype(float)
-    if _unit(data["level"]) == "pa":
+    if str(data["level"].attrs.get("units", "hPa")).strip().lower() == "pa":
         present = present / 100.0
     wanted = np.sort(np.array(levels or present, dtype=float))
     missing = [level for level in wanted if not np.isclose(present, level).any()]
@@ -190,15 +179,5 @@ def grid_of(path: Path, data: xr.Dataset, levels: Sequence[float]) -> Grid:
             f"{path}: longitudes do not go once around the globe in equal steps; cut the data so that "
             "they do"
         )
-    return Grid(
-        level=wanted,
-        latitude=latitude[rows],
-        longitude=east[columns],
-        levels_at=np.array([np.argmin(np.abs(present - level)) for level in wanted]),
-        rows_at=rows,
-        columns_at=columns,
-    )
-
-
-def _unit(axis: Any) -> str:
-    return str(axis.attrs.get("units", "hPa")).strip().lower()
+    levels_at = np.array([np.argmin(np.abs(present - level)) for level in wanted])
+    return Grid(wanted, latitude[rows], east[columns], levels_at, rows, columns)

@@ -1,5 +1,6 @@
 """Weather: states of the atmosphere, forecast step by step."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,21 +14,16 @@ from millrace.systems.base import (
     SampleKind,
     System,
     Table,
+    distinct,
     is_count,
+    section_keys,
 )
 
 _HERE = "millrace.systems.weather"
 
 
 def _variables(least: int, default: list[str]) -> Block:
-    items = {"type": "string", "minLength": 1}
-    return {
-        "type": "array",
-        "items": items,
-        "minItems": least,
-        "uniqueItems": True,
-        "default": default,
-    }
+    return distinct({"type": "string", "minLength": 1}, minItems=least, default=default)
 
 
 _KEYS: Block = {
@@ -35,21 +31,17 @@ _KEYS: Block = {
     "properties": {
         "weather": {
             "description": "What is taken from the files; names are the short ones of ECMWF.",
-            "type": "object",
-            "additionalProperties": False,
-            "properties": {
-                "surface": _variables(1, ["2t", "10u", "10v", "msl"]),
-                "air": _variables(1, ["z", "u", "v", "t", "q"]),
-                "static": _variables(0, ["z", "slt", "lsm"]),
-                "levels": {
-                    "description": "Pressure levels (hPa), those of the files by default.",
-                    "type": "array",
-                    "items": {"type": "number", "exclusiveMinimum": 0},
-                    "uniqueItems": True,
-                    "default": [],
-                },
-                "hours": {"type": "integer", "minimum": 1, "default": 6},
-            },
+            **section_keys(
+                surface=_variables(1, ["2t", "10u", "10v", "msl"]),
+                air=_variables(1, ["z", "u", "v", "t", "q"]),
+                static=_variables(0, ["z", "slt", "lsm"]),
+                levels=distinct(
+                    {"type": "number", "exclusiveMinimum": 0},
+                    description="Pressure levels (hPa), those of the files by default.",
+                    default=[],
+                ),
+                hours={"type": "integer", "minimum": 1, "default": 6},
+            ),
         }
     },
 }
@@ -61,11 +53,12 @@ HEADLINE = 24
 
 
 def _check(name: str, experiment: Block, dataset: Block) -> None:
-    steps = [experiment["data"].get(key, n) for key, n in (("input_steps", 2), ("output_steps", 1))]
+    key = f"config: experiments.{name}.data"
+    data = experiment["data"]
+    steps = [data.get("input_steps", 2), data.get("output_steps", 1)]
     if not all(is_count(n) and n for n in steps):
         raise ConfigError(
-            f"config: experiments.{name}.data: expected whole numbers of input_steps and output_steps, 1 "
-            f"or more, got {steps}"
+            f"{key}: expected whole numbers of input_steps and output_steps, 1 or more, got {steps}"
         )
     replay, reach = experiment["train"].get("replay"), 2 * steps[1]
     if replay and replay["longest"] < reach:
@@ -77,9 +70,8 @@ def _check(name: str, experiment: Block, dataset: Block) -> None:
     gap = dataset["split"].get("gap", 0)
     if sum(steps) > gap + 1:
         raise ConfigError(
-            f"config: experiments.{name}.data: a window of {sum(steps)} steps reaches over the gap of {gap}"
-            f" between the splits, so test data would leak into training: raise split.gap to "
-            f"at least {sum(steps) - 1}"
+            f"{key}: a window of {sum(steps)} steps reaches over the gap of {gap} between the splits, so "
+            f"test data would leak into training: raise split.gap to at least {sum(steps) - 1}"
         )
 
 
@@ -93,57 +85,41 @@ def _rows(run: Block) -> list[dict[str, Any]]:
     test, earlier = run["test"], run["validation"]
     rows = []
     for channel, scores in test["channels"].items():
-        before = earlier["channels"][channel]["skill"]
-        rows.append(
-            {
-                "variable": channel,
-                "skill": at_lead(test, scores["skill"], HEADLINE),
-                "validation_skill": at_lead(earlier, before, HEADLINE),
-                **{
-                    f"h{hour}_skill": at_lead(test, scores["skill"], hour)
-                    for hour in LEADS
-                    if hour != HEADLINE
-                },
-                **{
-                    f"{key}_h{hour}": at_lead(test, values, hour)
-                    for hour in LEADS
-                    for key, values in (
-                        ("rmse", scores["rmse"]["model"]),
-                        ("persistence", scores["rmse"]["persistence"]),
-                        ("climatology", scores["rmse"]["climatology"]),
-                        ("acc", scores["acc"]["model"]),
-                        ("persistence_acc", scores["acc"]["persistence"]),
-                    )
-                },
-            }
-        )
+        skill, before = scores["skill"], earlier["channels"][channel]["skill"]
+        row = {
+            "variable": channel,
+            "skill": at_lead(test, skill, HEADLINE),
+            "validation_skill": at_lead(earlier, before, HEADLINE),
+            **{f"h{hour}_skill": at_lead(test, skill, hour) for hour in _OTHERS},
+        }
+        for hour, (key, (_, score, forecast)) in itertools.product(LEADS, _COLUMNS.items()):
+            row[f"{key}_h{hour}"] = at_lead(test, scores[score][forecast], hour)
+        rows.append(row)
     return rows
 
 
-_TITLES = {
-    "rmse": "RMSE",
-    "persistence": "RMSE of persistence",
-    "climatology": "RMSE of climatology",
-    "acc": "ACC",
-    "persistence_acc": "ACC of persistence",
+_OTHERS = [hour for hour in LEADS if hour != HEADLINE]
+_COLUMNS = {
+    "rmse": ("RMSE", "rmse", "model"),
+    "persistence": ("RMSE of persistence", "rmse", "persistence"),
+    "climatology": ("RMSE of climatology", "rmse", "climatology"),
+    "acc": ("ACC", "acc", "model"),
+    "persistence_acc": ("ACC of persistence", "acc", "persistence"),
 }
+"""Title, score and forecast of the columns that are there for each lead time."""
 
 _CAPTION = """\
 *all / scorecard*: skill over the better of persistence and climatology by variable, level and lead time;
 *all / loss_share*: what each variable adds to the loss. By variable: *by_lead*: error and anomaly
 correlation to five days;
-*maps*: truth, forecast and difference of one forecast; *spectra*: power by zonal wave number, forecasts
-against the truth."""
+*maps*: ground truth, forecast and difference of one forecast; *spectra*: power by zonal wave number,
+forecasts against the ground truth."""
 _TABLE = Table(
     titles={
         "skill": f"skill at {HEADLINE} h",
         "validation_skill": f"skill at {HEADLINE} h (validation)",
-        **{f"h{hour}_skill": f"skill at {hour} h" for hour in LEADS if hour != HEADLINE},
-        **{
-            f"{key}_h{hour}": f"{title}, {hour} h"
-            for hour in LEADS
-            for key, title in _TITLES.items()
-        },
+        **{f"h{hour}_skill": f"skill at {hour} h" for hour in _OTHERS},
+        **{f"{key}_h{h}": f"{one[0]}, {h} h" for h in LEADS for key, one in _COLUMNS.items()},
     },
     caption="Skill is 1 − RMSE / RMSE of the better of two: persistence, that nothing changes, and "
     "climatology, the mean state of the training period. All are over the sphere, cells by their "

@@ -52,10 +52,7 @@ def conversion(name: str, unit: str) -> tuple[float, float] | None:
 def to_si(name: str, values: NDArray[Any], variable: Any, path: Path) -> NDArray[np.float64]:
     """Turn values into the unit of `SI`; without an attribute ``units`` they are taken to be in it.
 
-    Raises
-    ------
-    DataError
-        The unit is not known for this variable.
+    Raises `DataError` if the unit is not known for this variable.
     """
     unit = str(variable.attrs.get("units", SI.get(name, "")))
     factors = conversion(name, unit)

@@ -58,12 +58,8 @@ def save(tensors: Mapping[str, Tensor], directory: Path | None, ranks: Ranks) ->
     """Write the tensors of all processes by name; call it on all.
 
     Each process writes its part of a `DTensor`; one process writes other tensors. All processes must reach
-    the directory; only the first one needs to know it. An OSError of one process is raised on all.
-
-    Returns
-    -------
-    dict
-        Name of each file -> its size and checksum; empty on all processes but the first.
+    the directory; only the first one needs to know it. An OSError of one process is raised on all. Returns
+    size and checksum of each file by name on the first process, nothing on the others.
     """
     where = Path(ranks.from_first(str(directory)))
     writer, no_dist = dcp.FileSystemWriter(where), ranks.world_size == 1

@@ -14,9 +14,9 @@ from rich.table import Table
 from millrace.cluster import Cluster
 from millrace.cluster.facts import FILE, PROFILES
 from millrace.config import from_mapping, nearest
-from millrace.errors import ConfigError, ExitCode, UserError
+from millrace.errors import ConfigError, ExitCode, exits_with_code
 from millrace.layout import Layout
-from millrace.systems.base import resolve
+from millrace.systems.base import dataset_names, resolve
 from millrace.systems.registry import get_model, kind_of
 from millrace.training.config import ExecutionConfig, TrainConfig
 from millrace.training.parallel.config import ParallelConfig
@@ -29,15 +29,12 @@ USABLE = 0.9
 _GB = 2**30
 
 
+@exits_with_code
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code, that of a user's error if something does not fit together."""
     options = _parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    try:
-        _plan(options, console)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(error.exit_code)
+    _plan(options, console)
     return ExitCode.OK
 
 
@@ -96,19 +93,9 @@ def described(
 ) -> tuple[Workload, ParallelConfig, ExecutionConfig]:
     """Workload of an experiment, and how it is divided and executed on a layout.
 
-    Parameters
-    ----------
-    config : mapping
-        The whole configuration.
-    grid, levels
-        Size of the samples: rows and columns, and pressure levels.
-    parallel : mapping or None
-        Replaces the experiment's own section ``parallel``.
-
-    Raises
-    ------
-    ConfigError
-        The experiment does not exist or cannot be divided in this way.
+    ``grid`` are the rows and columns of the samples, ``levels`` their pressure levels; ``parallel``
+    replaces the experiment's own section. Raises `ConfigError` if the experiment does not exist or cannot
+    be divided in this way.
     """
     known = config.get("experiments", {})
     if experiment not in known:
@@ -125,12 +112,9 @@ def described(
         )
     model_config: Any = from_mapping(spec.config, model, "model")
     train: TrainConfig = from_mapping(TrainConfig, decisive(block["train"]), "train")
-    execution: ExecutionConfig = from_mapping(
-        ExecutionConfig, {k: v for k, v in block["train"].items() if k in EXECUTION}, "train"
-    )
-    raw = config["datasets"][
-        block["dataset"] if isinstance(block["dataset"], str) else block["dataset"][0]
-    ]
+    others = {k: v for k, v in block["train"].items() if k in EXECUTION}
+    execution: ExecutionConfig = from_mapping(ExecutionConfig, others, "train")
+    raw = config["datasets"][dataset_names(block)[0]]
     dataset = resolve(kind_of(spec.name).outline)(raw, block["data"], grid, levels)
     asked = block.get("parallel", {}) if parallel is None else parallel
     resolved = from_mapping(ParallelConfig, asked, "parallel").for_model(
@@ -237,22 +221,12 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help=text, description=text)
     plan.add_argument("--experiment", required=True, metavar="NAME")
     plan.add_argument("--layout", required=True, metavar="LAYOUT", help="as n4_gpu4")
-    plan.add_argument(
-        "--configfile", type=Path, nargs="+", default=[], metavar="FILE", help=f"on top of {CONFIG}"
-    )
+    text = f"on top of {CONFIG}"
+    plan.add_argument("--configfile", type=Path, nargs="+", default=[], metavar="FILE", help=text)
     plan.add_argument("--profile", metavar="NAME", help="a cluster of profiles/; default: all")
-    plan.add_argument(
-        "--grid",
-        type=_grid,
-        default=(720, 1440),
-        metavar="RxC",
-        help="default 720x1440: 0.25 degrees",
-    )
+    text = "default 720x1440: 0.25 degrees"
+    plan.add_argument("--grid", type=_grid, default=(720, 1440), metavar="RxC", help=text)
     plan.add_argument("--levels", type=int, default=13, metavar="N", help="default 13")
-    plan.add_argument(
-        "--parallel",
-        type=_block,
-        metavar="YAML",
-        help="replaces the section parallel of the experiment",
-    )
+    text = "replaces the section parallel of the experiment"
+    plan.add_argument("--parallel", type=_block, metavar="YAML", help=text)
     return parser

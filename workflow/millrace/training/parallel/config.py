@@ -93,20 +93,9 @@ class ParallelConfig:
     ) -> "ParallelConfig":
         """Fill in the open numbers for a model on a layout, and check all of them.
 
-        Parameters
-        ----------
-        model_config : object
-            An instance of the model's `millrace.models.spec.ModelSpec.config`.
-        world_size : int
-            Processes of the layout.
-        steps : int
-            Steps of a rollout.
-
-        Raises
-        ------
-        ConfigError
-            The model cannot be divided in this way, or the numbers do not fit the layout, the batch or
-            each other.
+        ``model_config`` is an instance of `millrace.models.spec.ModelSpec.config`, ``world_size`` the
+        number of processes of the layout, ``steps`` that of a rollout. Raises `ConfigError` if the model
+        cannot be divided in this way, or the numbers do not fit the layout, the batch or each other.
         """
         found = models().get(model)
         limits = found.limits if found else None

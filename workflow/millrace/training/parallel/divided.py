@@ -30,21 +30,10 @@ AXES = ("pp", "dp_replicate", "dp_shard", "tp")
 class DividedModel:
     """Cuts a module that is complete and equal on all processes, so that each holds its part afterwards.
 
-    Parameters
-    ----------
-    spec : ModelSpec
-        With a division.
-    module : nn.Module
-        As built; it loses the units of other stages.
-    config : ParallelConfig
-        Resolved for the model and the layout.
-    dataset : object
-        Decides the number of steps of a rollout.
-    precision : str
-        Precision of the layers. Shards of weights that autocast rounds are sent in it.
-    prepare : callable
-        Called with the remaining part of the module before it is sharded, for example to have its
-        activations recomputed.
+    ``spec`` has a division; the module is as built, and loses the units of other stages. ``config`` is
+    resolved for the model and the layout; the dataset decides the number of steps of a rollout. Shards of
+    weights that autocast rounds are sent in ``precision``, that of the layers. ``prepare`` is called with
+    the remaining part of the module before it is sharded, for example to have its activations recomputed.
     """
 
     def __init__(

@@ -337,14 +337,8 @@ class _Fused(TorchFunctionMode):
 class _Tally(TorchDispatchMode):
     """Counts the memory of the tensors that are made while it is active, and that of gradients.
 
-    Parameters
-    ----------
-    units : mapping
-        Units whose shards are gathered while they compute.
-    shard : int
-        Processes that share the gradients.
-    keeps : bool
-        Whether the weights of all units stay gathered.
+    The shards of ``units`` are gathered while they compute, or stay gathered with ``keeps``; ``shard``
+    processes share the gradients.
     """
 
     def __init__(self, units: Mapping[nn.Module, _Unit], shard: int, keeps: bool) -> None:

@@ -12,21 +12,11 @@ _BACKWARD = 2.0
 
 
 def order(config: ParallelConfig, rank: int, chunks: int, parts: int) -> list[Work]:
-    """Work of the process at a position of its pipeline, in the order of torch's schedules.
+    """Work of the process at position ``rank`` of its pipeline, in the order of torch's schedules.
 
     There is one exception that takes the same time: with several stages in a process, torch's gpipe goes
-    back through the micro-batches in reverse.
-
-    Parameters
-    ----------
-    config : ParallelConfig
-        Resolved for the model and the layout.
-    rank : int
-        Position in the pipeline.
-    chunks : int
-        Stages of the process, over all steps of a rollout.
-    parts : int
-        Micro-batches.
+    back through the micro-batches in reverse. ``config`` is resolved for the model and the layout; the
+    process has ``chunks`` stages, over all steps of a rollout, and there are ``parts`` micro-batches.
     """
     ranks, total, turn = config.pipeline, chunks * parts, parts
     if ranks == 1:
@@ -54,20 +44,12 @@ def order(config: ParallelConfig, rank: int, chunks: int, parts: int) -> list[Wo
     return work
 
 
-def bubbles(config: ParallelConfig, costs: Sequence[float], sending: float = 0.0) -> list[float]:
+def bubbles(config: ParallelConfig, costs: Sequence[float]) -> list[float]:
     """Pipeline bubble of each process: the part of a step in which it is idle, between 0 and 1.
 
     With stages of unequal cost it is larger than `ParallelConfig.bubble`, because the slowest stage sets
-    the pace of all.
-
-    Parameters
-    ----------
-    config : ParallelConfig
-        Resolved for the model and the layout.
-    costs : sequence of float
-        Time of a forward pass through each stage of the pipeline, over all steps of a rollout, in any unit.
-    sending : float
-        Time to send the output of a micro-batch, in the same unit; a process waits for it after each pass.
+    the pace of all. ``costs`` are the times of a forward pass through each stage of the pipeline, over all
+    steps of a rollout, in any unit.
     """
     ranks, parts, last = config.pipeline, config.micro_batches or 1, len(costs) - 1
     if ranks == 1:
@@ -92,7 +74,7 @@ def bubbles(config: ParallelConfig, costs: Sequence[float], sending: float = 0.0
                     break
                 cost = costs[stage] * (1.0 if kind == "F" else _BACKWARD)
                 begin = max(clocks[rank], ends[first] if first else 0.0)
-                clocks[rank] = ends[kind, stage, part] = begin + cost + sending
+                clocks[rank] = ends[kind, stage, part] = begin + cost
                 busy[rank] += cost
                 work.pop(0)
         assert len(ends) > before, "the schedule waits for itself"

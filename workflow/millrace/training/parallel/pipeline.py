@@ -52,14 +52,8 @@ def stages(
 class Pipeline:
     """The stages of this process, and the schedule of their work.
 
-    Parameters
-    ----------
-    modules : mapping
-        Index of a stage in the pipeline -> its module, for the stages of this process.
-    total : int
-        Number of stages of the pipeline.
-    group : ProcessGroup
-        The processes of this pipeline.
+    ``modules`` are those of this process by the index of their stage in the pipeline, which has ``total``
+    stages; ``group`` holds the processes of the pipeline.
     """
 
     def __init__(

@@ -33,14 +33,9 @@ def replicated(
 ) -> DistributedDataParallel:
     """Wrap a module so that its replicas average their gradients.
 
-    Parameters
-    ----------
-    static_graph : bool
-        Whether every step does the same, see `check_static_graph`.
-    compression : {"none", "bfloat16", "float16"}
-        Number format of the exchange.
-    mark : Mark
-        Called when the last gradients are being exchanged and nothing is left to compute.
+    For ``static_graph`` see `check_static_graph`; ``compression`` is the number format of the exchange,
+    none, bfloat16 or float16. ``mark`` is called when the last gradients are being exchanged and nothing is
+    left to compute.
     """
     # On CPUs an exchange is not hidden behind computation, because it needs the same cores: a single one at
     # the end is faster. On GPUs torch's own size of the buckets is best.

@@ -42,17 +42,10 @@ def load_full_state(
     names: Sequence[str],
     divided: DividedModel | None,
 ) -> dict[str, dict[str, Tensor]]:
-    """Continue from a state with full tensors.
+    """Continue from a state with full tensors; returns its other kinds of weights.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Trained parameters, in the order of the optimiser's state.
-
-    Returns
-    -------
-    dict
-        The other kinds of weights (``ema_model``, ``best_model``), as far as this process holds them.
+    ``names`` are the trained parameters, in the order of the optimiser's state. Of ``ema_model`` and
+    ``best_model`` this process gets what it holds.
     """
     load_weights(module, state["model"], divided)
     others = {kind: state[kind] for kind in ("ema_model", "best_model") if kind in state}
@@ -89,12 +82,7 @@ def sharded_state(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Split a state into a description, on the first process, and the tensors of this process.
 
-    Parameters
-    ----------
-    weights : mapping
-        Kind of weights -> those of `local_weights`.
-    names : sequence of str
-        Trained parameters.
+    ``weights`` are by kind those of `local_weights`; ``names`` are the trained parameters.
     """
     parameters = divided.module.named_parameters()
     mine = {n: optimizer.state.get(p, {}) for n, p in parameters if p.requires_grad}

@@ -18,22 +18,13 @@ def divide_layers(
 ) -> dict[str, Tensor]:
     """Cut pairs of linear layers among the processes of a mesh with one dimension.
 
-    Parameters
-    ----------
-    pairs, packed
-        See `millrace.models.spec.Division`. A process must get queries, keys and values of its own heads:
-        the rows of packed layers are reordered accordingly first.
+    For ``pairs`` and ``packed`` see `millrace.models.spec.Division`. A process must get queries, keys and
+    values of its own heads: the rows of packed layers are reordered accordingly first. Returns the order of
+    these rows by name of the parameter.
 
-    Returns
-    -------
-    dict
-        Names of the parameters with reordered rows -> their order.
-
-    Raises
-    ------
-    ConfigError
-        A first layer has more outputs than the second has inputs and is not among ``packed``: a process
-        would combine queries of one head with values of another and compute wrong results without an error.
+    Raises `ConfigError` if a first layer has more outputs than the second has inputs and is not among
+    ``packed``: a process would combine queries of one head with values of another and compute wrong results
+    without an error.
     """
     orders = {}
     for first, second in pairs:

@@ -27,22 +27,16 @@ _MARKERS = {"model": "o", "block_mean": "v", "interpolation": "d", "linear_regre
 
 
 def spectra(forecasts: Mapping[str, Any], unit: str, path: str | Path) -> None:
-    """Draw the angular power spectra of the truth and of all forecasts, and their ratios.
+    """Draw the angular power spectra of the ground truth and of all forecasts, and their ratios.
 
-    Parameters
-    ----------
-    forecasts
-        Scores by forecast, each with ``spectrum_truth`` and ``spectrum_ratio`` by degree, from 1.
-    unit
-        Of the field.
-    path
-        Where to write.
+    ``forecasts`` are scores by forecast, each with ``spectrum_truth`` and ``spectrum_ratio`` by degree,
+    from 1; ``unit`` is that of the field.
     """
     truth = np.array(forecasts["model"]["spectrum_truth"])
     degree = np.arange(1, truth.size + 1)
     with figure(path, PAGE_WIDTH, 3.0) as fig:
         left, right = fig.subplots(1, 2)
-        left.plot(degree, truth, color=TRUTH, label="Truth")
+        left.plot(degree, truth, color=TRUTH, label="Ground truth")
         for name, scores in forecasts.items():
             ratio = np.array(scores["spectrum_ratio"])
             label = name.replace("_", " ").capitalize()
@@ -50,7 +44,9 @@ def spectra(forecasts: Mapping[str, Any], unit: str, path: str | Path) -> None:
             right.plot(degree, ratio, **_LOOKS[name])
         right.axhline(1, color=TRUTH, linewidth=1)
         left.set(xscale="log", yscale="log", ylabel=f"Power ({unit}²)")
-        right.set(xscale="log", yscale="log", ylabel="Power over that of the truth", ylim=(0.05, 5))
+        right.set(
+            xscale="log", yscale="log", ylabel="Power over that of the ground truth", ylim=(0.05, 5)
+        )
         right.yaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.25, 0.5, 1, 2, 4]))
         right.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         right.yaxis.set_minor_formatter(NullFormatter())
@@ -62,23 +58,16 @@ def spectra(forecasts: Mapping[str, Any], unit: str, path: str | Path) -> None:
 
 
 def reliability(scores: Mapping[str, Any], unit: str, path: str | Path) -> None:
-    """Draw where the truth ranks among the members, and the error by spread.
+    """Draw where the ground truth ranks among the members, and the error by spread.
 
-    Parameters
-    ----------
-    scores
-        Of an ensemble, with ``rank_histogram`` and ``reliability``.
-    unit
-        Of the field.
-    path
-        Where to write.
+    ``scores`` are those of an ensemble, with ``rank_histogram`` and ``reliability``.
     """
     ranks, bins = np.array(scores["rank_histogram"]), scores["reliability"]
     with figure(path, PAGE_WIDTH, 2.8) as fig:
         left, right = fig.subplots(1, 2)
         left.bar(np.arange(ranks.size), ranks * ranks.size, color=PREDICTION, width=0.9)
         left.axhline(1, color=TRUTH, linewidth=1)
-        left.set(xlabel="Members below the truth", ylabel="Frequency over that expected")
+        left.set(xlabel="Members below the ground truth", ylabel="Frequency over that expected")
         known = [one for one in bins if one["share"] > 1e-3]
         spread, error = (np.array([one[key] for one in known]) for key in ("spread", "rmse"))
         high = 1.1 * max(spread.max(), error.max()) if known else 1
@@ -90,33 +79,19 @@ def reliability(scores: Mapping[str, Any], unit: str, path: str | Path) -> None:
 
 
 def by_region(forecasts: Mapping[str, Any], unit: str, path: str | Path) -> None:
-    """Draw the RMSE of all forecasts and the model's CRPS by region, with the ratio of spread to error.
-
-    Parameters
-    ----------
-    forecasts
-        Scores by forecast, each with ``regions``.
-    unit
-        Of the field.
-    path
-        Where to write.
-    """
+    """Draw the RMSE of all forecasts and the model's CRPS by region, with the ratio of spread to error."""
     regions = list(forecasts["model"]["regions"])
     with figure(path, PAGE_WIDTH, 1.0 + 0.34 * len(regions)) as fig:
         axes = fig.subplots()
+        look: dict[str, Any] = {"linestyle": "none", "markersize": 5}
         place = np.arange(len(regions))
         for name, scores in forecasts.items():
             values = [scores["regions"][region]["rmse"] for region in regions]
-            label = f"RMSE {name.replace('_', ' ')}"
-            axes.plot(
-                values, place, linestyle="none", marker=_MARKERS[name], label=label, markersize=5,
-                color=_LOOKS[name]["color"],
-            )  # fmt: skip
+            look |= {"marker": _MARKERS[name], "color": _LOOKS[name]["color"]}
+            axes.plot(values, place, label=f"RMSE {name.replace('_', ' ')}", **look)
         model = [forecasts["model"]["regions"][region] for region in regions]
-        axes.plot(
-            [one["crps"] for one in model], place, linestyle="none", marker="o", markersize=5,
-            markerfacecolor="white", color=PREDICTION, label="CRPS model",
-        )  # fmt: skip
+        look |= {"marker": "o", "markerfacecolor": "white", "color": PREDICTION}
+        axes.plot([one["crps"] for one in model], place, label="CRPS model", **look)
         for at, one in zip(place, model, strict=True):
             if "spread_skill" in one:
                 axes.annotate(
@@ -128,5 +103,4 @@ def by_region(forecasts: Mapping[str, Any], unit: str, path: str | Path) -> None
         axes.set_ylim(len(regions) - 0.5, -0.5)
         axes.set_xlim(0, 1.3 * axes.get_xlim()[1])
         axes.set_xlabel(f"RMSE and CRPS ({unit})")
-        handles, labels = axes.get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside upper center", ncols=3)
+        fig.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)

@@ -17,8 +17,7 @@ from millrace.figures.style import (
     axis_label,
     figure,
 )
-
-Floats = NDArray[np.float64]
+from millrace.systems.downscaling.icon_source import Floats, unit_vectors
 
 _HEIGHT = 240
 """Pixels of a map from pole to pole."""
@@ -40,33 +39,18 @@ def sphere_maps(
     path: str | Path,
     land: ArrayLike | None = None,
 ) -> None:
-    """Draw fields on the cells of a grid, two in a row.
+    """Draw fields on the cells of a grid, two in a row; a pixel has the value of the nearest centre.
 
-    Parameters
-    ----------
-    centres
-        Unit vectors of the centres of the cells, [N, 3].
-    panels
-        What to draw. A pixel has the value of the nearest centre.
-    labels
-        Name and unit of each group of panels, for its colour bar.
-    path
-        Where to write.
-    land
-        Share of land, [N]: coasts are drawn at one half.
+    ``centres`` are unit vectors, [N, 3]. ``labels`` are name and unit of each group of panels, for its
+    colour bar. ``land`` is the share of it, [N]: coasts are drawn at one half.
     """
     cell, seen = _pixels(np.asarray(centres, dtype=np.float64))
     coast = None if land is None else np.where(seen, np.asarray(land)[cell], 0)
     rows = -(-len(panels) // 2)
     with figure(path, PAGE_WIDTH, 0.4 + 1.85 * rows, layout="compressed") as fig:
         axes = fig.subplots(rows, 2, squeeze=False).ravel()
-        limits = {
-            name: np.quantile(
-                np.concatenate([np.asarray(p.values) for p in panels if p.group == name]),
-                (0.002, 0.998),
-            )
-            for name in labels
-        }
+        groups = {n: [np.asarray(p.values) for p in panels if p.group == n] for n in labels}
+        limits = {n: np.quantile(np.concatenate(g), (0.002, 0.998)) for n, g in groups.items()}
         for number, (one, panel) in enumerate(zip(axes, panels, strict=False)):
             low, high = limits[panel.group]
             drawn = one.imshow(
@@ -103,8 +87,7 @@ def _pixels(centres_N3: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     x, y = np.meshgrid(np.arange(-2 + step / 2, 2, step), np.arange(-1 + step / 2, 1, step))
     lon, lat = inverse_mollweide(x, y)
     seen = np.isfinite(lat)
-    lon, lat = np.nan_to_num(lon), np.nan_to_num(lat)
-    place = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
+    place = unit_vectors(np.nan_to_num(lon), np.nan_to_num(lat))
     return cKDTree(centres_N3).query(place)[1], seen
 
 

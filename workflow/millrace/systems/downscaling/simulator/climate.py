@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from millrace.errors import ConfigError
 from millrace.files import atomic_directory
 from millrace.systems.base import Progress
+from millrace.systems.downscaling.icon_source import Floats
 from millrace.systems.downscaling.simulator.icosphere import Icosphere, lonlat, write_grid
+from millrace.systems.downscaling.spectrum import degrees_and_orders
 
-Floats = NDArray[np.float64]
 Coefficients = NDArray[np.complex128]
 
 PEAK, KINK, CUT = 6, 24, 127
@@ -47,35 +48,19 @@ MEMORY, MEMORY_DEGREE = 2.5, 10
 
 @dataclass(frozen=True)
 class ClimateConfig:
-    """Size and character of the demo climate.
-
-    Attributes
-    ----------
-    level : int
-        Of the grid R2B``level``, 0 to 7.
-    steps : int
-        Output times, at least 1.
-    interval : float
-        Time between them (h), 0.25 to 24.
-    steps_per_file : int
-        Output times in each file.
-    seed : int
-        Of the orography and the weather, >= 0.
-    absolute_time : bool
-        Write times as ``day as %Y%m%d.%f``, otherwise as hours since the first day.
-
-    Raises
-    ------
-    ConfigError
-        If a value is outside its range.
-    """
+    """Size and character of the demo climate; raises `ConfigError` if a value is outside its range."""
 
     level: int = 4
+    """Of the grid R2B``level``, 0 to 7."""
     steps: int = 480
+    """Output times."""
     interval: float = 6.0
+    """Time between them (h), 0.25 to 24."""
     steps_per_file: int = 120
     seed: int = 0
+    """Of the orography and the weather."""
     absolute_time: bool = True
+    """Write times as ``day as %Y%m%d.%f``, otherwise as hours since the first day."""
 
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[float, float]] = {
@@ -108,8 +93,8 @@ class Surface:
         """Draw continents with mountains."""
         rng = np.random.default_rng([seed, 0])
         degree = np.arange(CUT + 1.0)
-        shape = draw(_spectrum((degree + 1) ** -2.5 * np.exp(-((degree / 60) ** 2)), 1.0), rng)
-        raw_N = synthesis(shape, grid)
+        energy = (degree + 1) ** -2.5 * np.exp(-((degree / 60) ** 2))
+        raw_N = synthesis(draw(_spectrum(energy, 1.0), rng), grid)
         order = np.argsort(raw_N)
         share = np.cumsum(grid.area_N[order]) / (4 * np.pi)
         level = raw_N[order][np.searchsorted(share, 1 - LAND_SHARE)]
@@ -122,20 +107,8 @@ class Surface:
 def write_climate(config: ClimateConfig, directory: Path, progress: Progress | None = None) -> None:
     """Simulate, and write ``grids/R2Bkk.nc`` for all levels and ``output/tas_NNNN.nc``.
 
-    The same ``config`` gives the same numbers. The directory appears only when it is complete.
-
-    Parameters
-    ----------
-    config : ClimateConfig
-    directory : Path
-        To be created; may exist if it is empty.
-    progress : callable, optional
-        Called with (times written, times in total) after every output time.
-
-    Raises
-    ------
-    DataError
-        If ``directory`` holds something already.
+    The same ``config`` gives the same numbers. The directory appears only when it is complete; raises
+    `DataError` if it holds something already. ``progress`` is called with (times written, all).
     """
     with atomic_directory(Path(directory)) as partial:
         _write(config, partial, progress)
@@ -146,7 +119,7 @@ def simulate(config: ClimateConfig, grid: Icosphere, surface: Surface) -> Iterat
     rng = np.random.default_rng([config.seed, 1])
     spectrum = weather_spectrum()
     state = draw(spectrum, rng)
-    degree, order = _degrees()
+    degree, order = degrees_and_orders(CUT)
     days = config.interval / 24
     decay = np.exp(-days / MEMORY * (np.maximum(degree, 1) / MEMORY_DEGREE) ** (2 / 3))
     drift = np.deg2rad(ROTATION - ROSSBY / np.maximum(degree * (degree + 1), 2)) * days
@@ -171,7 +144,7 @@ def weather_spectrum() -> Floats:
 
 def draw(spectrum: Floats, rng: np.random.Generator) -> Coefficients:
     """Coefficients of a real random field on the unit sphere, complex128[A], m-major as in `ducc0`."""
-    degree, order = _degrees()
+    degree, order = degrees_and_orders(CUT)
     real, imaginary = rng.standard_normal((2, len(degree)))
     values = np.where(order == 0, real, (real + 1j * imaginary) / np.sqrt(2))
     return values * np.sqrt(spectrum[degree])
@@ -186,13 +159,6 @@ def synthesis(coefficients: Coefficients, grid: Icosphere) -> Floats:
     )[0]
 
 
-def _degrees() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Degree and order of each coefficient."""
-    order = np.concatenate([np.full(CUT + 1 - m, m) for m in range(CUT + 1)])
-    degree = np.concatenate([np.arange(m, CUT + 1) for m in range(CUT + 1)])
-    return degree, order
-
-
 def _spectrum(energy: Floats, std: float) -> Floats:
     """Variance C_l that gives the degrees energies in these proportions and the field this deviation."""
     # The variance of a field at a point is the sum of (2l + 1) C_l / (4 pi).
@@ -204,14 +170,10 @@ def _write(config: ClimateConfig, directory: Path, progress: Progress | None) ->
     (directory / "output").mkdir()
     grid = Icosphere.build(config.level)
     surface = Surface.build(grid, config.seed)
-    for level in range(config.level + 1):
-        own = level == config.level
-        write_grid(
-            directory / f"grids/R2B{level:02d}.nc",
-            grid if own else Icosphere.build(level),
-            surface.elevation_N if own else None,
-            surface.land_N if own else None,
-        )
+    for level in range(config.level):
+        write_grid(directory / f"grids/R2B{level:02d}.nc", Icosphere.build(level))
+    path = directory / f"grids/R2B{config.level:02d}.nc"
+    write_grid(path, grid, surface.elevation_N, surface.land_N)
     fields = simulate(config, grid, surface)
     for number, first in enumerate(range(0, config.steps, config.steps_per_file)):
         path = directory / f"output/tas_{number:04d}.nc"
@@ -235,14 +197,8 @@ def _describe(file: netCDF4.Dataset, grid: Icosphere, config: ClimateConfig) -> 
     file["height"].units = "m"
     shape = (1, 1, len(grid.cells_N3))
     tas = file.createVariable("tas", "f4", ("time", "height", "ncells"), chunksizes=shape)
-    tas.setncatts(
-        {
-            "long_name": "temperature in 2 m",
-            "units": "K",
-            "coordinates": "clat clon",
-            "CDI_grid_type": "unstructured",
-        }
-    )
+    tas.long_name, tas.units = "temperature in 2 m", "K"
+    tas.coordinates, tas.CDI_grid_type = "clat clon", "unstructured"
     for name, values in zip(("clon", "clat"), lonlat(grid.centres_N3), strict=True):
         file.createVariable(name, "f8", ("ncells",))[:] = values
         file[name].units = "radian"

@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 
 from millrace.errors import ConfigError
 from millrace.files import atomic_write
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from millrace.systems.downscaling.icon_source import Floats, Ints, unit_vectors
 
 MAXIMUM_LEVEL = 7
 ROOT = 2
@@ -96,37 +94,18 @@ def write_grid(
     elevation_N: Floats | None = None,
     land_N: NDArray[np.bool_] | None = None,
 ) -> None:
-    """Write an ICON grid file (NetCDF); it appears only when it is complete.
+    """Write an ICON grid file (NetCDF), with the height of the surface (m) and whether a cell is land.
 
-    Parameters
-    ----------
-    path : Path
-    grid : Icosphere
-    elevation_N : float array, optional
-        Height of the surface (m).
-    land_N : bool array, optional
-        Whether a cell is land: 2 in ``cell_sea_land_mask``, otherwise -2.
+    In ``cell_sea_land_mask`` land is 2, otherwise -2. The file appears only when it is complete.
     """
-    lon, lat = lonlat(grid.centres_N3)
-    vertex_lon, vertex_lat = lonlat(grid.vertices_P3)
     with atomic_write(path) as partial, netCDF4.Dataset(partial, "w") as file:
-        for name, values in (
-            ("cell", grid.cells_N3),
-            ("vertex", grid.vertices_P3),
-            ("edge", grid.edges_E2),
-        ):
-            file.createDimension(name, len(values))
-        file.createDimension("nv", 3)
-        file.createDimension("nc", 2)
-        for name, values in (
-            ("clon", lon),
-            ("clat", lat),
-            ("vlon", vertex_lon),
-            ("vlat", vertex_lat),
-        ):
-            dimension = "cell" if name[0] == "c" else "vertex"
-            file.createVariable(name, "f8", (dimension,))[:] = values
-            file[name].units = "radian"
+        sizes = {"cell": len(grid.cells_N3), "vertex": len(grid.vertices_P3)}
+        for name, size in (sizes | {"edge": len(grid.edges_E2), "nv": 3, "nc": 2}).items():
+            file.createDimension(name, size)
+        for dimension, points in (("cell", grid.centres_N3), ("vertex", grid.vertices_P3)):
+            for name, values in zip(("lon", "lat"), lonlat(points), strict=True):
+                file.createVariable(dimension[0] + name, "f8", (dimension,))[:] = values
+                file[dimension[0] + name].units = "radian"
         file.createVariable("cell_area", "f8", ("cell",))[:] = grid.area_N
         file["cell_area"].units = "steradian"
         for name, dimensions, index in (
@@ -142,14 +121,9 @@ def write_grid(
             file["cell_elevation"].units = "m"
         if land_N is not None:
             file.createVariable("cell_sea_land_mask", "i4", ("cell",))[:] = np.where(land_N, 2, -2)
-        file.setncatts(
-            {
-                "title": "Icosahedral grid made by Millrace",
-                "grid_root": np.int32(ROOT),
-                "grid_level": np.int32(grid.level),
-                "uuidOfHGrid": grid.uuid,
-            }
-        )
+        file.title = "Icosahedral grid made by Millrace"
+        file.grid_root, file.grid_level = np.int32(ROOT), np.int32(grid.level)
+        file.uuidOfHGrid = grid.uuid
         if grid.level:
             file.uuidOfParHGrid = _uuid(grid.level - 1)
 
@@ -169,14 +143,12 @@ def _icosahedron() -> Floats:
     upper = [(2 * np.pi * k / 5, ring) for k in range(5)]
     lower = [(2 * np.pi * (k + 0.5) / 5, -ring) for k in range(5)]
     angles = np.array([(0.0, np.pi / 2), *upper, *lower, (0.0, -np.pi / 2)])
-    lon, lat = angles.T
-    points = np.column_stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
     faces = []
     for k in range(5):
         up, up_next, low, low_next = 1 + k, 1 + (k + 1) % 5, 6 + k, 6 + (k + 1) % 5
         faces += [(0, up, up_next), (up, low, up_next), (up_next, low, low_next)]
         faces += [(low, 11, low_next)]
-    return points[np.array(faces)]
+    return unit_vectors(*angles.T)[np.array(faces)]
 
 
 def _bisected(corners_N33: Floats) -> Floats:

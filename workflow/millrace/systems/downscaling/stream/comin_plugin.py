@@ -31,17 +31,9 @@ DOMAIN = 1
 
 
 class ChunkWriter:
-    """Collects the fields of one rank and writes them some steps at a time.
+    """Collects the fields of one rank and writes them to its directory, ``steps`` output times a chunk.
 
-    Parameters
-    ----------
-    directory : Path
-        Of this rank; created if need be.
-    cells : int array
-        Global numbers of the cells that the rank owns, from 0.
-    variables : sequence of str
-    steps : int
-        Output times of a chunk.
+    ``cells`` are the global numbers, from 0, of the cells that the rank owns.
     """
 
     def __init__(
@@ -68,9 +60,9 @@ class ChunkWriter:
         np.savez(
             buffer,
             cell=self._cells,
-            time=np.array(self._times),
-            variables=np.array(self._variables),
-            values=np.stack(self._values),
+            time=self._times,
+            variables=self._variables,
+            values=self._values,
         )
         content = buffer.getvalue()
         # Named by its first time: a restarted model writes the same chunk again, not another one.

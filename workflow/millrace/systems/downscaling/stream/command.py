@@ -1,14 +1,15 @@
 """Make output files of what a running ICON streams."""
 
 import argparse
-import sys
+import contextlib
 import time
 from pathlib import Path
 
-from millrace.errors import UserError
+from millrace.errors import exits_with_code
 from millrace.systems.downscaling.stream.watcher import Watcher
 
 
+@exits_with_code
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="millrace stream", description=__doc__)
@@ -19,16 +20,12 @@ def main(arguments: list[str] | None = None) -> int:
     add("--interval", type=float, default=30.0, metavar="S", help="between two looks (default: 30)")
     add("--once", action="store_true", help="look once")
     options = parser.parse_args(arguments)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         watcher = Watcher(options.stream, options.grids, options.output)
         while True:
             for path in watcher.poll():
                 print(path, flush=True)
             if options.once:
-                return 0
+                break
             time.sleep(options.interval)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(error.exit_code)
-    except KeyboardInterrupt:
-        return 0
+    return 0

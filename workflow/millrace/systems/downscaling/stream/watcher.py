@@ -53,23 +53,13 @@ class Chunk:
 class Watcher:
     """Turns finished chunks into output files.
 
-    Parameters
-    ----------
-    stream : Path
-        Directory of the plug-in, with a folder for each rank.
-    grids : Path
-        Directory with the grid file of the run and those it was refined from.
-    output : Path
-        Directory to fill: ``grids/`` and ``output/chunk_<first time>.nc``.
-
-    Raises
-    ------
-    DataError
-        There is no grid file.
+    ``stream`` is the directory of the plug-in, with a folder for each rank; ``grids`` has the grid file of
+    the run and those it was refined from, else `DataError` is raised. ``output`` is filled with ``grids/``
+    and ``output/chunk_<first time>.nc``.
     """
 
     def __init__(self, stream: Path, grids: Path, output: Path) -> None:
-        self._stream, self._output = stream, output
+        self._stream = stream
         paths = sorted(grids.rglob("*.nc"))
         if not paths:
             raise DataError(f"{grids}: no grid file (*.nc) in it")
@@ -77,10 +67,8 @@ class Watcher:
         self._folder = output / "output"
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in paths:
-            copy = output / "grids" / path.name
-            if not copy.exists():
-                copy.parent.mkdir(exist_ok=True)
-                with atomic_write(copy) as part:
+            if not (output / "grids" / path.name).exists():
+                with atomic_write(output / "grids" / path.name) as part:
                     shutil.copyfile(path, part)
 
     def poll(self) -> list[Path]:
@@ -147,9 +135,8 @@ def _manifest(folder: Path) -> Iterator[Chunk]:
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             values: dict[str, Any] = json.loads(line)
-            yield Chunk(
-                folder / values["file"], tuple(values["times"]), values["bytes"], values["crc32"]
-            )
+            chunk = folder / values["file"]
+            yield Chunk(chunk, tuple(values["times"]), values["bytes"], values["crc32"])
         except (ValueError, KeyError, TypeError):
             continue  # the model was killed while it wrote the line; the chunk comes again
 
@@ -171,8 +158,7 @@ def _write(
             file.createVariable(name, "f8", ("ncells",))[:] = values
             file[name].units = "radian"
         for v, name in enumerate(variables):
-            shape = ("time", "ncells")
-            file.createVariable(name, "f4", shape)[:] = values_TNV[..., v]
+            file.createVariable(name, "f4", ("time", "ncells"))[:] = values_TNV[..., v]
             file[name].CDI_grid_type = "unstructured"
         if grid.uuid:
             file.uuidOfHGrid = grid.uuid

@@ -1,1 +1,1 @@
-"""Figures of forecasts of groundwater."""
+"""Figures of forecasts; ``variable`` and ``unit`` label their axes, and they are written to ``path``."""

@@ -16,6 +16,7 @@ from millrace.systems.groundwater.figures.sections import SECTION_SIZE, SectionP
 from millrace.systems.groundwater.sections import SectionGrid
 
 _DPI = 100
+_MILLISECONDS = 200  # of a frame
 
 
 def section_animation(
@@ -27,26 +28,12 @@ def section_animation(
     variable: str,
     unit: str,
     path: str | Path,
-    fps: float = 5,
 ) -> None:
-    """Write truth, prediction and difference on a vertical section as an endless GIF.
+    """Write truth, prediction and difference, [F, n], on a vertical section as an endless GIF.
 
-    The colour scales are the same in every frame. Forty frames take 1-2 MB.
-
-    Parameters
-    ----------
-    s, z
-        Distance along the section and elevation in m, [n].
-    time
-        In d, [F]; shown in the title.
-    truth, prediction
-        Physical units, [F, n].
-    variable, unit
-        For the colour bars.
-    path
-        Ends in ``.gif``.
-    fps
-        Frames per second.
+    Distance along the section and elevation of the nodes, [n], are in m, times of the frames, [F], in d.
+    The colour scales are the same in every frame. Forty frames take 1-2 MB. Raises `ConfigError` if the
+    path does not end in ``.gif``.
     """
     path = Path(path)
     if path.suffix != ".gif":
@@ -57,17 +44,17 @@ def section_animation(
     with style():
         fig = Figure(figsize=SECTION_SIZE, dpi=_DPI, layout="constrained")
         canvas = FigureCanvasAgg(fig)
-        panels = SectionPanels.draw(fig, grid, truth_FHW, prediction_FHW, variable, unit)
+        panels = SectionPanels(fig, grid, truth_FHW, prediction_FHW, variable, unit)
         for i, day in enumerate(np.asarray(time, dtype=np.float64)):
-            panels.update(truth_FHW[i], prediction_FHW[i], f"{day:,.2f} d")
+            panels.show(truth_FHW[i], prediction_FHW[i], day)
             canvas.draw()
             fig.set_layout_engine("none")  # once is enough: no label changes its size
             frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
     with atomic_write(path) as part:
-        _write_gif(frames, part, fps)
+        _write_gif(frames, part)
 
 
-def _write_gif(frames: list[Image.Image], path: Path, fps: float) -> None:
+def _write_gif(frames: list[Image.Image], path: Path) -> None:
     # One palette for all frames: colours do not flicker, and what does not change takes no space.
     shades = (
         colormaps[FIELD_MAP](np.linspace(0, 1, 128)),
@@ -77,12 +64,5 @@ def _write_gif(frames: list[Image.Image], path: Path, fps: float) -> None:
     palette = Image.new("P", (1, 1))
     palette.putpalette((np.concatenate(shades)[:, :3] * 255).round().astype(np.uint8).tobytes())
     first, *rest = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    first.save(
-        path,
-        "GIF",
-        save_all=True,
-        append_images=rest,
-        duration=round(1000 / fps),
-        loop=0,
-        optimize=False,
-    )
+    look = {"duration": _MILLISECONDS, "loop": 0, "optimize": False}
+    first.save(path, "GIF", save_all=True, append_images=rest, **look)

@@ -32,40 +32,28 @@ def error_map(
     x: ArrayLike,
     y: ArrayLike,
     error: ArrayLike,
+    slice_group: ArrayLike,
     variable: str,
     unit: str,
     path: str | Path,
-    slice_group: ArrayLike | None = None,
 ) -> None:
-    """Draw the RMSE per node in plan view, depth-averaged or by group of slices.
+    """Draw the RMSE in time of nodes in plan view, one panel per group of slices.
 
-    Parameters
-    ----------
-    x, y
-        Easting and northing in m, [N]; nodes of one column share them.
-    error
-        RMSE in time of each node, [N]. Nodes of one column are combined by their root mean square,
-        which is the RMSE of the column.
-    variable, unit
-        For the colour bar.
-    path
-        Where to write.
-    slice_group
-        Group of slices of each node, [N]: one panel per group, in ascending order. Without it, one
-        panel of all depths.
+    Easting, northing (m), error and group of slices of each node are [N]. Errors of a column of nodes,
+    which share x and y, are combined by their root mean square, which is the RMSE of the column.
     """
-    x, y, error = (np.asarray(a, dtype=np.float64) for a in (x, y, error))
-    group = np.zeros(x.size, dtype=int) if slice_group is None else np.asarray(slice_group)
+    x, y, error = _kilometres(x), _kilometres(y), np.asarray(error, dtype=np.float64)
+    group = np.asarray(slice_group)
     groups = np.unique(group)
     columns = [_columns(x[group == g], y[group == g], error[group == g]) for g in groups]
     high = np.quantile(np.concatenate([values for _, _, values in columns]), 0.995)
     with _panels(path, x, y, len(groups)) as (fig, panels):
         for axes, g, (column_x, column_y, values) in zip(panels, groups, columns, strict=True):
             drawn = axes.tripcolor(
-                _mesh(*_kilometres(column_x, column_y, x.min(), y.min())), values,
+                _mesh(column_x, column_y), values,
                 shading="gouraud", cmap=ERROR_MAP, vmin=0, vmax=high or 1, rasterized=True,
             )  # fmt: skip
-            axes.set_title("All slices" if slice_group is None else f"Slice group {g}")
+            axes.set_title(f"Slice group {g}")
         fig.colorbar(
             drawn, ax=list(panels), label=axis_label(f"RMSE of {variable}", unit), extend="max",
             format=Thousands(), aspect=30,
@@ -73,34 +61,21 @@ def error_map(
 
 
 def patch_map(
-    coords: ArrayLike,
-    patch_of_node: ArrayLike,
-    path: str | Path,
-    slice_group: ArrayLike | None = None,
+    coords: ArrayLike, patch_of_node: ArrayLike, path: str | Path, slice_group: ArrayLike
 ) -> None:
     """Draw the patches in plan view, one panel per group of slices, each patch with its number.
 
-    Parameters
-    ----------
-    coords
-        X, Y, Z in m, [N, 3].
-    patch_of_node
-        Patch of which the node is core, [N].
-    path
-        Where to write.
-    slice_group
-        Group of slices of each node, [N]. Without it, there is one panel. Each shows the
-        topmost patch of the group.
+    Nodes have coordinates X, Y, Z in m, [N, 3], a patch of which they are core, and a group of slices, [N].
+    Each panel shows the topmost patches of its group.
     """
     x, y, z = np.asarray(coords, dtype=np.float64).T
-    patch = np.asarray(patch_of_node)
-    group = np.zeros(x.size, dtype=int) if slice_group is None else np.asarray(slice_group)
+    x, y = _kilometres(x), _kilometres(y)
+    patch, group = np.asarray(patch_of_node), np.asarray(slice_group)
     groups = np.unique(group)
     with _panels(path, x, y, len(groups)) as (_, panels):
         for axes, g in zip(panels, groups, strict=True):
             column, shown = _topmost(x[group == g], y[group == g], z[group == g], patch[group == g])
-            kx, ky = _kilometres(column[:, 0], column[:, 1], x.min(), y.min())
-            mesh = _mesh(kx, ky)
+            mesh = _mesh(*column.T)
             present, index = np.unique(shown, return_inverse=True)
             colour = np.array(CATEGORIES)[index.ravel() % len(CATEGORIES)]
             cell, owner = _control_volumes(mesh)
@@ -109,16 +84,16 @@ def patch_map(
                     list(cell), facecolors=colour[owner], edgecolors="face", linewidths=0.3
                 )
             )
-            axes.plot(kx, ky, color=TRUTH, marker=".", markersize=1, linestyle="none", alpha=0.5)
+            axes.plot(*column.T, color=TRUTH, marker=".", markersize=1, linestyle="none", alpha=0.5)
             for number in present:
                 # The medoid lies within the patch, also if the centroid does not.
-                member = np.column_stack([kx, ky])[shown == number]
+                member = column[shown == number]
                 at = member[np.argmin(((member - member.mean(axis=0)) ** 2).sum(axis=1))]
                 axes.annotate(
                     str(number), at, ha="center", va="center", fontweight="bold",
                     path_effects=[withStroke(linewidth=2.5, foreground="white")],
                 )  # fmt: skip
-            axes.set_title(f"{present.size} patches" if slice_group is None else f"Slice group {g}")
+            axes.set_title(f"Slice group {g}")
 
 
 @contextmanager
@@ -155,8 +130,10 @@ def _columns(x: Floats, y: Floats, error: Floats) -> tuple[Floats, Floats, Float
     return position[:, 0], position[:, 1], np.sqrt(mean_square)
 
 
-def _kilometres(x: Floats, y: Floats, west: float, south: float) -> tuple[Floats, Floats]:
-    return (x - west) / 1e3, (y - south) / 1e3
+def _kilometres(x: ArrayLike) -> Floats:
+    """Distances from the smallest coordinate."""
+    metres = np.asarray(x, dtype=np.float64)
+    return (metres - metres.min()) / 1e3
 
 
 def _mesh(x: Floats, y: Floats) -> Triangulation:

@@ -1,14 +1,11 @@
 """Vertical sections: truth, prediction and difference."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from millrace.figures.style import (
     DIFFERENCE_MAP,
@@ -18,7 +15,7 @@ from millrace.figures.style import (
     axis_label,
     figure,
 )
-from millrace.systems.groundwater.sections import SectionGrid
+from millrace.systems.groundwater.sections import Floats, SectionGrid
 
 SECTION_SIZE = (PAGE_WIDTH, 5.4)
 """Width and height of the three panels, in inches."""
@@ -27,110 +24,80 @@ SECTION_SIZE = (PAGE_WIDTH, 5.4)
 def cross_section(
     s: ArrayLike,
     z: ArrayLike,
+    time: float,
     truth: ArrayLike,
     prediction: ArrayLike,
     variable: str,
     unit: str,
     path: str | Path,
-    time: float | None = None,
 ) -> None:
-    """Draw truth, prediction and their difference on a vertical section of scattered nodes.
+    """Draw truth, prediction and their difference, [n], on a vertical section of scattered nodes.
 
-    Parameters
-    ----------
-    s, z
-        Distance along the section and elevation in m, [n], e.g. from
-        `millrace.systems.groundwater.sections.extract_section`.
-    truth, prediction
-        Physical units, [n].
-    variable, unit
-        For the colour bars.
-    path
-        Where to write.
-    time
-        In d, for the title.
+    Distance along the section and elevation of the nodes, [n], are in m, e.g. from
+    `millrace.systems.groundwater.sections.extract_section`; the time in d stands in the title.
     """
     grid = SectionGrid.around(s, z)
     truth_HW, prediction_HW = grid.interpolate(truth), grid.interpolate(prediction)
     with figure(path, *SECTION_SIZE) as fig:
-        panels = SectionPanels.draw(fig, grid, truth_HW, prediction_HW, variable, unit)
-        if time is not None:
-            panels.axes[0].set_title(f"{time:,.2f} d", loc="right")
+        panels = SectionPanels(fig, grid, truth_HW, prediction_HW, variable, unit)
+        panels.show(truth_HW, prediction_HW, time)
 
 
-@dataclass(frozen=True)
 class SectionPanels:
-    """The three panels of a section, which can be given the fields of another time."""
+    """The three panels of a section on an empty figure.
 
-    axes: tuple[Axes, Axes, Axes]
-    meshes: tuple[QuadMesh, QuadMesh, QuadMesh]
+    Colour scales hold for all of the fields that are given, [H, W], or [F, H, W] for the frames of an
+    animation; the first one is drawn.
+    """
 
-    @classmethod
-    def draw(
-        cls,
+    def __init__(
+        self,
         fig: Figure,
         grid: SectionGrid,
-        truth: NDArray[np.float64],
-        prediction: NDArray[np.float64],
+        truth: Floats,
+        prediction: Floats,
         variable: str,
         unit: str,
-    ) -> "SectionPanels":
-        """Draw the panels on an empty figure.
-
-        Parameters
-        ----------
-        fig, grid
-            Where to draw, and the cells of the fields.
-        truth, prediction
-            [H, W], or [F, H, W] for the frames of an animation: the colour scales hold for all
-            frames, and the first one is drawn.
-        variable, unit
-            For the colour bars.
-        """
-        scale = _colour_scale(truth, prediction)
-        panels = tuple(fig.subplots(3, 1, sharex=True, sharey=True))
-        for axes, title in zip(panels, ("Truth", "Prediction", "Prediction − truth"), strict=True):
+    ) -> None:
+        field_look, difference_look, extend = _colours(truth, prediction)
+        self._axes = fig.subplots(3, 1, sharex=True, sharey=True)
+        titles = ("Truth", "Prediction", "Prediction − truth")
+        for axes, title in zip(self._axes, titles, strict=True):
             axes.set_title(title)
             axes.set_ylabel("Elevation (m)")
             axes.set_facecolor("#F2F2F2")
             axes.grid(False)
-        panels[2].set_xlabel("Distance along the section (m)")
+        axes.set_xlabel("Distance along the section (m)")
         first = [field.reshape(-1, *grid.inside.shape)[0] for field in (truth, prediction)]
-        meshes = tuple(
-            axes.pcolormesh(grid.s, grid.z, field, shading="nearest", rasterized=True, **colours)
-            for axes, field, colours in zip(
-                panels, (*first, first[1] - first[0]), (scale.field, scale.field, scale.difference),
+        self._meshes = [
+            axes.pcolormesh(grid.s, grid.z, field, shading="nearest", rasterized=True, **look)
+            for axes, field, look in zip(
+                self._axes, (*first, first[1] - first[0]), (field_look, field_look, difference_look),
                 strict=True,
             )
-        )  # fmt: skip
-        fig.colorbar(
-            meshes[0], ax=panels[:2], label=axis_label(variable, unit), extend=scale.extend,
-            format=Thousands(), aspect=30,
-        )  # fmt: skip
-        fig.colorbar(
-            meshes[2], ax=panels[2], label=axis_label("difference", unit), extend="both",
-            format=Thousands(), aspect=13,
-        )  # fmt: skip
-        return cls(panels, meshes)
+        ]  # fmt: skip
+        for mesh, panels, name, ends, aspect in (
+            (self._meshes[0], self._axes[:2], variable, extend, 30),
+            (self._meshes[2], self._axes[2], "difference", "both", 13),
+        ):
+            label = axis_label(name, unit)
+            fig.colorbar(
+                mesh, ax=panels, label=label, extend=ends, format=Thousands(), aspect=aspect
+            )
 
-    def update(
-        self, truth: NDArray[np.float64], prediction: NDArray[np.float64], title: str
-    ) -> None:
-        """Show other fields [H, W] with the colour scales as they are."""
-        for mesh, field in zip(self.meshes, (truth, prediction, prediction - truth), strict=True):
+    def show(self, truth: Floats, prediction: Floats, time: float) -> None:
+        """Show fields [H, W] of a time (d) with the colour scales as they are."""
+        fields = (truth, prediction, prediction - truth)
+        for mesh, field in zip(self._meshes, fields, strict=True):
             mesh.set_array(field)
-        self.axes[0].set_title(title, loc="right")
+        self._axes[0].set_title(f"{time:,.2f} d", loc="right")
 
 
-@dataclass(frozen=True)
-class _ColourScale:
-    field: dict[str, Any]
-    difference: dict[str, Any]
-    extend: str
+def _colours(truth: Floats, prediction: Floats) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Look of fields and difference, and ends of the colour bar of the fields.
 
-
-def _colour_scale(truth: NDArray[np.float64], prediction: NDArray[np.float64]) -> _ColourScale:
-    """Range of the truth for the fields; symmetric about zero for the difference."""
+    The fields have the range of the ground truth; that of the difference is symmetric about zero.
+    """
     low, high = np.nanmin(truth), np.nanmax(truth)
     overshoot = (bool(np.nanmin(prediction) < low), bool(np.nanmax(prediction) > high))
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}
@@ -138,8 +105,8 @@ def _colour_scale(truth: NDArray[np.float64], prediction: NDArray[np.float64]) -
         low, high = low - 0.5, high + 0.5
     # A few cells at a sharp front must not bleach the rest.
     largest = np.nanquantile(np.abs(prediction - truth), 0.995) or 1e-6 * max(abs(low), abs(high))
-    return _ColourScale(
-        field={"cmap": FIELD_MAP, "vmin": low, "vmax": high},
-        difference={"cmap": DIFFERENCE_MAP, "vmin": -largest, "vmax": largest},
-        extend=extend.get(overshoot, "neither"),
+    return (
+        {"cmap": FIELD_MAP, "vmin": low, "vmax": high},
+        {"cmap": DIFFERENCE_MAP, "vmin": -largest, "vmax": largest},
+        extend.get(overshoot, "neither"),
     )

@@ -6,7 +6,7 @@ some weeks so that the simulated months hold several of them. The top slice is t
 movement is linearised (specific yield as storage); offshore it is the sea bed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,29 +171,20 @@ class AquiferConfig:
 
 @dataclass(frozen=True)
 class Aquifer:
-    """The discretised domain; arrays [N] follow the nodes, slice by slice from the top.
-
-    Attributes
-    ----------
-    xyz : float array [N, 3]
-        Projected coordinates (m).
-    mesh, medium
-        What the solver needs.
-    sea, inland : bool array [N]
-        Nodes that touch the sea or the inland edge.
-    infiltration : float array [N]
-        Local over mean recharge rate, 0 outside the onshore water table.
-    surface_area : float array [N]
-        Onshore water-table area (m²) of the node, else 0.
-    """
+    """The discretised domain; arrays [N] follow the nodes, slice by slice from the top."""
 
     xyz: Floats
+    """[N, 3]: projected coordinates (m)."""
     mesh: Mesh
     medium: Medium
     sea: NDArray[np.bool_]
+    """[N]: whether the node touches the sea."""
     inland: NDArray[np.bool_]
+    """[N]: whether the node touches the inland edge."""
     infiltration: Floats
+    """[N]: local over mean recharge rate, 0 outside the onshore water table."""
     surface_area: Floats
+    """[N]: onshore water-table area (m²) of the node, else 0."""
 
     @classmethod
     def build(cls, config: AquiferConfig) -> "Aquifer":
@@ -285,24 +276,23 @@ class Snapshot:
 def write_aquifer(config: AquiferConfig, directory: Path, progress: Progress | None = None) -> None:
     """Simulate the aquifer and write ``all/NNNN.csv`` and ``forcings_corrected_all/NNNN.csv``.
 
-    The same ``config`` writes the same bytes. The directory appears only when it is complete.
-
-    Parameters
-    ----------
-    config : AquiferConfig
-        Size and character of the aquifer.
-    directory : Path
-        To be created; may exist if it is empty.
-    progress : callable, optional
-        Called with (files written, files in total) after every output time.
-
-    Raises
-    ------
-    DataError
-        If ``directory`` holds something already.
+    The same ``config`` writes the same bytes. The directory, new or empty, appears only when it is
+    complete. ``progress`` is called with (output times written, all). Raises `DataError` if the directory
+    holds something already.
     """
     with atomic_directory(Path(directory)) as partial:
-        _write_series(config, partial, progress)
+        aquifer = Aquifer.build(config)
+        slices = np.repeat(np.arange(1, config.slices + 1), config.nodes_per_slice)
+        place = [
+            f"{x:.3f},{y:.3f},{z:.4f},{s}" for (x, y, z), s in zip(aquifer.xyz, slices, strict=True)
+        ]
+        for index, now in enumerate(simulate(config, aquifer)):
+            name = f"{index:04d}.csv"
+            _write_csv(partial / "all" / name, _field_rows(aquifer, place, now, index))
+            forcing = _forcing_rows(aquifer, now.weather)
+            _write_csv(partial / "forcings_corrected_all" / name, forcing)
+            if progress is not None:
+                progress(index + 1, config.steps)
 
 
 def simulate(config: AquiferConfig, aquifer: Aquifer) -> Iterator[Snapshot]:
@@ -383,41 +373,23 @@ def _smooth_field(points: Floats, rng: np.random.Generator, waves: int = 64) -> 
     return np.sqrt(2 / waves) * np.cos(points @ wave_vector + phase).sum(axis=1)
 
 
-def _write_series(config: AquiferConfig, directory: Path, progress: Progress | None) -> None:
-    fields, forcings = directory / "all", directory / "forcings_corrected_all"
-    fields.mkdir(parents=True)
-    forcings.mkdir()
-    aquifer = Aquifer.build(config)
-    n_nodes = len(aquifer.xyz)
-    slices = np.repeat(np.arange(1, config.slices + 1), config.nodes_per_slice)
-    place = [
-        f"{x:.3f},{y:.3f},{z:.4f},{s}" for (x, y, z), s in zip(aquifer.xyz, slices, strict=True)
-    ]
-    nodes = range(1, n_nodes + 1)
-    for index, now in enumerate(simulate(config, aquifer)):
-        name = f"{index:04d}.csv"
-        head = now.state.head
-        with (fields / name).open("w") as out:
-            out.write(FIELD_COLUMNS + "\n")
-            stamp = f"{index},{now.time:.4f}"
-            values = zip(
-                nodes,
-                place,
-                SEA_SALINITY * now.state.concentration,
-                KPA_PER_METRE * (head - aquifer.mesh.z),
-                head,
-                strict=True,
-            )
-            out.writelines(f"{n},{stamp},{p},{c:.4f},{k:.6f},{h:.6f}\n" for n, p, c, k, h in values)
-        with (forcings / name).open("w") as out:
-            out.write(FORCING_COLUMNS + "\n")
-            out.writelines(_forcing_rows(aquifer, now.weather))
-        if progress is not None:
-            progress(index + 1, config.steps)
+def _write_csv(path: Path, rows: Iterable[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(rows) + "\n")
+
+
+def _field_rows(aquifer: Aquifer, place: Sequence[str], now: Snapshot, index: int) -> Iterator[str]:
+    """Rows of a file of fields, header first."""
+    yield FIELD_COLUMNS
+    head, salt = now.state.head, SEA_SALINITY * now.state.concentration
+    pressure = KPA_PER_METRE * (head - aquifer.mesh.z)
+    for node, (p, c, k, h) in enumerate(zip(place, salt, pressure, head, strict=True), 1):
+        yield f"{node},{index},{now.time:.4f},{p},{c:.4f},{k:.6f},{h:.6f}"
 
 
 def _forcing_rows(aquifer: Aquifer, weather: Weather) -> Iterator[str]:
-    """Rows of a forcing file; an empty cell says that the node has no such boundary condition."""
+    """Rows of a forcing file, header first; an empty cell: the node has no such boundary condition."""
+    yield FORCING_COLUMNS
     heads = _forcing(aquifer, weather).head
     for node, (sea, inland, factor) in enumerate(
         zip(aquifer.sea, aquifer.inland, aquifer.infiltration, strict=True)
@@ -426,4 +398,4 @@ def _forcing_rows(aquifer: Aquifer, weather: Weather) -> Iterator[str]:
         head = f"{heads[node]:.6f}" if sea or inland else ""
         recharge = f"{weather.recharge * factor:.8f}" if factor else ""
         level = f"{weather.sea_level:.6f}" if sea else ""
-        yield f"{node + 1},{salt},{head},{recharge},{level}\n"
+        yield f"{node + 1},{salt},{head},{recharge},{level}"

@@ -34,53 +34,35 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Medium:
-    """What the volumes and faces are made of; arrays [E] follow the edges, [N] the nodes.
-
-    Attributes
-    ----------
-    conductance : float array [E]
-        Conductivity times the shape factor of the face (m²/d).
-    diffusion : float array [E]
-        Porosity times molecular diffusivity times the shape factor (m³/d).
-    dispersivity : float array [E]
-        Mechanical dispersion along the edge is this length (m) times the Darcy flux.
-    pore_volume : float array [N]
-        Water held at h = 0 (m³).
-    storage : float array [N]
-        Water taken up per metre of head (m²): specific storage times volume, and specific yield
-        times area at a (linearised) water table.
-    density_ratio : float
-        eps, 0.025 for sea water.
-    """
+    """What the volumes and faces are made of; arrays [E] follow the edges, [N] the nodes."""
 
     conductance: Floats
+    """[E]: conductivity times the shape factor of the face (m²/d)."""
     diffusion: Floats
+    """[E]: porosity times molecular diffusivity times the shape factor (m³/d)."""
     dispersivity: Floats
+    """[E]: mechanical dispersion along the edge is this length (m) times the Darcy flux."""
     pore_volume: Floats
+    """[N]: water held at h = 0 (m³)."""
     storage: Floats
+    """[N]: water taken up per metre of head (m²): specific storage times volume, and specific yield times
+    area at a (linearised) water table."""
     density_ratio: float = 0.025
+    """eps, 0.025 for sea water."""
 
 
 @dataclass(frozen=True)
 class Forcing:
-    """Boundary values and sources of one step.
-
-    Attributes
-    ----------
-    head : float array [N]
-        Equivalent freshwater head (m), read at the nodes of fixed head only.
-    concentration : float array [N]
-        Relative salinity, read at the nodes of fixed concentration only.
-    source : float array [N]
-        Water that enters (m³/d), >= 0.
-    source_concentration : float
-        Relative salinity of that water.
-    """
+    """Boundary values and sources of one step, arrays [N]."""
 
     head: Floats
+    """Equivalent freshwater head (m), read at the nodes of fixed head only."""
     concentration: Floats
+    """Relative salinity, read at the nodes of fixed concentration only."""
     source: Floats
+    """Water that enters (m³/d), >= 0."""
     source_concentration: float = 0.0
+    """Relative salinity of that water."""
 
 
 @dataclass(frozen=True)
@@ -166,52 +148,12 @@ class DensityFlow:
         c = state.concentration.copy()
         c[self.fixed_concentration] = forcing.concentration[self.fixed_concentration]
         free = ~self.fixed_concentration
-        matrix = diags_array(water / dt) + exchange
+        rows = (diags_array(water / dt) + exchange).tocsr()[free]
         right = state.water * state.concentration / dt
         right += forcing.source * forcing.source_concentration
-        c[free] = _solve_reduced(matrix.tocsr(), right, c, free)
+        c[free] = splu(rows[:, free].tocsc()).solve(right[free] - rows[:, ~free] @ c[~free])
         new = State(head, c, water)
         return new, self._balance(state, new, forcing, flux, exchange @ c, dt)
-
-    def steady_state(
-        self, start: State, forcing: Forcing, dt: float, tolerance: float = 1e-10
-    ) -> State:
-        """Find the steady state by Newton's method with pseudo-transient continuation.
-
-        Head and salinity are solved together, which takes far fewer steps than marching in time. It
-        suits cell Péclet numbers below 2: the switch to upwind fluxes may keep it from converging.
-
-        Parameters
-        ----------
-        start : State
-            First guess.
-        forcing : Forcing
-            Constant in time.
-        dt : float
-            First pseudo-time step (d); it doubles with every iteration.
-        tolerance : float
-            Largest change of a salinity in an iteration that counts as converged.
-
-        Raises
-        ------
-        RuntimeError
-            If 100 iterations do not suffice.
-        """
-        free = np.concatenate([~self.fixed_head, ~self.fixed_concentration])
-        n_nodes = len(self.mesh.z)
-        h = np.where(self.fixed_head, forcing.head, start.head)
-        c = np.where(self.fixed_concentration, forcing.concentration, start.concentration)
-        for _ in range(100):
-            residual, jacobian = self._linearise(h, c, forcing)
-            inertia = np.concatenate([np.zeros(n_nodes), self.medium.pore_volume / dt])
-            matrix = (jacobian + diags_array(inertia)).tocsr()[free][:, free]
-            update = np.zeros(2 * n_nodes)
-            update[free] = splu(matrix.tocsc()).solve(-residual[free])
-            h, c = h + update[:n_nodes], c + update[n_nodes:]
-            if np.abs(update[n_nodes:]).max() < tolerance:
-                return self.state(h, c)
-            dt *= 2.0
-        raise RuntimeError("no steady state within 100 Newton iterations; start with a smaller dt")
 
     def _transport_operator(self, flux: Floats) -> sparse.csr_array:
         """Map salinities [N] to solute fluxes [E]."""
@@ -234,34 +176,14 @@ class DensityFlow:
         head[free] = self._flow_factors[dt].solve(right[free])
         return head
 
-    def _linearise(self, h: Floats, c: Floats, forcing: Forcing) -> tuple[Floats, sparse.csr_array]:
-        flux, transport = self.flux(h, c), self._transport_operator(self.flux(h, c))
-        source = np.concatenate([forcing.source, forcing.source * forcing.source_concentration])
-        divergence = self._divergence
-        residual = np.concatenate([divergence @ flux, divergence @ (transport @ c)]) - source
-        flux_h = diags_array(self.medium.conductance) @ self._difference
-        flux_c = diags_array(self.medium.conductance * self._buoyancy) @ self._average
-        carried = diags_array(self._average @ c)
-        jacobian = sparse.block_array(
-            [
-                [divergence @ flux_h, divergence @ flux_c],
-                [divergence @ carried @ flux_h, divergence @ (transport + carried @ flux_c)],
-            ]
-        )
-        return residual, jacobian
-
     def _balance(
         self, old: State, new: State, forcing: Forcing, flux: Floats, outflow: Floats, dt: float
     ) -> Balance:
         def account(free: Flags, stored: Floats, source: Floats, out: Floats) -> list[float]:
             into = dt * np.concatenate([source[free], out[~free]])
             total_in, total_stored = float(into.sum()), float(stored[free].sum())
-            scale = np.abs(into).sum() + np.abs(stored[free]).sum()
-            return [
-                total_in,
-                total_stored,
-                float(abs(total_in - total_stored) / max(scale, 1e-300)),
-            ]
+            scale = max(np.abs(into).sum() + np.abs(stored[free]).sum(), 1e-300)
+            return [total_in, total_stored, float(abs(total_in - total_stored) / scale)]
 
         water = account(
             ~self.fixed_head, new.water - old.water, forcing.source, self._divergence @ flux
@@ -273,9 +195,3 @@ class DensityFlow:
             outflow,
         )
         return Balance(*water, *solute)
-
-
-def _solve_reduced(matrix: sparse.csr_array, right: Floats, known: Floats, free: Flags) -> Floats:
-    """Solve the rows of the ``free`` unknowns, the others being as in ``known``."""
-    rows = matrix[free]
-    return splu(rows[:, free].tocsc()).solve(right[free] - rows[:, ~free] @ known[~free])

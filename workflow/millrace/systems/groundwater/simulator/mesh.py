@@ -12,61 +12,36 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Mesh:
-    """Control volumes (nodes) and the faces between them (edges); the dimension no longer shows.
-
-    Attributes
-    ----------
-    edges : int array [E, 2]
-        Node indices of the two volumes that share a face.
-    shape_factor : float array [E]
-        Face area over node distance (m), so that conductivity times it is a conductance.
-    length : float array [E]
-        Node distance (m).
-    vertical : bool array [E]
-        True where the edge joins two slices of a prism mesh.
-    volume : float array [N]
-        Control volume (m³).
-    z : float array [N]
-        Elevation (m).
-    """
+    """Control volumes (nodes) and the faces between them (edges); the dimension no longer shows."""
 
     edges: Ints
+    """[E, 2]: nodes of the two volumes that share a face."""
     shape_factor: Floats
+    """[E]: face area over node distance (m), so that conductivity times it is a conductance."""
     length: Floats
+    """[E]: node distance (m)."""
     vertical: NDArray[np.bool_]
+    """[E]: whether the edge joins two slices of a prism mesh."""
     volume: Floats
+    """[N]: control volume (m³)."""
     z: Floats
+    """[N]: elevation (m)."""
 
 
 def lloyd_points(size: tuple[float, float], n_nodes: int, rng: np.random.Generator) -> Floats:
-    """Spread ``n_nodes`` points over a rectangle whose Delaunay triangles are well shaped.
+    """Spread points over a rectangle whose Delaunay triangles are well shaped, [n_nodes, 2] (m).
 
     Points lie evenly on the outline; those inside follow Lloyd's algorithm (1982,
-    doi:10.1109/TIT.1982.1056489) for a random sample of the area, which keeps them irregular.
-
-    Parameters
-    ----------
-    size : (float, float)
-        Extent of the rectangle from the origin (m).
-    n_nodes : int
-        At least 30 for a rectangle that is about square.
-    rng : numpy.random.Generator
-        Draws the sample.
-
-    Returns
-    -------
-    float array [n_nodes, 2]
-        Sorted by the first coordinate.
+    doi:10.1109/TIT.1982.1056489) for a random sample of the area, which keeps them irregular. They are
+    sorted by the first coordinate. ``size`` (m) is measured from the origin; a rectangle that is about
+    square takes 30 nodes or more.
     """
     extent = np.array(size)
     n_x, n_y = np.round(extent / np.sqrt(extent.prod() / n_nodes)).astype(int)
     x, y = np.linspace(0, 1, n_x + 1), np.linspace(0, 1, n_y + 1)[1:-1]
-    outline = extent * np.concatenate(
-        [
-            np.column_stack([np.tile(x, 2), np.repeat([0.0, 1.0], len(x))]),
-            np.column_stack([np.repeat([0.0, 1.0], len(y)), np.tile(y, 2)]),
-        ]
-    )
+    along = np.column_stack([np.tile(x, 2), np.repeat([0.0, 1.0], len(x))])
+    across = np.column_stack([np.repeat([0.0, 1.0], len(y)), np.tile(y, 2)])
+    outline = extent * np.concatenate([along, across])
     inside = extent * rng.random((n_nodes - len(outline), 2))
     sample = extent * rng.random((60 * n_nodes, 2))
     for _ in range(12):
@@ -106,11 +81,11 @@ def triangle_graph(points: Floats, triangles: Ints) -> tuple[Ints, Floats, Float
     corner = points[triangles]
     opposite_pairs, cotangents = [], []
     for k in range(3):
-        a = corner[:, (k + 1) % 3] - corner[:, k]
-        b = corner[:, (k + 2) % 3] - corner[:, k]
+        opposite = [(k + 1) % 3, (k + 2) % 3]
+        a, b = (corner[:, i] - corner[:, k] for i in opposite)
         twice_area = np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])
         cotangents.append(np.sum(a * b, axis=1) / twice_area)
-        opposite_pairs.append(triangles[:, [(k + 1) % 3, (k + 2) % 3]])
+        opposite_pairs.append(triangles[:, opposite])
     pairs = np.sort(np.concatenate(opposite_pairs), axis=1)
     edges, position = np.unique(pairs, axis=0, return_inverse=True)
     weights = np.bincount(position.ravel(), weights=0.5 * np.concatenate(cotangents))
@@ -120,31 +95,11 @@ def triangle_graph(points: Floats, triangles: Ints) -> tuple[Ints, Floats, Float
     return edges.astype(np.int64), np.maximum(weights, 0.0), areas.astype(np.float64)
 
 
-def section_mesh(points: Floats, triangles: Ints, thickness: float = 1.0) -> Mesh:
-    """Vertical section of constant ``thickness`` (m); ``points`` [N, 2] are (x, z) in m."""
-    edges, weights, areas = triangle_graph(points, triangles)
-    length = np.linalg.norm(points[edges[:, 0]] - points[edges[:, 1]], axis=1)
-    return Mesh(
-        edges=edges,
-        shape_factor=weights * thickness,
-        length=length,
-        vertical=np.zeros(len(edges), dtype=bool),
-        volume=areas * thickness,
-        z=points[:, 1],
-    )
-
-
 def prism_mesh(points: Floats, triangles: Ints, elevation: Floats) -> Mesh:
     """Stack one planform into prisms, nodes numbered slice by slice from the top.
 
-    Parameters
-    ----------
-    points : float array [P, 2]
-        Planform coordinates (m).
-    triangles : int array [M, 3]
-        Planform triangulation.
-    elevation : float array [S, P]
-        Elevation of every node (m), decreasing along the first axis, S >= 2.
+    Points [P, 2] (m) and triangles [M, 3] are those of the planform; the elevation [S, P] (m) of two slices
+    or more decreases along the first axis.
     """
     n_slices, n_plan = elevation.shape
     plan_edges, weights, areas = triangle_graph(points, triangles)

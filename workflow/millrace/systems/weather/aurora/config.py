@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from millrace.config import check_one_of
 from millrace.errors import ConfigError
 
 HEADS = ("residual", "direct")
@@ -56,12 +57,8 @@ class AuroraConfig:
         self._check_heads("encoder_heads", self.encoder_heads, (1, 2, 4))
         self._check_heads("decoder_heads", self.decoder_heads, (4, 2, 1))
         self._check_heads("perceiver_heads", (self.perceiver_heads,), (1,))
-        for key, value, known in (
-            ("head", self.head, HEADS),
-            ("loss_weights", self.loss_weights, WEIGHTS),
-        ):
-            if value not in known:
-                raise ConfigError(f"model.{key} {value!r}: expected one of {', '.join(known)}")
+        check_one_of("model.head", self.head, HEADS)
+        check_one_of("model.loss_weights", self.loss_weights, WEIGHTS)
         if not 0 <= self.drop_path < 1:
             raise ConfigError(f"model.drop_path: expected 0 or more, below 1, got {self.drop_path}")
 

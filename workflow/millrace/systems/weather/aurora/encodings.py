@@ -5,10 +5,7 @@ Shape suffixes: L patches, D channels.
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-
-Floats = NDArray[np.float64]
 
 EARTH_RADIUS = 6371.0
 """km."""
@@ -27,50 +24,26 @@ ABSOLUTE_TIME = (1.0, 365.25 * 24)
 def fourier(x: Tensor, bounds: tuple[float, float], channels: int) -> Tensor:
     """Sines and cosines at log-spaced wavelengths, [..., D], float64 within (Bodnar et al. 2025, B.3).
 
-    Parameters
-    ----------
-    x : Tensor
-        Any shape.
-    bounds : (float, float)
-        Shortest and longest wavelength, in the unit of ``x``.
-    channels : int
-        D, even.
+    ``bounds`` are the shortest and the longest wavelength, in the unit of ``x``; ``channels`` is D, even.
     """
-    low, high = bounds
-    wavelengths = torch.logspace(
-        float(np.log10(low)),
-        float(np.log10(high)),
-        channels // 2,
-        dtype=torch.float64,
-        device=x.device,
-    )
+    low, high = (float(np.log10(bound)) for bound in bounds)
+    wavelengths = torch.logspace(low, high, channels // 2, dtype=torch.float64, device=x.device)
     phase = x.double()[..., None] * (2 * np.pi / wavelengths)
     return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
 
 def place_encodings(
-    latitude_H: Floats, longitude_W: Floats, patch: int, channels: int
+    latitude_H: np.ndarray, longitude_W: np.ndarray, patch: int, channels: int
 ) -> tuple[Tensor, Tensor]:
     """Encodings of the position and of the area of each patch, [L, D] both, row by row.
 
-    Parameters
-    ----------
-    latitude_H, longitude_W : float array
-        Degrees, of the rows and columns of cells.
-    patch : int
-        Cells along a side.
-    channels : int
-        D.
+    Latitudes and longitudes (degrees) are those of the rows and columns of cells; ``patch`` is the number
+    of cells along a side, ``channels`` is D.
     """
-    lat_P = latitude_H.reshape(-1, patch).mean(axis=1)
-    lon_P = longitude_W.reshape(-1, patch).mean(axis=1)
-    lat_L, lon_L = (
-        np.ascontiguousarray(v).ravel() for v in np.meshgrid(lat_P, lon_P, indexing="ij")
-    )
-    half = channels // 2
-    position = torch.cat(
-        [fourier(torch.from_numpy(v), POSITION, half) for v in (lat_L, lon_L)], dim=-1
-    )
+    centres = (axis.reshape(-1, patch).mean(axis=1) for axis in (latitude_H, longitude_W))
+    lat_L, lon_L = (v.ravel() for v in np.meshgrid(*centres, indexing="ij"))
+    parts = [fourier(torch.from_numpy(v), POSITION, channels // 2) for v in (lat_L, lon_L)]
+    position = torch.cat(parts, dim=-1)
     dlat = np.abs(np.gradient(latitude_H)).mean() * patch / 2
     dlon = np.deg2rad(np.abs(np.diff(longitude_W)).mean() * patch)
     north, south = (np.sin(np.deg2rad(np.clip(lat_L + sign * dlat, -90, 90))) for sign in (1, -1))

@@ -37,21 +37,12 @@ class Aurora(nn.Module):
     """Forecast states of the atmosphere step by step.
 
     The network is a chain of units: the encoder, the ``blocks`` of the backbone, the decoder. `part` passes
-    through some of them, so that the chain can be cut anywhere.
-
-    Parameters
-    ----------
-    config : AuroraConfig
-    grid : Grid
-    shape : (int, int)
-        Rows and columns of cells.
-    steps : int
-        Past states T.
-    increment_scale_C : Tensor
-        Standard deviation of one-step changes over that of the variable.
+    through some of them, so that the chain can be cut anywhere. ``shape`` is rows and columns of cells,
+    ``steps`` the number of past states T.
     """
 
     increment_scale_C: Tensor
+    """Standard deviation of one-step changes over that of the variable."""
 
     def __init__(
         self,
@@ -76,27 +67,14 @@ class Aurora(nn.Module):
                 parameter.requires_grad_(".lora_" in name)
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
-        """Forecast a batch, or pass through a part of the chain, see `part`.
-
-        Returns
-        -------
-        Tensor
-            [B, K, C, I, J] in normalised units.
-        """
+        """Forecast a batch, [B, K, C, I, J] in normalised units; or pass through a `part` of the chain."""
         if options:
             return self.part(*arguments, **options)
         (batch,) = arguments
+        whole: dict[str, Any] = {**stage_inputs(batch), "begin": 0, "end": self.units}
         states: Carry = ()
         for step in range(batch.steps):
-            states = self.part(
-                *states,
-                past_BTCIJ=batch.past_BTCIJ,
-                hours_B=batch.hours_B,
-                begin=0,
-                end=self.units,
-                step=step,
-                steps=batch.steps,
-            )
+            states = self.part(*states, **whole, step=step, steps=batch.steps)
         return states[0]
 
     @property
@@ -114,23 +92,19 @@ class Aurora(nn.Module):
         step: int,
         steps: int,
     ) -> Carry:
-        """Pass through units ``begin`` to ``end`` of a step.
+        """Pass through units ``begin`` to ``end``, after ``step`` of the ``steps`` of a rollout.
 
-        Parameters
-        ----------
-        *carry : Tensor
-            What the units before gave. At the begin of the chain: the states forecast so far
-            [B, step, C, I, J] (none at step 0); within it: tokens, the embedding of time, the tokens that
-            the last resolution takes again (once they are passed), and the states so far.
-        past_BTCIJ, hours_B : Tensor
-            Given states and the time of the last of them, the same for all parts.
-        begin, end : int
-        step, steps : int
-            Steps of the rollout before this one, and in all.
+        ``carry`` is what the units before gave. At the beginning of the chain: the states forecast so far
+        [B, step, C, I, J] (none at step 0); within it: tokens, the embedding of time, the tokens that the
+        last resolution takes again (once they are passed), and the states so far. The given states and the
+        time of the last of them are the same for all parts.
         """
         new, skip = carry[-1:] if step else (), carry[2:3] if begin - 1 > self._saved else ()
         if begin == 0:
-            x_BND, context_BD = self._encode(past_BTCIJ, hours_B, new, step, steps)
+            given = [states.detach() if self.config.push_forward else states for states in new]
+            states = torch.cat([past_BTCIJ, *given], dim=1)[:, -past_BTCIJ.shape[1] :]
+            # Time advances with the forecast.
+            x_BND, context_BD = self.encoder(states, hours_B + self.hours * step)
         else:
             x_BND, context_BD = carry[:2]
         for index in range(max(begin - 1, 0), min(end - 1, len(self.blocks))):
@@ -148,14 +122,6 @@ class Aurora(nn.Module):
                 last_BCIJ = last_BCIJ.detach()
             state_BCIJ = last_BCIJ + self.increment_scale_C[:, None, None] * state_BCIJ
         return (torch.cat([*new, state_BCIJ[:, None]], dim=1),)
-
-    def _encode(
-        self, past_BTCIJ: Tensor, hours_B: Tensor, new: Carry, step: int, steps: int
-    ) -> tuple[Tensor, Tensor]:
-        given = [states.detach() if self.config.push_forward else states for states in new]
-        states = torch.cat([past_BTCIJ, *given], dim=1)[:, -past_BTCIJ.shape[1] :]
-        # Time advances with the forecast.
-        return self.encoder(states, hours_B + self.hours * step)
 
 
 class AuroraPart(nn.Module):
@@ -205,9 +171,8 @@ def unit_costs(model: Aurora) -> list[float]:
         hours_B = torch.empty(1, dtype=torch.float64)
         # The counter does not know the fused attention of CPUs.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            functional_call(
-                model, values, (), span | {"past_BTCIJ": past_BTCIJ, "hours_B": hours_B}
-            )
+            inputs = {"past_BTCIJ": past_BTCIJ, "hours_B": hours_B}
+            functional_call(model, values, (), span | inputs)
     counts, top = counter.get_flop_counts(), type(model).__name__
     return [float(sum(counts[f"{top}.{name}"].values())) for name in unit_names(model)]
 
@@ -228,20 +193,10 @@ def _backbone(config: AuroraConfig, size: Size) -> nn.ModuleList:
     rates = iter(np.linspace(0, config.drop_path, config.swin_blocks).tolist())
 
     def add(level: int, depth: int, heads: int) -> None:
+        width = config.embed_dim << level
         for index in range(depth):
-            blocks.append(
-                SwinBlock(
-                    config.embed_dim << level,
-                    heads,
-                    config.embed_dim,
-                    sizes[level],
-                    config.window,
-                    index % 2 == 1,
-                    config.mlp_ratio,
-                    next(rates),
-                    config.lora_rank,
-                )
-            )
+            shifted = index % 2 == 1
+            blocks.append(SwinBlock(config, width, heads, sizes[level], shifted, next(rates)))
 
     for level in range(3):
         add(level, config.encoder_depths[level], config.encoder_heads[level])

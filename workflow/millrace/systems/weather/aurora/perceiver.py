@@ -20,29 +20,20 @@ from millrace.systems.weather.aurora.swin import Mlp
 
 @dataclass(frozen=True)
 class Grid:
-    """What the model knows of its grid.
-
-    Parameters
-    ----------
-    position_ND, scale_ND : Tensor
-        See `millrace.systems.weather.aurora.encodings.place_encodings`.
-    level_L : Tensor
-        hPa.
-    static_FIJ : Tensor
-        Normalised fields that do not change.
-    surface, air : int
-        Numbers of variables S and A.
-    hours : float
-        Length of a step.
-    """
+    """What the model knows of its grid."""
 
     position_ND: Tensor
     scale_ND: Tensor
+    """Both of `millrace.systems.weather.aurora.encodings.place_encodings`."""
     level_L: Tensor
+    """hPa."""
     static_FIJ: Tensor
+    """Normalised fields that do not change."""
     surface: int
     air: int
+    """Numbers of variables S and A."""
     hours: float
+    """Length of a step."""
 
 
 class CrossAttention(nn.Module):
@@ -83,11 +74,9 @@ class Encoder(nn.Module):
         super().__init__()
         width, self.patch = config.embed_dim, config.patch_size
         self.surface, self.air, self.hours = grid.surface, grid.air, grid.hours
-        cells = self.patch**2
-        self.surface_tokens = nn.Linear(
-            (grid.surface + len(grid.static_FIJ)) * steps * cells, width
-        )
-        self.air_tokens = nn.Linear(grid.air * steps * cells, width)
+        values, n_fields = steps * self.patch**2, grid.surface + len(grid.static_FIJ)
+        self.surface_tokens = nn.Linear(n_fields * values, width)
+        self.air_tokens = nn.Linear(grid.air * values, width)
         self.surface_level = nn.Parameter(0.02 * torch.randn(width))
         self.surface_mlp = Mlp(width, int(config.mlp_ratio * width))
         self.surface_norm = LayerNorm(width)
@@ -98,26 +87,16 @@ class Encoder(nn.Module):
         names = ("position", "scale", "level", "lead_time", "absolute_time")
         self.embedding = nn.ModuleDict({name: nn.Linear(width, width) for name in names})
         self.time_mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        for name in ("position_ND", "scale_ND", "static_FIJ"):
+            self.register_buffer(name, getattr(grid, name), persistent=False)
         level_LD = fourier(grid.level_L, PRESSURE, width).float()
-        self.register_buffer("position_ND", grid.position_ND, persistent=False)
-        self.register_buffer("scale_ND", grid.scale_ND, persistent=False)
         self.register_buffer("level_LD", level_LD, persistent=False)
-        self.register_buffer("static_FIJ", grid.static_FIJ, persistent=False)
 
     def forward(self, past_BTCIJ: Tensor, hours_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode.
+        """Tokens latent level by latent level, the surface first, [B, N, D]; embedding of time, [B, D].
 
-        Parameters
-        ----------
-        past_BTCIJ : Tensor
-            Normalised states, surface variables first, then each variable of the air level by level.
-        hours_B : Tensor
-            Time of the last state in hours, float64.
-
-        Returns
-        -------
-        x_BND, context_BD : Tensor
-            Tokens latent level by latent level, the surface first; embedding of time.
+        States are normalised, surface variables first, then each variable of the air level by level.
+        ``hours_B`` is the time of the last of them in hours, float64.
         """
         surface, air = past_BTCIJ[:, :, : self.surface], past_BTCIJ[:, :, self.surface :]
         batch, steps = surface.shape[:2]
@@ -128,14 +107,12 @@ class Encoder(nn.Module):
 
         air_BLTAIJ = air.unflatten(2, (self.air, -1)).permute(0, 3, 1, 2, 4, 5)
         levels = air_BLTAIJ.shape[1]
-        air_BLND = self.air_tokens(patches(air_BLTAIJ.flatten(0, 1), self.patch)).unflatten(
-            0, (batch, levels)
-        )
+        air_MND = self.air_tokens(patches(air_BLTAIJ.flatten(0, 1), self.patch))
+        air_BLND = air_MND.unflatten(0, (batch, levels))
         air_BLND = air_BLND + self._embed("level", self.level_LD)[:, None]
         air_MLD = air_BLND.transpose(1, 2).flatten(0, 1)
-        latents_MPD = self.aggregation(
-            self.latents_PD.expand(len(air_MLD), *self.latents_PD.shape), air_MLD
-        )
+        query_MPD = self.latents_PD.expand(len(air_MLD), *self.latents_PD.shape)
+        latents_MPD = self.aggregation(query_MPD, air_MLD)
         latents_BPND = latents_MPD.unflatten(0, (batch, -1)).transpose(1, 2)
 
         x_BCND = torch.cat([surface_BND[:, None], latents_BPND], dim=1)
@@ -145,7 +122,7 @@ class Encoder(nn.Module):
         lead = fourier(torch.full_like(hours_B, self.hours), LEAD_TIME, width)
         absolute = fourier(hours_B, ABSOLUTE_TIME, width)
         x_BCND = x_BCND + self._embed("lead_time", lead)[:, None, None]
-        # Added last: FSDP wants no datasets of other tensors, which `flatten` gives.
+        # Added last: FSDP wants no views of other tensors, which `flatten` gives.
         x_BND = x_BCND.flatten(1, 2) + self._embed("absolute_time", absolute)[:, None]
         context_BD = self.time_mlp(lead.to(self.surface_level.dtype))
         return x_BND, context_BD

@@ -1,7 +1,6 @@
 """What the engine knows of Aurora."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +21,14 @@ from millrace.systems.weather.aurora.model import (
 )
 from millrace.systems.weather.aurora.perceiver import Grid
 from millrace.systems.weather.aurora.swin import SwinBlock
-from millrace.systems.weather.dataset import WeatherBatch, WeatherDataset
+from millrace.systems.weather.dataset import WeatherBatch, WeatherDataset, as_points
 
 
 def _build(config: AuroraConfig, dataset: WeatherDataset) -> Aurora:
     check_grid(config, dataset.shape)
-    position, scale = place_encodings(
-        dataset.latitude, dataset.longitude, config.patch_size, config.embed_dim
-    )
+    sizes = (config.patch_size, config.embed_dim)
     grid = Grid(
-        position_ND=position,
-        scale_ND=scale,
+        *place_encodings(dataset.latitude, dataset.longitude, *sizes),
         level_L=torch.tensor(dataset.levels, dtype=torch.float64, device="cpu"),
         static_FIJ=torch.from_numpy(dataset.static),
         surface=len(dataset.surface),
@@ -41,20 +37,14 @@ def _build(config: AuroraConfig, dataset: WeatherDataset) -> Aurora:
     )
     scale_C = torch.from_numpy(dataset.increment_scale)
     model = Aurora(config, grid, dataset.shape, dataset.config.input_steps, scale_C)
-    weight_C = channel_weights(
-        dataset.surface, dataset.air, len(dataset.levels), config.loss_weights
-    )
+    n_levels, kind = len(dataset.levels), config.loss_weights
+    weight_C = channel_weights(dataset.surface, dataset.air, n_levels, kind)
     model.register_buffer("loss_weight_C", weight_C, persistent=False)
     return model
 
 
 def _predict(module: nn.Module, batch: WeatherBatch) -> Tensor:
     return as_points(module(batch))
-
-
-def as_points(states_BKCIJ: Tensor) -> Tensor:
-    """Fields as values at cells, [I * J, B, K, C]."""
-    return states_BKCIJ.flatten(3).permute(3, 0, 1, 2)
 
 
 def _loss(module: nn.Module, batch: WeatherBatch, config: LossConfig) -> Tensor:
@@ -70,24 +60,17 @@ def _continued(module: nn.Module, batch: WeatherBatch, config: LossConfig) -> tu
 def _scored(module: nn.Module, batch: WeatherBatch, config: LossConfig) -> tuple[Tensor, Tensor]:
     """Loss of each sample, and the forecast."""
     core = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
-    weight_C: Any = core.get_buffer("loss_weight_C")
     forecast_BKCIJ = module(batch)
-    return _forecast_loss(forecast_BKCIJ, batch, config, weight_C), forecast_BKCIJ
-
-
-def _forecast_loss(
-    forecast_BKCIJ: Tensor, batch: WeatherBatch, config: LossConfig, weight_C: Tensor
-) -> Tensor:
-    if config.kind == "mae":
-        return weighted_mae(forecast_BKCIJ, batch.y_BKCIJ, weight_C)
-    points = as_points(forecast_BKCIJ)
-    return field_loss(points, batch.y_KBTV, batch.scale_V, config, batch.variance_weight_KV)
+    return _loss_of_forecast(core, forecast_BKCIJ, batch, config), forecast_BKCIJ
 
 
 def _loss_of_forecast(
-    module: nn.Module, forecast: Tensor, batch: WeatherBatch, config: LossConfig
+    module: nn.Module, forecast_BKCIJ: Tensor, batch: WeatherBatch, config: LossConfig
 ) -> Tensor:
-    return _forecast_loss(forecast, batch, config, module.get_buffer("loss_weight_C"))
+    if config.kind == "mae":
+        return weighted_mae(forecast_BKCIJ, batch.y_BKCIJ, module.get_buffer("loss_weight_C"))
+    points = as_points(forecast_BKCIJ)
+    return field_loss(points, batch.y_KBTV, batch.scale_V, config, batch.variance_weight_KV)
 
 
 def _stage(module: nn.Module, begin: int, end: int, step: int, steps: int) -> nn.Module:
@@ -95,28 +78,20 @@ def _stage(module: nn.Module, begin: int, end: int, step: int, steps: int) -> nn
     return AuroraPart(module, begin, end, step, steps)
 
 
+def _blocks(module: nn.Module) -> dict[str, SwinBlock]:
+    """Swin blocks by name; encoder, decoder and what joins resolutions hold norms and embeddings too."""
+    return {name: one for name, one in module.named_modules() if isinstance(one, SwinBlock)}
+
+
 def _packed(module: nn.Module) -> Mapping[str, int]:
     """Packed projections of queries, keys and values, and their heads."""
-    return {
-        f"{name}.attention.qkv": block.attention.proj.in_features // block.attention.head_dim
-        for name, block in module.named_modules()
-        if isinstance(block, SwinBlock)
-    }
-
-
-def _half(module: nn.Module) -> list[str]:
-    """The blocks; encoder, decoder and what joins resolutions hold norms and embeddings too."""
-    return [name for name, block in module.named_modules() if isinstance(block, SwinBlock)]
+    attentions = {name: block.attention for name, block in _blocks(module).items()}
+    return {f"{n}.attention.qkv": a.proj.in_features // a.head_dim for n, a in attentions.items()}
 
 
 def _pairs(module: nn.Module) -> list[tuple[str, str]]:
     pairs = (("attention.qkv", "attention.proj"), ("mlp.fc1", "mlp.fc2"))
-    return [
-        (f"{name}.{first}", f"{name}.{second}")
-        for name, block in module.named_modules()
-        if isinstance(block, SwinBlock)
-        for first, second in pairs
-    ]
+    return [(f"{name}.{a}", f"{name}.{b}") for name in _blocks(module) for a, b in pairs]
 
 
 SPEC = ModelSpec(
@@ -137,6 +112,6 @@ SPEC = ModelSpec(
         loss=_loss_of_forecast,
         pairs=_pairs,
         packed=_packed,
-        rounded=_half,
+        rounded=lambda module: [*_blocks(module)],
     ),
 )

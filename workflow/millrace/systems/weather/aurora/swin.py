@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from millrace.models.norms import LayerNorm
+from millrace.systems.weather.aurora.config import AuroraConfig
 
 Size = tuple[int, int, int]
 
@@ -79,9 +80,8 @@ class WindowAttention(nn.Module):
         q, k, v = qkv.unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
         if mask_WSS is not None:
             mask_WSS = mask_WSS.repeat(len(q) // len(mask_WSS), 1, 1)[:, None]
-        y_WSC = (
-            F.scaled_dot_product_attention(q, k, v, attn_mask=mask_WSS).transpose(1, 2).flatten(2)
-        )
+        y_WHSK = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_WSS)
+        y_WSC = y_WHSK.transpose(1, 2).flatten(2)
         out = self.proj(y_WSC)
         return out if self.lora_proj is None else out + self.lora_proj(y_WSC)
 
@@ -103,44 +103,31 @@ class Lora(nn.Module):
 class SwinBlock(nn.Module):
     """Windowed attention and an MLP, each normalised after and added.
 
-    Parameters
-    ----------
-    channels, heads, context : int
-        Channels of tokens, heads, channels of the time embedding.
-    size : (int, int, int)
-        Tokens along levels, latitude, longitude.
-    window : (int, int, int)
-    shifted : bool
-        Move the windows by half of their size.
-    mlp_ratio, drop_path : float
-    lora_rank : int
+    ``size`` is tokens along levels, latitude, longitude; ``shifted`` windows are moved by half of theirs.
     """
 
     labels_WS: Tensor | None
 
     def __init__(
         self,
+        config: AuroraConfig,
         channels: int,
         heads: int,
-        context: int,
         size: Size,
-        window: Size,
         shifted: bool,
-        mlp_ratio: float,
         drop_path: float,
-        lora_rank: int,
     ) -> None:
         super().__init__()
         self.size, self.drop_path = size, drop_path
-        levels, rows, columns = (min(w, s) for w, s in zip(window, size, strict=True))
+        levels, rows, columns = (min(w, s) for w, s in zip(config.window, size, strict=True))
         self.window: Size = (levels, rows, columns)
         self.shift: Size = tuple(  # type: ignore[assignment]
             w // 2 if shifted and w < s else 0 for w, s in zip(self.window, size, strict=True)
         )
-        self.attention = WindowAttention(channels, heads, lora_rank)
-        self.norm1 = AdaptiveNorm(channels, context)
-        self.mlp = Mlp(channels, int(mlp_ratio * channels))
-        self.norm2 = AdaptiveNorm(channels, context)
+        self.attention = WindowAttention(channels, heads, config.lora_rank)
+        self.norm1 = AdaptiveNorm(channels, config.embed_dim)
+        self.mlp = Mlp(channels, int(config.mlp_ratio * channels))
+        self.norm2 = AdaptiveNorm(channels, config.embed_dim)
         labels = window_labels(size, self.window, self.shift)
         tensor = None if labels is None else torch.tensor(labels, device="cpu")
         self.register_buffer("labels_WS", tensor, persistent=False)
@@ -152,9 +139,9 @@ class SwinBlock(nn.Module):
 
     def _attend(self, x_BNC: Tensor) -> Tensor:
         x = x_BNC.unflatten(1, self.size)
-        padding = [(-s) % w for s, w in zip(self.size, self.window, strict=True)]
-        if any(padding):
-            x = F.pad(x, (0, 0, 0, padding[2], 0, padding[1], 0, padding[0]))
+        levels, rows, columns = ((-s) % w for s, w in zip(self.size, self.window, strict=True))
+        if levels or rows or columns:
+            x = F.pad(x, (0, 0, 0, columns, 0, rows, 0, levels))
         padded = x.shape[1:4]
         x = torch.roll(x, [-s for s in self.shift], (1, 2, 3))
         mask = None
@@ -198,10 +185,8 @@ def window_labels(size: Size, window: Size, shift: Size) -> np.ndarray | None:
     label = np.zeros(padded, dtype=np.int16)
     for axis in (0, 1):
         if shift[axis]:
-            wrapped = np.arange(padded[axis]) < shift[axis]
-            label += np.expand_dims(
-                wrapped.astype(np.int16) << axis, tuple(a for a in range(3) if a != axis)
-            )
+            wrapped = (np.arange(padded[axis]) < shift[axis]).astype(np.int16)
+            label += np.expand_dims(wrapped << axis, tuple(a for a in range(3) if a != axis))
     levels, rows, columns = size
     inside = np.zeros(padded, dtype=bool)
     inside[:levels, :rows, :columns] = True

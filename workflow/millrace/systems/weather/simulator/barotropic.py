@@ -13,7 +13,6 @@ from pathlib import Path
 
 import netCDF4
 import numpy as np
-from numpy.typing import NDArray
 
 from millrace.errors import ConfigError
 from millrace.files import atomic_write
@@ -43,6 +42,7 @@ MOUNTAIN, SCALE_HEIGHT = 2_500.0, 9_000.0
 """Highest mountain and depth of the air (m)."""
 TIME_STEP, OUTPUT_HOURS = 7_200.0, 6
 TRUNCATION, ROWS = 21, 32
+_SHAPE = (len(LEVELS), ROWS, 2 * ROWS)
 _GRAVITY, _LAPSE, _DENSITY = 9.80665, 6.5e-3, 1.2
 
 UNITS = {
@@ -82,51 +82,37 @@ class BarotropicConfig:
 
 
 class Planet:
-    """The equations of motion of all levels.
-
-    Parameters
-    ----------
-    seed : int
-        Of the mountains.
-    """
+    """The equations of motion of all levels; ``seed`` is that of the mountains."""
 
     def __init__(self, seed: int) -> None:
-        self.sphere = sphere = Sphere.make(TRUNCATION, ROWS)
+        self.sphere = sphere = Sphere(TRUNCATION, ROWS)
         latitude = np.abs(sphere.latitude_J)
         self.coriolis_J1 = 2 * ROTATION * sphere.sine_J[:, None]
         self.height_JI = _mountains(sphere, np.random.default_rng([seed, 1]))
-        profile = np.exp(-(((latitude - JET_LATITUDE) / JET_WIDTH) ** 2)) * np.cos(
-            np.deg2rad(latitude)
-        )
-        jet_PJ1 = np.array(JET)[:, None, None] * profile[:, None]
+        profile_J = np.exp(-(((latitude - JET_LATITUDE) / JET_WIDTH) ** 2))
+        profile_J1 = (profile_J * np.cos(np.deg2rad(latitude)))[:, None]
         # Vorticity of a zonal wind: -1/(a cos) d(u cos)/dlatitude.
-        momentum = sphere.analyse(np.broadcast_to(jet_PJ1 * sphere.cosine_J1, self._shape))
+        momentum = self._analysed(_by_level(JET) * profile_J1 * sphere.cosine_J1)
         self.jet_PML = sphere.analyse(-sphere.slope(momentum) / (RADIUS * sphere.cosine_J1**2))
         warmth_J1 = 25.0 * (np.cos(np.deg2rad(2 * sphere.latitude_J)))[:, None]
-        warm = np.broadcast_to(np.array(TEMPERATURE)[:, None, None] + warmth_J1, self._shape)
+        self.warm_PML = self._analysed(_by_level(TEMPERATURE) + warmth_J1)
         moist_J1 = np.exp(-((latitude / 32.0) ** 2))[:, None]
-        moist = np.broadcast_to(
-            np.array(HUMIDITY)[:, None, None] * (0.05 + 0.95 * moist_J1), self._shape
-        )
-        self.warm_PML, self.moist_PML = sphere.analyse(warm), sphere.analyse(moist)
+        self.moist_PML = self._analysed(_by_level(HUMIDITY) * (0.05 + 0.95 * moist_J1))
         steering = self.coriolis_J1 * self.height_JI / SCALE_HEIGHT
-        fades_P11 = (np.array(LEVELS) / 1000.0)[:, None, None]
-        self.planetary_PML = sphere.analyse(
-            np.broadcast_to(self.coriolis_J1, self._shape) + fades_P11 * steering
+        self.planetary_PML = self._analysed(
+            self.coriolis_J1 + _by_level(LEVELS) / 1000.0 * steering
         )
         smallest = sphere.laplacian_L[-1]
         self._decay_L = np.exp(-TIME_STEP / DAMPING_TIME * (sphere.laplacian_L / smallest) ** 2)
 
-    @property
-    def _shape(self) -> tuple[int, int, int]:
-        return len(LEVELS), ROWS, 2 * ROWS
+    def _analysed(self, field: Floats) -> Complex:
+        return self.sphere.analyse(np.broadcast_to(field, _SHAPE))
 
     def begin(self, seed: int) -> Complex:
         """Jets with small disturbances; vorticity, temperature, humidity of all levels, [3 P, M, L]."""
-        noise = np.random.default_rng([seed, 0]).normal(scale=2e-5, size=self._shape)
-        return np.concatenate(
-            [self.jet_PML + self.sphere.analyse(noise), self.warm_PML, self.moist_PML]
-        )
+        noise = np.random.default_rng([seed, 0]).normal(scale=2e-5, size=_SHAPE)
+        vorticity = self.jet_PML + self.sphere.analyse(noise)
+        return np.concatenate([vorticity, self.warm_PML, self.moist_PML])
 
     def tendency(self, state: Complex) -> Complex:
         """Change per second of a state."""
@@ -138,9 +124,8 @@ class Planet:
         change = -sphere.analyse(sphere.advection(*wind, carried))
         change[: len(LEVELS)] += (self.jet_PML - vorticity) / JET_TIME
         change[: len(LEVELS)] += _neighbours(vorticity) / COUPLING_TIME
-        change[len(LEVELS) :] += (
-            np.concatenate([self.warm_PML - warm, self.moist_PML - moist]) / TRACER_TIME
-        )
+        lost = np.concatenate([self.warm_PML - warm, self.moist_PML - moist])
+        change[len(LEVELS) :] += lost / TRACER_TIME
         return change
 
     def step(self, state: Complex) -> Complex:
@@ -166,7 +151,7 @@ class Planet:
             "10m_u_component_of_wind": 0.6 * u[-1] - 0.15 * v[-1],
             "10m_v_component_of_wind": 0.15 * u[-1] + 0.6 * v[-1],
             "mean_sea_level_pressure": 101_325.0 + _DENSITY * balanced[-1],
-            "geopotential": np.array(GEOPOTENTIAL)[:, None, None] + balanced,
+            "geopotential": _by_level(GEOPOTENTIAL) + balanced,
             "u_component_of_wind": u,
             "v_component_of_wind": v,
             "temperature": temperature,
@@ -200,19 +185,10 @@ def write_weather(
 ) -> None:
     """Simulate and write ``weather.nc``: 32 x 64 cells, 4 levels, latitude ascending.
 
-    Parameters
-    ----------
-    config : BarotropicConfig
-    directory : Path
-        Made if missing.
-    progress : callable, optional
-        Called with (times written, times in total).
+    The directory is made if it is missing; ``progress`` is called with (times written, all).
     """
-    planet = Planet(config.seed)
-    with (
-        atomic_write(Path(directory) / "weather.nc") as partial,
-        netCDF4.Dataset(partial, "w") as file,
-    ):
+    planet, path = Planet(config.seed), Path(directory) / "weather.nc"
+    with atomic_write(path) as partial, netCDF4.Dataset(partial, "w") as file:
         _define(file, planet)
         for index, fields in enumerate(simulate(config, planet)):
             file["time"][index] = index * OUTPUT_HOURS
@@ -245,6 +221,10 @@ def _define(file: netCDF4.Dataset, planet: Planet) -> None:
         file.createVariable(name, "f4", shape, chunksizes=chunks).units = UNITS[name]
 
 
+def _by_level(values: tuple[float, ...]) -> Floats:
+    return np.array(values)[:, None, None]
+
+
 def _neighbours(vorticity_PML: Complex) -> Complex:
     """Differences to the levels above and below."""
     step = np.diff(vorticity_PML, axis=0)
@@ -255,13 +235,12 @@ def _neighbours(vorticity_PML: Complex) -> Complex:
 def _mountains(sphere: Sphere, random: np.random.Generator) -> Floats:
     """A few smooth massifs (m)."""
     latitude = sphere.latitude_J[:, None]
-    height: NDArray[np.float64] = np.zeros((ROWS, 2 * ROWS))
+    height = np.zeros((ROWS, 2 * ROWS))
     for _ in range(6):
         north, east = random.uniform(-60, 60), random.uniform(0, 360)
         wide, tall = random.uniform(10, 20), random.uniform(0.4, 1.0)
         away = (sphere.longitude_I - east + 180) % 360 - 180
-        height = np.maximum(
-            height, tall * np.exp(-(((latitude - north) / wide) ** 2) - (away / (1.5 * wide)) ** 2)
-        )
+        square = ((latitude - north) / wide) ** 2 + (away / (1.5 * wide)) ** 2
+        height = np.maximum(height, tall * np.exp(-square))
     smooth = sphere.synthesise(sphere.analyse(height[None]))[0]
     return MOUNTAIN * np.maximum(smooth, 0) / smooth.max()

@@ -3,8 +3,6 @@
 Shape suffixes: F fields, J latitudes, I longitudes, M orders, L degrees. Coefficients are [..., M, L].
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,52 +13,31 @@ RADIUS = 6.371e6
 """Of the earth (m)."""
 
 
-@dataclass(frozen=True, eq=False)
 class Sphere:
-    """A triangular truncation and its grid, free of aliasing in products of two fields."""
+    """A triangular truncation and its grid, free of aliasing in products of two fields.
 
-    truncation: int
-    sine_J: Floats
-    """Sines of the latitudes, from the south."""
-    weight_J: Floats
-    """Of the Gaussian quadrature; they add up to 2."""
-    longitude_I: Floats
-    """Degrees."""
-    legendre_MLJ: Floats
-    slope_MLJ: Floats
-    """cos(latitude) times the derivative of ``legendre_MLJ`` by latitude."""
+    The grid has ``rows`` latitudes from the south and twice as many longitudes, both in degrees. Weights
+    are those of the Gaussian quadrature and add up to 2.
+    """
 
-    @classmethod
-    def make(cls, truncation: int, rows: int) -> "Sphere":
-        """Lay out ``rows`` latitudes and twice as many longitudes."""
-        sine_J, weight_J = np.polynomial.legendre.leggauss(rows)
-        values = _legendre(truncation, sine_J)
+    def __init__(self, truncation: int, rows: int) -> None:
+        self.truncation = truncation
+        self.sine_J, self.weight_J = np.polynomial.legendre.leggauss(rows)
+        self.latitude_J = np.rad2deg(np.arcsin(self.sine_J))
+        self.longitude_I = np.arange(2 * rows) * 180.0 / rows
+        self.cosine_J1 = np.sqrt(1 - self.sine_J**2)[:, None]
         degree = np.arange(truncation + 1)
-        slope = np.zeros((truncation + 1, truncation + 1, rows))
+        self.laplacian_L: Floats = -degree * (degree + 1) / RADIUS**2
+        """Eigenvalues of the Laplacian (1/m²)."""
+        values = _legendre(truncation, self.sine_J)
+        kept = (degree >= degree[:, None])[:, :, None]
+        self.legendre_MLJ = values[:, : truncation + 1] * kept
+        self.slope_MLJ = np.zeros_like(self.legendre_MLJ)
+        """cos(latitude) times the derivative of ``legendre_MLJ`` by latitude."""
         for m in range(truncation + 1):
             for n in range(m, truncation + 1):
-                below = values[m, n - 1] if n > m else 0.0
-                slope[m, n] = (n + 1) * _epsilon(n, m) * below - n * _epsilon(n + 1, m) * values[
-                    m, n + 1
-                ]
-        kept = values[:, : truncation + 1] * (degree[None, :] >= degree[:, None])[:, :, None]
-        return cls(truncation, sine_J, weight_J, np.arange(2 * rows) * 180.0 / rows, kept, slope)
-
-    @property
-    def latitude_J(self) -> Floats:
-        """Degrees."""
-        return np.rad2deg(np.arcsin(self.sine_J))
-
-    @property
-    def cosine_J1(self) -> Floats:
-        """Cosines of the latitudes, as a column."""
-        return np.sqrt(1 - self.sine_J**2)[:, None]
-
-    @property
-    def laplacian_L(self) -> Floats:
-        """Eigenvalues of the Laplacian (1/m²)."""
-        n = np.arange(self.truncation + 1)
-        return -n * (n + 1) / RADIUS**2
+                below = (n + 1) * _epsilon(n, m) * (values[m, n - 1] if n > m else 0.0)
+                self.slope_MLJ[m, n] = below - n * _epsilon(n + 1, m) * values[m, n + 1]
 
     def analyse(self, field_FJI: Floats) -> Complex:
         """Coefficients of fields, [F, M, L]."""

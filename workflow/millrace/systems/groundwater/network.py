@@ -1,0 +1,54 @@
+"""What networks with graph layers and Fourier layers have in common."""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from neuralop.layers.gno_block import GNOBlock
+from neuralop.layers.spectral_convolution import SpectralConv
+from torch import Tensor, nn
+
+from millrace.systems.groundwater.gno import embed
+from millrace.systems.groundwater.group_dataset import WindowBatch
+
+
+class GraphNetwork(nn.Module):
+    """A network whose forecasts are increments over the last given state.
+
+    Increments are in units of the typical one-step change of each variable, which is ``increment_scale_V``
+    standard deviations: an untrained network is close to persistence, the baseline it has to beat.
+    """
+
+    increment_scale_V: Tensor
+
+    def __init__(self, increment_scale_V: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("increment_scale_V", increment_scale_V.float())
+        self._embeddings: WeakKeyDictionary[Any, tuple[Tensor, ...]] = WeakKeyDictionary()
+
+    def embeddings(self, geometry: Any, *points: tuple[GNOBlock, Tensor]) -> tuple[Tensor, ...]:
+        """Positions of a geometry as embedded by graph layers, which happens once."""
+        if geometry not in self._embeddings:
+            with torch.no_grad():
+                self._embeddings[geometry] = tuple(embed(block, place) for block, place in points)
+        return self._embeddings[geometry]
+
+    def forecast(self, batch: WindowBatch, change_KBTV: Tensor) -> Tensor:
+        """Forecast in normalised units, [K, B, T, V]."""
+        return batch.last_KBV.unsqueeze(2) + self.increment_scale_V * change_KBTV
+
+
+def spectral_in_float32(module: nn.Module) -> None:
+    """Have the spectral layers of a module take half-precision input as float32 under autocast.
+
+    Their weights are complex, which autocast leaves alone, and a Fourier transform in half precision
+    does not exist (bfloat16, or on the CPU) or needs powers of two (float16).
+    """
+    for layer in module.modules():
+        if isinstance(layer, SpectralConv):
+            layer.register_forward_pre_hook(_in_float32)
+
+
+def _in_float32(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    x: Tensor = arguments[0]
+    return (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, *arguments[1:])
