@@ -19,6 +19,7 @@ def test_gino_benchmark_measures_equal_outputs():
     assert (ours - theirs).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_parallel_benchmark_measures_the_memory_that_is_planned(alone):
     bench = runpy.run_path(str(BENCH / "bench_parallel.py"))
     what, _ = bench["subject"]("tiny", bench["BATCH"]["tiny"], "float32")
@@ -27,6 +28,7 @@ def test_parallel_benchmark_measures_the_memory_that_is_planned(alone):
     assert measured == pytest.approx(planned.total, rel=bench["GOAL"])
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_times_every_system(experiments, monkeypatch, capsys):
     bench = runpy.run_path(str(BENCH / "gpu_training.py"))
 

@@ -47,7 +47,7 @@ def test_the_run_hash_of_an_experiment_stays(name, alone, monkeypatch):
     def open_dataset(kind, files, config, device):
         dataset = object.__new__(dataset_class(kind))
         dataset.config = from_mapping(dataset.config_type, config, "data")
-        dataset.digest = dataset._digest = DIGEST
+        dataset.digest = dataset.digest_of_tokens = DIGEST
         dataset.vocabulary = SimpleNamespace(digest=DIGEST)
         return dataset
 

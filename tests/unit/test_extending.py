@@ -26,7 +26,7 @@ LINE = re.findall(r"`(Model\(.*\),)`", PAGE)[0]
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
     """The file of the page, loaded as a plug-in that other tests do not see."""
-    monkeypatch.setattr(registry, "_plugins", {})
+    monkeypatch.setattr(registry, "loaded_plugins", {})
     monkeypatch.setattr(sys, "path", [*sys.path])
     # Not my_gru: who follows the page has such a file in the checkout.
     monkeypatch.delitem(sys.modules, "gru_of_the_page", raising=False)

@@ -71,7 +71,7 @@ def test_an_exit_code_passes(tmp_path, code) -> None:
 def test_progress_is_a_line_now_and_then(monkeypatch, capsys) -> None:
     now = [100.0]
     monkeypatch.setattr(jobs.time, "monotonic", lambda: now[0])
-    report = jobs._progress("files")
+    report = jobs.progress_in_lines("files")
     for done in range(1, 25):
         now[0] += 1.0
         report(done, 24)
@@ -79,5 +79,5 @@ def test_progress_is_a_line_now_and_then(monkeypatch, capsys) -> None:
     assert lines[1:3] == ["7/24 files, 1.0/s, 17 s left", "13/24 files, 1.0/s, 11 s left"]
     assert lines[-1] == "24/24 files, 1.0/s, 0 s left"
     assert len(lines) == 5
-    jobs._progress("files")(0, 0)
+    jobs.progress_in_lines("files")(0, 0)
     assert capsys.readouterr().out.startswith("0/0 files")

@@ -11,11 +11,11 @@ from millrace import __version__, provenance
 
 @pytest.fixture(autouse=True)
 def fresh_caches():
-    provenance._describe.cache_clear()
-    provenance._git.cache_clear()
+    provenance.describe_repository.cache_clear()
+    provenance.ask_git.cache_clear()
     yield
-    provenance._describe.cache_clear()
-    provenance._git.cache_clear()
+    provenance.describe_repository.cache_clear()
+    provenance.ask_git.cache_clear()
 
 
 def test_versions_are_recorded_and_secrets_are_not(monkeypatch) -> None:

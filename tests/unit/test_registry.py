@@ -18,7 +18,7 @@ SYSTEM = System("{name}", models=(Model("{model}", "patches", "{name}_model:SPEC
 
 @pytest.fixture(autouse=True)
 def forget(monkeypatch):
-    monkeypatch.setattr(registry, "_plugins", {})
+    monkeypatch.setattr(registry, "loaded_plugins", {})
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 
@@ -110,16 +110,16 @@ def test_installed_packages_bring_systems(monkeypatch):
 
     system = System("ours", models=(Model("ours", "patches", None),))
     monkeypatch.setattr(registry, "entry_points", lambda group: [Point(lambda: system)])
-    registry._installed.cache_clear()
+    registry.installed_systems.cache_clear()
     try:
         assert registry.systems()["ours"] is system
         monkeypatch.setattr(registry, "entry_points", lambda group: [Point(lambda: 1 / 0)])
-        registry._installed.cache_clear()
+        registry.installed_systems.cache_clear()
         with pytest.raises(ConfigError, match=r"entry point ours = ours.system:SYSTEM: .*ZeroDiv"):
             registry.systems()
     finally:
         monkeypatch.undo()
-        registry._installed.cache_clear()
+        registry.installed_systems.cache_clear()
 
 
 def test_a_rank_starts_without_what_other_models_need():

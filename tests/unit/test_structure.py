@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 import tomllib
 from graphlib import TopologicalSorter
 
@@ -82,3 +83,18 @@ def test_systems_do_not_name_each_other() -> None:
                 other for other in ROOMS if other != room and f"systems.{other}" in path.read_text()
             ]
             assert not others, f"{path} names {others}"
+
+
+def test_tests_use_public_names_alone() -> None:
+    """What tests need is public, or injected: a private name can be changed without a look at them."""
+    library = "\n".join(path.read_text() for path in LIBRARY.rglob("*.py"))
+    private = set(re.findall(r"(?:\bdef |\bself\.|^)(_[A-Za-z]\w+)", library, flags=re.M))
+    used = {}
+    # Those under fixtures made files with the version that they are named after.
+    for path in {*(ROOT / "tests").rglob("*.py")} - {*(ROOT / "tests/fixtures").rglob("*.py")}:
+        text = path.read_text()
+        names = re.findall(r"(?<!self)\.(_[A-Za-z]\w*)", text)
+        names += re.findall(r"setattr\(.*[\".](_[A-Za-z]\w*)\"", text)
+        if found := private & {*names}:
+            used[path.name] = found
+    assert not used

@@ -37,7 +37,7 @@ def job(snakemake: Any) -> Iterator[Callable[[str], Progress]]:
         try:
             try:
                 load_plugins(snakemake.config.get("plugins", []))
-                yield _progress
+                yield progress_in_lines
             finally:
                 sys.stdout.flush()  # the reason of a failure is the last line of the log
         except UserError as error:
@@ -54,7 +54,8 @@ def job(snakemake: Any) -> Iterator[Callable[[str], Progress]]:
                 os.close(copy)
 
 
-def _progress(what: str) -> Progress:
+def progress_in_lines(what: str) -> Progress:
+    """Progress for a log file: now and then a line with the rate and the time that is left."""
     started, last = time.monotonic(), 0.0
 
     def report(done: int, total: int) -> None:

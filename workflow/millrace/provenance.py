@@ -36,7 +36,7 @@ def fingerprint(directory: str | Path) -> str:
 
 def code_version() -> str:
     """Package version, followed by ``+git describe`` where the package runs from its repository."""
-    described = _describe()
+    described = describe_repository()
     return f"{__version__}+{described}" if described else __version__
 
 
@@ -46,28 +46,30 @@ def provenance() -> dict[str, str | bool | None]:
     ``git_revision`` and ``git_dirty`` are None where the package does not run from its repository; the
     version of a dependency that is not installed is None.
     """
-    described = _describe()
+    described = describe_repository()
     return {
         "millrace": __version__,
         "python": platform.python_version(),
         **{name: _installed(name) for name in _RECORDED},
-        "git_revision": _git("rev-parse", "HEAD") if described else None,
+        "git_revision": ask_git("rev-parse", "HEAD") if described else None,
         "git_dirty": described.endswith("-dirty") if described else None,
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 @cache
-def _describe() -> str:
+def describe_repository() -> str:
+    """``git describe`` of the repository that the package runs from; empty without one."""
     # An installed copy may lie inside a foreign repository (a virtual environment below a checkout):
     # only a repository that tracks this very file describes the package.
-    if not _git("ls-files", "--error-unmatch", Path(__file__).name):
+    if not ask_git("ls-files", "--error-unmatch", Path(__file__).name):
         return ""
-    return _git("describe", "--always", "--dirty", "--tags")
+    return ask_git("describe", "--always", "--dirty", "--tags")
 
 
 @cache
-def _git(*arguments: str) -> str:
+def ask_git(*arguments: str) -> str:
+    """What git answers in the directory of the package; empty if it fails."""
     command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

@@ -35,7 +35,7 @@ sys.exit(subprocess.run(command).returncode)
 
 @pytest.fixture
 def queue(monkeypatch):
-    monkeypatch.setattr(module, "_PAUSES_S", (0.1,))
+    monkeypatch.setattr(module, "PAUSES_S", (0.1,))
     return PbsQueue()
 
 

@@ -38,8 +38,8 @@ def status(id):
 
 @pytest.fixture
 def quick(workdir, monkeypatch):
-    monkeypatch.setattr(queue, "_PAUSES_S", (0.1,))
-    monkeypatch.setattr(queue, "_SUBMISSION_PAUSES_S", (0.1,))
+    monkeypatch.setattr(queue, "PAUSES_S", (0.1,))
+    monkeypatch.setattr(queue, "SUBMISSION_PAUSES_S", (0.1,))
     return Records()
 
 
@@ -261,8 +261,7 @@ def test_cancel_deletes_the_newest_job_of_a_chain(pbs, jobscript, workdir):
     pbs.wait("1.pbs")
     assert quick.status("1.pbs") == "running"
     pbs.wait("3.pbs", "R")
-    # More than two seconds, because this machine has other work.
-    subprocess.run([CANCEL, "1.pbs", other, "99.pbs"], check=True, timeout=8)
+    subprocess.run([CANCEL, "1.pbs", other, "99.pbs"], check=True, timeout=60)
     wait_for(lambda: pbs.job("3.pbs")["substate"] == 91, "not deleted")
     wait_for(lambda: pbs.job(other)["substate"] == 91, "not deleted")
     assert quick.status("1.pbs") == "failed"

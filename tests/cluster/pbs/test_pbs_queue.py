@@ -17,8 +17,8 @@ RESOURCES = {"ncpus": 2, "mem_mb": 100, "runtime": 60}
 
 @pytest.fixture
 def queue(monkeypatch):
-    monkeypatch.setattr(module, "_PAUSES_S", (0.1, 0.1))
-    monkeypatch.setattr(module, "_SUBMISSION_PAUSES_S", (0.1, 0.1))
+    monkeypatch.setattr(module, "PAUSES_S", (0.1, 0.1))
+    monkeypatch.setattr(module, "SUBMISSION_PAUSES_S", (0.1, 0.1))
     return PbsQueue()
 
 

@@ -117,7 +117,7 @@ def test_refused_job_is_told_and_fails(pbs, head):
 
 
 def test_interrupt_deletes_the_jobs(pbs, head, workdir):
-    process = head.start("sleep 60", "one.txt", options=["--seconds-between-status-checks", "5"])
+    process = head.start("sleep 600", "one.txt", options=["--seconds-between-status-checks", "20"])
     # While it asks for states, the plugin (1.0.9) has forgotten its jobs, and would cancel none.
     wait_for(lambda: is_asking(process), "never asked for a state")
     wait_for(lambda: not is_asking(process), "asks for ever")

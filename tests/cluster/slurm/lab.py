@@ -19,11 +19,14 @@ from pathlib import Path
 
 import psutil
 
+from millrace.processes import die_with_parent
+
 PACKAGES = (
     *("slurmctld", "slurmd", "slurm-client", "munge"),
     *("slurmdbd", "mariadb-server-core", "mariadb-client-core"),
 )
 ACCOUNT = "proj"
+_CLUSTER = "lab"
 _SITE = Path("/etc/slurm")
 _SITE_LOCK = Path("/run/lock/millrace-slurm-tests")
 _FILES = ("slurm.conf", "slurmdbd.conf", "gres.conf", "cgroup.conf")
@@ -68,6 +71,7 @@ class SlurmLab:
         """Bring everything up; takes about six seconds, or longer if other tests still have theirs."""
         self._lock = _SITE_LOCK.open("w")
         _wait(1800, self._is_ours, f"the SLURM of other tests, which holds {_SITE_LOCK}")
+        self._end_what_killed_tests_left()
         for name in ("run", "log", "state", "dev", "db"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         self._write_configuration()
@@ -137,6 +141,20 @@ class SlurmLab:
             return False
         return True
 
+    def _end_what_killed_tests_left(self) -> None:
+        """Daemons died with the tests; steps of jobs, and what they run, are processes of their own."""
+        left = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                environment = process.environ()
+                if (
+                    environment.get("SLURM_CLUSTER_NAME") == _CLUSTER
+                    or environment.get("SLURMD_NODENAME") in self.nodes
+                ):
+                    process.kill()
+                    left.append(process)
+        psutil.wait_procs(left, timeout=20)
+
     def _path(self, name: str) -> str:
         return str(self.directory / name)
 
@@ -148,6 +166,8 @@ class SlurmLab:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                # Tests that are killed stop nothing themselves.
+                preexec_fn=die_with_parent,
             )
 
     def _start_munge(self) -> None:
@@ -209,9 +229,9 @@ class SlurmLab:
         manager = ("sacctmgr", "-in")
         _wait(120, lambda: self.run(*manager, "list", "cluster").returncode == 0, "slurmdbd")
         for words in (
-            ("cluster", "lab"),
+            ("cluster", _CLUSTER),
             ("qos", "standby"),
-            ("account", ACCOUNT, "Cluster=lab", "Description=lab", "Organization=lab"),
+            ("account", ACCOUNT, f"Cluster={_CLUSTER}", "Description=lab", "Organization=lab"),
             ("user", user, f"Account={ACCOUNT}", f"DefaultAccount={ACCOUNT}"),
         ):
             self.run(*manager, "add", *words)
@@ -241,7 +261,7 @@ class SlurmLab:
     def _slurm_conf(self) -> str:
         here, port, user = self.directory, self._port, getpass.getuser()
         lines = [
-            "ClusterName=lab",
+            f"ClusterName={_CLUSTER}",
             f"SlurmctldHost={self._host}(127.0.0.1)",
             f"SlurmctldPort={port + 7}",
             f"SlurmUser={user}",

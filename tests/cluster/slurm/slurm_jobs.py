@@ -86,15 +86,11 @@ class Training:
         assert state is State.DONE, self.log(request)[-3000:]
 
 
-def wait(seconds, ready, what, strict=True):
+def wait(seconds, ready, what):
     end = time.monotonic() + seconds
     while not ready():
-        if time.monotonic() > end:
-            if strict:
-                raise AssertionError(f"waited {seconds} s for {what}")
-            return False
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
         time.sleep(0.1)
-    return True
 
 
 def workers():

@@ -35,7 +35,7 @@ def test_requeued_job_continues_and_a_cancelled_one_saves(training, jobs, slurm,
         jobs.cancel([job])
         wait(60, lambda: jobs.jobs([job])[job].state.is_over, "the end of the job")
     assert jobs.jobs([job])[job].state is State.FAILED
-    wait(5, lambda: not workers(), "the end of all workers")
+    wait(60, lambda: not workers(), "the end of all workers")
     done = max(training.epochs(request))
     assert done < 60, "cancelled too late to prove anything"
     again = training.submit(request)

@@ -71,7 +71,7 @@ SYSTEM = System("{name}", models=(Model("{name}", "blocks", "{name}:SPEC"),))
 
 @pytest.fixture(autouse=True)
 def forget(monkeypatch):
-    monkeypatch.setattr(registry, "_plugins", {})
+    monkeypatch.setattr(registry, "loaded_plugins", {})
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 

@@ -44,7 +44,7 @@ def test_a_failure_is_told_at_once(tmp_path):
     began = time.monotonic()
     with pytest.raises(RanksError) as told:
         on_ranks(2, first_waits_for_one_that_fails, directory=tmp_path)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 150
     assert "rank 1 exit code 1, it said:\nbefore the error\nTraceback" in str(told.value)
     assert "ValueError: a reason" in str(told.value)
 

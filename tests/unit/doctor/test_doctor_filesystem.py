@@ -88,7 +88,7 @@ def test_flock_only_warns(tmp_path, monkeypatch):
 
 
 def test_sync_that_is_refused_or_slow(tmp_path, monkeypatch):
-    monkeypatch.setattr(filesystem, "_SLOW_SYNC_S", -1.0)
+    monkeypatch.setattr(filesystem, "SLOW_SYNC_S", -1.0)
     assert checked(tmp_path, "fsync").result is Result.WARNING
     monkeypatch.setattr(os, "fsync", refuse(errno.EINVAL))
     check = checked(tmp_path, "fsync")

@@ -128,7 +128,7 @@ def test_no_gpu_matters_only_where_the_facts_promise_one(facts, cluster):
     ],
 )
 def test_interfaces_as_nccl_reads_them(wanted, there, found):
-    assert inside._present(wanted, there) is found
+    assert inside.is_present(wanted, there) is found
 
 
 def test_what_ranks_find_together(together):
@@ -173,7 +173,7 @@ def test_a_rank_says_what_it_does_not_see(tmp_path, monkeypatch):
     request = preflight.Request(**json.loads((folder / inside.REQUEST).read_text()))
     assert look(folder, request)["sees_folder"]
     assert not look(tmp_path, request)["sees_folder"]
-    monkeypatch.setattr(preflight, "_resolves", lambda host: host != "k1")
+    monkeypatch.setattr(preflight, "resolves", lambda host: host != "k1")
     for rank in (0, 1):
         (folder / f"rank_{rank}.json").write_text(json.dumps({"host": f"k{rank}"}))
     seen = look_at_others(folder, world_size=3, patience_s=0.3)

@@ -49,8 +49,8 @@ class Batch:
 
 @pytest.fixture
 def check(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(submission, "_EVERY_S", 0.0)
-    monkeypatch.setattr(submission, "_VISIBLE_AFTER_S", 0.0)
+    monkeypatch.setattr(submission, "EVERY_S", 0.0)
+    monkeypatch.setattr(submission, "VISIBLE_AFTER_S", 0.0)
 
     def run(batch, *layouts, patience_s=60.0):
         monkeypatch.setattr(submission, "queue", lambda name: {"slurm": batch}[name])

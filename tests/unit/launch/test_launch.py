@@ -12,12 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from tiers import slow_for
 
 from millrace.errors import ConfigError, ExitCode
 from millrace.launch.launcher import launch
 from millrace.training.request import Request
 
 EPOCHS = 6
+SIGNALS = slow_for([signal.SIGTERM, signal.SIGUSR2, signal.SIGINT], signal.SIGTERM.__ne__)
 
 LAUNCH = """
 import json, sys
@@ -53,6 +55,7 @@ def whole(request_for):
     return torch.load(request.checkpoint, weights_only=True)["model"]
 
 
+@pytest.mark.slow
 def test_ranks_share_the_threads_of_the_job(request_for, monkeypatch):
     monkeypatch.setenv("MKL_NUM_THREADS", "2")  # as Snakemake sets it for a job of two threads
     request = request_for(layout="n1_gpu2", epochs=1)
@@ -61,6 +64,7 @@ def test_ranks_share_the_threads_of_the_job(request_for, monkeypatch):
     assert (session["ranks"], session["threads"]) == (2, 1)
 
 
+@pytest.mark.slow
 def test_end_of_the_allocation_saves_and_asks_to_try_again(request_for, whole, monkeypatch):
     request = request_for()
     monkeypatch.setenv("MILLRACE_DEADLINE", str(time.time()))
@@ -71,7 +75,7 @@ def test_end_of_the_allocation_saves_and_asks_to_try_again(request_for, whole, m
     assert_same(torch.load(request.checkpoint, weights_only=True)["model"], whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_signal_saves_and_asks_to_try_again(request_for, number):
     request = request_for(epochs=5000)
     running = start(request)
@@ -91,10 +95,11 @@ def test_killed_launcher_leaves_no_process(request_for):
     assert len(below) >= 2
     running.kill()
     running.wait(30)
-    _, alive = psutil.wait_procs(below, timeout=5)
+    _, alive = psutil.wait_procs(below, timeout=60)
     assert alive == []
 
 
+@pytest.mark.slow
 def test_second_launch_on_the_same_run_is_refused_by_name(request_for, capfd):
     request = request_for(epochs=5000)
     running = start(request)
@@ -114,6 +119,7 @@ def test_user_error_is_the_last_line(request_for, capfd):
     assert last == "error: train: unknown key 'learning_rat': did you mean 'learning_rate'?"
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite_has_its_own_code(request_for, capfd):
     request = request_for(learning_rate=1e30, clip_norm=None)
     assert launch(request, cpus=1) == ExitCode.NOT_FINITE

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def train(samples, definition, alone, tmp_path, monkeypatch):
 
 
 def look(queue=None, now=None):
-    watcher = Watcher(Path("runs"), Path("results"), queue, patience_s=5.0)
+    watcher = Watcher(Path("runs"), Path("results"), queue, patience_s=60.0)
     return watcher.look(now or time.time())
 
 
@@ -177,7 +178,7 @@ def test_names_that_are_cut_are_read_whole(tmp_path, monkeypatch):
 def test_a_scheduler_in_trouble_does_not_hide_the_stores(train, error):
     train(2)
     submit(NEXT, "71")
-    watcher = Watcher(Path("runs"), Path("results"), Scheduler(error=error), patience_s=5.0)
+    watcher = Watcher(Path("runs"), Path("results"), Scheduler(error=error), patience_s=60.0)
     (one,) = watcher.look(time.time())
     assert (one.epoch, one.job) == (2, "71")
     console = Console(width=200, record=True)
@@ -186,25 +187,26 @@ def test_a_scheduler_in_trouble_does_not_hide_the_stores(train, error):
 
 
 def test_a_slow_scheduler_is_not_waited_for_and_not_asked_often(monkeypatch):
+    answers = threading.Event()
+
     class Slow(Scheduler):
         def jobs(self, ids):
-            time.sleep(0.5)
+            assert answers.wait(60)
             return super().jobs(ids)
 
     queue = Slow(Job("1", State.RUNNING))
     jobs = Jobs(queue)
-    started = time.monotonic()
     jobs.ask(["1"], patience_s=0.05)
-    assert time.monotonic() - started < 0.4
     assert (jobs.get("1"), jobs.problem) == (None, "no answer yet")
-    jobs.ask(["1"], patience_s=5.0)
+    answers.set()
+    jobs.ask(["1"], patience_s=60.0)
     assert (jobs.get("1").state, jobs.problem) == (State.RUNNING, "")
-    jobs.ask(["1", ""], patience_s=5.0)
+    jobs.ask(["1", ""], patience_s=60.0)
     assert queue.asked == [["1"]]
-    jobs.ask(["2"], patience_s=5.0)  # not known yet: asked at once
+    jobs.ask(["2"], patience_s=60.0)  # not known yet: asked at once
     assert queue.asked == [["1"], ["2"]]
     monkeypatch.setattr(runs_jobs, "ASK_EVERY_S", 0.0)
-    jobs.ask(["1"], patience_s=5.0)
+    jobs.ask(["1"], patience_s=60.0)
     assert queue.asked[-1] == ["1"]
 
 

@@ -85,6 +85,7 @@ def test_two_ranks_train_the_same_problem(request_for, one):
     assert {t.link for t in run.bandwidth} == {"intra"}
 
 
+@pytest.mark.slow
 def test_weak_scaling_keeps_the_batch_of_a_rank(request_for, one):
     strong, weak = request_for(mode="strong"), request_for("n1_gpu2", "weak")
     assert measure_throughput(weak, cpus=2) == 0

@@ -30,7 +30,7 @@ class Recorder:
 @pytest.fixture
 def make_trainer(experiments, alone, monkeypatch):
     """(model, execution, **keys of the section train) -> trainer that looks at the clock in every step."""
-    monkeypatch.setattr("millrace.training.engine._AGREE_EVERY_S", 0.0)
+    monkeypatch.setattr("millrace.training.engine.AGREE_EVERY_S", 0.0)
 
     def make(model="gino", execution=None, seed=0, **train):
         definition, files = experiments[model]

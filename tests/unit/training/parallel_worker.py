@@ -110,7 +110,7 @@ def gradients(trainer, job, ranks) -> dict:
     every = gathered(named, trainer, ranks)
     if ranks.is_first:
         torch.save({n: g.clone() for n, g in every.items()}, job["output"])
-    norm = float(trainer._clipped())
+    norm = float(trainer.clipped_norm())
     back = gathered(local_weights(trainer.module, trainer.divided), trainer, ranks)
     given = load_state(Path(job["weights"]))
     same = not back or all(torch.equal(back[n], given[n]) for n in back)

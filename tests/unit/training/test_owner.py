@@ -114,16 +114,16 @@ def test_an_owner_on_another_host_lives_while_it_touches_its_lock(
 
 
 def test_an_owner_touches_its_lock_while_it_only_trains(lock, monkeypatch) -> None:
-    monkeypatch.setattr(owner_module, "_TOUCH_EVERY_S", 0.02)
+    monkeypatch.setattr(owner_module, "TOUCH_EVERY_S", 0.02)
     threads = threading.active_count()
     with Owner.claim(lock):
         for _ in range(2):
             os.utime(lock, (0, 0))
-            until = time.monotonic() + 5
+            until = time.monotonic() + 60
             while lock.stat().st_mtime == 0 and time.monotonic() < until:
                 time.sleep(0.01)
-            assert time.time() - lock.stat().st_mtime < 60
-    until = time.monotonic() + 5
+            assert lock.stat().st_mtime > 0
+    until = time.monotonic() + 60
     while threading.active_count() > threads and time.monotonic() < until:
         time.sleep(0.01)
     assert threading.active_count() <= threads

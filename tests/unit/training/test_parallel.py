@@ -9,6 +9,7 @@ import parallel_worker
 import pytest
 import torch
 from parallel_worker import perform_all
+from tiers import nightly_for
 from torch.utils._pytree import tree_map_only
 
 from millrace.checking.ranks import on_ranks
@@ -56,6 +57,7 @@ none."""
 ROUNDING = 1e-2
 """Relative difference of gradients that are added up in half precision, in another order."""
 STEPS = 3
+GRADIENTS, MOVING = "test_gradients_are_those_of_one_process", "test_checkpoints_move_between_modes"
 VARIANTS = {
     "accumulated": {"execution": {"micro_batch": 1, "activation_checkpointing": True}},
     "bfloat16": {"train": {"precision": "bfloat16"}},
@@ -80,6 +82,19 @@ MEMORY = {
     "tp2": {},
 }
 """Modes whose memory is measured -> further keys of the training."""
+PAIRS = [*itertools.product(["alone", *MOVES], ["alone", *MOVES])]
+"""Moves of a checkpoint. Each mode is left and reached from one process and from another mode."""
+NEIGHBOURS = {*itertools.pairwise([*MOVES, MOVES[0]])}
+
+
+def is_nightly_move(pair):
+    return "alone" not in pair and pair not in NEIGHBOURS
+
+
+def is_nightly_rollout(given):
+    """A rollout passes through all that a step does, twice: those with fewer processes show it."""
+    mode, rollout = given
+    return rollout > 1 and MODES[mode][0] > 2 and given not in HALVES
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +116,15 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(blocks, directory, alone):
-    """{name of a job: its result}, for all modes of all tests: starting processes takes longest."""
+def results(request, blocks, directory, alone):
+    """{name of a job: its result}, for the tests that run: starting processes takes longest."""
     done = {}
+    given = {}
+    for item in request.session.items:
+        if item.module is request.module and hasattr(item, "callspec"):
+            given.setdefault(item.originalname, []).append(item.callspec.params)
+    rollouts = {(one["mode"], one["rollout"]) for one in given.get(GRADIENTS, [])}
+    moves = {(one["before"], one["after"]) for one in given.get(MOVING, [])}
 
     def run(ranks, jobs):
         mine = {name: job for name, (needed, job) in jobs.items() if needed == ranks}
@@ -112,10 +133,10 @@ def results(blocks, directory, alone):
             return
         done.update(on_ranks(ranks, perform_all, mine, directory=directory, seconds=600.0))
 
-    first = gradient_jobs(blocks, directory, alone) | variant_jobs(blocks)
+    first = gradient_jobs(blocks, directory, alone, rollouts) | variant_jobs(blocks)
     first |= first_parts(blocks, directory) | memory_jobs(blocks)
     first |= half_jobs(blocks, directory)
-    later = second_parts(blocks, directory)
+    later = second_parts(blocks, directory, moves)
     run(1, first)
     run(4, first)
     # What two ranks saved is there only after this one.
@@ -126,8 +147,9 @@ def results(blocks, directory, alone):
     return done
 
 
-def gradient_jobs(blocks, directory, alone):
-    """Gradients of every mode, of one step and of a rollout, at perturbed weights."""
+def gradient_jobs(blocks, directory, alone, rollouts):
+    """Gradients of a step or a rollout in a mode, at perturbed weights."""
+    wanted = {("alone", 1), ("alone", 2), *HALVES, *((mode, 1) for mode in MODES), *rollouts}
     jobs = {}
     for rollout in (1, 2):
         job = blocks(data={"output_steps": rollout}) | {
@@ -136,6 +158,8 @@ def gradient_jobs(blocks, directory, alone):
         }
         torch.save(perturbed_weights(parallel_worker.build(job, alone).module), job["weights"])
         for name, (ranks, block, _) in {"alone": ALONE, **MODES}.items():
+            if (name, rollout) not in wanted:
+                continue
             output = str(directory / f"gradients_{name}_{rollout}.pt")
             jobs[f"gradients {name} {rollout}"] = (
                 ranks,
@@ -199,15 +223,15 @@ def first_parts(blocks, directory):
     return jobs
 
 
-def second_parts(blocks, directory):
-    """What every mode saved is continued in every mode."""
+def second_parts(blocks, directory, moves):
+    """What a mode saved is continued in another one."""
     job = training(blocks) | {"do": "continue", "steps": STEPS}
     return {
         f"{before}>{after}": (
             moving()[after][0],
             job | {"parallel": moving()[after][1], "state": str(directory / before)},
         )
-        for before, after in itertools.product(moving(), moving())
+        for before, after in sorted(moves)
     }
 
 
@@ -221,8 +245,9 @@ def perturbed_weights(module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rollout", [1, 2])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "rollout"), nightly_for([*itertools.product(MODES, [1, 2])], is_nightly_rollout)
+)
 def test_gradients_are_those_of_one_process(results, directory, mode, rollout):
     check_gradients(
         results, directory, f"gradients {{}} {rollout}", mode, "alone", lambda _: MODES[mode][2]
@@ -287,8 +312,7 @@ def test_each_process_holds_a_part(results, mode):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", ["alone", *MOVES])
-@pytest.mark.parametrize("before", ["alone", *MOVES])
+@pytest.mark.parametrize(("before", "after"), nightly_for(PAIRS, is_nightly_move))
 def test_checkpoints_move_between_modes(results, before, after):
     tolerance = 1e-4 if "tp2" in (before, after) else 1e-6
     whole, found = results["whole"], results[f"{before}>{after}"]

@@ -25,14 +25,14 @@ def replaying(**keys):
 def watched(make_trainer, monkeypatch):
     """A trainer that notes what each of its samples starts from: (draw, batch)."""
     trainer = make_trainer("aurora", replay=replaying())
-    seen, gather = [], trainer._replay.samples
+    seen, gather = [], trainer.replay.samples
 
     def noting(part, step):
         batch, draw = gather(part, step)
         seen.append((draw, batch))
         return batch, draw
 
-    monkeypatch.setattr(trainer._replay, "samples", noting)
+    monkeypatch.setattr(trainer.replay, "samples", noting)
     return trainer, seen
 
 
@@ -68,7 +68,7 @@ def test_what_follows_on_a_forecast_is_the_truth(watched, run):
 def test_no_window_leaves_the_training_period(watched, run):
     trainer, seen = watched
     run(trainer, 8)
-    begin, end = trainer.dataset._split[0]
+    begin, end = trainer.dataset.split_ranges[0]
     starts = np.concatenate([draw.start for draw, _ in seen])
     assert starts.min() >= begin
     assert starts.max() + trainer.dataset.config.length <= end
@@ -81,8 +81,8 @@ def test_no_window_leaves_the_training_period(watched, run):
 def test_what_is_kept_does_not_hold_on_to_a_graph(watched, run):
     trainer, _ = watched
     run(trainer, 1)
-    assert trainer._replay._entries
-    assert not any(entry.past.requires_grad for entry in trainer._replay._entries.values())
+    assert trainer.replay.entries
+    assert not any(entry.past.requires_grad for entry in trainer.replay.entries.values())
 
 
 def test_forecasts_that_are_not_finite_are_not_kept():
@@ -150,15 +150,15 @@ def test_it_makes_a_difference(trained, one_process):
 def test_a_buffer_is_redistributed_to_other_ranks(make_trainer, run):
     trainer = make_trainer("aurora", replay=replaying())
     run(trainer, 1)
-    whole = trainer._replay.state()
+    whole = trainer.replay.state()
     parts = []
     for rank in range(3):
-        trainer._replay.load([whole], rank, 3)
-        parts.append(trainer._replay.state())
+        trainer.replay.load([whole], rank, 3)
+        parts.append(trainer.replay.state())
     assert all(part["key"] for part in parts)
-    trainer._replay.load(parts, 0, 1)
-    assert trainer._replay.state()["key"] == whole["key"]
-    assert trainer._replay.state()["start"] == whole["start"]
+    trainer.replay.load(parts, 0, 1)
+    assert trainer.replay.state()["key"] == whole["key"]
+    assert trainer.replay.state()["start"] == whole["start"]
 
 
 @pytest.mark.parametrize(

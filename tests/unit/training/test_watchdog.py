@@ -13,7 +13,7 @@ from millrace.training.watchdog import Watchdog
 HANG = """
 import sys, time
 from millrace.training import watchdog
-watchdog._LOOK_EVERY_S = 0.05
+watchdog.LOOK_EVERY_S = 0.05
 dog = watchdog.Watchdog(grace=0.3, grace_of_files=0.5)
 steps, where = int(sys.argv[1]), sys.argv[2]
 with dog.watching_steps():
@@ -55,7 +55,7 @@ stopped = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]
 stopped.send_signal(signal.SIGSTOP)
 waiting = subprocess.Popen([sys.executable, "-c", sys.argv[1], "20", "inside"])
 try:
-    print(waiting.wait(), stopped.wait(timeout=5))
+    print(waiting.wait(), stopped.wait(timeout=float(sys.argv[2])))
 finally:
     stopped.kill()
 """
@@ -64,11 +64,11 @@ finally:
 @pytest.mark.parametrize(("started_by", "expected"), [("torchrun", "-9 -9"), ("others", "")])
 def test_ranks_of_the_node_die_with_it_even_if_stopped(started_by, expected) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TORCHELASTIC_RUN_ID"}
+    patience_s = "0.5"
     if started_by == "torchrun":
-        environment["TORCHELASTIC_RUN_ID"] = "one"
-    done = subprocess.run(
-        [sys.executable, "-c", NODE, HANG], env=environment, capture_output=True, text=True
-    )
+        environment["TORCHELASTIC_RUN_ID"], patience_s = "one", "60"
+    command = [sys.executable, "-c", NODE, HANG, patience_s]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == expected, done.stderr
 
 

@@ -34,7 +34,7 @@ ROLES = ("inputs", "targets")
 
 Floats = NDArray[np.float64]
 
-_CHUNKS, _READ_BYTES = 16, 64 << 20
+CHUNKS, READ_BYTES = 16, 64 << 20
 """Chunks of the file that are written at once, and bytes that are read at once."""
 
 
@@ -152,7 +152,7 @@ def _write_field(
     """Write a field piece by piece, with statistics of its training samples as attributes."""
     shape, dtype = np.shape(values), np.result_type(np.asarray(values[:1]), np.float32)
     data = create_dataset(file, path, shape=shape, dtype=dtype)
-    moments, changes, rows = Moments(1), Moments(1), _CHUNKS * rows_per_chunk(shape, dtype)
+    moments, changes, rows = Moments(1), Moments(1), CHUNKS * rows_per_chunk(shape, dtype)
     last = np.empty((0, *shape[1:]), dtype)
     for start in range(0, shape[0], rows):
         # NetCDF readers give masked arrays.
@@ -255,7 +255,7 @@ class ArrayDataset(WindowDataset):
                 for name in file.attrs["coordinates"]
             }
             """Of the cells, with units, see `millrace.systems.arrays.Samples`."""
-            self._order_S, split, time_S = (file[name][()] for name in ("order", "split", "time"))
+            self.order_S, split, time_S = (file[name][()] for name in ("order", "split", "time"))
             self.digest = str(file.attrs["digest"])
             self.preparation = {"arrays": str(file.attrs["config"])}
         corners = [(values.min(), values.max()) for values, _ in self.coordinates.values()]
@@ -303,7 +303,7 @@ class ArrayDataset(WindowDataset):
         Returns float64[*P, F, *grid], fields in the order of ``names[role]``.
         """
         positions = np.asarray(positions)
-        row, back = np.unique(self._order_S[positions.ravel()], return_inverse=True)
+        row, back = np.unique(self.order_S[positions.ravel()], return_inverse=True)
         follow = len(row) and row[-1] - row[0] + 1 == len(row)
         at = slice(row[0], row[-1] + 1) if follow else row  # which HDF5 reads much faster
         fields = np.empty((len(row), len(self.names[role]), *self.grid_shape))
@@ -361,8 +361,8 @@ class ArrayDataset(WindowDataset):
         return (self.values(role, positions) - mean.reshape(-1, *grid)) / std.reshape(-1, *grid)
 
     def _read(self, group: int) -> _Fields:
-        position_S = np.argsort(self._order_S)
-        rows = 1 + _READ_BYTES // self._sample_bytes
+        position_S = np.argsort(self.order_S)
+        rows = 1 + READ_BYTES // self._sample_bytes
         found = {}
         for role in ROLES:
             shape = (len(position_S), len(self.names[role]), *self.grid_shape)

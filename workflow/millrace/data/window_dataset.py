@@ -56,13 +56,13 @@ class WindowDataset(ABC):
         device: torch.device | None,
         cache_bytes: int,
     ) -> None:
-        self.config, self.time, self._split = config, time, split
+        self.config, self.time, self.split_ranges = config, time, split
         self.device = device or torch.device("cpu")
         self.normalisation = normalisation
         self.mean, self.std = normalisation.mean_V, normalisation.std_V
         self.increment_scale = normalisation.increment_std_V / self.std
         self._scale_V = self._tensor(self.increment_scale)
-        self._cache: OrderedDict[int, Any] = OrderedDict()
+        self.groups_in_memory: OrderedDict[int, Any] = OrderedDict()
         self._cache_bytes = cache_bytes
         gap = int((split[1:, 0] - split[:-1, 1]).min())
         if not is_foreign and config.length > gap + 1:
@@ -78,7 +78,7 @@ class WindowDataset(ABC):
 
     def starts(self, split: Split) -> np.ndarray:
         """Time indices at which the windows of a split begin, int64[W]."""
-        begin, end = self._split[SPLITS.index(split)]
+        begin, end = self.split_ranges[SPLITS.index(split)]
         stride = self.config.stride if split == "train" else 1
         starts = np.arange(begin, end - self.config.length + 1, stride)
         if not len(starts):
@@ -90,7 +90,7 @@ class WindowDataset(ABC):
 
     def contains(self, split: Split, starts: np.ndarray) -> np.ndarray:
         """Whether windows that begin at the given time indices, int64[B], lie within a split, bool[B]."""
-        begin, end = self._split[SPLITS.index(split)]
+        begin, end = self.split_ranges[SPLITS.index(split)]
         return (begin <= starts) & (starts + self.config.length <= end)
 
     def groups(self, split: Split) -> np.ndarray:
@@ -134,16 +134,18 @@ class WindowDataset(ABC):
 
     def _series(self, group: int) -> Any:
         """Time series of a group, which is read when it is used first."""
-        if group in self._cache:
-            self._cache.move_to_end(group)
+        if group in self.groups_in_memory:
+            self.groups_in_memory.move_to_end(group)
         else:
-            self._cache[group] = self._read(group)
-            while len(self._cache) > 1 and self._cached_bytes() > self._cache_bytes:
-                self._cache.popitem(last=False)
-        return self._cache[group]
+            self.groups_in_memory[group] = self._read(group)
+            while len(self.groups_in_memory) > 1 and self._cached_bytes() > self._cache_bytes:
+                self.groups_in_memory.popitem(last=False)
+        return self.groups_in_memory[group]
 
     def _cached_bytes(self) -> int:
-        values = (getattr(s, field.name) for s in self._cache.values() for field in fields(s))
+        values = (
+            getattr(s, field.name) for s in self.groups_in_memory.values() for field in fields(s)
+        )
         return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
     def _tensor(self, array: np.ndarray) -> Tensor:

@@ -19,7 +19,7 @@ from millrace.files import sync
 
 _GB = 1e9
 _MAX_SKEW_S = 5.0
-_SLOW_SYNC_S = 1.0
+SLOW_SYNC_S = 1.0
 _ELSEWHERE = "Put the project on another file system: work or scratch rather than home."
 
 
@@ -163,7 +163,7 @@ def _check_sync(name: str, scratch: Path) -> Check:
     sync(file)
     sync(scratch)
     seconds = time.monotonic() - started
-    if seconds > _SLOW_SYNC_S:
+    if seconds > SLOW_SYNC_S:
         remedy = "Save less often (`save_every`), or put the project on a faster file system."
         return Check.warning(name, f"{seconds:.1f} s for 1 MB and its directory", remedy)
     return Check.ok(name, f"{1e3 * seconds:.0f} ms for 1 MB and its directory")

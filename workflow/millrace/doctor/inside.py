@@ -232,7 +232,7 @@ def _interfaces(reports: Reports) -> Check:
     for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
         for one in reports.values():
             wanted = one["environment"].get(variable, "")
-            if wanted and not _present(wanted, one["interfaces"]):
+            if wanted and not is_present(wanted, one["interfaces"]):
                 detail = (
                     f"{variable}={wanted}, but {one['node']} has {', '.join(one['interfaces'])}"
                 )
@@ -243,7 +243,7 @@ def _interfaces(reports: Reports) -> Check:
     return Check.ok(name, found or "the library chooses")
 
 
-def _present(wanted: str, interfaces: Sequence[str]) -> bool:
+def is_present(wanted: str, interfaces: Sequence[str]) -> bool:
     """Whether an interface matches a list as NCCL reads it: prefixes, ``=exact``, ``^not``."""
     if wanted.startswith("^"):
         return True

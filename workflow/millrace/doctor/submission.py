@@ -16,9 +16,9 @@ from millrace.layout import Layout
 from millrace.schedulers import Job, Queue, State, queue
 
 _MINUTES = 15  # short jobs start sooner
-_EVERY_S = 10.0
+EVERY_S = 10.0
 # A new file may be visible to other clients of the file system after this time.
-_VISIBLE_AFTER_S = 60.0
+VISIBLE_AFTER_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def check_in_jobs(
                     batch.cancel([id])
                     yield sent.layout, [_too_late(sent, job, spent)]
             if waiting:
-                time.sleep(_EVERY_S)
+                time.sleep(EVERY_S)
     finally:  # also on Ctrl-C
         batch.cancel(list(waiting))
 
@@ -113,7 +113,7 @@ def _too_late(sent: _Submitted, job: Job, spent_s: float) -> Check:
 
 def _read(sent: _Submitted, job: Job) -> list[Check]:
     """Checks of a job that is over."""
-    end = time.monotonic() + _VISIBLE_AFTER_S
+    end = time.monotonic() + VISIBLE_AFTER_S
     while job.state is State.DONE and not sent.report.is_file() and time.monotonic() < end:
         next(sent.folder.iterdir(), None)  # listing asks the file server
         time.sleep(1.0)

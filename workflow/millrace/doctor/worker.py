@@ -116,7 +116,7 @@ def look_at_others(folder: Path, world_size: int, patience_s: float) -> dict[str
                 hosts[number] = json.loads(path.read_text())["host"]
         if len(hosts) < world_size:
             time.sleep(0.2)
-    unknown = sorted(host for host in set(hosts.values()) if not _resolves(host))
+    unknown = sorted(host for host in set(hosts.values()) if not resolves(host))
     return {
         "waited_s": round(time.monotonic() - started, 1),
         "missing_ranks": sorted(set(range(world_size)) - set(hosts)),
@@ -124,7 +124,8 @@ def look_at_others(folder: Path, world_size: int, patience_s: float) -> dict[str
     }
 
 
-def _resolves(host: str) -> bool:
+def resolves(host: str) -> bool:
+    """Whether a host has an address."""
     try:
         socket.getaddrinfo(host, None)
     except OSError:

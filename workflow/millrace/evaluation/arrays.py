@@ -24,8 +24,8 @@ Floats = NDArray[np.float64]
 Forecast = Callable[[ArrayBatch, np.ndarray], Floats]
 """(samples, their starts) -> forecast in physical units, [B, T, V, K]."""
 
-_BATCH_VALUES = 1 << 22
-_RIDGE_SAMPLES, _RIDGE_VALUES = 2000, 1 << 26
+BATCH_VALUES = 1 << 22
+RIDGE_SAMPLES, RIDGE_VALUES = 2000, 1 << 26
 _SCATTER_VALUES = 200_000
 _SHOWN_INPUTS = 2
 
@@ -175,8 +175,8 @@ def fit_ridge(dataset: ArrayDataset) -> Forecast:
     The penalty of each target is the one of 19 with the least error on validation samples. Samples are up
     to 2000 of each split, evenly spread, and fewer if they hold more than 64 million values.
     """
-    ridge = Ridge.fit(*_gather(dataset, "train"))
-    x_BP, y_BQ = _gather(dataset, "validation")
+    ridge = Ridge.fit(*gather_samples(dataset, "train"))
+    x_BP, y_BQ = gather_samples(dataset, "validation")
     along_BR = ridge.along(x_BP)
     penalties = np.logspace(-8, 1, 19) * np.square(ridge.singular_R).max(initial=1e-300)
     steps, n_targets = dataset.config.output_steps, len(dataset.names["targets"])
@@ -235,23 +235,23 @@ def _batches(
     """Samples of a split, all or those of an index, and their starts."""
     starts = dataset.starts(split)
     starts = starts if index is None else starts[index]
-    size = max(1, min(64, _BATCH_VALUES // _values(dataset)))
+    size = max(1, min(64, BATCH_VALUES // values_per_sample(dataset)))
     for begin in range(0, len(starts), size):
         part = starts[begin : begin + size]
         yield part, dataset.at_times(0, part)
 
 
-def _gather(dataset: ArrayDataset, split: Split) -> tuple[Floats, Floats]:
+def gather_samples(dataset: ArrayDataset, split: Split) -> tuple[Floats, Floats]:
     """What is given and what is to be predicted in samples of a split, [N, P] and [N, Q]."""
     n = int(dataset.groups(split)[0])
-    most = max(2, min(n, _RIDGE_SAMPLES, _RIDGE_VALUES // _values(dataset)))
+    most = max(2, min(n, RIDGE_SAMPLES, RIDGE_VALUES // values_per_sample(dataset)))
     index = np.linspace(0, n - 1, min(n, most)).astype(np.int64)
     parts = [(_flat(b.x), _flat(b.y)) for _, b in _batches(dataset, split, index)]
     x_NP, y_NQ = (np.concatenate(part) for part in zip(*parts, strict=True))
     return x_NP, y_NQ
 
 
-def _values(dataset: ArrayDataset) -> int:
+def values_per_sample(dataset: ArrayDataset) -> int:
     """Numbers that a sample holds."""
     return len(dataset.core_nodes[0]) * (dataset.in_channels + dataset.out_channels)
 

@@ -14,7 +14,7 @@ from millrace.schedulers.base import Job, SchedulerError, State, run_command
 
 # After `scontrol requeue` SLURM ends this job; until then it must not end by itself.
 _REQUEUED_S = 90.0
-_ATTEMPTS, _PAUSE_S = 4, 5.0
+_ATTEMPTS, PAUSE_S = 4, 5.0
 _BUSY = re.compile("Unable to contact|timed out|Connection refused|try again|no answer within")
 _FORMAT = "%i|%T|%j|%N|%r|%S|%e"
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED"}
@@ -112,7 +112,7 @@ def _ask(*command: str) -> subprocess.CompletedProcess[str]:
         if done.returncode == 0 or not _BUSY.search(done.stderr):
             break
         if attempt < _ATTEMPTS:
-            time.sleep(_PAUSE_S * attempt)
+            time.sleep(PAUSE_S * attempt)
     return done
 
 

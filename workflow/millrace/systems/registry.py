@@ -22,12 +22,13 @@ from millrace.systems.base import Model, RawFormat, SampleKind, System, resolve
 BUILT_IN = ("groundwater", "downscaling", "weather", "traffic")
 ENTRY_POINTS = "millrace.systems"
 
-_plugins: dict[str, System] = {}
+loaded_plugins: dict[str, System] = {}
 """By file or module, as it was loaded."""
 
 
 @cache
-def _installed() -> dict[str, System]:
+def installed_systems() -> dict[str, System]:
+    """Systems of Millrace and of installed packages by name."""
     found: dict[str, System] = {}
     for name in BUILT_IN:
         _add(found, importlib.import_module(f"millrace.systems.{name}.system").SYSTEM, name)
@@ -43,7 +44,7 @@ def _installed() -> dict[str, System]:
 
 def systems() -> dict[str, System]:
     """All systems by name."""
-    return {**_installed(), **{system.name: system for system in _plugins.values()}}
+    return {**installed_systems(), **{system.name: system for system in loaded_plugins.values()}}
 
 
 def formats() -> dict[str, RawFormat]:
@@ -93,7 +94,7 @@ def load_plugins(plugins: Iterable[str], folders: Iterable[Path] = ()) -> list[s
     """
     names = [_absolute(name, [Path(), *folders]) for name in plugins]
     for name in names:
-        if name not in _plugins:
+        if name not in loaded_plugins:
             system = getattr(_import(name), "SYSTEM", None)
             if not isinstance(system, System):
                 raise ConfigError(
@@ -101,13 +102,13 @@ def load_plugins(plugins: Iterable[str], folders: Iterable[Path] = ()) -> list[s
                 )
             if systems().get(system.name) is not system:  # its package may be installed as well
                 _add(systems(), system, name)
-            _plugins[name] = system
+            loaded_plugins[name] = system
     return names
 
 
 def plugin(name: str) -> System:
     """System of a plug-in, by its name as `load_plugins` returned it."""
-    return _plugins[name]
+    return loaded_plugins[name]
 
 
 def _absolute(name: str, folders: Sequence[Path]) -> str:

@@ -19,7 +19,7 @@ def compile_in_place(module: nn.Module, device: torch.device) -> None:
     is compiled.
     """
     try:
-        torch.compile(_probe)(torch.zeros(2, device=device))
+        torch.compile(probe)(torch.zeros(2, device=device))
     except Exception as error:
         warnings.warn(
             f"train.compile: no working compiler for {device.type} here ({first_line(error)}); training "
@@ -54,5 +54,6 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return forward_again
 
 
-def _probe(x: torch.Tensor) -> torch.Tensor:
+def probe(x: torch.Tensor) -> torch.Tensor:
+    """Function that is compiled to find out whether a compiler works here."""
     return x + 1

@@ -51,7 +51,7 @@ from millrace.training.warm_start import warm_start
 from millrace.training.watchdog import Watchdog
 
 # Ranks agree on stopping about this often; every step would cost an all-reduce of its own.
-_AGREE_EVERY_S = 0.5
+AGREE_EVERY_S = 0.5
 
 
 class NotFiniteError(UserError):
@@ -129,7 +129,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self._scaler = LossScaler(config.precision)
+        self.scaler = LossScaler(config.precision)
         self._ema = Ema(self.module, config.ema) if config.ema else None
         self._best: dict[str, Tensor] = {}
         self._plan, self._validation = (
@@ -141,15 +141,15 @@ class Trainer:
         """Why `run` ended before its target."""
         self.history: list[dict[str, Any]] = []
         self.sessions: list[dict[str, Any]] = []
-        self._replay: Replay | None = None
+        self.replay: Replay | None = None
         if config.replay is not None:
             if spec.continued is None:
                 raise ConfigError(
                     f"train.replay: samples of {spec.name} do not follow on each other; leave it out"
                 )
             windows: Any = dataset
-            self._replay = Replay(config.replay, windows, seed)
-        parts = (ranks, self.module, trained, self.divided, self._scaler, self._replay, mark)
+            self.replay = Replay(config.replay, windows, seed)
+        parts = (ranks, self.module, trained, self.divided, self.scaler, self.replay, mark)
         self.passes = Passes(spec, model_config, dataset, config, self.execution, seed, *parts)
         self._sums = EpochSums(ranks)
         self._watchdog = Watchdog()
@@ -218,11 +218,11 @@ class Trainer:
             for batch in self.batches(position.epoch, start=position.batch):
                 if self.step >= agree_at:
                     stop, seconds = self.ranks.maximum(deadline.stop, self._sums.seconds_per_step)
-                    self._check_finite()
+                    self.check_finite()
                     if stop:
                         self.stopped = Stop(int(stop))
                         return False
-                    agree_at = self.step + max(1, int(_AGREE_EVERY_S / max(seconds, 1e-3)))
+                    agree_at = self.step + max(1, int(AGREE_EVERY_S / max(seconds, 1e-3)))
                 loss = self.train_step(batch)
                 self.step += 1
                 now = time.monotonic()
@@ -231,7 +231,7 @@ class Trainer:
                 self._sums.add(loss, batch.size, now - started)
                 started = now
                 observer.on_step(self.position, len(self._plan), self._sums.mean)
-        self._check_finite()
+        self.check_finite()
         return True
 
     def train_step(self, batch: GlobalBatch) -> Tensor:
@@ -241,28 +241,28 @@ class Trainer:
             group["lr"] = learning_rate
         loss = self.passes.backward(batch, self.position)
         self._mark("optimiser")
-        norm = self.gradient_norm = self._clipped()
-        if self._scaler.is_exhausted:
+        norm = self.gradient_norm = self.clipped_norm()
+        if self.scaler.is_exhausted:
             self._not_finite |= ~torch.isfinite(norm)
-        if self._scaler.accepts(norm):
+        if self.scaler.accepts(norm):
             self.optimizer.step()
             if self._ema is not None:
                 self._ema.update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
-    def _clipped(self) -> Tensor:
+    def clipped_norm(self) -> Tensor:
         """Clip the gradient; returns its norm before, the same on all ranks."""
         largest = self.config.clip_norm or math.inf
         if self.divided is not None:
-            return self.divided.clip(self._scaler, largest)
+            return self.divided.clip(self.scaler, largest)
         # The norm of pairs of real numbers is the same, and many times faster.
         gradients = [
             torch.view_as_real(p.grad) if p.grad.is_complex() else p.grad
             for p in self._trained
             if p.grad is not None
         ]
-        self._scaler.unscale(gradients)
+        self.scaler.unscale(gradients)
         norm = nn.utils.get_total_norm(gradients, foreach=True)
         torch._foreach_mul_(gradients, torch.clamp(largest / (norm + 1e-6), max=1.0))
         return norm
@@ -273,7 +273,8 @@ class Trainer:
         epoch = self.step / len(self._plan)
         return self.config.learning_rate * factor(self.config.schedule, epoch)
 
-    def _check_finite(self) -> None:
+    def check_finite(self) -> None:
+        """Raise `NotFiniteError` after a gradient that was not finite."""
         # All ranks see the same norm, that of the averaged gradient: there is no need to agree.
         if bool(self._not_finite):
             raise NotFiniteError(
@@ -345,13 +346,13 @@ class Trainer:
 
     def _plain_state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"best_epoch": best_epoch(self.history)} if self._best else {}
-        if self._replay is not None:
+        if self.replay is not None:
             # Ranks that take the same samples keep the same forecasts.
             is_only = self.divided is None or self.divided.is_first_of_share
-            kept = self.ranks.gather(self._replay.state() if is_only else None)
+            kept = self.ranks.gather(self.replay.state() if is_only else None)
             state["replay"] = [one for one in kept if one is not None]
         return state | {
-            "scaler": self._scaler.state(),
+            "scaler": self.scaler.state(),
             "step": self.step,
             "history": self.history,
             "sessions": self.sessions,
@@ -372,15 +373,15 @@ class Trainer:
         self.history, self.sessions = list(state["history"]), list(state["sessions"])
         self._sums.load(state["sums"])
         if "scaler" in state:
-            self._scaler.load(state["scaler"])
+            self.scaler.load(state["scaler"])
         if self._ema is not None:
             self._ema.load(weights["ema_model"])
         best = weights.get("best_model", {})
         self._best = {name: value.to(self.ranks.device) for name, value in best.items()}
-        if self._replay is not None:
+        if self.replay is not None:
             data_ranks = (self.ranks.rank, self.ranks.world_size)
             if self.divided is not None:
                 data_ranks = (self.divided.data_rank, self.divided.data_size)
-            self._replay.load(state["replay"], *data_ranks)
+            self.replay.load(state["replay"], *data_ranks)
         if len(state["rng"]) == self.ranks.world_size:
             restore_rng_state(state["rng"][self.ranks.rank])

@@ -25,7 +25,7 @@ from millrace.errors import ExitCode, UserError
 # An owner on another host cannot be examined; it is taken for dead when it has not touched its lock for
 # this long. Owners touch it far more often.
 STALE_AFTER_S = 900.0
-_TOUCH_EVERY_S = STALE_AFTER_S / 15
+TOUCH_EVERY_S = STALE_AFTER_S / 15
 
 
 class LockedError(UserError):
@@ -125,7 +125,7 @@ class Owner:
         os.utime(self._path)
 
     def _touch(self, released: threading.Event) -> None:
-        while not released.wait(_TOUCH_EVERY_S):
+        while not released.wait(TOUCH_EVERY_S):
             with contextlib.suppress(OSError, LockedError):  # the next commit reports it
                 self.check()
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_FIRST_SCALE, _GROW_AFTER = 2.0**16, 2000
+FIRST_SCALE, GROW_AFTER = 2.0**16, 2000
 
 
 def half_type(name: str) -> torch.dtype | None:
@@ -27,14 +27,14 @@ class LossScaler:
     """Dynamic loss scaling for float16 (Micikevicius et al. 2018, arXiv:1710.03740).
 
     The loss is multiplied by ``scale`` and the gradients are divided by it. A step whose gradient
-    overflows is skipped and halves the scale; `_GROW_AFTER` good steps double it. The rule is that of
+    overflows is skipped and halves the scale; `GROW_AFTER` good steps double it. The rule is that of
     `torch.amp.GradScaler`, which refuses the complex gradients of Fourier layers. In other precisions the
     scale is 1 and no step is skipped.
     """
 
     def __init__(self, precision: str) -> None:
         self._enabled = precision == "float16"
-        self.scale = _FIRST_SCALE if self._enabled else 1.0
+        self.scale = FIRST_SCALE if self._enabled else 1.0
         self._good_steps = 0
 
     @property
@@ -59,7 +59,7 @@ class LossScaler:
             self.scale, self._good_steps = max(1.0, self.scale / 2), 0
             return False
         self._good_steps += 1
-        if self._good_steps == _GROW_AFTER:
+        if self._good_steps == GROW_AFTER:
             self.scale, self._good_steps = self.scale * 2, 0
         return True
 

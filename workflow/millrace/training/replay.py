@@ -76,7 +76,7 @@ class Replay:
 
     def __init__(self, config: ReplayConfig, dataset: Windows, seed: int) -> None:
         self._config, self._dataset, self._seed = config, dataset, seed
-        self._entries: dict[tuple[int, int], Entry] = {}
+        self.entries: dict[tuple[int, int], Entry] = {}
 
     def samples(self, part: RankShare, step: int) -> tuple[Any, Draw]:
         """Gather the samples of a share: windows of the data, or forecasts and the data that follow."""
@@ -86,7 +86,7 @@ class Replay:
         for row, place in enumerate(part.place):
             random = np.random.default_rng([self._seed, _KEY, step, int(place)])
             key.append((int(place), int(random.integers(self._config.depth))))
-            entry = self._entries.get(key[-1])
+            entry = self.entries.get(key[-1])
             if entry is not None and random.random() >= self._config.fresh:
                 start[row], lead[row], past[row] = entry.start, entry.lead, entry.past
         batch = self._dataset.at_times(part.group, start)
@@ -108,14 +108,14 @@ class Replay:
         for row in np.flatnonzero(draw.counts):
             if usable[row]:
                 entry = Entry(int(start[row]), int(lead[row]), past[row].clone())
-                self._entries[draw.key[row]] = entry
+                self.entries[draw.key[row]] = entry
             else:
-                self._entries.pop(draw.key[row], None)
+                self.entries.pop(draw.key[row], None)
 
     def state(self) -> dict[str, Any]:
         """Plain values and tensors to continue from."""
-        keys = sorted(self._entries)
-        entries = [self._entries[key] for key in keys]
+        keys = sorted(self.entries)
+        entries = [self.entries[key] for key in keys]
         return {
             "key": [list(key) for key in keys],
             "start": [entry.start for entry in entries],
@@ -125,9 +125,9 @@ class Replay:
 
     def load(self, states: Iterable[Mapping[str, Any]], rank: int, world_size: int) -> None:
         """Continue from the `state` of each rank of a session with any number of ranks."""
-        self._entries = {}
+        self.entries = {}
         for state in states:
             values = zip(state["key"], state["start"], state["lead"], state["past"], strict=True)
             for (place, slot), *entry in values:
                 if owners(np.array([place]), world_size)[0] == rank:
-                    self._entries[place, slot] = Entry(*entry)
+                    self.entries[place, slot] = Entry(*entry)

@@ -23,7 +23,7 @@ _LEARN_STEPS = 20
 # Checkpoints are written at the end of an epoch: a busy file system may be slow, and the time of the first
 # checkpoint is unknown.
 _GRACE_OF_FILES_S, _GRACE_OF_FIRST_FILES_S = 60.0, 600.0
-_LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 1.0
 
 
 class Watchdog:
@@ -94,7 +94,7 @@ class Watchdog:
             over.set()
 
     def _watch(self, over: threading.Event, what: str, limit: Callable[[], float | None]) -> None:
-        while not over.wait(_LOOK_EVERY_S):
+        while not over.wait(LOOK_EVERY_S):
             seconds, waited = limit(), time.monotonic() - self._last
             if seconds is not None and waited > seconds:
                 print(

@@ -96,7 +96,7 @@ def test_means_are_weighted_with_the_area():
 
 
 def test_memory_does_not_grow_with_the_steps(raw, tmp_path, monkeypatch, blocks):
-    monkeypatch.setattr("millrace.systems.downscaling.blocks._SLAB_BYTES", 1)
+    monkeypatch.setattr("millrace.systems.downscaling.blocks.SLAB_BYTES", 1)
     extract_blocks(raw, tmp_path / "b.h5", BlockConfig(levels=2), SPLIT)
     with h5py.File(tmp_path / "b.h5") as file:
         assert np.array_equal(file["fine"][()], blocks["fine"][()])

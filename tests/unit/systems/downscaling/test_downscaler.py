@@ -31,7 +31,7 @@ def dataset(block_samples):
 @pytest.fixture(scope="module")
 def model(dataset):
     torch.manual_seed(0)
-    return downscaler._build(DownscalerConfig(channels=(8, 8, 8), embedding=8), dataset)
+    return downscaler.SPEC.build(DownscalerConfig(channels=(8, 8, 8), embedding=8), dataset)
 
 
 def test_preconditioning_keeps_variances_at_one():
@@ -137,7 +137,7 @@ def test_blocks_have_no_seams(dataset, model):
 
 
 def test_mlp_sees_each_block_alone(dataset):
-    model = downscaler._build(DownscalerConfig(architecture="mlp"), dataset)
+    model = downscaler.SPEC.build(DownscalerConfig(architecture="mlp"), dataset)
     batch = downscaler.with_noise(
         DownscalerConfig(), dataset.at_times(np.array([2])), np.array([3])
     )
@@ -149,7 +149,7 @@ def test_mlp_sees_each_block_alone(dataset):
 
 
 def test_regression_conserves_block_means(dataset):
-    model = regression._build(regression.RegressionConfig(channels=(8, 8, 8)), dataset)
+    model = regression.SPEC.build(regression.RegressionConfig(channels=(8, 8, 8)), dataset)
     batch = dataset.at_times(np.array([1]))
     share = batch.geometry.share_N.view(80, -1)
     assert (model(batch).reshape(80, -1) * share).sum(dim=1).abs().max() < 1e-5
@@ -161,7 +161,7 @@ def test_bad_parameters(dataset):
     ):
         from_mapping(DownscalerConfig, {"architecture": "gan"}, "model")
     with pytest.raises(ConfigError, match="expected 3 numbers, one for each level"):
-        downscaler._build(DownscalerConfig(channels=(8, 8)), dataset)
+        downscaler.SPEC.build(DownscalerConfig(channels=(8, 8)), dataset)
     with pytest.raises(ConfigError, match=r"sampler\.solver 'heun'"):
         SamplerConfig(solver="heun")
 

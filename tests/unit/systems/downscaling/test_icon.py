@@ -196,7 +196,7 @@ def csv(original, tmp_path):
 
 
 def test_csv_gives_the_same_as_netcdf(original, csv, monkeypatch):
-    monkeypatch.setattr("millrace.systems.downscaling.icon_csv._ROWS", 500)
+    monkeypatch.setattr("millrace.systems.downscaling.icon_csv.ROWS", 500)
     expected, found = (open_source(path, ["tas"], levels=1) for path in (original, csv))
     assert values(found) == pytest.approx(values(expected), abs=1e-3)
     assert found.fields.time_T == pytest.approx(expected.fields.time_T, abs=1e-9)

@@ -122,13 +122,13 @@ WRITER = """
     from pathlib import Path
     from millrace.systems.downscaling.stream.comin_plugin import ChunkWriter
     class Slow(ChunkWriter):
-        def _write(self, name, content):
+        def write_file(self, name, content):
             if name.startswith("chunk_20200102"):
                 part = self._directory / f"{name}.tmp"
                 part.write_bytes(content[: len(content) // 2])
                 print("half", flush=True)
                 sys.stdin.read()
-            super()._write(name, content)
+            super().write_file(name, content)
     writer = Slow(Path(sys.argv[1]), np.arange(int(sys.argv[2])), ["tas"], 1)
     for day in (1, 2):
         writer.add(f"2020-01-0{day}T00:00:00", [np.full(int(sys.argv[2]), 280.0 + day)])

@@ -66,6 +66,7 @@ def test_identity_names_all_datasets(dataset, two_datasets, definition):
     assert dataset.definition != other.definition
 
 
+@pytest.mark.slow
 def test_two_ranks_train_on_patches_of_very_different_sizes(two_datasets, definition, tmp_path):
     """And every dataset is scored."""
     request = Request(

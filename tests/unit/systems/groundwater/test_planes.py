@@ -149,7 +149,7 @@ def test_slabs_do_not_change_the_result(tmp_path, monkeypatch):
     _write_series(tmp_path / "series.h5", coords, number)
     config = PlaneConfig(count=3, shape=(8, 6))
     extract_planes(tmp_path / "series.h5", tmp_path / "whole.h5", config)
-    monkeypatch.setattr("millrace.systems.groundwater.planes._SLAB_BYTES", 7 * 4 * 2 * len(coords))
+    monkeypatch.setattr("millrace.systems.groundwater.planes.SLAB_BYTES", 7 * 4 * 2 * len(coords))
     extract_planes(tmp_path / "series.h5", tmp_path / "slabs.h5", config)
     with h5py.File(tmp_path / "whole.h5") as whole, h5py.File(tmp_path / "slabs.h5") as slabs:
         assert slabs["plane_00/field"].chunks[0] == 7
@@ -216,7 +216,7 @@ def test_one_slice_is_no_mesh():
 ALPHA, SPLIT = 4, SplitConfig(0.6, 0.2, 8)
 
 
-def _write_folders(base, *, planes=2, steps=64, channels=7, missing=-999.0, shape=(6, 5), points=3):
+def write_folders(base, *, planes=2, steps=64, channels=7, missing=-999.0, shape=(6, 5), points=3):
     """Sequences of a known field as the reference cuts them; returns the series."""
     random = np.random.default_rng(1)
     time = np.cumsum(random.uniform(0.4, 0.6, steps))
@@ -259,7 +259,7 @@ def _write_folders(base, *, planes=2, steps=64, channels=7, missing=-999.0, shap
 
 @pytest.mark.parametrize(("channels", "missing"), [(7, -999.0), (4, np.nan)])
 def test_folders_become_series_again(tmp_path, channels, missing):
-    time, truth = _write_folders(tmp_path / "npy", channels=channels, missing=missing)
+    time, truth = write_folders(tmp_path / "npy", channels=channels, missing=missing)
     convert_plane_folders(tmp_path / "npy", tmp_path / "planes.h5", None, SPLIT)
     with h5py.File(tmp_path / "planes.h5") as file:
         np.testing.assert_array_equal(file["time"][()], time)
@@ -315,7 +315,7 @@ def _reversed_axes(values):
     ],
 )
 def test_damaged_folders_are_refused(tmp_path, damage, message):
-    _write_folders(tmp_path / "npy")
+    write_folders(tmp_path / "npy")
     damage(tmp_path / "npy")
     with pytest.raises(DataError, match=message):
         convert_plane_folders(tmp_path / "npy", tmp_path / "planes.h5", None, SPLIT)

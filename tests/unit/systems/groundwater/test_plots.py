@@ -169,7 +169,7 @@ def test_error_map_by_slice_group_shares_the_colours(tmp_path, drawn, aquifer):
 def test_mesh_leaves_a_bay_open():
     x, y = (a.ravel() for a in np.meshgrid(np.arange(21.0), np.arange(21.0)))
     land = (x < 7) | (x > 13) | (y < 7)
-    mesh = maps._mesh(x[land], y[land])
+    mesh = maps.triangulation(x[land], y[land])
     centroid_x, centroid_y = (a[mesh.get_masked_triangles()].mean(axis=1) for a in (mesh.x, mesh.y))
     assert not ((centroid_x > 8) & (centroid_x < 12) & (centroid_y > 8)).any()
     assert mesh.get_masked_triangles().shape[0] >= 2 * (6 * 20 * 2 + 8 * 6)
@@ -191,8 +191,8 @@ def test_patch_map(tmp_path, drawn, aquifer):
 
 def test_control_volumes_fill_the_mesh(aquifer):
     x, y = aquifer.coords[:120, 0] / 1e3, aquifer.coords[:120, 1] / 1e3
-    mesh = maps._mesh(x, y)
-    cell, owner = maps._control_volumes(mesh)
+    mesh = maps.triangulation(x, y)
+    cell, owner = maps.control_volumes(mesh)
 
     def area(polygon):
         a, b = polygon, np.roll(polygon, -1, axis=1)

@@ -252,7 +252,7 @@ def pointwise(monkeypatch):
     """A model on patches from outside, by its name."""
     spec = ModelSpec("pointwise", NoConfig, Pointwise, forecast, forecast_loss)
     system = System("outside", models=(Model("pointwise", "patches", spec),))
-    monkeypatch.setattr(registry, "_plugins", {"outside": system})
+    monkeypatch.setattr(registry, "loaded_plugins", {"outside": system})
     return "pointwise"
 
 

@@ -116,7 +116,7 @@ def test_small_cache_gives_the_same_batches(samples, definition, dataset):
     for group in (0, 1, 0):
         ours, theirs = (v.batch("train", group, np.array([3])) for v in (forgetful, dataset))
         assert torch.equal(ours.x_NBC, theirs.x_NBC)
-    assert len(forgetful._cache) == 1
+    assert len(forgetful.groups_in_memory) == 1
 
 
 def test_physical_units_round_trip(dataset, raw):

@@ -263,9 +263,9 @@ def test_shuffled_maps_are_of_other_places(dataset, monkeypatch, scenarios):
     """Scenarios of a place lie together in the file; a shuffled map must not say which one belongs here."""
     monkeypatch.setattr(dataset, "names", [str(n) for n in range(scenarios)])
     every = np.arange(scenarios)
-    away = (dataset._shuffled(every) - every) % scenarios
+    away = (dataset.shuffled(every) - every) % scenarios
     assert np.minimum(away, scenarios - away).min() >= max(1, scenarios // 4)
-    assert (dataset._shuffled(every[::-1])[::-1] == dataset._shuffled(every)).all()
+    assert (dataset.shuffled(every[::-1])[::-1] == dataset.shuffled(every)).all()
     assert scenarios == 2 or len(set(away)) > scenarios / 5
 
 

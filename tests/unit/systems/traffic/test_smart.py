@@ -55,7 +55,7 @@ def test_attention_is_that_of_the_formula():
     score = (layer.query(n).view(5, 1, 2, 4) * key.view(5, 3, 2, 4)).sum(-1) / 2
     score = score.masked_fill(~mask[..., None], -torch.inf).softmax(dim=1).nan_to_num()
     expected = (score[..., None] * value.view(5, 3, 2, 4)).sum(1).flatten(1)
-    found = layer._attend(n, layer.sources(x), Neighbours(index, mask, r))
+    found = layer.attend(n, layer.sources(x), Neighbours(index, mask, r))
     torch.testing.assert_close(found, expected)
 
 

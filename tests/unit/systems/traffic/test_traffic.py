@@ -70,7 +70,7 @@ def test_no_vehicle_crosses_the_stop_line_on_red():
                 raise AssertionError("jumped over the line")
             if before[mover.number] + front < 0.5 <= mover.s + front:
                 crossed += 1
-                t = traffic.time % traffic._cycle - mover.route.arm * traffic._phase
+                t = traffic.time % traffic.cycle - mover.route.arm * traffic.phase
                 assert 0 <= t < 8 + 2 + 1.5, "crossed the line on red"
     assert crossed > 5
 

@@ -209,7 +209,7 @@ def test_dataset_gives_windows(weather_samples):
     assert batch.y_BKCIJ[0, 0].numpy() == pytest.approx(expected, abs=1e-4)
     assert batch.hours_B[0] == time[start + 1] * 24
     assert torch.equal(batch.last_KBV[:, 0, 5], batch.past_BTCIJ[0, -1, 5].flatten())
-    train = dataset.core_states(0, np.arange(*dataset._split[0]))
+    train = dataset.core_states(0, np.arange(*dataset.split_ranges[0]))
     assert train.mean().abs() < 1e-3
     assert train.std(dim=(0, 1)).numpy() == pytest.approx(1, abs=0.02)
 
@@ -223,7 +223,7 @@ def test_large_files_are_read_bit_by_bit(weather_samples):
         strict=True,
     ):
         assert torch.equal(one, other)
-    assert not lazy._cache
+    assert not lazy.groups_in_memory
 
 
 def test_forecast_states_replace_the_past(weather_samples):

@@ -74,7 +74,7 @@ def test_a_step_gets_the_last_forecast(weather_samples):
 
 def test_climatology_is_the_mean_of_the_training_period(weather_samples):
     dataset = WeatherDataset(weather_samples, WeatherWindowConfig())
-    begin, end = dataset._split[0]
+    begin, end = dataset.split_ranges[0]
     states = dataset.to_physical(dataset.core_states(0, np.arange(begin, end)))
     expected = np.moveaxis(states.mean(axis=1), -1, 0).reshape(-1, *dataset.shape)
     assert dataset.climatology() == pytest.approx(expected, rel=1e-4)

@@ -17,7 +17,7 @@ from millrace.schedulers.base import Job, SchedulerError, State, run_command
 DELETED = "deleted (qdel)"
 
 # Pauses between attempts of qstat and qdel, and of qsub, if PBS does not answer.
-_PAUSES_S, _SUBMISSION_PAUSES_S = (0.5, 2.0), (2.0, 5.0, 15.0)
+PAUSES_S, SUBMISSION_PAUSES_S = (0.5, 2.0), (2.0, 5.0, 15.0)
 # Exit codes of qstat: the job finished long ago, the job is unknown.
 _FINISHED, _UNKNOWN = 35, 153
 _SUBSTATE_DELETED, _SUBSTATE_FAILED = 91, 93
@@ -63,7 +63,7 @@ class PbsQueue:
     def submit_script(self, arguments: Sequence[str], stdin: str = "") -> str:
         """Call qsub, with the script as the last argument or on the standard input."""
         command = ["qsub", "-S", "/bin/bash", *arguments]
-        done = _run(command, _SUBMISSION_PAUSES_S, _is_busy, stdin)
+        done = _run(command, SUBMISSION_PAUSES_S, _is_busy, stdin)
         words = done.stdout.split()
         if done.returncode == 0 and words:
             return words[0]
@@ -99,7 +99,7 @@ class PbsQueue:
     def cancel(self, ids: Iterable[str]) -> None:
         """Delete jobs with qdel, see `Queue.cancel`."""
         if command := list(ids):
-            _run(["qdel", *command], _PAUSES_S, _is_busy)
+            _run(["qdel", *command], PAUSES_S, _is_busy)
 
 
 def exports(more: Mapping[str, str]) -> str:
@@ -217,7 +217,7 @@ def _time(value: str | None) -> float | None:
 
 
 def _qstat(*arguments: str) -> Done:
-    return _run(["qstat", "-x", "-f", *arguments], _PAUSES_S, _is_no_answer)
+    return _run(["qstat", "-x", "-f", *arguments], PAUSES_S, _is_no_answer)
 
 
 def _run(

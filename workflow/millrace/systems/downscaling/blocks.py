@@ -29,7 +29,7 @@ from millrace.systems.downscaling.icon_source import Floats, IconSource, Ints
 SCHEMA = "millrace.blocks/1"
 CHILDREN = 4
 
-_SLAB_BYTES = 16 << 20
+SLAB_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def extract_blocks(
             create_dataset(file, name, shape=shape, dtype=np.float32, chunks=(rows, *shape[1:]))
         statistics = _Statistics(n_cells, n_variables)
         start = 0
-        for values in fields.slabs(max(1, _SLAB_BYTES // (4 * n_cells * n_variables))):
+        for values in fields.slabs(max(1, SLAB_BYTES // (4 * n_cells * n_variables))):
             fine_TNV = values[:, order]
             coarse_TMV = block_means(fine_TNV, area_N, sizes[-1])
             stop = start + len(values)

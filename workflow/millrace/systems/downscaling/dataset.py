@@ -146,7 +146,7 @@ class BlockDataset:
                         f"data.variables: {blocks} has no {name!r}; it has {', '.join(present)}"
                     )
             self._columns = [present.index(name) for name in config.variables]
-            self.time, self._split = file["time"][()], file["split"][()]
+            self.time, self.split_ranges = file["time"][()], file["split"][()]
             self.digest = str(file.attrs["digest"])
             self.units = [list(file.attrs["units"])[column] for column in self._columns]
             stats = {name: file["stats"][name][()][..., self._columns] for name in file["stats"]}
@@ -193,7 +193,7 @@ class BlockDataset:
 
     def times(self, split: Split) -> np.ndarray:
         """Time indices of a split, int64[T]."""
-        return np.arange(*self._split[SPLITS.index(split)])
+        return np.arange(*self.split_ranges[SPLITS.index(split)])
 
     def groups(self, split: Split) -> np.ndarray:
         """Number of samples; one group, since all share the grid."""

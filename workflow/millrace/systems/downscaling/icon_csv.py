@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from millrace.errors import DataError, first_line
 from millrace.systems.downscaling.icon_source import Floats, IconGrid, IconSource
 
-_ROWS = 200_000
+ROWS = 200_000
 """Rows read at a time."""
 
 
@@ -85,7 +85,7 @@ class CsvFields:
         columns = ["time", "cell", *self.variables]
         for path in self._paths:
             rest = pd.DataFrame()
-            for chunk in pd.read_csv(path, usecols=columns, chunksize=_ROWS):
+            for chunk in pd.read_csv(path, usecols=columns, chunksize=ROWS):
                 table = pd.concat([rest, chunk]) if len(rest) else chunk
                 whole = len(table) // self._n_cells * self._n_cells
                 yield from self._slabs_of(path, table[:whole], steps)

@@ -28,7 +28,7 @@ from millrace.systems.groundwater.graph import CSR
 
 # Edge tensors of one pass are [E, B, C]; beyond this many elements the samples are taken in turns so
 # that a fine latent grid does not decide the batch size.
-_MAX_EDGE_ELEMENTS = 64_000_000
+MAX_EDGE_ELEMENTS = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def kernel_sum(kernel_EC: Tensor, f_NBC: Tensor, table: NeighbourTable) -> Tenso
         # Under autocast: hundreds of neighbours are not summed in half precision.
         kernel_EC = kernel_EC.float()
     f_NBC = f_NBC.to(kernel_EC.dtype)
-    step = max(1, _MAX_EDGE_ELEMENTS // max(1, kernel_EC.numel()))
+    step = max(1, MAX_EDGE_ELEMENTS // max(1, kernel_EC.numel()))
     if f_NBC.shape[1] <= step:
         return _KernelSum.apply(kernel_EC, f_NBC, table)
     parts = [_KernelSum.apply(kernel_EC, part, table) for part in f_NBC.split(step, dim=1)]

@@ -182,7 +182,7 @@ class GroupDataset(WindowDataset):
         geometry: Any,
     ) -> GroupSeries:
         state_NTV = self._tensor(((value_TNV - self.mean) / self.std).swapaxes(0, 1))
-        core_KTV = state_NTV[: len(self.core_nodes[group]), slice(*self._split[0])]
+        core_KTV = state_NTV[: len(self.core_nodes[group]), slice(*self.split_ranges[0])]
         # Where no boundary condition is given, the value is the mean (0 after normalisation) and the
         # mask says so: 0 m would be a head like any other.
         stats, mask_TNF = self.normalisation, mask_TNF.astype(np.float32)

@@ -24,14 +24,14 @@ class GraphNetwork(nn.Module):
     def __init__(self, increment_scale_V: Tensor) -> None:
         super().__init__()
         self.register_buffer("increment_scale_V", increment_scale_V.float())
-        self._embeddings: WeakKeyDictionary[Any, tuple[Tensor, ...]] = WeakKeyDictionary()
+        self.embedded: WeakKeyDictionary[Any, tuple[Tensor, ...]] = WeakKeyDictionary()
 
     def embeddings(self, geometry: Any, *points: tuple[GNOBlock, Tensor]) -> tuple[Tensor, ...]:
         """Positions of a geometry as embedded by graph layers, which happens once."""
-        if geometry not in self._embeddings:
+        if geometry not in self.embedded:
             with torch.no_grad():
-                self._embeddings[geometry] = tuple(embed(block, place) for block, place in points)
-        return self._embeddings[geometry]
+                self.embedded[geometry] = tuple(embed(block, place) for block, place in points)
+        return self.embedded[geometry]
 
     def forecast(self, batch: WindowBatch, change_KBTV: Tensor) -> Tensor:
         """Forecast in normalised units, [K, B, T, V]."""

@@ -29,7 +29,7 @@ BOUNDARY = {"head": "head_bc", "mass_concentration": "mass_concentration_bc"}
 Floats = NDArray[np.float64]
 Point = tuple[float, float]
 
-_SLAB_BYTES = 32 << 20
+SLAB_BYTES = 32 << 20
 _SAMPLES = 2_000  # of a line through the aquifer when its ends are sought
 
 
@@ -195,7 +195,7 @@ class PlaneWriter:
 def _slab_steps(obs: h5py.Dataset, shape: tuple[int, int]) -> int:
     """Steps read at a time: a whole number of chunks of the fields, or less than one."""
     step_bytes = 4 * obs.shape[2] * max(obs.shape[1], shape[0] * shape[1])
-    steps = max(1, min(obs.shape[0], _SLAB_BYTES // step_bytes))
+    steps = max(1, min(obs.shape[0], SLAB_BYTES // step_bytes))
     chunk = rows_per_chunk((steps, *shape, obs.shape[2]), np.float32)
     return steps // chunk * chunk
 

@@ -123,7 +123,7 @@ class ScenarioDataset:
         self.device = device or torch.device("cpu")
         with open_checked(self.path, SCHEMA) as file:
             self.vocabulary = Vocabulary.read(file["vocabulary"])
-            self._digest = str(file.attrs["digest"])
+            self.digest_of_tokens = str(file.attrs["digest"])
             self._first = {kind: file["first"][kind][()] for kind in ROWS}
             self.split = file["split"][()]
             self.names = [name.decode() for name in file["name"][()]]
@@ -147,7 +147,7 @@ class ScenarioDataset:
     @property
     def definition(self) -> dict[str, object]:
         """What defines the samples; it enters the run hash."""
-        parts = {"digest": self._digest, "vocabulary": self.vocabulary.digest}
+        parts = {"digest": self.digest_of_tokens, "vocabulary": self.vocabulary.digest}
         return {**parts, **essentials(self.config)}
 
     def groups(self, split: str) -> np.ndarray:
@@ -182,7 +182,7 @@ class ScenarioDataset:
         scenarios = np.asarray(scenarios)
         n, maps = len(scenarios), scenarios
         if self.config.shuffle_map:
-            maps, segments = self._shuffled(scenarios), 1
+            maps, segments = self.shuffled(scenarios), 1
         agent = self._padded("agent", scenarios, agents)
         road = self._padded("road", maps, segments)
         road["next"][~road["exists"]] = road["light"][~road["exists"]] = -1
@@ -239,7 +239,7 @@ class ScenarioDataset:
                 found[name][b, : len(values)] = values
         return found
 
-    def _shuffled(self, scenarios: np.ndarray) -> np.ndarray:
+    def shuffled(self, scenarios: np.ndarray) -> np.ndarray:
         """For each scenario another one, drawn at random, a quarter of the file away or more.
 
         That is of another place, if the file holds four or more of about equal size one after the other.

@@ -67,14 +67,15 @@ class ChunkWriter:
         content = buffer.getvalue()
         # Named by its first time: a restarted model writes the same chunk again, not another one.
         name = "chunk_" + "".join(c for c in self._times[0] if c.isalnum()) + ".npz"
-        self._write(name, content)
+        self.write_file(name, content)
         line = {"file": name, "times": self._times, "bytes": len(content)}
         with (self._directory / "manifest.jsonl").open("a") as manifest:
             # After the remains of a line that a kill cut off, the next one stands alone.
             manifest.write("\n" + json.dumps(line | {"crc32": zlib.crc32(content)}) + "\n")
         self._times, self._values = [], []
 
-    def _write(self, name: str, content: bytes) -> None:
+    def write_file(self, name: str, content: bytes) -> None:
+        """Write a file of the stream, which appears whole."""
         part = self._directory / f"{name}.tmp"
         with part.open("wb") as file:
             file.write(content)

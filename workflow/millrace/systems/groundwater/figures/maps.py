@@ -50,7 +50,7 @@ def error_map(
     with _panels(path, x, y, len(groups)) as (fig, panels):
         for axes, g, (column_x, column_y, values) in zip(panels, groups, columns, strict=True):
             drawn = axes.tripcolor(
-                _mesh(column_x, column_y), values,
+                triangulation(column_x, column_y), values,
                 shading="gouraud", cmap=ERROR_MAP, vmin=0, vmax=high or 1, rasterized=True,
             )  # fmt: skip
             axes.set_title(f"Slice group {g}")
@@ -75,10 +75,10 @@ def patch_map(
     with _panels(path, x, y, len(groups)) as (_, panels):
         for axes, g in zip(panels, groups, strict=True):
             column, shown = _topmost(x[group == g], y[group == g], z[group == g], patch[group == g])
-            mesh = _mesh(*column.T)
+            mesh = triangulation(*column.T)
             present, index = np.unique(shown, return_inverse=True)
             colour = np.array(CATEGORIES)[index.ravel() % len(CATEGORIES)]
-            cell, owner = _control_volumes(mesh)
+            cell, owner = control_volumes(mesh)
             axes.add_collection(
                 PolyCollection(
                     list(cell), facecolors=colour[owner], edgecolors="face", linewidths=0.3
@@ -136,7 +136,7 @@ def _kilometres(x: ArrayLike) -> Floats:
     return (metres - metres.min()) / 1e3
 
 
-def _mesh(x: Floats, y: Floats) -> Triangulation:
+def triangulation(x: Floats, y: Floats) -> Triangulation:
     """Delaunay triangles, without those that bridge a bay or a hole.
 
     A triangle is left out if its longest side is far longer than the spacing of the nodes around
@@ -159,7 +159,7 @@ def _topmost(x: Floats, y: Floats, z: Floats, patch: NDArray[Any]) -> tuple[Floa
     return column, patch[order][first]
 
 
-def _control_volumes(mesh: Triangulation) -> tuple[Floats, NDArray[np.intp]]:
+def control_volumes(mesh: Triangulation) -> tuple[Floats, NDArray[np.intp]]:
     """Quarters of the median dual cells, [3 M, 4, 2], and the node that owns each, [3 M].
 
     A quarter joins a node, the middles of its two sides of a triangle and the triangle's centroid.

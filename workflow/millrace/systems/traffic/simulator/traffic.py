@@ -98,13 +98,13 @@ class Traffic:
         self.time = 0.0
         self.movers: list[_Mover] = []
         self._numbers = itertools.count()
-        self._phase = _GREEN + _YELLOW + _CLEAR
-        self._cycle = place.arms * self._phase + _WALK + _CROSSING_S
+        self.phase = _GREEN + _YELLOW + _CLEAR
+        self.cycle = place.arms * self.phase + _WALK + _CROSSING_S
         self._walked = -1.0
 
     def light(self, arm: int) -> int:
         """State of the traffic light of an arm, index into `LIGHT_STATES`."""
-        t = self.time % self._cycle - arm * self._phase
+        t = self.time % self.cycle - arm * self.phase
         if 0 <= t < _GREEN:
             return LIGHT_STATES.index("green")
         return LIGHT_STATES.index("yellow" if _GREEN <= t < _GREEN + _YELLOW else "red")
@@ -222,8 +222,8 @@ class Traffic:
         if self._random.random() < self._config.pedestrians_per_minute * rate:
             lines = self.place.pavements
             self._walk(lines[int(self._random.integers(len(lines)))], anywhere=True)
-        cycle, t = divmod(self.time, self._cycle)
-        if t >= self.place.arms * self._phase and cycle > self._walked:
+        cycle, t = divmod(self.time, self.cycle)
+        if t >= self.place.arms * self.phase and cycle > self._walked:
             self._walked = cycle
             for line in self.place.crossings:
                 for _ in range(int(self._random.poisson(0.7))):

@@ -112,13 +112,14 @@ class RelativeAttention(nn.Module):
     def forward(self, x_QC: Tensor, sources_N2C: Tensor, near: Neighbours) -> Tensor:
         """Update queries, [Q, C]; one without neighbours attends to nothing."""
         normed_QC = self.norm_query(x_QC)
-        found_QC = self._attend(normed_QC, sources_N2C, near)
+        found_QC = self.attend(normed_QC, sources_N2C, near)
         gate_QC = torch.sigmoid(self.gate(torch.cat([found_QC, normed_QC], dim=-1)))
         found_QC = found_QC + gate_QC * (self.skip(normed_QC) - found_QC)
         x_QC = x_QC + self.norm_out(self.out(found_QC))
         return x_QC + self.norm_after(self.feed_forward(self.norm_before(x_QC)))
 
-    def _attend(self, x_QC: Tensor, sources_N2C: Tensor, near: Neighbours) -> Tensor:
+    def attend(self, x_QC: Tensor, sources_N2C: Tensor, near: Neighbours) -> Tensor:
+        """Attention of each query to its K neighbours among the sources, [Q, C]."""
         relation_QKC = near.relation_QKC.to(sources_N2C.dtype)
         heads = (self.heads, self.width)
         gathered = sources_N2C.index_select(0, near.index_QK.flatten())
