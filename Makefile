@@ -1,4 +1,4 @@
-# Everything a fresh machine needs: `make demo` and `make test` set up .venv themselves.
+# Everything a fresh machine needs: `make demo`, `make test` and `make test-all` set up .venv themselves.
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 SYSTEM ?= gino
@@ -27,12 +27,13 @@ SNAKEMAKE := $(BIN)/snakemake --profile profiles/local
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-sumo test lint doctor bench bench-gpu lock clean unknown-system FORCE
+.PHONY: help setup demo demo-sumo test test-all test-nightly test-times test-docs test-mutation coverage lint doctor bench \
+  bench-gpu lock clean unknown-system FORCE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 	@echo "Variables: SYSTEM ($(SYSTEMS)), PROFILE, DOCTOR_ARGS, CORES, PYTHON, PYTEST_ARGS, TORCH_PIP_ARGS."
 
 setup: $(STAMP) ## create .venv with the locked packages and this checkout
@@ -85,18 +86,43 @@ unknown-system:
 	@echo "SYSTEM=$(SYSTEM) is not a demo; choose one of: $(SYSTEMS)." >&2; exit 1
 
 # Tests run side by side, so each keeps to one thread.
-test: export OMP_NUM_THREADS := 1
-test: export OPENBLAS_NUM_THREADS := 1
-test: lint ## lint, then run all tests
-	@echo "==> pytest $(PYTEST_ARGS)"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test test-all test-nightly test-times test-docs test-mutation coverage: export OMP_NUM_THREADS := 1
+test test-all test-nightly test-times test-docs test-mutation coverage: export OPENBLAS_NUM_THREADS := 1
+PYTEST = $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: $(STAMP) ## check format, style, types, import direction and the workflow
+test: lint ## lint, then the tests that fail often: before every commit
+	@echo "==> pytest -m 'not slow and not nightly' $(PYTEST_ARGS)"
+	@$(PYTEST) -m 'not slow and not nightly'
+
+test-all: lint ## lint, then all tests: every scheduler, every system's workflow, the examples, the browser
+	@echo "==> pytest -m 'not nightly' $(PYTEST_ARGS)"
+	@$(PYTEST) -m 'not nightly'
+
+test-nightly: lint ## lint, then all tests in all combinations
+	@$(PYTEST)
+
+test-times: $(STAMP) ## all tests, then the slowest, the time of each package, and how often torch was loaded
+	@starts=$$(mktemp); trap 'rm -f "$$starts"' EXIT; \
+	MILLRACE_TEST_STARTS=$$starts PYTHONPATH=$(CURDIR)/tests/starts $(PYTEST) -m 'not nightly' --times
+
+test-docs: $(STAMP) ## the tests of the documents and of the examples in them
+	@$(PYTEST) tests/unit/test_documentation.py tests/unit/test_extending.py tests/examples
+
+test-mutation: $(STAMP) ## does the suite notice faults? One changed line at a time; hours
+	@$(BIN)/python tests/mutation/run.py
+
+coverage: $(STAMP) ## all tests, then the lines of each package that they ran
+	@$(PYTEST) -m 'not nightly' --cov --cov-report= && $(BIN)/python tests/coverage_by_package.py
+
+lint: $(STAMP) ## check format, style, types, import direction, spelling, dead code and the workflow
 	@echo "==> ruff";       $(BIN)/ruff check; $(BIN)/ruff format --check
-	@echo "==> snakefmt";   $(BIN)/snakefmt --check Snakefile workflow/rules
+	@echo "==> codespell";  $(BIN)/codespell
+	@echo "==> snakefmt";   $(BIN)/snakefmt --check Snakefile workflow/rules examples/darcy/Snakefile
 	@echo "==> mypy";       $(BIN)/mypy
 	@echo "==> lint-imports"; $(BIN)/lint-imports
+	@echo "==> vulture";    $(BIN)/python tests/dead_code.py
 	@echo "==> snakemake --lint"; $(BIN)/snakemake --lint
+	@echo "==> check-jsonschema"; $(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 # Exit code 1 if a check failed. What it does: .venv/bin/millrace doctor --help
 doctor: $(STAMP) ## check a cluster before work goes there: make doctor PROFILE=gilbreth
@@ -124,5 +150,5 @@ lock: ## write envs/requirements.lock anew from pyproject.toml (TORCH=torch==X.Y
 	echo "==> wrote $(LOCK); bring the pins in envs/*.yaml in line (make test names those that differ)"
 
 clean: ## remove .venv and caches; results/ and runs/ stay
-	@rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis workflow/*.egg-info
+	@rm -rf $(VENV) build .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis workflow/*.egg-info
 	@find workflow tests -name __pycache__ -type d -prune -exec rm -rf {} +

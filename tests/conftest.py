@@ -9,6 +9,8 @@ import pytest
 from millrace.data.hdf5 import create, create_dataset, strings
 from millrace.systems.groundwater.graph import radius_neighbours
 
+pytest_plugins = ("times",)
+
 LATENT = (6, 6, 4)
 RADIUS = 0.35
 
@@ -19,26 +21,34 @@ def pytest_addoption(parser):
     )
 
 
+# Lanes: tests that share something dear, or mostly wait for a scheduler, stay together on a worker. The
+# longest come first, those that wait beside the busy ones.
+_LONGEST = (
+    *("slurm", "test_pbs_training", "test_parallel", "finished", "test_darcy"),
+    *("test_launch", "test_reference_downscaler", "test_scaling_browser", "test_pbs_snakemake"),
+    *("test_clusters", "test_systems_dag_downscaling", "test_systems_dag_weather"),
+    *("test_systems_dag_traffic", "test_contract", "test_anywhere", "test_precision"),
+    *("test_scaling_report", "test_watch", "test_checking", "test_scaling_measure"),
+)
+
+
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
-    """Tests that share something dear stay together on a worker, the longest groups first.
-
-    There is only one SLURM on a machine; a project that ran to the end takes minutes; the other files
-    have fixtures of their own.
-    """
+    """Other files are a group each: they have fixtures of their own."""
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: _LONGEST.index(group) if (group := _group(item)) in _LONGEST else 9)
-
-
-_LONGEST = ("slurm", "finished", "test_parallel")
+    order = {group: number for number, group in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(_group(item), len(order)))
 
 
 def _group(item):
-    if item.path.parent.name == "slurm":
+    if item.path.parent.name == "slurm":  # there is only one on a machine
         return "slurm"
-    shared = "finished" in item.fixturenames and not hasattr(item.module, "finished")
-    return "finished" if shared else item.path.stem
+    if "finished" in item.fixturenames and not hasattr(item.module, "finished"):
+        return "finished"
+    given = getattr(item, "callspec", None)
+    system = given.params.get("system") if given else None
+    return f"{item.path.stem}_{system}" if system else item.path.stem
 
 
 @pytest.fixture(scope="session")

@@ -159,6 +159,7 @@ def test_the_example_runs_on_one_and_two_ranks_and_is_reported(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_example_keeps_all_contracts(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "millrace.cli", "check", str(PLUGIN)],

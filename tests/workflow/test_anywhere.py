@@ -82,6 +82,7 @@ def test_an_empty_folder_is_told_what_to_write(folder):
     assert wanted in refused.stdout + refused.stderr
 
 
+@pytest.mark.slow
 def test_the_workflow_runs_in_the_folder_that_is_named(folder):
     there = ("--directory", "../there", "--configfile", "config/config.yaml")
     folder.run("data", *there)
@@ -96,6 +97,7 @@ def test_the_workflow_runs_in_the_folder_that_is_named(folder):
     }
 
 
+@pytest.mark.slow
 def test_what_a_module_makes_lies_below_its_prefix(trained):
     assert trained.holds() == {"Snakefile", "config", "surrogate"}
     assert trained.holds("surrogate") == {"results", "runs", "logs", "benchmarks"}
@@ -107,10 +109,12 @@ def test_what_a_module_makes_lies_below_its_prefix(trained):
     assert json.loads(scored.read_text())["test"]
 
 
+@pytest.mark.slow
 def test_a_module_has_nothing_left_to_do(trained):
     assert trained.planned() == {}
 
 
+@pytest.mark.slow
 def test_stages_of_a_module_are_forced_and_asked_for_by_their_names(trained):
     stages = [f"millrace_{name}" for name in ("train", "preflight", "scaling_report")]
     planned = trained.planned(*stages, "-R", "millrace_train")
@@ -118,6 +122,7 @@ def test_stages_of_a_module_are_forced_and_asked_for_by_their_names(trained):
     assert [planned[f"millrace_{job}"] for job in jobs] == [2, 1, 6]
 
 
+@pytest.mark.slow
 def test_a_deleted_checkpoint_of_a_module_comes_back_from_its_store(module):
     checkpoint = module.path(f"{TRAINED}/epoch_2.ckpt")
     before = checkpoint.read_bytes()
@@ -128,6 +133,7 @@ def test_a_deleted_checkpoint_of_a_module_comes_back_from_its_store(module):
     assert "epoch 2/2  step" not in log, "it was trained again"
 
 
+@pytest.mark.slow
 def test_paths_of_the_configuration_start_where_the_user_stands(module):
     """Raw files do, which may be archived once they are read; a checkpoint of the module does not."""
     module.path("surrogate/results/data/small/raw").rename(module.path("mine"))
@@ -143,6 +149,7 @@ def test_paths_of_the_configuration_start_where_the_user_stands(module):
     assert f"graph_4x4x3_r0.6.h5, {TRAINED}/epoch_2.ckpt\n" in planned.stdout
 
 
+@pytest.mark.slow
 def test_a_module_is_reported(module):
     text = module.report()
     assert "Millrace trained and evaluated the experiments tiny" in text
@@ -154,6 +161,7 @@ def test_a_module_is_reported(module):
     assert "table of test skill" in module.report()
 
 
+@pytest.mark.slow
 def test_profiles_are_found_beside_the_users_snakefile_and_beside_the_workflow(module):
     def asked(profile: str) -> str:
         forced = ("millrace_train", "-n", "-R", "millrace_train")

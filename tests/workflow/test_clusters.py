@@ -103,6 +103,7 @@ def test_a_mistake_in_the_facts_is_one_sentence(cluster):
     assert "gilbreth/cluster.yaml: scheduler: 'slrm' is not one of" in cluster.refused("-n")
 
 
+@pytest.mark.slow
 def test_replaced_default_resources_are_noticed_before_anything_is_submitted(cluster, tmp_path):
     submitted = fake_slurm(cluster, tmp_path)
     cluster.account = "lab"
@@ -114,6 +115,7 @@ def test_replaced_default_resources_are_noticed_before_anything_is_submitted(clu
     assert cluster.resources("train_segment", *both)["slurm_partition"] == "a100-80gb"
 
 
+@pytest.mark.slow
 def test_a_missing_account_is_refused_only_when_jobs_would_be_submitted(cluster, tmp_path):
     submitted = fake_slurm(cluster, tmp_path)
     assert cluster.planned()["train_segment"] == 2

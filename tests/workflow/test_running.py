@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import psutil
+import pytest
 import torch
 
 RUN = "tiny/n1_gpu1/seed0"
@@ -44,6 +45,7 @@ def test_report(project):
     assert len(text) > 500_000, "the figures are not inside"
 
 
+@pytest.mark.slow
 def test_deleted_outputs_come_back_without_training(project):
     checkpoint = project.path(f"results/train/{RUN}/epoch_4.ckpt")
     before = checkpoint.read_bytes()
@@ -119,6 +121,7 @@ def assert_equal(a, b):
         assert a == b
 
 
+@pytest.mark.slow
 def test_another_mesh_is_predicted(project):
     demo = {"slices": 3, "nodes_per_slice": 55, "steps": 12, "spin_up": 5.0}
     small = project.config["datasets"]["small"]
