@@ -17,10 +17,11 @@ import neuralop.layers.integral_transform as integral_transform
 import numpy as np
 import torch
 
-from millrace.systems.groundwater.gino import GINO, GinoConfig
+from millrace.systems.groundwater.gino import GINO
 from millrace.systems.groundwater.gno import NeighbourTable
 from millrace.systems.groundwater.graph import radius_neighbours
 from millrace.systems.groundwater.patch_dataset import LatentGeometry, PatchBatch
+from millrace.systems.groundwater.settings import GinoConfig
 
 POINTS, SAMPLES, STEPS_IN, STEPS_OUT = 1500, 16, 10, 10
 CONFIG = GinoConfig(latent_shape=(16, 16, 8), radius=0.1, modes=(8, 8, 8), hidden=64)

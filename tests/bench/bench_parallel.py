@@ -36,9 +36,10 @@ from parallel_worker import memory  # noqa: E402
 
 from millrace.systems.registry import get_model  # noqa: E402
 from millrace.systems.weather.aurora.config import PUBLISHED  # noqa: E402
-from millrace.systems.weather.dataset import WeatherBatch, WeatherWindowConfig  # noqa: E402
+from millrace.systems.weather.dataset import WeatherBatch  # noqa: E402
 from millrace.systems.weather.extract import WeatherConfig  # noqa: E402
 from millrace.systems.weather.outline import WeatherOutline  # noqa: E402
+from millrace.systems.weather.settings import WeatherWindowConfig  # noqa: E402
 from millrace.training.config import TrainConfig  # noqa: E402
 from millrace.training.distributed import Ranks, process_group  # noqa: E402
 from millrace.training.engine import Trainer  # noqa: E402

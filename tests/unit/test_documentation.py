@@ -10,29 +10,32 @@ import yaml
 
 from millrace.config import from_mapping
 from millrace.data.split import SplitConfig
-from millrace.models.losses import LossConfig
+from millrace.models.settings import LossConfig
 from millrace.plan import Plan, complete
 from millrace.systems.downscaling.blocks import BlockConfig
-from millrace.systems.downscaling.dataset import BlockDatasetConfig
-from millrace.systems.downscaling.diffusion import DownscalerConfig
-from millrace.systems.downscaling.regression import RegressionConfig
+from millrace.systems.downscaling.settings import (
+    BlockDatasetConfig,
+    DownscalerConfig,
+    RegressionConfig,
+)
 from millrace.systems.downscaling.simulator.climate import ClimateConfig
-from millrace.systems.groundwater.gfno import GfnoConfig
-from millrace.systems.groundwater.gino import GinoConfig
-from millrace.systems.groundwater.patch_dataset import WindowConfig
 from millrace.systems.groundwater.patches import PatchConfig
-from millrace.systems.groundwater.plane_dataset import PlaneWindowConfig
 from millrace.systems.groundwater.planes import PlaneConfig
+from millrace.systems.groundwater.settings import (
+    GfnoConfig,
+    GinoConfig,
+    PlaneWindowConfig,
+    WindowConfig,
+)
 from millrace.systems.groundwater.simulator.aquifer import AquiferConfig
 from millrace.systems.registry import formats
-from millrace.systems.traffic.dataset import ScenarioConfig
 from millrace.systems.traffic.scenarios import TokenConfig
+from millrace.systems.traffic.settings import ScenarioConfig, SmartConfig
 from millrace.systems.traffic.simulator.sumo import SumoConfig
 from millrace.systems.traffic.simulator.traffic import TrafficConfig
-from millrace.systems.traffic.smart.network import SmartConfig
 from millrace.systems.weather.aurora.config import AuroraConfig
-from millrace.systems.weather.dataset import WeatherWindowConfig
 from millrace.systems.weather.extract import WeatherConfig
+from millrace.systems.weather.settings import WeatherWindowConfig
 from millrace.systems.weather.simulator.barotropic import BarotropicConfig
 from millrace.training.config import (
     EarlyStoppingConfig,

@@ -9,9 +9,9 @@ from millrace.errors import ConfigError
 from millrace.job_requests import segment_request
 from millrace.plan import Plan
 from millrace.systems.base import DivisionLimits, resolve
-from millrace.systems.groundwater.gino import GinoConfig
+from millrace.systems.groundwater.settings import GinoConfig
 from millrace.systems.registry import get_model, models
-from millrace.systems.weather.dataset import WeatherWindowConfig
+from millrace.systems.weather.settings import WeatherWindowConfig
 
 
 def divisible(monkeypatch, **parallel):

@@ -9,7 +9,7 @@ from plans import ROOT, SCHEMA
 from millrace.config import from_mapping
 from millrace.data.samples import dataset_class
 from millrace.data.split import SplitConfig
-from millrace.models.losses import LOSSES, LossConfig
+from millrace.models.settings import LOSSES, LossConfig
 from millrace.plan import Plan, complete
 from millrace.systems.base import resolve
 from millrace.systems.groundwater.patches import PatchConfig

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from millrace.errors import ConfigError
-from millrace.models.losses import LossConfig, field_loss
+from millrace.models.losses import field_loss
+from millrace.models.settings import LossConfig
 
 MSE, RELATIVE = LossConfig("mse"), LossConfig("relative_l2", eps=0.5)
 K, B, T, V = 7, 3, 4, 2

@@ -10,9 +10,9 @@ from millrace.errors import ExitCode
 from millrace.systems.registry import get_model
 from millrace.systems.weather.aurora.config import AuroraConfig
 from millrace.systems.weather.aurora.swin import SwinBlock
-from millrace.systems.weather.dataset import WeatherWindowConfig
 from millrace.systems.weather.extract import WeatherConfig
 from millrace.systems.weather.outline import WeatherOutline
+from millrace.systems.weather.settings import WeatherWindowConfig
 from millrace.training.config import TrainConfig
 from millrace.training.parallel import command as parallel
 from millrace.training.parallel.config import ParallelConfig

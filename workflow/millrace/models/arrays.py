@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from millrace.data.arrays import ArrayBatch, ArrayDataset, as_points
 from millrace.errors import ConfigError
-from millrace.models.losses import LossConfig, field_loss, forecast
+from millrace.models.losses import field_loss, forecast
+from millrace.models.settings import LossConfig
 from millrace.models.spec import ModelSpec
 
 

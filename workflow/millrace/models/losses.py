@@ -3,30 +3,12 @@
 Shape suffixes: K points, B samples, T steps, V variables.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from millrace.config import check_one_of
 from millrace.errors import ConfigError
-
-LOSSES = ("relative_l2", "mse", "mae")
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """The section ``train.loss`` of an experiment."""
-
-    kind: str = "relative_l2"
-    eps: float = 0.1
-    """Added to the norm of the target, in standard deviations, so that a target near the mean state neither
-    dominates the others nor causes a division by zero."""
-    variance_weight: float = 0.0
-    """Weight of a second term, the error of the concentration where it changes most."""
-
-    def __post_init__(self) -> None:
-        check_one_of("train.loss.kind", self.kind, LOSSES)
+from millrace.models.settings import LossConfig
 
 
 def field_loss(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from millrace.config import check_one_of
 from millrace.errors import ConfigError
-from millrace.models.losses import LossConfig
+from millrace.models.settings import LossConfig
 from millrace.training.schedules import ScheduleConfig
 
 PRECISIONS = ("float32", "bfloat16", "float16")

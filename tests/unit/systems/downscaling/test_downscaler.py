@@ -12,14 +12,14 @@ from millrace.config import from_mapping
 from millrace.errors import ConfigError
 from millrace.systems.downscaling import diffusion as downscaler
 from millrace.systems.downscaling import regression
-from millrace.systems.downscaling.dataset import BlockDataset, BlockDatasetConfig
-from millrace.systems.downscaling.diffusion import (
-    SIGMA_DATA,
-    DownscalerConfig,
-    preconditioning,
-    recentred,
-)
+from millrace.systems.downscaling.dataset import BlockDataset
+from millrace.systems.downscaling.diffusion import SIGMA_DATA, preconditioning, recentred
 from millrace.systems.downscaling.sampling import SamplerConfig, integrate, sample
+from millrace.systems.downscaling.settings import (
+    BlockDatasetConfig,
+    DownscalerConfig,
+    RegressionConfig,
+)
 from millrace.training.batches import sample_seeds
 
 
@@ -149,7 +149,7 @@ def test_mlp_sees_each_block_alone(dataset):
 
 
 def test_regression_conserves_block_means(dataset):
-    model = regression.SPEC.build(regression.RegressionConfig(channels=(8, 8, 8)), dataset)
+    model = regression.SPEC.build(RegressionConfig(channels=(8, 8, 8)), dataset)
     batch = dataset.at_times(np.array([1]))
     share = batch.geometry.share_N.view(80, -1)
     assert (model(batch).reshape(80, -1) * share).sum(dim=1).abs().max() < 1e-5

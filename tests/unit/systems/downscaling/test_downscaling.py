@@ -156,14 +156,13 @@ def test_a_whole_evaluation(block_samples):
     import torch
 
     from millrace.systems.downscaling import diffusion as downscaler
-    from millrace.systems.downscaling.dataset import BlockDataset, BlockDatasetConfig
+    from millrace.systems.downscaling.dataset import BlockDataset
     from millrace.systems.downscaling.sampling import SamplerConfig
+    from millrace.systems.downscaling.settings import BlockDatasetConfig, DownscalerConfig
 
     dataset = BlockDataset(block_samples, BlockDatasetConfig())
     torch.manual_seed(0)
-    model = downscaler.SPEC.build(
-        downscaler.DownscalerConfig(channels=(8, 8, 8), embedding=8), dataset
-    )
+    model = downscaler.SPEC.build(DownscalerConfig(channels=(8, 8, 8), embedding=8), dataset)
     scores, example = evaluate(model, dataset, "test", SamplerConfig(members=3, steps=3), times=2)
     assert set(scores["tas"]) == {"model", "block_mean", "interpolation", "linear_regression"}
     assert scores["tas"]["model"]["conservation"] < 1e-5

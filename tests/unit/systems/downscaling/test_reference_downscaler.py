@@ -9,10 +9,11 @@ import torch
 
 from millrace.data.split import SplitConfig
 from millrace.systems.downscaling.blocks import BlockConfig, extract_blocks
-from millrace.systems.downscaling.dataset import BlockDataset, BlockDatasetConfig
+from millrace.systems.downscaling.dataset import BlockDataset
 from millrace.systems.downscaling.ensembles import evaluate, sphere_of
 from millrace.systems.downscaling.sampling import SamplerConfig
 from millrace.systems.downscaling.scores import DownscalingScores
+from millrace.systems.downscaling.settings import BlockDatasetConfig
 from millrace.systems.downscaling.simulator.climate import ClimateConfig, write_climate
 from millrace.training.deadline import Deadline
 from millrace.training.segment import build_trainer

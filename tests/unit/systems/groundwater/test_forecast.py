@@ -13,7 +13,8 @@ from millrace.evaluation.trained_model import TrainedModel
 from millrace.launch.launcher import launch
 from millrace.systems.groundwater.forecast import forecast_windows, rollout
 from millrace.systems.groundwater.gino import SPEC
-from millrace.systems.groundwater.patch_dataset import PatchDataset, WindowConfig
+from millrace.systems.groundwater.patch_dataset import PatchDataset
+from millrace.systems.groundwater.settings import WindowConfig
 from millrace.training.request import Request
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from millrace.errors import ConfigError
-from millrace.models.losses import LossConfig
-from millrace.systems.groundwater.gfno import GFNO, SPEC, GfnoConfig
-from millrace.systems.groundwater.plane_dataset import PlaneDataset, PlaneWindowConfig
+from millrace.models.settings import LossConfig
+from millrace.systems.groundwater.gfno import GFNO, SPEC
+from millrace.systems.groundwater.plane_dataset import PlaneDataset
+from millrace.systems.groundwater.settings import GfnoConfig, PlaneWindowConfig
 
 DATA = PlaneWindowConfig(input_steps=4, output_steps=4, stride=2, radius=0.4)
 CONFIG = GfnoConfig(gno_channels=4, kernel_widths=(8, 8), modes=(3, 4, 4), hidden=8, layers=2)

@@ -6,7 +6,8 @@ import torch
 from neuralop.layers.neighbor_search import native_neighbor_search
 
 from millrace.data.samples import open_dataset
-from millrace.systems.groundwater.gino import SPEC, GinoConfig
+from millrace.systems.groundwater.gino import SPEC
+from millrace.systems.groundwater.settings import GinoConfig
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from plans import SCHEMA, changed_part, config
 
 from millrace.errors import ConfigError
 from millrace.plan import Plan
-from millrace.systems.groundwater.plane_dataset import PlaneWindowConfig
+from millrace.systems.groundwater.settings import PlaneWindowConfig
 from millrace.systems.groundwater.system import _PLANE_WINDOW
 
 GFNO = {"data": {}, "model": {"name": "gfno"}}

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from millrace.errors import ConfigError
-from millrace.systems.groundwater.plane_dataset import PlaneDataset, PlaneWindowConfig
+from millrace.systems.groundwater.plane_dataset import PlaneDataset
+from millrace.systems.groundwater.settings import PlaneWindowConfig
 
 CONFIG = PlaneWindowConfig(input_steps=4, output_steps=4, stride=2, radius=0.4)
 

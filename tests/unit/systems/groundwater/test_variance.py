@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from millrace.errors import ConfigError
-from millrace.systems.groundwater.patch_dataset import PatchDataset, WindowConfig
+from millrace.systems.groundwater.patch_dataset import PatchDataset
+from millrace.systems.groundwater.settings import WindowConfig
 from millrace.systems.groundwater.variance import variance_weights
 from millrace.training.segment import build_trainer
 

@@ -11,11 +11,8 @@ from millrace.config import from_mapping
 from millrace.data.samples import open_dataset
 from millrace.data.split import SPLITS
 from millrace.errors import ConfigError
-from millrace.systems.groundwater.patch_dataset import (
-    LatentGeometry,
-    PatchDataset,
-    WindowConfig,
-)
+from millrace.systems.groundwater.patch_dataset import LatentGeometry, PatchDataset
+from millrace.systems.groundwater.settings import WindowConfig
 
 CPU = torch.device("cpu")
 

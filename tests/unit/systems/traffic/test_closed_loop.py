@@ -9,8 +9,8 @@ import torch
 
 from millrace.checking import contracts
 from millrace.errors import ConfigError
-from millrace.systems.traffic.dataset import ScenarioConfig, ScenarioDataset
-from millrace.systems.traffic.smart.network import SmartConfig
+from millrace.systems.traffic.dataset import ScenarioDataset
+from millrace.systems.traffic.settings import ScenarioConfig, SmartConfig
 from millrace.systems.traffic.smart.rollout import _squared_distances, cat_k_rollout
 from millrace.systems.traffic.smart.spec import SPEC
 from millrace.systems.traffic.tokens import HISTORY

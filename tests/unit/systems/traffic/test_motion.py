@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from millrace.systems.traffic.dataset import ScenarioConfig, ScenarioDataset
+from millrace.systems.traffic.dataset import ScenarioDataset
 from millrace.systems.traffic.geometry import (
     FAR,
     box_distance,
@@ -25,7 +25,7 @@ from millrace.systems.traffic.scores import (
     token_frequencies,
     token_scores,
 )
-from millrace.systems.traffic.smart.network import SmartConfig
+from millrace.systems.traffic.settings import ScenarioConfig, SmartConfig
 from millrace.systems.traffic.smart.rollout import RolloutConfig
 from millrace.systems.traffic.smart.spec import SPEC
 from millrace.systems.traffic.tracks import CLASSES

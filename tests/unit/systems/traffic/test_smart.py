@@ -8,9 +8,10 @@ import torch
 
 from millrace.data.split import SPLITS
 from millrace.errors import ConfigError
-from millrace.systems.traffic.dataset import ScenarioConfig, ScenarioDataset
+from millrace.systems.traffic.dataset import ScenarioDataset
+from millrace.systems.traffic.settings import ScenarioConfig, SmartConfig
 from millrace.systems.traffic.smart.layers import Neighbours, RelativeAttention, relative_positions
-from millrace.systems.traffic.smart.network import Smart, SmartConfig
+from millrace.systems.traffic.smart.network import Smart
 from millrace.systems.traffic.smart.rollout import RolloutConfig, rollout, sample
 from millrace.systems.traffic.smart.spec import SPEC
 from millrace.systems.traffic.tokens import HISTORY

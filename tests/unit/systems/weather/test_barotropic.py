@@ -6,8 +6,9 @@ import pytest
 
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError
-from millrace.systems.weather.dataset import WeatherDataset, WeatherWindowConfig
+from millrace.systems.weather.dataset import WeatherDataset
 from millrace.systems.weather.extract import WeatherConfig, extract_weather
+from millrace.systems.weather.settings import WeatherWindowConfig
 from millrace.systems.weather.simulator.barotropic import BarotropicConfig, Planet, write_weather
 from millrace.systems.weather.simulator.sphere import RADIUS, Sphere
 

@@ -10,8 +10,9 @@ from travelling_waves import waves
 
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError, DataError
-from millrace.systems.weather.dataset import WeatherDataset, WeatherWindowConfig
+from millrace.systems.weather.dataset import WeatherDataset
 from millrace.systems.weather.extract import WeatherConfig, extract_weather
+from millrace.systems.weather.settings import WeatherWindowConfig
 from millrace.systems.weather.units import conversion, to_si
 
 CONFIG = WeatherConfig(surface=("2t", "msl"), air=("z", "u"), static=("lsm",))

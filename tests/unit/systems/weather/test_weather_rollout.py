@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from millrace.evaluation.trained_model import TrainedModel
-from millrace.systems.weather.dataset import WeatherDataset, WeatherWindowConfig
+from millrace.systems.weather.dataset import WeatherDataset
 from millrace.systems.weather.rollout import loss_shares, score_weather
+from millrace.systems.weather.settings import WeatherWindowConfig
 
 
 class Forecaster(torch.nn.Module):

@@ -25,6 +25,7 @@ from millrace.data.split import SPLITS, Split
 from millrace.data.window_dataset import CACHE_BYTES
 from millrace.errors import ConfigError
 from millrace.systems.downscaling.blocks import SCHEMA
+from millrace.systems.downscaling.settings import BlockDatasetConfig
 from millrace.systems.downscaling.sparse import SparseMatrix
 from millrace.systems.downscaling.triangles import (
     barycentric,
@@ -35,22 +36,6 @@ from millrace.systems.downscaling.triangles import (
 )
 
 DAY, YEAR = 1.0, 365.2425
-
-
-@dataclass(frozen=True)
-class BlockDatasetConfig:
-    """What a sample holds; the ``data:`` block of an experiment on blocks."""
-
-    variables: tuple[str, ...] = ("tas",)
-    season: bool = False
-    """Give the time of the year: for training periods of some years, a part of one says nothing of the
-    rest."""
-    climatology: bool = True
-    """Give what each cell differs by from its block in the mean of the training period."""
-
-    def __post_init__(self) -> None:
-        if not self.variables:
-            raise ConfigError("data.variables: expected at least one")
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,50 +8,23 @@ Shape suffixes: N fine cells, M blocks, B samples, V variables, F features, E em
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from millrace.config import check_one_of
 from millrace.errors import ConfigError
 from millrace.models.spec import ModelSpec
 from millrace.systems.downscaling.block_mlp import BlockMlp
 from millrace.systems.downscaling.dataset import BlockBatch, BlockDataset, as_fields
 from millrace.systems.downscaling.nested_unet import NestedUnet
+from millrace.systems.downscaling.settings import DownscalerConfig
 
 SIGMA_DATA = 0.5
 """Standard deviation of the target as the network sees it; the noise levels of EDM are made for it."""
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
-ARCHITECTURES = ("nested_unet", "mlp")
-
-
-@dataclass(frozen=True)
-class DownscalerConfig:
-    """Parameters of the downscaler, see config/README.md for what each does."""
-
-    architecture: str = "nested_unet"
-    """``nested_unet``, or ``mlp``: the shape of the reference, each block alone."""
-    channels: tuple[int, ...] = (24, 48, 96, 128, 128)
-    """Of each level of the U-Net, from the fine cells to the blocks."""
-    depth: int = 1
-    """Residual layers of a level of the U-Net, down and up."""
-    embedding: int = 64
-    """Size of the embedding of the noise level."""
-    noise_mean: float = -1.2
-    """Mean of the logarithm of the noise level in training."""
-    noise_std: float = 1.2
-
-    def __post_init__(self) -> None:
-        check_one_of("model.architecture", self.architecture, ARCHITECTURES)
-        if min(*self.channels, self.depth) < 1 or self.embedding < 2 or self.embedding % 2:
-            raise ConfigError(
-                "model: expected channels and depth of 1 or more, and an even embedding"
-            )
-        if not self.noise_std > 0:
-            raise ConfigError(f"model.noise_std = {self.noise_std}: expected more than 0")
 
 
 class Downscaler(nn.Module):

@@ -3,30 +3,15 @@
 It learns the conditional mean, which no ensemble mean can beat by much, and which is too smooth.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from millrace.errors import ConfigError
 from millrace.models.spec import ModelSpec
 from millrace.systems.downscaling.dataset import BlockBatch, BlockDataset, as_fields
 from millrace.systems.downscaling.diffusion import check_levels, conditions, recentred
 from millrace.systems.downscaling.nested_unet import NestedUnet
-
-
-@dataclass(frozen=True)
-class RegressionConfig:
-    """Parameters of the regression, see config/README.md for what each does."""
-
-    channels: tuple[int, ...] = (24, 48, 96, 128, 128)
-    """Of each level of the U-Net, from the fine cells to the blocks."""
-    depth: int = 1
-    """Residual layers of a level of the U-Net, down and up."""
-
-    def __post_init__(self) -> None:
-        if min(*self.channels, self.depth) < 1:
-            raise ConfigError("model: expected channels and depth of 1 or more")
+from millrace.systems.downscaling.settings import RegressionConfig
 
 
 class Regression(nn.Module):

@@ -9,8 +9,6 @@ Shape suffixes: N boundary points x steps, G grid points (T, H, W), K valid cell
 T steps, V variables.
 """
 
-from dataclasses import dataclass
-
 import torch
 from neuralop.layers.channel_mlp import ChannelMLP
 from neuralop.layers.fno_block import FNOBlocks
@@ -23,25 +21,7 @@ from millrace.models.spec import ModelSpec
 from millrace.systems.groundwater.gno import gno
 from millrace.systems.groundwater.network import GraphNetwork, spectral_in_float32
 from millrace.systems.groundwater.plane_dataset import PlaneBatch, PlaneDataset, PlaneGeometry
-
-
-@dataclass(frozen=True)
-class GfnoConfig:
-    """Parameters of GFNO, see config/README.md for what each does."""
-
-    gno_channels: int = 16
-    """Channels of the boundary values in the graph layer."""
-    kernel_widths: tuple[int, ...] = (32, 64, 32)
-    """Hidden widths of the kernel MLP."""
-    modes: tuple[int, int, int] = (6, 8, 8)
-    """Fourier modes along time, S and Z."""
-    hidden: int = 64
-    layers: int = 4
-
-    def __post_init__(self) -> None:
-        sizes = (self.gno_channels, *self.kernel_widths, *self.modes, self.hidden, self.layers)
-        if min(sizes) < 1:
-            raise ConfigError("model: expected widths, modes and layers of 1 or more")
+from millrace.systems.groundwater.settings import GfnoConfig
 
 
 class GFNO(GraphNetwork):

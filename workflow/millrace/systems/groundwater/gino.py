@@ -7,41 +7,18 @@ parameters are those of `neuralop.models.GINO` 2.0.0; the two graph layers are e
 Shape suffixes: N points, K core points, G latent points, B samples, C channels, T steps, V variables.
 """
 
-from dataclasses import dataclass
 from typing import cast
 
 import neuralop.models
 import torch
 from torch import Tensor
 
-from millrace.errors import ConfigError
 from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
 from millrace.systems.groundwater.gno import gno
 from millrace.systems.groundwater.network import GraphNetwork, spectral_in_float32
 from millrace.systems.groundwater.patch_dataset import LatentGeometry, PatchBatch, PatchDataset
-
-
-@dataclass(frozen=True)
-class GinoConfig:
-    """Parameters of GINO, see config/README.md for what each does."""
-
-    latent_shape: tuple[int, int, int] = (16, 16, 8)
-    radius: float = 0.1
-    """Neighbourhood of both graph layers, in units of the patch box."""
-    modes: tuple[int, int, int] = (8, 8, 8)
-    hidden: int = 64
-    layers: int = 4
-    kernel_widths: tuple[int, ...] = (32, 64, 32)
-    """Hidden widths of the two kernel MLPs."""
-
-    def __post_init__(self) -> None:
-        for modes, points in zip(self.modes, self.latent_shape, strict=True):
-            if modes > points:
-                raise ConfigError(
-                    f"model.modes {list(self.modes)}: at most the points of model.latent_shape "
-                    f"{list(self.latent_shape)} along each axis"
-                )
+from millrace.systems.groundwater.settings import GinoConfig
 
 
 class GINO(GraphNetwork):

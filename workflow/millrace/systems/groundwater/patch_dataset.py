@@ -22,25 +22,7 @@ from millrace.systems.groundwater.graphs import SCHEMA as GRAPH_SCHEMA
 from millrace.systems.groundwater.graphs import unit_coords
 from millrace.systems.groundwater.group_dataset import GroupDataset, GroupSeries, WindowBatch
 from millrace.systems.groundwater.patch_file import SCHEMA
-
-
-@dataclass(frozen=True)
-class WindowConfig:
-    """What a sample holds; the ``data:`` block of an experiment on patches."""
-
-    variables: tuple[str, ...]
-    """Fields that are both given (past) and predicted (future)."""
-    input_steps: int
-    output_steps: int
-    forcings: tuple[str, ...] = ()
-    """Boundary conditions and sources given at the *output* times, each with its mask."""
-    stride: int = 1
-    """Steps between the starts of consecutive training windows; scores are over all windows."""
-
-    @property
-    def length(self) -> int:
-        """Steps from the first input to the last output."""
-        return self.input_steps + self.output_steps
+from millrace.systems.groundwater.settings import WindowConfig
 
 
 @dataclass(frozen=True, eq=False)

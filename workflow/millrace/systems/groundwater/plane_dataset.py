@@ -22,47 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from millrace.config import check_one_of
 from millrace.data.hdf5 import open_checked
-from millrace.errors import ConfigError
 from millrace.systems.groundwater.gno import NeighbourTable
 from millrace.systems.groundwater.graph import radius_neighbours
 from millrace.systems.groundwater.group_dataset import GroupDataset, GroupSeries, WindowBatch
 from millrace.systems.groundwater.planes import SCHEMA
-
-PERIODS = ("input", "output")
-
-
-@dataclass(frozen=True)
-class PlaneWindowConfig:
-    """What a sample holds; the ``data:`` block of an experiment on planes."""
-
-    variables: tuple[str, ...] = ("head", "mass_concentration")
-    """Fields that are both given (past) and predicted (future)."""
-    input_steps: int = 16
-    output_steps: int = 16
-    """As many as ``input_steps``: both lie on the same space-time grid."""
-    stride: int = 8
-    """Steps between the starts of consecutive training windows; scores are over all windows."""
-    boundary: str = "input"
-    """Steps whose boundary values are given: ``input``, or ``output`` for a scenario that is known."""
-    radius: float = 0.15
-    """Neighbourhood of the graph layer, in the unit cube of S, Z and time."""
-
-    def __post_init__(self) -> None:
-        if self.input_steps < 2 or self.output_steps != self.input_steps:
-            raise ConfigError(
-                f"data.input_steps = {self.input_steps}, data.output_steps = {self.output_steps}: planes "
-                "need the same number of both, 2 or more"
-            )
-        check_one_of("data.boundary", self.boundary, PERIODS)
-        if self.stride < 1 or not self.radius > 0 or not self.variables:
-            raise ConfigError("data: expected at least one variable, a stride and a radius above 0")
-
-    @property
-    def length(self) -> int:
-        """Steps from the first input to the last output."""
-        return self.input_steps + self.output_steps
+from millrace.systems.groundwater.settings import PlaneWindowConfig
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,22 +25,9 @@ from millrace.data.normalisation import Normalisation
 from millrace.data.split import SPLITS
 from millrace.errors import ConfigError
 from millrace.systems.traffic.scenarios import ROWS, SCHEMA, TokenConfig
+from millrace.systems.traffic.settings import ScenarioConfig
 from millrace.systems.traffic.tokens import HISTORY, TOKENS
 from millrace.systems.traffic.vocabulary import Vocabulary
-
-
-@dataclass(frozen=True)
-class ScenarioConfig:
-    """The ``data:`` section of an experiment on scenarios."""
-
-    buckets: int = 4
-    """Groups of scenarios of about the same cost."""
-    shuffle_map: bool = False
-    """Give each scenario the map of another one: shows what a model gains from the map."""
-
-    def __post_init__(self) -> None:
-        if self.buckets < 1:
-            raise ConfigError(f"data.buckets = {self.buckets}: expected 1 or more")
 
 
 @dataclass(frozen=True, eq=False)

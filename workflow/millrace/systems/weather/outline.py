@@ -7,8 +7,9 @@ import torch
 
 from millrace.config import from_mapping
 from millrace.systems.base import Block
-from millrace.systems.weather.dataset import WeatherBatch, WeatherWindowConfig
+from millrace.systems.weather.dataset import WeatherBatch
 from millrace.systems.weather.extract import WeatherConfig
+from millrace.systems.weather.settings import WeatherWindowConfig
 
 
 def outline(dataset: Block, data: Block, grid: tuple[int, int], levels: int) -> "WeatherOutline":

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from millrace.models.spec import ModelSpec
 from millrace.systems.traffic.dataset import ScenarioBatch, ScenarioDataset
-from millrace.systems.traffic.smart.network import Smart, SmartConfig
+from millrace.systems.traffic.settings import SmartConfig
+from millrace.systems.traffic.smart.network import Smart
 from millrace.systems.traffic.smart.rollout import cat_k_rollout
 from millrace.systems.traffic.tracks import CLASSES
 

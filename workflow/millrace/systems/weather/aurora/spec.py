@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from millrace.models.losses import LossConfig, field_loss
+from millrace.models.losses import field_loss
+from millrace.models.settings import LossConfig
 from millrace.models.spec import Division, ModelSpec
 from millrace.systems.weather.aurora.config import AuroraConfig
 from millrace.systems.weather.aurora.encodings import place_encodings
