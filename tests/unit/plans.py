@@ -28,7 +28,12 @@ def config():
             "head": {
                 "dataset": "coast",
                 "data": {"variables": ["head"], "input_steps": 10, "output_steps": 10},
-                "model": {"name": "gino", "latent_shape": [12, 8, 6], "radius": 0.2},
+                "model": {
+                    "name": "gino",
+                    "latent_shape": [12, 8, 6],
+                    "radius": 0.2,
+                    "modes": [8, 8, 6],
+                },
                 "train": {"epochs": 10, "milestone_every": 4, "save_every": 2, "global_batch": 8},
             }
         },
@@ -94,6 +99,24 @@ def weather():
     }
     made["run"] |= {"experiments": ["head", "globe"]}
     return made
+
+
+def small(name):
+    """A small experiment ``tiny`` of a model, that which `millrace check` tries."""
+    model = registry.models()[name]
+    example = registry.kinds()[model.kind].example
+    return {
+        "run": {"experiments": ["tiny"], "layouts": ["n1_gpu1"], "seeds": [0]},
+        "datasets": {"small": dict(example["dataset"])},
+        "experiments": {
+            "tiny": {
+                "dataset": "small",
+                "data": dict(example["data"]),
+                "model": {"name": name, **model.example},
+                "train": {"epochs": 2, "global_batch": 4},
+            }
+        },
+    }
 
 
 def changed_part(monkeypatch, part, name, **changes):

@@ -1,18 +1,22 @@
 """What a configuration asks for, and what it is refused for."""
 
 import copy
+import json
 import subprocess
 import sys
+from dataclasses import dataclass, fields
 from types import SimpleNamespace
 
 import pytest
-from plans import SCHEMA, changed, config, icon, traffic, weather
+from plans import SCHEMA, changed, changed_part, config, icon, small, traffic, weather
 
 from millrace.errors import ConfigError, DataError
 from millrace.job_requests import measure_request, segment_request
 from millrace.plan import Plan
+from millrace.systems.base import resolve
 from millrace.systems.registry import get_model, kinds, models
 from millrace.systems.traffic.system import ADAPTED
+from millrace.training import run_hash
 
 
 @pytest.mark.parametrize(
@@ -47,7 +51,7 @@ def test_predictions_name_an_experiment_and_raw_files(tmp_path) -> None:
     ]
     block["source"] = str(tmp_path / "gone")
     with pytest.raises(DataError, match="the name of a dataset"):
-        plan.prediction_source("new")
+        Plan(made, SCHEMA).prediction_source("new")
     block["experiment"] = "haed"
     with pytest.raises(ConfigError, match="no experiment named 'haed'"):
         Plan(made, SCHEMA)
@@ -167,14 +171,19 @@ def test_raw_files_of_the_demo_and_of_the_user(tmp_path) -> None:
         ),
         ("experiments/head/data/forcings", ["head_cb"], "did you mean 'head_bc'?"),
         ("experiments/head/data/input_steps", 11, "21 steps is longer than the gap of 20"),
-        ("experiments/head/data/input_steps", "10", "expected whole numbers of input_steps"),
-        ("experiments/head/data/output_steps", 2.5, "expected whole numbers of input_steps"),
+        ("experiments/head/data/input_steps", "ten", "data.input_steps: expected int, got 'ten'"),
+        ("experiments/head/data/output_steps", 2.5, "data.output_steps: expected int, got 2.5"),
         ("experiments/head/model/name", "gano", "experiments.head.model.name"),
         ("experiments/head/model/latent_shape", None, "model.latent_shape: expected a list"),
-        ("experiments/head/model/latent_shape", "12", "model.latent_shape: expected a list"),
-        ("experiments/head/model/latent_shape", [12, 0, 6], "model.latent_shape: expected a list"),
+        ("experiments/head/model/latent_shape", "12", "model.latent_shape: expected list, got '12"),
+        (
+            "experiments/head/model/latent_shape",
+            [12, 0, 6],
+            "config: experiments.head.model.modes [8, 8, 6]: at most the points of",
+        ),
         ("experiments/head/model/radius", None, "model.radius: expected a positive number"),
-        ("experiments/head/model/radius", "0.1", "model.radius: expected a positive number"),
+        ("experiments/head/model/radius", "near", "model.radius: expected float, got 'near'"),
+        ("experiments/head/model/radius", -0.1, "model.radius: expected a positive number"),
         ("experiments/head/train/epochs", 1e1, "train.epochs: 10.0 is not of type 'integer'"),
         ("experiments/head/train/learning_rate", float("nan"), "train.learning_rate: nan"),
         ("experiments/head/train/epoch", 3, "unknown key 'epoch' in experiments.head.train"),
@@ -297,8 +306,13 @@ def test_weather_is_planned() -> None:
             {"train": 0.7, "validation": 0.1},
             "over the gap of 0 between",
         ),
-        ("experiments/globe", "data", {"input_steps": "2"}, "expected whole numbers of input_"),
-        ("experiments/globe", "data", {"output_steps": 0}, "output_steps, 1 or more, got [2, 0]"),
+        ("experiments/globe", "data", {"input_steps": 2.5}, "data.input_steps: expected int, got"),
+        (
+            "experiments/globe",
+            "data",
+            {"output_steps": 0},
+            "config: experiments.globe.data: expected input_steps, output_steps and a stride of 1",
+        ),
         (
             "experiments/globe/train",
             "replay",
@@ -359,6 +373,124 @@ def test_only_samples_that_follow_on_each_other_are_replayed() -> None:
         assert kinds()[model.kind].replay == (get_model(name).continued is not None), name
 
 
+@pytest.mark.parametrize("section", ["data", "model"])
+@pytest.mark.parametrize("name", models())
+def test_a_mistyped_key_is_refused_with_the_nearest(name, section) -> None:
+    model = models()[name]
+    settings = resolve(model.settings if section == "model" else kinds()[model.kind].settings)
+    key = fields(settings)[0].name
+    made = small(name)
+    assert Plan(made, SCHEMA)
+    made["experiments"]["tiny"][section][f"{key}z"] = 3
+    told = f"config: experiments.tiny.{section}: unknown key '{key}z': did you mean '{key}'?"
+    with pytest.raises(ConfigError) as caught:
+        Plan(made, SCHEMA)
+    assert str(caught.value) == told
+    made["experiments"]["other"] = small(name)["experiments"]["tiny"]
+    made["run"]["experiments"] = ["other"]
+    with pytest.raises(ConfigError) as caught:
+        Plan(made, SCHEMA)
+    assert str(caught.value) == told, "whether it runs or not"
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "values", "told"),
+    [
+        ("gino", "model", {"hidden": "wide"}, "model.hidden: expected int, got 'wide'"),
+        ("smart", "model", {"heads": 3}, "model.hidden = 8: expected a multiple of model.heads"),
+        ("smart", "data", {"buckets": 0}, "data.buckets = 0: expected 1 or more"),
+        ("downscaler", "model", {"channels": []}, None),
+        ("gfno", "model", {"layers": 0}, "model: expected widths, modes and layers of 1 or more"),
+        ("gino", "train", {"schedule": {"kind": "cosine"}}, "train.schedule.horizon: 'cosine' n"),
+        ("gino", "train", {"micro_batch": 2.5}, "train.micro_batch: 2.5 is not of type 'integer'"),
+        ("gino", "train", {"learning_rate": "fast"}, "train.learning_rate: 'fast' is not of type"),
+        ("gino", "parallel", {"dp_shard": "two"}, "parallel.dp_shard: 'two' is not of type"),
+    ],
+)
+def test_what_a_job_would_refuse_is_refused_in_one_sentence(name, section, values, told) -> None:
+    made = small(name)
+    block = made["experiments"]["tiny"].setdefault(section, {})
+    block |= values
+    if told is None:
+        assert Plan(made, SCHEMA), "known by the dataset"
+        return
+    with pytest.raises(ConfigError) as caught:
+        Plan(made, SCHEMA)
+    assert str(caught.value).startswith(f"config: experiments.tiny.{told}")
+
+
+def test_train_is_checked_as_by_the_job(monkeypatch) -> None:
+    """What the schema lets through, such as a type that only the dataclass knows."""
+    made = small("gino")
+    train = made["experiments"]["tiny"]["train"]
+    loose = copy.deepcopy(SCHEMA)
+    loose["$defs"]["experiment"]["properties"]["train"] = {}
+    for key, value in (("weight_decay", [1]), ("compile", 3), ("epochz", 1)):
+        train[key] = value
+        with pytest.raises(ConfigError, match=rf"config: experiments\.tiny\.train.*{key}"):
+            Plan(made, loose)
+        del train[key]
+
+
+def test_errors_of_a_plugins_settings_name_the_experiment(monkeypatch) -> None:
+    @dataclass(frozen=True)
+    class Own:
+        width: int = 1
+
+        def __post_init__(self) -> None:
+            if self.width < 1:
+                raise ConfigError("no width")
+
+    changed_part(monkeypatch, "models", "gfno", settings=Own)
+    made = small("gfno")
+    made["experiments"]["tiny"]["model"] = {"name": "gfno", "width": 0}
+    with pytest.raises(ConfigError, match=r"^config: experiments\.tiny\.model: no width$"):
+        Plan(made, SCHEMA)
+    changed_part(monkeypatch, "models", "gfno", settings=None)
+    assert Plan(made, SCHEMA), "known by its spec alone, which needs torch"
+
+
+def test_texts_are_numbers_in_all_that_follows_from_a_configuration() -> None:
+    """YAML 1.1 takes 5e-3 for text; the run hash must be that of 0.005."""
+
+    def planned(rate, epochs, radius, steps, share):
+        made = config()
+        head = made["experiments"]["head"]
+        head["train"] |= {"learning_rate": rate, "epochs": epochs, "micro_batch": steps}
+        head["model"]["radius"] = radius
+        head["data"]["input_steps"] = steps
+        made["datasets"]["coast"]["patches"] = {"ghost_fraction": share}
+        before = copy.deepcopy(made)
+        plan = Plan(made, SCHEMA)
+        assert made == before, "the user's configuration stays as it is"
+        return plan
+
+    plan = planned("5e-3", "2e1", "2e-1", "4", "5e-2")
+    plain = planned(0.005, 20, 0.2, 4, 0.05)
+    hashes = {run_hash.digest(one.definition("head")) for one in (plan, plain)}
+    assert len(hashes) == 1
+    assert plan.samples("head") == plain.samples("head")
+    assert repr(plan.config) == repr(plain.config), "what jobs are given"
+    request = [
+        segment_request(
+            one.config,
+            SimpleNamespace(experiment="head", layout="n1_gpu1", seed="0", epoch="4"),
+            one.definition("head"),
+            {},
+            {"checkpoint": "a.ckpt", "receipt": "a.json"},
+        )
+        for one in (plan, plain)
+    ]
+    assert request[0] == request[1]
+    assert request[0].execution == {"micro_batch": 4}
+
+
 def test_planning_needs_no_torch() -> None:
-    program = "import sys, millrace.plan; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+    made = [*map(small, models())]
+    program = (
+        "import json, sys; from millrace.plan import Plan; made, schema = json.load(sys.stdin);"
+    )
+    program += "[Plan(one, schema) for one in made]; sys.exit('torch' in sys.modules)"
+    given = json.dumps([made, SCHEMA])
+    done = subprocess.run([sys.executable, "-c", program], input=given, text=True)
+    assert done.returncode == 0

@@ -8,8 +8,7 @@ from plans import SCHEMA, changed, changed_part, config
 from millrace.errors import ConfigError
 from millrace.job_requests import segment_request
 from millrace.plan import Plan
-from millrace.systems.base import DivisionLimits, resolve
-from millrace.systems.groundwater.settings import GinoConfig
+from millrace.systems.base import DivisionLimits, Model
 from millrace.systems.registry import get_model, models
 from millrace.systems.weather.settings import WeatherWindowConfig
 
@@ -17,7 +16,6 @@ from millrace.systems.weather.settings import WeatherWindowConfig
 def divisible(monkeypatch, **parallel):
     """A configuration whose model could be divided: into 3 stages, its 4 heads by 2 and 4."""
     limits = DivisionLimits(
-        config=GinoConfig,
         heads=lambda _: (4,),
         stages=lambda _: 3,
         steps=lambda data: data["output_steps"],
@@ -49,7 +47,7 @@ def test_how_processes_are_used_travels_but_decides_nothing(monkeypatch) -> None
         ("parallel", {"pipeline": 2, "micro_batches": 1}, "at least the 2 stages"),
         ("parallel", {"stages": 2}, "unknown key 'stages' in experiments.head.parallel"),
         ("train/compile", True, "head on n1_gpu4: train.compile, train.gradient_compression"),
-        ("model/modes", [99, 4, 2], "experiments.head on n1_gpu4: model.modes [99, 4, 2]"),
+        ("model/modes", [99, 4, 2], "config: experiments.head.model.modes [99, 4, 2]: at most"),
         ("race", ["n1_gpu4", "n4_gpu2"], "head on n4_gpu2: parallel: dp_replicate 2 x dp_shard"),
     ],
 )
@@ -111,11 +109,16 @@ def test_divided_models_are_measured_if_asked_for(monkeypatch) -> None:
         Plan(made, SCHEMA)
 
 
+def test_limits_are_known_from_settings() -> None:
+    limits = models()["aurora"].limits
+    with pytest.raises(ConfigError, match="model 'mine': limits need settings, the dataclass of"):
+        Model("mine", "weather", "mine:SPEC", limits=limits)
+
+
 def test_models_that_can_be_divided_have_limits() -> None:
     for name, model in models().items():
         spec = get_model(name)
         assert (model.limits is None) == (spec.division is None), name
-        assert model.limits is None or resolve(model.limits.config) is spec.config, name
     for data in ({}, {"output_steps": 3}):
         dataset = SimpleNamespace(config=WeatherWindowConfig(**data))
         assert models()["aurora"].limits.steps(data) == get_model("aurora").division.steps(dataset)

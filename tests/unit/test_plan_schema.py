@@ -124,7 +124,9 @@ def test_what_systems_name_is_there() -> None:
     for name, model in models().items():
         assert get_model(name).name == name
         assert model.kind in kinds()
+        assert resolve(model.settings) is get_model(name).config
     for kind in kinds().values():
+        assert resolve(kind.settings) is dataset_class(kind.name).config_type
         assert set(kind.formats) <= set(formats())
         assert kind.ensembles == (resolve(kind.evaluation).ensemble is not None)
         assert kind.name in kind.sample_files({}) or kind.files

@@ -44,6 +44,17 @@ def test_changed_learning_rate_trains_again(project):
     assert project.planned() == {"train_segment": 2, **EVALUATED_AGAIN}
 
 
+def test_a_number_that_yaml_takes_for_text_is_the_same_number(project):
+    """In a file and on the command line; 1e-3 is the default of the learning rate."""
+    project.config["experiments"]["tiny"]["train"]["learning_rate"] = "5e-3"
+    own = project.planned()
+    project.config["experiments"]["tiny"]["train"]["learning_rate"] = 0.005
+    assert project.planned() == own == {"train_segment": 2, **EVALUATED_AGAIN}
+    radius = "experiments={tiny: {model: {radius: 6e-1}}}"
+    del project.config["experiments"]["tiny"]["train"]["learning_rate"]
+    assert project.planned("--config", radius) == {}
+
+
 def test_edited_rule_and_script_plan_nothing(project):
     for name in ("workflow/rules/train.smk", "workflow/rules/samples.smk"):
         path = project.path(name)
@@ -112,6 +123,14 @@ def test_unknown_key_is_refused_with_the_nearest(project):
     assert "unknown key 'epoch' in experiments.tiny.train: did you mean 'epochs'?" in (
         done.stdout + done.stderr
     )
+
+
+def test_a_key_that_only_the_model_knows_is_refused_before_any_job(project):
+    project.config["experiments"]["tiny"]["model"]["hiden"] = 3
+    done = project.run("-n", check=False)
+    assert done.returncode != 0
+    told = "config: experiments.tiny.model: unknown key 'hiden': did you mean 'hidden'?"
+    assert told in done.stdout + done.stderr
 
 
 def test_missing_raw_directory_is_one_sentence(project):

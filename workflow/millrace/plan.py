@@ -9,14 +9,15 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-from millrace.config import from_mapping, validate
+from millrace.config import from_mapping, validate, with_numbers
 from millrace.errors import ConfigError, DataError
 from millrace.layout import Layout
 from millrace.provenance import fingerprint
 from millrace.systems.base import SampleKind, dataset_names, known, resolve
 from millrace.systems.registry import formats, kinds, load_plugins, models, raw_format, systems
+from millrace.training.config import ExecutionConfig, TrainConfig
 from millrace.training.parallel.config import ParallelConfig
-from millrace.training.request import decisive
+from millrace.training.request import EXECUTION, decisive
 
 # Defaults of what a scaling study measures; the other keys of the section are settings of its analysis.
 _SCALING = {
@@ -34,7 +35,7 @@ class Plan:
     Of ``config``, described in config/README.md, ``schema`` is the JSON schema. ``root`` is the parent of
     ``results/``: another folder if a module of Snakemake gives the workflow a prefix. Plug-in files that
     are not in the working directory are in one of ``folders``. Raises `ConfigError` with the first mistake
-    and its key.
+    and its key. ``config`` itself stays as it is.
     """
 
     def __init__(
@@ -46,7 +47,12 @@ class Plan:
     ) -> None:
         self._root = root
         self.plugins = load_plugins(_plugins(config), folders)
-        validate(config, complete(schema))
+        self.config: dict[str, Any] = validate(config, complete(schema))
+        """The configuration as jobs take it, with numbers for texts such as ``5e-3``."""
+        if self.plugins:
+            self.config["plugins"] = self.plugins
+        self._read_settings()
+        config = self.config
         self.datasets: Mapping[str, Any] = config["datasets"]
         self.experiments: Mapping[str, Any] = config["experiments"]
         self.predictions: Mapping[str, Any] = config.get("predictions", {})
@@ -74,6 +80,26 @@ class Plan:
     def kind(self, experiment: str) -> SampleKind:
         """Return the kind of samples of an experiment, which its model determines."""
         return kinds()[models()[self.experiments[experiment]["model"]["name"]].kind]
+
+    def _read_settings(self) -> None:
+        """Check the sections of every experiment, with or without a run, and read texts as numbers."""
+        for name, block in self.config["experiments"].items():
+            model = models()[block["model"]["name"]]
+            for section, reference in (
+                ("data", kinds()[model.kind].settings),
+                ("model", model.settings),
+            ):
+                if reference is not None:
+                    settings = resolve(reference)
+                    block[section] = with_numbers(settings, block[section])
+                    values = {
+                        k: v for k, v in block[section].items() if (section, k) != ("model", "name")
+                    }
+                    _checked(name, settings, section, values)
+            train = block["train"]
+            _checked(name, TrainConfig, "train", decisive(train))
+            _checked(name, ExecutionConfig, "train", {k: train[k] for k in EXECUTION if k in train})
+            _checked(name, ParallelConfig, "parallel", block.get("parallel", {}))
 
     def _check_samples(self, name: str, dataset: str) -> None:
         experiment, block, kind = self.experiments[name], self.datasets[dataset], self.kind(name)
@@ -120,14 +146,14 @@ class Plan:
     def _check_parallel(self, name: str, layout: str) -> str | None:
         """Refuse a division that the model or the layout does not allow; return advice if it is slow."""
         block = self.experiments[name]
-        model, train = dict(block["model"]), block["train"]
-        model_name, world_size = model.pop("name"), Layout.parse(layout).world_size
-        limits = models()[model_name].limits
-        steps = limits.steps(block["data"]) if limits else 1
+        keys, train = dict(block["model"]), block["train"]
+        model, world_size = models()[keys.pop("name")], Layout.parse(layout).world_size
+        steps = model.limits.steps(block["data"]) if model.limits else 1
+        settings = resolve(model.settings) if model.limits else None
+        config = from_mapping(settings, keys, "model") if settings else None
         try:
-            config = from_mapping(resolve(limits.config), model, "model") if limits else None
             parallel = from_mapping(ParallelConfig, block["parallel"], "parallel").for_model(
-                model_name, config, world_size, train["global_batch"], steps
+                model.name, config, world_size, train["global_batch"], steps
             )
             parallel.check_options(
                 train.get("compile", False),
@@ -394,6 +420,16 @@ def complete(schema: Mapping[str, Any]) -> dict[str, Any]:
     name = made["$defs"]["experiment"]["properties"]["model"]["properties"]["name"]
     name["enum"] = list(models())
     return made
+
+
+def _checked(experiment: str, settings: type, section: str, values: Mapping[str, Any]) -> None:
+    """Check a section of an experiment as its job does; the error names the experiment besides."""
+    try:
+        from_mapping(settings, values, section)
+    except ConfigError as error:
+        # Dataclasses name their section; those of plug-ins need not.
+        told = str(error) if str(error).startswith(section) else f"{section}: {error}"
+        raise ConfigError(f"config: experiments.{experiment}.{told}") from None
 
 
 def _plugins(config: Mapping[str, Any]) -> list[str]:

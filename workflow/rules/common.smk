@@ -28,8 +28,7 @@ try:
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
-if plan.plugins:
-    config["plugins"] = plan.plugins  # absolute, for the jobs
+config.update(plan.config)  # as the plan reads it, for the jobs as well
 
 if workflow.is_main_process:  # not in every job again
     for note in plan.advice():

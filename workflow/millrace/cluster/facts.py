@@ -97,7 +97,7 @@ class Cluster:
             raise ConfigError(f"no cluster in {file}; {nearest(directory.name, known)}") from None
         except yaml.YAMLError as error:
             raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
-        validate(values, yaml.safe_load(_SCHEMA.read_text()), str(file))
+        values = validate(values, yaml.safe_load(_SCHEMA.read_text()), str(file))
         values["environment"] = {k: str(v) for k, v in values.get("environment", {}).items()}
         for key in ("account", "qos"):
             values[key] = os.environ.get(f"MILLRACE_{key.upper()}") or str(values.get(key) or "")

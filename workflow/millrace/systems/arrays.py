@@ -122,6 +122,7 @@ def array_kind(
         name=name,
         formats=tuple(formats),
         dataset="millrace.data.arrays:ArrayDataset",
+        settings=ArrayConfig,
         evaluation=SimpleNamespace(run=evaluate, ensemble=None),
         table=_table(["mean", "persistence", "ridge", *given]),
         caption=_CAPTION,

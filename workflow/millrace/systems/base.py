@@ -96,6 +96,9 @@ class SampleKind:
     table: Table
     caption: str
     """What the figures of the evaluation show, for the report; reStructuredText."""
+    settings: Reference | None = None
+    """Dataclass of the block ``data`` of an experiment, that of the class ``dataset``, in a module without
+    torch; None: planning does not know it, and the block is checked by the job."""
     files: Callable[[Block], dict[str, str]] | None = None
     """Model block -> names of the files below ``results/data/{dataset}``, by role; None: ``<name>.h5``,
     whose role is the name of the kind."""
@@ -131,14 +134,12 @@ class SampleKind:
 
 @dataclass(frozen=True)
 class DivisionLimits:
-    """How far a model can be divided among processes, known without torch."""
+    """How far a model can be divided among processes, known without torch from its `Model.settings`."""
 
-    config: Reference
-    """Dataclass of the model's parameters, `millrace.models.spec.ModelSpec.config`."""
     heads: Callable[[Any], Sequence[int]]
-    """config -> numbers of attention heads that tensor parallelism must divide."""
+    """settings -> numbers of attention heads that tensor parallelism must divide."""
     stages: Callable[[Any], int]
-    """config -> most stages a pipeline can have."""
+    """settings -> most stages a pipeline can have."""
     steps: Callable[[Block], int]
     """Block ``data`` of an experiment -> steps of a rollout."""
 
@@ -152,12 +153,21 @@ class Model:
     """Samples that it takes."""
     spec: Reference
     """`millrace.models.spec.ModelSpec`."""
+    settings: Reference | None = None
+    """Dataclass of the block ``model`` of an experiment, that of the ``spec``, in a module without torch;
+    None: planning does not know it, and the block is checked by the job."""
     limits: DivisionLimits | None = None
     """None: it cannot be divided, every process has a replica."""
     check: Callable[[str, Block], None] = field(default=lambda *_: None)
     """(name of the experiment, its block ``model``); raises `ConfigError`."""
     example: Block = field(default_factory=dict)
     """Block ``model`` of a small one, without the name; by default all is as in its dataclass."""
+
+    def __post_init__(self) -> None:
+        if self.limits and self.settings is None:
+            raise ConfigError(
+                f"model {self.name!r}: limits need settings, the dataclass of its keys"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,10 @@
 """What groundwater refuses before anything runs: gaps, columns and their units, planes, graphs."""
 
-import dataclasses
-
 import pytest
 from plans import SCHEMA, changed_part, config
 
 from millrace.errors import ConfigError
 from millrace.plan import Plan
-from millrace.systems.groundwater.settings import PlaneWindowConfig
-from millrace.systems.groundwater.system import _PLANE_WINDOW
 
 GFNO = {"data": {}, "model": {"name": "gfno"}}
 FOLDERS = {"format": "plane_folders", "source": ".", "split": {"train": 0.6, "validation": 0.2}}
@@ -41,7 +37,16 @@ def split(**gap):
         ),
         (split(gap=19), {}, "20 steps is longer than the gap of 19"),
         (split(gap=31), GFNO, "32 steps is longer than the gap of 31"),
-        ({}, {"data": {"variables": ["head"], "output_steps": 1}}, r"1 or more, got \[0, 1\]"),
+        (
+            {},
+            {"data": {"variables": ["head"], "output_steps": 1}},
+            "data: key 'input_steps' is mis",
+        ),
+        (
+            {},
+            {"data": {"variables": ["head"], "input_steps": 0, "output_steps": 1}},
+            "config: experiments.head.data: expected input_steps, output_steps and a stride of 1 or",
+        ),
         ({"variables": ["haed"]}, {}, r"coast.variables: no column of the demo named 'haed'; did"),
         ({"variables": ["a/b"]}, {}, r"coast.variables.0: 'a/b' does not match"),
         ({"units": {"heda": "m"}}, {}, r"coast.units: no column named 'heda'; did you mean 'head'"),
@@ -106,18 +111,12 @@ def test_planes_take_columns_of_ones_own_beside_boundary_values_of_head_and_salt
 
 def test_a_graph_is_built_for_models_that_name_a_latent_grid(monkeypatch) -> None:
     """Its key radius belongs to it, whatever the model is."""
-    model = {"name": "gino", "latent_shape": [4, 4, 3], "radius": 0.2}
+    grid = {"name": "gino", "latent_shape": [4, 4, 3], "modes": [2, 2, 2]}
+    model = {**grid, "radius": 0.2}
     assert planned({}, {"model": model}).samples("head")["graph"].endswith("graph_4x4x3_r0.2.h5")
     changed_part(monkeypatch, "models", "gino", check=lambda *_: None)
     assert planned({}, {"model": {"name": "gino", "hidden": 4}}).samples("head") == {
         "patches": "results/data/coast/patches.h5"
     }
     with pytest.raises(ConfigError, match=r"model\.radius: expected a positive number, got None"):
-        planned({}, {"model": {"name": "gino", "latent_shape": [4, 4, 3]}})
-
-
-def test_defaults_of_planes_are_those_of_their_windows() -> None:
-    fields = {f.name: f.default for f in dataclasses.fields(PlaneWindowConfig)}
-    assert {**_PLANE_WINDOW, "variables": tuple(_PLANE_WINDOW["variables"])} == {
-        key: fields[key] for key in _PLANE_WINDOW
-    }
+        planned({}, {"model": grid})

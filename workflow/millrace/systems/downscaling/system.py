@@ -116,6 +116,7 @@ SYSTEM = System(
             name="blocks",
             formats=("icon",),
             dataset=f"{_HERE}.dataset:BlockDataset",
+            settings=f"{_HERE}.settings:BlockDatasetConfig",
             evaluation=f"{_HERE}.evaluation:EVALUATION",
             caption=_CAPTION,
             extraction=Extraction(
@@ -143,8 +144,15 @@ SYSTEM = System(
             "downscaler",
             "blocks",
             f"{_HERE}.diffusion:SPEC",
+            f"{_HERE}.settings:DownscalerConfig",
             example={"channels": [8, 8, 8], "embedding": 8},
         ),
-        Model("regression", "blocks", f"{_HERE}.regression:SPEC", example={"channels": [8, 8, 8]}),
+        Model(
+            "regression",
+            "blocks",
+            f"{_HERE}.regression:SPEC",
+            f"{_HERE}.settings:RegressionConfig",
+            example={"channels": [8, 8, 8]},
+        ),
     ),
 )

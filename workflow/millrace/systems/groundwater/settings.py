@@ -21,6 +21,10 @@ class WindowConfig:
     stride: int = 1
     """Steps between the starts of consecutive training windows; scores are over all windows."""
 
+    def __post_init__(self) -> None:
+        if min(self.input_steps, self.output_steps, self.stride) < 1:
+            raise ConfigError("data: expected input_steps, output_steps and a stride of 1 or more")
+
     @property
     def length(self) -> int:
         """Steps from the first input to the last output."""

@@ -1,8 +1,10 @@
 """Groundwater: windows in time on patches of a mesh or on vertical sections."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from millrace.config import from_mapping
 from millrace.errors import ConfigError
 from millrace.systems.base import (
     Block,
@@ -19,6 +21,7 @@ from millrace.systems.base import (
     resolve,
     section_keys,
 )
+from millrace.systems.groundwater.settings import PlaneWindowConfig, WindowConfig
 from millrace.systems.groundwater.units import UNITS
 
 _HERE = "millrace.systems.groundwater"
@@ -92,12 +95,6 @@ _FOLDERS: Block = {
         },
     },
 }
-_PLANE_WINDOW: Block = {
-    "variables": ["head", "mass_concentration"],
-    "input_steps": 16,
-    "output_steps": 16,
-}
-"""Defaults of `millrace.systems.groundwater.plane_dataset.PlaneWindowConfig`, which needs torch."""
 
 
 def _check_columns(name: str, dataset: Block) -> None:
@@ -127,34 +124,30 @@ def _patch_files(model: Block) -> dict[str, str]:
     return {"patches": "patches.h5", "graph": f"graph_{shape}_r{model['radius']}.h5"}
 
 
-def _check_window(name: str, experiment: Block, dataset: Block) -> None:
-    data = experiment["data"]
-    steps = [data.get(key, 0) for key in ("input_steps", "output_steps")]
-    if not all(is_count(n) and n for n in steps):
-        raise ConfigError(
-            f"config: experiments.{name}.data: expected whole numbers of input_steps and output_steps, 1 "
-            f"or more, got {steps}"
-        )
-    length = sum(steps)
-    gap = dataset["split"].get("gap", 0)
+def _check_window(
+    name: str, window: WindowConfig | PlaneWindowConfig, experiment: Block, dataset: Block
+) -> None:
+    length, gap = window.length, dataset["split"].get("gap", 0)
     if length > gap:
         raise ConfigError(
             f"config: experiments.{name}.data: a window of {length} steps is longer than the gap of {gap} "
             "between the splits, so test data would leak into training: raise split.gap of the dataset to "
             f"at least {length}"
         )
-    check_columns(("variables", "forcings"), name, experiment, dataset)
+    chosen = {**experiment, "data": asdict(window)}
+    check_columns(("variables", "forcings"), name, chosen, dataset)
 
 
 def _check_patches(name: str, experiment: Block, dataset: Block) -> None:
-    _check_window(name, experiment, dataset)
+    window = from_mapping(WindowConfig, experiment["data"], "data")
+    _check_window(name, window, experiment, dataset)
     if "latent_shape" in experiment["model"]:
         _check_graph(name, experiment["model"])
 
 
 def _check_planes(name: str, experiment: Block, dataset: Block) -> None:
-    data = {**_PLANE_WINDOW, **experiment["data"]}
-    _check_window(name, {**experiment, "data": data}, dataset)
+    window = from_mapping(PlaneWindowConfig, experiment["data"], "data")
+    _check_window(name, window, experiment, dataset)
     if dataset.get("format") == "plane_folders":
         return
     if not set(_BOUNDARY) & set(dataset.get("forcings", [])):
@@ -163,7 +156,7 @@ def _check_planes(name: str, experiment: Block, dataset: Block) -> None:
             f"{' and '.join(_BOUNDARY)}, whatever their variables are: add one or both to its forcings"
         )
     if not dataset.get("planes", {}).get("transects") and not (
-        set(_PLANE_WINDOW["variables"]) & set(dataset["variables"])
+        set(PlaneWindowConfig.variables) & set(dataset["variables"])
     ):
         raise ConfigError(
             f"config: experiments.{name}.dataset: the shore is found from head or mass_concentration: add "
@@ -291,6 +284,7 @@ SYSTEM = System(
             formats=("feflow_csv",),
             files=_patch_files,
             dataset=f"{_HERE}.patch_dataset:PatchDataset",
+            settings=f"{_HERE}.settings:WindowConfig",
             check=_check_patches,
             **_IN_TIME,
             example=_example(
@@ -307,6 +301,7 @@ SYSTEM = System(
             name="planes",
             formats=("feflow_csv", "plane_folders"),
             dataset=f"{_HERE}.plane_dataset:PlaneDataset",
+            settings=f"{_HERE}.settings:PlaneWindowConfig",
             extraction=Extraction(
                 f"{_HERE}.plane_folders:convert_plane_folders", formats=("plane_folders",)
             ),
@@ -322,6 +317,7 @@ SYSTEM = System(
             "gino",
             "patches",
             f"{_HERE}.gino:SPEC",
+            f"{_HERE}.settings:GinoConfig",
             check=_check_graph,
             example={
                 "latent_shape": [4, 4, 3],
@@ -336,6 +332,7 @@ SYSTEM = System(
             "gfno",
             "planes",
             f"{_HERE}.gfno:SPEC",
+            f"{_HERE}.settings:GfnoConfig",
             example={"gno_channels": 4, "kernel_widths": [8], "modes": [2, 3, 3], "hidden": 8},
         ),
     ),

@@ -140,6 +140,7 @@ SYSTEM = System(
             name="scenarios",
             formats=("tracks", *ADAPTED),
             dataset=f"{_HERE}.dataset:ScenarioDataset",
+            settings=f"{_HERE}.settings:ScenarioConfig",
             evaluation=f"{_HERE}.evaluation:EVALUATION",
             caption=_CAPTION,
             prepare=f"{_HERE}.preparation:prepare",
@@ -170,6 +171,7 @@ SYSTEM = System(
             "smart",
             "scenarios",
             f"{_HERE}.smart.spec:SPEC",
+            f"{_HERE}.settings:SmartConfig",
             example={
                 "hidden": 8,
                 "heads": 2,

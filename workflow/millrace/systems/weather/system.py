@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from millrace.config import from_mapping
 from millrace.errors import ConfigError
 from millrace.systems.base import (
     Block,
@@ -15,9 +16,9 @@ from millrace.systems.base import (
     System,
     Table,
     distinct,
-    is_count,
     section_keys,
 )
+from millrace.systems.weather.settings import WeatherWindowConfig
 
 _HERE = "millrace.systems.weather"
 
@@ -53,14 +54,8 @@ HEADLINE = 24
 
 
 def _check(name: str, experiment: Block, dataset: Block) -> None:
-    key = f"config: experiments.{name}.data"
-    data = experiment["data"]
-    steps = [data.get("input_steps", 2), data.get("output_steps", 1)]
-    if not all(is_count(n) and n for n in steps):
-        raise ConfigError(
-            f"{key}: expected whole numbers of input_steps and output_steps, 1 or more, got {steps}"
-        )
-    replay, reach = experiment["train"].get("replay"), 2 * steps[1]
+    window = from_mapping(WeatherWindowConfig, experiment["data"], "data")
+    replay, reach = experiment["train"].get("replay"), 2 * window.output_steps
     if replay and replay["longest"] < reach:
         raise ConfigError(
             f"config: experiments.{name}.train.replay.longest: expected {reach} or more (twice "
@@ -68,10 +63,11 @@ def _check(name: str, experiment: Block, dataset: Block) -> None:
             f"{replay['longest']}; raise it or leave train.replay out"
         )
     gap = dataset["split"].get("gap", 0)
-    if sum(steps) > gap + 1:
+    if window.length > gap + 1:
         raise ConfigError(
-            f"{key}: a window of {sum(steps)} steps reaches over the gap of {gap} between the splits, so "
-            f"test data would leak into training: raise split.gap to at least {sum(steps) - 1}"
+            f"config: experiments.{name}.data: a window of {window.length} steps reaches over the gap of "
+            f"{gap} between the splits, so test data would leak into training: raise split.gap to at least "
+            f"{window.length - 1}"
         )
 
 
@@ -146,6 +142,7 @@ SYSTEM = System(
             name="weather",
             formats=("weather",),
             dataset=f"{_HERE}.dataset:WeatherDataset",
+            settings=f"{_HERE}.settings:WeatherWindowConfig",
             evaluation=f"{_HERE}.evaluation:EVALUATION",
             caption=_CAPTION,
             extraction=Extraction(
@@ -174,8 +171,8 @@ SYSTEM = System(
             "aurora",
             "weather",
             f"{_HERE}.aurora.spec:SPEC",
+            f"{_HERE}.aurora.config:AuroraConfig",
             limits=DivisionLimits(
-                config=f"{_HERE}.aurora.config:AuroraConfig",
                 heads=lambda config: config.attention_heads,
                 stages=lambda config: config.swin_blocks,
                 steps=lambda data: data.get("output_steps", 1),
