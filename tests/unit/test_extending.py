@@ -14,6 +14,7 @@ from plans import ROOT, SCHEMA
 
 from millrace.checking import contracts
 from millrace.config import from_mapping
+from millrace.errors import ConfigError
 from millrace.plan import Plan
 from millrace.systems import registry
 
@@ -52,6 +53,9 @@ def test_the_experiment_of_the_page_needs_patches_alone(plugin):
         assert path in PAGE.replace("skill.html`, `.csv`, `.png", " ".join(plan.report())), path
     spec, block = registry.get_model("my_gru"), EXPERIMENT["experiments"]["gru"]
     assert from_mapping(spec.config, {"hidden": block["model"]["hidden"]}, "model").hidden == 32
+    mistyped = {"gru": block | {"model": block["model"] | {"hiden": 3}}}
+    with pytest.raises(ConfigError, match=r"experiments\.gru\.model: unknown key 'hiden'"):
+        Plan(merged(demo, EXPERIMENT, SITE, {"plugins": [plugin], "experiments": mistyped}), SCHEMA)
 
 
 def test_the_small_dataset_of_the_page_makes_a_folder_of_ones_own_complete(plugin):
