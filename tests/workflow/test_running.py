@@ -59,6 +59,7 @@ def test_deleted_outputs_come_back_without_training(project):
 def test_killed_trainer_continues_bit_by_bit(project):
     """SIGKILL in the middle of a segment, then the same command."""
     project.config["experiments"]["tiny"]["train"] |= {"epochs": 40, "milestone_every": 40}
+    project.config["experiments"]["tiny"]["train"]["save_every"] = "1e0"  # for YAML 1.1 a text
     target = "results/train/tiny/n1_gpu1/seed5/epoch_40.ckpt"
     project.config["run"]["seeds"] = [5]
     running = subprocess.Popen(
