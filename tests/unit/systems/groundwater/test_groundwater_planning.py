@@ -40,7 +40,7 @@ def split(**gap):
         (
             {},
             {"data": {"variables": ["head"], "output_steps": 1}},
-            "data: key 'input_steps' is mis",
+            "key 'input_steps' is missing",
         ),
         (
             {},
