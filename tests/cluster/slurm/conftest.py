@@ -19,13 +19,10 @@ def slurm(tmp_path_factory):
     if reason:
         pytest.skip(reason)
     lab = SlurmLab(tmp_path_factory.mktemp("slurm"))
-    over = threading.Event()
     try:
         lab.start()
-        threading.Thread(target=_hasten, args=(lab, over), daemon=True).start()
         yield lab
     finally:
-        over.set()
         lab.stop()
     assert not _ours(lab.directory), "processes of SLURM are left"
 
@@ -47,7 +44,13 @@ def _hasten(lab, over):
 @pytest.fixture
 def jobs(slurm):
     """The queue; after each test it is empty, and soon no process of a job is left."""
+    # Not longer: a child has the files that are open when it starts, and for a moment their locks.
+    over = threading.Event()
+    hastening = threading.Thread(target=_hasten, args=(slurm, over))
+    hastening.start()
     yield queue("slurm")
+    over.set()
+    hastening.join()
     slurm.run("scancel", "--user", getpass.getuser())
     wait(120, lambda: not slurm.run("squeue", "-h").stdout, "the end of all jobs")
     wait(60, lambda: not workers(), "the end of all workers")
