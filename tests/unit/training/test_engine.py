@@ -2,9 +2,11 @@
 
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from tensors import assert_same
 
+from millrace.checking.contracts import advance
 from millrace.training.deadline import Deadline
 from millrace.training.engine import NotFiniteError
 from millrace.training.segment import build_trainer
@@ -46,6 +48,16 @@ def test_stops_before_saving_what_is_not_finite(make_trainer):
     with pytest.raises(NotFiniteError, match="infinite or NaN before step"):
         broken.run(EPOCHS, Deadline(), observer)
     observer.on_state.assert_not_called()
+
+
+def test_each_step_has_the_rate_of_its_place_in_the_epochs(make_trainer):
+    """Of the first: that at the very beginning."""
+    schedule = {"kind": "cosine", "horizon": 2.0}
+    trainer = make_trainer(learning_rate=3e-3, schedule=schedule)
+    per_epoch = len(list(trainer.batches(0)))
+    rates = [trainer.optimizer.param_groups[0]["lr"] for _ in advance(trainer, per_epoch + 2)]
+    epochs = np.arange(per_epoch + 2) / per_epoch
+    assert rates == pytest.approx(3e-3 * 0.5 * (1 + np.cos(np.pi * epochs / 2)), rel=1e-12)
 
 
 def test_seed_decides_weights_and_order(make_trainer):

@@ -79,6 +79,17 @@ def test_reads_what_the_demo_wrote(raw):
         assert np.array_equal(values(source)[3:, :, 0], file["tas"][:, 0])
 
 
+@pytest.mark.parametrize(("name", "whole"), [("fr_land", 1.0), ("sftlf", 100.0)])
+def test_a_share_of_land_is_one_or_a_hundred_percent(original, raw, name, whole):
+    with edit(raw / "grids/R2B01.nc") as file:
+        share = np.where(file["cell_sea_land_mask"][:] > 0, 0.75, 0.25)
+        file.renameVariable("cell_sea_land_mask", "mask")
+        file.createVariable(name, "f8", ("cell",))[:] = whole * share
+    [found] = open_source(raw, ["tas"], levels=1).grids
+    [mask] = open_source(original, ["tas"], levels=1).grids
+    assert found.land_N == pytest.approx(0.25 + 0.5 * mask.land_N)
+
+
 @pytest.mark.parametrize(
     "form",
     [
