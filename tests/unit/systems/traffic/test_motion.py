@@ -173,6 +173,11 @@ def test_scores_are_those_of_the_best_rollout():
     found = scores.result()
     ramp = 0.3 * np.arange(1, 81)
     assert found["min_ade"] == pytest.approx((0.5 + ramp[:10].mean()) / 2)
+    # The second rollout is better for both together.
+    assert found["scene_min_ade"] == pytest.approx((ramp[:20].mean() + ramp[:10].mean()) / 2)
+    assert found["ade"] == pytest.approx(
+        np.mean([(0.5 + ramp[:20].mean()) / 2, (9 + ramp[:10].mean()) / 2])
+    )
     assert found["miss_rate"] == 0.5, "the second ends 3 m off"
     expected = [(0.5 + ramp[0]) / 2, 0.5, None]
     assert [found["error_by_step"][i] for i in (0, 15, 79)] == pytest.approx(expected)
