@@ -54,7 +54,7 @@ def altered(tmp_path, change):
         (lambda v: v["times"]["data"][1].__setitem__(3, 9.0), "step 3 of rank 1 take longer"),
         (lambda v: v["times"]["total"][0].__setitem__(3, float("nan")), "times.total"),
         (
-            lambda v: v["times"]["total"][0].__setitem__(3, "1"),
+            lambda v: v["times"]["total"][0].__setitem__(3, "one"),
             r"times.total\[0\]\[3\]: expected float",
         ),
         (lambda v: v.update(losses=[1.0]), "losses: expected 40 values or none, got 1"),
