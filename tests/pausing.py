@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+import time
 
 import psutil
 
@@ -33,6 +34,23 @@ def slowed(epochs, trainers, seconds=0.4):
     finally:
         over.set()
         thread.join()
+
+
+def wait_between_questions(head, words, seconds=2.0, limit=240.0):
+    """Wait until Snakemake has asked its scheduler for states, and not for some seconds since.
+
+    While it asks, and until it has read the answers, executor plug-ins have forgotten their jobs: one that is
+    interrupted then cancels none. ``words`` begin or name the command that asks; it must not ask every few
+    seconds.
+    """
+    end, last = time.monotonic() + limit, None
+    while last is None or time.monotonic() - last < seconds:
+        assert time.monotonic() < end, f"never asked, or always: {words}"
+        for child in psutil.Process(head.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if any(word in " ".join(child.cmdline()) for word in words):
+                    last = time.monotonic()
+        time.sleep(0.02)
 
 
 def _send(processes, number):

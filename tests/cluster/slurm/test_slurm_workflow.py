@@ -10,7 +10,7 @@ import time
 import pytest
 import yaml
 from lab import ACCOUNT
-from pausing import slowed
+from pausing import slowed, wait_between_questions
 from project import REPOSITORY, Project
 from slurm_jobs import trainers, wait
 
@@ -205,11 +205,12 @@ def test_short_jobs_run_to_the_end_from_one_command(project):
 @pytest.mark.slow
 def test_interrupted_head_takes_its_jobs_along(project, slurm):
     run = long_training(project)
-    head = project.start("train")
+    head = project.start("train", "--seconds-between-status-checks", "12")
     with slowed(lambda: len(project.epochs(run)), trainers):
         wait(240, lambda: max(project.epochs(run), default=0) >= 5, "training")
     # However long the head takes to cancel: what is left takes minutes.
     with slowed(lambda: len(project.epochs(run)), trainers, seconds=5.0):
+        wait_between_questions(head, ["sacct", "squeue"])
         os.kill(head.pid, signal.SIGINT)
         head.wait(180)
         wait(120, lambda: not slurm.run("squeue", "-h").stdout, "the end of all jobs")
