@@ -39,8 +39,8 @@ def slowed(epochs, trainers, seconds=0.4):
 def wait_between_questions(head, words, seconds=2.0, limit=240.0):
     """Wait until Snakemake has asked its scheduler for states, and not for some seconds since.
 
-    While it asks, and until it has read the answers, executor plug-ins have forgotten their jobs: one that is
-    interrupted then cancels none. ``words`` begin or name the command that asks; it must not ask every few
+    While it asks, and until it has read the answers, executor plug-ins have forgotten their jobs: one that
+    is interrupted then cancels none. ``words`` name the commands that ask; it must not ask every few
     seconds.
     """
     end, last = time.monotonic() + limit, None
