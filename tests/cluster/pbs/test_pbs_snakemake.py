@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pausing import wait_between_questions
 from pbs_server import PATIENCE, is_asking, wait_for
 
 PROFILES = Path(__file__).parents[3] / "profiles"
@@ -117,10 +118,8 @@ def test_refused_job_is_told_and_fails(pbs, head):
 
 
 def test_interrupt_deletes_the_jobs(pbs, head, workdir):
-    process = head.start("sleep 60", "one.txt", options=["--seconds-between-status-checks", "5"])
-    # While it asks for states, the plugin (1.0.9) has forgotten its jobs, and would cancel none.
-    wait_for(lambda: is_asking(process), "never asked for a state")
-    wait_for(lambda: not is_asking(process), "asks for ever")
+    process = head.start("sleep 600", "one.txt", options=["--seconds-between-status-checks", "12"])
+    wait_between_questions(process, ["millrace.schedulers.pbs status"])
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=PATIENCE)
     assert pbs.wait("1.pbs")["substate"] == 91
