@@ -12,6 +12,8 @@ from pathlib import Path
 import yaml
 from forked_snakemake import snakemake
 
+from millrace.processes import die_with_parent
+
 REPOSITORY = Path(__file__).parents[1]
 
 CONFIG = {
@@ -89,7 +91,9 @@ class Project:
         if "-n" in arguments:
             done = snakemake(command[3:], *place.values())
         else:
-            done = subprocess.run(command, **place, capture_output=True, text=True, timeout=timeout)
+            # Tests that are killed stop nothing themselves.
+            ended = {"timeout": timeout, "preexec_fn": die_with_parent}
+            done = subprocess.run(command, **place, capture_output=True, text=True, **ended)
         if check:
             assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
         return done

@@ -146,11 +146,8 @@ class SlurmLab:
         left = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                environment = process.environ()
-                if (
-                    environment.get("SLURM_CLUSTER_NAME") == _CLUSTER
-                    or environment.get("SLURMD_NODENAME") in self.nodes
-                ):
+                of_a_job = process.environ().get("SLURM_CLUSTER_NAME") == _CLUSTER
+                if of_a_job or process.name() == "slurmstepd":
                     process.kill()
                     left.append(process)
         psutil.wait_procs(left, timeout=20)

@@ -16,6 +16,7 @@ from slurm_jobs import trainers, wait
 
 from millrace.cluster import Cluster
 from millrace.layout import Layout
+from millrace.processes import die_with_parent
 from millrace.training.store import load_state
 
 # Two ranks train in the other tests, on one node and on two.
@@ -49,6 +50,7 @@ class SlurmProject(Project):
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=die_with_parent,
         )
         self.heads.append(head)
         return head
