@@ -102,7 +102,11 @@ def _first_failure(root: Path, arguments: list[str], workers: int) -> str:
     if done.returncode in (0, 5):  # 5: the mirror has no test of this tier
         return ""
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return failed[0].split(" - ")[0] if failed else done.stdout[-300:].replace("\n", " ")
+    if not failed:  # pytest itself did not work, which finds nothing
+        raise RuntimeError(
+            f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}"
+        )
+    return failed[0].split(" - ")[0]
 
 
 def main() -> None:

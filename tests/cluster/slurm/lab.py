@@ -143,6 +143,8 @@ class SlurmLab:
 
     def _end_what_killed_tests_left(self) -> None:
         """Daemons died with the tests; steps of jobs, and what they run, are processes of their own."""
+        if any(process.info["name"] == "slurmd" for process in psutil.process_iter(["name"])):
+            return  # one of the machine's own, and so may be the steps
         left = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -351,6 +353,8 @@ def reason_to_skip() -> str | None:
     """Why no SLURM can be started here; installs the packages where that is possible."""
     if os.geteuid() != 0:
         return "a SLURM of our own needs root"
+    if "SLURM_JOB_ID" in os.environ:
+        return "this is a job of a real SLURM"
     foreign = [n for n in _FILES if (_SITE / n).exists() and not (_SITE / n).is_symlink()]
     if foreign:
         return f"{_SITE / foreign[0]} belongs to a real SLURM"
