@@ -64,6 +64,16 @@ def test_ranks_share_the_threads_of_the_job(request_for, monkeypatch):
     assert (session["ranks"], session["threads"]) == (2, 1)
 
 
+def test_a_launch_leaves_nothing_in_the_machines_temporary_folder(request_for, tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    request = request_for(epochs=1)
+    assert launch(request, cpus=1) == ExitCode.OK
+    assert not list(temporary.iterdir())
+    assert not list(Path(request.runs).glob(".launch_*"))
+
+
 @pytest.mark.slow
 def test_end_of_the_allocation_saves_and_asks_to_try_again(request_for, whole, monkeypatch):
     request = request_for()

@@ -38,6 +38,8 @@ def main() -> int:
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={given.ranks}"]
     command += [f"--nnodes={given.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={given.run}"]
     command += [f"--rdzv-endpoint={given.endpoint}", f"--max-restarts={given.restarts}"]
+    # Else torchrun makes a folder for logs in /tmp, which it never removes. This one goes with the request.
+    command += [f"--log-dir={Path(given.request).parent}"]
     # More threads than cores slow everything down, whatever the scheduler calls a CPU.
     cpus = min(given.cpus, len(os.sched_getaffinity(0)))
     threads = str(max(1, cpus // given.ranks))
