@@ -64,7 +64,9 @@ def test_ranks_share_the_threads_of_the_job(request_for, monkeypatch):
     assert (session["ranks"], session["threads"]) == (2, 1)
 
 
-def test_a_launch_leaves_nothing_in_the_machines_temporary_folder(request_for, tmp_path, monkeypatch):
+def test_a_launch_leaves_nothing_in_the_machines_temporary_folder(
+    request_for, tmp_path, monkeypatch
+):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
