@@ -27,7 +27,7 @@ SNAKEMAKE := $(BIN)/snakemake --profile profiles/local
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-sumo test test-all test-nightly test-times test-docs test-mutation coverage lint doctor bench \
+.PHONY: help setup demo demo-sumo test test-all test-nightly test-times test-docs test-mutation coverage reference lint doctor bench \
   bench-gpu lock clean unknown-system FORCE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -110,6 +110,10 @@ test-docs: $(STAMP) ## the tests of the documents and of the examples in them
 
 test-mutation: $(STAMP) ## does the suite notice faults? One changed line at a time; hours
 	@$(BIN)/python tests/mutation/run.py
+
+reference: $(STAMP) ## write the reference of the configuration's keys and its schema for editors anew
+	@$(BIN)/millrace config explain > docs/reference/config.md
+	@$(BIN)/millrace config schema > config/schema.json
 
 coverage: $(STAMP) ## all tests, then the lines of each package that they ran
 	@$(PYTEST) -m 'not nightly' --cov --cov-report= && $(BIN)/python tests/coverage_by_package.py

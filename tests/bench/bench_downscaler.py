@@ -68,7 +68,7 @@ def make_blocks(directory: Path) -> Path:
     """`blocks.h5` whose training period has exactly the times of a round."""
     write_climate(ClimateConfig(level=4, steps=60), directory / "raw")
     blocks = directory / "blocks.h5"
-    split = SplitConfig(0.8, 0.1, 0)
+    split = SplitConfig(train=0.8, validation=0.1, gap=0)
     extract_blocks(directory / "raw", blocks, BlockConfig(levels=4), split)
     return blocks
 

@@ -81,7 +81,7 @@ def run_child(base: Path, workers: int) -> None:
         base / "series.h5",
         variables=("mass_concentration", "head"),
         forcings=None,
-        split=SplitConfig(0.6, 0.2, 2),
+        split=SplitConfig(train=0.6, validation=0.2, gap=2),
         workers=workers,
     )
     middle = time.perf_counter()

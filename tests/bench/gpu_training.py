@@ -19,7 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 from project import Project  # noqa: E402
 
-from millrace.config import from_mapping  # noqa: E402
 from millrace.plan import Plan  # noqa: E402
 from millrace.training.config import ExecutionConfig  # noqa: E402
 from millrace.training.distributed import Ranks, peak_memory  # noqa: E402
@@ -124,8 +123,7 @@ def configured(setting: Setting) -> tuple[dict[str, Any], Plan]:
     dataset = config["datasets"][config["experiments"][experiment]["dataset"]]
     for key, values in changes.items():
         dataset[key] = dataset.get(key, {}) | values
-    schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
-    return config, Plan(config, schema)
+    return config, Plan(config)
 
 
 def made(setting: Setting, root: Path) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
@@ -158,7 +156,7 @@ def measure(
     for name, (precision, compiled) in VARIANTS.items():
         if compiled and device.type != "cuda":
             continue
-        how = replace(from_mapping(ExecutionConfig, execution, "train"), compile=compiled)
+        how = ExecutionConfig.parse(execution, "train").replaced(compile=compiled)
         train = {**definition["train"], "precision": precision}
         try:
             found[name] = warmed_up({**definition, "train": train}, files, how, device)

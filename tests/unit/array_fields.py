@@ -6,8 +6,8 @@ from millrace.data.arrays import ArrayDataset, extract_arrays
 from millrace.data.split import SplitConfig
 from millrace.systems.arrays import ArrayConfig, Samples
 
-SPLIT = SplitConfig(0.6, 0.2)
-PERIODS = SplitConfig(0.6, 0.2, gap=4)
+SPLIT = SplitConfig(train=0.6, validation=0.2)
+PERIODS = SplitConfig(train=0.6, validation=0.2, gap=4)
 
 
 def independent(n=40, grid=(5, 6), seed=0):

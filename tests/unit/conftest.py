@@ -107,7 +107,7 @@ def weather_samples(tmp_path_factory):
     directory = tmp_path_factory.mktemp("weather")
     waves(STEPS).to_netcdf(directory / "weather.nc")
     config = WeatherConfig(surface=("2t", "msl"), air=("z", "u"), static=("lsm",))
-    split = SplitConfig(0.5, 0.25, 4)
+    split = SplitConfig(train=0.5, validation=0.25, gap=4)
     extract_weather(directory / "weather.nc", directory / "weather.h5", config, split)
     return directory / "weather.h5"
 
@@ -117,7 +117,7 @@ def block_samples(tmp_path_factory):
     """A `blocks.h5` of the demo climate: 80 blocks of 16 cells, 24 steps."""
     directory = tmp_path_factory.mktemp("blocks")
     write_climate(ClimateConfig(level=2, steps=24, steps_per_file=12), directory / "raw")
-    split = SplitConfig(0.5, 0.25, 1)
+    split = SplitConfig(train=0.5, validation=0.25, gap=1)
     extract_blocks(directory / "raw", directory / "blocks.h5", BlockConfig(levels=2), split)
     return directory / "blocks.h5"
 

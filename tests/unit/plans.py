@@ -3,12 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
 from millrace.systems import registry
 
 ROOT = Path(__file__).parents[2]
-SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
 
 
 def config():

@@ -1,7 +1,6 @@
 """Trains some steps and tells what each did, on one rank or several (`train_on_ranks`)."""
 
 from millrace.checking.contracts import advance
-from millrace.config import from_mapping
 from millrace.training.batches import rank_shares
 from millrace.training.config import ExecutionConfig
 from millrace.training.parallel.config import ParallelConfig
@@ -14,8 +13,8 @@ def train(job, ranks) -> dict:
 
     The norms are needed: clipping and Adam hide gradients that are wrong by a factor.
     """
-    execution = from_mapping(ExecutionConfig, job.get("execution", {}), "train")
-    parallel = from_mapping(ParallelConfig, job.get("parallel", {}), "parallel")
+    execution = ExecutionConfig.parse(job.get("execution", {}), "train")
+    parallel = ParallelConfig.parse(job.get("parallel", {}), "parallel")
     trainer, _ = build_trainer(job["definition"], job["files"], 0, ranks, execution, parallel)
     losses, norms, batches = [], [], []
     for batch, loss in advance(trainer, job["steps"]):

@@ -10,10 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from plans import SCHEMA
 from project import Project
 
-from millrace.config import from_mapping
 from millrace.data.extraction import simulate
 from millrace.data.samples import dataset_class
 from millrace.errors import ExitCode
@@ -46,7 +44,7 @@ ROUNDING = 1e-5
 def test_the_run_hash_of_an_experiment_stays(name, alone, monkeypatch):
     def open_dataset(kind, files, config, device):
         dataset = object.__new__(dataset_class(kind))
-        dataset.config = from_mapping(dataset.config_type, config, "data")
+        dataset.config = dataset.config_type.parse(config, "data")
         dataset.digest = dataset.digest_of_tokens = DIGEST
         dataset.vocabulary = SimpleNamespace(digest=DIGEST)
         return dataset
@@ -94,7 +92,7 @@ def test_stores_and_outputs_are_listed_shown_and_verified(config, capsys):
 def train(config, alone, monkeypatch):
     """(previous checkpoint) -> state and receipt of the last epoch, trained as the workflow does."""
     monkeypatch.setattr(Deadline, "listen", lambda self: None)
-    plan = Plan(config, SCHEMA)
+    plan = Plan(config)
 
     def run(previous=None):
         request = Request(
@@ -154,7 +152,7 @@ def test_a_deleted_output_is_restored_without_training(train):
 )
 def test_a_checkpoint_has_the_same_scores(config, run, epoch, tmp_path):
     path = Path(f"results/train/{run}/epoch_{epoch}.ckpt")
-    files = Plan(config, SCHEMA).samples(run.split("/")[0])
+    files = Plan(config).samples(run.split("/")[0])
     made = [tmp_path / name for name in ("metrics.json", "figures", "training.png")]
     evaluate_run(path, path.with_suffix(".json"), files, *made)
     assert_holds(_json(made[0]), _json(f"results/evaluate/{run}/metrics.json"))

@@ -10,10 +10,9 @@ import sys
 
 import pytest
 import yaml
-from plans import ROOT, SCHEMA
+from plans import ROOT
 
 from millrace.checking import contracts
-from millrace.config import from_mapping
 from millrace.errors import ConfigError
 from millrace.plan import Plan
 from millrace.systems import registry
@@ -47,21 +46,21 @@ def merged(*files):
 
 def test_the_experiment_of_the_page_needs_patches_alone(plugin):
     demo = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-    plan = Plan(merged(demo, EXPERIMENT, SITE, {"plugins": [plugin]}), SCHEMA)
+    plan = Plan(merged(demo, EXPERIMENT, SITE, {"plugins": [plugin]}))
     assert plan.samples("gru") == {"patches": "results/data/coast/patches.h5"}
     for path in (*plan.final_checkpoints(), *plan.metrics(), *plan.report()):
         assert path in PAGE.replace("skill.html`, `.csv`, `.png", " ".join(plan.report())), path
     spec, block = registry.get_model("my_gru"), EXPERIMENT["experiments"]["gru"]
-    assert from_mapping(spec.config, {"hidden": block["model"]["hidden"]}, "model").hidden == 32
+    assert spec.config.parse({"hidden": block["model"]["hidden"]}, "model").hidden == 32
     mistyped = {"gru": block | {"model": block["model"] | {"hiden": 3}}}
     with pytest.raises(ConfigError, match=r"experiments\.gru\.model: unknown key 'hiden'"):
-        Plan(merged(demo, EXPERIMENT, SITE, {"plugins": [plugin], "experiments": mistyped}), SCHEMA)
+        Plan(merged(demo, EXPERIMENT, SITE, {"plugins": [plugin], "experiments": mistyped}))
 
 
 def test_the_small_dataset_of_the_page_makes_a_folder_of_ones_own_complete(plugin):
     experiment = EXPERIMENT["experiments"]["gru"] | {"dataset": "islet"}
     own = {"experiments": {"gru": experiment}, "plugins": [plugin]}
-    plan = Plan(merged(EXPERIMENT, SMALL, own), SCHEMA)
+    plan = Plan(merged(EXPERIMENT, SMALL, own))
     assert plan.samples("gru") == {"patches": "results/data/islet/patches.h5"}
 
 

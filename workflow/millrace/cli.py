@@ -8,6 +8,7 @@ from millrace.provenance import code_version
 from millrace.systems.base import resolve
 
 COMMANDS = {
+    "config": ("millrace.config_command", "check, show and explain a configuration"),
     "check": ("millrace.checking.command", "hold models and samples of a plug-in to all contracts"),
     "predict": ("millrace.evaluation.predict", "apply a trained model to new raw files"),
     "runs": ("millrace.runs.command", "list, watch, verify, clean and back up runs"),
@@ -26,6 +27,7 @@ COMMANDS = {
 
 _EXAMPLES = """\
 examples:
+  millrace config check my_site.yaml
   millrace check my_system.py
   millrace predict --checkpoint epoch_12.ckpt --source new_data --output forecasts.h5
   millrace runs watch

@@ -1,41 +1,162 @@
-"""Checks of the configuration: one sentence names an unknown key, a wrong type or a value out of range."""
+"""Blocks of the configuration as pydantic models, which are the only place where a key is declared.
 
-import copy
-import dataclasses
+From a `Settings` class come the check of a block, the sentence that names a mistake, the JSON schema for
+editors, and the reference in docs/reference/config.md.
+"""
+
 import difflib
 import functools
-import math
-import operator
+import json
 import re
-import types
-import typing
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Self, TypeVar
 
-import jsonschema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from millrace.errors import ConfigError
 
 T = TypeVar("T")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
+_WORDS = {"true": True, "false": False, "null": None}
+_ABSURD = 10**9
+"""A bound from which on nobody needs to be told of it."""
+_SHOWN = 60
+"""Characters of a wrong value that a message shows."""
+_LARGEST = 200_000
+"""Values of a configuration; anchors of YAML can stand for more of them than any memory holds."""
 
 
-def _is_integer(_: Any, value: Any) -> bool:
-    # JSON schema accepts 8.0 as an integer; `range` does not.
-    return isinstance(value, int) and not isinstance(value, bool)
+def option(default: Any = ..., *, unit: str = "", **bounds: Any) -> Any:
+    """A key of `Settings` that is more than a type and a default.
+
+    ``unit`` is shown in messages and the reference; ``bounds`` are those of `pydantic.Field`: ``ge``,
+    ``gt``, ``le``, ``lt``, ``min_length``, ``pattern`` and so on. Without a default the key is
+    required.
+    """
+    if "default_factory" not in bounds:
+        bounds["default"] = default
+    return Field(json_schema_extra={"unit": unit} if unit else None, **bounds)
 
 
-def _is_finite(_: Any, value: Any) -> bool:
-    # YAML has .nan, which passes every bound, and .inf; JSON, and with it the run hash, has neither.
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _distinct(items: tuple[T, ...]) -> tuple[T, ...]:
+    twice = [one for number, one in enumerate(items) if one in items[:number]]
+    if twice:
+        raise ValueError(f"{twice[0]!r} stands there twice")
+    return items
 
 
-_VALIDATOR = jsonschema.validators.extend(
-    jsonschema.Draft202012Validator,
-    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
-        {"integer": _is_integer, "number": _is_finite}
-    ),
-)
+UNIQUE = (AfterValidator(_distinct), Field(json_schema_extra={"uniqueItems": True}))
+"""Of a tuple: its items differ."""
+Count = Annotated[int, Field(ge=1, le=_ABSURD)]
+"""A whole number of 1 or more."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What random numbers start from."""
+Text = Annotated[str, Field(min_length=1)]
+Names = Annotated[tuple[Text, ...], *UNIQUE]
+"""Texts that differ."""
+SomeNames = Annotated[tuple[Text, ...], Field(min_length=1), *UNIQUE]
+"""One text or more that differ."""
+LayoutName = Annotated[str, Field(pattern=r"^n[1-9][0-9]{0,5}_gpu[1-9][0-9]{0,5}$")]
+"""``n<nodes>_gpu<GPUs per node>``."""
+Layouts = Annotated[tuple[LayoutName, ...], Field(min_length=1), *UNIQUE]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*(_[A-Za-z0-9-]+)*$", max_length=100)]
+"""Letters, digits, ``-`` and single ``_``, a letter first: it becomes the name of a folder."""
+COLUMN = r"^[^/\x00-\x1f]+$"
+"""Pattern of a column of a table, which becomes the name of a folder."""
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """A block of the configuration: a key is a typed field, followed by one sentence in a docstring.
+
+    ``learning_rate: float = option(1e-3, gt=0)`` has a default and a bound, see `option`. Relations between
+    keys are checked in ``model_post_init``, whose ValueError names the key. Instances
+    are frozen; they are made with keywords, or by `parse` from what stands in YAML.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    @classmethod
+    def parse(cls, values: Any, where: str) -> Self:
+        """Check a block, as read from YAML or JSON; see `parse`."""
+        made: Self = parse(cls, values, where)
+        return made
+
+    def essentials(self) -> dict[str, Any]:
+        """Keys that differ from their defaults, as plain values.
+
+        Leaving the defaults out keeps the run hash of old runs when a later version adds a key.
+        """
+        values: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Settings):
+                value = value.essentials()
+                if not value:
+                    continue
+            elif not field.is_required() and value == field.get_default(call_default_factory=True):
+                continue
+            values[name] = list(value) if isinstance(value, tuple) else value
+        return values
+
+    def replaced(self, **changes: Any) -> Self:
+        """A checked copy with other values."""
+        return type(self)(**{**dict(self), **changes})
+
+
+def parse(kind: Any, values: Any, where: str) -> Any:
+    """Make `Settings`, or a dataclass of pydantic, of what was read from YAML or JSON.
+
+    Texts count as the numbers that they are, see `as_written`. Raises `ConfigError` with the first mistake:
+    ``where``, the key below it, what was expected and what was found.
+    """
+    values = as_written(kind, values)
+    try:
+        text = json.dumps(values, default=str)
+        return _adapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        raise ConfigError(_sentence(kind, error, values, where)) from None
+    except (TypeError, RecursionError) as error:  # of json: a key that is a date, say
+        raise ConfigError(_told(where, text=str(error))) from None
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+@functools.cache
+def schema_of(kind: Any) -> dict[str, Any]:
+    """JSON schema of a block, without references: what a key is, stands where the key stands."""
+    made = _adapter(kind).json_schema()
+    definitions = made.pop("$defs", {})
+
+    def whole(node: Any) -> Any:
+        if isinstance(node, list):
+            return [whole(one) for one in node]
+        if not isinstance(node, dict):
+            return node
+        node = dict(node)
+        if reference := node.pop("$ref", None):
+            kind = definitions[reference.removeprefix("#/$defs/")]
+            node = {**kind, "about": kind.get("description", ""), **node}
+        node.pop("title", None)
+        return {
+            key: {name: whole(one) for name, one in value.items()}
+            if key == "properties"
+            else whole(value)
+            for key, value in node.items()
+        }
+
+    return dict(whole(made))
 
 
 def nearest(name: object, known: Iterable[object]) -> str:
@@ -45,18 +166,12 @@ def nearest(name: object, known: Iterable[object]) -> str:
     return f"did you mean {match[0]!r}?" if match else f"known are {', '.join(known)}"
 
 
-def check_one_of(key: str, value: str, known: Iterable[str]) -> None:
-    """Raise `ConfigError` if the value of a key is none of the known ones."""
-    if value not in known:
-        raise ConfigError(f"{key} {value!r}: expected one of {', '.join(known)}")
-
-
 def as_number(value: Any, whole: bool = False) -> Any:
     """Return the number that a text is, such as ``5e-3``, which YAML 1.1 takes for text; else the value.
 
     Where a ``whole`` number is wanted, ``1e4`` is one, but 8.0 is not.
     """
-    if not isinstance(value, str) or not _NUMBER.fullmatch(value):
+    if not isinstance(value, str) or len(value) > _SHOWN or not _NUMBER.fullmatch(value):
         return value
     if value.lstrip("+-").isdecimal():
         return int(value)
@@ -64,130 +179,163 @@ def as_number(value: Any, whole: bool = False) -> Any:
     return int(number) if whole and "e" in value.lower() and number.is_integer() else number
 
 
-def validate(config: Any, schema: Mapping[str, Any], source: str = "config") -> Any:
-    """Check a configuration, as read from YAML, against a JSON schema.
+def as_written(kind: Any, values: Any) -> Any:
+    """Return a block with texts as numbers, truth values and nulls where its keys want those.
 
-    Returns a copy in which texts stand as numbers where the schema wants those, see `as_number`. Raises
-    `ConfigError` with the first violation: ``source``, key, what was found and what was expected.
+    ``5e-3`` is text for YAML, and so is all that stands in braces on the command line. What fits no key, or
+    is no mapping, stays as it is; ``values`` are not changed.
     """
-    validator, made = _VALIDATOR(schema), copy.deepcopy(config)
-    errors = list(validator.iter_errors(made))
-    for wrong in _with_parts(errors):
-        if wrong.validator == "type" and wrong.absolute_path:
-            *parents, last = wrong.absolute_path
-            block = functools.reduce(operator.getitem, parents, made)
-            wanted = wrong.validator_value  # a name or a list of names
-            if "number" in wanted or "integer" in wanted:
-                block[last] = as_number(block[last], whole="number" not in wanted)
-    error = jsonschema.exceptions.best_match(validator.iter_errors(made)) if errors else None
-    if error is None:
-        return made
-    where = ".".join(str(part) for part in error.absolute_path) or "the configuration"
-    if error.validator != "additionalProperties":
-        raise ConfigError(f"{source}: {where}: {error.message}")
-    known = error.schema.get("properties", {})
-    unknown = next(key for key in error.instance if key not in known)
-    raise ConfigError(f"{source}: unknown key {unknown!r} in {where}: {nearest(unknown, known)}")
+    return _as_written(schema_of(kind), values)
 
 
-def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Make a dataclass from values of the configuration, nested dataclasses and tuples included.
-
-    Texts are read as numbers where those are wanted, see `with_numbers`.
-
-    Parameters
-    ----------
-    cls : type
-        A dataclass.
-    values : mapping
-        Its fields, as read from YAML.
-    where : str
-        Key of ``values`` in the configuration, for error messages.
-
-    Raises
-    ------
-    ConfigError
-        A key is unknown or missing, or a value has the wrong type.
-    """
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    for key in values:
-        if key not in fields:
-            raise ConfigError(f"{where}: unknown key {key!r}: {nearest(key, fields)}")
-    for name, field in fields.items():
-        required = field.default is field.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise ConfigError(f"{where}: key {name!r} is missing")
-    values = with_numbers(cls, values)
-    return cls(**{key: _convert(hints[key], v, f"{where}.{key}") for key, v in values.items()})
-
-
-def with_numbers(hint: Any, value: Any) -> Any:
-    """Return a value of the configuration with texts as numbers where its type wants those.
-
-    The type may be a dataclass, whose values are a mapping. See `as_number`; all else stays as it is.
-    """
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return with_numbers(next(one for one in arguments if one is not types.NoneType), value)
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        hints = typing.get_type_hints(hint)
-        return {key: with_numbers(hints.get(key), one) for key, one in value.items()}
-    if origin is tuple and isinstance(value, list):
-        items = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        return [*map(with_numbers, items, value)] if len(items) == len(value) else value
-    return as_number(value, whole=hint is int) if hint in (int, float) else value
-
-
-def essentials(config: Any) -> dict[str, Any]:
-    """Fields of a configuration dataclass that differ from their defaults.
-
-    Leaving the defaults out keeps the run hash of old runs when a later version adds a field.
-    """
-    values = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            value = essentials(value)
-            if not value:
-                continue
-        elif value == field.default:
-            continue
-        values[field.name] = list(value) if isinstance(value, tuple) else value
-    return values
-
-
-def _with_parts(errors: Iterable[Any]) -> Iterator[Any]:
-    """Errors of a schema, and those of each of the alternatives of ``anyOf`` and ``oneOf``."""
-    for error in errors:
-        yield error
-        yield from _with_parts(error.context)
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        hint = next(arg for arg in typing.get_args(hint) if arg is not types.NoneType)
-        origin = typing.get_origin(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return from_mapping(typing.cast(type, hint), value, where)
-    if origin is tuple and isinstance(value, list | tuple):
-        item_hints = typing.get_args(hint)
-        if item_hints[-1] is Ellipsis:
-            item_hints = item_hints[:1] * len(value)
-        if len(value) != len(item_hints):
-            raise ConfigError(f"{where}: expected {len(item_hints)} values, got {value!r}")
-        items = enumerate(zip(item_hints, value, strict=True))
-        return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in items)
-    if hint is Any:
+def _as_written(node: Mapping[str, Any], value: Any) -> Any:
+    kinds = node.get("anyOf", [node])
+    if isinstance(value, Mapping):
+        return {key: _as_written(_inside(node, str(key)) or {}, one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_written(_inside(node, n) or {}, one) for n, one in enumerate(value)]
+    types = {kind.get("type") for kind in kinds}
+    if not isinstance(value, str) or "string" in types:
         return value
-    if hint is float and _is_finite(None, value):
-        return float(value)
-    expected = origin or hint
-    wrong = not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)
-    if wrong or hint is float:
-        name = "list" if expected is tuple else expected.__name__  # as YAML has it
-        raise ConfigError(f"{where}: expected {name}, got {value!r}")
-    return value
+    if (
+        types & {"number", "integer"}
+        and (number := as_number(value, "number" not in types)) != value
+    ):
+        return number
+    word = _WORDS.get(value, value)
+    fits = {bool: "boolean", type(None): "null"}.get(type(word)) in types
+    return word if fits else value
+
+
+def check_size(values: Any, where: str) -> None:
+    """Raise `ConfigError` if a configuration holds more than any needs, or itself; in bounded time."""
+    left = [values]
+    for _ in range(_LARGEST):
+        if not left:
+            return
+        value = left.pop()
+        if isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, list | tuple):
+            left += value
+    text = f"more than {_LARGEST:,} values; anchors (&a, *a) in each other multiply: write them out"
+    raise ConfigError(_told(where, text=text))
+
+
+def expected(node: Mapping[str, Any]) -> str:
+    """What a key takes, in words, from its JSON schema: ``a number above 0 (m)``."""
+    if "anyOf" in node:
+        unit = f" ({node['unit']})" if "unit" in node else ""
+        return " or ".join(expected(kind) for kind in node["anyOf"]) + unit
+    if "enum" in node or "const" in node:
+        return "one of " + ", ".join(str(one) for one in node.get("enum", [node.get("const")]))
+    words = _WORD.get(node.get("type", ""), "a value")
+    if node.get("type") == "array":
+        words = _list(node)
+    elif node.get("type") == "string":
+        words = _PATTERNS.get(node.get("pattern", ""), words)
+    low, above = node.get("minimum"), node.get("exclusiveMinimum")
+    high, below = node.get("maximum"), node.get("exclusiveMaximum")
+    high = None if high is not None and high >= _ABSURD else high
+    if low is not None and high is not None:
+        words += f" from {_plain(low)} to {_plain(high)}"
+    else:
+        words += f" of {_plain(low)} or more" if low is not None else ""
+        words += f" above {_plain(above)}" if above is not None else ""
+        words += f", at most {_plain(high)}" if high is not None else ""
+    words += f", below {_plain(below)}" if below is not None and below < _ABSURD else ""
+    return words + (f" ({node['unit']})" if "unit" in node else "")
+
+
+_WORD = {
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "string": "text",
+    "object": "a block of keys",
+    "null": "null",
+}
+_PATTERNS = {
+    "^n[1-9][0-9]{0,5}_gpu[1-9][0-9]{0,5}$": "a layout such as n1_gpu2",
+    COLUMN: "the name of a column, without / and control characters",
+    "^[A-Za-z][A-Za-z0-9-]*(_[A-Za-z0-9-]+)*$": "a name of letters, digits, - and single _, a letter first",
+}
+
+
+def _list(node: Mapping[str, Any]) -> str:
+    if "prefixItems" in node:
+        return f"a list of {len(node['prefixItems'])}, each {expected(node['prefixItems'][0])}"
+    least = node.get("minItems", 0)
+    of = f", each {expected(node['items'])}" if node.get("items") else ""
+    distinct = " different" if node.get("uniqueItems") else ""
+    return "a list of " + (f"{least} or more{distinct} values" if least else "values") + of
+
+
+def _plain(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]  # as YAML has it
+    if isinstance(value, int) and abs(value) > 10**15:
+        return f"a number of {len(str(value))} digits" if abs(value) < 10**4000 else "a huge number"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."
+
+
+def _told(where: str, *parts: Any, text: str) -> str:
+    """A sentence about a key: ``where``, then its path below that."""
+    path = "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in parts)
+    path = f"{where} {path[1:]}" if where.endswith(":") and path else where + path
+    return f"{path} {text}" if path.endswith(":") else f"{path}: {text}"
+
+
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def _sentence(kind: Any, error: ValidationError, values: Any, where: str) -> str:
+    """The mistake that helps most: a key that is not known says more than that another is missing."""
+    found = error.errors(include_url=False)
+    first = next((one for one in found if one["type"] in _UNKNOWN), found[0])
+    wrong, place = first["type"], list(first["loc"])
+    node: Mapping[str, Any] = schema_of(kind)
+    last = place.pop() if wrong in (*_UNKNOWN, "missing") else None
+    is_name = place[-1:] == ["[key]"]
+    value, parts = values, []
+    for part in place[:-2] if is_name else place:
+        if (inside := _inside(node, part)) is None:
+            continue  # the name of one of several types that the key may have
+        node, value = inside, value[part]
+        parts.append(part)
+    if wrong in _UNKNOWN:
+        text = f"unknown key {last!r}: {nearest(last, node.get('properties', {}))}"
+    elif wrong == "missing" and last in node.get("properties", {}):
+        text = f"key {last!r} is missing, {expected(node['properties'][last])}"
+    elif is_name:
+        pattern = next(iter(node.get("patternProperties", {})), "")
+        names = {"pattern": pattern} if pattern else node.get("propertyNames", {})
+        text = f"{_shown(place[-2])}: expected {expected({'type': 'string', **names})}"
+    elif wrong == "value_error":
+        text = str(first["ctx"]["error"])
+    else:
+        text = f"expected {expected(node)}, got {_shown(value)}"
+        choices = [str(one) for k in node.get("anyOf", [node]) for one in k.get("enum", [])]
+        if close := difflib.get_close_matches(str(value), choices, n=1):
+            text += f": did you mean {close[0]!r}?"
+    return _told(where, *parts, text=text)
+
+
+def _inside(node: Mapping[str, Any], part: Any) -> Mapping[str, Any] | None:
+    """Schema of a key or an item of a block or list; None: there is none."""
+    for kind in node.get("anyOf", [node]):
+        if isinstance(part, int):
+            items = [*kind.get("prefixItems", []), kind.get("items")]
+            found = items[min(part, len(items) - 1)]
+        else:
+            others = [kind.get("additionalProperties"), *kind.get("patternProperties", {}).values()]
+            others = [one for one in others if isinstance(one, dict)]
+            found = kind.get("properties", {}).get(part) or next(iter(others), None)
+        if found is not None:
+            return dict(found)
+    return None

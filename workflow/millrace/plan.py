@@ -3,61 +3,55 @@
 The rules of the workflow only attach wildcards to these methods.
 """
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-from millrace.config import from_mapping, validate, with_numbers
+from millrace.configuration import read_configuration
 from millrace.errors import ConfigError, DataError
 from millrace.layout import Layout
 from millrace.provenance import fingerprint
-from millrace.systems.base import SampleKind, dataset_names, known, resolve
-from millrace.systems.registry import formats, kinds, load_plugins, models, raw_format, systems
-from millrace.training.config import ExecutionConfig, TrainConfig
+from millrace.scaling.settings import AnalysisSettings, ScalingSettings
+from millrace.systems.base import SampleKind, dataset_names, known
+from millrace.systems.registry import (
+    kinds,
+    models,
+    raw_format,
+    systems,
+)
 from millrace.training.parallel.config import ParallelConfig
-from millrace.training.request import EXECUTION, decisive
+from millrace.training.request import decisive
 
-# Defaults of what a scaling study measures; the other keys of the section are settings of its analysis.
-_SCALING = {
-    "experiments": [],
-    "measure": ["n1_gpu1"],
-    "modes": ["strong", "weak"],
-    "repeats": 3,
-    "steps": 30,
-}
+# Keys of the block `scaling` that say what is measured; the others are settings of the analysis.
+_MEASURED = ScalingSettings.model_fields.keys() - AnalysisSettings.model_fields.keys()
 
 
 class Plan:
     """A checked configuration.
 
-    Of ``config``, described in config/README.md, ``schema`` is the JSON schema. ``root`` is the parent of
-    ``results/``: another folder if a module of Snakemake gives the workflow a prefix. Plug-in files that
-    are not in the working directory are in one of ``folders``. Raises `ConfigError` with the first mistake
-    and its key. ``config`` itself stays as it is.
+    The keys of ``config`` are in docs/reference/config.md. ``root`` is the parent of ``results/``: another
+    folder if a module of Snakemake gives the workflow a prefix. Plug-in files that are not in the working
+    directory are in one of ``folders``. Raises `ConfigError` with the first mistake and its key. ``config``
+    itself stays as it is.
     """
 
     def __init__(
         self,
         config: Mapping[str, Any],
-        schema: Mapping[str, Any],
         root: Path = Path(),
         folders: Iterable[Path] = (),
     ) -> None:
         self._root = root
-        self.plugins = load_plugins(_plugins(config), folders)
-        self.config: dict[str, Any] = validate(config, complete(schema))
+        self.config: dict[str, Any]
         """The configuration as jobs take it, with numbers for texts such as ``5e-3``."""
-        if self.plugins:
-            self.config["plugins"] = self.plugins
-        self._read_settings()
+        self.config, self.plugins = read_configuration(config, folders)
         config = self.config
         self.datasets: Mapping[str, Any] = config["datasets"]
         self.experiments: Mapping[str, Any] = config["experiments"]
         self.predictions: Mapping[str, Any] = config.get("predictions", {})
         self._run: Mapping[str, Sequence[Any]] = config["run"]
-        self.scaling: Mapping[str, Any] = _SCALING | config.get("scaling", {})
+        self.scaling = ScalingSettings.parse(config.get("scaling", {}), "config: scaling")
         for name in self._run["experiments"]:
             known(name, self.experiments, "run.experiments", "experiment")
         for name, block in self.datasets.items():
@@ -73,33 +67,13 @@ class Plan:
                 self._check_samples(name, dataset)
         for name in self.predictions:
             self._check_prediction(name)
-        for name in self.scaling["experiments"]:
+        for name in self.scaling.experiments:
             known(name, self.experiments, "scaling.experiments", "experiment")
         self._advice = [note for run in self._divided() if (note := self._check_parallel(*run))]
 
     def kind(self, experiment: str) -> SampleKind:
         """Return the kind of samples of an experiment, which its model determines."""
         return kinds()[models()[self.experiments[experiment]["model"]["name"]].kind]
-
-    def _read_settings(self) -> None:
-        """Check the sections of every experiment, with or without a run, and read texts as numbers."""
-        for name, block in self.config["experiments"].items():
-            model = models()[block["model"]["name"]]
-            for section, reference in (
-                ("data", kinds()[model.kind].settings),
-                ("model", model.settings),
-            ):
-                if reference is not None:
-                    settings = resolve(reference)
-                    block[section] = with_numbers(settings, block[section])
-                    values = {
-                        k: v for k, v in block[section].items() if (section, k) != ("model", "name")
-                    }
-                    _checked(name, settings, section, values)
-            train = block["train"]
-            _checked(name, TrainConfig, "train", decisive(train))
-            _checked(name, ExecutionConfig, "train", {k: train[k] for k in EXECUTION if k in train})
-            _checked(name, ParallelConfig, "parallel", block.get("parallel", {}))
 
     def _check_samples(self, name: str, dataset: str) -> None:
         experiment, block, kind = self.experiments[name], self.datasets[dataset], self.kind(name)
@@ -135,7 +109,7 @@ class Plan:
         """Experiments with a section ``parallel``, and the layouts on which they run or are measured."""
         wanted = [(experiment, layout) for experiment, layout, _ in self._runs()]
         wanted += [(block["experiment"], block["layout"]) for block in self.predictions.values()]
-        wanted += product(self.scaling["experiments"], self.scaling["measure"])
+        wanted += product(self.scaling.experiments, self.scaling.measure)
         return dict.fromkeys(
             (experiment, str(layout))
             for experiment, name in wanted
@@ -149,10 +123,9 @@ class Plan:
         keys, train = dict(block["model"]), block["train"]
         model, world_size = models()[keys.pop("name")], Layout.parse(layout).world_size
         steps = model.limits.steps(block["data"]) if model.limits else 1
-        settings = resolve(model.settings) if model.limits else None
-        config = from_mapping(settings, keys, "model") if settings else None
+        config = model.model_settings().parse(keys, "model")
         try:
-            parallel = from_mapping(ParallelConfig, block["parallel"], "parallel").for_model(
+            parallel = ParallelConfig.parse(block["parallel"], "parallel").for_model(
                 model.name, config, world_size, train["global_batch"], steps
             )
             parallel.check_options(
@@ -177,7 +150,7 @@ class Plan:
     def milestones(self, experiment: str) -> list[int]:
         """Return the epochs whose checkpoints are outputs, in order."""
         train = self.experiments[experiment]["train"]
-        every = train.get("milestone_every", train["epochs"])
+        every = train.get("milestone_every") or train["epochs"]
         return sorted({*range(every, train["epochs"], every), train["epochs"]})
 
     def checkpoint(self, experiment: str, layout: str, seed: int | str, epoch: int) -> str:
@@ -355,22 +328,23 @@ class Plan:
     def scaling_runs(self) -> list[str]:
         """Return the paths of the records of a scaling study."""
         study = self.scaling
-        keys = (self._studied(), study["measure"], study["modes"])
+        keys = (self._studied(), study.measure, study.modes)
         return [
             f"results/scaling/{experiment}/{layout}/{mode}/run_{repeat}.json"
-            for experiment, layout, mode, repeat in product(*keys, range(study["repeats"]))
+            for experiment, layout, mode, repeat in product(*keys, range(study.repeats))
         ]
 
     def scaling_settings(self) -> dict[str, Any]:
-        """Return the `millrace.scaling.settings.Settings` of the analysis, without defaults."""
-        settings = {key: value for key, value in self.scaling.items() if key not in _SCALING}
+        """Return the `millrace.scaling.settings.AnalysisSettings` of the analysis, without defaults."""
+        given = self.config.get("scaling", {})
+        settings = {key: value for key, value in given.items() if key not in _MEASURED}
         epochs = {name: self.experiments[name]["train"]["epochs"] for name in self._studied()}
         return settings | {"epochs": epochs | settings.get("epochs", {})}
 
     def _studied(self) -> list[str]:
         """Experiments of the scaling study; divided ones, which need a number of GPUs, must be named."""
         whole = (e for e in self._run["experiments"] if "parallel" not in self.experiments[e])
-        return self.scaling["experiments"] or list(whole)
+        return list(self.scaling.experiments or whole)
 
     def report(self) -> list[str]:
         """Return the paths of the outputs of the report stage."""
@@ -386,57 +360,10 @@ class Plan:
     def _layouts(self, experiment: str) -> Sequence[str]:
         block = self.experiments[experiment]
         race = block.get("race")
-        return [Layout.race(race)] if race else block.get("layouts", self._run["layouts"])
+        return [Layout.race(race)] if race else block.get("layouts") or self._run["layouts"]
 
     def _seeds(self, experiment: str) -> Sequence[int]:
-        return self.experiments[experiment].get("seeds", self._run["seeds"])
-
-
-def complete(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema of the configuration with the formats, their keys and the models of all systems."""
-    made: dict[str, Any] = copy.deepcopy(dict(schema))
-    dataset = made["$defs"]["dataset"]
-    common = dict.fromkeys(("source", "format", "demo"), True)
-    default = next(iter(formats()))
-    dataset["properties"]["format"] |= {"enum": list(formats()), "default": default}
-    dataset["allOf"] = [
-        {
-            "if": {
-                "properties": {"format": {"const": name}},
-                "required": [] if name == default else ["format"],
-            },
-            "then": {
-                "required": one.keys.get("required", []),
-                "additionalProperties": False,
-                "properties": {
-                    **common,
-                    **dict.fromkeys(one.keys.get("required", []), True),
-                    **one.keys.get("properties", {}),
-                },
-            },
-        }
-        for name, one in formats().items()
-    ]
-    name = made["$defs"]["experiment"]["properties"]["model"]["properties"]["name"]
-    name["enum"] = list(models())
-    return made
-
-
-def _checked(experiment: str, settings: type, section: str, values: Mapping[str, Any]) -> None:
-    """Check a section of an experiment as its job does; the error names the experiment besides."""
-    try:
-        from_mapping(settings, values, section)
-    except ConfigError as error:
-        # Dataclasses name their section; those of plug-ins need not.
-        told = str(error) if str(error).startswith(section) else f"{section}: {error}"
-        raise ConfigError(f"config: experiments.{experiment}.{told}") from None
-
-
-def _plugins(config: Mapping[str, Any]) -> list[str]:
-    named = config.get("plugins", [])
-    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise ConfigError(f"config: plugins: expected a list of files or modules, got {named!r}")
-    return named
+        return self.experiments[experiment].get("seeds") or self._run["seeds"]
 
 
 def _check_directory(source: str, key: str, other: str, made: Path, holds: str = "all/") -> None:

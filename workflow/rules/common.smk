@@ -1,12 +1,14 @@
 """Checked configuration, wildcard constraints, and the plan's answers as input functions."""
 
+import hashlib
+import re
+from contextlib import suppress
 from pathlib import Path
-
-import yaml
 
 from millrace.errors import ConfigError, DataError
 from millrace.layout import Layout
 from millrace.plan import Plan
+from millrace.yaml_files import check_yaml
 
 if not config:
     raise WorkflowError(
@@ -15,16 +17,17 @@ if not config:
     )
 
 try:
-    with open(workflow.source_path("../schemas/config.schema.yaml")) as schema:
-        plan = Plan(
-            config,
-            yaml.safe_load(schema),
-            # Where a module's `prefix` puts results/.
-            root=Path(workflow.modifier.modify_path("results/data")).parents[1],
-            folders=[
-                Path(p).parent for p in (workflow.main_snakefile, *workflow.configfiles)
-            ],
-        )
+    if workflow.is_main_process:  # not in every job again
+        for path in workflow.configfiles:
+            check_yaml(Path(path))
+    plan = Plan(
+        config,
+        # Where a module's `prefix` puts results/.
+        root=Path(workflow.modifier.modify_path("results/data")).parents[1],
+        folders=[
+            Path(p).parent for p in (workflow.main_snakefile, *workflow.configfiles)
+        ],
+    )
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -77,10 +80,29 @@ def configured(answer, *names):
 
     def path(wildcards):
         found = ask(wildcards)
-        made = "".join(found).startswith(("results/data/", "results/train/"))
-        return found if made else local(found)
+        if "".join(found).startswith(("results/data/", "results/train/")):
+            return found
+        given = [found] if isinstance(found, str) else found
+        plain = [without_braces(path) for path in given]
+        return local(plain[0] if isinstance(found, str) else plain)
 
     return path
+
+
+def without_braces(path):
+    """A path that Snakemake takes as it is: a link, if it would see wildcards in the user's.
+
+    The link is made where the workflow is planned, and is the same in every job.
+    """
+    if not re.search(r"\{\s*\w+\s*(,[^{}]*)?\}", path):
+        return path
+    safe = re.sub(r"[^\w.-]", "_", Path(path).name)
+    digest = hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:12]
+    link = Path(".snakemake/millrace/paths", digest, safe)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        link.symlink_to(Path(path).absolute())
+    return str(link)
 
 
 raw_source = configured(plan.source, "dataset")

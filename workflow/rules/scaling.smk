@@ -23,7 +23,7 @@ rule measure_throughput:
         **placed("measure_throughput"),
     params:
         definition=definition,
-        steps=plan.scaling["steps"],
+        steps=plan.scaling.steps,
     script:
         "../scripts/measure_throughput.py"
 

@@ -2,17 +2,16 @@
 
 from pathlib import Path
 
-from millrace.config import from_mapping
 from millrace.job_log import job
 from millrace.scaling import history
 from millrace.scaling.analysis import analyse
 from millrace.scaling.records import read
 from millrace.scaling.report import write_report
-from millrace.scaling.settings import Settings
+from millrace.scaling.settings import AnalysisSettings
 
 with job(snakemake):
     outputs = {name: Path(path) for name, path in snakemake.output.items()}
-    settings = from_mapping(Settings, snakemake.params.settings, "scaling")
+    settings = AnalysisSettings.parse(snakemake.params.settings, "scaling")
     analysis = analyse([read(Path(run)) for run in snakemake.input.runs], settings)
     folder = outputs["html"].parent / "history"
     analysis = history.compare(analysis, folder)

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from millrace.config import from_mapping
 from millrace.job_log import job
 from millrace.systems.traffic.figures import vocabulary_plates
 from millrace.systems.traffic.scenarios import TokenConfig, build_vocabulary
 
 with job(snakemake) as progress:
-    config = from_mapping(TokenConfig, snakemake.params.tokens, "tokens")
+    config = TokenConfig.parse(snakemake.params.tokens, "tokens")
     source, output = Path(snakemake.input.source), Path(snakemake.output.vocabulary)
     vocabulary = build_vocabulary(source, output, config, progress("recordings"))
     vocabulary_plates(vocabulary, Path(snakemake.output.plates))

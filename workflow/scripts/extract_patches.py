@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from millrace.config import from_mapping
 from millrace.job_log import job
 from millrace.systems.groundwater.figures.maps import patch_map
 from millrace.systems.groundwater.patch_file import read_nodes
 from millrace.systems.groundwater.patches import PatchConfig, extract_patches
 
 with job(snakemake) as progress:
-    config = from_mapping(PatchConfig, snakemake.params.patches, "patches")
+    config = PatchConfig.parse(snakemake.params.patches, "patches")
     patches = Path(snakemake.output.patches)
     extract_patches(Path(snakemake.input.series), patches, config, progress("time steps"))
     nodes = read_nodes(patches)

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from millrace.config import from_mapping
 from millrace.job_log import job
 from millrace.systems.groundwater.planes import PlaneConfig, extract_planes
 
 with job(snakemake) as progress:
-    config = from_mapping(PlaneConfig, snakemake.params.planes, "planes")
+    config = PlaneConfig.parse(snakemake.params.planes, "planes")
     series, planes = Path(snakemake.input.series), Path(snakemake.output.planes)
     extract_planes(series, planes, config, progress("time steps"))

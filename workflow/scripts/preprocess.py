@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from millrace.config import from_mapping
 from millrace.data.split import SplitConfig
 from millrace.job_log import job
 from millrace.systems.groundwater.series import preprocess
@@ -15,7 +14,7 @@ with job(snakemake) as progress:
         variables=list(columns),
         units={k: v for k, v in columns.items() if v} if isinstance(columns, dict) else None,
         forcings=snakemake.params.forcings,
-        split=from_mapping(SplitConfig, snakemake.params.split, "split"),
+        split=SplitConfig.parse(snakemake.params.split, "split"),
         clip_negative_concentration=snakemake.params.clip,
         workers=snakemake.threads,
         progress=progress("files"),

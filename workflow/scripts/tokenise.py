@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from millrace.config import from_mapping
 from millrace.job_log import job
 from millrace.systems.traffic.scenarios import TokenConfig, tokenise
 
@@ -11,6 +10,6 @@ with job(snakemake) as progress:
         Path(snakemake.input.source),
         Path(snakemake.input.vocabulary),
         Path(snakemake.output.scenarios),
-        from_mapping(TokenConfig, snakemake.params.tokens, "tokens"),
+        TokenConfig.parse(snakemake.params.tokens, "tokens"),
         progress("recordings"),
     )

@@ -8,8 +8,8 @@ Shape suffixes: S samples, Y and X cells along each axis of the square.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import xarray as xr
@@ -18,29 +18,24 @@ from scipy.fft import idctn
 from scipy.sparse import csc_array, diags_array
 from scipy.sparse.linalg import splu
 
-from millrace.errors import ConfigError
+from millrace.config import Seed, Settings, option
 
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class DarcyConfig:
+class DarcyConfig(Settings):
     """Settings of the generator; the block ``demo`` of a dataset."""
 
-    samples: int = 800
-    cells: int = 32
+    samples: int = option(800, ge=3)
+    """Independent fields."""
+    cells: int = option(32, ge=2)
     """Along each side of the square."""
-    rock: str = "lognormal"
-    """``lognormal``, or ``two`` rocks, whose permeabilities are 12 and 3."""
-    spread: float = 1.0
+    rock: Literal["lognormal", "two"] = "lognormal"
+    """``two``: rocks whose permeabilities are 12 and 3."""
+    spread: float = option(1.0, ge=0)
     """Standard deviation of the logarithm of a log-normal permeability."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.samples < 3 or self.cells < 2 or self.spread < 0:
-            raise ConfigError("demo: expected 3 samples, 2 cells, a spread of 0, or more of each")
-        if self.rock not in ("lognormal", "two"):
-            raise ConfigError(f"demo.rock = {self.rock!r}: expected lognormal or two")
+    seed: Seed = 0
+    """Other fields of the same kind."""
 
 
 def write_darcy(

@@ -28,7 +28,6 @@ DARCY = RawFormat(
     read_into="darcy.h5",
     simulate="millrace_darcy.generator:write_darcy",
     simulation="millrace_darcy.generator:DarcyConfig",
-    keys={"required": ["split"]},
 )
 SMALL = {
     "dataset": {

@@ -22,18 +22,16 @@ from millrace.data.split import SPLITS
 from millrace.systems import registry
 
 PLUGIN = '''
-from dataclasses import dataclass
-
 import torch
 
+from millrace.config import Settings
 from millrace.models.spec import ModelSpec
 from millrace.systems.base import Model, System
 from millrace.systems.downscaling.dataset import as_fields
 from millrace.systems.downscaling.diffusion import conditions, recentred
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Settings):
     hidden: int = 4
 
 
@@ -115,7 +113,7 @@ BROKEN = {
     "raises": (
         {"forward": "made = self.last(made)"},
         "builds",
-        "cellwise_raises.py:29: RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+        "cellwise_raises.py:27: RuntimeError: mat1 and mat2 shapes cannot be multiplied",
     ),
 }
 

@@ -307,7 +307,7 @@ BLOCKS = [
     ({"input_steps": 2}, {"split": {"gap": 2}}, True, None),
     ({"input_steps": 2}, {"split": {"gap": 1}}, True, "window of 3 steps is longer than the gap of 1"),
     ({"input_step": 2}, {"split": {}}, True, r"experiments\.e\.data: unknown key 'input_step'"),
-    ({"output_steps": 0}, {"split": {}}, True, "expected 0 or more, 1 or more"),
+    ({"output_steps": 0}, {"split": {}}, True, "data.output_steps: expected a whole number"),
 ]  # fmt: skip
 
 

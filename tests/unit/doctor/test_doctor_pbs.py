@@ -1,7 +1,6 @@
 """PBS judged by the JSON of OpenPBS 23.06, and each check failing once."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -58,9 +57,9 @@ def test_commands_and_server(pbs, pbs_cluster):
 
 def test_account(pbs_cluster):
     assert check_account(pbs_cluster).result is Result.NOT_APPLICABLE
-    asking = replace(pbs_cluster, account_required=True)
+    asking = pbs_cluster.replaced(account_required=True)
     failed(check_account(asking), "none is named", "MILLRACE_ACCOUNT")
-    assert check_account(replace(asking, account="x")).result is Result.SKIPPED
+    assert check_account(asking.replaced(account="x")).result is Result.SKIPPED
 
 
 def test_queues(pbs, pbs_cluster):

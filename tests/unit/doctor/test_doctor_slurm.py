@@ -1,7 +1,6 @@
 """SLURM judged by what its commands really print (22.05), and each check failing once."""
 
 import getpass
-from dataclasses import replace
 
 import pytest
 
@@ -109,7 +108,7 @@ def test_nodes_with_less_than_the_facts_say(slurm, make_cluster):
     def judge(listed, **changes):
         slurm.says("sinfo", listed)
         facts = make_cluster()
-        return check_nodes(facts, replace(facts.node_types[0], **changes), read_nodes())
+        return check_nodes(facts, facts.node_types[0].replaced(**changes), read_nodes())
 
     good = judge(NODES)
     assert (good.result, good.detail.split(",")[-1]) == (Result.OK, " 2 of them usable now")

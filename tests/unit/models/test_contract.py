@@ -197,7 +197,7 @@ def test_a_broken_model_fails_the_contract_it_breaks(make_case, monkeypatch, kin
 
 SPOILT = [
     ({"name": "other"}, "builds", "ModelSpec.name is 'other', it is registered as 'gino'"),
-    ({"config": int}, "builds", "ModelSpec.config is not a dataclass"),
+    ({"config": int}, "builds", "ModelSpec.config is not a class of"),
     ({"loss": lambda *given: gino.SPEC.loss(*given).mean()}, "gives_a_loss_per_sample", "one loss"),
     (
         {"loss": lambda *given: 1 + 0 * gino.SPEC.loss(*given)},

@@ -9,7 +9,7 @@ from millrace.errors import ConfigError
 from millrace.models.losses import field_loss
 from millrace.models.settings import LossConfig
 
-MSE, RELATIVE = LossConfig("mse"), LossConfig("relative_l2", eps=0.5)
+MSE, RELATIVE = LossConfig(kind="mse"), LossConfig(kind="relative_l2", eps=0.5)
 K, B, T, V = 7, 3, 4, 2
 SAME = torch.ones(K, V)  # weights, which count with a variance_weight alone
 
@@ -84,9 +84,9 @@ def test_a_sample_does_not_see_the_others(fields, config) -> None:
 
 def test_an_unknown_loss_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"train\.loss\.kind 'l1': expected one of relative_l2, mse"
+        ConfigError, match=r"train\.loss\.kind: expected one of relative_l2, mse, mae, got 'l1'"
     ):
-        LossConfig("l1")
+        LossConfig.parse({"kind": "l1"}, "train.loss")
 
 
 @pytest.mark.parametrize("kind", ["mse", "relative_l2"])
@@ -94,7 +94,7 @@ def test_variance_term_is_added_sample_by_sample(fields, kind) -> None:
     prediction, target = fields
     weight = torch.rand(K, V, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     weight[:, 0] = 0
-    plain, weighted = LossConfig(kind), LossConfig(kind, variance_weight=0.7)
+    plain, weighted = LossConfig(kind=kind), LossConfig(kind=kind, variance_weight=0.7)
     difference = field_loss(prediction, target, torch.ones(V), weighted, weight) - field_loss(
         prediction, target, torch.ones(V), plain, weight
     )

@@ -47,7 +47,7 @@ def test_throughput_turns_the_interval_round() -> None:
         (Goal(budget=9), None, "to cost 9 EUR or less, and n1_gpu1 comes closest with 10 EUR"),
         (Goal(min_efficiency=0.95), "n1_gpu1", "to reach 95% efficiency"),
         (Goal(min_efficiency=0.85), "n1_gpu2", "first to finish of 2 layouts to reach 85%"),
-        (Goal(min_efficiency=2), None, "and n1_gpu1 comes closest with 100%"),
+        (Goal.model_construct(min_efficiency=2), None, "and n1_gpu1 comes closest with 100%"),
         (Goal(budget_device_hours=10), "n1_gpu1", "10 device-hours or less"),
         (Goal(budget_device_hours=9), None, "n1_gpu1 comes closest with 10 device-hours"),
         (

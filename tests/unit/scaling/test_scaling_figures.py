@@ -9,7 +9,7 @@ from synthetic import CPU, series
 from millrace.figures import style
 from millrace.scaling import figures as scaling
 from millrace.scaling.analysis import analyse
-from millrace.scaling.settings import Settings
+from millrace.scaling.settings import AnalysisSettings
 
 SIX = ("n1_gpu1", "n1_gpu2", "n2_gpu1", "n2_gpu2", "n1_gpu4", "n4_gpu1")
 
@@ -29,7 +29,7 @@ def drawn(monkeypatch):
 @pytest.fixture(scope="module")
 def gpu():
     (study,) = analyse(
-        series((*SIX, "n1_gpu8")), Settings(layouts=("n1_gpu16",), draws=300)
+        series((*SIX, "n1_gpu8")), AnalysisSettings(layouts=("n1_gpu16",), draws=300)
     ).studies
     return study
 
@@ -38,7 +38,7 @@ def gpu():
 def cpu():
     links = {"inter": {"latency_s": 2e-5, "bytes_per_s": 1e10}}
     (study,) = analyse(
-        series(SIX[:2], device=CPU), Settings(layouts=SIX, links=links, draws=300)
+        series(SIX[:2], device=CPU), AnalysisSettings(layouts=SIX, links=links, draws=300)
     ).studies
     return study
 

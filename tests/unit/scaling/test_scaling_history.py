@@ -9,7 +9,7 @@ from synthetic import CPU, series
 from millrace.errors import DataError
 from millrace.scaling.analysis import analyse
 from millrace.scaling.history import compare, hardware, remember
-from millrace.scaling.settings import Settings
+from millrace.scaling.settings import AnalysisSettings
 
 LAYOUTS = ("n1_gpu1", "n1_gpu2")
 
@@ -17,7 +17,9 @@ LAYOUTS = ("n1_gpu1", "n1_gpu2")
 def analysed(commit, dirty=False, **options):
     runs = series(LAYOUTS, **options)
     provenance = {"git_revision": commit, "git_dirty": dirty}
-    return analyse([replace(run, provenance=provenance) for run in runs], Settings(draws=300))
+    return analyse(
+        [replace(run, provenance=provenance) for run in runs], AnalysisSettings(draws=300)
+    )
 
 
 @pytest.mark.parametrize(

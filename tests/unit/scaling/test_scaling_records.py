@@ -55,7 +55,7 @@ def altered(tmp_path, change):
         (lambda v: v["times"]["total"][0].__setitem__(3, float("nan")), "times.total"),
         (
             lambda v: v["times"]["total"][0].__setitem__(3, "one"),
-            r"times.total\[0\]\[3\]: expected float",
+            r"times.total\[0\]\[3\]: expected a number",
         ),
         (lambda v: v.update(losses=[1.0]), "losses: expected 40 values or none, got 1"),
         (lambda v: v["bandwidth"][0].update(ranks=1), "between 2 or more ranks"),

@@ -17,10 +17,10 @@ from millrace.scaling.analysis import analyse
 from millrace.scaling.export import extrap_text, readme_table
 from millrace.scaling.quantity import format_number, format_scaled, format_seconds
 from millrace.scaling.report import write_report
-from millrace.scaling.settings import Settings
+from millrace.scaling.settings import AnalysisSettings
 
 SIX = ("n1_gpu1", "n1_gpu2", "n2_gpu1", "n2_gpu2", "n1_gpu4", "n4_gpu1")
-SETTINGS = Settings(
+SETTINGS = AnalysisSettings(
     layouts=SIX,
     links={"inter": {"latency_s": 2e-5, "bytes_per_s": 1e10}},
     epochs={"model_a": 50, "model_bb": 50},
@@ -233,7 +233,7 @@ def test_changes_are_on_the_page(made) -> None:
 )
 def test_the_page_diagnoses_a_run(tmp_path, options, kind, told) -> None:
     runs = series(["n1_gpu1"], **{k: v for k, v in options.items() if k == "data_s"})
-    analysis = analyse(runs + series(["n1_gpu4"], **options), Settings(draws=300))
+    analysis = analyse(runs + series(["n1_gpu4"], **options), AnalysisSettings(draws=300))
     files = [tmp_path / name for name in ("r.html", "r.csv", "r.json", "r.txt", "figures", "r.md")]
     write_report(analysis, *files)
     page = Page(files[0].read_text())

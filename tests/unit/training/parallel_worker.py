@@ -15,7 +15,6 @@ from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from millrace.config import from_mapping
 from millrace.training.config import ExecutionConfig
 from millrace.training.parallel.checkpoints import save
 from millrace.training.parallel.config import ParallelConfig
@@ -26,8 +25,8 @@ from millrace.training.store import load_state
 
 
 def build(job, ranks):
-    parallel = from_mapping(ParallelConfig, job.get("parallel", {}), "parallel")
-    execution = from_mapping(ExecutionConfig, job.get("execution", {}), "train")
+    parallel = ParallelConfig.parse(job.get("parallel", {}), "parallel")
+    execution = ExecutionConfig.parse(job.get("execution", {}), "train")
     return build_trainer(job["definition"], job["files"], 0, ranks, execution, parallel)[0]
 
 

@@ -76,4 +76,4 @@ def test_resume_is_bitwise(make_trainer, run, resume, stop_after):
 @pytest.mark.parametrize("decay", [0.0, 1.0, 1.5])
 def test_a_decay_lies_between_0_and_1(decay):
     with pytest.raises(ConfigError, match=r"train\.ema"):
-        TrainConfig(8, ema=decay)
+        TrainConfig.parse({"global_batch": 8, "ema": decay}, "train")

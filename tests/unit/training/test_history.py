@@ -52,7 +52,7 @@ def test_patience(losses, exhausted):
 @pytest.mark.parametrize("values", [{"patience": 0}, {"patience": 2, "min_delta": -1.0}])
 def test_nonsense_is_refused(values):
     with pytest.raises(ConfigError, match=r"train\.early_stopping"):
-        EarlyStoppingConfig(**values)
+        EarlyStoppingConfig.parse(values, "train.early_stopping")
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from tiers import nightly_for
 from torch.utils._pytree import tree_map_only
 
 from millrace.checking.ranks import on_ranks
-from millrace.config import from_mapping
 from millrace.data.samples import open_dataset
 from millrace.systems.registry import get_model
 from millrace.training.config import TrainConfig
@@ -381,12 +380,12 @@ def predicted(job, mode, micro_batch=None, recompute=False):
     dataset = open_dataset("weather", job["files"], job["definition"]["data"], torch.device("cpu"))
     spec, train = (
         get_model("aurora"),
-        from_mapping(TrainConfig, job["definition"]["train"], "train"),
+        TrainConfig.parse(job["definition"]["train"], "train"),
     )
     model = {k: v for k, v in job["definition"]["model"].items() if k != "name"}
-    config = from_mapping(spec.config, model, "model")
+    config = spec.config.parse(model, "model")
     ranks, block, _ = ({"alone": ALONE} | MODES)[mode]
-    parallel = from_mapping(ParallelConfig, block, "parallel").for_model(
+    parallel = ParallelConfig.parse(block, "parallel").for_model(
         "aurora", config, ranks, train.global_batch
     )
 

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.distributed.pipelining.schedules import ScheduleInterleaved1F1B, ScheduleLoopedBFS
 
-from millrace.config import from_mapping
 from millrace.errors import ConfigError
 from millrace.systems.weather.aurora.config import AuroraConfig
 from millrace.systems.weather.dataset import WeatherBatch
@@ -21,7 +20,7 @@ LARGE = AuroraConfig()
 
 
 def resolved(world_size=8, global_batch=64, model="aurora", config=LARGE, steps=1, **keys):
-    parallel = from_mapping(ParallelConfig, keys, "parallel")
+    parallel = ParallelConfig.parse(keys, "parallel")
     return parallel.for_model(model, config, world_size, global_batch, steps)
 
 
@@ -47,8 +46,8 @@ def test_remaining_processes_are_replicas():
             "needs a multiple of the 2 processes",
         ),
         ({"pipeline": 2, "micro_batches": 5, "steps": 2}, "output_steps 2.*a multiple of the 2"),
-        ({"schedule": "zbv"}, "schedule 'zbv': expected one of gpipe, 1f1b, interleaved"),
-        ({"dp_shard": 0}, "dp_shard: expected 1 or more, got 0"),
+        ({"schedule": "zbv"}, "schedule: expected one of gpipe, 1f1b, interleaved, got 'zbv'"),
+        ({"dp_shard": 0}, "dp_shard: expected a whole number of 1 or more"),
         ({"shards": 2}, "unknown key 'shards'"),
     ],
 )
@@ -88,7 +87,7 @@ def test_other_models_can_only_be_replicated():
 
 def test_low_rank_updates_are_not_cut():
     with pytest.raises(ConfigError, match="low-rank updates are not cut"):
-        resolved(config=dataclasses.replace(LARGE, lora_rank=8), tensor=2)
+        resolved(config=LARGE.replaced(lora_rank=8), tensor=2)
 
 
 @pytest.mark.parametrize(

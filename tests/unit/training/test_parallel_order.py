@@ -2,11 +2,11 @@
 
 import pytest
 
-from millrace.training.parallel.config import SCHEDULES, ParallelConfig
+from millrace.training.parallel.config import ParallelConfig
 from millrace.training.parallel.order import bubbles, order
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved"])
 @pytest.mark.parametrize(("ranks", "parts"), [(2, 2), (2, 8), (4, 4), (4, 12)])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_bubbles_of_equal_stages_follow_the_formula(ranks, parts, schedule, steps):
@@ -35,7 +35,7 @@ def test_without_a_pipeline_there_is_no_bubble():
     assert bubbles(ParallelConfig(), [1.0]) == [0.0]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_everything_is_done_once_and_forward_first(rank, schedule):
     config = ParallelConfig(pipeline=2, micro_batches=4, schedule=schedule)

@@ -40,7 +40,7 @@ def test_a_window_may_begin_with_the_session_and_end_with_it(tmp_path):
     assert traced(tmp_path) == ["step 3", "step 4"]
 
 
-@pytest.mark.parametrize(("config", "first"), [(None, 0), (ProfileConfig(3, 2), 4)])
+@pytest.mark.parametrize(("config", "first"), [(None, 0), (ProfileConfig(start=3, steps=2), 4)])
 def test_nothing_is_traced_without_a_window_or_after_it(tmp_path, config, first):
     profiler = StepProfiler(config, tmp_path, first)
     work(profiler, first, 9)
@@ -51,4 +51,4 @@ def test_nothing_is_traced_without_a_window_or_after_it(tmp_path, config, first)
 @pytest.mark.parametrize("window", [(-1, 2), (0, 0)])
 def test_nonsense_is_refused(window):
     with pytest.raises(ConfigError, match=r"train\.profile"):
-        ProfileConfig(*window)
+        ProfileConfig.parse(dict(zip(("start", "steps"), window, strict=True)), "train.profile")

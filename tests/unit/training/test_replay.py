@@ -7,7 +7,6 @@ import pytest
 import torch
 from tensors import assert_same
 
-from millrace.config import from_mapping
 from millrace.errors import ConfigError
 from millrace.training.config import ReplayConfig, TrainConfig
 from millrace.training.replay import Draw, Replay
@@ -89,7 +88,7 @@ def test_forecasts_that_are_not_finite_are_not_kept():
     dataset = SimpleNamespace(
         config=SimpleNamespace(output_steps=1), contains=lambda _, start: start >= 0
     )
-    replay, zero = Replay(ReplayConfig(LONGEST), dataset, 0), np.zeros(3, dtype=np.int64)
+    replay, zero = Replay(ReplayConfig(longest=LONGEST), dataset, 0), np.zeros(3, dtype=np.int64)
     draw = Draw([(place, 0) for place in range(3)], zero, zero, zero == 0)
     past = torch.zeros(3, 2, 1, 4, 4)
     replay.keep(draw, past)
@@ -164,14 +163,14 @@ def test_a_buffer_is_redistributed_to_other_ranks(make_trainer, run):
 @pytest.mark.parametrize(
     ("replay", "message"),
     [
-        ({"longest": 1}, "a longest lead of 2 or more"),
-        ({"longest": 4, "depth": 0}, "a depth of 1 or more"),
-        ({"longest": 4, "fresh": 1.0}, "between 0 and 1, got 1.0"),
+        ({"longest": 1}, "train.replay.longest: expected a whole number from 2"),
+        ({"longest": 4, "depth": 0}, "train.replay.depth: expected a whole number of 1"),
+        ({"longest": 4, "fresh": 1.0}, "train.replay.fresh: expected a number above 0, below 1"),
     ],
 )
 def test_refuses_what_makes_no_sense(replay, message):
     with pytest.raises(ConfigError, match=message):
-        from_mapping(TrainConfig, {"global_batch": 2, "replay": replay}, "train")
+        TrainConfig.parse({"global_batch": 2, "replay": replay}, "train")
 
 
 def test_refuses_samples_that_do_not_follow_on_each_other(experiments, alone):

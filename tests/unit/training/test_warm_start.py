@@ -99,7 +99,7 @@ def test_frozen_runs_resume_bitwise(make_trainer, run, resume, checkpoint):
 
 @pytest.mark.parametrize(
     ("freeze", "message"),
-    [(["net.gn0"], "no parameter begins with 'net.gn0'"), ([""], "leaves no")],
+    [(["net.gn0"], "no parameter begins with 'net.gn0'"), ([""], "expected text|leaves no")],
 )
 def test_freezing_nothing_or_all_is_refused(make_trainer, checkpoint, freeze, message):
     with pytest.raises(ConfigError, match=message):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from millrace.checking.ranks import on_ranks
+from millrace.config import Settings
 from millrace.data.samples import Files, dataset_class, datasets_of, open_dataset
 from millrace.data.split import SPLITS
 from millrace.errors import listed
@@ -119,7 +120,8 @@ def builds(case: Case) -> None:
     spec = get_model(name)
     _require(isinstance(spec, ModelSpec), f"expected a ModelSpec, got {spec!r}")
     _require(spec.name == name, f"ModelSpec.name is {spec.name!r}, it is registered as {name!r}")
-    _require(dataclasses.is_dataclass(spec.config), "ModelSpec.config is not a dataclass")
+    is_settings = isinstance(spec.config, type) and issubclass(spec.config, Settings)
+    _require(is_settings, "ModelSpec.config is not a class of millrace.config.Settings")
     made = (build_trainer(case.definition, case.files, 0, ALONE) for _ in range(2))
     (one, defined), (other, again) = made
     _require(one.parameters > 0, "the model has no parameters")

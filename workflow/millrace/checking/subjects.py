@@ -26,7 +26,6 @@ from millrace.systems.base import Block, dataset_names
 Contract = Callable[[Case], None]
 
 _LIBRARY = Path(millrace.__file__).parent
-_SCHEMA = _LIBRARY.parent / "schemas/config.schema.yaml"
 _TRAIN = {"epochs": 1, "global_batch": 4, "learning_rate": 3e-3}
 
 
@@ -102,7 +101,7 @@ def find_subjects(
     experiments = blocks["experiments"]
     blocks["run"] = {"experiments": list(experiments), "layouts": ["n1_gpu1"], "seeds": [0]}
     blocks["plugins"] = [*blocks.get("plugins", []), *plugins]
-    plan = Plan(blocks, yaml.safe_load(_SCHEMA.read_text()))
+    plan = Plan(blocks)
     contracts: dict[str, list[Contract]] = {}
     for name, experiment in experiments.items():
         if experiment["model"]["name"] in models:

@@ -2,15 +2,15 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import Field
 
 from millrace.cluster.placement import MB_PER_GB, Needs, NodeType, Placement
-from millrace.config import from_mapping, nearest, validate
+from millrace.config import Settings, Text, nearest, option
 from millrace.errors import ConfigError
 from millrace.layout import Layout
 
@@ -19,54 +19,41 @@ LAYOUTS = ("n1_gpu1", "n1_gpu2", "n2_gpu1", "n2_gpu2", "n1_gpu4", "n4_gpu1")
 """Layouts that documents and tests list."""
 
 PROFILES = Path(__file__).parents[3] / "profiles"
-_SCHEMA = Path(__file__).parents[2] / "schemas/cluster.schema.yaml"
 # Entries of `jobs` that apply to rules without and with GPUs.
 _CLASSES = ("cpu", "gpu")
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """Facts of a cluster; the keys of the file are described in profiles/README.md.
-
-    Parameters
-    ----------
-    directory : Path
-        The profile's folder.
-    name, scheduler : str
-    node_types : tuple of NodeType
-        In order of preference.
-    jobs : mapping
-        Needs of jobs, keys of `Needs`, by the name of their rule or class.
-    account, qos : str
-        Empty: none. The variables ``MILLRACE_ACCOUNT`` and ``MILLRACE_QOS`` take precedence over the file.
-    account_required, gpu_required : bool
-        Whether every job must name an account, and must request a GPU.
-    qos_hours : mapping
-        Longest job by quality of service.
-    max_nodes : int
-        Largest number of nodes of a job; 0: no limit.
-    usable_memory : float
-        Share of a node's memory that jobs may request; the system keeps the rest.
-    environment : mapping
-        Variables of the training processes.
-    modules : tuple of str
-        Environment modules that are loaded before training.
-    """
+class Cluster(Settings):
+    """Facts of a cluster: the keys of its ``cluster.yaml``, and the folder of that file."""
 
     directory: Path
-    name: str
-    scheduler: str
-    node_types: tuple[NodeType, ...]
-    jobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The profile's folder."""
+    name: Text
+    """Of the cluster, for messages."""
+    scheduler: Literal["slurm", "pbs"]
+    """What jobs are given to."""
+    node_types: Annotated[tuple[NodeType, ...], Field(min_length=1)]
+    """In order of preference."""
+    jobs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Needs of jobs, keys of `Needs`, by the name of their rule or class."""
     account: str = ""
+    """Empty: none. The variable ``MILLRACE_ACCOUNT`` takes precedence."""
     account_required: bool = False
+    """Whether every job must name an account."""
     gpu_required: bool = False
+    """Whether every job must request a GPU."""
     qos: str = ""
-    qos_hours: Mapping[str, float] = field(default_factory=dict)
-    max_nodes: int = 0
-    usable_memory: float = 0.95
-    environment: Mapping[str, str] = field(default_factory=dict)
+    """Quality of service; empty: none. The variable ``MILLRACE_QOS`` takes precedence."""
+    qos_hours: dict[str, Annotated[float, Field(gt=0)]] = option(default_factory=dict, unit="h")
+    """Longest job by quality of service."""
+    max_nodes: int = option(0, ge=0)
+    """Largest number of nodes of a job; 0: no limit."""
+    usable_memory: float = option(0.95, gt=0, le=1)
+    """Share of a node's memory that jobs may request; the system keeps the rest."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Variables of the training processes."""
     modules: tuple[str, ...] = ()
+    """Environment modules that are loaded before training."""
 
     @classmethod
     def read(cls, name: str | Path, *folders: Path) -> "Cluster":
@@ -97,11 +84,14 @@ class Cluster:
             raise ConfigError(f"no cluster in {file}; {nearest(directory.name, known)}") from None
         except yaml.YAMLError as error:
             raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
-        values = validate(values, yaml.safe_load(_SCHEMA.read_text()), str(file))
-        values["environment"] = {k: str(v) for k, v in values.get("environment", {}).items()}
+        if not isinstance(values, dict):
+            raise ConfigError(f"{file}: expected keys and values, got {type(values).__name__}")
+        if isinstance(variables := values.get("environment"), dict):
+            texts = {key: str(v) for key, v in variables.items() if isinstance(v, int | float)}
+            values["environment"] = variables | texts
         for key in ("account", "qos"):
             values[key] = os.environ.get(f"MILLRACE_{key.upper()}") or str(values.get(key) or "")
-        cluster = from_mapping(cls, {"directory": directory.resolve(), **values}, str(file))
+        cluster = cls.parse({"directory": str(directory.resolve()), **values}, f"{file}:")
         cluster._check()
         return cluster
 
@@ -156,7 +146,7 @@ class Cluster:
         own = self.jobs.get(rule, {})
         kind = "gpu" if layout or own.get("gpus") else "cpu"
         values = {**self.jobs.get(kind, {}), **own}
-        return from_mapping(Needs, values, f"{self.file}: jobs.{rule}")
+        return Needs.parse(values, f"{self.file}: jobs.{rule}")
 
     def check_rules(self, rules: Iterable[str]) -> None:
         """Raise `ConfigError` if ``jobs`` names a rule that is not among these."""
@@ -226,7 +216,7 @@ class Cluster:
         return next(fitting, None)
 
     def _check(self) -> None:
-        """Check what the schema cannot say."""
+        """Check what concerns several keys."""
         names = [one.name for one in self.node_types]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"{self.file}: node_types: two are named {twice[0]!r}; rename one")
@@ -240,6 +230,7 @@ class Cluster:
                 f"{self.file}: environment.NCCL_IB_DISABLE: turns the fast network off; remove it"
             )
         for rule, values in self.jobs.items():
+            Needs.parse(values, f"{self.file}: jobs.{rule}")
             if unknown := [n for n in values.get("node_types", ()) if n not in names]:
                 raise ConfigError(
                     f"{self.file}: jobs.{rule}.node_types: no node type {unknown[0]!r}; "

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from millrace.config import Count, Settings, Text, option
+
 MB_PER_GB = 1024  # for SLURM and PBS
 
 RESOURCES = (
@@ -13,55 +15,37 @@ RESOURCES = (
 """Names of all resources that a placement may have."""
 
 
-@dataclass(frozen=True)
-class NodeType:
-    """Nodes of one kind.
+class NodeType(Settings):
+    """Nodes of one kind; an entry of ``node_types``."""
 
-    Parameters
-    ----------
-    name : str
-    cores : int
-        CPU cores of a node.
-    memory_gb : int
-        Memory of a node.
-    count : int
-        Number of such nodes; 0: not stated.
-    gpus : int
-        GPUs of a node.
-    gpu_model : str
-        Name of the GPU at this site, which requests to PBS contain.
-    gpu_memory_gb : int
-        Memory of a GPU.
-    partition : str
-        Partition of SLURM or queue of PBS; empty: the site's default.
-    constraint : str
-        Feature that distinguishes these nodes from others of the partition (SLURM).
-    qos : str
-        Quality of service that this partition requires; empty: that of the cluster.
-    max_hours : float
-        Longest job; 0: no limit of its own.
-    max_cores_per_gpu : int
-        Largest number of cores for each GPU of a job; 0: the node's cores divided by its GPUs.
-    exclusive : bool
-        A job that takes all GPUs of such a node, or any job if it has none, does not share the node.
-    enabled : bool
-        False: the nodes are open to some groups only, and no job is placed there.
-    """
-
-    name: str
-    cores: int
-    memory_gb: int
-    count: int = 0
-    gpus: int = 0
+    name: Text
+    """Of your choice."""
+    cores: Count
+    """CPU cores of a node."""
+    memory_gb: Count = option(unit="GB")
+    """Memory of a node."""
+    count: int = option(0, ge=0)
+    """Number of such nodes; 0: not stated."""
+    gpus: int = option(0, ge=0)
+    """GPUs of a node."""
     gpu_model: str = ""
-    gpu_memory_gb: int = 0
+    """Name of the GPU at this site, which requests to PBS contain."""
+    gpu_memory_gb: int = option(0, ge=0, unit="GB")
+    """Memory of a GPU."""
     partition: str = ""
+    """Partition of SLURM or queue of PBS; empty: the site's default."""
     constraint: str = ""
+    """Feature that distinguishes these nodes from others of the partition (SLURM)."""
     qos: str = ""
-    max_hours: float = 0
-    max_cores_per_gpu: int = 0
+    """Quality of service that this partition requires; empty: that of the cluster."""
+    max_hours: float = option(0.0, ge=0, unit="h")
+    """Longest job; 0: no limit of its own."""
+    max_cores_per_gpu: int = option(0, ge=0)
+    """Largest number of cores for each GPU of a job; 0: the node's cores divided by its GPUs."""
     exclusive: bool = False
+    """A job that takes all GPUs of such a node, or any job if it has none, does not share the node."""
     enabled: bool = True
+    """false: the nodes are open to some groups only, and no job is placed there."""
 
     @property
     def cores_per_gpu(self) -> int:
@@ -74,32 +58,21 @@ class NodeType:
         return f"{self.name} ({f'{self.count} x ' if self.count else ''}{gpus})"
 
 
-@dataclass(frozen=True)
-class Needs:
-    """Needs of the jobs of a rule.
+class Needs(Settings):
+    """Needs of the jobs of a rule, or of all without (``cpu``) and with GPUs (``gpu``)."""
 
-    Parameters
-    ----------
-    cores : int
-        CPU cores for each GPU, or in total if the job has no GPU; fewer if the node does not have as many.
-    memory_gb : float
-        Memory for each GPU, or in total. Attempt n requests n times as much, up to that of the node.
-    hours : float
-        Time; less if the node type or the quality of service has a lower limit.
-    gpus : int
-        GPUs of a rule that has no layout.
-    gpu_memory_gb : int
-        Memory that each GPU must have.
-    node_types : tuple of str
-        Names of the node types to try, in order; empty: all, in the order of the file.
-    """
-
-    cores: int = 2
-    memory_gb: float = 8
-    hours: float = 1
-    gpus: int = 0
-    gpu_memory_gb: int = 0
-    node_types: tuple[str, ...] = ()
+    cores: Count = 2
+    """CPU cores for each GPU, or in total if the job has no GPU; fewer if the node has not as many."""
+    memory_gb: float = option(8.0, gt=0, unit="GB")
+    """Memory for each GPU, or in total. Attempt n requests n times as much, up to that of the node."""
+    hours: float = option(1.0, gt=0, unit="h")
+    """Time; less if the node type or the quality of service has a lower limit."""
+    gpus: int = option(0, ge=0)
+    """GPUs of a rule that has no layout."""
+    gpu_memory_gb: int = option(0, ge=0, unit="GB")
+    """Memory that each GPU must have."""
+    node_types: tuple[Text, ...] = ()
+    """Names of the node types to try, in order; empty: all, in the order of the file."""
 
 
 @dataclass(frozen=True)

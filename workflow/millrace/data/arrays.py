@@ -10,7 +10,7 @@ channels of the model's input, G axes of the grid, K cells.
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from millrace.config import Settings
 from millrace.data.hdf5 import create, create_dataset, open_checked, rows_per_chunk, strings
 from millrace.data.normalisation import Normalisation
 from millrace.data.split import MINIMUM_STD, Moments, SplitConfig, time_split
@@ -63,8 +64,8 @@ def extract_arrays(
     is_training_S = np.zeros(n_samples, dtype=bool)
     is_training_S[order_S[slice(*ranges[0])]] = True
     config = {
-        "settings": asdict(settings) if is_dataclass(settings) else settings,  # type: ignore[arg-type]
-        "split": asdict(split),
+        "settings": settings.model_dump() if isinstance(settings, Settings) else settings,
+        "split": split.model_dump(),
         "series": series,
     }
     digest = hashlib.sha256(json.dumps({**config, "grid": grid}, sort_keys=True).encode())

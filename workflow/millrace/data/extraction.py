@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from millrace.config import from_mapping
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError
 from millrace.systems.base import Progress, RawFormat, SampleKind, resolve
@@ -19,7 +18,7 @@ def simulate(
         raise ConfigError(
             f"format {raw.name} has no simulator: give the directory of the raw files"
         )
-    config: Any = from_mapping(resolve(raw.simulation), settings, "demo")
+    config: Any = resolve(raw.simulation).parse(settings, "demo")
     resolve(raw.simulate)(config, output, progress)
 
 
@@ -45,8 +44,8 @@ def extract(
         raise ConfigError(f"samples of {kind.name} are made by rules of their own")
     config: Any = None
     if kind.extraction.config is not None:
-        config = from_mapping(resolve(kind.extraction.config), section, kind.name)
-    parts = None if split is None else from_mapping(SplitConfig, split, "split")
+        config = resolve(kind.extraction.config).parse(section, kind.name)
+    parts = None if split is None else SplitConfig.parse(split, "split")
     resolve(kind.extraction.run)(source, output, config, parts, progress)
 
 

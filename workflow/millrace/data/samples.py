@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from millrace.config import from_mapping
+from millrace.config import Settings
 from millrace.data.joint import open_joint
 from millrace.data.normalisation import Normalisation
 from millrace.systems.base import resolve
@@ -16,8 +16,8 @@ from millrace.systems.registry import get_kind
 class DatasetClass(Protocol):
     """A class that opens samples of one kind."""
 
-    config_type: type
-    """Dataclass of the experiment's section ``data``."""
+    config_type: type[Settings]
+    """Of the experiment's section ``data``."""
 
     roles: tuple[str, ...]
     """Roles of its sample files, in the order of its arguments."""
@@ -46,7 +46,7 @@ def open_dataset(
     unknown or the section does not fit it.
     """
     opened = dataset_class(kind)
-    section: Any = from_mapping(opened.config_type, config, "data")
+    section: Any = opened.config_type.parse(config, "data")
 
     def open_one(part: Mapping[str, Path], normalisation: Normalisation | None) -> Any:
         given = (part[role] for role in opened.roles if role in part)

@@ -1,13 +1,13 @@
 """Division of samples into training, validation and test, and statistics of the training period."""
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from millrace.errors import ConfigError
+from millrace.systems.settings import SplitConfig
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -15,27 +15,6 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 MINIMUM_STD = 1e-6
 """Smallest standard deviation, relative to max(1, |mean|): a field that does not vary in the training
 period must not be divided by rounding errors."""
-
-
-@dataclass(frozen=True)
-class SplitConfig:
-    """How the output times are divided into training, validation and test, in this order."""
-
-    train: float
-    """Fraction of the steps that are used."""
-    validation: float
-    """Fraction of the steps that are used; the rest is the test period."""
-    gap: int = 0
-    """Steps left out between the ranges, at least the length of a window; independent samples need none."""
-
-    def __post_init__(self) -> None:
-        if min(self.train, self.validation, 1 - (self.train + self.validation)) <= 0:
-            raise ConfigError(
-                f"split.train = {self.train} and split.validation = {self.validation}: "
-                "expected fractions above 0 whose sum is below 1, the test takes the rest"
-            )
-        if self.gap < 0:
-            raise ConfigError(f"split.gap = {self.gap}: expected 0 or more steps")
 
 
 def time_split(n_steps: int, split: SplitConfig) -> NDArray[np.int64]:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from millrace.config import essentials
 from millrace.data.normalisation import Normalisation
 from millrace.data.split import SPLITS, Split
 from millrace.errors import ConfigError
@@ -74,7 +73,7 @@ class WindowDataset(ABC):
     @property
     def definition(self) -> dict[str, object]:
         """Definition of the samples, which is part of the run hash."""
-        return {"digest": self.digest, **essentials(self.config)}
+        return {"digest": self.digest, **self.config.essentials()}
 
     def starts(self, split: Split) -> np.ndarray:
         """Time indices at which the windows of a split begin, int64[W]."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from millrace.config import from_mapping
 from millrace.data.normalisation import Normalisation
 from millrace.data.samples import Files, open_dataset
 from millrace.errors import DataError
@@ -54,7 +53,7 @@ class TrainedModel:
         dataset = open_dataset(
             kind_of(spec.name).name, files, definition["data"], device, statistics
         )
-        module = spec.build(from_mapping(spec.config, parameters, "model"), dataset).to(device)
+        module = spec.build(spec.config.parse(parameters, "model"), dataset).to(device)
         weights = weights_of(load_state(checkpoint))
         check_buffers(module, weights, spec.matching_buffers, checkpoint)
         module.load_state_dict(weights)

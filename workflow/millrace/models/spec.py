@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from millrace.config import Settings
+
 
 @dataclass(frozen=True)
 class Division:
@@ -50,8 +52,8 @@ class ModelSpec:
     """
 
     name: str
-    config: type
-    """Frozen dataclass of the model's parameters, which checks its own values."""
+    config: type[Settings]
+    """The model's parameters."""
     build: Callable[[Any, Any], nn.Module]
     """(config, dataset) -> module on one device, without any distributed code."""
     predict: Callable[[nn.Module, Any], Tensor]

@@ -3,7 +3,6 @@
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import numpy as np
 
@@ -26,10 +25,10 @@ from millrace.scaling.results import (
     by_ranks,
     wait_hours,
 )
-from millrace.scaling.settings import Settings
+from millrace.scaling.settings import AnalysisSettings
 
 
-def analyse(runs: Sequence[ScalingRun], settings: Settings) -> Analysis:
+def analyse(runs: Sequence[ScalingRun], settings: AnalysisSettings) -> Analysis:
     """Analyse all runs.
 
     Runs belong to one study if the experiment, the kind and name of the device, and the precision are the
@@ -55,10 +54,10 @@ def analyse(runs: Sequence[ScalingRun], settings: Settings) -> Analysis:
         for name, (low, high) in settings.claims.items()
         if name not in tested
     )
-    return Analysis(SCHEMA, studies, (), notes, asdict(settings))
+    return Analysis(SCHEMA, studies, (), notes, settings.model_dump())
 
 
-def _studies(runs: Sequence[ScalingRun], settings: Settings) -> list[Study]:
+def _studies(runs: Sequence[ScalingRun], settings: AnalysisSettings) -> list[Study]:
     """Studies of one experiment on one kind of device, one for each mode."""
     by_mode: dict[str, dict[str, list[ScalingRun]]] = {mode: {} for mode in MODES}
     for run in runs:
@@ -75,7 +74,7 @@ def _studies(runs: Sequence[ScalingRun], settings: Settings) -> list[Study]:
     for link in LINKS:
         links[link] = fit_link(timings, link)
         if isinstance(links[link], Refusal) and link in settings.links:
-            links[link] = assumed_link(link, **settings.links[link])
+            links[link] = assumed_link(link, **dict(settings.links[link]))
     together = [one for group in measured.values() for one in group]
     model = StepModel(together, links, runs[0].gradient_bytes, settings.seed)
     return [_study(mode, group, model, settings) for mode, group in measured.items() if group]
@@ -109,7 +108,9 @@ def _check(mode: str, layouts: dict[str, list[ScalingRun]]) -> None:
             )
 
 
-def _study(mode: str, group: Sequence[Measurement], model: StepModel, settings: Settings) -> Study:
+def _study(
+    mode: str, group: Sequence[Measurement], model: StepModel, settings: AnalysisSettings
+) -> Study:
     group = sorted(group, key=lambda one: (one.ranks, one.nodes))
     base, run = group[0], group[0].runs[0]
     context = Context(mode, base, model, settings)
@@ -219,7 +220,7 @@ def _recommendation(
     return Recommendation(None, f"No layout is recommended: {reason}."), front
 
 
-def _notes(group: Sequence[Measurement], settings: Settings) -> list[str]:
+def _notes(group: Sequence[Measurement], settings: AnalysisSettings) -> list[str]:
     notes, base = [], group[0]
     if base.ranks > 1:
         notes.append(

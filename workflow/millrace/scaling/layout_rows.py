@@ -11,7 +11,7 @@ from millrace.scaling.factors import Factors, Measurement, breakdown, compare, d
 from millrace.scaling.prediction import Prediction, StepModel
 from millrace.scaling.quantity import MEASURED, MODELLED, Quantity, least_certain
 from millrace.scaling.results import Claim, LayoutResult, epoch_cost
-from millrace.scaling.settings import Settings
+from millrace.scaling.settings import AnalysisSettings
 from millrace.scaling.statistics import interval
 
 
@@ -22,7 +22,7 @@ class Context:
     mode: str
     base: Measurement
     model: StepModel
-    settings: Settings
+    settings: AnalysisSettings
 
 
 def measured_layout(measurement: Measurement, context: Context) -> LayoutResult:
@@ -123,7 +123,9 @@ def _results(
     )
 
 
-def _claim(measurement: Measurement, efficiency: Quantity, settings: Settings) -> Claim | None:
+def _claim(
+    measurement: Measurement, efficiency: Quantity, settings: AnalysisSettings
+) -> Claim | None:
     """Claims are about GPUs: neither measurements on CPUs nor predictions test them."""
     band, device = settings.claims.get(measurement.layout), measurement.runs[0].device
     if band is None or device.kind != "gpu" or efficiency.label != MEASURED:

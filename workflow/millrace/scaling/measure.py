@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
-from millrace.config import from_mapping
 from millrace.layout import Layout
 from millrace.provenance import provenance
 from millrace.scaling.records import SCHEMA, AllReduceTiming, Device, Host, ScalingRun, Times
@@ -106,8 +105,8 @@ def _trainer(request: MeasureRequest, ranks: Ranks, clock: PhaseClock) -> Traine
     if request.mode == "weak":
         train["global_batch"] *= ranks.world_size
     definition = {**request.definition, "train": train}
-    execution: ExecutionConfig = from_mapping(ExecutionConfig, request.execution, "train")
-    parallel: ParallelConfig = from_mapping(ParallelConfig, request.parallel, "parallel")
+    execution: ExecutionConfig = ExecutionConfig.parse(request.execution, "train")
+    parallel: ParallelConfig = ParallelConfig.parse(request.parallel, "parallel")
     return build_trainer(definition, request.files, 0, ranks, execution, parallel, clock.mark)[0]
 
 

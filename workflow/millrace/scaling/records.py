@@ -10,13 +10,15 @@ Shape suffixes: R ranks, S steps.
 import dataclasses
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
-from millrace.config import from_mapping, nearest
+from millrace.config import nearest, parse
 from millrace.errors import DataError, UserError
 from millrace.files import write_json
 from millrace.layout import Layout
@@ -26,11 +28,12 @@ SCHEMA = "millrace.scaling_run/1"
 MODES, DEVICE_KINDS, LINKS = ("strong", "weak"), ("cpu", "gpu"), ("intra", "inter")
 TIMED_PARTS = ("forward", "backward", "communication", "data", "optimiser")
 """Parts of a step that are measured; what remains of a step is called *other*."""
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 # The clocks of the parts are read one after the other: their sum may exceed the total by this share.
 _CLOCK_TOLERANCE = 0.02
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Device:
     """The device that a rank computes on; a CPU process that stands in for a GPU is a ``cpu``."""
 
@@ -51,7 +54,7 @@ class Device:
             _positive(f"device.{name}", getattr(self, name))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Host:
     """A node of the run. The name may be a pseudonym; equal names mean the same node."""
 
@@ -61,7 +64,7 @@ class Host:
     memory_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class AllReduceTiming:
     """Duration of one all-reduce, measured on the nodes of the run outside training."""
 
@@ -83,7 +86,7 @@ class AllReduceTiming:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Times:
     """Seconds of every rank and step, [R][S] each.
 
@@ -132,7 +135,7 @@ class Times:
         return np.array(getattr(self, name), dtype=np.float64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Labels:
     """Origins of the numbers of a run, each one of `millrace.scaling.quantity.LABELS`."""
 
@@ -149,7 +152,7 @@ class Labels:
             _one_of(f"labels.{name}", value, LABELS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class ScalingRun:
     """One run of a scaling study."""
 
@@ -249,7 +252,7 @@ def read(path: Path) -> ScalingRun:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise DataError(f"expected one JSON object, got {type(values).__name__}")
-        return from_mapping(ScalingRun, values, "run")
+        return parse(ScalingRun, values, "run")
     except UserError as error:
         raise DataError(f"{path}: {error}") from error
     except (OSError, ValueError) as error:

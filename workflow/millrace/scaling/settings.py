@@ -1,94 +1,120 @@
-"""Settings of the analysis of a scaling study, from the section ``scaling`` of the configuration."""
+"""The block ``scaling`` of the configuration."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from millrace.errors import ConfigError
-from millrace.layout import Layout
-from millrace.scaling.records import LINKS
+from pydantic import Field
+
+from millrace.config import (
+    UNIQUE,
+    Count,
+    LayoutName,
+    Layouts,
+    Names,
+    Positive,
+    Seed,
+    Settings,
+    Text,
+    option,
+)
+
+Efficiency = Annotated[float, Field(gt=0)]
 
 
-@dataclass(frozen=True)
-class Goal:
-    """The section ``scaling.goal``: limits that a recommended layout respects; None: no such limit."""
+class Goal(Settings):
+    """What a recommended layout has to keep; null: no such limit."""
 
-    deadline_hours: float | None = None
+    deadline_hours: Positive | None = option(None, unit="h")
     """Longest time from submission to the target error, waiting in the queue included."""
-    budget: float | None = None
+    budget: Positive | None = option(None, unit="currency")
     """Highest cost, in the currency of the prices."""
-    budget_device_hours: float | None = None
-    min_efficiency: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value is not None:
-                _check_number(f"goal.{name}", value)
+    budget_device_hours: Positive | None = option(None, unit="h")
+    """Most device-hours."""
+    min_efficiency: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Lowest efficiency."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Settings of the analysis; all have a default."""
+class Link(Settings):
+    """A link between devices."""
 
-    layouts: tuple[str, ...] = ()
-    """Layouts to predict if they were not measured."""
-    claims: dict[str, Any] = field(
-        default_factory=lambda: {"n1_gpu4": [0.95, 0.99], "n4_gpu1": [0.85, 0.95]}
+    latency_s: float = option(gt=0, unit="s")
+    """Time that the smallest message takes."""
+    bytes_per_s: float = option(gt=0, unit="bytes/s")
+    """Bandwidth."""
+
+
+class AnalysisSettings(Settings):
+    """How measured runs are analysed; all keys may be left out."""
+
+    layouts: Annotated[tuple[LayoutName, ...], *UNIQUE] = ()
+    """Layouts that are predicted if they are not measured; refused beyond twice the most GPUs measured."""
+    claims: dict[LayoutName, tuple[Efficiency, Efficiency]] = Field(
+        default_factory=lambda: {"n1_gpu4": (0.95, 0.99), "n4_gpu1": (0.85, 0.95)}
     )
-    """By layout: lowest and highest efficiency on GPUs that was claimed and is to be tested."""
-    links: dict[str, Any] = field(default_factory=dict)
-    """By kind, intra or inter: ``latency_s`` and ``bytes_per_s`` to assume where none was measured."""
-    prices: dict[str, Any] = field(default_factory=dict)
-    """Price of a device-hour by name of the device, or by its kind, cpu or gpu."""
-    currency: str = "EUR"
-    epochs: dict[str, Any] = field(default_factory=dict)
-    """By experiment: epochs until the target error is reached."""
-    queue_hours: dict[str, Any] = field(default_factory=dict)
+    """By layout: lowest and highest efficiency on GPUs that was claimed and is to be tested; by default
+    those of n1_gpu4 (0.95 to 0.99) and n4_gpu1 (0.85 to 0.95)."""
+    links: dict[Literal["intra", "inter"], Link] = option(default_factory=dict)
+    """`intra` (within a node) and `inter` (between nodes), to assume where no all-reduce was measured: the
+    layouts of several nodes on one machine need it."""
+    prices: dict[Text, Positive] = option(default_factory=dict, unit="currency/h")
+    """Of a device, by its name or its kind (`cpu`, `gpu`)."""
+    currency: Text = "EUR"
+    """Of the prices."""
+    epochs: dict[Text, Positive] = option(default_factory=dict, unit="epochs")
+    """By experiment: how many it needs to its target error; by default `train.epochs`."""
+    queue_hours: dict[LayoutName, Annotated[float, Field(ge=0)]] = option(
+        default_factory=dict, unit="h"
+    )
     """By layout: expected wait for the allocation; replaces measured waits."""
-    goal: Goal = field(default_factory=Goal)
-    loss_tolerance: float = 1e-3
+    goal: Goal = Goal()
+    """What the recommended layout has to keep."""
+    loss_tolerance: float = option(1e-3, gt=0)
     """Largest relative difference of losses at the same step between layouts of equal global batch."""
-    regression_tolerance: float = 0.05
-    """Relative change of the step time from which a step counts as slower or faster."""
-    min_steps: int = 30
-    min_repeats: int = 3
-    draws: int = 2000
-    """Number of bootstrap draws."""
-    seed: int = 0
+    regression_tolerance: float = option(0.05, gt=0)
+    """Relative change of the step time, against an earlier commit, from which on a step counts as slower or
+    faster."""
+    min_steps: Count = 30
+    """Steps of a run below which its times are marked as few."""
+    min_repeats: Count = 3
+    """Repeats below which intervals are marked as few."""
+    draws: int = option(2000, ge=200, le=10**6)
+    """Bootstrap draws of the intervals."""
+    seed: Seed = 0
+    """Of these draws."""
 
-    def __post_init__(self) -> None:
-        for name in (*self.layouts, *self.claims, *self.queue_hours):
-            Layout.parse(name)
-        for name, band in self.claims.items():
-            if not (isinstance(band, list | tuple) and len(band) == 2 and 0 < band[0] < band[1]):
-                raise ConfigError(
-                    f"scaling.claims.{name}: expected the lowest and the highest efficiency, as in "
-                    f"[0.85, 0.95], got {band!r}"
+    def model_post_init(self, _: Any) -> None:
+        """Check that bands are bands."""
+        for name, (low, high) in self.claims.items():
+            if not low < high:
+                raise ValueError(
+                    f"claims.{name}: expected the lowest and the highest efficiency, as in [0.85, 0.95], "
+                    f"got {[low, high]}"
                 )
-        for name, link in self.links.items():
-            is_link = isinstance(link, dict) and {*link} == {"latency_s", "bytes_per_s"}
-            if name not in LINKS or not is_link:
-                raise ConfigError(
-                    f"scaling.links.{name}: expected intra or inter with latency_s and bytes_per_s, "
-                    f"got {link!r}"
-                )
-        positive = {"prices": self.prices, "epochs": self.epochs}
-        positive |= {f"links.{name}": link for name, link in self.links.items()}
-        for section, values in positive.items():
-            for key, value in values.items():
-                _check_number(f"{section}.{key}", value)
-        for name, value in self.queue_hours.items():
-            _check_number(f"queue_hours.{name}", value, zero=True)
-        if self.draws < 200:
-            raise ConfigError(f"scaling.draws: expected 200 or more, got {self.draws}")
 
     def price(self, device_name: str, device_kind: str) -> float | None:
         """Return the price of a device-hour; None: not given."""
         return self.prices.get(device_name, self.prices.get(device_kind))
 
 
-def _check_number(key: str, value: Any, zero: bool = False) -> None:
-    """Raise `ConfigError` unless the value is a positive number, or zero where that is allowed."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or value < 0 or (value == 0 and not zero):
-        expected = "a number of 0 or more" if zero else "a positive number"
-        raise ConfigError(f"scaling.{key}: expected {expected}, got {value!r}")
+class ScalingSettings(AnalysisSettings):
+    """What the target `scaling_report` measures, and what its report is asked to say.
+
+    A measurement is a job of its own: it trains some steps with the real samples of the experiment, and
+    leaves no weights. Measured layouts must fit on the machine or the cluster; the others are
+    predicted, and the report says so with every number.
+    """
+
+    experiments: Names = ()
+    """Experiments to measure; by default those of `run` without a block `parallel`. To measure divided
+    models, name them, on layouts of their size."""
+    measure: Layouts = ("n1_gpu1",)
+    """Layouts that are measured; the smallest is the base of all efficiencies. Fits of scaling laws
+    need four different numbers of GPUs."""
+    modes: Annotated[tuple[Literal["strong", "weak"], ...], Field(min_length=1), *UNIQUE] = (
+        "strong",
+        "weak",
+    )
+    """`strong`: the global batch of the experiment on every layout; `weak`: that batch on every rank."""
+    repeats: int = option(3, ge=1, le=1000)
+    """Runs of each, for the intervals."""
+    steps: int = option(30, ge=2, le=10**6, unit="steps")
+    """Timed in each run, after a warm-up that ends when steps take equally long."""

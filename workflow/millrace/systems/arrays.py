@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from millrace.config import from_mapping
+from millrace.config import Count, Names, Settings, option
 from millrace.errors import ConfigError
 from millrace.systems.base import Block, Extraction, Reference, SampleKind, Table, resolve
 
@@ -39,30 +39,22 @@ class Samples:
     """Of the steps of a series, [S], increasing; None for samples that do not depend on each other."""
 
 
-@dataclass(frozen=True)
-class ArrayConfig:
-    """What a sample holds; section ``data`` of an experiment on arrays."""
+class ArrayConfig(Settings):
+    """Samples that are arrays: inputs are given, targets are wanted."""
 
-    inputs: tuple[str, ...] = ()
+    inputs: Names = ()
     """By default all."""
-    targets: tuple[str, ...] = ()
+    targets: Names = ()
     """By default all."""
-    input_steps: int = 0
-    """Steps of a series before those that are predicted, at which inputs and targets are given; 0: only
+    input_steps: int = option(0, ge=0, le=10**9, unit="steps")
+    """Of a series, before those that are predicted, at which inputs and targets are given; 0: only
     inputs are given, those of the steps that are predicted."""
-    output_steps: int = 1
-    """Steps of a series that are predicted at once."""
-    stride: int = 1
-    """Steps between the starts of consecutive training windows."""
+    output_steps: Count = option(1, unit="steps")
+    """Of a series, predicted at once."""
+    stride: Count = option(1, unit="steps")
+    """Between the starts of consecutive training windows."""
     future_inputs: bool = False
     """Give the inputs of the predicted steps as well: those of a scenario, which are known before."""
-
-    def __post_init__(self) -> None:
-        if self.input_steps < 0 or self.output_steps < 1 or self.stride < 1:
-            raise ConfigError(
-                f"data.input_steps = {self.input_steps}, data.output_steps = {self.output_steps}, "
-                f"data.stride = {self.stride}: expected 0 or more, 1 or more and 1 or more steps"
-            )
 
     @property
     def length(self) -> int:
@@ -88,15 +80,15 @@ def array_kind(
     name : str
         Of the kind; its file is ``<name>.h5``.
     formats : sequence of str
-        Raw files that are read. Their `RawFormat` needs the key ``split`` among the ``required`` ones of
-        its ``keys``, and ``<name>.h5`` as ``read_into``.
+        Raw files that are read. Their `RawFormat` needs ``<name>.h5`` as ``read_into``, and settings
+        that are `SplitDatasetSettings`.
     read : reference
         (directory of the raw files, settings) -> `Samples`.
     series : bool
         Whether samples follow on each other in time. If so, training, validation and test are periods with
         a gap between them; if not, samples are assigned to them at random, with a fixed seed.
     section, config : optional
-        Section of the dataset -> settings of ``read``, and their dataclass, as in `Extraction`; without
+        Section of the dataset -> settings of ``read``, and their class, as in `Extraction`; without
         ``config`` the settings are None.
     baselines : mapping, optional
         Further forecasts to compare with, by name: (dataset, starts) -> forecast in physical units,
@@ -134,11 +126,11 @@ def array_kind(
 
 
 def _check(key: str, data: Block, dataset: Block, series: bool) -> None:
-    config = from_mapping(ArrayConfig, data, key)
+    config = ArrayConfig.parse(data, key)
     if "split" not in dataset:
         raise ConfigError(
             f"{key}: its dataset has no key split, which says what is trained on; if it is not allowed, "
-            'its raw format lacks keys={"required": ["split"]}'
+            "the settings of its raw format are not SplitDatasetSettings"
         )
     if not series and (config.length > 1 or config.stride > 1):
         raise ConfigError(

@@ -7,10 +7,13 @@ imported when it is asked for; an object that is at hand may stand there itself.
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from millrace.config import nearest
+from pydantic import Field, create_model
+
+from millrace.config import Settings, nearest
 from millrace.errors import ConfigError
+from millrace.systems.settings import DatasetSettings, SplitDatasetSettings
 
 Block = Mapping[str, Any]
 Progress = Callable[[int, int], None]
@@ -38,14 +41,24 @@ class RawFormat:
     """(settings, directory, progress) -> None: simulate such files; the settings are the dataset's block
     ``demo``, checked against ``simulation``."""
     simulation: Reference | None = None
-    """Dataclass of the simulator's settings."""
+    """`Settings` of the simulator."""
     environment: str = "data"
     """Conda environment of the simulator, a file of envs/."""
-    keys: Block = field(default_factory=dict)
-    """JSON schema of the dataset's block: ``properties`` and ``required`` keys beside those that all
-    datasets have."""
+    settings: Reference = SplitDatasetSettings
+    """`millrace.systems.settings.DatasetSettings` of its block, in a module without torch; the key
+    ``demo`` is added if there is a simulator."""
     check: Callable[[str, Block], None] = field(default=lambda *_: None)
     """(name of the dataset, its block); raises `ConfigError`."""
+
+    def dataset_settings(self) -> type[DatasetSettings]:
+        """Keys of a dataset of this format."""
+        made: type[DatasetSettings] = resolve(self.settings)
+        if self.simulation is None:
+            return made
+        simulator = resolve(self.simulation)
+        text = made.model_fields["demo"].description
+        demo = (simulator, Field(default_factory=simulator, description=text))
+        return create_model(made.__name__, __base__=made, __doc__=made.__doc__, demo=demo)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +90,7 @@ class Extraction:
     section: Callable[[Block], Block] = lambda _: {}
     """Dataset block -> settings of the extraction."""
     config: Reference | None = None
-    """Dataclass of these settings; None: there are none."""
+    """`Settings` of these; None: there are none."""
     formats: tuple[str, ...] | None = None
     """Raw files that it reads; None: all formats of the kind."""
 
@@ -97,8 +110,8 @@ class SampleKind:
     caption: str
     """What the figures of the evaluation show, for the report; reStructuredText."""
     settings: Reference | None = None
-    """Dataclass of the block ``data`` of an experiment, that of the class ``dataset``, in a module without
-    torch; None: planning does not know it, and the block is checked by the job."""
+    """`Settings` of the block ``data`` of an experiment, in a module without torch; None: those of the
+    class ``dataset``, which planning imports then."""
     files: Callable[[Block], dict[str, str]] | None = None
     """Model block -> names of the files below ``results/data/{dataset}``, by role; None: ``<name>.h5``,
     whose role is the name of the kind."""
@@ -122,6 +135,11 @@ class SampleKind:
 
     example: Block = field(default_factory=dict)
     """A small experiment to try models on: ``dataset``, the block of a simulated dataset, and ``data``."""
+
+    def data_settings(self) -> type[Settings]:
+        """Keys of the block ``data`` of an experiment."""
+        given = resolve(self.settings) if self.settings else resolve(self.dataset).config_type
+        return cast(type[Settings], given)
 
     def sample_files(self, model: Block) -> dict[str, str]:
         """Names of the sample files by role."""
@@ -154,20 +172,19 @@ class Model:
     spec: Reference
     """`millrace.models.spec.ModelSpec`."""
     settings: Reference | None = None
-    """Dataclass of the block ``model`` of an experiment, that of the ``spec``, in a module without torch;
-    None: planning does not know it, and the block is checked by the job."""
+    """`Settings` of the block ``model`` of an experiment, in a module without torch; None: those of the
+    ``spec``, which planning imports then."""
     limits: DivisionLimits | None = None
     """None: it cannot be divided, every process has a replica."""
     check: Callable[[str, Block], None] = field(default=lambda *_: None)
     """(name of the experiment, its block ``model``); raises `ConfigError`."""
     example: Block = field(default_factory=dict)
-    """Block ``model`` of a small one, without the name; by default all is as in its dataclass."""
+    """Block ``model`` of a small one, without the name; by default all is as in its settings."""
 
-    def __post_init__(self) -> None:
-        if self.limits and self.settings is None:
-            raise ConfigError(
-                f"model {self.name!r}: limits need settings, the dataclass of its keys"
-            )
+    def model_settings(self) -> type[Settings]:
+        """Keys of the block ``model`` of an experiment, besides the name."""
+        given = resolve(self.settings) if self.settings else resolve(self.spec).config
+        return cast(type[Settings], given)
 
 
 @dataclass(frozen=True)
@@ -199,18 +216,3 @@ def dataset_names(experiment: Block) -> list[str]:
     """Names of an experiment's datasets, of which there may be one or a list."""
     named = experiment["dataset"]
     return [named] if isinstance(named, str) else list(named)
-
-
-def section_keys(**properties: Block) -> dict[str, Any]:
-    """JSON schema of a section of a dataset with these keys only."""
-    return {"type": "object", "additionalProperties": False, "properties": properties}
-
-
-def distinct(items: Block, **others: Any) -> dict[str, Any]:
-    """JSON schema of a list whose items differ, with other keys of the schema."""
-    return {"type": "array", "items": items, "uniqueItems": True, **others}
-
-
-def is_count(value: Any) -> bool:
-    """Whether a value of the configuration is a whole number from 0."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

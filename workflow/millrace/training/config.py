@@ -1,126 +1,164 @@
-"""The section ``train`` of an experiment, checked: what decides the weights, and how they are computed."""
+"""The block ``train`` of an experiment: what decides the weights, and how they are computed."""
 
-from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
-from millrace.config import check_one_of
-from millrace.errors import ConfigError
+from pydantic import Field
+
+from millrace.config import UNIQUE, Count, Settings, Share, Text, option
 from millrace.models.settings import LossConfig
 from millrace.training.schedules import ScheduleConfig
 
-PRECISIONS = ("float32", "bfloat16", "float16")
-COMPRESSIONS = ("none", "bfloat16", "float16")
-LOGGERS = ("tensorboard", "wandb")
+MOST_MILESTONES = 10_000
+"""Each is a job."""
 
 
-@dataclass(frozen=True)
-class EarlyStoppingConfig:
-    """The section ``train.early_stopping``: when training ends before its last epoch."""
+class EarlyStoppingConfig(Settings):
+    """Training stops at the end of an epoch, and its last state stands for all later milestones.
 
-    patience: int
-    """Epochs without a better validation loss after which training stops."""
-    min_delta: float = 0.0
+    They are published at once, and their receipts say `stopped_early` and `best_epoch`. Take
+    `keep_best` with it: the last state is `patience` epochs past the best one.
+    """
+
+    patience: Count = option(unit="epochs")
+    """Without a better validation loss, after which training stops; longer than the validation loss jumps
+    about."""
+    min_delta: float = option(0.0, ge=0)
     """A validation loss is better if it is lower by more than this."""
 
-    def __post_init__(self) -> None:
-        if self.patience < 1 or self.min_delta < 0:
-            raise ConfigError(
-                "train.early_stopping: expected a patience of 1 or more epochs and a min_delta of 0 or more"
-            )
+
+class InitFromConfig(Settings):
+    """Start from the weights of another run, those that would be evaluated.
+
+    The parameters must have the names and shapes of those of the run they come from; a mismatch is named.
+    Keys of the model block that have no weights (`loss_weights`, `closed_loop` and others) may differ, and
+    so may `lora_rank`, whose updates begin at zero. SMART needs samples with the same vocabulary. Learning
+    rate, optimiser and normalisation of the data are the new run's. The run depends on the content of the
+    checkpoint, not on where it lies.
+    """
+
+    checkpoint: Text
+    """`epoch_<n>.ckpt` of another run; `{seed}` in it stands for the seed, so that each run starts from the
+    one of its own seed."""
+    freeze: tuple[Text, ...] = ()
+    """Parameters whose names begin so are not trained; with few data: train the last layers alone."""
 
 
-@dataclass(frozen=True)
-class InitFromConfig:
-    """The section ``train.init_from``: start from the weights of another run."""
+class ReplayConfig(Settings):
+    """Samples that start from the model's own forecasts (pushing forward out of a replay buffer).
 
-    checkpoint: str
-    freeze: tuple[str, ...] = ()
-    """Parameters whose names begin with one of these prefixes keep their values."""
+    Only for weather. What the model forecasts in training is kept, and later samples go on from it: the
+    model learns to live with its own errors at far lead times, while a step costs what it costs
+    without. The buffer belongs to the batch: the same with any number of GPUs, and part of checkpoints.
+    It starts empty. Not with `parallel.pipeline`.
 
+    It holds `global_batch` x `depth` forecasts, each of (surface variables + air variables x levels) x
+    cells x `data.input_steps` states x 4 bytes: at 0.25 degrees, with 4 + 5 x 13 channels and 2 states,
+    0.6 GB, so 18 GB for a batch of 16. The processes share it out in their main memory; while a
+    checkpoint is made, all of it is in that of the first process, and of several GPUs the first one
+    holds it too.
+    """
 
-@dataclass(frozen=True)
-class ReplayConfig:
-    """The section ``train.replay``: samples that start from forecasts."""
-
-    longest: int
-    """Longest lead time that the model is trained on, in states from the data."""
-    fresh: float = 0.25
-    """Probability that a sample starts from data although the buffer holds a forecast for it."""
-    depth: int = 2
+    longest: int = option(ge=2, le=10**6, unit="states")
+    """Lead time of the last forecast that is learned from, at least 2 x `data.output_steps`: from there on
+    forecasts start from others. 40 for ten days of 6 h."""
+    fresh: Share = 0.25
+    """Share of the samples that start from data all the same; forecasts are about 1 / `fresh` steps old."""
+    depth: Count = 2
     """Forecasts kept for each sample of a batch."""
 
-    def __post_init__(self) -> None:
-        if self.longest < 2 or self.depth < 1:
-            raise ConfigError(
-                "train.replay: expected a longest lead of 2 or more states and a depth of 1 or more, got "
-                f"{self.longest} and {self.depth}"
-            )
-        if not 0 < self.fresh < 1:
-            raise ConfigError(f"train.replay.fresh: expected between 0 and 1, got {self.fresh}")
 
+class TrainConfig(Settings):
+    """The keys of the block ``train`` that decide the weights: part of a run's definition."""
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """The keys of the section ``train`` that decide the weights: part of a run's definition."""
-
-    global_batch: int
-    """Samples of an optimiser step over all ranks, the same for every layout."""
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
-    """Largest norm of the gradient; None: no clipping."""
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    precision: str = "float32"
-    """Of the layers; weights, spectral layers, sums over neighbours and the loss stay in float32."""
-    ema: float | None = None
-    """Decay of the exponential moving average of the weights; None: no average."""
+    global_batch: int = option(ge=1, le=10**9, unit="samples")
+    """Samples of an optimiser step over all ranks, the same for every layout; a multiple of the largest
+    number of ranks, else some wait for others."""
+    learning_rate: float = option(1e-3, gt=0, le=1e30)
+    """Of AdamW, before the schedule; the first thing to tune."""
+    weight_decay: float = option(0.0, ge=0, le=100)
+    """Of AdamW, against overfitting."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the gradient; null: no clipping. Lower if the loss jumps."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate over time."""
+    loss: LossConfig = LossConfig()
+    """What is minimised."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the layers; weights, Fourier layers, sums over neighbours and the loss stay in float32.
+    `bfloat16` on GPUs that have it: less memory, more speed."""
+    ema: Share | None = None
+    """Decay of an exponential moving average of the weights, which validation and evaluation use; null: no
+    average. 0.99 to 0.999 if the validation loss jumps from epoch to epoch."""
     early_stopping: EarlyStoppingConfig | None = None
+    """Stop when more epochs do not help; null: never."""
     keep_best: bool = False
-    """Keep the weights of the epoch with the lowest validation loss, and evaluate those."""
-    gradient_compression: str = "none"
-    """Number format in which ranks exchange gradients."""
+    """Keep the weights of the epoch with the lowest validation loss in every checkpoint, and evaluate
+    those."""
+    gradient_compression: Literal["none", "bfloat16", "float16"] = "none"
+    """Number format in which ranks exchange gradients, if the network between the GPUs is slow."""
     init_from: InitFromConfig | None = None
+    """Start from the weights of another run, for fine-tuning; null: from random ones."""
     replay: ReplayConfig | None = None
-    """Start some of the samples from the model's own forecasts; None: all start from data."""
-
-    def __post_init__(self) -> None:
-        check_one_of("train.precision", self.precision, PRECISIONS)
-        check_one_of("train.gradient_compression", self.gradient_compression, COMPRESSIONS)
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ConfigError(f"train.ema: expected a decay between 0 and 1, got {self.ema}")
+    """Start some of the samples from the model's own forecasts, for long forecasts; null: all from data."""
 
 
-@dataclass(frozen=True)
-class ProfileConfig:
-    """The section ``train.profile``: which optimiser steps are traced."""
+class ProfileConfig(Settings):
+    """Trace some optimiser steps.
 
-    start: int
-    """Number of steps before the first traced one; a session that resumes later traces nothing."""
-    steps: int
+    The first rank writes `profile_step_<start>.json.gz` to the run's store, for
+    [Perfetto](https://ui.perfetto.dev); the receipt names it.
+    """
 
-    def __post_init__(self) -> None:
-        if self.start < 0 or self.steps < 1:
-            raise ConfigError("train.profile: expected a start of 0 or more and 1 or more steps")
+    start: int = option(ge=0, le=10**9, unit="steps")
+    """Optimiser steps before the first one traced; a resumed run does not go back for them."""
+    steps: Count = option(unit="steps")
+    """How many to trace; some tens, traces are large."""
 
 
-@dataclass(frozen=True)
-class ExecutionConfig:
-    """The keys of the section ``train`` that say how the weights are computed and what is reported.
+class ExecutionConfig(Settings):
+    """The keys of the block ``train`` that say how the weights are computed and what is reported.
 
     They may change during a run, like its layout: results agree to rounding.
     """
 
-    micro_batch: int | None = None
-    """Samples that a rank processes at once; None: its whole share of a batch."""
+    micro_batch: Count | None = option(None, unit="samples")
+    """A rank takes at most so many samples at once and adds up their gradients, if memory is short;
+    null: its whole share."""
     compile: bool = False
+    """Compile the model with `torch.compile`; without a working compiler a warning is given."""
     activation_checkpointing: bool = False
-    """Recompute the activations of the model's large parts in the backward pass."""
+    """Compute activations of the large blocks again in the backward pass instead of keeping them, if
+    memory is short; costs about a third more time."""
     profile: ProfileConfig | None = None
-    log: tuple[str, ...] = ()
-    """Where epochs are reported besides ``metrics.jsonl``."""
+    """Trace some steps, to find out where time goes; null: none."""
+    log: Annotated[tuple[Literal["tensorboard", "wandb"], ...], *UNIQUE] = ()
+    """Where epochs are reported besides `metrics.jsonl`."""
 
-    def __post_init__(self) -> None:
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise ConfigError(f"train.micro_batch: expected 1 or more, got {self.micro_batch}")
-        for name in self.log:
-            check_one_of("train.log", name, LOGGERS)
+
+class LengthConfig(Settings):
+    """The keys of the block ``train`` that say how long and how often."""
+
+    epochs: int = option(ge=1, le=10**7, unit="epochs")
+    """Length of training; raising it continues the run."""
+    milestone_every: Count | None = option(None, unit="epochs")
+    """Between checkpoints that are outputs, each made by its own job, so that a job fits into the
+    walltime; null: only the last."""
+    save_every: Count = option(1, unit="epochs")
+    """Between checkpoints in the run's store: what a kill can cost. Larger if epochs take seconds."""
+
+    def model_post_init(self, _: Any) -> None:
+        """Check that there are not more jobs than anybody wants."""
+        every = self.milestone_every or self.epochs
+        if self.epochs > every * MOST_MILESTONES:
+            raise ValueError(
+                f"milestone_every: {self.epochs:,} epochs in steps of {every:,} are more than "
+                f"{MOST_MILESTONES:,} jobs; expected {-(-self.epochs // MOST_MILESTONES):,} or more"
+            )
+
+
+class TrainSettings(ExecutionConfig, TrainConfig, LengthConfig):
+    """How a model is trained.
+
+    The first three keys say how long and how often, the last five how it is computed and what is told of
+    it; changing them, or the block `parallel`, never starts a new run. Changing any other does.
+    """

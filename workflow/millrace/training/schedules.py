@@ -5,38 +5,39 @@ None depends on the last epoch, so that more epochs continue the same run: a sch
 """
 
 import math
-from dataclasses import dataclass
+from typing import Any, Literal
 
-from millrace.config import check_one_of
-from millrace.errors import ConfigError
-
-SCHEDULES = ("constant", "exponential", "cosine", "wsd")
+from millrace.config import Count, Positive, Settings, option
 
 
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """The section ``train.schedule`` of an experiment; all lengths are in epochs."""
+class ScheduleConfig(Settings):
+    """A factor on `learning_rate`. None depends on `epochs`, so that more epochs continue the same run.
 
-    kind: str = "exponential"
-    warmup: float = 0.0
-    """Length of the linear rise from zero, for every kind."""
-    gamma: float = 0.95
-    """``exponential``: factor per ``every``."""
-    every: int = 5
-    """``exponential``: epochs between two steps down."""
-    horizon: float | None = None
-    """``cosine`` and ``wsd``: epoch at which ``floor`` is reached."""
-    decay: float = 0.2
-    """``wsd``: part of the horizon at its end in which the rate decays, with the 1 - sqrt law."""
-    floor: float = 0.0
-    """``cosine`` and ``wsd``: factor from the horizon on."""
+    All lengths are in epochs, and may be fractions where the type is a number.
+    """
 
-    def __post_init__(self) -> None:
-        check_one_of("train.schedule.kind", self.kind, SCHEDULES)
+    kind: Literal["constant", "exponential", "cosine", "wsd"] = "exponential"
+    """`wsd` (warm-up, stable, decay) or `cosine` if you know when to stop."""
+    warmup: float = option(0.0, ge=0, unit="epochs")
+    """Linear rise from 0, for every kind; if the loss jumps at the start."""
+    gamma: float = option(0.95, gt=0, le=1)
+    """`exponential`: factor at each step down."""
+    every: Count = option(5, unit="epochs")
+    """`exponential`: between two steps down."""
+    horizon: Positive | None = option(None, unit="epochs")
+    """`cosine`, `wsd`: where the fall ends and `floor` is reached; required for them, after the warm-up.
+    Equal to the epochs you plan."""
+    decay: float = option(0.2, gt=0, le=1)
+    """`wsd`: share of the horizon spent falling, with the 1 - sqrt law."""
+    floor: float = option(0.0, ge=0, le=1)
+    """`cosine`, `wsd`: factor from the horizon on; above 0 to train on."""
+
+    def model_post_init(self, _: Any) -> None:
+        """Check that a schedule with an end has one."""
         if self.kind in ("cosine", "wsd") and (self.horizon or 0.0) <= self.warmup:
-            raise ConfigError(
-                f"train.schedule.horizon: {self.kind!r} needs the epoch at which it ends, after the "
-                f"warm-up and independent of train.epochs, not {self.horizon}"
+            raise ValueError(
+                f"horizon: {self.kind!r} needs the epoch at which it ends, after the warm-up and "
+                f"independent of train.epochs, not {self.horizon}"
             )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from millrace.config import essentials, from_mapping
 from millrace.data.samples import Files, open_dataset
 from millrace.errors import ConfigError, UserError
 from millrace.files import output_errors, write_json
@@ -59,8 +58,8 @@ def build_trainer(
     """
     model = dict(definition["model"])
     spec = get_model(model.pop("name"))
-    model_config: Any = from_mapping(spec.config, model, "model")
-    train = from_mapping(TrainConfig, definition["train"], "train")
+    model_config: Any = spec.config.parse(model, "model")
+    train = TrainConfig.parse(definition["train"], "train")
     dataset = open_dataset(kind_of(spec.name).name, files, definition["data"], ranks.device)
     if train.loss.variance_weight and not dataset.weighted_variable:
         raise ConfigError(
@@ -68,9 +67,9 @@ def build_trainer(
             "concentration; leave it out"
         )
     described = {
-        "model": {"name": spec.name, **essentials(model_config)},
+        "model": {"name": spec.name, **model_config.essentials()},
         "data": dataset.definition,
-        "train": essentials(train),
+        "train": train.essentials(),
         "seed": seed,
     }
     if train.init_from is not None:
@@ -87,9 +86,9 @@ def run_segment(request: Request, ranks: Ranks) -> Stop:
     Returns why training stopped before the target, so that it has to be run again, or `Stop.NO`. A
     `UserError` of the first rank is raised on all ranks.
     """
-    execution = from_mapping(ExecutionConfig, request.execution, "train")
+    execution = ExecutionConfig.parse(request.execution, "train")
     check_loggers(execution.log)
-    parallel = from_mapping(ParallelConfig, request.parallel, "parallel")
+    parallel = ParallelConfig.parse(request.parallel, "parallel")
     trainer, described = build_trainer(
         request.definition, request.files, request.seed, ranks, execution, parallel
     )
@@ -147,8 +146,8 @@ def _begin_session(trainer: Trainer, request: Request) -> None:
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
             "torch": str(torch.__version__),
-            "execution": essentials(trainer.execution),
-            "parallel": essentials(trainer.parallel) if trainer.divided else {},
+            "execution": trainer.execution.essentials(),
+            "parallel": trainer.parallel.essentials() if trainer.divided else {},
         }
     )
 

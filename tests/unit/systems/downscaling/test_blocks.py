@@ -17,7 +17,7 @@ from millrace.systems.downscaling.blocks import (
 from millrace.systems.downscaling.simulator.climate import ClimateConfig, write_climate
 from millrace.systems.downscaling.simulator.icosphere import Icosphere
 
-SPLIT = SplitConfig(0.5, 0.25, 1)
+SPLIT = SplitConfig(train=0.5, validation=0.25, gap=1)
 
 
 @pytest.fixture(scope="module")
@@ -105,5 +105,5 @@ def test_memory_does_not_grow_with_the_steps(raw, tmp_path, monkeypatch, blocks)
 
 
 def test_impossible_levels():
-    with pytest.raises(ConfigError, match=r"blocks\.levels = 0: expected 1 to 8"):
-        BlockConfig(levels=0)
+    with pytest.raises(ConfigError, match=r"blocks\.levels: expected a whole number from 1 to 8"):
+        BlockConfig.parse({"levels": 0}, "blocks")

@@ -1,6 +1,5 @@
 """The demo climate has the spectrum and the cycles that it claims, and writes what ICON writes."""
 
-import dataclasses
 
 import netCDF4
 import numpy as np
@@ -90,7 +89,7 @@ def test_files_are_those_of_icon(tmp_path):
 
 def test_same_config_same_numbers_and_relative_time(tmp_path):
     write_climate(CONFIG, tmp_path / "one")
-    write_climate(dataclasses.replace(CONFIG, absolute_time=False), tmp_path / "two")
+    write_climate(CONFIG.replaced(absolute_time=False), tmp_path / "two")
     with (
         netCDF4.Dataset(tmp_path / "one/output/tas_0000.nc") as one,
         netCDF4.Dataset(tmp_path / "two/output/tas_0000.nc") as two,
@@ -101,8 +100,8 @@ def test_same_config_same_numbers_and_relative_time(tmp_path):
 
 
 def test_refuses_bad_values_and_full_directories(tmp_path):
-    with pytest.raises(ConfigError, match="steps: expected an integer from 1"):
-        ClimateConfig(steps=0)
+    with pytest.raises(ConfigError, match="steps: expected a whole number from 1"):
+        ClimateConfig.parse({"steps": 0}, "demo")
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="new or empty directory for simulated files"):
         write_climate(CONFIG, tmp_path)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from millrace.config import from_mapping
 from millrace.errors import ConfigError
 from millrace.systems.downscaling import diffusion as downscaler
 from millrace.systems.downscaling import regression
@@ -88,7 +87,7 @@ def test_a_member_depends_on_seed_time_and_number_alone(dataset, model):
     both = sample(model, dataset.at_times(np.array([0, 3])), config, [0, 3])
     alone = sample(model, dataset.at_times(np.array([3])), config, [3])
     torch.testing.assert_close(both[:, 1], alone[:, 0], atol=1e-4, rtol=1e-4)
-    other = sample(model, dataset.at_times(np.array([3])), dataclasses.replace(config, seed=1), [3])
+    other = sample(model, dataset.at_times(np.array([3])), config.replaced(seed=1), [3])
     assert (other - alone).abs().max() > 0.1
     assert (alone[0] - alone[1]).abs().max() > 0.1
 
@@ -157,13 +156,13 @@ def test_regression_conserves_block_means(dataset):
 
 def test_bad_parameters(dataset):
     with pytest.raises(
-        ConfigError, match=r"model\.architecture 'gan': expected one of nested_unet"
+        ConfigError, match=r"model\.architecture: expected one of nested_unet, mlp, got 'gan'"
     ):
-        from_mapping(DownscalerConfig, {"architecture": "gan"}, "model")
+        DownscalerConfig.parse({"architecture": "gan"}, "model")
     with pytest.raises(ConfigError, match="expected 3 numbers, one for each level"):
         downscaler.SPEC.build(DownscalerConfig(channels=(8, 8)), dataset)
     with pytest.raises(ConfigError, match=r"sampler\.solver 'heun'"):
-        SamplerConfig(solver="heun")
+        SamplerConfig.parse({"solver": "heun"}, "sampler")
 
 
 # What the schedule of the reference does even to a perfect network. Fields are a ring of points with

@@ -31,7 +31,7 @@ def blocks(tmp_path_factory):
     """R2B04, 80 blocks of 256 cells, as the reference has them."""
     directory = tmp_path_factory.mktemp("globe")
     write_climate(ClimateConfig(level=4, steps=150), directory / "raw")
-    split = SplitConfig(0.8, 0.1, 4)
+    split = SplitConfig(train=0.8, validation=0.1, gap=4)
     extract_blocks(directory / "raw", directory / "blocks.h5", BlockConfig(levels=4), split)
     return directory / "blocks.h5"
 

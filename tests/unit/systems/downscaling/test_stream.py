@@ -175,7 +175,10 @@ def test_blocks_are_cut_from_what_was_streamed(tmp_path, grids):
     model.finish()
     arguments = ["--stream", str(tmp_path / "stream"), "--grids", str(grids)]
     assert command.main([*arguments, "--output", str(tmp_path / "raw"), "--once"]) == 0
-    config, split = BlockConfig(("tas", "pr"), levels=1), SplitConfig(0.5, 0.25, 1)
+    config, split = (
+        BlockConfig(variables=("tas", "pr"), levels=1),
+        SplitConfig(train=0.5, validation=0.25, gap=1),
+    )
     extract_blocks(tmp_path / "raw", tmp_path / "blocks.h5", config, split)
     with open_checked(tmp_path / "blocks.h5", "millrace.blocks/1") as file:
         cells = file["cell"][()] - 1

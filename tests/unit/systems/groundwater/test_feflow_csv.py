@@ -110,7 +110,7 @@ def refusal(aquifer, tmp_path: Path) -> str:
             output,
             variables=VARIABLES,
             forcings=FORCINGS,
-            split=SplitConfig(0.5, 0.25, 1),
+            split=SplitConfig(train=0.5, validation=0.25, gap=1),
         )
     assert not list(output.parent.glob("*")) if output.parent.exists() else True
     return str(caught.value)

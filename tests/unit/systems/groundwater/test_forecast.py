@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from millrace.config import from_mapping
 from millrace.errors import DataError, ExitCode
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.launch.launcher import launch
@@ -20,7 +19,7 @@ from millrace.training.request import Request
 
 @pytest.fixture
 def model(samples, definition):
-    dataset = PatchDataset(**samples, config=from_mapping(WindowConfig, definition["data"], "data"))
+    dataset = PatchDataset(**samples, config=WindowConfig.parse(definition["data"], "data"))
 
     def build(forecast):
         return TrainedModel(SPEC, forecast, dataset)

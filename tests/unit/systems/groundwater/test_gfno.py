@@ -47,7 +47,7 @@ def test_zero_network_is_persistence(dataset):
 def test_every_parameter_gets_a_gradient(dataset, kind):
     batch = dataset.batch("train", 0, np.arange(3))
     model = _build(dataset)
-    SPEC.loss(model, batch, LossConfig(kind)).mean().backward()
+    SPEC.loss(model, batch, LossConfig(kind=kind)).mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
@@ -99,7 +99,7 @@ def test_masked_cells_change_nothing(dataset, plane_samples, tmp_path, rubbish):
     results = []
     for samples in (dataset, PlaneDataset(spoilt, DATA)):
         model = _build(samples)
-        loss = SPEC.loss(model, samples.batch("train", 0, np.arange(3)), LossConfig("mse"))
+        loss = SPEC.loss(model, samples.batch("train", 0, np.arange(3)), LossConfig(kind="mse"))
         loss.sum().backward()
         results.append([loss.detach(), *(p.grad for p in model.parameters())])
     for clean, dirty in zip(*results, strict=True):
@@ -113,7 +113,7 @@ def test_forecast_in_masked_cells_is_not_in_the_loss(dataset):
     model.projection.register_forward_hook(
         lambda *call: seen.append(call[2]) or call[2].retain_grad()
     )
-    SPEC.loss(model, batch, LossConfig("mse")).sum().backward()
+    SPEC.loss(model, batch, LossConfig(kind="mse")).sum().backward()
     gradient = seen[0].grad.flatten(3)
     outside = torch.ones(gradient.shape[-1], dtype=torch.bool)
     outside[batch.geometry.cell_K] = False
@@ -129,4 +129,4 @@ def test_modes_must_fit_the_grid(dataset):
 
 def test_sizes_are_positive():
     with pytest.raises(ConfigError, match="1 or more"):
-        GfnoConfig(layers=0)
+        GfnoConfig.parse({"layers": 0}, "model")

@@ -22,9 +22,11 @@ def patches(aquifer, tmp_path):
         tmp_path / "series.h5",
         variables=("head",),
         forcings=(),
-        split=SplitConfig(0.6, 0.2, 1),
+        split=SplitConfig(train=0.6, validation=0.2, gap=1),
     )
-    extract_patches(tmp_path / "series.h5", tmp_path / "patches.h5", PatchConfig(2, 2))
+    extract_patches(
+        tmp_path / "series.h5", tmp_path / "patches.h5", PatchConfig(slice_groups=2, clusters=2)
+    )
     return tmp_path / "patches.h5"
 
 

@@ -188,8 +188,8 @@ def test_another_seed_gives_other_patches(nodes, patches) -> None:
     ],
 )
 def test_meaningless_configurations_are_refused(values) -> None:
-    with pytest.raises(ConfigError, match=rf"patches\.{next(iter(values))} = "):
-        PatchConfig(**values)
+    with pytest.raises(ConfigError, match=rf"patches\.{next(iter(values))}: expected"):
+        PatchConfig.parse(values, "patches")
 
 
 def test_more_patches_than_there_is_room_for(nodes) -> None:
@@ -208,7 +208,7 @@ def series(aquifer, tmp_path):
         path,
         variables=("mass_concentration", "head"),
         forcings=None,
-        split=SplitConfig(0.6, 0.2, 1),
+        split=SplitConfig(train=0.6, validation=0.2, gap=1),
     )
     return path
 
@@ -246,7 +246,11 @@ def test_patches_hold_the_rows_of_the_series(series, tmp_path, monkeypatch, chun
 
 def test_digest_follows_series_and_configuration(series, tmp_path) -> None:
     digests = []
-    for config in (PatchConfig(2, 2), PatchConfig(2, 2), PatchConfig(2, 2, seed=1)):
+    for config in (
+        PatchConfig(slice_groups=2, clusters=2),
+        PatchConfig(slice_groups=2, clusters=2),
+        PatchConfig(slice_groups=2, clusters=2, seed=1),
+    ):
         extract_patches(series, tmp_path / "p.h5", config)
         with open_checked(tmp_path / "p.h5", SCHEMA) as file:
             digests.append(file.attrs["digest"])
@@ -260,5 +264,5 @@ def test_a_damaged_series_leaves_nothing(series, tmp_path) -> None:
     data[offset + 10] ^= 1
     series.write_bytes(bytes(data))
     with pytest.raises(DataError, match=r"series\.h5: truncated or damaged"):
-        extract_patches(series, tmp_path / "p" / "p.h5", PatchConfig(2, 2))
+        extract_patches(series, tmp_path / "p" / "p.h5", PatchConfig(slice_groups=2, clusters=2))
     assert list((tmp_path / "p").iterdir()) == []

@@ -1,4 +1,3 @@
-import dataclasses
 
 import h5py
 import numpy as np
@@ -13,7 +12,7 @@ CONFIG = PlaneWindowConfig(input_steps=4, output_steps=4, stride=2, radius=0.4)
 
 
 def _dataset(planes, **changes):
-    return PlaneDataset(planes, dataclasses.replace(CONFIG, **changes))
+    return PlaneDataset(planes, CONFIG.replaced(**changes))
 
 
 def test_no_window_touches_two_periods(plane_samples):
@@ -46,7 +45,7 @@ def test_a_window_longer_than_the_gap_is_refused(plane_samples):
 )
 def test_configuration_is_checked(changes, message):
     with pytest.raises(ConfigError, match=message):
-        dataclasses.replace(CONFIG, **changes)
+        PlaneWindowConfig.parse({**CONFIG.essentials(), **changes}, "data")
 
 
 def test_unknown_variable(plane_samples):

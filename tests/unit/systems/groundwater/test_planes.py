@@ -193,7 +193,9 @@ def test_sections_that_miss(tmp_path, config, message):
     coords, number = _mesh()
     _write_series(tmp_path / "series.h5", coords, number)
     with pytest.raises(ConfigError, match=message):
-        extract_planes(tmp_path / "series.h5", tmp_path / "planes.h5", PlaneConfig(**config))
+        extract_planes(
+            tmp_path / "series.h5", tmp_path / "planes.h5", PlaneConfig.parse(config, "planes")
+        )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["series.h5"]
 
 
@@ -213,7 +215,7 @@ def test_one_slice_is_no_mesh():
 # ---- folders of sequences
 
 
-ALPHA, SPLIT = 4, SplitConfig(0.6, 0.2, 8)
+ALPHA, SPLIT = 4, SplitConfig(train=0.6, validation=0.2, gap=8)
 
 
 def write_folders(base, *, planes=2, steps=64, channels=7, missing=-999.0, shape=(6, 5), points=3):

@@ -3,7 +3,6 @@
 import copy
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from millrace.config import Settings
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError, DataError
 from millrace.evaluation.predict import main
@@ -242,8 +242,7 @@ class Pointwise(torch.nn.Module):
         return batch.last_KBV.unsqueeze(2) + batch.scale_V * change
 
 
-@dataclass(frozen=True)
-class NoConfig:
+class NoConfig(Settings):
     pass
 
 

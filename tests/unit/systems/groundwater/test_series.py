@@ -16,7 +16,8 @@ from millrace.data.split import Moments, SplitConfig, time_split
 from millrace.errors import ConfigError, DataError
 from millrace.systems.groundwater.series import SCHEMA, preprocess
 
-SPLIT = SplitConfig(0.6, 0.2, 1)
+PARTS = ("train", "validation", "gap")
+SPLIT = SplitConfig(train=0.6, validation=0.2, gap=1)
 OPTIONS = {"variables": ("mass_concentration", "head"), "forcings": None, "split": SPLIT}
 
 
@@ -142,7 +143,7 @@ def test_workers_die_with_a_killed_parent(aquifer, tmp_path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         preprocess(Path({str(aquifer.base)!r}), Path({str(tmp_path / "s.h5")!r}),
-                   variables=("head",), forcings=None, split=SplitConfig(0.6, 0.2, 1),
+                   variables=("head",), forcings=None, split=SplitConfig(train=0.6, validation=0.2, gap=1),
                    workers=2, progress=progress)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
@@ -215,9 +216,11 @@ def test_moments_do_not_lose_digits() -> None:
 @pytest.mark.parametrize("steps", [30, 31, 200, 1909])
 @pytest.mark.parametrize("gap", [0, 3, 5])
 def test_split_keeps_windows_apart(steps, gap) -> None:
-    ranges = time_split(steps, SplitConfig(0.7, 0.15, gap)) if steps > 50 else None
+    ranges = (
+        time_split(steps, SplitConfig(train=0.7, validation=0.15, gap=gap)) if steps > 50 else None
+    )
     if ranges is None:
-        ranges = time_split(steps, SplitConfig(0.5, 0.25, gap))
+        ranges = time_split(steps, SplitConfig(train=0.5, validation=0.25, gap=gap))
     assert ranges.dtype == np.int64
     assert ranges[0, 0] == 0
     assert ranges[2, 1] == steps
@@ -226,9 +229,9 @@ def test_split_keeps_windows_apart(steps, gap) -> None:
 
 
 def test_split_fractions_are_those_of_the_steps_that_are_used() -> None:
-    sizes = np.diff(time_split(40, SplitConfig(0.7, 0.1, 2)), axis=1)[:, 0]
+    sizes = np.diff(time_split(40, SplitConfig(train=0.7, validation=0.1, gap=2)), axis=1)[:, 0]
     assert sizes.tolist() == [25, 3, 8]
-    sizes = np.diff(time_split(30, SplitConfig(0.7, 0.1, 0)), axis=1)[:, 0]
+    sizes = np.diff(time_split(30, SplitConfig(train=0.7, validation=0.1, gap=0)), axis=1)[:, 0]
     assert sizes.tolist() == [21, 3, 6]
 
 
@@ -238,10 +241,10 @@ def test_split_fractions_are_those_of_the_steps_that_are_used() -> None:
 )
 def test_splits_that_are_too_short_are_refused(steps, values) -> None:
     with pytest.raises(ConfigError, match=r"split: .* expected at least"):
-        time_split(steps, SplitConfig(*values))
+        time_split(steps, SplitConfig.parse(dict(zip(PARTS, values, strict=True)), "split"))
 
 
 @pytest.mark.parametrize("values", [(0, 0.5, 1), (0.7, 0.3, 1), (0.7, 0, 1), (0.5, 0.2, -1)])
 def test_meaningless_splits_are_refused(values) -> None:
-    with pytest.raises(ConfigError, match=r"split\."):
-        SplitConfig(*values)
+    with pytest.raises(ConfigError, match=r"^split"):
+        SplitConfig.parse(dict(zip(PARTS, values, strict=True)), "split")

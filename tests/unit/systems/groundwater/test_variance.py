@@ -54,7 +54,7 @@ def test_only_samples_with_a_concentration_are_trained_with_a_variance_weight(
 
 
 def test_a_dataset_looks_at_the_core_in_the_training_period_alone(samples):
-    config = WindowConfig(tuple(NAMES), 3, 2)
+    config = WindowConfig(variables=tuple(NAMES), input_steps=3, output_steps=2)
     dataset = PatchDataset(**samples, config=config)
     batch = dataset.batch("train", 1, np.arange(2))
     states = dataset.core_states(1, np.arange(50))

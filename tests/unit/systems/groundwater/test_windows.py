@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from millrace.config import from_mapping
 from millrace.data.samples import open_dataset
 from millrace.data.split import SPLITS
 from millrace.errors import ConfigError
@@ -19,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def dataset(samples, definition):
-    return PatchDataset(**samples, config=from_mapping(WindowConfig, definition["data"], "data"))
+    return PatchDataset(**samples, config=WindowConfig.parse(definition["data"], "data"))
 
 
 @pytest.fixture
@@ -62,20 +61,20 @@ def test_no_window_straddles_two_splits(dataset, raw):
 
 
 def test_stride_thins_the_training_windows_only(samples, definition):
-    config = from_mapping(WindowConfig, definition["data"] | {"stride": 3}, "data")
+    config = WindowConfig.parse(definition["data"] | {"stride": 3}, "data")
     dataset = PatchDataset(**samples, config=config)
     assert set(np.diff(dataset.starts("train"))) == {3}
     assert set(np.diff(dataset.starts("test"))) == {1}
 
 
 def test_window_longer_than_the_gap_is_refused(samples, definition):
-    config = from_mapping(WindowConfig, definition["data"] | {"input_steps": 6}, "data")
+    config = WindowConfig.parse(definition["data"] | {"input_steps": 6}, "data")
     with pytest.raises(ConfigError, match=r"= 8, but the splits .* are 6 steps apart"):
         PatchDataset(**samples, config=config)
 
 
 def test_unknown_variable_says_what_there_is(samples, definition):
-    config = from_mapping(WindowConfig, definition["data"] | {"variables": ["heat"]}, "data")
+    config = WindowConfig.parse(definition["data"] | {"variables": ["heat"]}, "data")
     with pytest.raises(ConfigError, match="no 'heat'; it has head, mass_concentration"):
         PatchDataset(**samples, config=config)
 
@@ -108,7 +107,7 @@ def test_units_are_those_of_the_file(samples, dataset, definition, tmp_path):
 
 
 def test_small_cache_gives_the_same_batches(samples, definition, dataset):
-    config = from_mapping(WindowConfig, definition["data"], "data")
+    config = WindowConfig.parse(definition["data"], "data")
     forgetful = PatchDataset(**samples, config=config, cache_bytes=1)
     for group in (0, 1, 0):
         ours, theirs = (v.batch("train", group, np.array([3])) for v in (forgetful, dataset))

@@ -140,5 +140,5 @@ def test_another_vocabulary_is_refused(second_stage):
 
 
 def test_closed_loop_is_checked():
-    with pytest.raises(ConfigError, match=r"model\.closed_loop = -1"):
-        SmartConfig(closed_loop=-1)
+    with pytest.raises(ConfigError, match=r"model\.closed_loop: expected a whole number from 0"):
+        SmartConfig.parse({"closed_loop": -1}, "model")

@@ -220,5 +220,5 @@ def test_a_large_file_is_read_scenario_by_scenario(motion_samples, dataset):
 
 
 def test_heads_divide_the_width():
-    with pytest.raises(ConfigError, match=r"multiple of model\.heads"):
-        SmartConfig(hidden=30, heads=4)
+    with pytest.raises(ConfigError, match=r"multiple of heads"):
+        SmartConfig.parse({"hidden": 30, "heads": 4}, "model")

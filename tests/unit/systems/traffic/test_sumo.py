@@ -26,10 +26,12 @@ def installed():
 
 
 def test_bounds():
-    with pytest.raises(ConfigError, match="at least one town"):
-        SumoConfig(scenes=0)
-    with pytest.raises(ConfigError, match=r"cyclists_per_minute: expected 0 or more .* got -1"):
-        SumoConfig(cyclists_per_minute=-1)
+    with pytest.raises(ConfigError, match=r"demo.scenes: expected a whole number of 1"):
+        SumoConfig.parse({"scenes": 0}, "demo")
+    with pytest.raises(
+        ConfigError, match=r"cyclists_per_minute: expected a number from 0 .* got -1"
+    ):
+        SumoConfig.parse({"cyclists_per_minute": -1}, "demo")
 
 
 def write_programs(folder, netgenerate, sumo):

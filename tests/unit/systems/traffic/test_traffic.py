@@ -91,5 +91,5 @@ def test_edges_have_the_road_on_their_left():
 
 
 def test_at_least_one_town():
-    with pytest.raises(ConfigError, match="at least one town"):
-        TrafficConfig(towns=0)
+    with pytest.raises(ConfigError, match=r"demo\.towns: expected a whole number of 1 or more"):
+        TrafficConfig.parse({"towns": 0}, "demo")

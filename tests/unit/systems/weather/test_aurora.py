@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from millrace.config import from_mapping
 from millrace.errors import ConfigError
 from millrace.systems.weather.aurora.config import PUBLISHED, TINY, AuroraConfig
 from millrace.systems.weather.aurora.encodings import place_encodings
@@ -185,7 +184,7 @@ def test_time_advances_with_the_rollout():
 def test_push_forward_cuts_time():
     gradients = []
     for push_forward in (False, True):
-        model = perturbed(build(dataclasses.replace(TINY, push_forward=push_forward)))
+        model = perturbed(build(TINY.replaced(push_forward=push_forward)))
         batch = make_batch(1, steps=2)
         past = batch.past_BTCIJ.clone().requires_grad_()
         forecast = model(dataclasses.replace(batch, past_BTCIJ=past))
@@ -196,7 +195,7 @@ def test_push_forward_cuts_time():
 
 
 def test_lora_begins_as_the_base_and_trains_nothing_else():
-    base, adapted = build(), build(dataclasses.replace(TINY, lora_rank=2))
+    base, adapted = build(), build(TINY.replaced(lora_rank=2))
     missing = adapted.load_state_dict(base.state_dict(), strict=False)
     assert all(".lora_" in name for name in missing.missing_keys)
     assert not missing.unexpected_keys
@@ -219,12 +218,12 @@ def test_loss_is_that_of_the_paper():
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("encoder_heads", [3, 8, 16], "model.encoder_heads: 3 heads do not divide"),
-        ("latent_levels", 1, "latent_levels: expected 2 or more"),
-        ("head", "none", "model.head 'none': expected one of residual, direct"),
+        ("encoder_heads", [3, 8, 16], "model: encoder_heads: 3 heads do not divide"),
+        ("latent_levels", 1, "latent_levels: expected a whole number from 2"),
+        ("head", "none", "model.head: expected one of residual, direct, got 'none'"),
         ("drop_path", 1.0, "drop_path"),
     ],
 )
 def test_refuses(key, value, told):
     with pytest.raises(ConfigError, match=told):
-        from_mapping(AuroraConfig, {key: value}, "model")
+        AuroraConfig.parse({key: value}, "model")

@@ -70,7 +70,10 @@ def samples(tmp_path_factory):
     write_weather(BarotropicConfig(steps=40, spin_up=12), directory / "raw")
     write_weather(BarotropicConfig(steps=3, spin_up=12), directory / "again")
     extract_weather(
-        directory / "raw", directory / "weather.h5", WeatherConfig(), SplitConfig(0.5, 0.25, 2)
+        directory / "raw",
+        directory / "weather.h5",
+        WeatherConfig(),
+        SplitConfig(train=0.5, validation=0.25, gap=2),
     )
     return directory
 
@@ -79,11 +82,11 @@ def samples(tmp_path_factory):
 def test_writes_what_the_reader_takes(samples):
     dataset = WeatherDataset(samples / "weather.h5", WeatherWindowConfig())
     assert dataset.shape == (32, 64)
-    assert dataset.config.variables[:5] == ("2t", "10u", "10v", "msl", "z_300")
-    assert len(dataset.config.variables) == 4 + 5 * 4
+    assert dataset.variables[:5] == ("2t", "10u", "10v", "msl", "z_300")
+    assert len(dataset.variables) == 4 + 5 * 4
     assert dataset.step_hours == 6
     states = dataset.to_physical(dataset.core_states(0, np.arange(40)).movedim(0, 1))
-    physical = dict(zip(dataset.config.variables, np.moveaxis(states, -1, 0), strict=True))
+    physical = dict(zip(dataset.variables, np.moveaxis(states, -1, 0), strict=True))
     assert 240 < physical["2t"].min() < physical["2t"].max() < 330
     assert np.abs(physical["u_500"]).max() < 120
     assert physical["q_850"].min() >= -1e-9
@@ -100,5 +103,5 @@ def test_the_same_seed_is_the_same_weather(samples):
 
 
 def test_refuses():
-    with pytest.raises(ConfigError, match="steps: expected 1 to"):
-        BarotropicConfig(steps=0)
+    with pytest.raises(ConfigError, match=r"demo\.steps: expected a whole number from 1 to"):
+        BarotropicConfig.parse({"steps": 0}, "demo")

@@ -28,7 +28,7 @@ class Forecaster(torch.nn.Module):
 def trained(path, forecast, **config):
     dataset = WeatherDataset(path, WeatherWindowConfig(**config))
     spec = SimpleNamespace(predict=lambda module, batch: module(batch))
-    return TrainedModel(spec, Forecaster(len(dataset.config.variables), forecast), dataset)
+    return TrainedModel(spec, Forecaster(len(dataset.variables), forecast), dataset)
 
 
 def stay(batch):
@@ -67,7 +67,7 @@ def test_a_step_gets_the_last_forecast(weather_samples):
     other, _ = score_weather(still, "test", days=1, starts=2)
     moved = [
         np.subtract(scores["channels"][name]["bias"], other["channels"][name]["bias"])
-        for name in model.dataset.config.variables
+        for name in model.dataset.variables
     ]
     expected = model.dataset.std[:, None] * np.arange(1, 5)
     assert np.array(moved) == pytest.approx(expected, rel=1e-4)
@@ -85,7 +85,7 @@ def test_climatology_is_the_mean_of_the_training_period(weather_samples):
 
 def test_shares_of_the_loss(weather_samples):
     dataset = WeatherDataset(weather_samples, WeatherWindowConfig())
-    n = len(dataset.config.variables)
+    n = len(dataset.variables)
     error = torch.ones(5, 1, 1, n) * torch.arange(1.0, n + 1)
     weight = torch.linspace(1, 2, n)
     shares = loss_shares(dataset, error, weight)
@@ -93,5 +93,5 @@ def test_shares_of_the_loss(weather_samples):
     assert shares["mae"] == pytest.approx(by_hand / by_hand.sum(), rel=1e-5)
     by_hand = (np.arange(1, n + 1) / dataset.increment_scale) ** 2
     assert shares["mse"] == pytest.approx(by_hand / by_hand.sum(), rel=1e-5)
-    geopotential = dataset.config.variables.index("z_500")
+    geopotential = dataset.variables.index("z_500")
     assert shares["mae_physical"][geopotential] > 20 * shares["mae_physical"][-1]

@@ -11,7 +11,6 @@ Shape suffixes: N fine cells, M blocks, T time steps, V variables.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import h5py
@@ -20,31 +19,17 @@ from numpy.typing import NDArray
 
 from millrace.data.hdf5 import create, create_dataset, rows_per_chunk, strings
 from millrace.data.split import MINIMUM_STD, Moments, SplitConfig, time_split
-from millrace.errors import ConfigError, DataError
+from millrace.errors import DataError
 from millrace.provenance import code_version, fingerprint
 from millrace.systems.base import Progress
 from millrace.systems.downscaling.icon import open_source
 from millrace.systems.downscaling.icon_source import Floats, IconSource, Ints
+from millrace.systems.downscaling.settings import BlockConfig
 
 SCHEMA = "millrace.blocks/1"
 CHILDREN = 4
 
 SLAB_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class BlockConfig:
-    """How fields are cut into blocks; the ``blocks:`` block of a dataset."""
-
-    variables: tuple[str, ...] = ("tas",)
-    levels: int = 4
-    """Refinements between a block and its cells: a block has 4^levels of them."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.levels <= 8:
-            raise ConfigError(f"blocks.levels = {self.levels}: expected 1 to 8")
-        if not self.variables:
-            raise ConfigError("blocks.variables: expected at least one variable")
 
 
 def extract_blocks(
@@ -89,7 +74,7 @@ def extract_blocks(
             if progress is not None:
                 progress(start, n_steps)
         statistics.write(file)
-        text = json.dumps({**asdict(config), "split": asdict(split)}, sort_keys=True)
+        text = json.dumps({**config.model_dump(), "split": split.model_dump()}, sort_keys=True)
         origin = fingerprint(source)
         file.attrs.update(
             schema=SCHEMA,

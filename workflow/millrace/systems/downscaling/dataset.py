@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from millrace.config import essentials
 from millrace.data.hdf5 import open_checked
 from millrace.data.normalisation import Normalisation
 from millrace.data.split import SPLITS, Split
@@ -164,7 +163,7 @@ class BlockDataset:
     @property
     def definition(self) -> dict[str, object]:
         """What the samples are: part of what decides a run's weights."""
-        return {"digest": self.digest, **essentials(self.config)}
+        return {"digest": self.digest, **self.config.essentials()}
 
     @property
     def n_features(self) -> int:

@@ -4,17 +4,16 @@ Shape suffixes: N fine cells, B samples, V variables, E members.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from torch import Tensor
 
-from millrace.config import check_one_of
-from millrace.errors import ConfigError
+from millrace.config import Count, Seed, Settings, option
 from millrace.systems.downscaling.dataset import BlockBatch
 from millrace.systems.downscaling.diffusion import (
     SIGMA_DATA,
@@ -31,20 +30,17 @@ SOLVERS: dict[str, Callable[..., Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class SamplerConfig:
+class SamplerConfig(Settings):
     """How samples are drawn."""
 
-    members: int = 10
-    steps: int = 20
-    solver: str = "dpm"
-    """``dpm``: DPM-Solver++ of third order (Lu et al. 2022, arXiv:2211.01095), or ``euler``."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_one_of("sampler.solver", self.solver, SOLVERS)
-        if self.members < 1 or self.steps < 2:
-            raise ConfigError("sampler: expected 1 or more members and 2 or more steps")
+    members: Count = 10
+    """Fields drawn for each time."""
+    steps: int = option(20, ge=2, le=10**6)
+    """Calls of the network for each."""
+    solver: Literal["dpm", "euler"] = "dpm"
+    """`dpm`: DPM-Solver++ of third order (Lu et al. 2022, arXiv:2211.01095), or `euler`."""
+    seed: Seed = 0
+    """Of the noise that is drawn."""
 
 
 @torch.no_grad()

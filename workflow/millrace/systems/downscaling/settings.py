@@ -1,64 +1,100 @@
-"""Settings of experiments on blocks: their sections ``data`` and ``model``, without torch."""
+"""Blocks of the configuration that belong to ICON and its downscaling, without torch."""
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from millrace.config import check_one_of
-from millrace.errors import ConfigError
+from pydantic import Field
 
-ARCHITECTURES = ("nested_unet", "mlp")
+from millrace.config import Count, Seed, Settings, SomeNames, option
+from millrace.systems.settings import SplitDatasetSettings
 
 
-@dataclass(frozen=True)
-class BlockDatasetConfig:
-    """What a sample holds; the ``data:`` block of an experiment on blocks."""
+class ClimateConfig(Settings):
+    """Temperature near the ground on an icosahedral grid, in the files of ICON.
 
-    variables: tuple[str, ...] = ("tas",)
+    It looks like weather and obeys no equation of motion: random waves that are carried round the globe,
+    over continents with mountains and a daily cycle.
+    """
+
+    level: int = option(4, ge=0, le=7)
+    """Of the grid R2B`level`, which has 80 x 4^level cells; 3 for a quick try."""
+    steps: int = option(480, ge=1, le=100_000)
+    """Output times."""
+    interval: float = option(6.0, ge=0.25, le=24, unit="h")
+    """Between output times."""
+    steps_per_file: int = option(120, ge=1, le=100_000)
+    """Output times in a file."""
+    seed: Seed = 0
+    """Of land and weather: another planet of the same kind."""
+    absolute_time: bool = True
+    """Write times as `day as %Y%m%d.%f`, otherwise as hours since the first day."""
+
+
+class BlockSettings(Settings):
+    """How the grid is cut: a block is a cell of a coarser grid of the chain of refinements.
+
+    Its mean is given, its cells are wanted.
+    """
+
+    levels: int = option(4, ge=1, le=8)
+    """Refinements between a block and its cells; a block has 4^levels cells."""
+
+
+class BlockConfig(BlockSettings):
+    """What is taken from the files of ICON, and how it is cut."""
+
+    variables: SomeNames = ("tas",)
+    """Two-dimensional fields."""
+
+
+class IconDataset(SplitDatasetSettings):
+    """Grid and output files of ICON: NetCDF anywhere below the source."""
+
+    variables: SomeNames
+    """Two-dimensional fields of the output files to keep, in the demo `tas` (K)."""
+    blocks: BlockSettings = BlockSettings()
+    """How the grid is cut."""
+
+
+class BlockDatasetConfig(Settings):
+    """Samples on blocks: the whole grid at one time, the means of all blocks given, the cells wanted."""
+
+    variables: SomeNames = ("tas",)
+    """Fields both given as means and wanted."""
     season: bool = False
-    """Give the time of the year: for training periods of some years, a part of one says nothing of the
-    rest."""
+    """Give the time of the year, if the training period covers some years; a part of one says nothing of
+    the rest."""
     climatology: bool = True
     """Give what each cell differs by from its block in the mean of the training period."""
 
-    def __post_init__(self) -> None:
-        if not self.variables:
-            raise ConfigError("data.variables: expected at least one")
+
+Channels = Annotated[tuple[Count, ...], Field(min_length=1)]
+_CHANNELS: Channels = (24, 48, 96, 128, 128)
 
 
-@dataclass(frozen=True)
-class DownscalerConfig:
-    """Parameters of the downscaler, see config/README.md for what each does."""
+class DownscalerConfig(Settings):
+    """A diffusion model, which draws as many fine fields as are asked for."""
 
-    architecture: str = "nested_unet"
-    """``nested_unet``, or ``mlp``: the shape of the reference, each block alone."""
-    channels: tuple[int, ...] = (24, 48, 96, 128, 128)
-    """Of each level of the U-Net, from the fine cells to the blocks."""
-    depth: int = 1
-    """Residual layers of a level of the U-Net, down and up."""
-    embedding: int = 64
-    """Size of the embedding of the noise level."""
+    architecture: Literal["nested_unet", "mlp"] = "nested_unet"
+    """`nested_unet`: convolutions on the triangles, across blocks; `mlp`: each block alone, as in the
+    plug-in that this model comes from."""
+    channels: Channels = _CHANNELS
+    """Of each level, from the cells to the blocks, `levels` + 1 numbers; wider if the training loss stays
+    high."""
+    depth: Count = 1
+    """Residual layers of a level, down and up."""
+    embedding: int = option(64, ge=2, le=10**6, multiple_of=2)
+    """Size of the embedding of the noise level, even."""
     noise_mean: float = -1.2
-    """Mean of the logarithm of the noise level in training."""
-    noise_std: float = 1.2
-
-    def __post_init__(self) -> None:
-        check_one_of("model.architecture", self.architecture, ARCHITECTURES)
-        if min((*self.channels, self.depth)) < 1 or self.embedding < 2 or self.embedding % 2:
-            raise ConfigError(
-                "model: expected channels and depth of 1 or more, and an even embedding"
-            )
-        if not self.noise_std > 0:
-            raise ConfigError(f"model.noise_std = {self.noise_std}: expected more than 0")
+    """Mean of the logarithm of the noise level in training; -0.8 if members are too much alike."""
+    noise_std: float = option(1.2, gt=0)
+    """Its standard deviation."""
 
 
-@dataclass(frozen=True)
-class RegressionConfig:
-    """Parameters of the regression, see config/README.md for what each does."""
+class RegressionConfig(Settings):
+    """The same network without noise. It gives one field, the one to be expected."""
 
-    channels: tuple[int, ...] = (24, 48, 96, 128, 128)
-    """Of each level of the U-Net, from the fine cells to the blocks."""
-    depth: int = 1
-    """Residual layers of a level of the U-Net, down and up."""
-
-    def __post_init__(self) -> None:
-        if min((*self.channels, self.depth)) < 1:
-            raise ConfigError("model: expected channels and depth of 1 or more")
+    channels: Channels = _CHANNELS
+    """Of each level, from the cells to the blocks, `levels` + 1 numbers; wider if the training loss stays
+    high."""
+    depth: Count = 1
+    """Residual layers of a level, down and up."""

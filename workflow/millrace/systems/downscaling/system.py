@@ -12,25 +12,9 @@ from millrace.systems.base import (
     System,
     Table,
     check_columns,
-    distinct,
-    section_keys,
 )
 
 _HERE = "millrace.systems.downscaling"
-
-_KEYS: Block = {
-    "required": ["variables", "split"],
-    "properties": {
-        "variables": distinct(
-            {"type": "string", "minLength": 1},
-            description="Fields of the output files to keep.",
-            minItems=1,
-        ),
-        "blocks": section_keys(
-            levels={"type": "integer", "minimum": 1, "maximum": 8, "default": 4}
-        ),
-    },
-}
 
 
 def best_baseline(forecasts: Block, score: str) -> tuple[str, float]:
@@ -107,8 +91,8 @@ SYSTEM = System(
             holds="ICON grid and output files",
             read_into="blocks.h5",
             simulate=f"{_HERE}.simulator.climate:write_climate",
-            simulation=f"{_HERE}.simulator.climate:ClimateConfig",
-            keys=_KEYS,
+            simulation=f"{_HERE}.settings:ClimateConfig",
+            settings=f"{_HERE}.settings:IconDataset",
         ),
     ),
     kinds=(
@@ -122,7 +106,7 @@ SYSTEM = System(
             extraction=Extraction(
                 f"{_HERE}.blocks:extract_blocks",
                 section=lambda raw: {**raw.get("blocks", {}), "variables": raw["variables"]},
-                config=f"{_HERE}.blocks:BlockConfig",
+                config=f"{_HERE}.settings:BlockConfig",
             ),
             check=partial(check_columns, ("variables",)),
             example={

@@ -10,7 +10,7 @@ distance of a node to the slices next to it, so that a step to a neighbour is ab
 """
 
 import itertools
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,35 +25,9 @@ from millrace.systems.base import Progress
 from millrace.systems.groundwater.hdf5_parts import write_origin
 from millrace.systems.groundwater.patch_file import SCHEMA
 from millrace.systems.groundwater.series import SCHEMA as SERIES_SCHEMA
+from millrace.systems.groundwater.settings import PatchConfig
 
 _SERIES = ("obs", "forcing", "forcing_mask")
-
-
-@dataclass(frozen=True)
-class PatchConfig:
-    """How the aquifer is cut."""
-
-    slice_groups: int = 4
-    """Groups of neighbouring slices."""
-    clusters: int = 5
-    """Patches of each group."""
-    ghost_neighbours: int = 10
-    """Nearest neighbours of a node that are looked at for ghosts."""
-    ghost_fraction: float = 0.05
-    """Ghosts from one neighbouring patch, at most, as a fraction of the core."""
-    seed: int = 42
-    """Of k-means."""
-
-    def __post_init__(self) -> None:
-        for key in ("slice_groups", "clusters", "ghost_neighbours"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"patches.{key} = {getattr(self, key)}: expected 1 or more")
-        if not 0 <= self.ghost_fraction <= 1:
-            raise ConfigError(
-                f"patches.ghost_fraction = {self.ghost_fraction}: expected a number from 0 to 1"
-            )
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"patches.seed = {self.seed}: expected 0 or more, below 2^32")
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +125,7 @@ def extract_patches(
             file,
             SCHEMA,
             str(source.attrs["digest"]),
-            asdict(config),
+            config.model_dump(),
             variables=obs["variables"],
             units=obs["units"],
             forcings=forcing["variables"],

@@ -16,7 +16,7 @@ Shape suffixes: Q sequences, A steps of an input or output (alpha), H x W cells,
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,7 @@ def convert_plane_folders(
             plane.write(writer, number, digest.update)
             if progress is not None:
                 progress(number + 1, len(planes))
-        writer.finish(digest.hexdigest(), {"split": asdict(split)}, ["m", "mg/L"])
+        writer.finish(digest.hexdigest(), {"split": split.model_dump()}, ["m", "mg/L"])
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ Shape suffixes: T time steps, H x W cells along S x Z, V variables, N nodes, M b
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -21,6 +21,7 @@ from millrace.systems.base import Progress
 from millrace.systems.groundwater.hdf5_parts import Statistics, write_origin
 from millrace.systems.groundwater.layered_mesh import LayeredMesh
 from millrace.systems.groundwater.series import SCHEMA as SERIES_SCHEMA
+from millrace.systems.groundwater.settings import PlaneConfig
 
 SCHEMA = "millrace.planes/1"
 BOUNDARY = {"head": "head_bc", "mass_concentration": "mass_concentration_bc"}
@@ -31,29 +32,6 @@ Point = tuple[float, float]
 
 SLAB_BYTES = 32 << 20
 _SAMPLES = 2_000  # of a line through the aquifer when its ends are sought
-
-
-@dataclass(frozen=True)
-class PlaneConfig:
-    """Where sections run; the ``planes:`` block of a dataset."""
-
-    transects: tuple[tuple[Point, Point], ...] = ()
-    """End points (X, Y) of each section (m), as in the raw files."""
-    count: int = 8
-    """Without ``transects``: shore-normal sections, evenly spread along the coast."""
-    shape: tuple[int, int] = (32, 32)
-    """Cells along S and Z."""
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ConfigError(f"planes.count = {self.count}: expected 1 or more")
-        if min(self.shape) < 2:
-            raise ConfigError(
-                f"planes.shape = {list(self.shape)}: expected two numbers of 2 or more"
-            )
-        for number, (start, end) in enumerate(self.transects):
-            if start == end:
-                raise ConfigError(f"planes.transects[{number}]: both ends are {list(start)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +88,7 @@ def extract_planes(
             if progress is not None:
                 progress(min(start + slab, len(source["time"])), len(source["time"]))
         units = list(source["obs"].attrs.get("units", []))
-        writer.finish(str(source.attrs["digest"]), asdict(config), units)
+        writer.finish(str(source.attrs["digest"]), config.model_dump(), units)
         clipped = bool(source["obs"].attrs.get("clip_negative_concentration"))
         file.attrs["clip_negative_concentration"] = clipped
 

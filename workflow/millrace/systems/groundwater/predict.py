@@ -19,7 +19,6 @@ import h5py
 import numpy as np
 import torch
 
-from millrace.config import from_mapping
 from millrace.data.hdf5 import create, create_dataset, open_checked, rows_per_chunk, strings
 from millrace.data.normalisation import Normalisation
 from millrace.data.samples import dataset_class
@@ -94,7 +93,7 @@ def predict(
         directory = Path(name)
         definition = described["definition"]
         kind = kind_of(definition["model"]["name"]).name
-        config: Any = from_mapping(dataset_class(kind).config_type, definition["data"], "data")
+        config: Any = dataset_class(kind).config_type.parse(definition["data"], "data")
         files = _prepare_samples(described, kind, config, source, directory, workers)
         if not checkpoint.is_file():
             raise DataError(f"{checkpoint}: no such checkpoint; run the train stage first")

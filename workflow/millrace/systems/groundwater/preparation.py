@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from millrace.config import from_mapping
 from millrace.data.split import SplitConfig
 from millrace.systems.base import Block
 from millrace.systems.groundwater.graphs import build_graphs
@@ -29,16 +28,16 @@ def prepare(
         variables=dataset["variables"],
         units=dataset.get("units"),
         forcings=dataset.get("forcings", []),
-        split=from_mapping(SplitConfig, dataset["split"], "split"),
+        split=SplitConfig.parse(dataset["split"], "split"),
         clip_negative_concentration=dataset.get("clip_negative_concentration", False),
         workers=workers,
     )
     files = {role: directory / name for role, name in kind.sample_files(model).items()}
     if kind.name == "planes":
-        config = from_mapping(PlaneConfig, dataset.get("planes", {}), "planes")
+        config = PlaneConfig.parse(dataset.get("planes", {}), "planes")
         extract_planes(series, files["planes"], config)
         return files
-    cut = from_mapping(PatchConfig, dataset.get("patches", {}), "patches")
+    cut = PatchConfig.parse(dataset.get("patches", {}), "patches")
     extract_patches(series, files["patches"], cut)
     if "graph" in files:
         shape = tuple(model["latent_shape"])

@@ -10,7 +10,6 @@ import multiprocessing
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 import h5py
@@ -85,7 +84,7 @@ def preprocess(
     options = {
         "variables": list(reader.variables),
         "forcings": list(reader.forcings),
-        "split": asdict(split),
+        "split": split.model_dump(),
         "clip_negative_concentration": clip_negative_concentration,
     }
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())

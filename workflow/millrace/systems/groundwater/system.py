@@ -1,10 +1,8 @@
 """Groundwater: windows in time on patches of a mesh or on vertical sections."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from millrace.config import from_mapping
 from millrace.errors import ConfigError
 from millrace.systems.base import (
     Block,
@@ -15,11 +13,8 @@ from millrace.systems.base import (
     System,
     Table,
     check_columns,
-    distinct,
-    is_count,
     known,
     resolve,
-    section_keys,
 )
 from millrace.systems.groundwater.settings import PlaneWindowConfig, WindowConfig
 from millrace.systems.groundwater.units import UNITS
@@ -27,74 +22,7 @@ from millrace.systems.groundwater.units import UNITS
 _HERE = "millrace.systems.groundwater"
 
 
-def _pair(items: Block) -> Block:
-    return {"type": "array", "items": items, "minItems": 2, "maxItems": 2}
-
-
-_KEYS: Block = {
-    "required": ["variables", "split"],
-    "properties": {
-        "variables": distinct(
-            {"type": "string", "pattern": "^[^/]+$"},  # it becomes the name of a folder
-            description="Columns of all/*.csv to keep.",
-            minItems=1,
-        ),
-        "units": {
-            "description": "Units of the columns, for all but head (m), mass_concentration (mg/L) and "
-            "pressure (kPa).",
-            "type": "object",
-            "additionalProperties": {"type": "string", "minLength": 1},
-            "default": {},
-        },
-        "forcings": distinct(
-            {"type": "string"},
-            description="Columns of forcings_corrected_all/*.csv to keep.",
-            default=[],
-        ),
-        "clip_negative_concentration": {
-            "description": "Set negative concentrations, an artefact of the solver, to zero.",
-            "type": "boolean",
-            "default": False,
-        },
-        "patches": section_keys(
-            slice_groups={"type": "integer", "minimum": 1, "default": 4},
-            clusters={"type": "integer", "minimum": 1, "default": 5},
-            ghost_neighbours={"type": "integer", "minimum": 1, "default": 10},
-            ghost_fraction={"type": "number", "minimum": 0, "maximum": 1, "default": 0.05},
-            seed={"type": "integer", "minimum": 0, "default": 42},
-        ),
-        "planes": {
-            "description": "Vertical sections, given by their ends or evenly spread along the coast.",
-            **section_keys(
-                transects={
-                    "description": "End points [[X, Y], [X, Y]] of each section (m).",
-                    "type": "array",
-                    "items": _pair(_pair({"type": "number"})),
-                },
-                count={"type": "integer", "minimum": 1, "default": 8},
-                shape={
-                    "description": "Cells along the section and along Z.",
-                    "default": [32, 32],
-                    **_pair({"type": "integer", "minimum": 2}),
-                },
-            ),
-        },
-    },
-}
-
-
 _BOUNDARY = ("head_bc", "mass_concentration_bc")
-_FOLDERS: Block = {
-    **_KEYS,
-    "properties": {
-        **{key: value for key, value in _KEYS["properties"].items() if key != "units"},
-        "variables": {
-            **_KEYS["properties"]["variables"],
-            "description": "What the folders hold: head (m), mass_concentration (mg/L) or both.",
-            "items": {"enum": ["head", "mass_concentration"]},
-        },
-    },
-}
 
 
 def _check_columns(name: str, dataset: Block) -> None:
@@ -134,19 +62,19 @@ def _check_window(
             "between the splits, so test data would leak into training: raise split.gap of the dataset to "
             f"at least {length}"
         )
-    chosen = {**experiment, "data": asdict(window)}
+    chosen = {**experiment, "data": window.model_dump()}
     check_columns(("variables", "forcings"), name, chosen, dataset)
 
 
 def _check_patches(name: str, experiment: Block, dataset: Block) -> None:
-    window = from_mapping(WindowConfig, experiment["data"], "data")
+    window = WindowConfig.parse(experiment["data"], "data")
     _check_window(name, window, experiment, dataset)
     if "latent_shape" in experiment["model"]:
         _check_graph(name, experiment["model"])
 
 
 def _check_planes(name: str, experiment: Block, dataset: Block) -> None:
-    window = from_mapping(PlaneWindowConfig, experiment["data"], "data")
+    window = PlaneWindowConfig.parse(experiment["data"], "data")
     _check_window(name, window, experiment, dataset)
     if dataset.get("format") == "plane_folders":
         return
@@ -156,7 +84,7 @@ def _check_planes(name: str, experiment: Block, dataset: Block) -> None:
             f"{' and '.join(_BOUNDARY)}, whatever their variables are: add one or both to its forcings"
         )
     if not dataset.get("planes", {}).get("transects") and not (
-        set(PlaneWindowConfig.variables) & set(dataset["variables"])
+        {"head", "mass_concentration"} & set(dataset["variables"])
     ):
         raise ConfigError(
             f"config: experiments.{name}.dataset: the shore is found from head or mass_concentration: add "
@@ -165,17 +93,13 @@ def _check_planes(name: str, experiment: Block, dataset: Block) -> None:
 
 
 def _check_graph(name: str, model: Block) -> None:
-    """Check what names the file of the neighbour tables."""
-    shape, radius = model.get("latent_shape"), model.get("radius")
-    if not isinstance(shape, list) or not all(is_count(n) and n for n in shape):
-        raise ConfigError(
-            f"config: experiments.{name}.model.latent_shape: expected a list of whole numbers, "
-            f"got {shape!r}"
-        )
-    if not isinstance(radius, int | float) or isinstance(radius, bool) or not radius > 0:
-        raise ConfigError(
-            f"config: experiments.{name}.model.radius: expected a positive number, got {radius!r}"
-        )
+    """Check that what names the file of the neighbour tables is written out."""
+    for key in ("latent_shape", "radius"):
+        if key not in model:
+            raise ConfigError(
+                f"config: experiments.{name}.model: key {key!r} is missing: it names the file of the "
+                "neighbours and must be written out"
+            )
 
 
 def _rows(run: Block) -> list[dict[str, Any]]:
@@ -272,11 +196,16 @@ SYSTEM = System(
             holds="all/",
             read_into="series.h5",
             simulate=f"{_HERE}.simulator.aquifer:write_aquifer",
-            simulation=f"{_HERE}.simulator.aquifer:AquiferConfig",
-            keys=_KEYS,
+            simulation=f"{_HERE}.settings:AquiferConfig",
+            settings=f"{_HERE}.settings:FeflowDataset",
             check=_check_columns,
         ),
-        RawFormat("plane_folders", "the folders plane_XX/", "planes.h5", keys=_FOLDERS),
+        RawFormat(
+            "plane_folders",
+            "the folders plane_XX/",
+            "planes.h5",
+            settings=f"{_HERE}.settings:PlaneFoldersDataset",
+        ),
     ),
     kinds=(
         SampleKind(

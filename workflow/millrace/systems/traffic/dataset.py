@@ -11,7 +11,7 @@ Shape suffixes: B scenarios, A agents, K motion tokens of an agent, M road segme
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from millrace.config import essentials
 from millrace.data.hdf5 import open_checked
 from millrace.data.normalisation import Normalisation
 from millrace.data.split import SPLITS
@@ -135,7 +134,7 @@ class ScenarioDataset:
     def definition(self) -> dict[str, object]:
         """What defines the samples; it enters the run hash."""
         parts = {"digest": self.digest_of_tokens, "vocabulary": self.vocabulary.digest}
-        return {**parts, **essentials(self.config)}
+        return {**parts, **self.config.essentials()}
 
     def groups(self, split: str) -> np.ndarray:
         """Number of scenarios in each bucket, int64[G]."""
@@ -201,7 +200,7 @@ class ScenarioDataset:
 
     def with_shuffled_maps(self) -> "ScenarioDataset":
         """The same scenarios, each on the map of another one."""
-        return ScenarioDataset(self.path, replace(self.config, shuffle_map=True), self.device)
+        return ScenarioDataset(self.path, self.config.replaced(shuffle_map=True), self.device)
 
     def rows(self, kind: str, scenario: int) -> dict[str, np.ndarray]:
         """Rows of a scenario by column, for one of the kinds of `ROWS`."""

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from millrace.config import from_mapping
 from millrace.systems.base import Block
 from millrace.systems.traffic.formats import convert
 from millrace.systems.traffic.scenarios import TokenConfig, build_vocabulary, tokenise
@@ -17,7 +16,7 @@ def prepare(source: Path, directory: Path, dataset: Block, model: Block) -> dict
     if dataset["format"] != "tracks":
         convert(dataset["format"], source, directory / "tracks")
         source = directory / "tracks"
-    config = from_mapping(TokenConfig, dataset.get("tokens", {}), "tokens")
+    config = TokenConfig.parse(dataset.get("tokens", {}), "tokens")
     vocabulary, scenarios = directory / "vocabulary.h5", directory / "scenarios.h5"
     build_vocabulary(source, vocabulary, config)
     tokenise(source, vocabulary, scenarios, config)

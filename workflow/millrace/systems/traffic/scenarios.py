@@ -6,8 +6,6 @@ one after the other, and ``first`` of each kind of row says where those of a sce
 
 import hashlib
 import json
-import zlib
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,10 @@ import h5py
 import numpy as np
 
 from millrace.data.hdf5 import create, create_dataset, open_checked, strings
-from millrace.errors import ConfigError, DataError
+from millrace.errors import DataError
 from millrace.systems.base import Progress
 from millrace.systems.traffic.geometry import Floats
+from millrace.systems.traffic.settings import TokenConfig
 from millrace.systems.traffic.tokens import (
     TokenisedScenario,
     Tokeniser,
@@ -55,61 +54,6 @@ ROWS: dict[str, dict[str, tuple[str, Any]]] = {
     "light": {"state": ("light_LK", np.int8)},
 }
 """Columns of each kind of row: attribute of `TokenisedScenario`, and type in the file."""
-
-
-@dataclass(frozen=True)
-class TokenConfig:
-    """The ``tokens:`` section of a dataset of tracks."""
-
-    motion: int = 2048
-    """Largest number of motion tokens of each class."""
-    road: int = 1024
-    """Largest number of road tokens."""
-    tolerance: float = 0.05
-    """Radius of a disk of k-disks (m)."""
-    margin: float = 80.0
-    """The map reaches this far beyond what was observed up to the current step (m)."""
-    max_agents: int = 64
-    """Agents of a scenario, those nearest to its middle."""
-    train: float = 0.7
-    """Fraction of the scenarios, chosen by their names."""
-    validation: float = 0.15
-    """Fraction of the scenarios; the test split takes the rest."""
-    block: int = 5
-    """Number of consecutive scenarios (names that end in ``_007``) that form a block and stay in one split,
-    because they share agents. The last one is left out if the next block is in another split. 1: each
-    scenario is on its own."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.motion, self.road, self.max_agents) < 1 or not self.tolerance > 0:
-            raise ConfigError("tokens: expected vocabularies, max_agents and a tolerance above 0")
-        if self.block < 1:
-            raise ConfigError(f"tokens.block = {self.block}: expected 1 or more scenarios")
-        if max(self.motion, self.road) > np.iinfo(np.int16).max:
-            raise ConfigError(f"tokens: at most {np.iinfo(np.int16).max} tokens of a vocabulary")
-        if not (0 < self.train < 1 and 0 < self.validation < 1 - self.train):
-            raise ConfigError("tokens: expected train and validation that leave a test split")
-
-    def block_of(self, name: str) -> tuple[str, int]:
-        """Recording and number of the block that a scenario belongs to."""
-        recording, line, number = name.rpartition("_")
-        if self.block == 1 or not (line and number.isascii() and number.isdecimal()):
-            return name, 0
-        return recording, int(number) // self.block
-
-    def split(self, name: str) -> int | None:
-        """Split of a scenario, an index into `millrace.data.split.SPLITS`; None: it is left out."""
-        recording, block = self.block_of(name)
-        split = self._split(recording, block)
-        is_last = recording != name and (int(name.rpartition("_")[2]) + 1) % self.block == 0
-        return None if is_last and self._split(recording, block + 1) != split else split
-
-    def _split(self, recording: str, block: int) -> int:
-        # Steps of the golden ratio spread the blocks of each recording evenly over the splits.
-        start = zlib.crc32(f"{self.seed}/{recording}".encode()) / 2**32
-        share = (start + block * _GOLDEN) % 1
-        return int(share >= self.train) + int(share >= self.train + self.validation)
 
 
 def build_vocabulary(
@@ -153,7 +97,7 @@ def build_vocabulary(
     vocabulary.check()
     with create(output) as file:
         file.attrs["schema"] = VOCABULARY_SCHEMA
-        file.attrs["config"] = json.dumps(asdict(config), sort_keys=True)
+        file.attrs["config"] = json.dumps(config.model_dump(), sort_keys=True)
         vocabulary.write(file.create_group("vocabulary"))
     return vocabulary
 
@@ -204,7 +148,7 @@ def tokenise(
             if progress is not None:
                 progress(number + 1, len(recordings))
         file.attrs["schema"] = SCHEMA
-        file.attrs["config"] = json.dumps(asdict(config), sort_keys=True)
+        file.attrs["config"] = json.dumps(config.model_dump(), sort_keys=True)
         content.update(file.attrs["config"].encode())
         file.attrs["digest"] = content.hexdigest()[:16]
         vocabulary.write(file.create_group("vocabulary"))

@@ -7,31 +7,10 @@ from millrace.systems.base import Block, Model, RawFormat, SampleKind, System, T
 
 _HERE = "millrace.systems.traffic"
 
-_SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-_KEYS: Block = {
-    "properties": {
-        "tokens": {
-            "description": "Vocabularies, and which part of a scenario is kept.",
-            "type": "object",
-            "additionalProperties": False,
-            "properties": {
-                "motion": {"type": "integer", "minimum": 1, "maximum": 32767, "default": 2048},
-                "road": {"type": "integer", "minimum": 1, "maximum": 32767, "default": 1024},
-                "tolerance": {"type": "number", "exclusiveMinimum": 0, "default": 0.05},
-                "margin": {"type": "number", "exclusiveMinimum": 0, "default": 80.0},
-                "max_agents": {"type": "integer", "minimum": 1, "default": 64},
-                "train": {**_SHARE, "default": 0.7},
-                "validation": {**_SHARE, "default": 0.15},
-                "block": {"type": "integer", "minimum": 1, "default": 5},
-                "seed": {"type": "integer", "minimum": 0, "default": 0},
-            },
-        }
-    }
-}
-
 
 def _format(name: str, holds: str, **simulator: Any) -> RawFormat:
-    return RawFormat(name, holds, "scenarios.h5", keys=_KEYS, **simulator)
+    settings = f"{_HERE}.settings:TrafficDataset"
+    return RawFormat(name, holds, "scenarios.h5", settings=settings, **simulator)
 
 
 _FORMATS = (
@@ -39,7 +18,7 @@ _FORMATS = (
         "tracks",
         "the folders tracks/ and map/",
         simulate=f"{_HERE}.simulator.traffic:simulate",
-        simulation=f"{_HERE}.simulator.traffic:TrafficConfig",
+        simulation=f"{_HERE}.settings:TrafficConfig",
     ),
     _format("argoverse2", "one folder a scenario of Argoverse 2"),
     _format("highd", "XX_tracks.csv, XX_tracksMeta.csv and XX_recordingMeta.csv"),
@@ -49,7 +28,7 @@ _FORMATS = (
         "sumo",
         "<name>.net.xml and <name>.fcd.xml of SUMO",
         simulate=f"{_HERE}.simulator.sumo:simulate",
-        simulation=f"{_HERE}.simulator.sumo:SumoConfig",
+        simulation=f"{_HERE}.settings:SumoConfig",
         environment="sumo",
     ),
     _format("waymo", "Waymo Open Motion TFRecords of scenarios"),

@@ -19,7 +19,6 @@ from torch import Tensor
 from millrace.data.hdf5 import open_checked
 from millrace.data.normalisation import Normalisation
 from millrace.data.window_dataset import CACHE_BYTES, WindowDataset
-from millrace.errors import ConfigError
 from millrace.systems.weather.settings import WeatherWindowConfig
 from millrace.systems.weather.units import SCHEMA
 
@@ -109,10 +108,8 @@ class WeatherDataset(WindowDataset):
             time, split = file["time"][()], file["split"][()]
             stats = {name: file["stats"][name][()] for name in file["stats"]}
             self._small = file["state"].size * 4 <= cache_bytes
-        if config.variables and tuple(config.variables) != names:
-            raise ConfigError(
-                f"data.variables: those of weather are {', '.join(names)}; leave the key out"
-            )
+        self.variables = names
+        """Names of the channels."""
         self.step_hours, self.digest = float(attributes["hours"]), str(attributes["digest"])
         self.static = _normalised(static_FIJ).astype(np.float32)
         self.preparation = {"weather": json.loads(attributes["config"])}
@@ -130,20 +127,15 @@ class WeatherDataset(WindowDataset):
         )
         self.core_nodes = [np.arange(len(self.latitude) * len(self.longitude))]
         self.ghost_nodes = [np.empty(0, dtype=np.int64)]
-        is_foreign, chosen = statistics is not None, replace(config, variables=names)
+        is_foreign = statistics is not None
         super().__init__(
-            self._path, chosen, time, split, normalisation, is_foreign, device, cache_bytes
+            self._path, config, time, split, normalisation, is_foreign, device, cache_bytes
         )
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of cells."""
         return len(self.latitude), len(self.longitude)
-
-    @property
-    def definition(self) -> dict[str, object]:
-        """What decides the weights: the digest stands for the channels."""
-        return {key: value for key, value in super().definition.items() if key != "variables"}
 
     def at_times(self, group: int, starts: np.ndarray) -> WeatherBatch:
         """Windows that begin at the given time indices, whatever their split."""

@@ -54,7 +54,7 @@ def _draw(
         for kind, values in scores["loss_share"].items()
     }
     loss_share(shares, figures / "all/loss_share.png")
-    names = list(dataset.config.variables)
+    names = list(dataset.variables)
     for variable, channels in groups.items():
         folder, (unit, factor) = figures / variable, printed(variable)
         shown = _shown(dataset, channels)

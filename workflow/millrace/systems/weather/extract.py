@@ -15,7 +15,6 @@ Shape suffixes: T times, C channels, F static fields, L levels, I latitudes, J l
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from numpy.typing import NDArray
 
 from millrace.data import hdf5
 from millrace.data.split import Moments, SplitConfig, time_split
-from millrace.errors import ConfigError, DataError
+from millrace.errors import DataError
 from millrace.systems.base import Progress
+from millrace.systems.weather.settings import WeatherConfig
 from millrace.systems.weather.source import AXES, Floats, grid_of, open_sources
 from millrace.systems.weather.units import SCHEMA, to_si
 
@@ -43,26 +43,6 @@ LONG_NAMES = {
 }
 """Short names of ECMWF and those of WeatherBench 2."""
 STATIC_NAMES = {"z": "geopotential_at_surface", "slt": "soil_type", "lsm": "land_sea_mask"}
-
-
-@dataclass(frozen=True)
-class WeatherConfig:
-    """What is taken from the raw files; the ``weather:`` block of a dataset."""
-
-    surface: tuple[str, ...] = ("2t", "10u", "10v", "msl")
-    air: tuple[str, ...] = ("z", "u", "v", "t", "q")
-    static: tuple[str, ...] = ("z", "slt", "lsm")
-    levels: tuple[float, ...] = ()
-    """Pressure levels (hPa); none: all of the files."""
-    hours: int = 6
-    """Between two states; files may hold more."""
-
-    def __post_init__(self) -> None:
-        if not self.surface or not self.air or self.hours < 1:
-            raise ConfigError(
-                "weather: expected at least one variable of the surface and one of the air, and a step of "
-                "1 hour or more"
-            )
 
 
 def extract_weather(
@@ -119,7 +99,7 @@ def extract_weather(
             ("stats/increment_std", changes.std),
         ):
             hdf5.create_dataset(file, name, values)
-        described = json.dumps({**asdict(config), "split": ranges.tolist()}, sort_keys=True)
+        described = json.dumps({**config.model_dump(), "split": ranges.tolist()}, sort_keys=True)
         content.update(described.encode())
         content.update(reader.time.tobytes())
         file.attrs.update(

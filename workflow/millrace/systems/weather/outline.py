@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from millrace.config import from_mapping
 from millrace.systems.base import Block
 from millrace.systems.weather.dataset import WeatherBatch
 from millrace.systems.weather.extract import WeatherConfig
@@ -14,8 +13,8 @@ from millrace.systems.weather.settings import WeatherWindowConfig
 
 def outline(dataset: Block, data: Block, grid: tuple[int, int], levels: int) -> "WeatherOutline":
     """Outline of an experiment's samples: `millrace.systems.base.SampleKind.outline`."""
-    weather = from_mapping(WeatherConfig, dataset.get("weather", {}), "weather")
-    window = from_mapping(WeatherWindowConfig, data, "data")
+    weather = WeatherConfig.parse(dataset.get("weather", {}), "weather")
+    window = WeatherWindowConfig.parse(data, "data")
     return WeatherOutline(weather, window, grid, len(weather.levels) or levels)
 
 

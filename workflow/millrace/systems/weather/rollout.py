@@ -55,7 +55,7 @@ def score_weather(
     leads = max(1, min(int(days * 24 / step), end - int(every[0])))
     chosen = np.linspace(every[0], max(every[0], end - leads), starts)
     chosen = np.unique(chosen.astype(int))
-    names = dataset.config.variables
+    names = dataset.variables
     hours = step * np.arange(1, leads + 1)
     shown = np.flatnonzero(np.isin(hours, SHOWN_HOURS))
     shown = shown if len(shown) else np.array([leads - 1])

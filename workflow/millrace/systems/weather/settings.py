@@ -1,25 +1,64 @@
-"""The section ``data`` of experiments on weather, without torch; ``model`` is in `aurora.config`."""
+"""Blocks of the configuration that belong to weather, without torch; `model` is in `aurora.config`."""
 
-from dataclasses import dataclass
+from typing import Annotated
 
-from millrace.errors import ConfigError
+from millrace.config import UNIQUE, Count, Names, Positive, Seed, Settings, SomeNames, option
+from millrace.systems.settings import SplitDatasetSettings
 
 
-@dataclass(frozen=True)
-class WeatherWindowConfig:
-    """What a sample holds; the ``data:`` block of an experiment on weather."""
+class BarotropicConfig(Settings):
+    """Four levels of a barotropic atmosphere on 32 x 64 cells (spectral, truncated at wave number 21).
 
-    variables: tuple[str, ...] = ()
-    """Set from the file: names of the channels."""
-    input_steps: int = 2
-    output_steps: int = 1
-    """States that are forecast one from the other."""
-    stride: int = 1
-    """Steps between the starts of consecutive training windows; scores are over all windows."""
+    Each is driven towards a jet that is unstable, over mountains; temperature and humidity are carried
+    along. Time to simulate: about 0.03 s of one core for six hours.
+    """
 
-    def __post_init__(self) -> None:
-        if min(self.input_steps, self.output_steps, self.stride) < 1:
-            raise ConfigError("data: expected input_steps, output_steps and a stride of 1 or more")
+    steps: int = option(400, ge=1, le=100_000)
+    """Output times, six hours apart."""
+    seed: Seed = 0
+    """Of the first disturbances and the mountains: another planet of the same kind."""
+    spin_up: float = option(25.0, ge=0, le=1_000, unit="d")
+    """Simulated before the first output, until the jets break up."""
+
+
+class WeatherConfig(Settings):
+    """What is taken from the raw files, by the short names of ECMWF.
+
+    The names of WeatherBench 2 (`2m_temperature` and so on) are found in the files by themselves. Levels
+    are kept in ascending order, units are turned into SI.
+    """
+
+    surface: SomeNames = ("2t", "10u", "10v", "msl")
+    """Variables at the surface: temperature, winds, pressure at sea level."""
+    air: SomeNames = ("z", "u", "v", "t", "q")
+    """Variables on pressure levels: geopotential, winds, temperature, specific humidity."""
+    static: Names = ("z", "slt", "lsm")
+    """Fields that do not change: geopotential of the ground, type of soil, share of land."""
+    levels: Annotated[tuple[Positive, ...], *UNIQUE] = option((), unit="hPa")
+    """Pressure levels; none named: all of the files. Fewer need less memory."""
+    hours: Count = option(6, unit="h")
+    """Between two states; files may hold more of them."""
+
+
+class WeatherDatasetSettings(SplitDatasetSettings):
+    """States of the atmosphere: a Zarr store, or a directory of NetCDF, Zarr or CSV files."""
+
+    weather: WeatherConfig = WeatherConfig()
+    """What is taken from the files."""
+
+
+class WeatherWindowConfig(Settings):
+    """Samples of weather: `input_steps` states, from which the next ones are forecast one by one.
+
+    Each is forecast from the ones before; the time that the model is told advances with them.
+    """
+
+    input_steps: Count = option(2, unit="steps")
+    """States given."""
+    output_steps: Count = option(1, unit="steps")
+    """States forecast; the loss is the mean over them. More to train rollouts, as fine-tuning."""
+    stride: Count = option(1, unit="steps")
+    """Between the starts of two training windows; scores are over all windows."""
 
     @property
     def length(self) -> int:

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from millrace.config import from_mapping
 from millrace.errors import ConfigError
 from millrace.systems.base import (
     Block,
@@ -15,37 +14,11 @@ from millrace.systems.base import (
     SampleKind,
     System,
     Table,
-    distinct,
-    section_keys,
 )
 from millrace.systems.weather.settings import WeatherWindowConfig
 
 _HERE = "millrace.systems.weather"
 
-
-def _variables(least: int, default: list[str]) -> Block:
-    return distinct({"type": "string", "minLength": 1}, minItems=least, default=default)
-
-
-_KEYS: Block = {
-    "required": ["split"],
-    "properties": {
-        "weather": {
-            "description": "What is taken from the files; names are the short ones of ECMWF.",
-            **section_keys(
-                surface=_variables(1, ["2t", "10u", "10v", "msl"]),
-                air=_variables(1, ["z", "u", "v", "t", "q"]),
-                static=_variables(0, ["z", "slt", "lsm"]),
-                levels=distinct(
-                    {"type": "number", "exclusiveMinimum": 0},
-                    description="Pressure levels (hPa), those of the files by default.",
-                    default=[],
-                ),
-                hours={"type": "integer", "minimum": 1, "default": 6},
-            ),
-        }
-    },
-}
 
 LEADS = (6, 24, 72, 120)
 """Lead times (h) of the table."""
@@ -54,7 +27,7 @@ HEADLINE = 24
 
 
 def _check(name: str, experiment: Block, dataset: Block) -> None:
-    window = from_mapping(WeatherWindowConfig, experiment["data"], "data")
+    window = WeatherWindowConfig.parse(experiment["data"], "data")
     replay, reach = experiment["train"].get("replay"), 2 * window.output_steps
     if replay and replay["longest"] < reach:
         raise ConfigError(
@@ -133,8 +106,8 @@ SYSTEM = System(
             holds="files of NetCDF or CSV, or that is a Zarr store",
             read_into="weather.h5",
             simulate=f"{_HERE}.simulator.barotropic:write_weather",
-            simulation=f"{_HERE}.simulator.barotropic:BarotropicConfig",
-            keys=_KEYS,
+            simulation=f"{_HERE}.settings:BarotropicConfig",
+            settings=f"{_HERE}.settings:WeatherDatasetSettings",
         ),
     ),
     kinds=(
@@ -148,7 +121,7 @@ SYSTEM = System(
             extraction=Extraction(
                 f"{_HERE}.extract:extract_weather",
                 section=lambda dataset: dataset.get("weather", {}),
-                config=f"{_HERE}.extract:WeatherConfig",
+                config=f"{_HERE}.settings:WeatherConfig",
             ),
             check=_check,
             replay=True,

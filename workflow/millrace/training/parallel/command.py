@@ -13,7 +13,7 @@ from rich.table import Table
 
 from millrace.cluster import Cluster
 from millrace.cluster.facts import FILE, PROFILES
-from millrace.config import from_mapping, nearest
+from millrace.config import nearest
 from millrace.errors import ConfigError, ExitCode, exits_with_code
 from millrace.layout import Layout
 from millrace.systems.base import dataset_names, resolve
@@ -110,14 +110,14 @@ def described(
         raise ConfigError(
             f"--experiment {experiment}: {spec.name} can only be replicated, not divided"
         )
-    model_config: Any = from_mapping(spec.config, model, "model")
-    train: TrainConfig = from_mapping(TrainConfig, decisive(block["train"]), "train")
+    model_config: Any = spec.config.parse(model, "model")
+    train: TrainConfig = TrainConfig.parse(decisive(block["train"]), "train")
     others = {k: v for k, v in block["train"].items() if k in EXECUTION}
-    execution: ExecutionConfig = from_mapping(ExecutionConfig, others, "train")
+    execution: ExecutionConfig = ExecutionConfig.parse(others, "train")
     raw = config["datasets"][dataset_names(block)[0]]
     dataset = resolve(kind_of(spec.name).outline)(raw, block["data"], grid, levels)
     asked = block.get("parallel", {}) if parallel is None else parallel
-    resolved = from_mapping(ParallelConfig, asked, "parallel").for_model(
+    resolved = ParallelConfig.parse(asked, "parallel").for_model(
         spec.name, model_config, layout.world_size, train.global_batch, spec.division.steps(dataset)
     )
     resolved.check_options(execution.compile, train.gradient_compression, train.replay is not None)

@@ -1,45 +1,53 @@
 """The section ``parallel`` of an experiment: how the processes of a layout are used."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-from millrace.config import check_one_of
+from millrace.config import Count, Settings, option
 from millrace.errors import ConfigError
 from millrace.systems.registry import models
 
-SCHEDULES = ("gpipe", "1f1b", "interleaved")
 # Micro-batches for each process of a pipeline from which on its bubble is small.
 _ADVISED = 4
 
 
-@dataclass(frozen=True)
-class ParallelConfig:
-    """Numbers of processes by purpose; the product of the first four is that of all processes.
+class ParallelConfig(Settings):
+    """How the processes of a layout, one for each GPU, are used.
 
-    They may change during a run, like the layout: checkpoints fit all modes.
+    By default each has a replica of the model and its share of every batch. A model that can be divided
+    (Aurora) may also be sharded (each process keeps a part of all parameters, gradients and optimiser
+    states, and fetches the others when it needs them), cut into stages of a pipeline, or have its large
+    layers cut; all in any mix. The product of `dp_replicate`, `dp_shard`, `pipeline` and `tensor` is
+    the number of GPUs of the layout; an experiment with this block therefore runs on layouts of one
+    size. All mixes train the same problem: gradients agree to rounding, and a run may be continued with
+    another one, from the same checkpoints. `train.compile` and `train.gradient_compression` are for
+    replicas only.
+
+    With `train.precision` `bfloat16` or `float16`, the shards of the backbone's blocks are sent in that
+    type, which halves what is sent for them; the shards themselves, gradients and optimiser states stay
+    in float32. Stages are cut so that each does about the same number of operations.
     """
 
-    dp_replicate: int | None = None
-    """Replicas of the model, each with its share of the batch; None: as many as processes are left."""
-    dp_shard: int = 1
-    """Processes that share a batch, and keep parameters, gradients and optimiser in shards (FSDP)."""
-    pipeline: int = 1
-    """Processes in a pipeline, each of which holds a part of the chain of units."""
-    tensor: int = 1
-    """Processes among which each large layer is cut."""
-    micro_batches: int | None = None
-    """Number of parts in which samples pass through a pipeline; None: one sample in each."""
-    schedule: str = "1f1b"
-    """Order of the work in a pipeline; with ``interleaved`` each process has two stages."""
+    dp_replicate: Count | None = option(None, unit="processes")
+    """Replicas of the model, each with its share of the batch; null: as many as the others leave."""
+    dp_shard: Count = option(1, unit="processes")
+    """Among which a replica's parameters, gradients and optimiser states are shared out, each with its
+    share of the batch (FSDP); within a node, the first thing to try if a model does not fit."""
+    pipeline: Count = option(1, unit="processes")
+    """Stages of a pipeline, at most the blocks of the backbone; between nodes: it sends least."""
+    tensor: Count = option(1, unit="processes")
+    """Among which attention and MLP of each block are cut; divides all numbers of heads. Within a node,
+    with fast links: it sends most."""
+    micro_batches: Count | None = None
+    """Parts in which a share of a batch passes through the pipeline, at least the number of stages;
+    null: one sample each. With `interleaved`, and with `1f1b` if `data.output_steps` is above 1, a
+    multiple of `pipeline`. The pipeline bubble, the idle part of a step, is (p - 1) / (m s + p - 1),
+    where s is `data.output_steps`, larger if stages have unequal costs, and a warning names it: take
+    m s of 4 times `pipeline` or more."""
+    schedule: Literal["gpipe", "1f1b", "interleaved"] = "1f1b"
+    """Order of the work in a pipeline: `gpipe` keeps activations of all parts, `1f1b` of few, `interleaved`
+    gives each process two stages, which halves the bubble and doubles what is sent."""
     static_graph: bool = False
-    """For replicas only: tell DDP that every step does the same."""
-
-    def __post_init__(self) -> None:
-        for key in ("dp_replicate", "dp_shard", "pipeline", "tensor", "micro_batches"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"parallel.{key}: expected 1 or more, got {value}")
-        check_one_of("parallel.schedule", self.schedule, SCHEDULES)
+    """Replicas only: tell DDP that every step does the same."""
 
     @property
     def is_divided(self) -> bool:
@@ -129,8 +137,8 @@ class ParallelConfig:
                     "take a common divisor of all heads"
                 )
         if self.pipeline == 1:
-            return replace(self, dp_replicate=replicas, micro_batches=None)
-        samples = replace(self, dp_replicate=replicas).samples(global_batch)
+            return self.replaced(dp_replicate=replicas, micro_batches=None)
+        samples = self.replaced(dp_replicate=replicas).samples(global_batch)
         micro_batches = self.micro_batches or samples
         if not self.pipeline <= micro_batches <= samples:
             raise ConfigError(
@@ -151,7 +159,7 @@ class ParallelConfig:
                 f"1f1b schedule needs a multiple of the {self.pipeline} processes of the pipeline; set it "
                 "to one, or parallel.schedule to gpipe"
             )
-        return replace(self, dp_replicate=replicas, micro_batches=micro_batches)
+        return self.replaced(dp_replicate=replicas, micro_batches=micro_batches)
 
     def advice(self, steps: int = 1, bubble: float | None = None) -> str | None:
         """Advice about a pipeline with a large bubble, in one sentence; None: it is small.

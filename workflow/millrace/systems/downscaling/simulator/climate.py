@@ -18,10 +18,10 @@ import netCDF4
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.errors import ConfigError
 from millrace.files import atomic_directory
 from millrace.systems.base import Progress
 from millrace.systems.downscaling.icon_source import Floats
+from millrace.systems.downscaling.settings import ClimateConfig
 from millrace.systems.downscaling.simulator.icosphere import Icosphere, lonlat, write_grid
 from millrace.systems.downscaling.spectrum import degrees_and_orders
 
@@ -44,38 +44,6 @@ ROTATION, ROSSBY = 10.0, 600.0
 with l(l + 1)."""
 MEMORY, MEMORY_DEGREE = 2.5, 10
 """Decorrelation time (d) of that degree; it falls with l^(-2/3)."""
-
-
-@dataclass(frozen=True)
-class ClimateConfig:
-    """Size and character of the demo climate; raises `ConfigError` if a value is outside its range."""
-
-    level: int = 4
-    """Of the grid R2B``level``, 0 to 7."""
-    steps: int = 480
-    """Output times."""
-    interval: float = 6.0
-    """Time between them (h), 0.25 to 24."""
-    steps_per_file: int = 120
-    seed: int = 0
-    """Of the orography and the weather."""
-    absolute_time: bool = True
-    """Write times as ``day as %Y%m%d.%f``, otherwise as hours since the first day."""
-
-    def __post_init__(self) -> None:
-        ranges: dict[str, tuple[float, float]] = {
-            "level": (0, 7),
-            "steps": (1, 100_000),
-            "interval": (0.25, 24.0),
-            "steps_per_file": (1, 100_000),
-            "seed": (0, 2**63 - 1),
-        }
-        for key, (low, high) in ranges.items():
-            value = getattr(self, key)
-            number = isinstance(value, int) or (isinstance(value, float) and key == "interval")
-            if isinstance(value, bool) or not number or not low <= value <= high:
-                kind = "a number" if key == "interval" else "an integer"
-                raise ConfigError(f"{key}: expected {kind} from {low:,} to {high:,}, got {value!r}")
 
 
 @dataclass(frozen=True)

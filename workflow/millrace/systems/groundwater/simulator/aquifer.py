@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import Delaunay
 
-from millrace.errors import ConfigError
 from millrace.files import atomic_directory
 from millrace.systems.base import Progress
+from millrace.systems.groundwater.settings import AquiferConfig
 from millrace.systems.groundwater.simulator.density_flow import (
     Balance,
     DensityFlow,
@@ -94,79 +94,6 @@ TIDES = (  # amplitude (m), period (d), phase (rad): M2, S2, N2, K1, O1
     (0.14, 0.997270, 2.7),
     (0.09, 1.075806, 5.2),
 )
-
-
-@dataclass(frozen=True)
-class AquiferConfig:
-    """Size and character of the demo aquifer.
-
-    Attributes
-    ----------
-    slices : int
-        Node layers from the water table to the base, 2 to 40.
-    nodes_per_slice : int
-        Nodes of the planform, 40 to 5,000.
-    steps : int
-        Output times, at least 1; their mean distance is 0.476 d.
-    seed : int
-        Of the planform, the conductivity field and the storms, >= 0.
-    thickness : float
-        Aquifer thickness (m), 6 to 34, and at least 1 m per layer between two slices.
-    conductivity : float
-        Geometric mean of the horizontal hydraulic conductivity (m/d), 1 to 500.
-    season : float
-        Period of the recharge and of the inland head (d), 5 to 365.
-    spin_up : float
-        Simulated time before the first output (d), 0 to 3,650.
-
-    Raises
-    ------
-    ConfigError
-        If a value is outside its range.
-
-    Notes
-    -----
-    The direct solver takes about 7 ms per step at the default size; the nodes of the reference site
-    (26 x 2,360) are out of its reach.
-    """
-
-    slices: int = 8
-    nodes_per_slice: int = 225
-    steps: int = 400
-    seed: int = 0
-    thickness: float = 24.0
-    conductivity: float = 200.0
-    season: float = 30.0
-    spin_up: float = 60.0
-
-    def __post_init__(self) -> None:
-        ranges: dict[str, tuple[float, float]] = {
-            "slices": (2, 40),
-            "nodes_per_slice": (40, 5_000),
-            "steps": (1, 100_000),
-            "seed": (0, 2**63 - 1),
-            "thickness": (6.0, 34.0),
-            "conductivity": (1.0, 500.0),
-            "season": (5.0, 365.0),
-            "spin_up": (0.0, 3_650.0),
-        }
-        for key, (low, high) in ranges.items():
-            value = getattr(self, key)
-            whole = key in ("slices", "nodes_per_slice", "steps", "seed")
-            number = isinstance(value, int) or (isinstance(value, float) and not whole)
-            if isinstance(value, bool) or not number or not low <= value <= high:
-                kind = "an integer" if whole else "a number"
-                raise ConfigError(
-                    f"{key}: expected {kind} from {low:,} to {high:,}, got {value!r}; "
-                    f"set {key} to a value in that range"
-                )
-        if self.thickness < self.slices - 1:
-            # Density follows the flow by one step, which thinner layers would not bear.
-            raise ConfigError(
-                f"slices: expected at most {int(self.thickness) + 1} for a thickness of "
-                f"{self.thickness} m (1 m per layer), got {self.slices}; "
-                "take fewer slices or a thicker aquifer"
-            )
 
 
 @dataclass(frozen=True)

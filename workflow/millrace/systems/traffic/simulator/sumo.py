@@ -9,14 +9,12 @@ These are the files that `millrace.systems.traffic.formats.sumo` reads. The prog
 ``sumo`` come with the package ``eclipse-sumo``, see envs/sumo.lock; seeds determine all that they do.
 """
 
-import math
 import os
 import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ import numpy as np
 from millrace.errors import ConfigError
 from millrace.systems.base import Progress
 from millrace.systems.traffic.formats.sumo_network import elements, read_network
+from millrace.systems.traffic.settings import SumoConfig
 from millrace.systems.traffic.tracks import STEP_S, STEPS
 
 _WARM_UP = 120.0  # s, until the roads are full
@@ -41,30 +40,6 @@ _TYPES: dict[str, dict[str, str]] = {
     | _EIDM,
     "walker": {"vClass": "pedestrian", "length": "0.5", "width": "0.6"},
 }
-
-
-@dataclass(frozen=True)
-class SumoConfig:
-    """The ``demo:`` section of a dataset of SUMO."""
-
-    towns: int = 4
-    """Number of networks, each with two or more intersections with traffic lights."""
-    scenes: int = 18
-    """Number of scenarios around each intersection, one after the other."""
-    vehicles_per_minute: float = 3.0
-    """Departures at each end of the network."""
-    cyclists_per_minute: float = 1.0
-    pedestrians_per_minute: float = 2.0
-    """Departures on each road that ends outside."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.towns < 1 or self.scenes < 1:
-            raise ConfigError("demo: expected at least one town and one scenario (scenes)")
-        for kind in ("vehicles", "cyclists", "pedestrians"):
-            rate = getattr(self, key := f"{kind}_per_minute")
-            if not 0 <= rate < math.inf:
-                raise ConfigError(f"demo.{key}: expected 0 or more departures a minute, got {rate}")
 
 
 def program(name: str) -> str:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from millrace.errors import ConfigError
 from millrace.systems.base import Progress
 from millrace.systems.traffic.geometry import Floats, unit, wrap
+from millrace.systems.traffic.settings import TrafficConfig
 from millrace.systems.traffic.simulator.roads import SPACING, Intersection, Route, draw_intersection
 from millrace.systems.traffic.tracks import LIGHT_STATES, STEP_S, STEPS, Scenario, write_recording
 
@@ -27,25 +27,6 @@ _ACCELERATION, _COMFORT, _HEADWAY, _GAP = 1.6, 2.0, 1.2, 2.0
 _AHEAD = 42.0  # m
 _CHANGE_S = 4.0
 _PAUSE = 10  # steps between scenarios, so that no two share a step
-
-
-@dataclass(frozen=True)
-class TrafficConfig:
-    """The ``demo:`` section of a dataset of tracks."""
-
-    towns: int = 6
-    """Number of intersections, one recording each."""
-    scenes: int = 40
-    """Number of scenarios of each."""
-    cars_per_minute: float = 4.5
-    """Arrivals at each arm."""
-    cyclists_per_minute: float = 1.0
-    pedestrians_per_minute: float = 2.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.towns < 1 or self.scenes < 1:
-            raise ConfigError("demo: expected at least one town and one scenario (scenes)")
 
 
 @dataclass(eq=False)

@@ -19,29 +19,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from millrace.errors import ConfigError
+from millrace.config import Count, Positive, Seed, Settings
 from millrace.systems.traffic.dataset import ScenarioBatch
 from millrace.systems.traffic.smart.network import Cache, Smart
 from millrace.systems.traffic.tokens import HISTORY, STRIDE, TOKENS
 from millrace.systems.traffic.vocabulary import BOXES
 
 
-@dataclass(frozen=True)
-class RolloutConfig:
+class RolloutConfig(Settings):
     """How rollouts are drawn."""
 
-    samples: int = 32
+    samples: Count = 32
     """Rollouts of each scenario."""
-    steps: int = TOKENS - HISTORY
+    steps: Count = TOKENS - HISTORY
     """Tokens ahead."""
-    top_k: int = 32
+    top_k: Count = 32
     """Most probable tokens among which one is drawn, with their probabilities renormalised; 1: the best."""
-    temperature: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.samples, self.steps, self.top_k) < 1 or not self.temperature > 0:
-            raise ConfigError("rollout: expected samples, steps, top_k and a temperature above 0")
+    temperature: Positive = 1.0
+    """Above 1 draws are more even, below 1 more like the best."""
+    seed: Seed = 0
+    """Of the draws."""
 
     @property
     def horizon(self) -> int:

@@ -1,72 +1,70 @@
 """Parameters of Aurora and its published sizes."""
 
-from dataclasses import dataclass
+from typing import Any, Literal
 
-from millrace.config import check_one_of
-from millrace.errors import ConfigError
+from millrace.config import Count, Settings, option
 
-HEADS = ("residual", "direct")
-WEIGHTS = ("pretraining", "fine_tuning", "equal")
 LEVELS = 3
 """Resolutions of the backbone."""
+Levels = tuple[Count, Count, Count]
 
 
-@dataclass(frozen=True)
-class AuroraConfig:
-    """Parameters of Aurora, see config/README.md for what each does."""
+class AuroraConfig(Settings):
+    """Aurora; the defaults are those of the published large model (1.26 G parameters).
 
-    embed_dim: int = 512
-    """Channels of a token at the finest resolution, doubled at each coarser one."""
-    encoder_depths: tuple[int, int, int] = (6, 10, 8)
-    decoder_depths: tuple[int, int, int] = (8, 10, 6)
-    """Swin blocks of each resolution, in the order in which they are passed."""
-    encoder_heads: tuple[int, int, int] = (8, 16, 32)
-    decoder_heads: tuple[int, int, int] = (32, 16, 8)
-    perceiver_heads: int = 16
-    latent_levels: int = 4
-    """Levels of the latent atmosphere, the surface among them."""
-    patch_size: int = 4
-    window: tuple[int, int, int] = (2, 6, 12)
-    """Window of attention along latent levels, latitude and longitude, in tokens."""
-    mlp_ratio: float = 4.0
+    The small one (113 M) is in `config/experiments/weather.yaml`. Rows and columns of the grid are
+    multiples of `patch_size`; of files with both poles the last row is left out.
+    """
+
+    embed_dim: int = option(512, ge=4, le=10**6, multiple_of=4)
+    """Channels of a token at the finest resolution, a multiple of 4; twice and four times that at coarser
+    ones. 256 for the small model."""
+    encoder_depths: Levels = (6, 10, 8)
+    """Swin blocks on the way to the coarsest resolution."""
+    decoder_depths: Levels = (8, 10, 6)
+    """Swin blocks on the way back."""
+    encoder_heads: Levels = (8, 16, 32)
+    """Heads of attention, divisors of the channels there."""
+    decoder_heads: Levels = (32, 16, 8)
+    """The same on the way back."""
+    perceiver_heads: Count = 16
+    """Heads where levels are aggregated and taken apart."""
+    latent_levels: int = option(4, ge=2, le=10**4)
+    """Levels that the atmosphere is aggregated to, one of them the surface."""
+    patch_size: Count = option(4, unit="cells")
+    """Edge of a token."""
+    window: Levels = option((2, 6, 12), unit="tokens")
+    """Window of attention along latent levels, latitude and longitude; smaller for small grids."""
+    mlp_ratio: float = option(4.0, gt=0)
+    """Width of the MLP over that of its block."""
     stabilise_level_agg: bool = True
     """Normalise keys and queries where levels are aggregated: without it the loss of the large model is
     known to spike early at the rate of pre-training."""
-    head: str = "residual"
-    """``residual``: the network gives changes over the last state; ``direct``: the next state."""
-    drop_path: float = 0.0
-    """Probability of leaving a block out for a sample, rising linearly to this at the last block."""
+    head: Literal["residual", "direct"] = "residual"
+    """`residual`: the network gives changes over the last state; `direct`: the next state."""
+    drop_path: float = option(0.0, ge=0, lt=1)
+    """Probability of leaving a block out for a sample, rising linearly to this at the last block; 0.2
+    at full size."""
     push_forward: bool = False
-    """In a rollout (data.output_steps above 1) every step learns from its own error, without gradients
-    through the steps before."""
-    loss_weights: str = "pretraining"
-    """Weights of the variables in the loss ``mae``."""
-    lora_rank: int = 0
-    """Rank of the low-rank updates of attention (LoRA), which alone are trained then; 0: none."""
+    """With `data.output_steps` above 1: every step learns from its own error, without gradients through the
+    steps before; if training on rollouts is unstable."""
+    loss_weights: Literal["pretraining", "fine_tuning", "equal"] = "pretraining"
+    """Weights of the variables in the loss `mae`."""
+    lora_rank: int = option(0, ge=0, le=10**6)
+    """Rank of the low-rank updates of attention (LoRA), which alone are trained then, for fine-tuning from
+    `init_from`; 0: none."""
 
-    def __post_init__(self) -> None:
-        sizes = (self.embed_dim, *self.encoder_depths, *self.decoder_depths, self.patch_size)
-        if min(*sizes, *self.window, self.perceiver_heads) < 1 or self.lora_rank < 0:
-            raise ConfigError("model: expected sizes, depths and heads of 1 or more")
-        if self.latent_levels < 2:
-            raise ConfigError(
-                f"model.latent_levels: expected 2 or more (one is the surface), got {self.latent_levels}"
-            )
-        if self.embed_dim % 4:
-            raise ConfigError(f"model.embed_dim: expected a multiple of 4, got {self.embed_dim}")
+    def model_post_init(self, _: Any) -> None:
+        """Check that heads divide the channels of their blocks."""
         self._check_heads("encoder_heads", self.encoder_heads, (1, 2, 4))
         self._check_heads("decoder_heads", self.decoder_heads, (4, 2, 1))
         self._check_heads("perceiver_heads", (self.perceiver_heads,), (1,))
-        check_one_of("model.head", self.head, HEADS)
-        check_one_of("model.loss_weights", self.loss_weights, WEIGHTS)
-        if not 0 <= self.drop_path < 1:
-            raise ConfigError(f"model.drop_path: expected 0 or more, below 1, got {self.drop_path}")
 
     def _check_heads(self, key: str, heads: tuple[int, ...], widths: tuple[int, ...]) -> None:
         for number, factor in zip(heads, widths, strict=True):
-            if number < 1 or (self.embed_dim * factor) % number:
-                raise ConfigError(
-                    f"model.{key}: {number} heads do not divide the {self.embed_dim * factor} channels of "
+            if (self.embed_dim * factor) % number:
+                raise ValueError(
+                    f"{key}: {number} heads do not divide the {self.embed_dim * factor} channels of "
                     "their blocks; take divisors"
                 )
 

@@ -8,15 +8,14 @@ Shape suffixes: P levels, J latitudes, I longitudes, M orders, L degrees.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import netCDF4
 import numpy as np
 
-from millrace.errors import ConfigError
 from millrace.files import atomic_write
 from millrace.systems.base import Progress
+from millrace.systems.weather.settings import BarotropicConfig
 from millrace.systems.weather.simulator.sphere import RADIUS, Complex, Floats, Sphere
 
 ROTATION = 7.292e-5
@@ -59,26 +58,6 @@ UNITS = {
     "land_sea_mask": "1",
     "soil_type": "1",
 }
-
-
-@dataclass(frozen=True)
-class BarotropicConfig:
-    """Size of the demo weather."""
-
-    steps: int = 400
-    """Output times, six hours apart."""
-    seed: int = 0
-    """Of the first disturbances and the mountains."""
-    spin_up: float = 25.0
-    """Days before the first output, until the jets break up."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.steps <= 100_000:
-            raise ConfigError(f"steps: expected 1 to 100,000 output times, got {self.steps}")
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
-        if not 0 <= self.spin_up <= 1_000:
-            raise ConfigError(f"spin_up: expected 0 to 1,000 days, got {self.spin_up}")
 
 
 class Planet:

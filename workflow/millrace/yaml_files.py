@@ -1,0 +1,82 @@
+"""YAML files as users write them: what YAML would read silently as something else is refused."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from millrace.errors import ConfigError
+
+LARGEST = 10_000_000
+"""Bytes of a configuration file."""
+# YAML 1.1 reads 010 as 8, 1:30 as 90 and 1_0 as 10.
+_ODD = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?|[0-9]+(_[0-9_]+)+)")
+
+
+def check_yaml(path: Path) -> None:
+    """Refuse what a YAML file says twice, or says in a way that means something else than it seems.
+
+    Raises `ConfigError` with file and line: a key that stands there twice in one block, a number such as
+    010, 1:30 or 1_000, or a file that is no YAML or larger than `LARGEST`. Takes time and memory in
+    proportion to the file, whatever its anchors stand for.
+    """
+    nodes = [_compose(path)]
+    seen = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                name = str(key.value)
+                if name in lines and name != "<<":
+                    raise ConfigError(
+                        f"{_place(path, key)}: the key {name!r} stands there twice, first in line "
+                        f"{lines[name]}; the first would be dropped: remove one"
+                    )
+                lines[name] = key.start_mark.line + 1
+                nodes += [key, value]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif node.tag.endswith((":int", ":float")) and _ODD.fullmatch(node.value):
+            number = yaml.safe_load(node.value)
+            raise ConfigError(
+                f"{_place(path, node)}: YAML reads {node.value} as {number}: write {number} if that is "
+                f"meant, or '{node.value}' in quotes for the text"
+            )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a configuration file; raises `ConfigError` as `check_yaml` does, or if it has no keys."""
+    check_yaml(path)
+    made = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(made, dict):
+        raise ConfigError(f"{path}: expected keys and values at its top level")
+    return made
+
+
+def merged(base: Any, over: Any) -> Any:
+    """A configuration laid over another as Snakemake does: mappings key by key, all else replaced."""
+    if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
+        return over
+    return {**base, **{key: merged(base.get(key), value) for key, value in over.items()}}
+
+
+def _compose(path: Path) -> Any:
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ConfigError(f"{path}: more than {LARGEST:,} bytes; is this a configuration?")
+        return yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        told = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+        raise ConfigError(f"{path}: not YAML: {told[:300]}") from None
+
+
+def _place(path: Path, node: yaml.Node) -> str:
+    return f"{path}:{node.start_mark.line + 1}"
