@@ -24,6 +24,20 @@ _SCHEMA = Path(__file__).parents[2] / "schemas/cluster.schema.yaml"
 _CLASSES = ("cpu", "gpu")
 
 
+def find_profile(name: str) -> Path:
+    """Return the folder of a profile: a path, or the name of one in profiles/ here or of the workflow.
+
+    Raises `ConfigError`, with the nearest name, if there is none.
+    """
+    places = [Path("profiles") / name, Path(name), PROFILES / name]
+    files = ("config.yaml", FILE)
+    found = (path for path in places if any((path / file).is_file() for file in files))
+    if path := next(found, None):
+        return path
+    known = {one.parent.name for place in places for one in place.parent.glob("*/config.yaml")}
+    raise ConfigError(f"{name}: no such profile; {nearest(Path(name).name, known - {'default'})}")
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Facts of a cluster; the keys of the file are described in profiles/README.md.

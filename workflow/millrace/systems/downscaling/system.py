@@ -101,6 +101,7 @@ _TABLE = Table(
 )
 SYSTEM = System(
     name="downscaling",
+    project=f"{_HERE}:project.yaml.j2",
     formats=(
         RawFormat(
             name="icon",
@@ -109,6 +110,8 @@ SYSTEM = System(
             simulate=f"{_HERE}.simulator.climate:write_climate",
             simulation=f"{_HERE}.simulator.climate:ClimateConfig",
             keys=_KEYS,
+            files=("grid.csv", "**/*.nc"),
+            inspect=f"{_HERE}.icon:inspect",
         ),
     ),
     kinds=(

@@ -266,6 +266,7 @@ _IN_TIME: dict[str, Any] = {
 """What both kinds of samples have in common."""
 SYSTEM = System(
     name="groundwater",
+    project=f"{_HERE}:project.yaml.j2",
     formats=(
         RawFormat(
             name="feflow_csv",
@@ -275,8 +276,16 @@ SYSTEM = System(
             simulation=f"{_HERE}.simulator.aquifer:AquiferConfig",
             keys=_KEYS,
             check=_check_columns,
+            files=("all/*.csv", "all/*.csv.gz"),
+            inspect=f"{_HERE}.feflow_csv:inspect",
         ),
-        RawFormat("plane_folders", "the folders plane_XX/", "planes.h5", keys=_FOLDERS),
+        RawFormat(
+            "plane_folders",
+            "the folders plane_XX/",
+            "planes.h5",
+            keys=_FOLDERS,
+            files=("plane_*/*.npy",),
+        ),
     ),
     kinds=(
         SampleKind(

@@ -30,29 +30,33 @@ _KEYS: Block = {
 }
 
 
-def _format(name: str, holds: str, **simulator: Any) -> RawFormat:
-    return RawFormat(name, holds, "scenarios.h5", keys=_KEYS, **simulator)
+def _format(name: str, holds: str, *files: str, **simulator: Any) -> RawFormat:
+    return RawFormat(name, holds, "scenarios.h5", keys=_KEYS, files=files, **simulator)
 
 
 _FORMATS = (
     _format(
         "tracks",
         "the folders tracks/ and map/",
+        "tracks/*.csv*",
         simulate=f"{_HERE}.simulator.traffic:simulate",
         simulation=f"{_HERE}.simulator.traffic:TrafficConfig",
     ),
-    _format("argoverse2", "one folder a scenario of Argoverse 2"),
-    _format("highd", "XX_tracks.csv, XX_tracksMeta.csv and XX_recordingMeta.csv"),
-    _format("interaction", "vehicle_tracks_XXX.csv and the maps"),
+    _format("argoverse2", "one folder a scenario of Argoverse 2", "**/scenario_*.parquet"),
+    _format(
+        "highd", "XX_tracks.csv, XX_tracksMeta.csv and XX_recordingMeta.csv", "**/*_tracksMeta.csv"
+    ),
+    _format("interaction", "vehicle_tracks_XXX.csv and the maps", "**/vehicle_tracks_*.csv"),
     _format("ngsim", "trajectories of NGSIM as CSV"),
     _format(
         "sumo",
         "<name>.net.xml and <name>.fcd.xml of SUMO",
+        "**/*.net.xml*",
         simulate=f"{_HERE}.simulator.sumo:simulate",
         simulation=f"{_HERE}.simulator.sumo:SumoConfig",
         environment="sumo",
     ),
-    _format("waymo", "Waymo Open Motion TFRecords of scenarios"),
+    _format("waymo", "Waymo Open Motion TFRecords of scenarios", "**/*tfrecord*"),
 )
 ADAPTED = tuple(one.name for one in _FORMATS if one.name != "tracks")
 """Formats that are converted to tracks first."""
@@ -134,6 +138,7 @@ _TABLE = Table(
 )
 SYSTEM = System(
     name="traffic",
+    project=f"{_HERE}:project.yaml.j2",
     formats=_FORMATS,
     kinds=(
         SampleKind(

@@ -127,6 +127,7 @@ _TABLE = Table(
 )
 SYSTEM = System(
     name="weather",
+    project=f"{_HERE}:project.yaml.j2",
     formats=(
         RawFormat(
             name="weather",
@@ -135,6 +136,7 @@ SYSTEM = System(
             simulate=f"{_HERE}.simulator.barotropic:write_weather",
             simulation=f"{_HERE}.simulator.barotropic:BarotropicConfig",
             keys=_KEYS,
+            files=("zarr.json", ".zgroup", "*.zarr", "*.nc"),
         ),
     ),
     kinds=(

@@ -32,7 +32,7 @@ _GB = 2**30
 @exits_with_code
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code, that of a user's error if something does not fit together."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     _plan(options, console)
     return ExitCode.OK
@@ -214,7 +214,8 @@ def _block(text: str) -> Mapping[str, Any]:
     return made
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Options of the command."""
     parser = argparse.ArgumentParser(prog="millrace parallel", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     text = "memory of each GPU, what it sends in a step, and where that fits"
