@@ -19,7 +19,7 @@ from millrace.systems.registry import formats, models, systems
 _SHELLS = ("bash", "zsh")
 _RUNS = {
     "bash": 'compgen -W "$(cd runs 2>/dev/null && printf \'%s\\n\' */*/seed*)" -- "$1"',
-    "zsh": "_files -W runs -/",
+    "zsh": "_files -W $PWD/runs -/",
 }
 
 
@@ -36,7 +36,7 @@ def script(shell: str) -> str:
     completed = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY}
     functions = []
     for metavar, words, files in _words():
-        name = f"_millrace_{metavar.lower()}"
+        name = f"_millrace_{files}_{metavar.lower()}"  # shtab knows by it that bash completes paths
         completed[metavar] = dict.fromkeys(_SHELLS, name)
         functions.append(_function(shell, name, sorted(words), files))
     completed["RUN"] = dict.fromkeys(_SHELLS, "_millrace_run")
@@ -56,8 +56,8 @@ def _words() -> Iterator[tuple[str, Iterable[str], str]]:
     yield "SYSTEM", systems(), ""
     yield "FORMAT", formats(), ""
     yield "NAME", [*models(), *systems()], "file"
-    yield "PROFILE", profiles, "directory"
-    yield "CLUSTER", {path.parent.name for path in PROFILES.glob(f"*/{FILE}")}, "directory"
+    yield "PROFILE", profiles, "dir"
+    yield "CLUSTER", {path.parent.name for path in PROFILES.glob(f"*/{FILE}")}, "dir"
     yield "LAYOUT", LAYOUTS, ""
     yield "PLUGIN", [], "file"
 
@@ -66,9 +66,9 @@ def _function(shell: str, name: str, words: list[str], files: str) -> str:
     """A function of the shell that completes words, and files or directories."""
     listed = " ".join(words)
     if shell == "bash":
-        paths = {"file": '; compgen -f -- "$1"', "directory": '; compgen -d -- "$1"'}.get(files, "")
+        paths = {"file": '; compgen -f -- "$1"', "dir": '; compgen -d -- "$1"'}.get(files, "")
         return f'{name}() {{ compgen -W "{listed}" -- "$1"{paths}; }}'
-    paths = {"file": "'files:file:_files'", "directory": "'folders:folder:_files -/'"}.get(
+    paths = {"file": "'files:file:_files'", "dir": "'folders:folder:_files -/'"}.get(
         files, ""
     )
     return f"{name}() {{ _alternative 'names:name:({listed})' {paths} }}"

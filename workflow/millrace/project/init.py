@@ -1,8 +1,8 @@
 """Write a small project folder, from which the workflow of this checkout is run.
 
-It holds a Snakefile, a commented configuration, profiles, a .gitignore and a README. Without --source the
-raw files are simulated. With it their format is found by the names of the files, and what to take from those
-of groundwater and of ICON by their content.
+It holds a Snakefile, a commented configuration, profiles, a .gitignore and a README. Without --source raw
+files are simulated. With it their format is found by the names of the files, and what to take of those of
+groundwater and of ICON by their content.
 """
 
 import argparse
@@ -97,8 +97,8 @@ def configuration(
     """Text of the configuration of a new project.
 
     The template of the system is given ``source`` (None: raw files are simulated), ``format``, ``plugins``
-    and ``found``, what `RawFormat.inspect` says of the source. Raises `ConfigError` if there are no raw files
-    and no simulator for them, `DataError` if the source holds other files.
+    and ``found``, what `RawFormat.inspect` says of the source. Raises `ConfigError` without raw files and a
+    simulator for them, `DataError` if the source holds other files.
     """
     if source is None and raw.simulate is None:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """Write the report: figures, scores and settings of all that there is in results/, in one HTML file.
 
-It is Snakemake's report of the Snakefile in this folder, or else of the workflow itself. Nothing is run, and
-nothing is opened.
+It is Snakemake's report of the Snakefile in this folder, or else of the workflow itself. Nothing is run or
+opened.
 """
 
 import argparse
