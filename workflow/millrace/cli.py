@@ -65,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         parser.error(f"no command {name!r}; {nearest(name, COMMANDS)}")
     try:
-        return int(resolve(f"{COMMANDS[name][0]}:main")(arguments[1:]))
+        code = int(resolve(f"{COMMANDS[name][0]}:main")(arguments[1:]))
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:  # whoever reads, such as `head`, has seen enough

@@ -5,7 +5,6 @@ Systems, models and profiles are those that are known now: print it again after 
 
 import argparse
 from collections.abc import Iterable, Iterator
-from textwrap import dedent
 from typing import Any
 
 import shtab
@@ -68,9 +67,7 @@ def _function(shell: str, name: str, words: list[str], files: str) -> str:
     if shell == "bash":
         paths = {"file": '; compgen -f -- "$1"', "dir": '; compgen -d -- "$1"'}.get(files, "")
         return f'{name}() {{ compgen -W "{listed}" -- "$1"{paths}; }}'
-    paths = {"file": "'files:file:_files'", "dir": "'folders:folder:_files -/'"}.get(
-        files, ""
-    )
+    paths = {"file": "'files:file:_files'", "dir": "'folders:folder:_files -/'"}.get(files, "")
     return f"{name}() {{ _alternative 'names:name:({listed})' {paths} }}"
 
 
@@ -85,15 +82,12 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    made = make_parser("completion", __doc__, "bash", "zsh")
-    assert made.epilog is not None
-    made.epilog += dedent(
-        """
-
-        once, for every new shell:
-          millrace completion bash > ~/.local/share/bash-completion/completions/millrace
-          millrace completion zsh > "${fpath[1]}/_millrace"
-        """
+    # Where each shell looks for it, from its next start on.
+    made = make_parser(
+        "completion",
+        __doc__,
+        "bash > ~/.local/share/bash-completion/completions/millrace",
+        'zsh > "${fpath[1]}/_millrace"',
     )
     made.add_argument("shell", choices=_SHELLS, help="which shell")
     return made

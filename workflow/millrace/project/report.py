@@ -5,6 +5,7 @@ opened.
 """
 
 import argparse
+import contextlib
 import re
 import subprocess
 import sys
@@ -35,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         options.output.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
+        with contextlib.suppress(OSError):  # not empty
+            options.output.parent.rmdir()
         raise _error(done.stdout)
     print(options.output)
     return ExitCode.OK
