@@ -134,7 +134,7 @@ def test_ctrl_c_and_a_reader_who_has_seen_enough_leave_no_traceback(monkeypatch)
     assert cli.main(["runs"]) == ExitCode.INTERRUPTED
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "millrace.cli", "cluster", "show"]
+    command = [sys.executable, "-m", "millrace.cli", "cluster", "show", "--json"]
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (ExitCode.OK, "")

@@ -1,7 +1,5 @@
 """Check a cluster, or this machine, before work is sent there.
 
-    millrace doctor --profile profiles/gilbreth --layout n2_gpu2
-
 On the login node: packages, scheduler, account, partitions, node types, file system, space. Then, by
 a short job for each layout: GPUs, shared folder, host names, all-reduce, clocks. The exit code is 1 if
 a check failed.
