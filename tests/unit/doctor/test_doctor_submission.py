@@ -149,9 +149,7 @@ def test_the_exit_code_follows_the_worst_check(local, capsys):
 
 def test_mistakes_are_sentences(local, capsys):
     assert doctor.main(["--profile", "profiles/gilbert"]) == 2
-    assert (
-        "profiles/gilbert: no such profile; there are local in profiles" in capsys.readouterr().err
-    )
+    assert "profiles/gilbert: no such profile; did you mean 'gilbreth'?" in capsys.readouterr().err
     assert doctor.main(["--configfile", "none.yaml"]) == 2
     assert "no run.layouts" in capsys.readouterr().err
     assert doctor.main(["--layout", "n2gpu2"]) == 2

@@ -34,7 +34,8 @@ def find_profile(name: str) -> Path:
     found = (path for path in places if any((path / file).is_file() for file in files))
     if path := next(found, None):
         return path
-    known = {one.parent.name for place in places for one in place.parent.glob("*/config.yaml")}
+    folders = [PROFILES, *(path.parent for path in places)]
+    known = {one.parent.name for folder in folders for one in folder.glob("*/config.yaml")}
     raise ConfigError(f"{name}: no such profile; {nearest(Path(name).name, known - {'default'})}")
 
 

@@ -181,7 +181,7 @@ def _render(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # these are no pages of the web
     )
-    environment.filters |= {"yaml": _inline, "block": _block, "quoted": json.dumps}
+    environment.filters.update(yaml=_inline, block=_block, quoted=json.dumps)
     return environment.from_string((resources.files(package) / name).read_text()).render(values)
 
 
