@@ -41,6 +41,21 @@ def test_a_new_project_is_planned_as_it_is(system, profile, jobs, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_report_before_the_run_is_refused_in_one_sentence(tmp_path, monkeypatch, capfd):
+    assert main(["init", str(tmp_path / "mine")]) == ExitCode.OK
+    monkeypatch.chdir(tmp_path / "mine")
+    assert main(["report"]) == ExitCode.DATA
+    (said,) = capfd.readouterr().err.splitlines()
+    assert re.match(r"error: results/\S+: not there yet; run the workflow to its end first", said)
+    # Elsewhere it is the workflow's own, whose configuration is then to be named.
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "--profile", "local"]) == ExitCode.USER
+    assert "error: snakemake --report: " in (said := capfd.readouterr().err)
+    assert "no configuration: write" in said
+    assert {path.name for path in tmp_path.iterdir()} - {".snakemake"} == {"mine"}
+
+
+@pytest.mark.slow
 def test_four_commands_lead_from_csv_files_to_scores_and_a_report(tmp_path):
     small = AquiferConfig(slices=4, nodes_per_slice=60, steps=120, spin_up=5.0)
     write_aquifer(small, tmp_path / "site", lambda *_: None)

@@ -145,9 +145,17 @@ def test_the_folder_holds_the_profile_and_names_the_workflow(here):
     readme = (here / "mine/README.md").read_text()
     assert len(readme.splitlines()) <= 10
     assert "snakemake -n --profile profiles/katana " in readme
+    assert "MILLRACE_ACCOUNT" not in readme
     ignored = (here / "mine/.gitignore").read_text().split()
     assert {"/results/", "/runs/", "/logs/", "/benchmarks/", "/.snakemake/"} == set(ignored)
     assert {path.name for path in here.iterdir()} == {"mine"}
+
+
+def test_an_account_that_a_cluster_asks_for_is_in_the_readme(here):
+    made("--profile", "gilbreth")
+    readme = (here / "mine/README.md").read_text()
+    assert "export MILLRACE_ACCOUNT=<yours>" in readme
+    assert len(readme.splitlines()) <= 10
 
 
 def test_an_empty_folder_is_filled_and_a_used_one_is_left_alone(here, capsys):

@@ -16,9 +16,10 @@ from millrace.errors import ExitCode, exits_with_code
 @exits_with_code
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns 0, 1 if a contract does not hold, or the exit code of a user's error."""
-    from millrace.checking.subjects import find_subjects  # needs PyTorch, which --help does not
-
     options = parser().parse_args(arguments)
+    # Imports PyTorch, which --help can do without.
+    from millrace.checking.subjects import find_subjects
+
     started = time.monotonic()
     records: list[dict[str, str | bool | None]] = []
 

@@ -14,11 +14,10 @@ from millrace.systems.registry import kind_of, load_plugins
 @exits_with_code
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    from millrace.evaluation.trained_model import (
-        read_receipt,
-    )  # needs PyTorch, which --help does not
-
     options = vars(parser().parse_args(arguments))
+    # Imports PyTorch, which --help can do without.
+    from millrace.evaluation.trained_model import read_receipt
+
     options["receipt"] = options["receipt"] or options["checkpoint"].with_suffix(".json")
     load_plugins(options.pop("plugins"))
     kind = kind_of(read_receipt(options["receipt"])["definition"]["model"]["name"])

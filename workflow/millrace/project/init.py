@@ -7,6 +7,7 @@ groundwater and of ICON by their content.
 
 import argparse
 import json
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from millrace.cluster.facts import PROFILES, find_profile
+from millrace.cluster.facts import FILE, PROFILES, Cluster, find_profile
 from millrace.command_line import make_parser
 from millrace.config import nearest
 from millrace.errors import ConfigError, ExitCode, exits_with_code
@@ -121,8 +122,14 @@ def write_project(folder: Path, config: str, profile: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: exists and is not an empty folder; name a new one")
-    names = {"name": folder.absolute().name, "profile": profile.name}
-    values = {**names, "snakefile": str(snakefile()), "checkout": str(snakefile().parent)}
+    workflow = snakefile()
+    values = {
+        "name": folder.absolute().name,
+        "profile": profile.name,
+        "snakefile": str(workflow),
+        "checkout": shlex.quote(str(workflow.parent)),
+        "account": (profile / FILE).is_file() and Cluster.read(profile.absolute()).account_required,
+    }
     files = {
         name: _render(f"{_HERE}:templates/{template}.j2", **values)
         for name, template in {
