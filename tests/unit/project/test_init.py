@@ -94,6 +94,7 @@ def test_a_column_without_a_known_unit_is_marked(here):
     assert (dataset["variables"], dataset["forcings"]) == (["temperature"], [])
     assert dataset["units"] == {"temperature": "unknown"}
     assert "# <-- their units" in CONFIG.read_text()
+    assert "remark" not in CONFIG.read_text()
 
 
 def test_fields_and_levels_are_found_in_files_of_icon(here):
