@@ -10,6 +10,7 @@ from millrace.config_command import main
 from millrace.errors import ConfigError
 from millrace.plan import Plan
 from millrace.reference import explain
+from millrace.systems import registry
 from millrace.yaml_files import check_yaml
 
 
@@ -63,7 +64,8 @@ def test_a_key_is_explained_wherever_it_stands(capsys) -> None:
     assert "did you mean 'learning_rate'?" in capsys.readouterr().err
 
 
-def test_keys_of_a_plug_in_are_in_reference_and_schema(tmp_path, capsys) -> None:
+def test_keys_of_a_plug_in_are_in_reference_and_schema(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(registry, "loaded_plugins", {})
     page = (ROOT / "docs/extending.md").read_text()
     program = page.split("```python\n")[1].split("```")[0].replace("my_gru", "explained_gru")
     (tmp_path / "explained_gru.py").write_text(program)

@@ -1,7 +1,6 @@
 """The command ``millrace config``: check, show and explain a configuration."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,72 +8,75 @@ from typing import Any
 
 import yaml
 
+from millrace.command_line import add_command, add_json, make_parser, print_json
 from millrace.config import Settings
 from millrace.configuration import Configuration, configuration_schema
-from millrace.errors import ConfigError, exits_with_code
+from millrace.errors import ConfigError, ExitCode, exits_with_code
 from millrace.plan import Plan
 from millrace.reference import explain, reference
 from millrace.systems.registry import get_kind, load_plugins, models, raw_format
 from millrace.yaml_files import merged, read_yaml
 
 _DEFAULT = Path("config/config.yaml")
-_EXAMPLES = """\
-examples:
-  millrace config check my_site.yaml                 as snakemake --configfile my_site.yaml reads it
-  millrace config show my_site.yaml --key experiments.site_head
-  millrace config explain learning_rate
-  millrace config explain                            the reference of all keys, in Markdown
-  millrace config schema > schema.json               for editors
-"""
 
 
 def parser() -> argparse.ArgumentParser:
-    """Arguments of the command."""
-    made = argparse.ArgumentParser(
-        prog="millrace config",
-        description="Check, show and explain a configuration.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in (
-        ("check", "check files as Snakemake reads them together, without running it"),
-        ("show", "print what comes of them, with all defaults"),
-    ):
-        one = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-        one.add_argument("files", nargs="*", type=Path, help=f"laid over {_DEFAULT} in this order")
-        if name == "show":
-            one.add_argument("--key", default="", help="only this part: experiments.my_run.train")
-            one.add_argument("--json", action="store_true", help="JSON instead of YAML")
-    one = commands.add_parser("explain", help="what a key takes, its default and meaning")
-    one.add_argument("key", nargs="?", help="a name, or the end of a path; all keys without it")
-    one.add_argument("--plugin", action="append", default=[], help="with the keys of a plug-in")
-    one = commands.add_parser(
-        "schema", help="print the JSON schema, by which editors complete keys"
-    )
-    one.add_argument("--plugin", action="append", default=[], help="with the keys of a plug-in")
+    """Options of the command."""
+    examples = ("check my_site.yaml", "explain learning_rate", "schema > schema.json")
+    made = make_parser("config", __doc__, *examples)
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
+    text = "check files as Snakemake reads them together"
+    checked = add_command(commands, "check", _check, text, "", "my_site.yaml")
+    text = "print what comes of files, with the defaults of all keys"
+    parts = ("my_site.yaml", "my_site.yaml --key experiments.site_head.train --json")
+    shown = add_command(commands, "show", _show, text, *parts)
+    for one in (checked, shown):
+        one.add_argument(
+            "files", nargs="*", type=Path, metavar="FILE", help=f"laid over {_DEFAULT}"
+        )
+    shown.add_argument("--key", default="", metavar="KEY", help="only this part")
+    add_json(shown)
+    text = "what a key takes, its default and meaning; of all keys as Markdown, without KEY"
+    told = add_command(commands, "explain", _explain, text, "learning_rate", "train.loss.kind")
+    told.add_argument("key", nargs="?", metavar="KEY", help="a name, or the end of a path")
+    text = "print the JSON schema, by which editors complete and check keys"
+    printed = add_command(commands, "schema", _print_schema, text, "", "--plugin my_gru.py")
+    for one in (told, printed):
+        one.add_argument("--plugin", action="append", default=[], metavar="PLUGIN")
     return made
 
 
 @exits_with_code
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    given = parser().parse_args(arguments)
-    if given.command in ("explain", "schema"):
-        load_plugins(given.plugin)
-    if given.command == "explain":
-        print(explain(given.key) if given.key else reference(), end="" if not given.key else "\n")
-    elif given.command == "schema":
-        print(json.dumps(configuration_schema(), indent=1, ensure_ascii=False))
+    options = parser().parse_args(arguments)
+    options.command(options)
+    return ExitCode.OK
+
+
+def _check(options: argparse.Namespace) -> None:
+    plan = _plan(options.files)
+    for note in plan.advice():
+        print(f"note: {note}", file=sys.stderr)
+    print(f"checked: {len(plan.experiments)} experiments on {len(plan.datasets)} datasets")
+
+
+def _show(options: argparse.Namespace) -> None:
+    made = _part(with_defaults(_plan(options.files)), options.key)
+    if options.json:
+        print_json(made)
     else:
-        plan = Plan(_read(given.files), folders=[file.parent for file in given.files])
-        if given.command == "check":
-            for note in plan.advice():
-                print(f"note: {note}", file=sys.stderr)
-            print(f"checked: {len(plan.experiments)} experiments on {len(plan.datasets)} datasets")
-        else:
-            _show(_part(with_defaults(plan), given.key), given.json)
-    return 0
+        print(yaml.safe_dump(made, sort_keys=False, allow_unicode=True), end="")
+
+
+def _explain(options: argparse.Namespace) -> None:
+    load_plugins(options.plugin)
+    print(explain(options.key) if options.key else reference().rstrip("\n"))
+
+
+def _print_schema(options: argparse.Namespace) -> None:
+    load_plugins(options.plugin)
+    print_json(configuration_schema())
 
 
 def with_defaults(plan: Plan) -> dict[str, Any]:
@@ -98,14 +100,14 @@ def _filled(settings: type[Settings], values: Any) -> dict[str, Any]:
     return settings.parse(values, "config:").model_dump(mode="json")
 
 
-def _read(files: Sequence[Path]) -> dict[str, Any]:
+def _plan(files: Sequence[Path]) -> Plan:
     found = [*([_DEFAULT] if _DEFAULT.is_file() else []), *files]
     if not found:
         raise ConfigError(f"no configuration: there is no {_DEFAULT} here, and no file was named")
     made: dict[str, Any] = {}
     for file in found:
         made = merged(made, read_yaml(file))
-    return made
+    return Plan(made, folders=[file.parent for file in files])
 
 
 def _part(config: Any, key: str) -> Any:
@@ -115,10 +117,3 @@ def _part(config: Any, key: str) -> Any:
             raise ConfigError(f"--key {key}: there is no {part!r}; known are {known}")
         config = config[part]
     return config
-
-
-def _show(config: Any, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(config, indent=1, ensure_ascii=False))
-    else:
-        print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), end="")

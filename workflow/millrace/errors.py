@@ -4,6 +4,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from enum import IntEnum
+from typing import Self
 
 
 class UserError(Exception):
@@ -54,11 +55,28 @@ def exits_with_code(main: Callable[..., int]) -> Callable[..., int]:
 class ExitCode(IntEnum):
     """Exit codes of all commands and of the processes of a job (names after ``sysexits.h``)."""
 
-    OK = 0
-    USER = 2
-    DATA = 65
-    NO_SPACE = 74
-    TRY_AGAIN = 75
-    """Training stopped in an orderly way before the target epoch: run the same command again."""
-    NOT_FINITE = 76
-    LOCKED = 77
+    meaning: str
+    """For ``millrace --help`` and README.md."""
+
+    def __new__(cls, value: int, meaning: str) -> Self:
+        """Make a member with what it means."""
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+    OK = 0, "all went well"
+    FAILED = (
+        1,
+        "something that was looked at is wrong: a check of the doctor, a contract of a model",
+    )
+    USER = 2, "a mistake in the command or in the configuration; the message says which"
+    DATA = 65, "data are missing, malformed or damaged"
+    NO_SPACE = 74, "a file cannot be written: no space, quota or permission"
+    TRY_AGAIN = (
+        75,
+        "training stopped in an orderly way before its last epoch: run the same command again",
+    )
+    NOT_FINITE = 76, "training became infinite or NaN"
+    LOCKED = 77, "another process writes to the same run"
+    INTERRUPTED = 130, "Ctrl-C"

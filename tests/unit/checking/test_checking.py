@@ -129,6 +129,15 @@ def test_a_broken_plugin_is_told_by_the_contract_it_breaks(plugin, capsys, which
     assert f"failed: cellwise_{which} {name}" in said
 
 
+def test_scripts_read_what_holds_and_why_not(plugin, capsys):
+    own = plugin("cellwise_json", loss=".mean()")
+    only = ("--only", "builds", "--only", "gives_a_loss_per_sample")
+    assert main([own, *only, "--json"]) == 1
+    found = {one["contract"]: one for one in json.loads(capsys.readouterr().out)}
+    assert [found[name]["holds"] for name in only[1::2]] == [True, False]
+    assert "the loss has the shape ()" in found[only[-1]]["reason"]
+
+
 def test_what_cannot_be_checked_is_said_in_a_sentence(plugin, tmp_path, capsys):
     broken = tmp_path / "cellwise_import.py"
     broken.write_text("\n\nimport no_such_thing\n")

@@ -1,5 +1,6 @@
 """Facts of clusters: where layouts go, what they get there, and what is refused."""
 
+import json
 import re
 from pathlib import Path
 
@@ -243,6 +244,16 @@ def test_commands(write, capsys):
     assert "--nodes=2 --ntasks=2" in capsys.readouterr().out
     assert main(["place", "katana", "-", "preprocess"]) == 0
     assert "qsub -N preprocess" in capsys.readouterr().out
+    assert main(["place", "katana", "-", "preprocess", "--json"]) == 0
+    asked = json.loads(capsys.readouterr().out)
+    assert asked["command"][:3] == ["qsub", "-N", "preprocess"]
+    assert asked["resources"]["ncpus"] == 4
+    assert main(["show", "--json"]) == 0
+    clusters = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert clusters.keys() == {"gilbreth", "katana", "levante"}
+    assert clusters["katana"]["layouts"]["n4_gpu1"] is None
+    assert main(["show", directory, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["file"] == f"{directory}/cluster.yaml"
     assert main(["place", "katana", "n4_gpu1"]) == 2
     assert capsys.readouterr().err.startswith("error: layout n4_gpu1")
     Path(directory, "cluster.yaml").write_text("name: x")

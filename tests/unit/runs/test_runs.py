@@ -92,6 +92,21 @@ def test_a_run_says_how_far_it_is(run):
     assert time.time() - run.changed < 60
 
 
+def test_scripts_read_the_list_and_what_is_damaged(run, capsys):
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 7, "train_loss": NaN, "validation_loss": 0.5}\n')
+    assert main(["list", "--json"]) == ExitCode.OK
+    (record,) = json.loads(capsys.readouterr().out)
+    assert (record["experiment"], record["layout"], record["seed"]) == ("salt", "n1_gpu1", 0)
+    assert (record["epoch"], record["step"], record["state"]) == (6, 60, "idle")
+    assert (record["train_loss"], record["validation_loss"]) == (None, 0.5)
+    assert run.path.samefile(record["path"])
+    (run.steps[-1].path / "manifest.json").write_text("{}")
+    assert main(["verify", "--json"]) == ExitCode.DATA
+    problems = [one for one in json.loads(capsys.readouterr().out) if one["problem"]]
+    assert [run.steps[-1].path.samefile(one["path"]) for one in problems] == [True]
+
+
 def test_a_line_that_is_being_written_is_not_read(run):
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 7, "tra')

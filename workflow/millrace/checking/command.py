@@ -9,48 +9,68 @@ import argparse
 import time
 from pathlib import Path
 
-from millrace.checking.subjects import find_subjects
-from millrace.errors import exits_with_code
+from millrace.command_line import add_json, make_parser, print_json
+from millrace.errors import ExitCode, exits_with_code
 
 
 @exits_with_code
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns 0, 1 if a contract does not hold, or the exit code of a user's error."""
-    options = _parser().parse_args(arguments)
-    failed, held, started = [], 0, time.monotonic()
+    options = parser().parse_args(arguments)
+    # Imports PyTorch, which --help can do without.
+    from millrace.checking.subjects import find_subjects
+
+    started = time.monotonic()
+    records: list[dict[str, str | bool | None]] = []
+
+    def tell(text: str) -> None:
+        if not options.json:
+            print(text, flush=True)
+
+    def note(subject: str, contract: str, reason: str | None) -> None:
+        records.append(
+            {"experiment": subject, "contract": contract, "holds": not reason, "reason": reason}
+        )
+
     for subject in find_subjects(options.names, options.config, options.only):
-        print(subject.name, flush=True)
+        tell(subject.name)
         if reason := subject.failure(lambda case: None):
-            failed.append(f"{subject.name} samples")
-            print(f"  FAILED  samples: {reason}", flush=True)
+            note(subject.name, "samples", reason)
+            tell(f"  FAILED  samples: {reason}")
             continue
         for contract in subject.contracts:
-            if reason := subject.failure(contract):
-                failed.append(f"{subject.name} {contract.__name__}")
-                print(f"  FAILED  {contract.__name__}: {contract.__doc__}\n          {reason}")
+            reason = subject.failure(contract)
+            note(subject.name, contract.__name__, reason)
+            if reason:
+                tell(f"  FAILED  {contract.__name__}: {contract.__doc__}\n          {reason}")
             else:
-                held += 1
-                print(f"  ok      {contract.__name__}", flush=True)
-    print(f"{held} contracts hold, {len(failed)} do not, {time.monotonic() - started:.0f} s")
+                tell(f"  ok      {contract.__name__}")
+    failed = [f"{one['experiment']} {one['contract']}" for one in records if not one["holds"]]
+    tell(
+        f"{len(records) - len(failed)} contracts hold, {len(failed)} do not, "
+        f"{time.monotonic() - started:.0f} s"
+    )
     if failed:
-        print(f"failed: {', '.join(failed)}")
-    return int(bool(failed))
+        tell(f"failed: {', '.join(failed)}")
+    if options.json:
+        print_json(records)
+    return ExitCode.FAILED if failed else ExitCode.OK
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="millrace check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n"
-        "  millrace check my_system.py\n"
-        "  millrace check my_system.py --only my_model --only resumes_bitwise\n"
-        "  millrace check gino",
+def parser() -> argparse.ArgumentParser:
+    """Options of the command."""
+    made = make_parser(
+        "check",
+        __doc__,
+        "my_system.py",
+        "my_system.py --only my_model --only resumes_bitwise",
+        "gino --json",
     )
     text = "file or module of a plug-in, or a model or system by name"
-    parser.add_argument("names", nargs="+", metavar="NAME", help=text)
+    made.add_argument("names", nargs="+", metavar="NAME", help=text)
     text = "one experiment or contract; can be repeated (default: all)"
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help=text)
+    made.add_argument("--only", action="append", default=[], metavar="CONTRACT", help=text)
     text = "take the experiments of this configuration, not the examples of the system"
-    parser.add_argument("--config", type=Path, metavar="FILE", help=text)
-    return parser
+    made.add_argument("--config", type=Path, metavar="FILE", help=text)
+    add_json(made)
+    return made

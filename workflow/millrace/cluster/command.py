@@ -1,6 +1,6 @@
 """Look at clusters: what they have, and what jobs would ask for. Nothing is submitted.
 
-A NAME is a folder of profiles/ that has a cluster.yaml; with a slash, the path of such a folder.
+A CLUSTER is a folder of profiles/ that has a cluster.yaml; with a slash, the path of such a folder.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from rich.console import Console
 from millrace.cluster import display
 from millrace.cluster.facts import FILE, PROFILES, Cluster
 from millrace.cluster.requests import qsub_arguments, sbatch_arguments
+from millrace.command_line import add_command, add_json, make_parser, print_json
 from millrace.errors import ExitCode, exits_with_code
 from millrace.layout import Layout
 
@@ -20,7 +21,7 @@ from millrace.layout import Layout
 @exits_with_code
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code, that of a user's error if facts are wrong."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     # Piped into a file or another program, a table must not be cut to 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     command: Callable[[argparse.Namespace, Console], None] = options.command
@@ -31,9 +32,16 @@ def main(arguments: list[str] | None = None) -> int:
 def _show(options: argparse.Namespace, console: Console) -> None:
     if options.name is None:
         names = sorted(path.parent.name for path in PROFILES.glob(f"*/{FILE}"))
-        console.print(display.clusters_table(Cluster.read(name) for name in names))
+        clusters = [Cluster.read(name) for name in names]
+        if options.json:
+            print_json([display.record(cluster) for cluster in clusters])
+        else:
+            console.print(display.clusters_table(clusters))
         return
     cluster = Cluster.read(options.name)
+    if options.json:
+        print_json(display.record(cluster))
+        return
     console.print(f"[bold]{cluster.name}[/]  {cluster.scheduler}  {cluster.file}", soft_wrap=True)
     needed = "needed and not set" if cluster.account_required else "none"
     console.print(f"account: {cluster.account or needed}   QOS: {cluster.qos or 'none'}\n")
@@ -56,33 +64,31 @@ def _place(options: argparse.Namespace, console: Console) -> None:
         request = ["sbatch", *sbatch_arguments(resources, name, f"{log}/%j.log")]
     else:
         request = ["qsub", *qsub_arguments(resources, name, log)]
+    if options.json:
+        where = {"cluster": cluster.name, "node_type": placed.node_type.name}
+        print_json({**where, "resources": resources, "command": request})
+        return
     console.print(f"{placed.node_type}")
     for key, value in resources.items():
         console.print(f"  {key} = {value}", soft_wrap=True)
     console.print(shlex.join(request), soft_wrap=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="millrace cluster",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(
-        name: str, command: Callable[[argparse.Namespace, Console], None], text: str
-    ) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text)
-        made.set_defaults(command=command)
-        return made
-
-    shown = add("show", _show, "where layouts go on all clusters, or the node types of one")
-    shown.add_argument("name", nargs="?", metavar="NAME")
-    checked = add("check", _check, "read the facts of a cluster, and list what its jobs get")
-    checked.add_argument("name", metavar="NAME|DIR/")
-    placed = add("place", _place, "what one job would ask for")
-    placed.add_argument("name", metavar="NAME")
+def parser() -> argparse.ArgumentParser:
+    """Options of the command."""
+    made = make_parser("cluster", __doc__, "show", "check gilbreth", "place gilbreth n2_gpu2")
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
+    text = "where layouts go on all clusters, or the node types of one"
+    shown = add_command(commands, "show", _show, text, "", "gilbreth", "gilbreth --json")
+    shown.add_argument("name", nargs="?", metavar="CLUSTER")
+    add_json(shown)
+    text = "read the facts of a cluster, and list what its jobs get"
+    checked = add_command(commands, "check", _check, text, "gilbreth", "profiles/mine/")
+    checked.add_argument("name", metavar="CLUSTER")
+    examples = ("gilbreth n2_gpu2", "levante - preprocess --json")
+    placed = add_command(commands, "place", _place, "what one job would ask for", *examples)
+    placed.add_argument("name", metavar="CLUSTER")
     placed.add_argument("layout", metavar="LAYOUT", help="- for a rule without one")
     placed.add_argument("rule", nargs="?", default="train_segment", metavar="RULE")
-    return parser
+    add_json(placed)
+    return made

@@ -1,6 +1,7 @@
 """Tables of clusters for a terminal."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -21,6 +22,19 @@ def clusters_table(clusters: Iterable[Cluster]) -> Table:
     for layout in LAYOUTS:
         table.add_row(layout, *(_summary(cluster, layout) for cluster in clusters))
     return table
+
+
+def record(cluster: Cluster) -> dict[str, Any]:
+    """Return the facts of a cluster, and the node type of each layout, for scripts; None: it has none."""
+    placed: dict[str, str | None] = {}
+    for layout in LAYOUTS:
+        try:
+            placed[layout] = cluster.place(Layout.parse(layout), _TRAINING).node_type.name
+        except ConfigError:
+            placed[layout] = None
+    facts = {key: getattr(cluster, key) for key in ("name", "scheduler", "account", "qos")}
+    types = [one.model_dump() for one in cluster.node_types]
+    return {**facts, "file": str(cluster.file), "node_types": types, "layouts": placed}
 
 
 def nodes_table(cluster: Cluster) -> Table:

@@ -23,6 +23,21 @@ PROFILES = Path(__file__).parents[3] / "profiles"
 _CLASSES = ("cpu", "gpu")
 
 
+def find_profile(name: str) -> Path:
+    """Return the folder of a profile: a path, or the name of one in profiles/ here or of the workflow.
+
+    Raises `ConfigError`, with the nearest name, if there is none.
+    """
+    places = [Path("profiles") / name, Path(name), PROFILES / name]
+    files = ("config.yaml", FILE)
+    found = (path for path in places if any((path / file).is_file() for file in files))
+    if path := next(found, None):
+        return path
+    folders = [PROFILES, *(path.parent for path in places)]
+    known = {one.parent.name for folder in folders for one in folder.glob("*/config.yaml")}
+    raise ConfigError(f"{name}: no such profile; {nearest(Path(name).name, known - {'default'})}")
+
+
 class Cluster(Settings):
     """Facts of a cluster: the keys of its ``cluster.yaml``, and the folder of that file."""
 

@@ -116,14 +116,19 @@ def summary(checks: Sequence[Check]) -> str:
     return ", ".join(f"{count} {result.value}" for result, count in counts.items() if count)
 
 
-def write(path: Path, sections: Mapping[str, Sequence[Check]]) -> None:
-    """Write checks as JSON: ``ok``, and the checks by section; raises `millrace.files.OutputError`."""
+def as_json(sections: Mapping[str, Sequence[Check]]) -> dict[str, Any]:
+    """Return checks for JSON: ``ok``, and the checks by section."""
     records = {
         name: [{**asdict(check), "result": check.result.value} for check in checks]
         for name, checks in sections.items()
     }
     ok = not any(any_failed(checks) for checks in sections.values())
-    write_json(path, {"schema": "millrace.doctor/1", "ok": ok, "sections": records})
+    return {"schema": "millrace.doctor/1", "ok": ok, "sections": records}
+
+
+def write(path: Path, sections: Mapping[str, Sequence[Check]]) -> None:
+    """Write checks as JSON; raises `millrace.files.OutputError`."""
+    write_json(path, as_json(sections))
 
 
 def facts_of(cluster: Cluster) -> str:

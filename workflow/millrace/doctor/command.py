@@ -1,7 +1,5 @@
 """Check a cluster, or this machine, before work is sent there.
 
-    millrace doctor --profile profiles/gilbreth --layout n2_gpu2
-
 On the login node: packages, scheduler, account, partitions, node types, file system, space. Then, by
 a short job for each layout: GPUs, shared folder, host names, all-reduce, clocks. The exit code is 1 if
 a check failed.
@@ -19,7 +17,9 @@ import yaml
 from rich.console import Console
 
 from millrace.cluster import Cluster
-from millrace.doctor.checks import Check, any_failed, summary, table, write
+from millrace.cluster.facts import FILE, find_profile
+from millrace.command_line import make_parser, print_json
+from millrace.doctor.checks import Check, any_failed, as_json, summary, table, write
 from millrace.doctor.environment import check_environment
 from millrace.doctor.filesystem import check_filesystem
 from millrace.doctor.inside import prepare, run
@@ -27,7 +27,7 @@ from millrace.doctor.need import wanted_space
 from millrace.doctor.pbs import check_pbs
 from millrace.doctor.slurm import check_slurm
 from millrace.doctor.submission import check_in_jobs
-from millrace.errors import ConfigError, exits_with_code
+from millrace.errors import ConfigError, ExitCode, exits_with_code
 from millrace.layout import Layout
 
 _FOLDER = Path("results/preflight")
@@ -37,33 +37,24 @@ _HERE = "this machine"
 @exits_with_code
 def main(arguments: list[str] | None = None) -> int:
     """Run the checks and print them as they come; returns 0, or 1 if one failed."""
-    options = _parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    options = parser().parse_args(arguments)
+    width = None if sys.stdout.isatty() else 160
+    console = Console(width=width, highlight=False, quiet=options.json is True)
     sections: dict[str, list[Check]] = {}
-    cluster = read_cluster(options.profile)
+    facts = options.profile.absolute()
+    cluster = Cluster.read(facts) if (facts / FILE).is_file() else None
     layouts = [Layout.parse(name) for name in options.layout or _layouts(options.configfile)]
     for title, checks in _sections(options, cluster, layouts, console):
         sections[title] = checks
         console.print(table(checks, title))
-    if options.json is not None:
+    if options.json is True:
+        print_json(as_json(sections))
+    elif options.json is not None:
         write(options.json, sections)
     everything = [check for checks in sections.values() for check in checks]
     console.print(summary(everything))
     # Who waits outside of the job reads the report; an exit code would only say that the job failed.
-    return 0 if options.here else int(any_failed(everything))
-
-
-def read_cluster(profile: Path) -> Cluster | None:
-    """Facts of a profile; None: it is not that of a cluster.
-
-    Raises `ConfigError` if there is no such profile, or its facts are wrong.
-    """
-    if not profile.is_dir():
-        known = sorted(path.parent.name for path in profile.parent.glob("*/config.yaml"))
-        raise ConfigError(
-            f"{profile}: no such profile; there are {', '.join(known) or 'none'} in {profile.parent}"
-        )
-    return Cluster.read(profile.absolute()) if (profile / "cluster.yaml").is_file() else None
+    return ExitCode.FAILED if any_failed(everything) and not options.here else ExitCode.OK
 
 
 def _sections(
@@ -131,23 +122,24 @@ def _layouts(configfile: Path) -> list[str]:
         ) from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="millrace doctor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--profile", type=Path, default=Path("profiles/local"), help="default: profiles/local")
+def parser() -> argparse.ArgumentParser:
+    """Options of the command."""
+    examples = ("", "--profile gilbreth --layout n2_gpu2", "--profile gilbreth --no-job --json")
+    made = make_parser("doctor", __doc__, *examples)
+    add = made.add_argument
+    text = "a folder, or its name in profiles/ (default: local)"
+    add("--profile", type=find_profile, default="local", metavar="PROFILE", help=text)
     add("--layout", nargs="+", metavar="LAYOUT", help="default: run.layouts of the configuration")
-    add("--configfile", type=Path, default=Path("config/config.yaml"), metavar="FILE")
+    text = "default: config/config.yaml"
+    add("--configfile", type=Path, default=Path("config/config.yaml"), metavar="FILE", help=text)
     add("--no-job", action="store_true", help="only what the login node can tell")
     text = "checks of layouts in this very job, none is submitted"
     add("--direct", action="store_true", help=text)
     add("--need-gb", type=float, metavar="GB", help="space wanted; default: estimated")
     add("--patience", type=float, default=30, metavar="MIN", help="longest wait for jobs (30)")
-    add("--json", type=Path, metavar="FILE", help="also write the results to a file")
+    text = "print JSON, for scripts; with a name, write it there besides the tables"
+    add("--json", nargs="?", const=True, type=Path, metavar="FILE", help=text)
     cpus = len(os.sched_getaffinity(0))
     add("--cpus", type=int, default=cpus, metavar="N", help="CPUs of a node for the ranks")
-    add("--here", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
-    return parser
+    add("--here", type=Path, metavar="DIR", help=argparse.SUPPRESS)
+    return made

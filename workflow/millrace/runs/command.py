@@ -6,11 +6,13 @@ A RUN is a path, or the beginning of experiment/layout/seed<n>/<run hash>; witho
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from millrace.cluster.facts import find_profile
+from millrace.command_line import add_command, add_json, make_parser, print_json
 from millrace.errors import DataError, ExitCode, exits_with_code
 from millrace.runs import display, efficiency, maintenance
 from millrace.runs.inventory import Run, find_runs, select, select_one
@@ -24,7 +26,7 @@ _PATIENCE_S = 20.0
 @exits_with_code
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code, that of damaged data if any was found."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     # Piped into a file or another program, a table must not be cut to 80 columns.
     width = None if sys.stdout.isatty() else 200
     console = Console(width=width, highlight=False)
@@ -34,7 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _list(options: argparse.Namespace, console: Console) -> int:
     runs = _runs(options)
-    console.print(display.runs_table(runs) if runs else f"no runs under {options.root}")
+    if options.json:
+        print_json([display.record(run) for run in runs])
+    else:
+        console.print(display.runs_table(runs) if runs else f"no runs under {options.root}")
     return ExitCode.OK
 
 
@@ -65,6 +70,9 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
     if not options.runs:  # outputs are checked along with all runs
         findings += maintenance.verify_outputs(options.results)
     damaged = [finding for finding in findings if finding.problem]
+    if options.json:
+        print_json([{"path": str(one.path), "problem": one.problem} for one in findings])
+        return ExitCode.DATA if damaged else ExitCode.OK
     for finding in damaged:
         console.print(f"[bold red]damaged[/]  {finding.path}: {finding.problem}", soft_wrap=True)
     console.print(f"{len(findings) - len(damaged)} intact, {len(damaged)} damaged")
@@ -140,56 +148,67 @@ def _runs(options: argparse.Namespace) -> list[Run]:
     return select(find_runs(options.root), options.runs)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Options of the command."""
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--root", type=Path, default=Path("runs"), help="stores (default: runs)")
+    text = "stores (default: runs)"
+    shared.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help=text)
     outputs = argparse.ArgumentParser(add_help=False)
     text = "outputs (default: results)"
-    outputs.add_argument("--results", type=Path, default=Path("results"), help=text)
+    outputs.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help=text)
     several = argparse.ArgumentParser(add_help=False)
     several.add_argument("runs", nargs="*", metavar="RUN", help="runs; default: all")
-    parser = argparse.ArgumentParser(
-        prog="millrace runs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    made = make_parser("runs", __doc__, "list", "show gino_salt/n1_gpu1/seed0", "watch --once")
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
 
     def add(
         name: str,
         command: Callable[[argparse.Namespace, Console], int],
         text: str,
         *parents: argparse.ArgumentParser,
+        examples: Sequence[str],
     ) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text, parents=[shared, *parents])
-        made.set_defaults(command=command)
-        return made
+        return add_command(commands, name, command, text, *examples, parents=[shared, *parents])
 
-    add("list", _list, "one line a run: epoch, losses, state, size", several)
-    shown = add("show", _show, "one run: run hash, sessions, losses, checkpoints")
+    one = "gino_salt/n1_gpu1/seed0"
+    text = "one line a run: epoch, losses, state, size"
+    add_json(add("list", _list, text, several, examples=["", "gino_salt --json"]))
+    text = "one run: run hash, sessions, losses, checkpoints"
+    shown = add("show", _show, text, examples=[one])
     shown.add_argument("run", metavar="RUN")
-    add("latest", _latest, "path of the newest intact checkpoint of the run changed last", several)
+    text = "path of the newest intact checkpoint of the run changed last"
+    add("latest", _latest, text, several, examples=[one])
     text = "remove old steps and leftovers; a dry run without --yes"
-    cleaned = add("clean", _clean, text, several, outputs)
+    examples = ["--keep 1", "gino_salt --run-hashes --yes"]
+    cleaned = add("clean", _clean, text, several, outputs, examples=examples)
     text = "steps kept besides milestones (default: 3)"
     cleaned.add_argument("--keep", type=int, default=3, metavar="N", help=text)
     text = "also whole stores that no receipt refers to and that are not the newest of their kind"
     cleaned.add_argument("--run-hashes", action="store_true", help=text)
     cleaned.add_argument("--yes", action="store_true", help="really remove")
-    saved = add("backup", _backup, "copy committed steps elsewhere, verified; can be repeated")
-    saved.add_argument("destination", type=Path, metavar="DEST")
+    text = "copy committed steps elsewhere, verified; can be repeated"
+    examples = ["/archive/runs", "--root /archive/runs runs"]
+    saved = add("backup", _backup, text, examples=examples)
+    saved.add_argument(
+        "destination", type=Path, metavar="DIR", help="where to; laid out like runs/"
+    )
     saved.add_argument("runs", nargs="*", metavar="RUN", help="runs; default: all")
-    watched = add("watch", _watch, "live table: epoch, losses, time left, jobs", outputs)
+    text = "live table: epoch, losses, time left, jobs"
+    examples = ["", "--once --profile gilbreth"]
+    watched = add("watch", _watch, text, outputs, examples=examples)
     text = "seconds between looks (default: 5)"
     watched.add_argument("--interval", type=float, default=5.0, metavar="S", help=text)
     watched.add_argument("--once", action="store_true", help="one table, then end")
-    text = "profile of the cluster; default: the scheduler found here"
-    watched.add_argument("--profile", type=Path, help=text)
+    text = "that of the cluster; default: the scheduler found here"
+    watched.add_argument("--profile", type=find_profile, metavar="PROFILE", help=text)
     text = "sessions that are over: shares of their time, CPU, memory, samples by GPU-hour"
-    used = add("efficiency", _efficiency, text, several, outputs)
+    examples = ["gino_salt --csv efficiency.csv"]
+    used = add("efficiency", _efficiency, text, several, outputs, examples=examples)
     text = "what Snakemake measured (default: benchmarks)"
-    used.add_argument("--benchmarks", type=Path, default=Path("benchmarks"), help=text)
+    default = Path("benchmarks")
+    used.add_argument("--benchmarks", type=Path, default=default, metavar="DIR", help=text)
     used.add_argument("--csv", type=Path, metavar="FILE", help="also write all columns")
-    add("du", _du, "disk usage by run", several)
-    add("verify", _verify, "compare all checksums, of outputs as well", several, outputs)
-    return parser
+    add("du", _du, "disk usage by run", several, examples=[""])
+    text = "compare all checksums, of outputs as well"
+    add_json(add("verify", _verify, text, several, outputs, examples=["", f"{one} --json"]))
+    return made

@@ -42,6 +42,29 @@ def runs_table(runs: Iterable[Run]) -> Table:
     return table
 
 
+def record(run: Run) -> dict[str, Any]:
+    """Return what `runs_table` shows of a run, for scripts; None: not known, or not a finite number."""
+    last = run.history[-1] if run.history else {}
+    losses = {key: last.get(key) for key in ("train_loss", "validation_loss")}
+    finite = {
+        k: v if isinstance(v, int | float) and math.isfinite(v) else None for k, v in losses.items()
+    }
+    newest = run.newest
+    return {
+        "experiment": run.experiment,
+        "layout": run.layout,
+        "seed": int(run.seed.removeprefix("seed")),
+        "run_hash": run.run_hash,
+        "path": str(run.path),
+        "state": run.state,
+        "epoch": newest.epoch if newest else None,
+        "step": newest.step if newest else None,
+        **finite,
+        "size_bytes": run.size,
+        "changed_s": run.changed,
+    }
+
+
 def show(run: Run, console: Console) -> bool:
     """Print a run with its sessions, losses and checkpoints; False: a checkpoint is damaged."""
     console.print(f"[bold]{run.name}[/]  {run.holder or run.state}", highlight=False)

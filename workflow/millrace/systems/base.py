@@ -49,6 +49,11 @@ class RawFormat:
     ``demo`` is added if there is a simulator."""
     check: Callable[[str, Block], None] = field(default=lambda *_: None)
     """(name of the dataset, its block); raises `ConfigError`."""
+    files: tuple[str, ...] = ()
+    """Patterns of files by which ``millrace init`` recognises the directory; none: it does not."""
+    inspect: Reference | None = None
+    """(directory) -> what the template of the system's ``project`` wants to know, such as the columns;
+    raises `DataError`."""
 
     def dataset_settings(self) -> type[DatasetSettings]:
         """Keys of a dataset of this format."""
@@ -197,6 +202,9 @@ class System:
     models: tuple[Model, ...] = ()
     rules: tuple[str, ...] = ()
     """Rules of its own that make sample files, which ``-R data`` runs again."""
+    project: str = ""
+    """``"package:file"``: Jinja template of the configuration that ``millrace init`` writes, see
+    `millrace.project.init`; empty: it is made of the examples of kinds and models."""
 
 
 def known(name: str, names: Any, key: str, kind: str) -> None:

@@ -1,6 +1,5 @@
 """The demo climate has the spectrum and the cycles that it claims, and writes what ICON writes."""
 
-
 import netCDF4
 import numpy as np
 import pytest

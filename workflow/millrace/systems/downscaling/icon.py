@@ -57,6 +57,24 @@ def open_source(directory: Path, variables: Sequence[str], levels: int) -> IconS
     return IconSource(chain, NetcdfFields(outputs, tuple(variables), chain[0]))
 
 
+def inspect(directory: Path) -> dict[str, Any]:
+    """Tell what a new project needs to know of a directory: ``variables`` and ``levels``.
+
+    The variables are the two-dimensional fields of all output files. Levels are refinements between a block
+    and its cells: at most four, and as many as there are grid files. Raises `DataError` for a damaged file.
+    """
+    grids, variables = 0, dict[str, None]()
+    for path in sorted(directory.rglob("*.nc")):
+        with opened(path) as file:
+            grids += "parent_cell_index" in file.variables
+            for name, one in file.variables.items():
+                on_cells = one.dimensions[:1] == ("time",) and one.dimensions[-1] in CELL_DIMENSIONS
+                if on_cells and set(one.shape[1:-1]) <= {1}:
+                    variables[name] = None
+    found = {"levels": max(1, min(4, grids))} if grids else {}
+    return {**found, **({"variables": [*variables]} if variables else {})}
+
+
 def read_grid(path: Path) -> IconGrid:
     """Read an ICON grid file; `DataError` if it is damaged, or lacks or mixes up something."""
     with opened(path) as file:

@@ -85,6 +85,7 @@ _TABLE = Table(
 )
 SYSTEM = System(
     name="downscaling",
+    project=f"{_HERE}:project.yaml.j2",
     formats=(
         RawFormat(
             name="icon",
@@ -93,6 +94,8 @@ SYSTEM = System(
             simulate=f"{_HERE}.simulator.climate:write_climate",
             simulation=f"{_HERE}.settings:ClimateConfig",
             settings=f"{_HERE}.settings:IconDataset",
+            files=("grid.csv", "**/*.nc"),
+            inspect=f"{_HERE}.icon:inspect",
         ),
     ),
     kinds=(

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from millrace.data.csv_table import CsvTable, read_header, read_table
 from millrace.errors import ConfigError, DataError
 from millrace.systems.base import known
+from millrace.systems.groundwater.units import UNITS
 
 FORCINGS = ("mass_concentration_bc", "head_bc", "recharge_forcing", "sea_level_forcing")
 """Boundary conditions and sources that a forcing file can hold."""
@@ -184,6 +186,48 @@ def check_header(base: Path, variables: Sequence[str], key: str) -> None:
             raise ConfigError(
                 f"config: {key}: column {name!r} of {path} holds {first[name].iloc[0]!r}; expected numbers"
             )
+
+
+def inspect(base: Path) -> dict[str, Any]:
+    """Tell what a new project needs to know of a directory, from the first of its files.
+
+    Returns
+    -------
+    dict
+        ``variables``: head and concentration, else some other column, which then is in ``units`` as well;
+        ``others``: further columns of numbers; ``forcings``: those that are given somewhere;
+        ``slice_groups`` and ``clusters``: numbers of patches, so that each has some hundred nodes.
+
+    Raises
+    ------
+    DataError
+        As `open_directory`.
+    """
+    files = find_files(base)
+    table = _read_fields(files.fields[0], ())
+    others = [_NODE, _TIME, *_PLACE, _SLICE, "ts"]
+    fields = [name for name in _numeric(files.fields[0]) if name not in others]
+    variables = [name for name in ("head", "mass_concentration") if name in fields] or fields[:1]
+    if not variables:
+        raise DataError(f"{files.fields[0]}:1:1: no field; expected a column such as head")
+    forcings = [name for path in files.forcings[:1] for name in _numeric(path)]
+    names = {old: new for new, old in _OLD_NAMES.items()}
+    slices = len(np.unique(table.columns[_SLICE]))
+    groups = max(1, min(4, slices // 4))
+    return {
+        "variables": variables,
+        "units": {name: "unknown" for name in variables if name not in UNITS},
+        "others": [name for name in fields if name not in variables],
+        "forcings": [names.get(name, name) for name in forcings if name not in others],
+        "slice_groups": groups,
+        "clusters": max(1, min(20, round(len(table) / groups / 300))),
+    }
+
+
+def _numeric(path: Path) -> list[str]:
+    """Columns of a file that hold numbers, in the first rows that there are."""
+    first = pd.read_csv(path, nrows=1000).dropna(axis="columns", how="all")
+    return [str(name) for name in first if first[name].dtype.kind in "iuf"]
 
 
 def open_directory(

@@ -190,6 +190,7 @@ _IN_TIME: dict[str, Any] = {
 """What both kinds of samples have in common."""
 SYSTEM = System(
     name="groundwater",
+    project=f"{_HERE}:project.yaml.j2",
     formats=(
         RawFormat(
             name="feflow_csv",
@@ -199,12 +200,15 @@ SYSTEM = System(
             simulation=f"{_HERE}.settings:AquiferConfig",
             settings=f"{_HERE}.settings:FeflowDataset",
             check=_check_columns,
+            files=("all/*.csv", "all/*.csv.gz"),
+            inspect=f"{_HERE}.feflow_csv:inspect",
         ),
         RawFormat(
             "plane_folders",
             "the folders plane_XX/",
             "planes.h5",
             settings=f"{_HERE}.settings:PlaneFoldersDataset",
+            files=("plane_*/*.npy",),
         ),
     ),
     kinds=(

@@ -8,30 +8,34 @@ from millrace.systems.base import Block, Model, RawFormat, SampleKind, System, T
 _HERE = "millrace.systems.traffic"
 
 
-def _format(name: str, holds: str, **simulator: Any) -> RawFormat:
+def _format(name: str, holds: str, *files: str, **simulator: Any) -> RawFormat:
     settings = f"{_HERE}.settings:TrafficDataset"
-    return RawFormat(name, holds, "scenarios.h5", settings=settings, **simulator)
+    return RawFormat(name, holds, "scenarios.h5", settings=settings, files=files, **simulator)
 
 
 _FORMATS = (
     _format(
         "tracks",
         "the folders tracks/ and map/",
+        "tracks/*.csv*",
         simulate=f"{_HERE}.simulator.traffic:simulate",
         simulation=f"{_HERE}.settings:TrafficConfig",
     ),
-    _format("argoverse2", "one folder a scenario of Argoverse 2"),
-    _format("highd", "XX_tracks.csv, XX_tracksMeta.csv and XX_recordingMeta.csv"),
-    _format("interaction", "vehicle_tracks_XXX.csv and the maps"),
+    _format("argoverse2", "one folder a scenario of Argoverse 2", "**/scenario_*.parquet"),
+    _format(
+        "highd", "XX_tracks.csv, XX_tracksMeta.csv and XX_recordingMeta.csv", "**/*_tracksMeta.csv"
+    ),
+    _format("interaction", "vehicle_tracks_XXX.csv and the maps", "**/vehicle_tracks_*.csv"),
     _format("ngsim", "trajectories of NGSIM as CSV"),
     _format(
         "sumo",
         "<name>.net.xml and <name>.fcd.xml of SUMO",
+        "**/*.net.xml*",
         simulate=f"{_HERE}.simulator.sumo:simulate",
         simulation=f"{_HERE}.settings:SumoConfig",
         environment="sumo",
     ),
-    _format("waymo", "Waymo Open Motion TFRecords of scenarios"),
+    _format("waymo", "Waymo Open Motion TFRecords of scenarios", "**/*tfrecord*"),
 )
 ADAPTED = tuple(one.name for one in _FORMATS if one.name != "tracks")
 """Formats that are converted to tracks first."""
@@ -113,6 +117,7 @@ _TABLE = Table(
 )
 SYSTEM = System(
     name="traffic",
+    project=f"{_HERE}:project.yaml.j2",
     formats=_FORMATS,
     kinds=(
         SampleKind(

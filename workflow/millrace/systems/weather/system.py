@@ -100,6 +100,7 @@ _TABLE = Table(
 )
 SYSTEM = System(
     name="weather",
+    project=f"{_HERE}:project.yaml.j2",
     formats=(
         RawFormat(
             name="weather",
@@ -108,6 +109,7 @@ SYSTEM = System(
             simulate=f"{_HERE}.simulator.barotropic:write_weather",
             simulation=f"{_HERE}.settings:BarotropicConfig",
             settings=f"{_HERE}.settings:WeatherDatasetSettings",
+            files=("zarr.json", ".zgroup", "*.zarr", "*.nc"),
         ),
     ),
     kinds=(

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from millrace.cluster import Cluster
 from millrace.cluster.facts import FILE, PROFILES
+from millrace.command_line import add_command, make_parser
 from millrace.config import nearest
 from millrace.errors import ConfigError, ExitCode, exits_with_code
 from millrace.layout import Layout
@@ -32,7 +33,7 @@ _GB = 2**30
 @exits_with_code
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code, that of a user's error if something does not fit together."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     _plan(options, console)
     return ExitCode.OK
@@ -214,11 +215,13 @@ def _block(text: str) -> Mapping[str, Any]:
     return made
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="millrace parallel", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def parser() -> argparse.ArgumentParser:
+    """Options of the command."""
+    example = "--experiment aurora_large --layout n1_gpu4"
+    made = make_parser("parallel", __doc__, f"plan {example}")
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
     text = "memory of each GPU, what it sends in a step, and where that fits"
-    plan = commands.add_parser("plan", help=text, description=text)
+    plan = add_command(commands, "plan", _plan, text, f"{example} --parallel '{{dp_shard: 4}}'")
     plan.add_argument("--experiment", required=True, metavar="NAME")
     plan.add_argument("--layout", required=True, metavar="LAYOUT", help="as n4_gpu4")
     text = f"on top of {CONFIG}"
@@ -229,4 +232,4 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--levels", type=int, default=13, metavar="N", help="default 13")
     text = "replaces the section parallel of the experiment"
     plan.add_argument("--parallel", type=_block, metavar="YAML", help=text)
-    return parser
+    return made
