@@ -67,7 +67,7 @@ def test_ensembles_stand_beside_the_runs_they_are_made_of(tmp_path, table):
     assert list(rows["ensemble_skill"][:4]) == [0.6] * 4
     assert list(rows["crps"][:4]) == [0.7] * 4
     assert rows[["ensemble_skill", "crps"]].iloc[4].isna().all()
-    assert "1.30 ± 0.26" in page
+    assert "1.30<small>± 0.26</small>" in page
     assert ">0.700</td>" in page, "the CRPS, without a deviation over seeds"
     assert "members are too few" not in page
 
@@ -103,8 +103,8 @@ def test_what_lies_in_results_is_in_the_table_asked_for_or_not(tmp_path, table):
     strange.write_text('{"samples": "sand"}')
     rows, page = table(asked, others=[*others, strange])
     assert list(rows["asked"]) == [True, True, False, False]
-    assert "2.00 ± 1.00" in page, "of three seeds"
-    assert "1.50 ± 0.71" in page, "of the two that are asked for"
+    assert "2.00<small>± 1.00</small>" in page, "of three seeds"
+    assert "1.50<small>± 0.71</small>" in page, "of the two that are asked for"
     assert page.count('<tr data-within="all"') == 2
     assert page.count('<tr data-within="asked"') == 1
     assert "strange.json: no kind of samples named" in page
@@ -115,7 +115,7 @@ def test_runs_with_other_settings_are_not_averaged(tmp_path, table):
         write_run(tmp_path, seed=seed, rmse=1 + seed, rate=0.1 + (seed > 1)) for seed in range(3)
     ]
     _, page = table(runs[2:], others=runs[:2])
-    assert "1.50 ± 0.71" in page
+    assert "1.50<small>± 0.71</small>" in page
     assert ">3.00</td>" in page
 
 
@@ -140,6 +140,7 @@ def test_a_dead_seed_is_named_by_its_forecasts_and_by_the_other_seeds(tmp_path, 
         (2e-6, 1.414e-6, "2.00e-6 ± 1.41e-6"),
         (125.0, 7.07, "125 ± 7"),
         (0.0, None, "0.000"),
+        (-0.00481, 0.39592, "-0.005 ± 0.396"),
     ],
 )
 def test_scores_have_three_digits_and_deviations_as_many_decimals(mean, deviation, expected):

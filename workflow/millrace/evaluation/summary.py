@@ -48,6 +48,7 @@ class _Cell:
     """What the column is sorted by."""
     style: str = ""
     title: str = ""
+    deviation: str = ""
 
 
 def summarise(
@@ -84,7 +85,7 @@ def summarise(
     with atomic_write(table) as partial:
         partial.write_text(_page(parts, left_out))
     asked = rows[rows["asked"]]
-    named = asked.assign(experiment=asked["experiment"] + " " + asked["layout"])
+    named = asked.assign(experiment=asked["experiment"] + "\n" + asked["layout"])
     baselines = {_table(one).baseline for one in runs if one["asked"]}
     skill_summary(named, figure, baselines.pop() if len(baselines) == 1 else "the best baseline")
 
@@ -179,7 +180,6 @@ def _page(parts: dict[Table, pd.DataFrame], left_out: list[str]) -> str:
         tables=[_section(homes[table], table, frame) for table, frame in parts.items()],
         systems=list(dict.fromkeys(homes[table] for table in parts)),
         **{f"{key}s": sorted(rows[key].unique()) for key in ("experiment", "layout")},
-        all_asked=bool(rows["asked"].all()),
         problems=marked[["experiment", "layout", "seed", "problems"]].to_dict("records"),
         left_out=left_out,
         fewest_members=FEWEST_MEMBERS,
@@ -206,7 +206,7 @@ def _section(system: str, table: Table, rows: pd.DataFrame) -> dict[str, Any]:
 def _row(group: pd.DataFrame, table: Table, titles: Iterable[str], within: str) -> dict[str, Any]:
     """One line of the table. ``within`` says where it stands: among all runs, those asked for, or both."""
     first = group.iloc[0]
-    unit = first.get("unit")
+    unit, asked = first.get("unit"), int(group["asked"].sum())
     told = group[group["problems"] != ""]
     words = {"does not learn": told["problems"].str.contains("does not learn")}
     words["far off"] = ~words["does not learn"]
@@ -217,6 +217,8 @@ def _row(group: pd.DataFrame, table: Table, titles: Iterable[str], within: str) 
         "seeds": len(group),
         "named_seeds": ", ".join(map(str, group["seed"])),
         "within": within,
+        "asked": asked,
+        "unasked": "" if asked == len(group) else "not all asked for" if asked else "not asked for",
         "marks": [
             {"text": f"seed {one.seed} {word}", "title": one.problems}
             for word, which in words.items()
@@ -253,8 +255,10 @@ def _cell(name: str, group: pd.DataFrame, table: Table) -> _Cell:
     # Baselines are the same for all seeds.
     deviates = values.nunique() > 1 and name not in (*table.pooled, *table.lowest)
     worse = name.endswith("skill") and values.min() <= 0
-    text = format_score(float(shown), float(values.std()) if deviates else None)
-    return _Cell(text, float(shown), "bad" if worse else "")
+    text, _, deviation = format_score(
+        float(shown), float(values.std()) if deviates else None
+    ).partition(" ")
+    return _Cell(text, float(shown), "bad" if worse else "", deviation=deviation)
 
 
 def _of_run(name: str, values: pd.Series) -> str:
@@ -277,14 +281,15 @@ def _of_run(name: str, values: pd.Series) -> str:
             if mean < 7200
             else f"{mean / 3600:.3g} h"
         )
-    return f"{mean:.2g}"
+    return f"{mean:.2g}" if mean < 100 else f"{mean:,.0f}"
 
 
 def format_score(mean: float, deviation: float | None = None) -> str:
-    """Write a score with three digits, and its deviation with as many decimals."""
-    exponent = math.floor(math.log10(abs(mean))) if mean else 0
+    """Write a score with three digits, and its deviation with as many decimals; the larger one has three."""
+    largest = max(abs(mean), deviation or 0.0)
+    exponent = math.floor(math.log10(largest)) if largest else 0
     power = exponent if exponent < -4 else 0
-    places = max(0, 2 - exponent + power) if mean else 3
+    places = max(0, 2 - exponent + power) if largest else 3
     suffix = f"e{power}" if power else ""
     parts = [mean] if deviation is None else [mean, deviation]
     return " ± ".join(f"{value / 10.0**power:.{places}f}{suffix}" for value in parts)

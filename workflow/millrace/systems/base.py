@@ -67,7 +67,7 @@ class Table:
     lowest: Sequence[str] = ()
     """Columns of which the lowest of all seeds is shown, such as lower ends of intervals."""
     first: Sequence[str] = ()
-    """Columns that are shown before the reader asks for more, at most nine; by default the first six."""
+    """Columns that are shown before the reader asks for more, at most eight; by default the first six."""
     of_members: Sequence[str] = ()
     """Columns that say little of a small ensemble, and are held back if the row has few ``members``."""
     errors: Callable[[Block], Mapping[str, Sequence[float | None]]] = lambda _: {}

@@ -152,7 +152,6 @@ _TABLE = Table(
         "baseline_min_ade",
         "validation_skill",
         "miss_rate",
-        "baseline_miss_rate",
         "collision_rate",
         "off_road_rate",
         "realism",

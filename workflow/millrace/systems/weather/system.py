@@ -136,7 +136,6 @@ _TABLE = Table(
     rows=_rows,
     first=(
         "skill",
-        "validation_skill",
         *(f"h{hour}_skill" for hour in _OTHERS),
         *(f"{name}_h{HEADLINE}" for name in ("rmse", "persistence", "climatology")),
     ),
