@@ -19,4 +19,4 @@ def test_a_dead_run_is_named_in_log_table_and_report(project):
     table = project.path("results/report/skill.html").read_text()
     assert "tiny, n1_gpu1, seed 0: does not learn: the loss does not move" in table
     embedded = re.findall(r"data:text/html[^,]*;base64,([A-Za-z0-9+/=]+)", project.report())
-    assert any(b"seed 0 does not learn" in base64.b64decode(one) for one in embedded)
+    assert any(b"does not learn: seed 0</span>" in base64.b64decode(one) for one in embedded)

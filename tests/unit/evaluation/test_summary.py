@@ -129,7 +129,7 @@ def test_a_dead_seed_is_named_by_its_forecasts_and_by_the_other_seeds(tmp_path, 
         False,
     ]
     assert "salt, n1_gpu1, seed 0: does not learn: the forecasts equal persistence" in page
-    assert "seed 0 does not learn</span>" in page
+    assert "does not learn: seed 0</span>" in page
 
 
 @pytest.mark.parametrize(

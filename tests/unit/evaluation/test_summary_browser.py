@@ -20,16 +20,22 @@ const set = (id, value) => { const box = document.getElementById(id);
   for (const kind of ["input", "change"]) box.dispatchEvent(new Event(kind, { bubbles: true })); };
 const wide = [...document.querySelectorAll(".scroll")].filter(one => one.scrollWidth > one.clientWidth + 1);
 const seen = { rows: rows().length, page: document.documentElement.scrollWidth, wide: wide.length };
-set("words", "whole 2T"); seen.searched = rows().map(row => row.cells[0].textContent.trim() + row.cells[2].textContent);
+set("words", "whole 2T");
+seen.searched = rows().map(row => row.cells[0].textContent.trim() + row.cells[2].textContent);
 set("words", ""); set("system", "traffic"); seen.system = rows().length;
 set("system", ""); set("within", "asked"); seen.asked = rows().length;
 set("within", "all"); set("marked", true); seen.marked = rows().length; set("marked", false);
 const table = document.querySelector("table");
-const column = [...table.rows[0].cells].findIndex(cell => cell.textContent.trim() === "RMSE, 24 h");
+const column = [...table.rows[0].cells].findIndex(cell => cell.textContent === "RMSE, 24 h");
 const values = () => [...table.tBodies[0].rows].map(row => Number(row.cells[column].dataset.value));
-for (const order of ["up", "down"]) { table.rows[0].cells[column].firstElementChild.click(); seen[order] = values(); }
+for (const order of ["up", "down"]) {
+  table.rows[0].cells[column].firstElementChild.click();
+  seen[order] = values();
+}
 const shown = () => [...table.rows[0].cells].filter(cell => cell.offsetParent).length;
-seen.few = shown(); table.closest("section").querySelector(".columns input:not(:checked)").click(); seen.more = shown();
+seen.few = shown();
+table.closest("section").querySelector(".columns input:not(:checked)").click();
+seen.more = shown();
 set("wide", true); seen.all = shown();
 document.body.dataset.seen = JSON.stringify(seen);
 </script>"""

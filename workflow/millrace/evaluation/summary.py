@@ -220,9 +220,14 @@ def _row(group: pd.DataFrame, table: Table, titles: Iterable[str], within: str) 
         "asked": asked,
         "unasked": "" if asked == len(group) else "not all asked for" if asked else "not asked for",
         "marks": [
-            {"text": f"seed {one.seed} {word}", "title": one.problems}
+            {
+                "text": f"{word}: seed {', '.join(map(str, told[which]['seed']))}",
+                "title": "; ".join(
+                    f"seed {one.seed}: {one.problems}" for one in told[which].itertuples()
+                ),
+            }
             for word, which in words.items()
-            for one in told[which].itertuples()
+            if which.any()
         ],
         "cells": [_cell(name, group, table) for name in titles],
     }
@@ -285,7 +290,7 @@ def _of_run(name: str, values: pd.Series) -> str:
 
 
 def format_score(mean: float, deviation: float | None = None) -> str:
-    """Write a score with three digits, and its deviation with as many decimals; the larger one has three."""
+    """Write a score and its deviation with as many decimals; the larger of them has three digits."""
     largest = max(abs(mean), deviation or 0.0)
     exponent = math.floor(math.log10(largest)) if largest else 0
     power = exponent if exponent < -4 else 0
