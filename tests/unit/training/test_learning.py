@@ -25,7 +25,7 @@ def test_a_recorded_run_whose_loss_does_not_move_is_named(name):
 
 
 @pytest.mark.parametrize("name", CURVES["learned"])
-def test_a_recorded_run_that_learned_is_not_accused(name):
+def test_a_recorded_run_that_learned_or_does_so_slowly_is_not_accused(name):
     assert stalled_loss(history(**CURVES["learned"][name])) is None
 
 
