@@ -1,4 +1,8 @@
-"""Small planes that the windows and the model on planes are tried on; trainers and ranks."""
+"""Small planes that the windows and the model on planes are tried on; trainers, ranks and a browser."""
+
+import os
+import shutil
+import subprocess
 
 import motion_scenes
 import numpy as np
@@ -175,3 +179,26 @@ def _wave(time, s, z):
     phase = 2 * np.pi * (time / 5.3 - s / 300)
     head = 0.4 + 0.2 * np.sin(phase) + 0.002 * z
     return np.stack([head, 17_000 + 150 * s + 2_000 * np.cos(phase / 2)], axis=-1)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium; as root on Debian it is installed."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        for command in (
+            ["apt-get", "-qq", "update"],
+            ["apt-get", "-qq", "install", "-y", "--no-install-recommends", "chromium"],
+        ):
+            subprocess.run(command, env=environment, capture_output=True, check=False)
+        found = shutil.which("chromium")
+    if found is None:
+        pytest.skip("there is no Chromium, and it cannot be installed here")
+
+    def run(*options):
+        fixed = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
+        command = [found, *fixed, *options]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    return run

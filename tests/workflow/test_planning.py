@@ -1,5 +1,6 @@
 """What runs again, and what must not."""
 
+import csv
 import os
 import shutil
 import time
@@ -37,6 +38,16 @@ def test_a_second_seed_makes_an_ensemble(project):
     project.config["run"]["seeds"] = [0, 1]
     new = {"train_segment": 2, "evaluate_run": 1, "evaluate_ensemble": 1, "summarise_skill": 1}
     assert project.planned() == new
+
+
+def test_the_table_is_made_again_when_results_hold_another_run(project):
+    run = project.path("results/evaluate/tiny/n1_gpu1")
+    shutil.copytree(run / "seed0", run / "seed7")
+    assert project.planned() == {"summarise_skill": 1}
+    project.run("-R", "summarise_skill")
+    with project.path("results/report/skill.csv").open() as table:
+        assert [row["asked"] for row in csv.DictReader(table)] == ["True", "True", "False", "False"]
+    assert project.planned() == {}
 
 
 def test_changed_learning_rate_trains_again(project):

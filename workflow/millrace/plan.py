@@ -325,6 +325,15 @@ class Plan:
         )
         return [f"results/evaluate/{e}/{n}/ensemble/metrics.json" for e, n in pairs]
 
+    def other_metrics(self) -> list[str]:
+        """Return the paths of metrics of runs and ensembles that exist and are not asked for.
+
+        They are looked for where the workflow runs, below the prefix of a module.
+        """
+        asked = {self._root / name for name in (*self.metrics(), *self.ensembles())}
+        found = self._root.glob("results/evaluate/*/*/*/metrics.json")
+        return sorted(str(path) for path in found if path not in asked)
+
     def scaling_runs(self) -> list[str]:
         """Return the paths of the records of a scaling study."""
         study = self.scaling

@@ -26,5 +26,9 @@ rule summarise_skill:
     localrule: True  # it takes seconds
     conda:
         "../../envs/report.yaml"
+    params:
+        # Of runs that are not asked for. `...` is not compared with the last time, so that tables of earlier
+        # versions stay.
+        others=plan.other_metrics() or ...,
     script:
         "../scripts/summarise_skill.py"

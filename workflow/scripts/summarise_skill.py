@@ -5,9 +5,12 @@ from pathlib import Path
 from millrace.evaluation.summary import summarise
 from millrace.job_log import job
 
+others = snakemake.params.others
+
 with job(snakemake):
     summarise(
         [Path(path) for path in snakemake.input.metrics],
         [Path(path) for path in snakemake.input.ensembles],
+        others=[] if others is ... else [Path(path) for path in others],
         **{name: Path(path) for name, path in snakemake.output.items()},
     )

@@ -107,6 +107,29 @@ def test_scripts_read_the_list_and_what_is_damaged(run, capsys):
     assert [run.steps[-1].path.samefile(one["path"]) for one in problems] == [True]
 
 
+def test_a_run_that_does_not_learn_is_named_in_the_list_and_shown_with_the_reason(
+    base, run, capsys
+):
+    records = [one | {"step": 100 * one["epoch"], "validation_loss": 2.0} for one in HISTORY]
+    records[0]["initial_validation_loss"] = 2.0
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    told = {}
+    for command in ("list", "show"):
+        main(
+            [
+                command,
+                "--root",
+                str(base / "runs"),
+                *(["salt/n1_gpu1/seed0"] if command == "show" else []),
+            ]
+        )
+        told[command] = " ".join(capsys.readouterr().out.split())
+    assert told["list"].count("does not learn") == 1
+    assert (
+        "does not learn: the loss does not move: the validation loss was 2 before" in told["show"]
+    )
+
+
 def test_a_line_that_is_being_written_is_not_read(run):
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 7, "tra')

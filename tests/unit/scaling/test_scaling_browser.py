@@ -1,9 +1,6 @@
 """The page in a real browser: at the width of a desk and of a phone, and printed."""
 
-import os
 import re
-import shutil
-import subprocess
 
 import pytest
 from PIL import Image
@@ -25,29 +22,6 @@ const shown = [...document.querySelectorAll("svg")].filter(e => e.getBoundingCli
 document.body.dataset.probe = [wide, document.documentElement.scrollWidth, out.length, shown.length]
   .join(" ");
 </script>"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium; as root on Debian it is installed."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for command in (
-            ["apt-get", "-qq", "update"],
-            ["apt-get", "-qq", "install", "-y", "--no-install-recommends", "chromium"],
-        ):
-            subprocess.run(command, env=environment, capture_output=True, check=False)
-        found = shutil.which("chromium")
-    if found is None:
-        pytest.skip("there is no Chromium, and it cannot be installed here")
-
-    def run(*options):
-        fixed = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
-        command = [found, *fixed, *options]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-    return run
 
 
 @pytest.fixture(scope="module")

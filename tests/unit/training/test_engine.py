@@ -31,6 +31,17 @@ def test_resume_is_bitwise(run, resume, uninterrupted, stop_after):
     assert [r["epoch"] for r in second.history] == [1, 2, 3]
 
 
+def test_the_loss_before_training_is_kept_through_a_stop_in_the_first_epoch(
+    run, resume, make_trainer, uninterrupted
+):
+    start = make_trainer().validation_loss()
+    second = resume(1, stop_after=1)
+    run(second, 1)
+    for trainer in (second, uninterrupted):
+        assert trainer.history[0]["initial_validation_loss"] == start
+        assert all("initial_validation_loss" not in record for record in trainer.history[1:])
+
+
 def test_learns(uninterrupted):
     losses = [record["validation_loss"] for record in uninterrupted.history]
     assert losses[-1] < 0.5 * losses[0]

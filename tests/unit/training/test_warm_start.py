@@ -36,6 +36,12 @@ def test_weights_are_those_of_the_checkpoint_and_nothing_else_is(make_trainer, c
     assert trainer.history == []
 
 
+def test_trained_weights_are_not_expected_to_improve(make_trainer, run, checkpoint):
+    trainer = make_trainer(init_from={"checkpoint": str(checkpoint)})
+    run(trainer, 1)
+    assert "initial_validation_loss" not in trainer.history[0]
+
+
 def test_the_scales_of_the_new_data_stay(make_trainer, checkpoint):
     def other_data(state):
         state["model"]["increment_scale_V"] *= 10

@@ -4,6 +4,7 @@ Scores and figures depend on the kind of samples; the files of all metrics have 
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from millrace.data.samples import Files, datasets_of
 from millrace.errors import ConfigError
 from millrace.evaluation.base import Evaluation
 from millrace.evaluation.trained_model import TrainedModel
+from millrace.evaluation.training_record import problems, training_record
 from millrace.figures.training import training_curves
 from millrace.files import write_json
 from millrace.provenance import provenance
@@ -48,18 +50,21 @@ def evaluate_run(
         drawn = (None, None) if scores else (figures, progress)
         scores.append(evaluation.run(replace(model, dataset=dataset), of_dataset, *drawn))
     keys = ("experiment", "layout", "seed", "epoch", "identity")
-    write_json(
-        metrics,
-        {
-            "schema": "millrace.metrics/1",
-            "samples": kind.name,
-            **{key: described[key] for key in keys},
-            **scores[0],
-            **({"datasets": scores} if len(scores) > 1 else {}),
-            "provenance": provenance(),
-        },
-    )
-    training_curves(described["history"], curves)
+    parameters = sum(parameter.numel() for parameter in model.module.parameters())
+    found = {
+        "schema": "millrace.metrics/1",
+        "samples": kind.name,
+        **{key: described[key] for key in keys},
+        **scores[0],
+        **({"datasets": scores} if len(scores) > 1 else {}),
+        "training": training_record(described, parameters),
+        "provenance": provenance(),
+    }
+    write_json(metrics, found)
+    told = problems(found)
+    for problem in told:
+        print(f"WARNING: the run does not learn: {problem}", file=sys.stderr)
+    training_curves(described["history"], curves, told)
 
 
 def evaluate_ensemble(

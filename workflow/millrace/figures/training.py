@@ -1,5 +1,6 @@
 """Learning curves, and the skill of all experiments and seeds."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from millrace.figures.style import (
     PREDICTION,
     REFERENCE_LINE,
     TRUTH,
+    WARNING,
     axis_label,
     figure,
 )
@@ -22,7 +24,9 @@ _MAX_COLUMNS = 6
 """Largest number of panels in a row."""
 
 
-def training_curves(histories: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+def training_curves(
+    histories: Sequence[Mapping[str, Any]], path: str | Path, problems: Sequence[str] = ()
+) -> None:
     """Draw training and validation loss and the learning rate by epoch.
 
     Parameters
@@ -32,6 +36,8 @@ def training_curves(histories: Sequence[Mapping[str, Any]], path: str | Path) ->
         ``learning_rate`` and ``session``. A vertical line marks the last epoch of each session.
     path
         File to write.
+    problems
+        Why the run does not learn, for the title.
     """
     epoch, train, validation, rate = (
         np.array([record[key] for record in histories], dtype=kind)
@@ -65,6 +71,18 @@ def training_curves(histories: Sequence[Mapping[str, Any]], path: str | Path) ->
                     at, color=REFERENCE_LINE, linewidth=0.9, linestyle=":", gid="resumed",
                     label="Resumed" if i == 0 and axes is top else None,
                 )  # fmt: skip
+        start = histories[0].get("initial_validation_loss")
+        if start:
+            top.plot(
+                0, start, color=PREDICTION, marker="_", linestyle="none", label="Before training"
+            )
+        for problem in problems[:1]:
+            top.set_title(
+                textwrap.fill(f"Does not learn: {problem}", 95),
+                color=WARNING,
+                fontsize=8,
+                loc="left",
+            )
         top.set(yscale="log", ylabel="Loss")
         bottom.set(yscale="log", ylabel="Learning rate", xlabel="Epoch")
         bottom.xaxis.get_major_locator().set_params(integer=True)

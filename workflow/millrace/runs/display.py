@@ -13,6 +13,7 @@ from rich.text import Text
 from millrace.cluster.display import make_table
 from millrace.runs.inventory import Run, disk_usage, session_statistics
 from millrace.runs.maintenance import Removal
+from millrace.training.learning import stalled_loss
 
 _COLOURS = {"training": "green", "idle": "", "empty": "yellow", "damaged": "bold red"}
 _HEIGHT, _WIDTH = 9, 64
@@ -35,7 +36,8 @@ def runs_table(runs: Iterable[Run]) -> Table:
             format_number(last.get("train_loss")),
             format_number(last.get("validation_loss")),
             str(last.get("session", "–")),
-            Text(state, style=_COLOURS[state]),
+            Text(state, style=_COLOURS[state])
+            + Text("\ndoes not learn" if stalled_loss(run.history) else "", style="bold red"),
             format_bytes(run.size),
             time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed)),
         )
@@ -75,6 +77,8 @@ def show(run: Run, console: Console) -> bool:
         state = checkpoint.load()
         console.print("\n[bold]Sessions[/]")
         console.print(sessions_table(state["sessions"], state["history"], checkpoint.manifest.step))
+    if problem := stalled_loss(run.history):
+        console.print(f"\n[bold red]does not learn[/]: {problem}", highlight=False)
     if run.history:
         console.print("\n[bold]Loss[/]  [blue]●[/] train  [yellow]○[/] validation  ┊ resumed")
         console.print(loss_chart(run.history), soft_wrap=True)

@@ -164,6 +164,16 @@ def _rows(run: Block) -> list[dict[str, Any]]:
     ]
 
 
+def _errors(run: Block) -> dict[str, list[float | None]]:
+    scores = [one["forecasts"] for split in ("validation", "test") for one in run[split].values()]
+    # To equal a fitted regression is an achievement.
+    trivial = [name for name in ("mean", "persistence") if all(name in one for one in scores)]
+    return {
+        name: [one[name][score] for one in scores for score in ("rmse", "relative_l2")]
+        for name in ("model", *trivial)
+    }
+
+
 def _table(baselines: Sequence[str]) -> Table:
     return Table(
         titles={
@@ -181,6 +191,7 @@ def _table(baselines: Sequence[str]) -> Table:
         "persistence, the last given state.",
         baseline="the best baseline",
         rows=_rows,
+        errors=_errors,
     )
 
 

@@ -84,6 +84,14 @@ class Table:
     """Columns that are of all seeds together and have no spread over them."""
     lowest: Sequence[str] = ()
     """Columns of which the lowest of all seeds is shown, such as lower ends of intervals."""
+    first: Sequence[str] = ()
+    """Columns that are shown before the reader asks for more, at most eight; by default the first six."""
+    of_members: Sequence[str] = ()
+    """Columns that say little of a small ensemble, and are held back if the row has few ``members``."""
+    errors: Callable[[Block], Mapping[str, Sequence[float | None]]] = lambda _: {}
+    """Content of `metrics.json` -> errors of ``model`` and of the trivial baselines, over variables,
+    periods and lead times, in the same order for all; None is not defined. A model that does not learn
+    repeats one of these baselines."""
 
 
 @dataclass(frozen=True)

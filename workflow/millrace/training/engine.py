@@ -140,6 +140,7 @@ class Trainer:
         self.stopped = Stop.NO
         """Why `run` ended before its target."""
         self.history: list[dict[str, Any]] = []
+        self._initial_loss: float | None = None
         self.sessions: list[dict[str, Any]] = []
         self.replay: Replay | None = None
         if config.replay is not None:
@@ -193,6 +194,9 @@ class Trainer:
         """
         if self.stopped_early:
             observer.on_state(self, stopping=False)  # its store may have been removed
+        if self.step == 0 and self.config.init_from is None:
+            # `millrace.training.learning` compares with it; trained weights need not improve.
+            self._initial_loss = self.validation_loss()
         while self.position.epoch < target_epoch and not self.stopped_early:
             if not self._run_epoch(deadline, observer):
                 observer.on_state(self, stopping=True)
@@ -296,6 +300,8 @@ class Trainer:
             "session": len(self.sessions),
             **peak_memory(self.ranks),
         }
+        if not self.history and self._initial_loss is not None:
+            record["initial_validation_loss"] = self._initial_loss
         self.history.append(record)
         record["best_epoch"] = best_epoch(self.history)
         if self.config.keep_best and record["best_epoch"] == record["epoch"]:
@@ -354,6 +360,7 @@ class Trainer:
         return state | {
             "scaler": self.scaler.state(),
             "step": self.step,
+            "initial_validation_loss": self._initial_loss,
             "history": self.history,
             "sessions": self.sessions,
             "sums": self._sums.state(),
@@ -371,6 +378,7 @@ class Trainer:
             )
         self.step = state["step"]
         self.history, self.sessions = list(state["history"]), list(state["sessions"])
+        self._initial_loss = state.get("initial_validation_loss")
         self._sums.load(state["sums"])
         if "scaler" in state:
             self.scaler.load(state["scaler"])

@@ -23,6 +23,7 @@ from millrace.training.deadline import Deadline, Stop
 from millrace.training.distributed import Ranks
 from millrace.training.engine import Trainer
 from millrace.training.history import best_epoch
+from millrace.training.learning import stalled_loss
 from millrace.training.loggers import Logger, check_loggers, open_loggers
 from millrace.training.owner import current_job
 from millrace.training.parallel.checkpoints import checksum, save
@@ -109,6 +110,8 @@ def run_segment(request: Request, ranks: Ranks) -> Stop:
         deadline.listen()
         with _observer(request, trainer, store, described, deadline, origin) as observer:
             reached = trainer.run(request.target_epoch, deadline, observer)
+            if reached and observer.reporter and (problem := stalled_loss(trainer.history)):
+                observer.reporter.say(f"WARNING: {request.name} does not learn: {problem}")
         if reached and ranks.is_first:
             # After early stopping the last state counts as that of all later epochs.
             checkpoint = store.at_epoch(trainer.position.epoch)

@@ -47,9 +47,23 @@ def _rows(run: Block) -> list[dict[str, Any]]:
                 "spectrum_high": max(model["spectrum_ratio"]),
                 **{key: model[key] for key in ("lag1", "lag1_truth", "seam_error", "seam_rmse")},
                 "baseline_seam_rmse": forecasts[rival]["seam_rmse"],
+                "members": len(model["rank_histogram"]) - 1,
             }
         )
     return rows
+
+
+def _errors(run: Block) -> dict[str, list[float]]:
+    scores = [one for split in ("validation", "test") for one in run[split].values()]
+    names = {
+        "model": "model",
+        "block_mean": "the mean of the block",
+        "interpolation": "interpolation",
+    }
+    return {
+        name: [one[key][score] for one in scores for score in ("rmse", "mae")]
+        for key, name in names.items()
+    }
 
 
 _CAPTION = """\
@@ -82,6 +96,18 @@ _TABLE = Table(
     "of a member on all scales, neighbours are cells that share an edge, seams run between blocks.",
     baseline="the best baseline",
     rows=_rows,
+    first=(
+        "skill",
+        "crps",
+        "baseline_crps",
+        "validation_skill",
+        "rmse",
+        "rmse_skill",
+        "spread_skill",
+        "seam_error",
+    ),
+    of_members=("skill", "crps", "validation_skill", "spread_skill"),
+    errors=_errors,
 )
 SYSTEM = System(
     name="downscaling",

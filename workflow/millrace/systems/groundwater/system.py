@@ -129,6 +129,21 @@ def _ensemble_rows(ensemble: Block) -> list[dict[str, Any]]:
     ]
 
 
+def _errors(run: Block) -> dict[str, list[float | None]]:
+    scores = [one for split in ("validation", "test") for one in run[split].values()]
+    before = [one["persistence"] for one in scores]
+    # R² is 0 for a forecast of the mean of the ground truth.
+    mean = [
+        one["rmse"] / (1 - one["r2"]) ** 0.5 if one.get("r2") is not None else None
+        for one in before
+    ]
+    return {
+        "model": [one["rmse"] for one in scores],
+        "persistence": [one["rmse"] for one in before],
+        "the mean": mean,
+    }
+
+
 _ENSEMBLE = {
     "ensemble_skill": "skill of the ensemble mean",
     "crps": "CRPS",
@@ -170,13 +185,26 @@ _TABLE = Table(
         **_ENSEMBLE,
     },
     caption="Skill is 1 − RMSE / RMSE of persistence: 1 is perfect, 0 no better than assuming that "
-    "nothing changes. RMSE, CRPS and spread are in the unit of the variable. The ensemble "
-    "holds all seeds: CRPS is its continuous ranked probability score, and spread / error is 1 if its "
-    "members differ as much as their mean errs, less if it is too sure of itself.",
+    "nothing changes. RMSE, CRPS and spread are in the unit of the variable. NMAE is the mean absolute "
+    "error in standard deviations of the truth, rel. L2 the norm of the errors over that of the truth, R² "
+    "1 − mean square error / variance of the truth, KGE the Kling-Gupta efficiency. In a rollout the model "
+    "feeds on its own forecasts. The ensemble holds all seeds: CRPS is its continuous ranked probability "
+    "score, and spread / error is 1 if its members differ as much as their mean errs, less if it is too "
+    "sure of itself.",
     baseline="persistence",
     rows=_rows,
     ensemble_rows=_ensemble_rows,
     pooled=tuple(_ENSEMBLE),
+    first=(
+        "skill",
+        "rmse",
+        "persistence_rmse",
+        "validation_skill",
+        "rollout_skill",
+        "ensemble_skill",
+    ),
+    of_members=("crps", "crps_skill", "spread", "spread_skill"),
+    errors=_errors,
 )
 
 _IN_TIME: dict[str, Any] = {

@@ -76,6 +76,22 @@ def _skill(forecasts: Block) -> float | None:
     return float(1 - model / baseline) if baseline else None
 
 
+def _errors(run: Block) -> dict[str, list[float | None]]:
+    made: dict[str, list[float | None]] = {
+        "model": [],
+        "constant velocity": [],
+        "frequent tokens": [],
+    }
+    for split in ("validation", "test"):
+        for scores in run[split].values():
+            model, baseline = (scores["forecasts"][key] for key in ("model", "constant_velocity"))
+            tokens = scores["tokens"]["all"]
+            made["model"] += [model["ade"], model["min_ade"], tokens["log_loss"]]
+            made["constant velocity"] += [baseline["ade"], baseline["min_ade"], None]
+            made["frequent tokens"] += [None, None, tokens["prior_log_loss"]]
+    return made
+
+
 _CAPTION = """\
 *rollouts*: possible futures, 8 s from the current step, in scenarios of the test split, with the ground
 truth dashed. *animation*: the ground truth and one rollout, in real time. *error_by_horizon*: displacement
@@ -113,6 +129,17 @@ _TABLE = Table(
     "Agents); that of the ground truth, scored as if it were a forecast, is its ceiling.",
     baseline="constant velocity",
     rows=_rows,
+    first=(
+        "skill",
+        "min_ade",
+        "baseline_min_ade",
+        "validation_skill",
+        "miss_rate",
+        "collision_rate",
+        "off_road_rate",
+        "realism",
+    ),
+    errors=_errors,
     lowest=("collision_gain", "off_road_gain"),
 )
 SYSTEM = System(

@@ -67,6 +67,16 @@ def _rows(run: Block) -> list[dict[str, Any]]:
     return rows
 
 
+def _errors(run: Block) -> dict[str, list[float | None]]:
+    scores = [
+        one["rmse"] for split in ("validation", "test") for one in run[split]["channels"].values()
+    ]
+    return {
+        name: [e for one in scores for e in one[name]]
+        for name in ("model", "persistence", "climatology")
+    }
+
+
 _OTHERS = [hour for hour in LEADS if hour != HEADLINE]
 _COLUMNS = {
     "rmse": ("RMSE", "rmse", "model"),
@@ -97,6 +107,12 @@ _TABLE = Table(
     "from starts spread over the period.",
     baseline="the better of persistence and climatology",
     rows=_rows,
+    first=(
+        "skill",
+        *(f"h{hour}_skill" for hour in _OTHERS),
+        *(f"{name}_h{HEADLINE}" for name in ("rmse", "persistence", "climatology")),
+    ),
+    errors=_errors,
 )
 SYSTEM = System(
     name="weather",
