@@ -186,6 +186,14 @@ def check_header(base: Path, variables: Sequence[str], key: str) -> None:
             )
 
 
+def count_times(base: Path) -> int | None:
+    """Number of output times, by the names of the files; None: there are none, or something is wrong."""
+    try:
+        return len(find_files(base, with_forcings=False).fields)
+    except (DataError, OSError):
+        return None
+
+
 def open_directory(
     base: Path, variables: Sequence[str], forcings: Sequence[str] | None = None
 ) -> tuple[FeflowReader, Snapshot]:

@@ -1,5 +1,6 @@
 """Groundwater: windows in time on patches of a mesh or on vertical sections."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from millrace.systems.base import (
     known,
     resolve,
     section_keys,
+    steps_of_demo,
 )
 from millrace.systems.groundwater.settings import PlaneWindowConfig, WindowConfig
 from millrace.systems.groundwater.units import UNITS
@@ -116,6 +118,14 @@ def _check_columns(name: str, dataset: Block) -> None:
             )
 
 
+def _steps(dataset: Block) -> int | None:
+    """Output times: of the demo, or files of the directory; None: it is not there, or not readable."""
+    if dataset["source"] == "demo":
+        return steps_of_demo(dataset)
+    count: int | None = resolve(f"{_HERE}.feflow_csv:count_times")(Path(dataset["source"]))
+    return count
+
+
 def _patch_files(model: Block) -> dict[str, str]:
     """Patches, and the neighbour tables of a model that has a latent grid."""
     if "latent_shape" not in model:
@@ -138,11 +148,12 @@ def _check_window(
     check_columns(("variables", "forcings"), name, chosen, dataset)
 
 
-def _check_patches(name: str, experiment: Block, dataset: Block) -> None:
+def _check_patches(name: str, experiment: Block, dataset: Block) -> str | None:
     window = from_mapping(WindowConfig, experiment["data"], "data")
     _check_window(name, window, experiment, dataset)
     if "latent_shape" in experiment["model"]:
-        _check_graph(name, experiment["model"])
+        return _check_graph(name, experiment["model"])
+    return None
 
 
 def _check_planes(name: str, experiment: Block, dataset: Block) -> None:
@@ -164,8 +175,14 @@ def _check_planes(name: str, experiment: Block, dataset: Block) -> None:
         )
 
 
-def _check_graph(name: str, model: Block) -> None:
-    """Check what names the file of the neighbour tables."""
+def _check_graph(name: str, model: Block) -> str | None:
+    """Check what names the file of the neighbour tables, and how far nodes see; returns a warning.
+
+    Latent points lie evenly on the unit box of a patch, both ends of each axis included. Within less than
+    half of their least distance, neighbouring points have no node in common: nothing would pass between
+    them. A node is at most half a diagonal of a cell of the latent grid away from the nearest latent point:
+    from there on each node has one, below it depends on where the nodes are, which `build_graph` finds out.
+    """
     shape, radius = model.get("latent_shape"), model.get("radius")
     if not isinstance(shape, list) or not all(is_count(n) and n for n in shape):
         raise ConfigError(
@@ -176,6 +193,21 @@ def _check_graph(name: str, model: Block) -> None:
         raise ConfigError(
             f"config: experiments.{name}.model.radius: expected a positive number, got {radius!r}"
         )
+    # A single point of an axis lies at its beginning.
+    spacings = [1 / (n - 1) if n > 1 else 2.0 for n in shape]
+    least, sure = min(spacings) / 2, math.ceil(math.hypot(*spacings) / 2 * 1e4) / 1e4
+    key = f"experiments.{name}.model.radius: {radius:g}"
+    if radius < least:
+        raise ConfigError(
+            f"config: {key} reaches less than half way ({least:.4g}) from a latent point to the next, so "
+            f"that neighbours share no nodes; take {sure:.4g} or more, or more points in latent_shape"
+        )
+    if radius < sure:
+        return (
+            f"{key} is less than half a diagonal ({sure:.4g}) of a cell of the latent grid: nodes in the "
+            "middle of a cell would have no latent point, which is refused when the graph is built"
+        )
+    return None
 
 
 def _rows(run: Block) -> list[dict[str, Any]]:
@@ -275,6 +307,7 @@ SYSTEM = System(
             simulation=f"{_HERE}.simulator.aquifer:AquiferConfig",
             keys=_KEYS,
             check=_check_columns,
+            steps=_steps,
         ),
         RawFormat("plane_folders", "the folders plane_XX/", "planes.h5", keys=_FOLDERS),
     ),
@@ -286,6 +319,7 @@ SYSTEM = System(
             dataset=f"{_HERE}.patch_dataset:PatchDataset",
             settings=f"{_HERE}.settings:WindowConfig",
             check=_check_patches,
+            window=lambda data: from_mapping(WindowConfig, data, "data").length,
             **_IN_TIME,
             example=_example(
                 {"patches": {"slice_groups": 1, "clusters": 2}},
@@ -306,6 +340,7 @@ SYSTEM = System(
                 f"{_HERE}.plane_folders:convert_plane_folders", formats=("plane_folders",)
             ),
             check=_check_planes,
+            window=lambda data: from_mapping(PlaneWindowConfig, data, "data").length,
             **_IN_TIME,
             example=_example(
                 {"planes": {"count": 2, "shape": [8, 8]}}, {"input_steps": 2, "output_steps": 2}

@@ -17,6 +17,7 @@ from millrace.systems.base import (
     Table,
     distinct,
     section_keys,
+    steps_of_demo,
 )
 from millrace.systems.weather.settings import WeatherWindowConfig
 
@@ -51,6 +52,12 @@ LEADS = (6, 24, 72, 120)
 """Lead times (h) of the table."""
 HEADLINE = 24
 """The one that the column ``skill`` is of."""
+
+
+def _steps(dataset: Block) -> int | None:
+    """Times of the demo, every six hours, that are used."""
+    steps, hours = steps_of_demo(dataset), dataset.get("weather", {}).get("hours", 6)
+    return None if steps is None else max(0, steps - 1) * 6 // hours + 1
 
 
 def _check(name: str, experiment: Block, dataset: Block) -> None:
@@ -135,6 +142,7 @@ SYSTEM = System(
             simulate=f"{_HERE}.simulator.barotropic:write_weather",
             simulation=f"{_HERE}.simulator.barotropic:BarotropicConfig",
             keys=_KEYS,
+            steps=_steps,
         ),
     ),
     kinds=(
@@ -151,6 +159,7 @@ SYSTEM = System(
                 config=f"{_HERE}.extract:WeatherConfig",
             ),
             check=_check,
+            window=lambda data: from_mapping(WeatherWindowConfig, data, "data").length,
             replay=True,
             outline=f"{_HERE}.outline:outline",
             example={
