@@ -47,6 +47,9 @@ class Cluster:
         Largest number of nodes of a job; 0: no limit.
     usable_memory : float
         Share of a node's memory that jobs may request; the system keeps the rest.
+    usable_gpu_memory : float
+        Share of a GPU's memory that a training may need; the rest is for the driver, the libraries and what
+        fragmentation wastes.
     environment : mapping
         Variables of the training processes.
     modules : tuple of str
@@ -65,6 +68,7 @@ class Cluster:
     qos_hours: Mapping[str, float] = field(default_factory=dict)
     max_nodes: int = 0
     usable_memory: float = 0.95
+    usable_gpu_memory: float = 0.9
     environment: Mapping[str, str] = field(default_factory=dict)
     modules: tuple[str, ...] = ()
 
