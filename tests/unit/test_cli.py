@@ -14,7 +14,6 @@ from millrace.systems.base import resolve
 HELP = [[name] for name in cli.COMMANDS] + [
     ["runs", "watch"],
     ["cluster", "place"],
-    ["parallel", "plan"],
 ]
 
 

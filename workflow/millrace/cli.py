@@ -16,7 +16,7 @@ COMMANDS = {
         "millrace.doctor.command",
         "check a cluster or this machine before work is sent there",
     ),
-    "parallel": ("millrace.training.parallel.command", "memory and traffic of a divided model"),
+    "plan": ("millrace.planning.command", "jobs, hours, memory and GPUs of a configuration"),
     "stream": (
         "millrace.systems.downscaling.stream.command",
         "make output files of what a running ICON streams",
@@ -28,6 +28,7 @@ _EXAMPLES = """\
 examples:
   millrace check my_system.py
   millrace predict --checkpoint epoch_12.ckpt --source new_data --output forecasts.h5
+  millrace plan --profile gilbreth
   millrace runs watch
   millrace cluster show
   millrace doctor --profile profiles/gilbreth
