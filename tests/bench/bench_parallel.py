@@ -1,4 +1,4 @@
-"""Do pipelines wait, and processes hold, what `millrace parallel plan` says?
+"""Do pipelines wait, and processes hold, what `millrace plan --parallel` says?
 One thread each.
 
 waiting  A tiny Aurora in two stages. Each process adds up how long it waits for messages of the other in a

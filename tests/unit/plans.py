@@ -14,7 +14,7 @@ def config():
         "datasets": {
             "coast": {
                 "source": "demo",
-                "demo": {"steps": 9},
+                "demo": {"steps": 300},
                 "variables": ["head", "mass_concentration"],
                 "forcings": ["head_bc"],
                 "split": {"train": 0.7, "validation": 0.15, "gap": 20},

@@ -45,7 +45,7 @@ def test_predictions_name_an_experiment_and_raw_files(tmp_path) -> None:
     plan = Plan(made)
     assert plan.prediction_source("new") == str(tmp_path)
     assert plan.prediction_source("demo") == "results/data/coast/raw"
-    assert plan.prediction_fingerprint("demo") == {"steps": 9}
+    assert plan.prediction_fingerprint("demo") == {"steps": 300}
     assert plan.predicted_files() == [
         f"results/predict/{n}/predictions.h5" for n in ("new", "demo")
     ]
@@ -147,7 +147,7 @@ def test_products_of_the_lists_that_run() -> None:
 def test_raw_files_of_the_demo_and_of_the_user(tmp_path) -> None:
     plan = Plan(config())
     assert plan.source("coast") == "results/data/coast/raw"
-    assert plan.fingerprint("coast") == {"steps": 9}
+    assert plan.fingerprint("coast") == {"steps": 300}
     plan = Plan(changed("datasets/coast/source", str(tmp_path)))
     assert plan.source("coast") == str(tmp_path)
     before = plan.fingerprint("coast")
@@ -567,3 +567,46 @@ def test_planning_needs_no_torch() -> None:
     given = json.dumps([*map(small, models())])
     done = subprocess.run([sys.executable, "-c", program], input=given, text=True)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("split", "told"),
+    [
+        ({"train": 0.7, "validation": 0.15, "gap": 45}, "leave a period of 31 steps"),
+        ({"train": 0.7, "validation": 0.15, "gap": 45}, "the largest gap that fits is 34"),
+        ({"train": 0.9, "validation": 0.05, "gap": 20}, "no gap fits, shorten the window"),
+    ],
+)
+def test_periods_that_are_too_short_are_refused_with_the_largest_gap(split, told) -> None:
+    with pytest.raises(ConfigError, match=f"datasets.coast.split .for experiments.head.: .*{told}"):
+        Plan(changed("datasets/coast/split", split))
+
+
+def test_raw_files_are_counted_and_other_sources_are_left_alone(tmp_path) -> None:
+    made = changed("datasets/coast/source", str(tmp_path))
+    Plan(made)
+    (tmp_path / "all").mkdir()
+    for number in range(100):
+        (tmp_path / f"all/{number:04}.csv").touch()
+    with pytest.raises(ConfigError, match="100 steps in fractions"):
+        Plan(made)
+
+
+def test_the_gap_that_is_named_fits(tmp_path) -> None:
+    def split(gap):
+        return {"train": 0.7, "validation": 0.15, "gap": gap}
+
+    Plan(changed("datasets/coast/split", split(34)))
+    with pytest.raises(ConfigError):
+        Plan(changed("datasets/coast/split", split(35)))
+
+
+def test_a_radius_is_held_against_the_latent_grid() -> None:
+    # Spacings 1/11, 1/7 and 1/5: half of the least is 0.0455, half of the diagonal 0.131.
+    with pytest.raises(
+        ConfigError, match=r"0\.045 reaches less than half way \(0\.04545\).* take 0\.1311"
+    ):
+        Plan(changed("experiments/head/model/radius", 0.045))
+    [note] = Plan(changed("experiments/head/model/radius", 0.13)).advice()
+    assert "less than half a diagonal (0.1311) of a cell of the latent grid" in note
+    assert Plan(changed("experiments/head/model/radius", 0.132)).advice() == []

@@ -2,11 +2,15 @@
 
 import copy
 import json
+import os
 import sys
 
 import pytest
 import yaml
+from forked_snakemake import snakemake
 from project import CONFIG, REPOSITORY, Project
+
+from millrace.planning import command, dry_run
 
 SNAKEFILE = REPOSITORY / "Snakefile"
 PROFILES = REPOSITORY / "profiles"
@@ -180,3 +184,17 @@ def test_profiles_are_found_beside_the_users_snakefile_and_beside_the_workflow(m
     of_user = asked("profiles/gilbreth")
     assert f"site={own}" in of_user
     assert "runtime=720, slurm_partition=a100-80gb" in of_user
+
+
+def test_a_plan_of_a_module_knows_its_stages_and_what_is_done(module, monkeypatch, capsys):
+    monkeypatch.chdir(module.root)
+    module.config["run"]["seeds"] = [0, 1]
+    module.command()  # writes the configuration
+    monkeypatch.setattr(
+        dry_run, "run_snakemake", lambda given: snakemake(given, module.root, dict(os.environ))
+    )
+    assert command.main(["--profile", "gilbreth", "--json"]) == 0
+    rows = {row["rule"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    trained = rows["millrace_train_segment"]
+    assert (trained["stage"], trained["jobs"], trained["left"]) == ("train", 4, 2)
+    assert trained["request"]["slurm_partition"] == "a100-80gb"

@@ -22,7 +22,7 @@ COMMANDS = {
         "check a cluster or this machine before work is sent there",
     ),
     "report": ("millrace.project.report", "write the report of all results, one HTML file"),
-    "parallel": ("millrace.training.parallel.command", "memory and traffic of a divided model"),
+    "plan": ("millrace.planning.command", "jobs, hours, memory and GPUs of a configuration"),
     "stream": (
         "millrace.systems.downscaling.stream.command",
         "make output files of what a running ICON streams",
@@ -37,6 +37,7 @@ examples:
   millrace config check my_site.yaml
   millrace check my_system.py
   millrace report
+  millrace plan --profile gilbreth
   millrace runs watch
   millrace doctor --profile profiles/gilbreth
   millrace completion bash

@@ -15,9 +15,7 @@ from millrace.errors import ConfigError, ExitCode, exits_with_code
 from millrace.plan import Plan
 from millrace.reference import explain, reference
 from millrace.systems.registry import get_kind, load_plugins, models, raw_format
-from millrace.yaml_files import merged, read_yaml
-
-_DEFAULT = Path("config/config.yaml")
+from millrace.yaml_files import DEFAULT, read_files
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,9 +29,7 @@ def parser() -> argparse.ArgumentParser:
     parts = ("my_site.yaml", "my_site.yaml --key experiments.site_head.train --json")
     shown = add_command(commands, "show", _show, text, *parts)
     for one in (checked, shown):
-        one.add_argument(
-            "files", nargs="*", type=Path, metavar="FILE", help=f"laid over {_DEFAULT}"
-        )
+        one.add_argument("files", nargs="*", type=Path, metavar="FILE", help=f"laid over {DEFAULT}")
     shown.add_argument("--key", default="", metavar="KEY", help="only this part")
     add_json(shown)
     text = "what a key takes, its default and meaning; of all keys as Markdown, without KEY"
@@ -101,13 +97,7 @@ def _filled(settings: type[Settings], values: Any) -> dict[str, Any]:
 
 
 def _plan(files: Sequence[Path]) -> Plan:
-    found = [*([_DEFAULT] if _DEFAULT.is_file() else []), *files]
-    if not found:
-        raise ConfigError(f"no configuration: there is no {_DEFAULT} here, and no file was named")
-    made: dict[str, Any] = {}
-    for file in found:
-        made = merged(made, read_yaml(file))
-    return Plan(made, folders=[file.parent for file in files])
+    return Plan(read_files(files), folders=[file.parent for file in files])
 
 
 def _part(config: Any, key: str) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from millrace.configuration import read_configuration
+from millrace.data.split import check_periods
 from millrace.errors import ConfigError, DataError
 from millrace.layout import Layout
 from millrace.provenance import fingerprint
@@ -20,6 +21,7 @@ from millrace.systems.registry import (
     raw_format,
     systems,
 )
+from millrace.systems.settings import SplitConfig
 from millrace.training.parallel.config import ParallelConfig
 from millrace.training.request import decisive
 
@@ -61,6 +63,7 @@ class Plan:
                     f"directory that holds {raw_format(block).holds}"
                 )
             raw_format(block).check(name, block)
+        self._advice: list[str] = []
         for name, experiment in self.experiments.items():
             for dataset in dataset_names(experiment):
                 known(dataset, self.datasets, f"experiments.{name}.dataset", "dataset")
@@ -69,7 +72,7 @@ class Plan:
             self._check_prediction(name)
         for name in self.scaling.experiments:
             known(name, self.experiments, "scaling.experiments", "experiment")
-        self._advice = [note for run in self._divided() if (note := self._check_parallel(*run))]
+        self._advice += [note for run in self._divided() if (note := self._check_parallel(*run))]
 
     def kind(self, experiment: str) -> SampleKind:
         """Return the kind of samples of an experiment, which its model determines."""
@@ -87,8 +90,18 @@ class Plan:
                 f"config: experiments.{name}.train.replay: samples of {kind.name} do not follow on each "
                 "other; leave it out"
             )
-        kind.check(name, experiment, block)
-        models()[experiment["model"]["name"]].check(name, experiment["model"])
+        model = models()[experiment["model"]["name"]]
+        notes = (kind.check(name, experiment, block), model.check(name, experiment["model"]))
+        self._advice += [note for note in notes if note]
+        steps = raw_format(block).steps(block)
+        if steps is not None and "split" in block:
+            split = SplitConfig.parse(block["split"], "split")
+            try:
+                check_periods(steps, split, kind.window(experiment["data"]))
+            except ConfigError as error:
+                raise ConfigError(
+                    f"config: datasets.{dataset}.split (for experiments.{name}): {error}"
+                ) from None
 
     def _check_prediction(self, name: str) -> None:
         key, block = f"predictions.{name}", self.predictions[name]
@@ -105,42 +118,60 @@ class Plan:
                 f"config: {key}.source: {source} has no raw files of format {readable}"
             )
 
+    def trainings(self) -> list[tuple[str, str, str]]:
+        """Return each experiment that runs, a layout that trains it, and the rule of the job.
+
+        Those that only a prediction requires, or that the section ``scaling`` names, are among them.
+        """
+        wanted = [(experiment, layout, "train_segment") for experiment, layout, _ in self._runs()]
+        predicting = self.predictions.values()
+        wanted += [(block["experiment"], block["layout"], "train_segment") for block in predicting]
+        measured = product(self.scaling.experiments, self.scaling.measure)
+        wanted += [(experiment, layout, "measure_throughput") for experiment, layout in measured]
+        entrants = (
+            (experiment, str(layout), rule)
+            for experiment, name, rule in wanted
+            for layout in Layout.entrants(name)
+        )
+        return list(dict.fromkeys(entrants))
+
     def _divided(self) -> dict[tuple[str, str], None]:
         """Experiments with a section ``parallel``, and the layouts on which they run or are measured."""
-        wanted = [(experiment, layout) for experiment, layout, _ in self._runs()]
-        wanted += [(block["experiment"], block["layout"]) for block in self.predictions.values()]
-        wanted += product(self.scaling.experiments, self.scaling.measure)
-        return dict.fromkeys(
-            (experiment, str(layout))
-            for experiment, name in wanted
-            for layout in Layout.entrants(name)
-            if "parallel" in self.experiments[experiment]
-        )
+        pairs = ((experiment, layout) for experiment, layout, _ in self.trainings())
+        return dict.fromkeys(pair for pair in pairs if "parallel" in self.experiments[pair[0]])
 
-    def _check_parallel(self, name: str, layout: str) -> str | None:
-        """Refuse a division that the model or the layout does not allow; return advice if it is slow."""
-        block = self.experiments[name]
+    def parallel(self, experiment: str, layout: str) -> tuple[ParallelConfig, int]:
+        """Return how an experiment is divided on a layout, and the steps of its rollout.
+
+        Raises `ConfigError` if the model or the layout does not allow it.
+        """
+        block = self.experiments[experiment]
         keys, train = dict(block["model"]), block["train"]
         model, world_size = models()[keys.pop("name")], Layout.parse(layout).world_size
         steps = model.limits.steps(block["data"]) if model.limits else 1
         config = model.model_settings().parse(keys, "model")
+        parallel = ParallelConfig.parse(block.get("parallel", {}), "parallel").for_model(
+            model.name, config, world_size, train["global_batch"], steps
+        )
+        parallel.check_options(
+            train.get("compile", False),
+            train.get("gradient_compression", "none"),
+            train.get("replay") is not None,
+        )
+        return parallel, steps
+
+    def _check_parallel(self, name: str, layout: str) -> str | None:
+        """Refuse a division that the model or the layout does not allow; return advice if it is slow."""
         try:
-            parallel = ParallelConfig.parse(block["parallel"], "parallel").for_model(
-                model.name, config, world_size, train["global_batch"], steps
-            )
-            parallel.check_options(
-                train.get("compile", False),
-                train.get("gradient_compression", "none"),
-                train.get("replay") is not None,
-            )
+            parallel, steps = self.parallel(name, layout)
         except ConfigError as error:
             raise ConfigError(f"config: experiments.{name} on {layout}: {error}") from None
         advice = parallel.advice(steps)
         return f"experiments.{name} on {layout}: {advice}" if advice else None
 
     def advice(self) -> list[str]:
-        """Return sentences about settings that are allowed, but slow."""
-        return self._advice
+        """Return sentences about settings that are allowed, but slow or doubtful."""
+        return list(dict.fromkeys(self._advice))
 
     def definition(self, experiment: str) -> dict[str, Any]:
         """Return the settings that decide the weights of an experiment."""

@@ -1,9 +1,11 @@
-"""Parent and child processes: common death, and signals that are passed on."""
+"""Parent and child processes: common death, signals that are passed on, and the library of both."""
 
 import ctypes
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -17,6 +19,13 @@ def die_with_parent() -> None:
     Otherwise a worker whose torchrun agent was killed would continue to train, unseen, and hold its GPU.
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def library_environment() -> dict[str, str]:
+    """Variables with which another Python process imports this library, wherever it stands."""
+    library = str(Path(__file__).parents[1])
+    others = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": f"{library}{os.pathsep}{others}" if others else library}
 
 
 @contextmanager

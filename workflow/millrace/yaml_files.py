@@ -1,14 +1,16 @@
 """YAML files as users write them: what YAML would read silently as something else is refused."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from millrace.errors import ConfigError
+from millrace.errors import ConfigError, first_line
 
+DEFAULT = Path("config/config.yaml")
+"""The configuration that Snakemake reads by itself."""
 LARGEST = 10_000_000
 """Bytes of a configuration file."""
 # YAML 1.1 reads 010 as 8, 1:30 as 90 and 1_0 as 10.
@@ -56,6 +58,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
     made = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(made, dict):
         raise ConfigError(f"{path}: expected keys and values at its top level")
+    return made
+
+
+def read_files(files: Sequence[Path], values: Sequence[str] = ()) -> dict[str, Any]:
+    """Read ``config/config.yaml``, if it is there, files laid over it, and last ``key=value`` pairs.
+
+    Raises `ConfigError` if there is none, one cannot be read, or `check_yaml` refuses it.
+    """
+    found = [*([DEFAULT] if DEFAULT.is_file() else []), *files]
+    if not found:
+        raise ConfigError(f"no configuration: there is no {DEFAULT} here, and no file was named")
+    made: dict[str, Any] = {}
+    for file in found:
+        made = merged(made, read_yaml(file))
+    for pair in values:
+        key, _, text = pair.partition("=")
+        try:
+            made = merged(made, {key: yaml.safe_load(text)})
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--config {pair}: {first_line(error)}") from None
     return made
 
 

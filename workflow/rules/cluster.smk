@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from millrace.cluster import RESOURCES, Cluster
+from millrace.planning.gpu_memory import check_gpu_memory
 
 # Jobs of these rules take the GPUs that their layout says.
 ON_LAYOUT = ("train_segment", "measure_throughput", "preflight_layout")
@@ -26,6 +27,8 @@ def find_cluster():
     found = Cluster.read(name, *(Path(place) / "profiles" for place in places))
     for layout in plan.layouts():
         found.place(Layout.parse(layout), ON_LAYOUT[0])
+    if workflow.is_main_process:  # not in every job again
+        check_gpu_memory(plan, found, logger.warning)
     return found
 
 

@@ -1,11 +1,16 @@
 """What every rule asks for on every cluster, word for word: a change of facts shows as a diff."""
 
+import json
+import os
 import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
+from forked_snakemake import snakemake
+from project import CONFIG
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
@@ -13,6 +18,7 @@ from millrace.cluster import LAYOUTS, Cluster
 from millrace.cluster.requests import qsub_arguments
 from millrace.errors import ConfigError
 from millrace.layout import Layout
+from millrace.planning import command, dry_run
 from millrace.systems.registry import kinds
 
 ROOT = Path(__file__).parents[3]
@@ -82,3 +88,33 @@ def test_requests(name, request, monkeypatch):
 def test_no_rule_is_forgotten():
     assert len(rules()) >= 10
     assert {"train_segment", "preprocess", "evaluate_run"} <= set(rules())
+
+
+@pytest.mark.parametrize("name", ["gilbreth", "levante", "katana"])
+def test_a_plan_asks_for_the_same_in_a_folder_without_the_workflow(
+    name, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("MILLRACE_ACCOUNT", "lab")
+    monkeypatch.delenv("MILLRACE_QOS", raising=False)
+    monkeypatch.setattr(
+        dry_run, "run_snakemake", lambda given: snakemake(given, tmp_path, dict(os.environ))
+    )
+    layouts = [one for one in LAYOUTS if name != "katana" or one.startswith("n1_")]
+    run = {**CONFIG["run"], "layouts": layouts}
+    made = {**CONFIG, "run": run, "scaling": {"measure": layouts}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(made))
+    monkeypatch.chdir(tmp_path)
+    targets = ["all", "preflight", "scaling_report"]
+    assert command.main([*targets, "--configfile", "mine.yaml", "--profile", name, "--json"]) == 0
+    golden = (GOLDEN / f"{name}.txt").read_text().split("\n")
+    expected = dict(zip(golden[::3], (line.strip() for line in golden[1::3]), strict=True))
+    line = sbatch if Cluster.read(name).scheduler == "slurm" else qsub
+    asked = {
+        f"{row['rule']} {row['layout'] * (row['rule'] in ON_LAYOUT)}".strip(): line(
+            row["request"], row["rule"]
+        )
+        for row in json.loads(capsys.readouterr().out)["rows"]
+        if row["request"]
+    }
+    assert asked == {name: expected[name] for name in asked}
+    assert len(asked) == 3 * len(layouts) + len({"simulate_raw", "preprocess"}) + 3

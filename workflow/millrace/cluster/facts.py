@@ -65,6 +65,9 @@ class Cluster(Settings):
     """Largest number of nodes of a job; 0: no limit."""
     usable_memory: float = option(0.95, gt=0, le=1)
     """Share of a node's memory that jobs may request; the system keeps the rest."""
+    usable_gpu_memory: float = option(0.9, gt=0)
+    """Share of a GPU's memory that a training may need; the rest is for the driver, the libraries and what
+    fragmentation wastes."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Variables of the training processes."""
     modules: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
 """Division of samples into training, validation and test, and statistics of the training period."""
 
+import bisect
 import math
 from typing import Literal
 
@@ -23,6 +24,48 @@ def time_split(n_steps: int, split: SplitConfig) -> NDArray[np.int64]:
     Returns half-open ranges of training, validation and test, int64[3, 2]; raises `ConfigError` if a range
     would be empty or shorter than the gap.
     """
+    ranges = _ranges(n_steps, split)
+    shortest = int((ranges[:, 1] - ranges[:, 0]).min())
+    if shortest < max(1, split.gap):
+        raise ConfigError(
+            f"split: {n_steps} steps in fractions {split.train} and {split.validation} with gaps of "
+            f"{split.gap} leave a range of {max(0, shortest)} steps; expected at least "
+            f"{max(1, split.gap)}, shorten the gap or use more steps"
+        )
+    return ranges
+
+
+def check_periods(n_steps: int, split: SplitConfig, window: int) -> None:
+    """Raise `ConfigError` if a period of ``n_steps`` steps is shorter than the gap or a window.
+
+    The message names the largest gap that fits, if there is one that is not too short for the window.
+    """
+
+    def shortest(gap: int) -> int:
+        ranges = _ranges(n_steps, split.replaced(gap=gap))
+        return int((ranges[:, 1] - ranges[:, 0]).min())
+
+    def fits(gap: int) -> bool:
+        return shortest(gap) >= max(gap, window)
+
+    if fits(split.gap):
+        return
+    # A longer gap makes all periods shorter.
+    largest = bisect.bisect_left(range(n_steps // 2 + 1), True, key=lambda gap: not fits(gap)) - 1
+    remedy = (
+        f"the largest gap that fits is {largest}"
+        if largest >= window - 1
+        else "no gap fits, shorten the window"
+    )
+    raise ConfigError(
+        f"{n_steps} steps in fractions {split.train} and {split.validation} with gaps of {split.gap} leave "
+        f"a period of {max(0, shortest(split.gap))} steps, where the gap and a window of {window} steps "
+        f"have to fit: {remedy}, or use more steps"
+    )
+
+
+def _ranges(n_steps: int, split: SplitConfig) -> NDArray[np.int64]:
+    """Half-open ranges of `time_split`, whether they make sense or not."""
     used = n_steps - 2 * split.gap
     # Rounding removes the binary error first: 0.7 * 30 is 20.999999999999996.
     train, both = (
@@ -31,13 +74,6 @@ def time_split(n_steps: int, split: SplitConfig) -> NDArray[np.int64]:
     )
     start = np.array([0, train + split.gap, both + 2 * split.gap])
     stop = np.array([train, both + split.gap, n_steps])
-    shortest = int((stop - start).min())
-    if shortest < max(1, split.gap):
-        raise ConfigError(
-            f"split: {n_steps} steps in fractions {split.train} and {split.validation} with gaps of "
-            f"{split.gap} leave a range of {max(0, shortest)} steps; expected at least "
-            f"{max(1, split.gap)}, shorten the gap or use more steps"
-        )
     return np.stack([start, stop], axis=1)
 
 

@@ -27,6 +27,12 @@ def resolve(reference: Reference) -> Any:
     return pkgutil.resolve_name(reference) if isinstance(reference, str) else reference
 
 
+def steps_of_demo(dataset: Block) -> int | None:
+    """Output times of a demo, if its block says so."""
+    steps = dataset.get("demo", {}).get("steps") if dataset["source"] == "demo" else None
+    return steps if isinstance(steps, int) else None
+
+
 @dataclass(frozen=True)
 class RawFormat:
     """Raw files of a dataset."""
@@ -49,6 +55,8 @@ class RawFormat:
     ``demo`` is added if there is a simulator."""
     check: Callable[[str, Block], None] = field(default=lambda *_: None)
     """(name of the dataset, its block); raises `ConfigError`."""
+    steps: Callable[[Block], int | None] = steps_of_demo
+    """Dataset block -> number of times, as far as it is known without reading; None: it is not."""
     files: tuple[str, ...] = ()
     """Patterns of files by which ``millrace init`` recognises the directory; none: it does not."""
     inspect: Reference | None = None
@@ -133,8 +141,10 @@ class SampleKind:
     prepare: Reference | None = None
     """(source, directory, dataset block, model block) -> sample files by role: what rules of the system's
     own do, in one process and without Snakemake."""
-    check: Callable[[str, Block, Block], None] = field(default=lambda *_: None)
-    """(name of the experiment, its block, dataset block); raises `ConfigError`."""
+    check: Callable[[str, Block, Block], str | None] = field(default=lambda *_: None)
+    """(name of the experiment, its block, dataset block) -> a warning; raises `ConfigError`."""
+    window: Callable[[Block], int] = field(default=lambda _: 1)
+    """Block ``data`` of an experiment -> consecutive times that a sample takes."""
     ensembles: bool = False
     """Whether the seeds of an experiment are scored together."""
     replay: bool = False
@@ -143,8 +153,8 @@ class SampleKind:
     """(checkpoint, receipt, source, output, ...) -> scores: applies a model to new raw files, as the rule
     ``predict`` and `millrace.evaluation.predict` ask for."""
     outline: Reference | None = None
-    """(dataset block, data block, grid, levels) -> stand-in for a dataset of that size, on which planning
-    builds models that can be divided."""
+    """(dataset block, data block, grid, levels) -> stand-in for a dataset of that size, or with None of the
+    size of the raw files, on which planning builds models that can be divided."""
 
     example: Block = field(default_factory=dict)
     """A small experiment to try models on: ``dataset``, the block of a simulated dataset, and ``data``."""
@@ -189,8 +199,8 @@ class Model:
     ``spec``, which planning imports then."""
     limits: DivisionLimits | None = None
     """None: it cannot be divided, every process has a replica."""
-    check: Callable[[str, Block], None] = field(default=lambda *_: None)
-    """(name of the experiment, its block ``model``); raises `ConfigError`."""
+    check: Callable[[str, Block], str | None] = field(default=lambda *_: None)
+    """(name of the experiment, its block ``model``) -> a warning; raises `ConfigError`."""
     example: Block = field(default_factory=dict)
     """Block ``model`` of a small one, without the name; by default all is as in its settings."""
 

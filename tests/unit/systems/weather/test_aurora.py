@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from millrace.errors import ConfigError
+from millrace.systems.weather.aurora import perceiver
 from millrace.systems.weather.aurora.config import PUBLISHED, TINY, AuroraConfig
 from millrace.systems.weather.aurora.encodings import place_encodings
 from millrace.systems.weather.aurora.loss import channel_weights, weighted_mae
 from millrace.systems.weather.aurora.model import Aurora, AuroraPart, drop, unit_costs, unit_names
 from millrace.systems.weather.aurora.perceiver import Grid, patches, unpatched
+from millrace.systems.weather.aurora.spec import SPEC
 from millrace.systems.weather.aurora.swin import (
     PatchMerging,
     PatchSplitting,
@@ -20,6 +22,7 @@ from millrace.systems.weather.aurora.swin import (
     window_labels,
 )
 from millrace.systems.weather.dataset import WeatherBatch
+from millrace.training.acceleration import checkpoint_activations
 
 CHANNELS = 4 + 5 * 4
 
@@ -164,6 +167,24 @@ def test_costs_are_the_operations_of_the_units():
             assert layers[unit] < cost < 1.3 * layers[unit], unit
         else:
             assert cost == layers[unit], unit
+
+
+def test_perceivers_give_the_same_on_some_patches_at_a_time(monkeypatch):
+    def passed():
+        model, batch = perturbed(build()), make_batch()
+        calls = []
+        model.decoder.aggregation.register_forward_pre_hook(lambda *_: calls.append(1))
+        checkpoint_activations(model, SPEC.recomputed)
+        forecast = model(batch)
+        forecast.square().mean().backward()
+        return forecast.detach(), [p.grad for p in model.parameters()], len(calls)
+
+    whole, gradients, _ = passed()
+    monkeypatch.setattr(perceiver, "PATCHES_AT_ONCE", 100)
+    parts, others, calls = passed()
+    assert calls >= 3  # of the 2 x 128 patches
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-6)
 
 
 def test_time_advances_with_the_rollout():

@@ -230,6 +230,14 @@ def _numeric(path: Path) -> list[str]:
     return [str(name) for name in first if first[name].dtype.kind in "iuf"]
 
 
+def count_times(base: Path) -> int | None:
+    """Number of output times, by the names of the files; None: there are none, or something is wrong."""
+    try:
+        return len(find_files(base, with_forcings=False).fields)
+    except (DataError, OSError):
+        return None
+
+
 def open_directory(
     base: Path, variables: Sequence[str], forcings: Sequence[str] | None = None
 ) -> tuple[FeflowReader, Snapshot]:

@@ -1,5 +1,6 @@
 """Groundwater: windows in time on patches of a mesh or on vertical sections."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from millrace.systems.base import (
     check_columns,
     known,
     resolve,
+    steps_of_demo,
 )
 from millrace.systems.groundwater.settings import PlaneWindowConfig, WindowConfig
 from millrace.systems.groundwater.units import UNITS
@@ -44,6 +46,14 @@ def _check_columns(name: str, dataset: Block) -> None:
             )
 
 
+def _steps(dataset: Block) -> int | None:
+    """Output times: of the demo, or files of the directory; None: it is not there, or not readable."""
+    if dataset["source"] == "demo":
+        return steps_of_demo(dataset)
+    count: int | None = resolve(f"{_HERE}.feflow_csv:count_times")(Path(dataset["source"]))
+    return count
+
+
 def _patch_files(model: Block) -> dict[str, str]:
     """Patches, and the neighbour tables of a model that has a latent grid."""
     if "latent_shape" not in model:
@@ -66,11 +76,12 @@ def _check_window(
     check_columns(("variables", "forcings"), name, chosen, dataset)
 
 
-def _check_patches(name: str, experiment: Block, dataset: Block) -> None:
+def _check_patches(name: str, experiment: Block, dataset: Block) -> str | None:
     window = WindowConfig.parse(experiment["data"], "data")
     _check_window(name, window, experiment, dataset)
     if "latent_shape" in experiment["model"]:
-        _check_graph(name, experiment["model"])
+        return _check_graph(name, experiment["model"])
+    return None
 
 
 def _check_planes(name: str, experiment: Block, dataset: Block) -> None:
@@ -92,14 +103,36 @@ def _check_planes(name: str, experiment: Block, dataset: Block) -> None:
         )
 
 
-def _check_graph(name: str, model: Block) -> None:
-    """Check that what names the file of the neighbour tables is written out."""
+def _check_graph(name: str, model: Block) -> str | None:
+    """Check what names the file of the neighbour tables, and how far nodes see; returns a warning.
+
+    Latent points lie evenly on the unit box of a patch, both ends of each axis included. Within less than
+    half of their least distance, neighbouring points have no node in common: nothing would pass between
+    them. A node is at most half a diagonal of a cell of the latent grid away from the nearest latent point:
+    from there on each node has one, below it depends on where the nodes are, which `build_graph` finds out.
+    """
     for key in ("latent_shape", "radius"):
         if key not in model:
             raise ConfigError(
                 f"config: experiments.{name}.model: key {key!r} is missing: it names the file of the "
                 "neighbours and must be written out"
             )
+    shape, radius = model["latent_shape"], model["radius"]
+    # A single point of an axis lies at its beginning.
+    spacings = [1 / (n - 1) if n > 1 else 2.0 for n in shape]
+    least, sure = min(spacings) / 2, math.ceil(math.hypot(*spacings) / 2 * 1e4) / 1e4
+    key = f"experiments.{name}.model.radius: {radius:g}"
+    if radius < least:
+        raise ConfigError(
+            f"config: {key} reaches less than half way ({least:.4g}) from a latent point to the next, so "
+            f"that neighbours share no nodes; take {sure:.4g} or more, or more points in latent_shape"
+        )
+    if radius < sure:
+        return (
+            f"{key} is less than half a diagonal ({sure:.4g}) of a cell of the latent grid: nodes in the "
+            "middle of a cell would have no latent point, which is refused when the graph is built"
+        )
+    return None
 
 
 def _rows(run: Block) -> list[dict[str, Any]]:
@@ -230,6 +263,7 @@ SYSTEM = System(
             check=_check_columns,
             files=("all/*.csv", "all/*.csv.gz"),
             inspect=f"{_HERE}.feflow_csv:inspect",
+            steps=_steps,
         ),
         RawFormat(
             "plane_folders",
@@ -247,6 +281,7 @@ SYSTEM = System(
             dataset=f"{_HERE}.patch_dataset:PatchDataset",
             settings=f"{_HERE}.settings:WindowConfig",
             check=_check_patches,
+            window=lambda data: WindowConfig.parse(data, "data").length,
             **_IN_TIME,
             example=_example(
                 {"patches": {"slice_groups": 1, "clusters": 2}},
@@ -267,6 +302,7 @@ SYSTEM = System(
                 f"{_HERE}.plane_folders:convert_plane_folders", formats=("plane_folders",)
             ),
             check=_check_planes,
+            window=lambda data: PlaneWindowConfig.parse(data, "data").length,
             **_IN_TIME,
             example=_example(
                 {"planes": {"count": 2, "shape": [8, 8]}}, {"input_steps": 2, "output_steps": 2}

@@ -1,6 +1,7 @@
 """The shape of weather samples without the samples: what planning builds a model on."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,13 +10,28 @@ from millrace.systems.base import Block
 from millrace.systems.weather.dataset import WeatherBatch
 from millrace.systems.weather.extract import WeatherConfig
 from millrace.systems.weather.settings import WeatherWindowConfig
+from millrace.systems.weather.simulator import barotropic
+from millrace.systems.weather.source import grid_of, open_sources
 
 
-def outline(dataset: Block, data: Block, grid: tuple[int, int], levels: int) -> "WeatherOutline":
+def outline(
+    dataset: Block, data: Block, grid: tuple[int, int] | None, levels: int | None
+) -> "WeatherOutline":
     """Outline of an experiment's samples: `millrace.systems.base.SampleKind.outline`."""
     weather = WeatherConfig.parse(dataset.get("weather", {}), "weather")
     window = WeatherWindowConfig.parse(data, "data")
-    return WeatherOutline(weather, window, grid, len(weather.levels) or levels)
+    if grid is None or not (weather.levels or levels):
+        found, present = _size(dataset["source"], weather)
+        grid, levels = grid or found, levels or present
+    return WeatherOutline(weather, window, grid, len(weather.levels) or levels or 0)
+
+
+def _size(source: str, weather: WeatherConfig) -> tuple[tuple[int, int], int]:
+    """Rows and columns, and pressure levels, of the demo or of the headers of raw files."""
+    if source == "demo":
+        return (barotropic.ROWS, 2 * barotropic.ROWS), len(barotropic.LEVELS)
+    grid = grid_of(*open_sources(Path(source))[0], weather.levels)
+    return grid.shape, len(grid.level)
 
 
 @dataclass(frozen=True)

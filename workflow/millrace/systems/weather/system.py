@@ -14,6 +14,7 @@ from millrace.systems.base import (
     SampleKind,
     System,
     Table,
+    steps_of_demo,
 )
 from millrace.systems.weather.settings import WeatherWindowConfig
 
@@ -24,6 +25,12 @@ LEADS = (6, 24, 72, 120)
 """Lead times (h) of the table."""
 HEADLINE = 24
 """The one that the column ``skill`` is of."""
+
+
+def _steps(dataset: Block) -> int | None:
+    """Times of the demo, every six hours, that are used."""
+    steps, hours = steps_of_demo(dataset), dataset.get("weather", {}).get("hours", 6)
+    return None if steps is None else max(0, steps - 1) * 6 // hours + 1
 
 
 def _check(name: str, experiment: Block, dataset: Block) -> None:
@@ -126,6 +133,7 @@ SYSTEM = System(
             simulation=f"{_HERE}.settings:BarotropicConfig",
             settings=f"{_HERE}.settings:WeatherDatasetSettings",
             files=("zarr.json", ".zgroup", "*.zarr", "*.nc"),
+            steps=_steps,
         ),
     ),
     kinds=(
@@ -142,6 +150,7 @@ SYSTEM = System(
                 config=f"{_HERE}.settings:WeatherConfig",
             ),
             check=_check,
+            window=lambda data: WeatherWindowConfig.parse(data, "data").length,
             replay=True,
             outline=f"{_HERE}.outline:outline",
             example={

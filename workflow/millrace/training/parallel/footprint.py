@@ -209,12 +209,12 @@ class _Process:
         is_pipeline = self.config.pipeline > 1
         whole = self.workload.batch(self.size * (self.parts if is_pipeline else 1))
         part = self.workload.batch(self.size)
-        borders = self._borders(part)
+        borders = self._borders(part) if is_pipeline else []
         fixed = _size(whole)
         if is_pipeline:
             fixed += _size(self.division.inputs(whole)) + self._buffers(borders)
         tally.ignore([*self.module.parameters(), *self.module.buffers(), whole, part, borders])
-        tally.share_gradients(own)
+        tally.share_gradients(own, there=self.parts > 1 and not is_pipeline)
         running: dict[tuple[int, int], Any] = {}
         self._layer_bytes = 0.0
         cache = self.config.dp_shard == 1
@@ -279,9 +279,14 @@ class _Process:
         return kept, [gradient for gradient, x in like if x.requires_grad]
 
     def _order(self) -> Iterator[Work]:
-        """Forward and backward passes until the peak is past: two rounds are enough."""
-        chunks = len(self._local()) if self.config.pipeline > 1 else 1
-        left = 2 * chunks + 1
+        """Forward and backward passes until the peak is past.
+
+        In a pipeline two rounds are enough, and without one a single round: gradients of the micro-batches
+        before it are counted from the start, and nothing else of them is left.
+        """
+        is_pipeline = self.config.pipeline > 1
+        chunks = len(self._local()) if is_pipeline else 1
+        left = 2 * chunks + 1 if is_pipeline else 1
         for work in order(self.config, self.rank, chunks, self.parts):
             left -= work[0] == "B"
             if left < 0:
@@ -371,8 +376,8 @@ class _Tally(TorchDispatchMode):
                 self._known[value.untyped_storage()._cdata] = 0
                 self._ignored.append(value)
 
-    def share_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Count this process's part of the gradients, once."""
+    def share_gradients(self, parameters: Iterable[nn.Parameter], there: bool) -> None:
+        """Count this process's part of the gradients, once; ``there``: from the start."""
         counted: set[Tensor] = set()
 
         def settle(parameter: Tensor) -> None:
@@ -385,6 +390,8 @@ class _Tally(TorchDispatchMode):
         for parameter in parameters:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(settle)
+                if there:
+                    settle(parameter)
 
     def _note(self) -> None:
         self.peak = max(self.peak, round(self._live + self._gathered))

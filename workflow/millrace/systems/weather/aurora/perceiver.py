@@ -17,6 +17,10 @@ from millrace.systems.weather.aurora.config import AuroraConfig
 from millrace.systems.weather.aurora.encodings import ABSOLUTE_TIME, LEAD_TIME, PRESSURE, fourier
 from millrace.systems.weather.aurora.swin import Mlp
 
+PATCHES_AT_ONCE = 8192
+"""Patches of the grid that a `CrossAttention` takes together. With recomputed activations the backward pass
+holds those of so many: at 0.25 degrees an eighth of them, which took most of a GPU's memory."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -60,6 +64,13 @@ class CrossAttention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v).transpose(-2, -3).flatten(-2)
         query = query + self.norm1(self.to_out(y))
         return query + self.norm2(self.mlp(query))
+
+
+def _in_chunks(layer: nn.Module, query: Tensor, context: Tensor) -> Tensor:
+    """Apply a `CrossAttention` to `PATCHES_AT_ONCE` at a time; patches do not see each other in it."""
+    pairs = zip(query.split(PATCHES_AT_ONCE), context.split(PATCHES_AT_ONCE), strict=True)
+    made = [layer(*pair) for pair in pairs]
+    return made[0] if len(made) == 1 else torch.cat(made)
 
 
 class Encoder(nn.Module):
@@ -112,7 +123,7 @@ class Encoder(nn.Module):
         air_BLND = air_BLND + self._embed("level", self.level_LD)[:, None]
         air_MLD = air_BLND.transpose(1, 2).flatten(0, 1)
         query_MPD = self.latents_PD.expand(len(air_MLD), *self.latents_PD.shape)
-        latents_MPD = self.aggregation(query_MPD, air_MLD)
+        latents_MPD = _in_chunks(self.aggregation, query_MPD, air_MLD)
         latents_BPND = latents_MPD.unflatten(0, (batch, -1)).transpose(1, 2)
 
         x_BCND = torch.cat([surface_BND[:, None], latents_BPND], dim=1)
@@ -156,7 +167,7 @@ class Decoder(nn.Module):
         context_MPD = x_BCND[:, 1:].transpose(1, 2).flatten(0, 1)
         query_LD = self.level(self.level_LD.to(self.level.weight.dtype))
         query_MLD = query_LD.expand(len(context_MPD), *query_LD.shape)
-        air_MLK = self.air_head(self.aggregation(query_MLD, context_MPD))
+        air_MLK = self.air_head(_in_chunks(self.aggregation, query_MLD, context_MPD))
         air_BLNK = air_MLK.unflatten(0, (len(x_BND), -1)).transpose(1, 2)
         air_BLAIJ = unpatched(air_BLNK.flatten(0, 1), self.patch, self.rows)
         air_BALIJ = air_BLAIJ.unflatten(0, (len(x_BND), -1)).transpose(1, 2)

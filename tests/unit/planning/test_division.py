@@ -1,4 +1,4 @@
-"""`millrace parallel plan`: what a GPU would hold and send, without weights."""
+"""`millrace plan --parallel`: what a GPU would hold and send, without weights."""
 
 import functools
 
@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from millrace.errors import ExitCode
+from millrace.planning.command import main
 from millrace.systems.registry import get_model
 from millrace.systems.weather.aurora.config import AuroraConfig
 from millrace.systems.weather.aurora.swin import SwinBlock
@@ -14,7 +15,6 @@ from millrace.systems.weather.extract import WeatherConfig
 from millrace.systems.weather.outline import WeatherOutline
 from millrace.systems.weather.settings import WeatherWindowConfig
 from millrace.training.config import TrainConfig
-from millrace.training.parallel import command as parallel
 from millrace.training.parallel.config import ParallelConfig
 from millrace.training.parallel.footprint import Workload, footprints
 
@@ -103,8 +103,9 @@ def configuration(tmp_path, monkeypatch):
         "train": {"epochs": 3, "global_batch": 4, "log": ["wandb"]},
     }
     made = {
-        "datasets": {"planet": {"format": "weather"}},
-        "experiments": {"head": {"model": {"name": "gino"}}, "storms": storms},
+        "datasets": {"planet": {"source": "demo", "format": "weather"}},
+        "run": {"layouts": ["n1_gpu2"]},
+        "experiments": {"head": {"dataset": "planet", "model": {"name": "gino"}}, "storms": storms},
     }
     (tmp_path / "config").mkdir()
     (tmp_path / "config/config.yaml").write_text(yaml.safe_dump(made))
@@ -115,12 +116,14 @@ def configuration(tmp_path, monkeypatch):
 
 
 def test_the_table(configuration, capsys):
-    asked = ["--layout", "n1_gpu2", "--grid", "16x32", "--levels", "3", "--experiment", "storms"]
-    assert parallel.main(["plan", *asked, "--configfile", str(configuration)]) == ExitCode.OK
-    shown = capsys.readouterr().out
+    asked = ["--grid", "16x32", "--levels", "3", "--parallel", "storms"]
+    assert main([*asked, "--configfile", str(configuration)]) == ExitCode.OK
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    shown = " ".join(" ".join(lines).split())
     assert "storms on n1_gpu2: dp_replicate 1 x dp_shard 1 x pipeline 2" in shown
     assert "kept (configured)" in shown
-    assert "position 2 of 2 in a pipeline" in shown
+    assert "pipeline, 2 of 2" in shown
     first, second = (one.bubble for one in predicted(2, pipeline=2))
     bubble = f"{(first + second) / 2:.0%} of the time ({first:.0%}, {second:.0%} by position)"
     assert f"4 micro-batches, 1f1b; the pipeline bubble is {bubble}" in shown
@@ -132,16 +135,15 @@ def test_the_table(configuration, capsys):
     ("arguments", "message"),
     [
         (["storm", "n1_gpu2"], "no such experiment in the configuration; did you mean 'storms'"),
-        (["head", "n1_gpu2"], "--experiment head: gino can only be replicated"),
-        (["storms", "n1_gpu3", "--parallel", "{dp_shard: 2}"], "but the layout has 3"),
+        (["head", "n1_gpu2"], "--parallel head: gino can only be replicated"),
+        (["storms", "n1_gpu3", "--division", "{dp_shard: 2}"], "but the layout has 3"),
         (["storms", "n1_gpu2", "--configfile", "none.yaml"], "none.yaml: cannot be read"),
         (["storms", "n1_gpu2", "--grid", "18x32"], "does not divide the grid of 18 x 32"),
     ],
 )
 def test_mistakes_are_sentences(configuration, capsys, arguments, message):
     experiment, layout, *more = arguments
-    given = ["plan", "--experiment", experiment, "--layout", layout, *more]
-    assert parallel.main(given) == ExitCode.USER
+    assert main(["--parallel", experiment, "--layout", layout, *more]) == ExitCode.USER
     assert message in capsys.readouterr().err
 
 
@@ -157,6 +159,6 @@ def test_options_that_the_workflow_refuses(configuration, capsys, train, message
     configuration.write_text(
         f"experiments: {{ storms: {{ parallel: {{ pipeline: 2 }}, train: {train} }} }}"
     )
-    given = ["plan", "--experiment", "storms", "--layout", "n1_gpu2"]
-    assert parallel.main([*given, "--configfile", str(configuration)]) == ExitCode.USER
+    given = ["--parallel", "storms", "--configfile", str(configuration)]
+    assert main(given) == ExitCode.USER
     assert message in capsys.readouterr().err

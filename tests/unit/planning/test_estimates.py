@@ -1,0 +1,66 @@
+"""What is left of a plan, and what finished jobs say of it."""
+
+import json
+
+import pytest
+
+from millrace.planning.dry_run import Job
+from millrace.planning.estimates import summarised
+
+
+def training(seed, epoch, gpus=2):
+    name = f"results/train/wave/n1_gpu2/seed{seed}/epoch_{epoch}"
+    return Job(
+        rule="train_segment",
+        wildcards={"experiment": "wave", "layout": "n1_gpu2", "seed": seed, "epoch": epoch},
+        output=[f"{name}.ckpt", f"{name}.json"],
+        benchmark=None,
+        threads=4,
+        resources={"gres": f"gpu:{gpus}", "nodes": 1, "mem_mb": 2048, "runtime": 90}
+        if gpus
+        else {},
+    )
+
+
+def finish(root, job, device, seconds):
+    """Write what a job makes: its receipt knows every epoch of the run, whatever job did it."""
+    epochs = range(1, int(job.wildcards["epoch"]) + 1)
+    receipt = {
+        "sessions": [{"device": device}],
+        "history": [{"epoch": epoch, "seconds": seconds} for epoch in epochs],
+    }
+    (root / job.output[0]).parent.mkdir(parents=True, exist_ok=True)
+    (root / job.output[0]).write_bytes(b"0" * 2**20)
+    (root / job.output[1]).write_text(json.dumps(receipt))
+
+
+def test_trainings_are_expected_to_take_as_long_as_finished_ones_by_epoch(tmp_path):
+    first, second, other = training(0, 4), training(0, 10), training(1, 10)
+    finish(tmp_path, first, "NVIDIA A100", seconds=180.0)
+    [row] = summarised([first, second, other], [second, other], tmp_path)
+    assert (row.stage, row.jobs, row.left) == ("train", 3, 2)
+    assert row.hours_asked == 2 * 1.5
+    assert row.hours_expected == pytest.approx((6 + 10) * 180 / 3600)
+    assert row.gpu_hours_expected == pytest.approx(2 * row.hours_expected)
+    assert row.memory_gb == 2
+    assert row.disk_gb == pytest.approx(2 * 2**20 / 2**30, rel=1e-3)
+
+
+def test_a_training_on_a_cpu_says_nothing_of_gpus(tmp_path):
+    for gpus, hours in ((2, None), (0, 4 * 60 / 3600)):
+        first, second = training(0, 4, gpus), training(1, 4, gpus)
+        finish(tmp_path, first, "CPU", seconds=60.0)
+        [row] = summarised([first, second], [second], tmp_path)
+        assert row.hours_expected == (None if hours is None else pytest.approx(hours))
+
+
+def test_other_jobs_are_expected_by_their_benchmarks(tmp_path):
+    def scored(seed):
+        name = f"results/evaluate/wave/n1_gpu2/seed{seed}"
+        keys = {"experiment": "wave", "layout": "n1_gpu2", "seed": seed}
+        return Job("evaluate_run", keys, [f"surrogate/{name}"], f"{seed}.tsv", 1, {})
+
+    (tmp_path / scored(0).output[0]).mkdir(parents=True)
+    (tmp_path / "0.tsv").write_text("s\th:m:s\n7200.0\t2:00:00\n")
+    [row] = summarised([scored(0), scored(1)], [scored(1)], tmp_path)
+    assert (row.stage, row.hours_expected, row.hours_asked) == ("evaluate", 2.0, None)

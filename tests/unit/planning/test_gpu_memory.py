@@ -1,0 +1,101 @@
+"""Trainings that do not fit on the GPUs of a cluster are refused when planned."""
+
+import subprocess
+from dataclasses import replace
+
+import netCDF4
+import numpy as np
+import pytest
+import yaml
+from plans import ROOT, SCHEMA, config, small
+
+from millrace.cluster import Cluster
+from millrace.errors import ConfigError
+from millrace.plan import Plan
+from millrace.planning import gpu_memory
+from millrace.planning.gpu_memory import check_gpu_memory
+
+
+@pytest.fixture
+def gilbreth(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Cluster.read("gilbreth")
+
+
+def tight(cluster):
+    """The same cluster, where a training may take almost nothing."""
+    return replace(cluster, usable_gpu_memory=1e-6)
+
+
+def nobody(*_, **__):
+    raise AssertionError("a process was started")
+
+
+def test_a_model_whose_footprint_is_not_known_is_left_alone(gilbreth, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", nobody)
+    check_gpu_memory(Plan(config(), SCHEMA), tight(gilbreth), nobody)
+
+
+@pytest.mark.slow  # it starts torch
+def test_what_does_not_fit_is_refused_with_figures_and_found_once(gilbreth, monkeypatch):
+    made = small("aurora")
+    made["run"]["layouts"] = ["n1_gpu1", "n1_gpu4"]
+    made["experiments"]["tiny"]["train"]["activation_checkpointing"] = True
+    said = []
+    check_gpu_memory(Plan(made, SCHEMA), gilbreth, said.append)
+    assert len(said) == 1
+    monkeypatch.setattr(subprocess, "run", nobody)
+    check_gpu_memory(Plan(made, SCHEMA), gilbreth, nobody)
+    with pytest.raises(ConfigError) as refused:
+        check_gpu_memory(Plan(made, SCHEMA), tight(gilbreth), nobody)
+    assert "experiments.tiny on n1_gpu1: a GPU needs 0.0 of its 80 GB (A100-80" in str(
+        refused.value
+    )
+    assert "set train.micro_batch to less than 4" in str(refused.value)
+    assert "`millrace plan --parallel tiny`" in str(refused.value)
+
+
+def test_a_check_that_fails_is_said_and_refuses_nothing(gilbreth, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "no torch")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    said = []
+    check_gpu_memory(Plan(small("aurora"), SCHEMA), tight(gilbreth), said.append)
+    assert "it is not known whether all trainings fit on the GPUs" in said[-1]
+
+
+def era5(path):
+    """A file with the axes of 13 levels at 0.25 degrees, and nothing else."""
+    with netCDF4.Dataset(path, "w") as file:
+        axes = {
+            "time": np.arange(2.0),
+            "level": np.linspace(50, 1000, 13),
+            "latitude": np.linspace(90, -90, 721),
+            "longitude": np.arange(1440) / 4,
+        }
+        for name, values in axes.items():
+            file.createDimension(name, len(values))
+            file.createVariable(name, "f8", (name,))[:] = values
+        file["time"].units = "hours since 2000-01-01"
+
+
+@pytest.mark.slow  # minutes
+def test_the_weather_of_the_experiments_fits_at_full_size_and_undivided_does_not(
+    gilbreth, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gpu_memory, "LIMIT", None)
+    said = []
+    (tmp_path / "era5").mkdir()
+    era5(tmp_path / "era5/axes.nc")
+    made = yaml.safe_load((ROOT / "config/experiments/weather.yaml").read_text())
+    made["datasets"]["era5"]["source"] = str(tmp_path / "era5")
+    check_gpu_memory(Plan(made, SCHEMA), gilbreth, said.append)
+    made["run"]["experiments"] = ["aurora_large_two"]
+    made["experiments"]["aurora_large_two"]["layouts"] = ["n1_gpu4"]
+    made["experiments"]["aurora_large_two"]["parallel"] = {"dp_replicate": 4}
+    with pytest.raises(ConfigError) as refused:
+        check_gpu_memory(Plan(made, SCHEMA), gilbreth, said.append)
+    assert not [one for one in said if "not known" in one]
+    assert "aurora_large_two on n1_gpu4: a GPU needs 4" in str(refused.value)
+    assert "of its 40 GB (A100-40, node type N of gilbreth), and may take 36.0: divide" in str(
+        refused.value
+    )

@@ -1,0 +1,1 @@
+"""`millrace plan`: what a configuration asks for, and whether it fits, before anything is submitted."""
