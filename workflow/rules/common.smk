@@ -42,7 +42,7 @@ RACE = f"{LAYOUT}(-or-{LAYOUT})+"
 wildcard_constraints:
     dataset="|".join(plan.datasets),
     prediction="|".join(plan.predictions) or "(?!)",
-    experiment="|".join(plan.experiments),
+    experiment=plan.experiment_pattern(),
     layout=f"{LAYOUT}(-or-{LAYOUT})*",
     seed=r"\d+",
     mode="strong|weak",
