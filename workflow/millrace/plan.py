@@ -376,10 +376,13 @@ class Plan:
         return _pattern([*self.experiments, *(sweep.pattern for sweep in self.sweeps.values())])
 
     def sweep_settings(self, experiment: str) -> dict[str, Any]:
-        """Return the section of a sweep, without the number of trials."""
-        section = copy.deepcopy(self.experiments[experiment]["sweep"])
-        section.get("optuna", {}).pop("trials", None)
-        return dict(section)
+        """Return what decides which trials Optuna asks for, without their number."""
+        section = dict(self.experiments[experiment]["sweep"])
+        if isinstance(section.get("optuna"), Mapping):
+            section["optuna"] = {k: v for k, v in section["optuna"].items() if k != "trials"}
+        else:
+            section["optuna"] = {}
+        return section | {"first": self.sweeps[experiment].first}
 
     def sweep_pattern(self) -> str:
         """Return a pattern of the names of experiments that are sweeps."""

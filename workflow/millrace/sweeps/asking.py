@@ -1,7 +1,7 @@
 """Optuna asks for the next trials, knowing how the earlier ones went; imported by the job that asks alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ def ask(
         study.add_trial(_told(sweep, outcome, space, last_epoch))
     seen, names = {one.trial for one in outcomes}, list[str]()
     attempts = 0
+    if not outcomes and sweep.first is not None:
+        study.enqueue_trial(_params(sweep, sweep.first))
     while len(names) < sweep.number(generation):
         trial = study.ask(space)
         values = {one.key: _value(one, trial.params[one.key]) for one in sweep.parameters}
@@ -87,17 +89,21 @@ def _value(parameter: Parameter, asked: Any) -> Any:
     return values.rounded(asked) if isinstance(values, Range) else values[asked]
 
 
-def _told(
-    sweep: Sweep, outcome: Outcome, space: dict[str, BaseDistribution], last_epoch: int
-) -> optuna.trial.FrozenTrial:
-    values, loss = sweep.values(outcome.trial) or {}, outcome.loss()
+def _params(sweep: Sweep, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as Optuna knows them, see `_value`."""
     listed = {p.key: p.values for p in sweep.parameters if not isinstance(p.values, Range)}
-    params = {
+    return {
         key: next(text for text, one in listed[key].items() if one is value)
         if key in listed
         else value
         for key, value in values.items()
     }
+
+
+def _told(
+    sweep: Sweep, outcome: Outcome, space: dict[str, BaseDistribution], last_epoch: int
+) -> optuna.trial.FrozenTrial:
+    loss = outcome.loss()
     complete = outcome.epoch == last_epoch and loss < math.inf
     state = optuna.trial.TrialState
     return optuna.create_trial(
@@ -105,7 +111,7 @@ def _told(
         state=state.COMPLETE if complete else state.PRUNED,
         value=loss if complete else None,
         intermediate_values={outcome.epoch: loss} if loss < math.inf else {},
-        params=params,
+        params=_params(sweep, sweep.values(outcome.trial) or {}),
         distributions=space,
     )
 

@@ -120,6 +120,17 @@ class Parameter:
         """Number of values."""
         return self.values.size if isinstance(self.values, Range) else len(self.values)
 
+    def own_value(self, block: Mapping[str, Any]) -> Any:
+        """Return the value in the block of an experiment; None if there is none, or none of those to try."""
+        value: Any = block
+        for name in self.key.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        value = as_number(value, whole=True)
+        if not isinstance(self.values, Range):
+            return next((one for one in self.values.values() if one == value), None)
+        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        return value if numeric and self.values.rounded(value) == value else None
+
     def set(self, block: dict[str, Any], value: Any) -> None:
         """Set the value in the block of an experiment."""
         *path, last = self.key.split(".")

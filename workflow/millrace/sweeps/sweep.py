@@ -55,6 +55,8 @@ class Sweep:
     """None: all combinations."""
     seeds: tuple[int, ...] | None
     """Seeds of each trial; None: those of the experiment."""
+    first: Mapping[str, Any] | None = None
+    """Values of the experiment itself, with which Optuna begins; None: they are none of those to try."""
 
     @property
     def optuna(self) -> OptunaConfig | None:
@@ -141,10 +143,10 @@ def read_sweeps(experiments: Mapping[str, Mapping[str, Any]]) -> dict[str, Sweep
     Raises `ConfigError` for a wrong section, but does not know the values that a model allows.
     """
     found = {name: block["sweep"] for name, block in experiments.items() if block.get("sweep")}
-    return {name: _read(name, block) for name, block in found.items()}
+    return {name: _read(name, block, experiments[name]) for name, block in found.items()}
 
 
-def _read(experiment: str, block: Mapping[str, Any]) -> Sweep:
+def _read(experiment: str, block: Mapping[str, Any], base: Mapping[str, Any]) -> Sweep:
     where = f"config: experiments.{experiment}.sweep"
     methods = [key for key in ("random", "optuna") if key in block]
     if len(methods) > 1:
@@ -160,7 +162,9 @@ def _read(experiment: str, block: Mapping[str, Any]) -> Sweep:
     )
     method = _method(where, methods[0], block[methods[0]]) if methods else None
     _check_number(where, parameters, method)
-    sweep = Sweep(experiment, parameters, method, _seeds(where, block.get("seeds")))
+    own = {one.key: one.own_value(base) for one in parameters}
+    first = own if None not in own.values() else None
+    sweep = Sweep(experiment, parameters, method, _seeds(where, block.get("seeds")), first)
     longest = max(map(len, map(sweep.name, itertools.islice(sweep.checked(), MOST_TRIALS))))
     if longest > _LONGEST_NAME:
         raise ConfigError(
