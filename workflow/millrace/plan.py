@@ -127,8 +127,8 @@ class Plan:
         known(experiment, self.experiments, f"{key}.experiment", "experiment")
         if experiment in self.sweeps:
             raise ConfigError(
-                f"config: {key}.experiment: {experiment} is a sweep; name one of its trials, such as that of "
-                f"results/sweeps/{experiment}/chosen.yaml"
+                f"config: {key}.experiment: {experiment} is a sweep; name one of its trials, such as "
+                f"that of results/sweeps/{experiment}/chosen.yaml"
             )
         if self.kind(experiment).prediction is None:
             raise ConfigError(
@@ -155,8 +155,8 @@ class Plan:
             values, written = sweep.values(own), self.definition(own)
             if values and written != _definition(sweep.block(base, values)):
                 raise ConfigError(
-                    f"config: experiments.{own}: it has the name of a trial of the sweep of {name}, but other "
-                    "settings; rename it"
+                    f"config: experiments.{own}: it has the name of a trial of the sweep of {name}, but "
+                    "other settings; rename it"
                 )
 
     def _divided(self) -> dict[tuple[str, str], None]:

@@ -1,4 +1,4 @@
-"""Optuna asks for the next trials, knowing how the earlier ones went; imported by the job that asks alone."""
+"""Optuna asks for the next trials, knowing how the earlier ones went; only the job that asks imports it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,9 +34,7 @@ def write_trials(
     write_json(output, {"trials": names, "values": {name: sweep.values(name) for name in names}})
 
 
-def ask(
-    sweep: Sweep, outcomes: Sequence[Outcome], last_epoch: int, generation: int
-) -> list[str]:
+def ask(sweep: Sweep, outcomes: Sequence[Outcome], last_epoch: int, generation: int) -> list[str]:
     """Return the names of the trials of a generation.
 
     The study is built anew from the outcomes of all earlier trials, in the order in which they were asked
@@ -50,9 +48,7 @@ def ask(
     # Not a share of all trials: asking for more must not change those of before.
     startup = min(10, max(4, 2 * settings.at_once))
     # Trials of the same generation keep away from each other: constant_liar.
-    sampler = optuna.samplers.TPESampler(
-        seed=seed, n_startup_trials=startup, constant_liar=True
-    )
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
     study = optuna.create_study(sampler=sampler)
     space = {one.key: _distribution(one) for one in sweep.parameters}
     for outcome in outcomes:

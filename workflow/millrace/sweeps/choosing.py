@@ -15,9 +15,10 @@ from millrace.systems.base import dataset_names
 
 
 def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Return outcomes from best to worst: trained to the end, then stopped, the later the better, then failed.
+    """Return outcomes from best to worst.
 
-    Within each by validation loss; of equal losses the one that was asked for first is better.
+    Those that were trained longest come first, those that failed last. Of equally long ones a lower
+    validation loss is better, of equal losses the one that was asked for first.
     """
     return sorted(outcomes, key=lambda one: (one.loss() == math.inf, -one.epoch, one.loss()))
 
@@ -39,7 +40,7 @@ def write_chosen(
         )
     block = config["experiments"][sweep.experiment]
     values = sweep.values(best.trial) or {}
-    made = {
+    made: dict[str, Any] = {
         "run": {**config["run"], "experiments": [best.trial]},
         "datasets": {name: config["datasets"][name] for name in dataset_names(block)},
         "experiments": {best.trial: sweep.block(block, values)},

@@ -74,7 +74,9 @@ def going_on(outcomes: Sequence[Outcome], current: Iterable[str], epoch: int) ->
     return [trial for trial in current if losses[trial] <= median and losses[trial] < math.inf]
 
 
-def write_decision(receipts: Sequence[str], trials: Iterable[str], epoch: int, output: Path) -> None:
+def write_decision(
+    receipts: Sequence[str], trials: Iterable[str], epoch: int, output: Path
+) -> None:
     """Write which of the trials go on beyond a milestone, see `going_on`, and why."""
     outcomes = read_outcomes(receipts)
     losses = {one.trial: one.loss(epoch) for one in outcomes if one.epoch >= epoch}
@@ -90,7 +92,8 @@ def ended(
     ``decided`` takes a milestone and returns the trials that go on; None: no trial is stopped.
     """
     *earlier, last = milestones
-    found, current = {}, list(asked)
+    found: dict[str, int] = {}
+    current = list(asked)
     for epoch in earlier if decided else ():
         remaining = decided(epoch) if decided and current else []
         found |= {trial: epoch for trial in current if trial not in remaining}

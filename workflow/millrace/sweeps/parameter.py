@@ -86,7 +86,9 @@ class Parameter:
     @property
     def pattern(self) -> str:
         """Regular expression of this part of a trial's name, with one group: the value."""
-        listed = _NUMBER if isinstance(self.values, Range) else "|".join(map(re.escape, self.values))
+        listed = (
+            _NUMBER if isinstance(self.values, Range) else "|".join(map(re.escape, self.values))
+        )
         return f"_{re.escape(self.label)}-({listed})"
 
     def text(self, value: Any) -> str:
@@ -121,7 +123,7 @@ class Parameter:
         return self.values.size if isinstance(self.values, Range) else len(self.values)
 
     def own_value(self, block: Mapping[str, Any]) -> Any:
-        """Return the value in the block of an experiment; None if there is none, or none of those to try."""
+        """Return the value in the block of an experiment; None if it is none of those to try."""
         value: Any = block
         for name in self.key.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None
@@ -160,7 +162,10 @@ def read_parameter(key: str, label: str, values: Any, where: str) -> Parameter:
     texts: dict[str, Any] = {}
     for value in values:
         # Equal numbers, such as 1 and 1.0, give the same run.
-        if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in texts.values()):
+        if any(
+            value == one and isinstance(value, bool) == isinstance(one, bool)
+            for one in texts.values()
+        ):
             raise ConfigError(f"{where}.{key}: {value!r} stands there twice; leave one out")
         text = text_of(value)
         other = (f"{text}-{n}" for n in itertools.count(2))

@@ -113,7 +113,7 @@ class Sweep:
         return None if self.method else [*map(self.name, self._combinations())]
 
     def checked(self) -> Iterator[dict[str, Any]]:
-        """Iterate over values of trials that show whether all trials are allowed: all, if they are known."""
+        """Iterate over values that show whether all trials are allowed: of all trials, if they are known."""
         if self.trials is not None:
             yield from (values for name in self.trials if (values := self.values(name)))
         else:
@@ -128,7 +128,7 @@ class Sweep:
             yield dict(zip(keys, values, strict=True))
 
     def drawn(self, seed: int) -> Iterator[dict[str, Any]]:
-        """Iterate over different combinations of values that are drawn at random; it ends with all of them."""
+        """Iterate over all combinations of values, drawn at random and each once."""
         rng, seen = random.Random(seed), set[str]()
         while len(seen) < math.prod(one.size for one in self.parameters):
             values = {one.key: one.draw(rng) for one in self.parameters}
@@ -153,7 +153,9 @@ def _read(experiment: str, block: Mapping[str, Any], base: Mapping[str, Any]) ->
         raise ConfigError(f"{where}: both random and optuna; leave one of them out")
     values = {key: one for key, one in block.items() if key not in ("random", "optuna", "seeds")}
     if not values:
-        raise ConfigError(f"{where}: no setting to try, such as train.learning_rate: [1.0e-3, 3.0e-3]")
+        raise ConfigError(
+            f"{where}: no setting to try, such as train.learning_rate: [1.0e-3, 3.0e-3]"
+        )
     for key in values:
         _check_key(where, key)
     labels = _labels(sorted(values))
@@ -168,15 +170,17 @@ def _read(experiment: str, block: Mapping[str, Any], base: Mapping[str, Any]) ->
     longest = max(map(len, map(sweep.name, itertools.islice(sweep.checked(), MOST_TRIALS))))
     if longest > _LONGEST_NAME:
         raise ConfigError(
-            f"{where}: the names of trials have {longest} characters, at most {_LONGEST_NAME} are possible; "
-            "try fewer settings at once"
+            f"{where}: the names of trials have {longest} characters, at most {_LONGEST_NAME} are "
+            "possible; try fewer settings at once"
         )
     return sweep
 
 
 def _check_key(where: str, key: Any) -> None:
     section, _, rest = str(key).partition(".")
-    if section not in _SECTIONS or not all(re.fullmatch("[A-Za-z0-9_]+", one) for one in rest.split(".")):
+    if section not in _SECTIONS or not all(
+        re.fullmatch("[A-Za-z0-9_]+", one) for one in rest.split(".")
+    ):
         hint = nearest(section, (*_SECTIONS, "random", "optuna", "seeds"))
         raise ConfigError(
             f"{where}: unknown key {key!r}; expected a dotted key of data, model or train, such as "
@@ -209,7 +213,9 @@ def _method(where: str, name: str, block: Any) -> Draws | OptunaConfig:
     given = as_number(block, whole=True)
     given = {"trials": given} if isinstance(given, int) and not isinstance(given, bool) else given
     if not isinstance(given, Mapping):
-        raise ConfigError(f"{where}.{name}: expected a number of trials or a mapping, got {block!r}")
+        raise ConfigError(
+            f"{where}.{name}: expected a number of trials or a mapping, got {block!r}"
+        )
     kind: Any = Draws if name == "random" else OptunaConfig
     method: Draws | OptunaConfig = from_mapping(kind, given, f"{where}.{name}")
     if method.trials < 1 or method.seed < 0 or getattr(method, "at_once", 1) < 1:
@@ -223,15 +229,17 @@ def _check_number(
     where: str, parameters: Sequence[Parameter], method: Draws | OptunaConfig | None
 ) -> None:
     several = math.prod(one.size for one in parameters)
-    if method is None and (of := next((p for p in parameters if not isinstance(p.values, Mapping)), None)):
+    if method is None and (
+        of := next((p for p in parameters if not isinstance(p.values, Mapping)), None)
+    ):
         raise ConfigError(
             f"{where}.{of.key}: all combinations of a range cannot be tried; give a list of values, or "
             "random or optuna"
         )
     if method is not None and method.trials > several:
         raise ConfigError(
-            f"{where}: {method.trials} trials are asked for, but there are {several:.0f} combinations; leave "
-            "the number out, or give more values"
+            f"{where}: {method.trials} trials are asked for, but there are {several:.0f} combinations; "
+            "leave the number out, or give more values"
         )
     if (trials := method.trials if method else several) > MOST_TRIALS:
         raise ConfigError(
@@ -246,5 +254,7 @@ def _seeds(where: str, seeds: Any) -> tuple[int, ...] | None:
     found = [as_number(one, whole=True) for one in seeds] if isinstance(seeds, list) else []
     whole = all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in found)
     if not found or not whole or len(set(found)) < len(found):
-        raise ConfigError(f"{where}.seeds: expected a list of different integers >= 0, got {seeds!r}")
+        raise ConfigError(
+            f"{where}.seeds: expected a list of different integers >= 0, got {seeds!r}"
+        )
     return tuple(found)

@@ -55,7 +55,7 @@ def summarise_sweep(
     with atomic_write(csv) as partial:
         frame.to_csv(partial, index=False)
     with atomic_write(table) as partial:
-        partial.write_text(_html(sweep, frame, name))
+        partial.write_text(_html(sweep, frame, name, len(outcomes[0].histories)))
     _draw(sweep, outcomes, name, last_epoch, figure)
 
 
@@ -90,19 +90,19 @@ def _test_skill(metrics: Sequence[str]) -> dict[str, float]:
     return dict(pd.to_numeric(skill["skill"]).groupby(skill["variable"], sort=False).mean())
 
 
-def _html(sweep: Sweep, frame: pd.DataFrame, chosen: str) -> str:
+def _html(sweep: Sweep, frame: pd.DataFrame, chosen: str, seeds: int) -> str:
+    mean = f" (mean of {seeds} seeds)" if seeds > 1 else ""
     states = frame["state"]
     stopped, failed = (int(states.str.startswith(one).sum()) for one in ("stopped", "failed"))
     caption = (
-        f"Trials of the sweep of {escape(sweep.experiment)}, ranked by their lowest validation loss"
-        f"{' (mean over seeds)' if sweep.seeds is None or len(sweep.seeds) > 1 else ''}: {len(frame)} trials, "
-        f"{stopped} stopped early, {failed} failed. Trials that were stopped are ranked below those that were "
-        "trained longer. Only the chosen trial is scored on test data; skill is 1 for perfect forecasts, 0 for "
-        "those no better than the best simple forecast."
+        f"{len(frame)} trials of the sweep of {escape(sweep.experiment)}, of which {stopped} were stopped and "
+        f"{failed} failed. They are ranked by their lowest validation loss{mean}; those that were stopped come "
+        "after those that were trained longer. Only the chosen trial is scored on test data: skill is 1 for "
+        "perfect forecasts, 0 for those no better than the best simple forecast."
     )
     head = "".join(f"<th>{escape(str(name))}</th>" for name in frame)
     body = "".join(
-        f'<tr{" class=chosen" if row["trial"] == chosen else ""}>'
+        f"<tr{' class=chosen' if row['trial'] == chosen else ''}>"
         + "".join(f"<td>{escape(_text(value))}</td>" for value in row)
         + "</tr>"
         for _, row in frame.astype(object).iterrows()
@@ -134,7 +134,9 @@ def _draw(
         for axes, parameter in zip(panels, sweep.parameters, strict=False):
             place = _axis(axes, parameter.values)
             for kind, colour in kinds.items():
-                mine = [o for o in known if state(o, last_epoch, o.trial == chosen).split()[0] == kind]
+                mine = [
+                    o for o in known if state(o, last_epoch, o.trial == chosen).split()[0] == kind
+                ]
                 axes.plot(
                     [place((sweep.values(one.trial) or {})[parameter.key]) for one in mine],
                     [one.loss() for one in mine],

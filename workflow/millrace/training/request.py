@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LENGTHS = ("epochs", "milestone_every", "save_every")
-"""Keys of the section ``train`` that do not decide the weights, because more epochs continue the same run."""
+"""Keys of the section ``train`` that do not decide the weights: more epochs continue the same run."""
 EXECUTION = ("micro_batch", "compile", "activation_checkpointing", "profile", "log")
 """Keys of the section ``train`` that do not decide the weights, but how they are computed:
 `millrace.training.config.ExecutionConfig`."""
