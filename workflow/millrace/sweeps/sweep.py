@@ -113,7 +113,7 @@ class Sweep:
         return None if self.method else [*map(self.name, self._combinations())]
 
     def checked(self) -> Iterator[dict[str, Any]]:
-        """Iterate over values that show whether all trials are allowed: of all trials, if they are known."""
+        """Iterate over values that show whether all trials are allowed: all of them, if they are known."""
         if self.trials is not None:
             yield from (values for name in self.trials if (values := self.values(name)))
         else:

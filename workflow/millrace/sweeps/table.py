@@ -95,10 +95,10 @@ def _html(sweep: Sweep, frame: pd.DataFrame, chosen: str, seeds: int) -> str:
     states = frame["state"]
     stopped, failed = (int(states.str.startswith(one).sum()) for one in ("stopped", "failed"))
     caption = (
-        f"{len(frame)} trials of the sweep of {escape(sweep.experiment)}, of which {stopped} were stopped and "
-        f"{failed} failed. They are ranked by their lowest validation loss{mean}; those that were stopped come "
-        "after those that were trained longer. Only the chosen trial is scored on test data: skill is 1 for "
-        "perfect forecasts, 0 for those no better than the best simple forecast."
+        f"{len(frame)} trials of the sweep of {escape(sweep.experiment)}, of which {stopped} were stopped "
+        f"and {failed} failed. They are ranked by their lowest validation loss{mean}; those that were "
+        "stopped come after those that were trained longer. Only the chosen trial is scored on test data: "
+        "skill is 1 for perfect forecasts, 0 for those no better than the best simple forecast."
     )
     head = "".join(f"<th>{escape(str(name))}</th>" for name in frame)
     body = "".join(
