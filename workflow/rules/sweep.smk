@@ -10,6 +10,11 @@ from millrace.sweeps.choosing import read_chosen
 from millrace.sweeps.outcome import ended
 
 
+if workflow.is_main_process:  # not in every job again
+    for experiment in plan.swept():
+        logger.info(plan.sweeps[experiment].description)
+
+
 def read(checkpoint, key, **wildcards):
     """What a checkpoint has written; Snakemake puts the question off until then."""
     return json.loads(Path(checkpoint.get(**wildcards).output[0]).read_text())[key]

@@ -73,6 +73,16 @@ class Sweep:
         """Number of groups of trials that are trained one after the other."""
         return math.ceil(self.optuna.trials / self.optuna.at_once) if self.optuna else 1
 
+    @property
+    def description(self) -> str:
+        """A sentence on what is trained."""
+        trials = self.optuna.trials if self.optuna else len(self.trials or ())
+        text = f"sweep of {self.experiment}: {trials} trials"
+        if self.optuna is None:
+            return text
+        stopped = ", and some are stopped at milestones" if self.prunes else ""
+        return f"{text}, {self.optuna.at_once} at once; which ones follows from the earlier ones{stopped}"
+
     def number(self, generation: int) -> int:
         """Return the number of trials of a generation."""
         if self.optuna is None:
