@@ -79,9 +79,15 @@ def test_trials_above_the_median_or_failed_are_stopped():
     decided = going_on([*earlier, *now], ["d", "e", "f"], 4)
     assert decided == ["d"], "the median of 1, 5, 2, 1.5, 3 and infinity is 2.5"
     assert going_on([*now[::-1], *earlier], ["d", "e", "f"], 4) == decided, "whatever the order"
-    # What went on after the milestone does not count there, nor trials that did not get so far.
-    assert going_on([*earlier, outcome("d", 1.9, 8)], ["d"], 8) == ["d"]
-    assert going_on([*earlier, outcome("d", 2.1, 8)], ["d"], 8) == []
+    # Trials that did not get to the milestone do not count there.
+    further = [*earlier, outcome("g", 3.0, 8)]
+    assert going_on([*further, outcome("d", 1.9, 8)], ["d"], 8) == ["d"]
+    assert going_on([*further, outcome("d", 2.1, 8)], ["d"], 8) == []
+
+
+def test_no_trial_is_stopped_by_the_median_of_few():
+    few = [outcome("a", 1.0, 4), outcome("b", 2.0, 4), outcome("c", 9.0, 4, failure=DIVERGED)]
+    assert going_on(few, ["a", "b", "c"], 4) == ["a", "b"]
 
 
 def test_a_loss_is_the_lowest_so_far_and_the_mean_over_seeds():

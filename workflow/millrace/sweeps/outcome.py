@@ -10,6 +10,9 @@ from typing import Any
 
 from millrace.files import write_json
 
+# Below so many trials at a milestone a median says little, and none is stopped.
+_FEWEST = 4
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -66,11 +69,11 @@ def going_on(outcomes: Sequence[Outcome], current: Iterable[str], epoch: int) ->
     """Return which of the current trials are trained beyond a milestone.
 
     Those whose loss is not above the median of all trials that got there, of this generation and earlier
-    ones, and that did not fail. A function of the losses alone: neither the order in which jobs ended nor
-    how often they were repeated matters.
+    ones, if there are at least four, and that did not fail. A function of the losses alone: neither the
+    order in which jobs ended nor how often they were repeated matters.
     """
     losses = {one.trial: one.loss(epoch) for one in outcomes if one.epoch >= epoch}
-    median = statistics.median(losses.values())
+    median = statistics.median(losses.values()) if len(losses) >= _FEWEST else math.inf
     return [trial for trial in current if losses[trial] <= median and losses[trial] < math.inf]
 
 
