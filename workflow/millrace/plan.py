@@ -371,23 +371,6 @@ class Plan:
         )
         return [path.removesuffix(".ckpt") + ".json" for path in paths]
 
-    def experiment_pattern(self) -> str:
-        """Return a pattern of the names of experiments, the trials of sweeps among them."""
-        return _pattern([*self.experiments, *(sweep.pattern for sweep in self.sweeps.values())])
-
-    def sweep_settings(self, experiment: str) -> dict[str, Any]:
-        """Return what decides which trials Optuna asks for, without their number."""
-        section = dict(self.experiments[experiment]["sweep"])
-        if isinstance(section.get("optuna"), Mapping):
-            section["optuna"] = {k: v for k, v in section["optuna"].items() if k != "trials"}
-        else:
-            section["optuna"] = {}
-        return section | {"first": self.sweeps[experiment].first}
-
-    def sweep_pattern(self) -> str:
-        """Return a pattern of the names of experiments that are sweeps."""
-        return _pattern(self.sweeps)
-
     def sweep_tables(self) -> list[str]:
         """Return the paths of the tables of all sweeps that run."""
         return [f"results/sweeps/{name}/table.html" for name in self.swept()]

@@ -42,7 +42,9 @@ RACE = f"{LAYOUT}(-or-{LAYOUT})+"
 wildcard_constraints:
     dataset="|".join(plan.datasets),
     prediction="|".join(plan.predictions) or "(?!)",
-    experiment=plan.experiment_pattern(),
+    experiment="|".join(
+        [*plan.experiments, *(sweep.pattern for sweep in plan.sweeps.values())]
+    ),
     layout=f"{LAYOUT}(-or-{LAYOUT})*",
     seed=r"\d+",
     mode="strong|weak",

@@ -9,6 +9,7 @@ import json
 from millrace.sweeps.choosing import read_chosen
 from millrace.sweeps.outcome import ended
 
+SWEPT = "|".join(plan.sweeps) or "(?!)"
 
 if workflow.is_main_process:  # not in every job again
     for experiment in plan.swept():
@@ -78,7 +79,7 @@ checkpoint ask_trials:
     log:
         "logs/ask_trials/{experiment}/{generation}.log",
     wildcard_constraints:
-        experiment=plan.sweep_pattern(),
+        experiment=SWEPT,
         generation=r"\d+",
     localrule: True  # it takes seconds
     conda:
@@ -86,7 +87,7 @@ checkpoint ask_trials:
     params:
         last_epoch=lambda w: plan.milestones(w.experiment)[-1],
         # The number of all trials is not among them: asking for more keeps those of before.
-        sweep=lambda w: plan.sweep_settings(w.experiment),
+        sweep=lambda w: plan.sweeps[w.experiment].question,
         number=lambda w: plan.sweeps[w.experiment].number(int(w.generation)),
     script:
         "../scripts/ask_trials.py"
@@ -100,7 +101,7 @@ checkpoint prune_trials:
     log:
         "logs/prune_trials/{experiment}/{generation}_epoch_{epoch}.log",
     wildcard_constraints:
-        experiment=plan.sweep_pattern(),
+        experiment=SWEPT,
         generation=r"\d+",
     localrule: True  # it takes seconds
     conda:
@@ -125,7 +126,7 @@ checkpoint choose_trial:
     log:
         "logs/choose_trial/{experiment}.log",
     wildcard_constraints:
-        experiment=plan.sweep_pattern(),
+        experiment=SWEPT,
     localrule: True  # it takes seconds
     conda:
         "../../envs/report.yaml"
@@ -157,7 +158,7 @@ rule summarise_sweep:
     benchmark:
         "benchmarks/summarise_sweep/{experiment}.tsv"
     wildcard_constraints:
-        experiment=plan.sweep_pattern(),
+        experiment=SWEPT,
     localrule: True  # it takes seconds
     conda:
         "../../envs/report.yaml"

@@ -126,7 +126,7 @@ OPTUNA = {"model.hidden": [16, 32, 64]}
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        ({"trian.epochs": [1]}, "sweep: unknown key 'trian.epochs'; expected a dotted key of data"),
+        ({"trains.epochs": [1]}, "sweep: unknown key 'trains.epochs'; expected a dotted key of data"),
         ({"learning_rate": [1]}, "sweep: unknown key 'learning_rate'; expected a dotted key"),
         ({"optna": 3, **OPTUNA}, "unknown key 'optna'.*did you mean 'optuna'?"),
         ({"train.learning_rat": [1]}, "'learning_rat'.* did you mean 'learning_rate'?.*head.sweep"),
@@ -194,7 +194,7 @@ def test_a_prediction_names_a_trial_and_not_the_sweep():
 
 def test_more_trials_of_optuna_do_not_change_what_decides_the_earlier_ones():
     settings = [
-        planned({**RANGES, "optuna": {"trials": trials}}).sweep_settings("head")
+        planned({**RANGES, "optuna": {"trials": trials}}).sweeps["head"].question
         for trials in (4, 8)
     ]
     assert settings[0] == settings[1]

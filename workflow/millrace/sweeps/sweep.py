@@ -55,8 +55,10 @@ class Sweep:
     """None: all combinations."""
     seeds: tuple[int, ...] | None
     """Seeds of each trial; None: those of the experiment."""
-    first: Mapping[str, Any] | None = None
+    first: Mapping[str, Any] | None
     """Values of the experiment itself, with which Optuna begins; None: they are none of those to try."""
+    question: Mapping[str, Any]
+    """What decides which trials Optuna asks for: all of the section but their number, and ``first``."""
 
     @property
     def optuna(self) -> OptunaConfig | None:
@@ -176,7 +178,10 @@ def _read(experiment: str, block: Mapping[str, Any], base: Mapping[str, Any]) ->
     _check_number(where, parameters, method)
     own = {one.key: one.own_value(base) for one in parameters}
     first = own if None not in own.values() else None
-    sweep = Sweep(experiment, parameters, method, _seeds(where, block.get("seeds")), first)
+    more = {k: v for k, v in vars(method).items() if k != "trials"} if method else {}
+    question = {"values": values, "method": more, "first": first}
+    seeds = _seeds(where, block.get("seeds"))
+    sweep = Sweep(experiment, parameters, method, seeds, first, question)
     longest = max(map(len, map(sweep.name, itertools.islice(sweep.checked(), MOST_TRIALS))))
     if longest > _LONGEST_NAME:
         raise ConfigError(
