@@ -86,8 +86,10 @@ def test_trials_above_the_median_or_failed_are_stopped():
 
 
 def test_no_trial_is_stopped_by_the_median_of_few():
-    few = [outcome("a", 1.0, 4), outcome("b", 2.0, 4), outcome("c", 9.0, 4, failure=DIVERGED)]
-    assert going_on(few, ["a", "b", "c"], 4) == ["a", "b"]
+    few = [outcome("a", 1.0, 4), outcome("b", 9.0, 4), outcome("c", 8.0, 4)]
+    assert going_on(few, ["a", "b", "c"], 4) == ["a", "b", "c"]
+    few[1] = outcome("b", 9.0, 4, failure=DIVERGED)
+    assert going_on(few, ["a", "b", "c"], 4) == ["a", "c"]
 
 
 def test_a_loss_is_the_lowest_so_far_and_the_mean_over_seeds():
