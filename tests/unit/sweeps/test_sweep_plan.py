@@ -126,7 +126,10 @@ OPTUNA = {"model.hidden": [16, 32, 64]}
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        ({"trains.epochs": [1]}, "sweep: unknown key 'trains.epochs'; expected a dotted key of data"),
+        (
+            {"trains.epochs": [1]},
+            "sweep: unknown key 'trains.epochs'; expected a dotted key of data",
+        ),
         ({"learning_rate": [1]}, "sweep: unknown key 'learning_rate'; expected a dotted key"),
         ({"optna": 3, **OPTUNA}, "unknown key 'optna'.*did you mean 'optuna'?"),
         ({"train.learning_rat": [1]}, "'learning_rat'.* did you mean 'learning_rate'?.*head.sweep"),

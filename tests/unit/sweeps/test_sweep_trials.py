@@ -58,6 +58,8 @@ def test_optuna_asks_the_same_again_and_learns():
         assert [one.trial for one in new] == ask(sweep, told, 10, generation)
         told += new
     assert told[0].trial == "head_modes-4x4x4_learning_rate-1e-3", "what the experiment has"
+    reverse = [outcome(one.trial, 1 / one.loss()) for one in told[:-4]]
+    assert ask(sweep, reverse, 10, 4) != ask(sweep, told[:-4], 10, 4), "losses decide"
     names = [one.trial for one in told]
     assert len({*names}) == 20, "no trial is asked for twice"
     off = [abs(math.log10(sweep.values(n)["train.learning_rate"] / 3e-3)) for n in names]

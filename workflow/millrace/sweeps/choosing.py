@@ -1,5 +1,6 @@
 """The chosen trial of a sweep, as a configuration of its own."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,7 +53,8 @@ def write_chosen(
         f"{len(outcomes)} trials.\n# snakemake --profile profiles/local --configfile {output}\n"
     )
     with atomic_write(output) as partial:
-        partial.write_text(head + yaml.safe_dump(made, sort_keys=False))
+        plain = json.loads(json.dumps(made))  # no subclasses of dict
+        partial.write_text(head + yaml.safe_dump(plain, sort_keys=False))
 
 
 def read_chosen(path: Path) -> str:
