@@ -2,7 +2,7 @@
 
     snakemake --profile profiles/local            everything that config/config.yaml asks for
     snakemake --profile profiles/local train      one stage: data, train, evaluate,
-                                                  scaling_report or report
+                                                  sweep, scaling_report or report
     snakemake -n --profile profiles/local         what would be done
     snakemake --profile profiles/gilbreth         on a cluster
     snakemake --profile profiles/gilbreth preflight   tries each layout there with a short job
@@ -28,6 +28,7 @@ include: "workflow/rules/groundwater.smk"
 include: "workflow/rules/traffic.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/sweep.smk"
 include: "workflow/rules/predict.smk"
 include: "workflow/rules/scaling.smk"
 include: "workflow/rules/report.smk"
@@ -39,6 +40,8 @@ rule all:
         plan.final_checkpoints(),
         plan.metrics(),
         plan.ensembles(),
+        plan.sweep_tables(),
+        *of_chosen(plan.ensembles),
         plan.predicted_files(),
         plan.report(),
 
@@ -61,6 +64,7 @@ rule data:
 rule train:
     input:
         stage("train", "train_segment", "train_race", files=plan.final_checkpoints()),
+        *of_chosen(plan.final_checkpoints),
 
 
 rule evaluate:
@@ -70,6 +74,20 @@ rule evaluate:
             "evaluate_run",
             "evaluate_ensemble",
             files=plan.metrics() + plan.ensembles(),
+        ),
+        *of_chosen(plan.metrics),
+        *of_chosen(plan.ensembles),
+
+
+rule sweep:
+    input:
+        stage(
+            "sweep",
+            "ask_trials",
+            "prune_trials",
+            "choose_trial",
+            "summarise_sweep",
+            files=plan.sweep_tables(),
         ),
 
 

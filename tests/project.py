@@ -103,7 +103,7 @@ class Project:
         output = self.run(*arguments, "-n", "--quiet", "rules").stdout
         lines = [line.split() for line in output.splitlines()]
         counts = {p[0]: int(p[1]) for p in lines if len(p) == 2 and p[1].isdigit()}
-        for target in ("total", "all", "data", "train", "evaluate", "report"):
+        for target in ("total", "all", "data", "train", "evaluate", "sweep", "report"):
             counts.pop(target, None)
         return Counter(counts)
 

@@ -160,7 +160,8 @@ for line in sys.stdin:
     except BaseException as error:
         told = f"TRACEBACK {error!r}"
     print(json.dumps(told))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+# Not ru_maxrss, which begins with that of the process that started this one.
+print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0], file=sys.stderr)
 """
 
 

@@ -74,6 +74,9 @@ class ExperimentSettings(Settings):
     """`name` of the model, and its parameters, see below."""
     train: TrainSettings
     """How it is trained."""
+    sweep: dict[str, Any] = option(default_factory=dict)
+    """Settings to try, and how: dotted keys such as `train.learning_rate` with a list or a range, and
+    `random`, `optuna` or `seeds`; see `Sweeps` in config/README.md."""
     parallel: ParallelConfig = ParallelConfig()
     """How the GPUs of a layout are used; may change while a run is trained. If a model does not fit on one
     GPU."""

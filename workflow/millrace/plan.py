@@ -14,6 +14,8 @@ from millrace.errors import ConfigError, DataError
 from millrace.layout import Layout
 from millrace.provenance import fingerprint
 from millrace.scaling.settings import AnalysisSettings, ScalingSettings
+from millrace.sweeps.experiments import Experiments
+from millrace.sweeps.sweep import Sweep, read_sweeps
 from millrace.systems.base import SampleKind, dataset_names, known
 from millrace.systems.registry import (
     kinds,
@@ -50,7 +52,8 @@ class Plan:
         self.config, self.plugins = read_configuration(config, folders)
         config = self.config
         self.datasets: Mapping[str, Any] = config["datasets"]
-        self.experiments: Mapping[str, Any] = config["experiments"]
+        self.sweeps: Mapping[str, Sweep] = read_sweeps(config["experiments"])
+        self.experiments: Mapping[str, Any] = Experiments(config["experiments"], self.sweeps)
         self.predictions: Mapping[str, Any] = config.get("predictions", {})
         self._run: Mapping[str, Sequence[Any]] = config["run"]
         self.scaling = ScalingSettings.parse(config.get("scaling", {}), "config: scaling")
@@ -73,6 +76,8 @@ class Plan:
         for name in self.scaling.experiments:
             known(name, self.experiments, "scaling.experiments", "experiment")
         self._advice += [note for run in self._divided() if (note := self._check_parallel(*run))]
+        for name in self.sweeps:
+            self._check_trials(name, folders)
 
     def kind(self, experiment: str) -> SampleKind:
         """Return the kind of samples of an experiment, which its model determines."""
@@ -107,6 +112,11 @@ class Plan:
         key, block = f"predictions.{name}", self.predictions[name]
         experiment, source = block["experiment"], block["source"]
         known(experiment, self.experiments, f"{key}.experiment", "experiment")
+        if experiment in self.sweeps:
+            raise ConfigError(
+                f"config: {key}.experiment: {experiment} is a sweep; name one of its trials, such as "
+                f"that of results/sweeps/{experiment}/chosen.yaml"
+            )
         if self.kind(experiment).prediction is None:
             raise ConfigError(
                 f"config: {key}.experiment: models on {self.kind(experiment).name}, as that of "
@@ -134,6 +144,24 @@ class Plan:
             for layout in Layout.entrants(name)
         )
         return list(dict.fromkeys(entrants))
+
+    def _check_trials(self, name: str, folders: Iterable[Path]) -> None:
+        """Check the trials of a sweep as if each had been written by hand."""
+        sweep, base = self.sweeps[name], self.config["experiments"][name]
+        try:
+            trials = {sweep.name(v): sweep.block(base, v) for v in sweep.checked()}
+            run = {**self._run, "experiments": [*trials]}
+            alone = {"run": run, "datasets": self.datasets, "experiments": trials}
+            Plan(alone, self._root, folders)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (a trial of experiments.{name}.sweep)") from None
+        for own in {*self.experiments} - {name}:
+            values, written = sweep.values(own), self.definition(own)
+            if values and written != _definition(sweep.block(base, values)):
+                raise ConfigError(
+                    f"config: experiments.{own}: it has the name of a trial of the sweep of {name}, but "
+                    "other settings; rename it"
+                )
 
     def _divided(self) -> dict[tuple[str, str], None]:
         """Experiments with a section ``parallel``, and the layouts on which they run or are measured."""
@@ -175,8 +203,7 @@ class Plan:
 
     def definition(self, experiment: str) -> dict[str, Any]:
         """Return the settings that decide the weights of an experiment."""
-        block = self.experiments[experiment]
-        return {"data": block["data"], "model": block["model"], "train": decisive(block["train"])}
+        return _definition(self.experiments[experiment])
 
     def milestones(self, experiment: str) -> list[int]:
         """Return the epochs whose checkpoints are outputs, in order."""
@@ -324,13 +351,40 @@ class Plan:
 
     def sample_files(self) -> list[str]:
         """Return the paths of the sample files of all experiments that run."""
-        roles = [files for e in self._run["experiments"] for files in self.samples(e).values()]
+        trials = chain.from_iterable(self.sweeps[e].trials or () for e in self.swept())
+        names = (*self._run["experiments"], *trials)
+        roles = [files for e in names for files in self.samples(e).values()]
         paths = ([files] if isinstance(files, str) else files for files in roles)
         return sorted(set(chain.from_iterable(paths)))
 
-    def final_checkpoints(self) -> list[str]:
-        """Return the path of the last checkpoint of every run."""
-        return [self.final_checkpoint(*run)["checkpoint"] for run in self._runs()]
+    def swept(self) -> list[str]:
+        """Return the experiments that run and are sweeps; of each only the chosen trial is evaluated."""
+        return [name for name in self._run["experiments"] if name in self.sweeps]
+
+    def trial_receipts(self, experiment: str, trials: Mapping[str, int]) -> list[str]:
+        """Return the paths of the receipts of trials of a sweep at an epoch each, for all of its seeds.
+
+        Trials are trained on the first layout of the experiment.
+        """
+        layout = self._layouts(experiment)[0]
+        seeds = self.sweeps[experiment].seeds or self._seeds(experiment)
+        paths = (
+            self.checkpoint(name, layout, seed, epoch)
+            for name, epoch in trials.items()
+            for seed in seeds
+        )
+        return [path.removesuffix(".ckpt") + ".json" for path in paths]
+
+    def sweep_tables(self) -> list[str]:
+        """Return the paths of the tables of all sweeps that run."""
+        return [f"results/sweeps/{name}/table.html" for name in self.swept()]
+
+    def final_checkpoints(self, experiments: Iterable[str] | None = None) -> list[str]:
+        """Return the path of the last checkpoint of every run of some experiments.
+
+        Default, here and of the two below, are those that run and are known when planning: no sweeps.
+        """
+        return [self.final_checkpoint(*run)["checkpoint"] for run in self._runs_of(experiments)]
 
     def layouts(self) -> list[str]:
         """Return the layouts of all runs, including those that only a prediction requires."""
@@ -342,17 +396,20 @@ class Plan:
         """Return the paths of the reports of the checks inside a job, one for each layout."""
         return [f"results/preflight/{layout}.json" for layout in self.layouts()]
 
-    def metrics(self) -> list[str]:
+    def metrics(self, experiments: Iterable[str] | None = None) -> list[str]:
         """Return the paths of the metrics of every run."""
-        return [f"results/evaluate/{e}/{n}/seed{s}/metrics.json" for e, n, s in self._runs()]
+        runs = self._runs_of(experiments)
+        return [f"results/evaluate/{e}/{n}/seed{s}/metrics.json" for e, n, s in runs]
 
-    def ensembles(self) -> list[str]:
+    def ensembles(self, experiments: Iterable[str] | None = None) -> list[str]:
         """Return the paths of the metrics of every ensemble over seeds.
 
         There is none for a single seed, or for a kind of samples whose seeds are not scored together.
         """
         pairs = dict.fromkeys(
-            (e, n) for e, n, _ in self._runs() if self.kind(e).ensembles and len(self._seeds(e)) > 1
+            (e, n)
+            for e, n, _ in self._runs_of(experiments)
+            if self.kind(e).ensembles and len(self._seeds(e)) > 1
         )
         return [f"results/evaluate/{e}/{n}/ensemble/metrics.json" for e, n in pairs]
 
@@ -391,9 +448,14 @@ class Plan:
         return [f"results/report/skill.{suffix}" for suffix in ("html", "csv", "png")]
 
     def _runs(self) -> list[tuple[str, str, int]]:
+        return self._runs_of(self._run["experiments"])
+
+    def _runs_of(self, experiments: Iterable[str] | None) -> list[tuple[str, str, int]]:
+        if experiments is None:
+            experiments = [name for name in self._run["experiments"] if name not in self.sweeps]
         return [
             run
-            for experiment in self._run["experiments"]
+            for experiment in experiments
             for run in product([experiment], self._layouts(experiment), self._seeds(experiment))
         ]
 
@@ -404,6 +466,10 @@ class Plan:
 
     def _seeds(self, experiment: str) -> Sequence[int]:
         return self.experiments[experiment].get("seeds") or self._run["seeds"]
+
+
+def _definition(block: Mapping[str, Any]) -> dict[str, Any]:
+    return {"data": block["data"], "model": block["model"], "train": decisive(block["train"])}
 
 
 def _check_directory(source: str, key: str, other: str, made: Path, holds: str = "all/") -> None:

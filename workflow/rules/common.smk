@@ -45,7 +45,9 @@ RACE = f"{LAYOUT}(-or-{LAYOUT})+"
 wildcard_constraints:
     dataset="|".join(plan.datasets),
     prediction="|".join(plan.predictions) or "(?!)",
-    experiment="|".join(plan.experiments),
+    experiment="|".join(
+        [*plan.experiments, *(sweep.pattern for sweep in plan.sweeps.values())]
+    ),
     layout=f"{LAYOUT}(-or-{LAYOUT})*",
     seed=r"\d+",
     mode="strong|weak",

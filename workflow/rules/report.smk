@@ -3,8 +3,10 @@
 
 rule summarise_skill:
     input:
-        metrics=plan.metrics(),
-        ensembles=plan.ensembles(),
+        metrics=with_chosen(plan.metrics),
+        ensembles=with_chosen(plan.ensembles),
+        # So that no sweep waits for another one to have chosen.
+        sweeps=plan.sweep_tables(),
     output:
         table=report(
             "results/report/skill.html",

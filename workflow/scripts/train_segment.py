@@ -1,6 +1,7 @@
 """Rules train_segment and train_race: train to the next milestone, on the layout whose job starts first."""
 
 import sys
+from functools import partial
 
 from millrace.cluster import cluster_of_job
 from millrace.job_log import job
@@ -8,6 +9,7 @@ from millrace.job_requests import segment_request
 from millrace.launch.first_to_start import race_layouts
 from millrace.launch.launcher import launch, surroundings_of
 from millrace.layout import Layout
+from millrace.sweeps.failure import train_or_fail
 
 with job(snakemake):
     request = segment_request(
@@ -18,6 +20,10 @@ with job(snakemake):
         snakemake.output,
     )
     cluster, cpus = cluster_of_job(snakemake.resources), snakemake.threads
-    if len(Layout.entrants(request.layout)) > 1:
-        sys.exit(race_layouts(request, cluster, cpus))
-    sys.exit(launch(request, cpus, surroundings_of(cluster)))
+    race = len(Layout.entrants(request.layout)) > 1
+    train = (
+        partial(race_layouts, request, cluster, cpus)
+        if race
+        else partial(launch, request, cpus, surroundings_of(cluster))
+    )
+    sys.exit(train_or_fail(request, snakemake.config["experiments"], train))

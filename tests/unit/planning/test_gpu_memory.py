@@ -7,7 +7,7 @@ import netCDF4
 import numpy as np
 import pytest
 import yaml
-from plans import ROOT, SCHEMA, config, small
+from plans import ROOT, config, small
 
 from millrace.cluster import Cluster
 from millrace.errors import ConfigError
@@ -33,7 +33,7 @@ def nobody(*_, **__):
 
 def test_a_model_whose_footprint_is_not_known_is_left_alone(gilbreth, monkeypatch):
     monkeypatch.setattr(subprocess, "run", nobody)
-    check_gpu_memory(Plan(config(), SCHEMA), tight(gilbreth), nobody)
+    check_gpu_memory(Plan(config()), tight(gilbreth), nobody)
 
 
 @pytest.mark.slow  # it starts torch
@@ -42,12 +42,12 @@ def test_what_does_not_fit_is_refused_with_figures_and_found_once(gilbreth, monk
     made["run"]["layouts"] = ["n1_gpu1", "n1_gpu4"]
     made["experiments"]["tiny"]["train"]["activation_checkpointing"] = True
     said = []
-    check_gpu_memory(Plan(made, SCHEMA), gilbreth, said.append)
+    check_gpu_memory(Plan(made), gilbreth, said.append)
     assert len(said) == 1
     monkeypatch.setattr(subprocess, "run", nobody)
-    check_gpu_memory(Plan(made, SCHEMA), gilbreth, nobody)
+    check_gpu_memory(Plan(made), gilbreth, nobody)
     with pytest.raises(ConfigError) as refused:
-        check_gpu_memory(Plan(made, SCHEMA), tight(gilbreth), nobody)
+        check_gpu_memory(Plan(made), tight(gilbreth), nobody)
     assert "experiments.tiny on n1_gpu1: a GPU needs 0.0 of its 80 GB (A100-80" in str(
         refused.value
     )
@@ -59,7 +59,7 @@ def test_a_check_that_fails_is_said_and_refuses_nothing(gilbreth, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", "no torch")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     said = []
-    check_gpu_memory(Plan(small("aurora"), SCHEMA), tight(gilbreth), said.append)
+    check_gpu_memory(Plan(small("aurora")), tight(gilbreth), said.append)
     assert "it is not known whether all trainings fit on the GPUs" in said[-1]
 
 
@@ -88,12 +88,12 @@ def test_the_weather_of_the_experiments_fits_at_full_size_and_undivided_does_not
     era5(tmp_path / "era5/axes.nc")
     made = yaml.safe_load((ROOT / "config/experiments/weather.yaml").read_text())
     made["datasets"]["era5"]["source"] = str(tmp_path / "era5")
-    check_gpu_memory(Plan(made, SCHEMA), gilbreth, said.append)
+    check_gpu_memory(Plan(made), gilbreth, said.append)
     made["run"]["experiments"] = ["aurora_large_two"]
     made["experiments"]["aurora_large_two"]["layouts"] = ["n1_gpu4"]
     made["experiments"]["aurora_large_two"]["parallel"] = {"dp_replicate": 4}
     with pytest.raises(ConfigError) as refused:
-        check_gpu_memory(Plan(made, SCHEMA), gilbreth, said.append)
+        check_gpu_memory(Plan(made), gilbreth, said.append)
     assert not [one for one in said if "not known" in one]
     assert "aurora_large_two on n1_gpu4: a GPU needs 4" in str(refused.value)
     assert "of its 40 GB (A100-40, node type N of gilbreth), and may take 36.0: divide" in str(

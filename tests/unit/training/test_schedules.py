@@ -60,8 +60,8 @@ def test_steps_down_come_at_whole_epochs_whatever_the_batches() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "cosinus"}, r"train\.schedule\.kind 'cosinus': expected one of constant"),
-        ({"kind": "cosine"}, r"train\.schedule\.horizon: 'cosine' needs"),
+        ({"kind": "cosinus"}, r"train\.schedule\.kind: expected one of constant"),
+        ({"kind": "cosine"}, r"train\.schedule: horizon: 'cosine' needs"),
         ({"kind": "wsd"}, "horizon"),
         ({"kind": "cosine", "horizon": 0}, "horizon"),
         ({"kind": "cosine", "horizon": 5, "warmup": 5}, "after the warm-up"),

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# The number of epochs does not decide the weights: more epochs continue the same run.
-_LENGTHS = ("epochs", "milestone_every", "save_every")
+LENGTHS = ("epochs", "milestone_every", "save_every")
+"""Keys of the section ``train`` that do not decide the weights: more epochs continue the same run."""
 EXECUTION = ("micro_batch", "compile", "activation_checkpointing", "profile", "log")
 """Keys of the section ``train`` that do not decide the weights, but how they are computed:
 `millrace.training.config.ExecutionConfig`."""
@@ -13,7 +13,7 @@ EXECUTION = ("micro_batch", "compile", "activation_checkpointing", "profile", "l
 
 def decisive(train: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of the section ``train`` that decide the weights: `millrace.training.config.TrainConfig`."""
-    return {key: value for key, value in train.items() if key not in (*_LENGTHS, *EXECUTION)}
+    return {key: value for key, value in train.items() if key not in (*LENGTHS, *EXECUTION)}
 
 
 @dataclass(frozen=True)

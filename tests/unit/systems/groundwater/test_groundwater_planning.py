@@ -51,7 +51,7 @@ def split(**gap):
         (
             {"variables": ["a/b"]},
             {},
-            r"coast.variables[0]: expected the name of a column, without /",
+            r"coast.variables.0.: expected the name of a column, without /",
         ),
         ({"units": {"heda": "m"}}, {}, r"coast.units: no column named 'heda'; did you mean 'head'"),
         ({"units": {"head": 3}}, {}, r"coast.units.head: expected text, got 3"),
@@ -78,7 +78,7 @@ def split(**gap):
         (
             {**FOLDERS, "demo": None, "variables": ["pressure"]},
             GFNO,
-            "coast.variables[0]: expected one of head, mass_concentration",
+            "coast.variables.0.: expected one of head, mass_concentration",
         ),
         ({**FOLDERS, "units": {"head": "m"}}, GFNO, "datasets.coast: unknown key 'units'"),
         ({}, {"model": {"name": "gino", "radius": 0.2}}, "model: key 'latent_shape' is missing"),

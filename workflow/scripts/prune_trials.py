@@ -1,0 +1,14 @@
+"""Rule prune_trials: which trials are trained beyond a milestone."""
+
+from pathlib import Path
+
+from millrace.job_log import job
+from millrace.sweeps.outcome import write_decision
+
+with job(snakemake):
+    write_decision(
+        snakemake.input.receipts,
+        snakemake.params.trials,
+        int(snakemake.wildcards.epoch),
+        Path(snakemake.output[0]),
+    )
