@@ -1,7 +1,6 @@
 """Trainings that do not fit on the GPUs of a cluster are refused when planned."""
 
 import subprocess
-from dataclasses import replace
 
 import netCDF4
 import numpy as np
@@ -24,7 +23,7 @@ def gilbreth(tmp_path, monkeypatch):
 
 def tight(cluster):
     """The same cluster, where a training may take almost nothing."""
-    return replace(cluster, usable_gpu_memory=1e-6)
+    return cluster.replaced(usable_gpu_memory=1e-6)
 
 
 def nobody(*_, **__):

@@ -47,7 +47,7 @@ def here(tmp_path, monkeypatch):
 def site(tmp_path_factory):
     """Files of an aquifer in the layout of FEFLOW."""
     folder = tmp_path_factory.mktemp("raw") / "site"
-    small = AquiferConfig(slices=8, nodes_per_slice=90, steps=2, spin_up=1.0)
+    small = AquiferConfig(slices=8, nodes_per_slice=90, steps=60, spin_up=1.0)
     write_aquifer(small, folder, lambda *_: None)
     return folder
 

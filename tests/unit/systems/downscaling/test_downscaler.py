@@ -161,7 +161,9 @@ def test_bad_parameters(dataset):
         DownscalerConfig.parse({"architecture": "gan"}, "model")
     with pytest.raises(ConfigError, match="expected 3 numbers, one for each level"):
         downscaler.SPEC.build(DownscalerConfig(channels=(8, 8)), dataset)
-    with pytest.raises(ConfigError, match=r"sampler\.solver: expected one of dpm, euler, got 'heun'"):
+    with pytest.raises(
+        ConfigError, match=r"sampler\.solver: expected one of dpm, euler, got 'heun'"
+    ):
         SamplerConfig.parse({"solver": "heun"}, "sampler")
 
 

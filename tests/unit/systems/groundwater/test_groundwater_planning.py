@@ -95,15 +95,19 @@ def test_columns_of_ones_own_need_a_unit(aquifer) -> None:
     rows = [f"{line},12.5,clay" for line in lines[1:]]
     path.write_text("\n".join([f"{lines[0]},temperature,zone", *rows]) + "\n")
     own = {"source": str(aquifer.base), "variables": ["head", "temperature"], "demo": None}
-    assert planned({**own, "units": {"temperature": "degC"}}).sample_files()
+    own["split"] = {"train": 0.5, "validation": 0.25, "gap": 2}  # of 12 steps
+    short = {"data": {"variables": ["head"], "input_steps": 1, "output_steps": 1}}
+    assert planned({**own, "units": {"temperature": "degC"}}, short).sample_files()
     with pytest.raises(ConfigError, match=r"coast\.units: expected the unit of 'temperature'"):
-        planned(own)
+        planned(own, short)
     with pytest.raises(ConfigError, match=r"no column of .*0000\.csv named 'tmp'; known are X, Y"):
-        planned({**own, "variables": ["tmp", "head"], "units": {"tmp": "degC"}})
+        planned({**own, "variables": ["tmp", "head"], "units": {"tmp": "degC"}}, short)
     with pytest.raises(ConfigError, match=r"column 'zone' of .*0000\.csv holds 'clay'; expected n"):
-        planned({**own, "variables": ["zone", "head"], "units": {"zone": "1"}})
+        planned({**own, "variables": ["zone", "head"], "units": {"zone": "1"}}, short)
     path.write_bytes(b"\xff\xfe")
-    assert planned({**own, "units": {"temperature": "degC"}}), "told by the rule that reads it"
+    assert planned({**own, "units": {"temperature": "degC"}}, short), (
+        "told by the rule that reads it"
+    )
 
 
 def test_planes_take_columns_of_ones_own_beside_boundary_values_of_head_and_salt() -> None:
