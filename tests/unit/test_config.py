@@ -125,6 +125,8 @@ MISTAKES = [
     ({"shape": [1, 2.5]}, ".shape[1]: expected a whole number, got 2.5"),
     ({"names": "ab"}, ".names: expected a list of values, each text, got 'ab'"),
     ({"names": ["a", "a"]}, ".names: 'a' stands there twice"),
+    ({"names": ["a\x07"]}, ".names[0]: expected text, got 'a\\x07'"),
+    ({"names": [""]}, ".names[0]: expected text, got ''"),
     (
         {"layouts": []},
         ".layouts: expected a list of 1 or more different values, each a layout such",

@@ -150,3 +150,14 @@ def test_missing_raw_directory_is_one_sentence(project):
     done = project.run("-n", check=False)
     assert done.returncode != 0
     assert "datasets.small.source: no directory '/nowhere'; set it to" in done.stdout + done.stderr
+
+
+def test_braces_and_glob_characters_in_a_path_are_plain_text(project, tmp_path):
+    raw = tmp_path / "da{t}a {dataset} ?*[1]"
+    shutil.copytree(project.path("results/data/small/raw"), raw)
+    project.config["datasets"]["small"]["source"] = str(raw)
+    project.config["datasets"]["small"].pop("demo")
+    planned = project.planned()
+    assert planned["preprocess"] == 1
+    assert "simulate_raw" not in planned
+    project.run("data")

@@ -51,7 +51,9 @@ Count = Annotated[int, Field(ge=1, le=_ABSURD)]
 """A whole number of 1 or more."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What random numbers start from."""
-Text = Annotated[str, Field(min_length=1)]
+TEXT = r"^[^\x00-\x1f\x7f]+$"
+Text = Annotated[str, Field(pattern=TEXT)]
+"""Without control characters, and not empty."""
 Names = Annotated[tuple[Text, ...], *UNIQUE]
 """Texts that differ."""
 SomeNames = Annotated[tuple[Text, ...], Field(min_length=1), *UNIQUE]
@@ -256,6 +258,7 @@ _WORD = {
     "null": "null",
 }
 _PATTERNS = {
+    TEXT: "text",
     "^n[1-9][0-9]{0,5}_gpu[1-9][0-9]{0,5}$": "a layout such as n1_gpu2",
     COLUMN: "the name of a column, without / and control characters",
     "^[A-Za-z][A-Za-z0-9-]*(_[A-Za-z0-9-]+)*$": "a name of letters, digits, - and single _, a letter first",

@@ -85,10 +85,11 @@ class Plan:
 
     def _check_samples(self, name: str, dataset: str) -> None:
         experiment, block, kind = self.experiments[name], self.datasets[dataset], self.kind(name)
-        if (found := raw_format(block).name) not in kind.formats:
+        raw = raw_format(block)
+        if raw.name not in kind.formats:
             raise ConfigError(
                 f"config: experiments.{name}: {experiment['model']['name']} takes {kind.name}, which "
-                f"cannot be made from the {found} of {dataset}"
+                f"cannot be made from the {raw.name} of {dataset}"
             )
         if experiment["train"].get("replay") and not kind.replay:
             raise ConfigError(
@@ -98,7 +99,8 @@ class Plan:
         model = models()[experiment["model"]["name"]]
         notes = (kind.check(name, experiment, block), model.check(name, experiment["model"]))
         self._advice += [note for note in notes if note]
-        steps = raw_format(block).steps(block)
+        # With the defaults of the simulator.
+        steps = raw.steps(raw.dataset_settings().parse(block, "config:").model_dump())
         if steps is not None and "split" in block:
             split = SplitConfig.parse(block["split"], "split")
             try:

@@ -28,7 +28,7 @@ def resolve(reference: Reference) -> Any:
 
 
 def steps_of_demo(dataset: Block) -> int | None:
-    """Output times of a demo, if its block says so."""
+    """Output times of a demo, if its block has them."""
     steps = dataset.get("demo", {}).get("steps") if dataset["source"] == "demo" else None
     return steps if isinstance(steps, int) else None
 
