@@ -418,11 +418,17 @@ class Plan:
     def other_metrics(self) -> list[str]:
         """Return the paths of metrics of runs and ensembles that exist and are not asked for.
 
-        They are looked for where the workflow runs, below the prefix of a module.
+        They are looked for where the workflow runs, below the prefix of a module. Trials of sweeps are not
+        among them: the chosen ones are asked for, and of others no test scores are shown.
         """
         asked = {self._root / name for name in (*self.metrics(), *self.ensembles())}
         found = self._root.glob("results/evaluate/*/*/*/metrics.json")
-        return sorted(str(path) for path in found if path not in asked)
+        trials = [sweep.values for sweep in self.sweeps.values()]
+        return sorted(
+            str(path)
+            for path in found
+            if path not in asked and not any(values(path.parts[-4]) for values in trials)
+        )
 
     def scaling_runs(self) -> list[str]:
         """Return the paths of the records of a scaling study."""

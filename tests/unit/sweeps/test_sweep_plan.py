@@ -209,3 +209,13 @@ def test_more_trials_of_optuna_do_not_change_what_decides_the_earlier_ones():
     assert settings[0] == settings[1]
     assert planned({**RANGES, "optuna": 4}).sweeps["head"].generations == 1
     assert planned({**RANGES, "optuna": 9}).sweeps["head"].generations == 3
+
+
+def test_trials_are_not_among_the_results_that_nobody_asked_for(tmp_path):
+    made = config()
+    made["experiments"]["head"]["sweep"] = GRID
+    for name in ("head_hidden-16_learning_rate-5e-3", "other"):
+        metrics = tmp_path / f"results/evaluate/{name}/n1_gpu1/seed0/metrics.json"
+        metrics.parent.mkdir(parents=True)
+        metrics.touch()
+    assert Plan(made, tmp_path).other_metrics() == [str(metrics)]

@@ -5,7 +5,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from matplotlib import rc_context
+import numpy as np
+from matplotlib import rc_context, ticker
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
@@ -120,3 +121,16 @@ def axis_label(variable: str, unit: str) -> str:
     name = variable.replace("_", " ").strip()
     name = name[:1].upper() + name[1:]
     return name if unit in ("", "-", "1") else f"{name} ({unit})"
+
+
+def log_ticks(axis: Any, low: float, high: float) -> None:
+    """Set ticks of a logarithmic axis at round numbers; a wider range has fewer of them."""
+    exponents = range(int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high))) + 1)
+    steps = (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 5, 7)
+    ticks = [m * 10.0**e for e in exponents for m in steps]
+    if high / low > 100:
+        ticks = [10.0**e for e in exponents]
+    shown = [tick for tick in ticks if 0.7 * low <= tick <= 1.4 * high]
+    axis.set_major_locator(ticker.FixedLocator(shown))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())

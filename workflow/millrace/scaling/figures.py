@@ -14,7 +14,7 @@ from matplotlib import ticker
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from millrace.figures.style import CATEGORIES, PREDICTION, REFERENCE_LINE, TRUTH, figure
+from millrace.figures.style import CATEGORIES, PREDICTION, REFERENCE_LINE, TRUTH, figure, log_ticks
 from millrace.scaling.communication import all_reduce_seconds, bus_bandwidth
 from millrace.scaling.fits import USL, evaluate
 from millrace.scaling.quantity import (
@@ -65,7 +65,7 @@ def throughput(study: Study, path: str | Path, also: Sequence[str] = ()) -> None
         axes.xaxis.set_minor_locator(ticker.NullLocator())
         axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
         values = [one.throughput.value for one in study.layouts]
-        _log_ticks(
+        log_ticks(
             axes.yaxis, min(values), max(*values, base.throughput.value * ranks[-1] / base.ranks)
         )
         _legend(fig, study.layouts, axes)
@@ -145,7 +145,7 @@ def communication(study: Study, path: str | Path, also: Sequence[str] = ()) -> N
         axes.xaxis.set_major_formatter(
             ticker.FuncFormatter(lambda value, _: format_scaled(value, "B"))
         )
-        _log_ticks(axes.yaxis, *axes.get_ylim())
+        log_ticks(axes.yaxis, *axes.get_ylim())
         fig.legend(loc="outside upper center", ncols=1 if len(groups) > 3 else 2, fontsize=8)
 
 
@@ -284,16 +284,3 @@ def _labels(layouts: Sequence[LayoutResult]) -> list[str]:
 
 def _node_colour(one: LayoutResult) -> str:
     return _NODES.get(one.nodes, _MORE_NODES)
-
-
-def _log_ticks(axis: Any, low: float, high: float) -> None:
-    """Set ticks at round numbers; a wider range has fewer of them."""
-    exponents = range(int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high))) + 1)
-    steps = (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 5, 7)
-    ticks = [m * 10.0**e for e in exponents for m in steps]
-    if high / low > 100:
-        ticks = [10.0**e for e in exponents]
-    shown = [tick for tick in ticks if 0.7 * low <= tick <= 1.4 * high]
-    axis.set_major_locator(ticker.FixedLocator(shown))
-    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_formatter(ticker.NullFormatter())

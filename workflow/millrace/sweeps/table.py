@@ -9,7 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from millrace.figures.style import CATEGORIES, PAGE_WIDTH, PREDICTION, REFERENCE_LINE, figure
+from millrace.figures.style import (
+    CATEGORIES,
+    PAGE_WIDTH,
+    PREDICTION,
+    REFERENCE_LINE,
+    figure,
+    log_ticks,
+)
 from millrace.files import atomic_write
 from millrace.sweeps.choosing import ranked, read_chosen
 from millrace.sweeps.outcome import Outcome, read_outcomes
@@ -26,6 +33,8 @@ th { border-bottom: 2px solid #888; vertical-align: bottom; }
 .chosen { font-weight: 600; background: #eef5fb; } .text { text-align: left; }
 </style>"""
 _MAX_COLUMNS = 3
+_WIDE = 3.0
+"""Ratio of losses from which on their axis is logarithmic."""
 
 
 def summarise_sweep(
@@ -144,8 +153,14 @@ def _draw(
                     markersize=11 if kind == "chosen" else 5, markeredgecolor="white",
                     markeredgewidth=0.4, label=kind,
                 )  # fmt: skip
-            axes.set(xlabel=parameter.key, yscale="log")
+            axes.set_xlabel(parameter.key)
+            if isinstance(parameter.values, Range) and parameter.values.log:
+                log_ticks(axes.xaxis, *axes.get_xlim())
         panels[0].set_ylabel("Validation loss")
+        losses = [one.loss() for one in known]
+        if losses and max(losses) > _WIDE * min(losses):
+            panels[0].set_yscale("log")  # shared by all panels
+            log_ticks(panels[0].yaxis, *panels[0].get_ylim())
         handles, labels = panels[0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))
         if len(known) < len(outcomes):
