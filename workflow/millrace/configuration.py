@@ -74,7 +74,10 @@ class ExperimentSettings(Settings):
     """`name` of the model, and its parameters, see below."""
     train: TrainSettings
     """How it is trained."""
-    sweep: dict[str, Any] = option(default_factory=dict)
+    sweep: dict[str, Any] = option(
+        default_factory=dict,
+        examples=[{"train.learning_rate": [1e-3, 3e-3], "model.hidden": [32, 64]}],
+    )
     """Settings to try, and how: dotted keys such as `train.learning_rate` with a list or a range, and
     `random`, `optuna` or `seeds`; see `Sweeps` in config/README.md."""
     parallel: ParallelConfig = ParallelConfig()
@@ -111,7 +114,19 @@ class Configuration(Settings):
     """Raw data and how it is cut, by names of your choice."""
     experiments: dict[Name, ExperimentSettings]
     """What is trained on which dataset, by names of your choice."""
-    predictions: dict[Name, PredictionSettings] = option(default_factory=dict)
+    predictions: dict[Name, PredictionSettings] = option(
+        default_factory=dict,
+        examples=[
+            {
+                "finer_mesh": {
+                    "experiment": "gino_salt",
+                    "layout": "n1_gpu1",
+                    "seed": 0,
+                    "source": "/data/finer",
+                }
+            }
+        ],
+    )
     """Which trained model is used on which new raw files."""
     scaling: ScalingSettings = ScalingSettings()
     """Which layouts are measured, and what is asked of the scaling report."""

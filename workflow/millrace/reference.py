@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from millrace.config import expected, nearest, schema_of
 from millrace.configuration import Configuration
 from millrace.errors import ConfigError
@@ -147,7 +149,11 @@ def _of_names(node: Mapping[str, Any]) -> Mapping[str, Any]:
 def _text(node: Mapping[str, Any]) -> str:
     inside = _block(node)
     text = node.get("description") or (inside or {}).get("description", "")
-    return " ".join(text.split("\n\n")[0].split())
+    text = " ".join(text.split("\n\n")[0].split())
+    examples = (
+        yaml.safe_dump(one, default_flow_style=True, width=1000) for one in node.get("examples", [])
+    )
+    return " ".join([text, *(f"Example: `{one.split(chr(10))[0]}`." for one in examples)])
 
 
 def _cell(text: str) -> str:

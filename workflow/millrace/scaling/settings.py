@@ -52,17 +52,23 @@ class AnalysisSettings(Settings):
     )
     """By layout: lowest and highest efficiency on GPUs that was claimed and is to be tested; by default
     those of n1_gpu4 (0.95 to 0.99) and n4_gpu1 (0.85 to 0.95)."""
-    links: dict[Literal["intra", "inter"], Link] = option(default_factory=dict)
+    links: dict[Literal["intra", "inter"], Link] = option(
+        default_factory=dict, examples=[{"inter": {"latency_s": 5.0e-5, "bytes_per_s": 1.1e9}}]
+    )
     """`intra` (within a node) and `inter` (between nodes), to assume where no all-reduce was measured: the
     layouts of several nodes on one machine need it."""
-    prices: dict[Text, Positive] = option(default_factory=dict, unit="currency/h")
+    prices: dict[Text, Positive] = option(
+        default_factory=dict, unit="currency/h", examples=[{"gpu": 2.5}]
+    )
     """Of a device, by its name or its kind (`cpu`, `gpu`)."""
     currency: Text = "EUR"
     """Of the prices."""
-    epochs: dict[Text, Positive] = option(default_factory=dict, unit="epochs")
+    epochs: dict[Text, Positive] = option(
+        default_factory=dict, unit="epochs", examples=[{"gino_head": 40}]
+    )
     """By experiment: how many it needs to its target error; by default `train.epochs`."""
     queue_hours: dict[LayoutName, Annotated[float, Field(ge=0)]] = option(
-        default_factory=dict, unit="h"
+        default_factory=dict, unit="h", examples=[{"n4_gpu1": 12}]
     )
     """By layout: expected wait for the allocation; replaces measured waits."""
     goal: Goal = Goal()

@@ -36,10 +36,10 @@ class InitFromConfig(Settings):
     checkpoint, not on where it lies.
     """
 
-    checkpoint: Text
+    checkpoint: Text = option(examples=["results/train/first/n1_gpu1/seed{seed}/epoch_12.ckpt"])
     """`epoch_<n>.ckpt` of another run; `{seed}` in it stands for the seed, so that each run starts from the
     one of its own seed."""
-    freeze: tuple[Text, ...] = ()
+    freeze: tuple[Text, ...] = option((), examples=[["encoder."]])
     """Parameters whose names begin so are not trained; with few data: train the last layers alone."""
 
 

@@ -70,7 +70,9 @@ class PlaneConfig(Settings):
     aquifer are left out of loss and scores.
     """
 
-    transects: tuple[tuple[Point, Point], ...] = option((), unit="m")
+    transects: tuple[tuple[Point, Point], ...] = option(
+        (), unit="m", examples=[[[[0.0, 0.0], [100.0, 50.0]]]]
+    )
     """End points [[X, Y], [X, Y]] of each section, in the coordinates of the raw files."""
     count: Count = 8
     """Without `transects`: sections normal to the shore, evenly spread along the coast."""
@@ -107,8 +109,8 @@ class FeflowDataset(SplitDatasetSettings):
     variables: SomeColumns
     """Columns to keep: `head` (m), `mass_concentration` (mg/L), `pressure` (kPa), or any other with its
     unit under `units`; keep what any experiment will need."""
-    units: dict[Text, Text] = Field(default_factory=dict)
-    """Units of other columns, as `temperature: degC`."""
+    units: dict[Text, Text] = option(default_factory=dict, examples=[{"temperature": "degC"}])
+    """Units of other columns."""
     forcings: Names = ()
     """Columns of the forcing files to keep; in the demo `head_bc` (m), `mass_concentration_bc` (mg/L),
     `recharge_forcing` (m/d), `sea_level_forcing` (m)."""
