@@ -48,7 +48,7 @@ def test_a_mistake_in_a_sweep_is_refused_before_any_job(project):
     assert "unknown key 'hiden': did you mean 'hidden'?" in done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_trial_that_diverges_does_not_stop_the_sweep(project):
     project.config["experiments"]["tiny"]["train"] |= {"epochs": 2, "milestone_every": 1}
     project.config["experiments"]["tiny"]["sweep"] = {"train.learning_rate": [1e-3, 1e25]}

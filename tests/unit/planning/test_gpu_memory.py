@@ -77,7 +77,7 @@ def era5(path):
         file["time"].units = "hours since 2000-01-01"
 
 
-@pytest.mark.slow  # minutes
+@pytest.mark.nightly  # a minute of two cores
 def test_the_weather_of_the_experiments_fits_at_full_size_and_undivided_does_not(
     gilbreth, tmp_path, monkeypatch
 ):
