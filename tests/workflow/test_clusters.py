@@ -100,7 +100,10 @@ def test_a_cluster_is_one_folder(cluster):
 def test_a_mistake_in_the_facts_is_one_sentence(cluster):
     facts = cluster.path("profiles/gilbreth/cluster.yaml")
     facts.write_text(facts.read_text().replace("scheduler: slurm", "scheduler: slrm"))
-    assert "gilbreth/cluster.yaml: scheduler: 'slrm' is not one of" in cluster.refused("-n")
+    assert (
+        "gilbreth/cluster.yaml: scheduler: expected one of slurm, pbs, got 'slrm'"
+        in cluster.refused("-n")
+    )
 
 
 @pytest.mark.slow

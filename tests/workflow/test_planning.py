@@ -131,7 +131,7 @@ def test_unknown_key_is_refused_with_the_nearest(project):
     project.config["experiments"]["tiny"]["train"]["epoch"] = 3
     done = project.run("-n", check=False)
     assert done.returncode != 0
-    assert "unknown key 'epoch' in experiments.tiny.train: did you mean 'epochs'?" in (
+    assert "experiments.tiny.train: unknown key 'epoch': did you mean 'epochs'?" in (
         done.stdout + done.stderr
     )
 
