@@ -1,6 +1,6 @@
 """Blocks of datasets that are the same for all systems, without numpy and torch."""
 
-from typing import Any
+from typing import Any, Literal
 
 from millrace.config import Settings, Share, Text, option
 
@@ -26,6 +26,15 @@ class SplitConfig(Settings):
                 f"train = {self.train} and validation = {self.validation}: expected fractions above 0 "
                 "whose sum is below 1, the test takes the rest"
             )
+
+
+class MissingConfig(Settings):
+    """A number that stands for "no value", or one that looks like it; found ones are refused."""
+
+    value: float
+    """As it is written in the raw files, such as -999."""
+    then: Literal["refuse", "keep"] = "refuse"
+    """`refuse` it wherever it stands, or `keep` it as data."""
 
 
 class DatasetSettings(Settings):
