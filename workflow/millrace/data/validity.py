@@ -55,19 +55,23 @@ class Suspect:
     declared: bool
     """Whether it was given as such, not found."""
 
-    def sentence(self, name: str, key: str) -> str:
-        """What is wrong and what to do, after a place and a colon; ``key`` admits the value."""
+    def sentence(self, name: str, key: str, at: str = "", mask: str = "") -> str:
+        """What is wrong and what to do, to follow a place in a file and a colon.
+
+        ``key`` admits the value, ``at`` is a place that the file does not tell, such as " at node 7", and
+        ``mask`` what ``then: mask`` does, empty where there are no masks.
+        """
+        here = f"{self.value:g}{at} in {name!r}"
         if self.declared:
-            return f"{self.value:g} in {name!r}, which {key} declares as no value; leave it out or fill it"
+            return f"{here}, which {key} declares as no value; fill it or leave such places out"
         low, high = self.others
-        rest = (
-            "there is no other" if np.isnan(low) else f"the others lie in {low:.6g} to {high:.6g}"
-        )
+        rest = "there is no other" if np.isnan(low) else f"the others are {low:.6g} to {high:.6g}"
         times = "once" if self.count == 1 else f"{self.count} times"
+        masked = f"{{value: {self.value:g}, then: mask}}, which {mask}, or " if mask else ""
         return (
-            f"{self.value:g} in {name!r} looks like a no-data value: it stands there {times}, and {rest}; "
-            f"expected data, leave such places out or fill them, or say what it is with {key}: "
-            f"{{value: {self.value:g}, then: ...}}"
+            f"{here} looks like a no-data value: it stands there {times}, and {rest}; expected data; fill "
+            f"such places or leave them out, or set {key} to {masked}{{value: {self.value:g}, then: keep}} "
+            "if it is data"
         )
 
 
@@ -107,7 +111,8 @@ class Screening:
     kept : sequence of float
         Values that are data, whatever they look like.
     possible : (float, float), optional
-        Range of values that the variable may take: inside, only usual ones are suspects.
+        Range of values that the variable may take: inside, only usual ones are suspects, and outside these
+        count as if they stood there several times.
     """
 
     declared: Sequence[float] = ()
@@ -116,10 +121,10 @@ class Screening:
 
     @classmethod
     def of(cls, missing: MissingConfig | None, possible: tuple[float, float] | None = None) -> Self:
-        """Make one for the block ``missing`` of a dataset."""
+        """Make one for the block ``missing`` of a dataset; values to mask are masked before."""
         value = () if missing is None else (missing.value,)
-        keep = missing is not None and missing.then == "keep"
-        return cls((), value, possible) if keep else cls(value, (), possible)
+        then = "" if missing is None else missing.then
+        return cls(value if then == "refuse" else (), value if then == "keep" else (), possible)
 
     _found: dict[float, list[int]] = field(default_factory=dict)  # value: count, piece, index
     _low: float = np.inf
@@ -200,6 +205,8 @@ class Screening:
             return distance > max(2 * spread, size / 2) and spread > 0
         if distance > max(spread, size / 2):
             return True
+        if self.possible is not None and not self._is_possible(value):
+            count = max(count, _REPEATED)
         rarely_negative = low > value / 10 and (count >= _REPEATED or value <= -999)
         return rarely_negative or (count >= _REPEATED and distance > spread / 10)
 

@@ -27,7 +27,7 @@ FORCINGS = ("mass_concentration_bc", "head_bc", "recharge_forcing", "sea_level_f
 """Boundary conditions and sources that a forcing file can hold."""
 
 _OLD_NAMES = {"head_bc": "hydraulic_head_bc"}
-_NODE, _TIME, _SLICE, _PLACE = "node", "time (d)", "slice", ("X", "Y", "Z")
+_NODE, _TIME, _SLICE, PLACE = "node", "time (d)", "slice", ("X", "Y", "Z")
 _NAME = re.compile(r"(\d+)\.csv(\.gz)?")
 Order = NDArray[np.int64] | slice
 _SAME_PLACE = 1e-3  # m: the mesh does not move, but may be written with fewer digits
@@ -113,6 +113,16 @@ class FeflowReader:
             _match_nodes(forcing, self._forcing_nodes, first)
             _check_end(forcing, first, self._complete[1])
         return self._snapshot(table, order, forcing)
+
+    def error(self, index: int, node: int, column: str, message: str) -> DataError:
+        """Make an error about a value of an output time, in some column, at a row of the mesh."""
+        if column in (*self.variables, *PLACE):
+            table = _read_fields(self.files.fields[index], self.variables)
+        else:
+            table = _read_forcings(self.files.forcings[index], self._forcing_columns)
+            column = self._forcing_columns[self.forcings.index(column)]
+        row = int(np.argmax(table.columns[_NODE] == self.mesh.node[node]))
+        return table.error(row, column, message)
 
     def _snapshot(self, table: CsvTable, order: Order, forcing: CsvTable | None) -> Snapshot:
         times = table.columns[_TIME]
@@ -205,7 +215,7 @@ def inspect(base: Path) -> dict[str, Any]:
     """
     files = find_files(base)
     table = _read_fields(files.fields[0], ())
-    others = [_NODE, _TIME, *_PLACE, _SLICE, "ts"]
+    others = [_NODE, _TIME, *PLACE, _SLICE, "ts"]
     fields = [name for name in _numeric(files.fields[0]) if name not in others]
     variables = [name for name in ("head", "mass_concentration") if name in fields] or fields[:1]
     if not variables:
@@ -262,7 +272,7 @@ def open_directory(
     mesh = Mesh(
         node=_unique_nodes(table),
         slice=_integers(table, _SLICE).astype(np.int32),
-        coords=np.stack([table.columns[axis] for axis in _PLACE], axis=1),
+        coords=np.stack([table.columns[axis] for axis in PLACE], axis=1),
     )
     forcing, nodes = None, np.empty(0, dtype=np.int64)
     if names:
@@ -314,7 +324,7 @@ def _forcing_names(
 
 
 def _read_fields(path: Path, variables: Sequence[str]) -> CsvTable:
-    return read_table(path, [*dict.fromkeys([_NODE, _TIME, *_PLACE, _SLICE, *variables])])
+    return read_table(path, [*dict.fromkeys([_NODE, _TIME, *PLACE, _SLICE, *variables])])
 
 
 def _read_forcings(path: Path, columns: Sequence[str]) -> CsvTable:
@@ -398,7 +408,7 @@ def _check_end(table: CsvTable, first: Path, complete: bool) -> None:
 
 
 def _check_mesh(table: CsvTable, order: Order, mesh: Mesh, first: Path) -> None:
-    for name, values in zip((*_PLACE, _SLICE), (*mesh.coords.T, mesh.slice), strict=True):
+    for name, values in zip((*PLACE, _SLICE), (*mesh.coords.T, mesh.slice), strict=True):
         moved = np.abs(table.columns[name][order] - values) > _SAME_PLACE
         if moved.any():
             at = int(np.argmax(moved))

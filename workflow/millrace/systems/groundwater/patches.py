@@ -132,6 +132,8 @@ def extract_patches(
         )
         clipped = bool(obs.get("clip_negative_concentration"))
         file.attrs["clip_negative_concentration"] = clipped
+        if "missing" in source.attrs:
+            file.attrs["missing"] = source.attrs["missing"]
 
 
 def _owners(
