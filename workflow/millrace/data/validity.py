@@ -58,8 +58,8 @@ class Suspect:
     def sentence(self, name: str, key: str, at: str = "", mask: str = "") -> str:
         """What is wrong and what to do, to follow a place in a file and a colon.
 
-        ``key`` admits the value, ``at`` is a place that the file does not tell, such as " at node 7", and
-        ``mask`` what ``then: mask`` does, empty where there are no masks.
+        ``key`` admits the value, if there is one, ``at`` is a place that the file does not tell, such as " at
+        node 7", and ``mask`` what ``then: mask`` does, empty where there are no masks.
         """
         here = f"{self.value:g}{at} in {name!r}"
         if self.declared:
@@ -68,10 +68,10 @@ class Suspect:
         rest = "there is no other" if np.isnan(low) else f"the others are {low:.6g} to {high:.6g}"
         times = "once" if self.count == 1 else f"{self.count} times"
         masked = f"{{value: {self.value:g}, then: mask}}, which {mask}, or " if mask else ""
+        setting = f", or set {key} to {masked}{{value: {self.value:g}, then: keep}} if it is data"
         return (
             f"{here} looks like a no-data value: it stands there {times}, and {rest}; expected data; fill "
-            f"such places or leave them out, or set {key} to {masked}{{value: {self.value:g}, then: keep}} "
-            "if it is data"
+            f"such places or leave them out{setting if key else ''}"
         )
 
 

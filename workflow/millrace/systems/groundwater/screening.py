@@ -13,12 +13,9 @@ from numpy.typing import NDArray
 from millrace.data.validity import Screening, same
 from millrace.systems.groundwater.feflow_csv import PLACE, FeflowReader, Snapshot
 from millrace.systems.groundwater.settings import MaskedMissing
-from millrace.systems.groundwater.units import UNITS
+from millrace.systems.groundwater.units import POSSIBLE, UNITS
 
 Floats = NDArray[np.float64]
-
-POSSIBLE = {"mass_concentration": (0.0, 4e5), "mass_concentration_bc": (0.0, 4e5)}
-"""What is possible (mg/L): from fresh water to saturated brine."""
 
 _AT_LEAST = 10.0  # m: thinner aquifers say little on where heads may be
 _LENGTHS = {"cm": 1e-2, "mm": 1e-3, "ft": 0.3048}
