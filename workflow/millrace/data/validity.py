@@ -58,8 +58,8 @@ class Suspect:
     def sentence(self, name: str, key: str, at: str = "", mask: str = "") -> str:
         """What is wrong and what to do, to follow a place in a file and a colon.
 
-        ``key`` admits the value, if there is one, ``at`` is a place that the file does not tell, such as " at
-        node 7", and ``mask`` what ``then: mask`` does, empty where there are no masks.
+        ``key`` admits the value, if there is one, ``at`` is a place that the file does not tell, such as
+        " at node 7", and ``mask`` what ``then: mask`` does, empty where there are no masks.
         """
         here = f"{self.value:g}{at} in {name!r}"
         if self.declared:

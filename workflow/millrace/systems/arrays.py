@@ -106,7 +106,7 @@ def array_kind(
     def extract(*arguments: Any) -> None:
         resolve("millrace.data.arrays:extract_arrays")(*arguments, resolve(read), series)
 
-    def evaluate(*arguments: Any) -> dict[str, Any]:
+    def evaluate(*arguments: Any) -> Any:
         functions = {key: resolve(function) for key, function in given.items()}
         return resolve("millrace.evaluation.arrays:evaluate")(*arguments, functions)
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from millrace.evaluation.base import Evaluation
+from millrace.evaluation.base import Draw, Evaluation
 from millrace.evaluation.trained_model import TrainedModel
+from millrace.figures.style import attempt
 from millrace.systems.base import Progress
 from millrace.systems.groundwater.ensemble import forecast_ensemble
 from millrace.systems.groundwater.figures.animation import section_animation
@@ -30,12 +31,9 @@ _POINTS = 200_000
 
 
 def evaluate(
-    model: TrainedModel,
-    files: Mapping[str, Path],
-    figures: Path | None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Score forecasts on validation and test period, and a rollout; draw a folder for each variable.
+    model: TrainedModel, files: Mapping[str, Path], progress: Progress | None = None
+) -> tuple[dict[str, Any], Draw]:
+    """Score forecasts on validation and test period, and a rollout; figures are by variable.
 
     See `millrace.evaluation.base.Evaluation`.
     """
@@ -43,22 +41,21 @@ def evaluate(
     test, series = forecast_windows(model, "test", progress)
     scores = {"validation": validation, "test": test, "rollout": rollout(model, "test")}
     scores["units"] = {name: model.dataset.units[name] for name in test}
-    if figures is not None:
-        _draw(model, files, series, scores["rollout"], figures)
-    return scores
+    return scores, lambda figures: _draw(model, files, series, scores["rollout"], figures)
 
 
 def evaluate_together(
-    models: Sequence[TrainedModel], figure: Path, progress: Progress | None = None
-) -> dict[str, Any]:
+    models: Sequence[TrainedModel], progress: Progress | None = None
+) -> tuple[dict[str, Any], Draw]:
     """Score the seeds of an experiment as an ensemble, see `millrace.systems.groundwater.ensemble`.
 
     The members forecast again, batch by batch: their forecasts are nowhere kept.
     """
     validation = forecast_ensemble(models, "validation")
     test = forecast_ensemble(models, "test", progress)
-    ensemble_by_lead(test, models[0].dataset.units, figure)
-    return {"validation": validation, "test": test}
+    units = models[0].dataset.units
+    scores = {"validation": validation, "test": test}
+    return scores, lambda figure: ensemble_by_lead(test, units, figure)
 
 
 def _draw(
@@ -83,21 +80,25 @@ def _draw(
         # Enough points for the density, without drawing tens of millions of them.
         every = max(1, truth.size // _POINTS)
         points = truth.ravel()[::every], prediction.ravel()[::every]
-        scatter(*points, *name, folder / "scatter.png")
+        with attempt(folder / "scatter.png") as path:
+            scatter(*points, *name, path)
         coords = nodes.coords_N3
         column = np.unique(coords[:, :2], axis=0, return_inverse=True)[1].ravel()
         shown = most_variable(truth, 4, column)
         labels = [f"node {n + 1} at Z = {coords[n, 2]:.1f} m" for n in shown]
         curves = truth[:, shown], prediction[:, shown], persistence[:, shown]
-        time_series(series.time_T, *curves, labels, *name, folder / "time_series.png")
+        with attempt(folder / "time_series.png") as path:
+            time_series(series.time_T, *curves, labels, *name, path)
         if not on_planes:  # which are lines on a map
             easting, northing, _ = coords.T
             rmse = np.sqrt(((prediction - truth) ** 2).mean(axis=0))
-            path = folder / "error_map.png"
-            error_map(easting, northing, rmse, nodes.slice_group_N, *name, path)
-        _draw_section(series.time_T, truth, prediction, nodes, on_planes, name, folder)
+            with attempt(folder / "error_map.png") as path:
+                error_map(easting, northing, rmse, nodes.slice_group_N, *name, path)
+        with attempt(folder / "section.png"):
+            _draw_section(series.time_T, truth, prediction, nodes, on_planes, name, folder)
         scores, days = ahead["variables"][variable], ahead["lead_days"]
-        error_by_lead(scores, days, *name, folder / "rollout_error_by_lead.png")
+        with attempt(folder / "rollout_error_by_lead.png") as path:
+            error_by_lead(scores, days, *name, path)
 
 
 def _draw_section(
