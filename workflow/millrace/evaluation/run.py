@@ -15,6 +15,7 @@ from millrace.errors import ConfigError
 from millrace.evaluation.base import Evaluation
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.evaluation.training_record import problems, training_record
+from millrace.figures.style import attempt
 from millrace.figures.training import training_curves
 from millrace.files import write_json
 from millrace.provenance import provenance
@@ -67,7 +68,8 @@ def evaluate_run(
     not_learning = problems(found)
     for problem in not_learning:
         print(f"WARNING: the run does not learn: {problem}", file=sys.stderr)
-    training_curves(described["history"], curves, not_learning)
+    with attempt(curves, required=True):
+        training_curves(described["history"], curves, not_learning)
     draws[0](figures)
 
 
@@ -109,4 +111,5 @@ def evaluate_ensemble(
             "provenance": provenance(),
         },
     )
-    draw(figure)
+    with attempt(figure, required=True):
+        draw(figure)

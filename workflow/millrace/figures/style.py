@@ -54,10 +54,11 @@ _METADATA = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
 @contextmanager
-def attempt(path: Path) -> Iterator[Path]:
-    """Let a figure fail alone: what cannot be drawn is a warning with the reason, and no file.
+def attempt(path: Path, *, required: bool = False) -> Iterator[Path]:
+    """Let a figure fail alone: what cannot be drawn is a warning with the reason.
 
-    Yields ``path``. Errors in writing, such as a full disk, are raised: they come from elsewhere.
+    Where a file is ``required``, it holds the reason, else there is none. Yields ``path``. Errors in
+    writing, such as a full disk, are raised: they come from elsewhere.
     """
     try:
         yield path
@@ -66,6 +67,9 @@ def attempt(path: Path) -> Iterator[Path]:
     except Exception as error:
         reason = first_line(error)
         print(f"WARNING: {path} is not drawn: {reason}", file=sys.stderr, flush=True)
+        if required:
+            with figure(path, PAGE_WIDTH, 1.0) as fig:
+                fig.text(0.5, 0.5, f"Not drawn: {reason}", ha="center", va="center", wrap=True)
 
 
 @contextmanager

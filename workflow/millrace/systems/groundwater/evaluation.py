@@ -21,7 +21,7 @@ from millrace.systems.groundwater.figures.comparison import (
 )
 from millrace.systems.groundwater.figures.maps import error_map
 from millrace.systems.groundwater.figures.sections import cross_section
-from millrace.systems.groundwater.forecast import Series, forecast_windows, rollout
+from millrace.systems.groundwater.forecast import Series, forecast_windows, mean_leads, rollout
 from millrace.systems.groundwater.patch_file import Nodes, read_nodes
 from millrace.systems.groundwater.plane_dataset import PlaneDataset
 from millrace.systems.groundwater.sections import extract_section
@@ -41,7 +41,7 @@ def evaluate(
     test, series = forecast_windows(model, "test", progress)
     scores = {"validation": validation, "test": test, "rollout": rollout(model, "test")}
     scores["units"] = {name: model.dataset.units[name] for name in test}
-    return scores, lambda figures: _draw(model, files, series, scores["rollout"], figures)
+    return scores, lambda figures: _draw(model, files, series, scores, figures)
 
 
 def evaluate_together(
@@ -53,16 +53,18 @@ def evaluate_together(
     """
     validation = forecast_ensemble(models, "validation")
     test = forecast_ensemble(models, "test", progress)
-    units = models[0].dataset.units
+    dataset = models[0].dataset
+    units, steps = dataset.units, dataset.config.output_steps
+    days = mean_leads(dataset, dataset.starts("test"), steps)
     scores = {"validation": validation, "test": test}
-    return scores, lambda figure: ensemble_by_lead(test, units, figure)
+    return scores, lambda figure: ensemble_by_lead(test, days, units, figure)
 
 
 def _draw(
     model: TrainedModel,
     files: Mapping[str, Path],
     series: Series,
-    ahead: Mapping[str, Any],
+    scores: Mapping[str, Any],
     figures: Path,
 ) -> None:
     dataset = model.dataset
@@ -81,28 +83,30 @@ def _draw(
         every = max(1, truth.size // _POINTS)
         points = truth.ravel()[::every], prediction.ravel()[::every]
         with attempt(folder / "scatter.png") as path:
-            scatter(*points, *name, path)
+            scatter(*points, *name, path, scores["test"][variable])
         coords = nodes.coords_N3
         column = np.unique(coords[:, :2], axis=0, return_inverse=True)[1].ravel()
         shown = most_variable(truth, 4, column)
-        labels = [f"node {n + 1} at Z = {coords[n, 2]:.1f} m" for n in shown]
+        labels = [nodes.label(n) for n in shown]
         curves = truth[:, shown], prediction[:, shown], persistence[:, shown]
         with attempt(folder / "time_series.png") as path:
-            time_series(series.time_T, *curves, labels, *name, path)
+            steps = dataset.config.output_steps
+            time_series(series.time_T, *curves, labels, *name, path, steps)
         if not on_planes:  # which are lines on a map
             easting, northing, _ = coords.T
             rmse = np.sqrt(((prediction - truth) ** 2).mean(axis=0))
             with attempt(folder / "error_map.png") as path:
                 error_map(easting, northing, rmse, nodes.slice_group_N, *name, path)
         with attempt(folder / "section.png"):
-            _draw_section(series.time_T, truth, prediction, nodes, on_planes, name, folder)
-        scores, days = ahead["variables"][variable], ahead["lead_days"]
+            _draw_section(series, truth, prediction, nodes, on_planes, name, folder)
+        ahead = scores["rollout"]
+        by_lead, days = ahead["variables"][variable], ahead["lead_days"]
         with attempt(folder / "rollout_error_by_lead.png") as path:
-            error_by_lead(scores, days, *name, path)
+            error_by_lead(by_lead, days, *name, path)
 
 
 def _draw_section(
-    time_T: np.ndarray,
+    series: Series,
     truth: np.ndarray,
     prediction: np.ndarray,
     nodes: Nodes,
@@ -114,10 +118,13 @@ def _draw_section(
     shown, s, z = _main_section(nodes, truth, on_planes)
     truth, prediction = truth[:, shown], prediction[:, shown]
     t = len(truth) // 2
-    cross_section(s, z, time_T[t], truth[t], prediction[t], *name, folder / "section.png")
+    ends = nodes.coords_N3[shown[[0, -1]], :2]
+    time_T, issue_T = series.time_T, series.issue_T
+    state = time_T[t], truth[t], prediction[t]
+    cross_section(s, z, *state, *name, folder / "section.png", ends, issue_T[t])
     frames = np.unique(np.linspace(0, len(truth) - 1, _FRAMES).astype(int))
     states = time_T[frames], truth[frames], prediction[frames]
-    section_animation(s, z, *states, *name, folder / "animation.gif")
+    section_animation(s, z, *states, *name, folder / "animation.gif", ends, issue_T[frames])
 
 
 def _main_section(nodes: Nodes, truth_TN: np.ndarray, on_planes: bool) -> tuple[Any, Any, Any]:
