@@ -9,16 +9,15 @@ out, so that directories thinned in time can be read.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from millrace.data.csv_table import CsvTable, read_header, read_table
+from millrace.data.csv_table import CsvTable, read_first, read_header, read_table
 from millrace.errors import ConfigError, DataError
 from millrace.systems.base import known
 from millrace.systems.groundwater.units import UNITS
@@ -30,6 +29,13 @@ _OLD_NAMES = {"head_bc": "hydraulic_head_bc"}
 _NODE, _TIME, _SLICE, PLACE = "node", "time (d)", "slice", ("X", "Y", "Z")
 _NAME = re.compile(r"(\d+)\.csv(\.gz)?")
 Order = NDArray[np.int64] | slice
+_UNITS = {
+    **UNITS,
+    **dict.fromkeys([*PLACE, "head_bc", "hydraulic_head_bc", "sea_level_forcing"], "m"),
+    "mass_concentration_bc": "mg/L",
+    "recharge_forcing": "m/d",
+}
+"""What a unit in a header has to be."""
 _SAME_PLACE = 1e-3  # m: the mesh does not move, but may be written with fewer digits
 
 
@@ -87,6 +93,8 @@ class FeflowReader:
     """Names of the forcings in the files."""
     _forcing_nodes: NDArray[np.int64]
     """Node of each row of the first forcing file."""
+    units: Mapping[str, str]
+    """Of the fields, for headers that name units."""
     _complete: tuple[bool, bool]
     """Whether the first file of the fields, of the forcings, ends with a newline."""
 
@@ -102,7 +110,7 @@ class FeflowReader:
             A file is malformed or does not fit the first: ``file:line:column``, what was expected.
         """
         first = self.files.fields[0]
-        table = _read_fields(self.files.fields[index], self.variables)
+        table = _read_fields(self.files.fields[index], self.variables, self.units)
         order = _match_nodes(table, self.mesh.node, first)
         _check_end(table, first, self._complete[0])
         _check_mesh(table, order, self.mesh, first)
@@ -117,7 +125,7 @@ class FeflowReader:
     def error(self, index: int, node: int, column: str, message: str) -> DataError:
         """Make an error about a value of an output time, in some column, at a row of the mesh."""
         if column in (*self.variables, *PLACE):
-            table = _read_fields(self.files.fields[index], self.variables)
+            table = _read_fields(self.files.fields[index], self.variables, self.units)
         else:
             table = _read_forcings(self.files.forcings[index], self._forcing_columns)
             column = self._forcing_columns[self.forcings.index(column)]
@@ -175,7 +183,9 @@ def find_files(base: Path, *, with_forcings: bool = True) -> FeflowFiles:
     return FeflowFiles(tuple(fields.values()))
 
 
-def check_header(base: Path, variables: Sequence[str], key: str) -> None:
+def check_header(
+    base: Path, variables: Sequence[str], key: str, units: Mapping[str, str] | None = None
+) -> None:
     """Refuse columns that the first file does not have, or not as numbers, before anything runs.
 
     What else is wrong with a directory is told when it is read; it may be archived by now.
@@ -187,7 +197,7 @@ def check_header(base: Path, variables: Sequence[str], key: str) -> None:
     """
     try:
         path = find_files(base, with_forcings=False).fields[0]
-        first = pd.read_csv(path, nrows=1)
+        first = read_first(path, variables, 1, units)
     except (DataError, OSError, EOFError, ValueError):
         return
     for name in variables:
@@ -236,7 +246,7 @@ def inspect(base: Path) -> dict[str, Any]:
 
 def _numeric(path: Path) -> list[str]:
     """Columns of a file that hold numbers, in the first rows that there are."""
-    first = pd.read_csv(path, nrows=1000).dropna(axis="columns", how="all")
+    first = read_first(path, (), 1000).dropna(axis="columns", how="all")
     return [str(name) for name in first if first[name].dtype.kind in "iuf"]
 
 
@@ -249,7 +259,10 @@ def count_times(base: Path) -> int | None:
 
 
 def open_directory(
-    base: Path, variables: Sequence[str], forcings: Sequence[str] | None = None
+    base: Path,
+    variables: Sequence[str],
+    forcings: Sequence[str] | None = None,
+    units: Mapping[str, str] | None = None,
 ) -> tuple[FeflowReader, Snapshot]:
     """Open a directory: a reader of all output times, and the first of them.
 
@@ -259,6 +272,8 @@ def open_directory(
         Fields to read, such as ``head``.
     forcings : sequence of str, optional
         Of `FORCINGS`; by default all that the directory has, which may be none.
+    units : mapping, optional
+        Units of fields, which headers may name; by default `UNITS`.
 
     Raises
     ------
@@ -268,7 +283,7 @@ def open_directory(
     base = Path(base)
     files = find_files(base, with_forcings=forcings is None or len(forcings) > 0)
     names, columns = _forcing_names(base, files, forcings)
-    table = _read_fields(files.fields[0], variables)
+    table = _read_fields(files.fields[0], variables, units)
     mesh = Mesh(
         node=_unique_nodes(table),
         slice=_integers(table, _SLICE).astype(np.int32),
@@ -281,7 +296,9 @@ def open_directory(
         if files.forcing_on_all_nodes:
             _match_nodes(forcing, mesh.node, files.fields[0])
     complete = table.complete, forcing is None or forcing.complete
-    reader = FeflowReader(files, tuple(variables), names, mesh, columns, nodes, complete)
+    reader = FeflowReader(
+        files, tuple(variables), names, mesh, columns, nodes, units or {}, complete
+    )
     return reader, reader._snapshot(table, slice(None), forcing)
 
 
@@ -313,7 +330,7 @@ def _forcing_names(
                 f"expected {', '.join(wanted)}, or ask for no forcings"
             )
         return (), ()
-    header = read_header(files.forcings[0])
+    header = read_header(files.forcings[0], [*FORCINGS, *_OLD_NAMES.values()], _UNITS)
     column = {
         name: _OLD_NAMES[name] if name not in header and _OLD_NAMES.get(name) in header else name
         for name in (*FORCINGS, *(wanted or ()))
@@ -323,12 +340,15 @@ def _forcing_names(
     return tuple(wanted), tuple(column[name] for name in wanted)
 
 
-def _read_fields(path: Path, variables: Sequence[str]) -> CsvTable:
-    return read_table(path, [*dict.fromkeys([_NODE, _TIME, *PLACE, _SLICE, *variables])])
+def _read_fields(
+    path: Path, variables: Sequence[str], units: Mapping[str, str] | None = None
+) -> CsvTable:
+    columns = [*dict.fromkeys([_NODE, _TIME, *PLACE, _SLICE, *variables])]
+    return read_table(path, columns, units={**_UNITS, **(units or {})})
 
 
 def _read_forcings(path: Path, columns: Sequence[str]) -> CsvTable:
-    return read_table(path, [_NODE, *columns], blanks=True)
+    return read_table(path, [_NODE, *columns], blanks=True, units=_UNITS)
 
 
 def _integers(table: CsvTable, column: str) -> NDArray[np.int64]:

@@ -88,7 +88,7 @@ def preprocess(
         raise ConfigError(f"units: expected the unit of {unknown[0]!r}, a column of all/*.csv")
     if workers < 1:
         raise ConfigError(f"workers = {workers}: expected 1 or more")
-    reader, first = open_directory(Path(source_dir), variables, forcings)
+    reader, first = open_directory(Path(source_dir), variables, forcings, units)
     ranges = time_split(len(reader), split)
     options = {
         "variables": list(reader.variables),
