@@ -57,6 +57,19 @@ class CsvTable:
         """Whether the last line ends with a newline."""
         return self.content.endswith((b"\n", b"\r"))
 
+    @property
+    def seems_cut(self) -> bool:
+        """Whether the file ends without a newline in a number that is written shorter than all above it.
+
+        Its mantissa has fewer decimals than those of all other cells of the last column, or its exponent
+        fewer digits: what a file shows that was cut within a number of a fixed format.
+        """
+        *cells, last = (line.rsplit(",", 1)[-1] for _, line in _lines(self.content))
+        if self.complete or len(cells) < 4:
+            return False
+        lengths = [_written(cell) for cell in cells[1:] if cell]
+        return any(own < min(others) for own, *others in zip(_written(last), *lengths, strict=True))
+
     def location(self, row: int, column: str) -> str:
         """``file:line:column`` of the first character of a cell."""
         lines = _lines(self.content)
@@ -343,6 +356,12 @@ def _cell_problem(cell: str, name: str, blanks: bool) -> str | None:
     if abs(float(cell)) > _LARGEST:
         return f"{cell[:40]!r} in column {name!r}; expected {expected} below 3.4e38"
     return None
+
+
+def _written(cell: str) -> tuple[int, int]:
+    """Decimals of the mantissa and digits of the exponent of a number."""
+    mantissa, _, exponent = cell.strip().lower().partition("e")
+    return len(mantissa.partition(".")[2]), len(exponent.lstrip("+-"))
 
 
 def _lines(content: bytes) -> Iterator[tuple[int, str]]:

@@ -159,6 +159,22 @@ def test_a_first_file_cut_within_the_last_number_is_refused(aquifer, tmp_path) -
     assert refusal(aquifer, tmp_path).startswith(f"{first}:{LAST}:1: the last line has no newline")
 
 
+@pytest.mark.parametrize("number", ["0000.csv", "0003.csv"])
+@pytest.mark.parametrize("form", ["{:.5f}", "{:.6e}"])
+def test_a_number_that_is_cut_is_refused_where_no_file_ends_with_a_newline(
+    aquifer, tmp_path, number, form
+) -> None:
+    for path in (aquifer.base / "all").iterdir():
+        header, *lines = path.read_text().splitlines()
+        cells = [line.rsplit(",", 1) for line in lines]
+        rows = [f"{before},{form.format(float(last))}" for before, last in cells]
+        path.write_text("\n".join([header, *rows]))
+    assert len(read_all(aquifer.base)) == 12
+    path = aquifer.base / "all" / number
+    path.write_text(path.read_text()[:-1])
+    assert "the file ends within its last number" in refusal(aquifer, tmp_path)
+
+
 BYTE_FAULTS: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
     "NUL": (lambda b: b.replace(b"3", b"\0", 1), r"2:\d+", "NUL byte"),
     "empty": (lambda b: b"", "1:1", "the file is empty"),

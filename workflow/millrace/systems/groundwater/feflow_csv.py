@@ -295,6 +295,9 @@ def open_directory(
         nodes = _unique_nodes(forcing)
         if files.forcing_on_all_nodes:
             _match_nodes(forcing, mesh.node, files.fields[0])
+    for one in (table, forcing):
+        if one is not None:
+            _check_end(one, one.path, one.complete)
     complete = table.complete, forcing is None or forcing.complete
     reader = FeflowReader(
         files, tuple(variables), names, mesh, columns, nodes, units or {}, complete
@@ -424,6 +427,11 @@ def _check_end(table: CsvTable, first: Path, complete: bool) -> None:
         )
         raise DataError(
             f"{end}: the last line has no newline, unlike {other}; expected a complete file, copy it again"
+        )
+    if table.seems_cut:
+        raise DataError(
+            f"{table.end()}: the file ends within its last number, which has fewer digits than all others "
+            "of its column; expected a complete file, copy it again"
         )
 
 
