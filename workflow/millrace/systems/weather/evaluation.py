@@ -19,7 +19,7 @@ from millrace.systems.weather.figures import (
     zonal_spectra,
 )
 from millrace.systems.weather.rollout import Example, score_weather
-from millrace.systems.weather.units import SI
+from millrace.systems.weather.units import SI, short_name
 
 # The validation period is for comparison with the test only.
 _VALIDATION_DAYS, _VALIDATION_STARTS = 1.0, 8
@@ -82,7 +82,7 @@ def channels_of(dataset: WeatherDataset) -> dict[str, list[str]]:
 
 def printed(variable: str) -> tuple[str, float]:
     """Unit in which figures show a variable, and the factor to it from that of the scores."""
-    unit = SI.get(variable, "")
+    unit = SI.get(short_name(variable), "")
     return _PRINTED.get(unit, (unit, 1.0))
 
 
