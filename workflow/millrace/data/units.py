@@ -233,7 +233,8 @@ def check_plausible(quantity: Quantity, values: NDArray, unit: str | None, what:
     said = "has no attribute units" if unit is None else f"is said to be in {unit!r}"
     if likely:
         raise DataError(
-            f"{what} {said}, but its mean of {mean:.6g} looks like {likely!r}; write the right unit"
+            f"{what} {said}, but its mean of {mean:.6g} looks like {likely!r}; convert it, or mend the "
+            "attribute units"
         )
     return (
         f"{what} {said}, but a mean of {mean:.6g} is neither plausible in {quantity.unit!r} nor in "

@@ -3,6 +3,7 @@
 Shape suffixes: N cells, T time steps, V variables.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,23 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.data.units import (
+    SEA_LEVEL_PRESSURE,
+    SURFACE_PRESSURE,
+    TEMPERATURE,
+    check_plausible,
+)
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+_QUANTITIES = {
+    TEMPERATURE: ("tas", "t2m", "t_2m", "2t", "temp", "ta", "t", "ts", "t_g", "tasmax", "tasmin"),
+    SEA_LEVEL_PRESSURE: ("psl", "pres_msl", "msl", "slp", "mslp"),
+    SURFACE_PRESSURE: ("ps", "sp", "pres_sfc"),
+}
+"""Names of variables whose range is known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,3 +83,14 @@ def unit_vectors(lon_N: Floats, lat_N: Floats) -> Floats:
     """Points of the unit sphere from angles (rad) of any shape, [..., 3]."""
     equator = np.cos(lat_N)
     return np.stack([equator * np.cos(lon_N), equator * np.sin(lon_N), np.sin(lat_N)], axis=-1)
+
+
+def check_variable(name: str, values_N: NDArray, unit: str | None, what: str) -> None:
+    """Refuse values that are plausible in another unit than is said, of variables whose range is known.
+
+    A warning says that they are plausible in none.
+    """
+    quantity = next((q for q, names in _QUANTITIES.items() if name.lower() in names), None)
+    warning = check_plausible(quantity, values_N, unit, what) if quantity else None
+    if warning:
+        warnings.warn(warning, stacklevel=2)
