@@ -64,9 +64,9 @@ def read_rows(
 def header_of(path: Path) -> list[str]:
     """Names of the columns; raises `DataError` if there are none, or one is there twice."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
             names = [name.strip() for name in file.readline().rstrip("\n").split(",")]
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(
             f"{path}: not readable as CSV with a header ({first_line(error)})"
         ) from None

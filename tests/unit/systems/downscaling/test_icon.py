@@ -220,6 +220,6 @@ def test_csv_errors(csv):
     with pytest.raises(DataError, match="no column 'pr'; it has"):
         open_source(csv, ["pr"], levels=1)
     lines = (csv / "fields.csv").read_text().splitlines()
-    (csv / "fields.csv").write_text("\n".join(lines[:-1]))
+    (csv / "fields.csv").write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(DataError, match="the last time has 319 of 320 cells"):
         values(open_source(csv, ["tas"], levels=1))

@@ -76,8 +76,8 @@ class NetcdfFields:
                 odd = np.setxor1d(time_T, self.time_T)
                 when = np.datetime64("1970-01-01") + np.timedelta64(round(odd[0] * 86_400), "s")
                 raise DataError(
-                    f"{series[0].path}: {name} and {variables[0]} do not have the same times, {when} is one "
-                    f"of {len(odd)} that one of them lacks; add the files that are missing"
+                    f"{series[0].path}: {name} and {variables[0]} do not have the same times, {when} is "
+                    f"one of {len(odd)} that one of them lacks; add the files that are missing"
                 )
         self._units = [
             common(one.units[name] for one in series)
@@ -297,6 +297,7 @@ def _cell_axis(dimensions: tuple[str, ...]) -> int:
 
 
 def radians(variable: Any) -> Floats:
+    """Angles of a variable in radian."""
     values = np.asarray(variable[:], dtype=np.float64)
     units = str(getattr(variable, "units", "")).lower()
     # Without units, what exceeds a full turn cannot be radians.
