@@ -1,5 +1,6 @@
 """Blocks of datasets that are the same for all systems, without numpy and torch."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from millrace.config import Settings, Share, Text, option
@@ -35,6 +36,12 @@ class MissingConfig(Settings):
     """As it is written in the raw files, such as -999."""
     then: Literal["refuse", "keep"] = "refuse"
     """`refuse` it wherever it stands, or `keep` it as data."""
+
+
+def with_missing(dataset: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the key ``missing`` of a dataset to the settings of its extraction, if it is there."""
+    value = dataset.get("missing")
+    return {**section, **({} if value is None else {"missing": value})}
 
 
 class DatasetSettings(Settings):

@@ -25,23 +25,29 @@ from millrace.systems.downscaling.icon_output import (
     radians,
 )
 from millrace.systems.downscaling.icon_source import Floats, IconGrid, IconSource
+from millrace.systems.settings import MissingConfig
 
 ELEVATIONS = ("cell_elevation", "topography_c", "orog", "z_surface")
 LAND_SHARES = ("fr_land", "FR_LAND", "sftlf", "land_sea_mask")
 
 
-def open_source(directory: Path, variables: Sequence[str], levels: int) -> IconSource:
+def open_source(
+    directory: Path,
+    variables: Sequence[str],
+    levels: int,
+    missing: MissingConfig | None = None,
+) -> IconSource:
     """Open a directory of ICON files, searched with all folders below it.
 
     With a ``grid.csv`` it is read as CSV, see `millrace.systems.downscaling.icon_csv`. Each of
     ``variables`` is taken from the files that hold it on cells; what else is there (constants, edges,
     restarts, output on longitudes and latitudes) is left alone. The source needs the grid of the fields and
-    ``levels`` - 1 ancestors of it. Raises `DataError` if files are missing, damaged, or do not fit each
-    other.
+    ``levels`` - 1 ancestors of it. ``missing`` says what a no-data value means. Raises `DataError` if files
+    are missing, damaged, or do not fit each other.
     """
     directory = Path(directory)
     if (directory / "grid.csv").is_file():
-        return open_csv(directory, variables, levels)
+        return open_csv(directory, variables, levels, missing)
     paths = sorted(directory.rglob("*.nc"))
     if not paths:
         raise DataError(f"{directory}: no NetCDF file (*.nc) and no grid.csv in it")
@@ -63,7 +69,7 @@ def open_source(directory: Path, variables: Sequence[str], levels: int) -> IconS
         _refuse_outputs(directory, others, variables)
     known = [read_grid(path) for path in grids]
     chain = _chain(_grid_of_output(known, outputs[0]), known, levels)
-    return IconSource(chain, NetcdfFields(outputs, tuple(variables), chain[0]))
+    return IconSource(chain, NetcdfFields(outputs, tuple(variables), chain[0], missing))
 
 
 def _refuse_outputs(directory: Path, paths: Sequence[Path], variables: Sequence[str]) -> NoReturn:

@@ -21,18 +21,22 @@ from numpy.typing import NDArray
 from millrace.data.csv_lines import header_of, read_rows
 from millrace.errors import DataError
 from millrace.systems.downscaling.icon_source import (
+    FieldScreening,
     Floats,
     IconGrid,
     IconSource,
     check_variable,
     unit_vectors,
 )
+from millrace.systems.settings import MissingConfig
 
 ROWS = 200_000
 """Rows read at a time."""
 
 
-def open_csv(directory: Path, variables: Sequence[str], levels: int) -> IconSource:
+def open_csv(
+    directory: Path, variables: Sequence[str], levels: int, missing: MissingConfig | None = None
+) -> IconSource:
     """Open a directory with a ``grid.csv``; `DataError` as in `icon.open_source`."""
     path = directory / "grid.csv"
     table = pd.concat(read_rows(path))
@@ -70,7 +74,7 @@ def open_csv(directory: Path, variables: Sequence[str], levels: int) -> IconSour
     coarser = (_ancestor(path, table[[*pair]] - 1) for pair in itertools.pairwise(parents))
     return IconSource(
         (finest, *coarser),
-        CsvFields(files, tuple(variables), len(table), finest.centres_N3, bool(degrees)),
+        CsvFields(files, tuple(variables), len(table), finest.centres_N3, bool(degrees), missing),
     )
 
 
@@ -90,7 +94,9 @@ class CsvFields:
         n_cells: int,
         centres_N3: Floats | None = None,
         degrees: bool = False,
+        missing: MissingConfig | None = None,
     ) -> None:
+        self._missing = missing
         self.variables, self.units = variables, ("",) * len(variables)
         self._paths, self._n_cells = list(paths), n_cells
         self._centres_N3, self._degrees = centres_N3, degrees
@@ -109,6 +115,7 @@ class CsvFields:
 
     def slabs(self, steps: int) -> Iterator[NDArray[np.float32]]:
         """Fields of at most ``steps`` output times after each other, [T, N, V]."""
+        self._screening = FieldScreening(self._missing)
         for path in self._paths:
             rest, self._checked = pd.DataFrame(), False
             for chunk in read_rows(path, ("cell", "clon", "clat", *self.variables), ROWS):
@@ -120,6 +127,7 @@ class CsvFields:
                 raise DataError(
                     f"{path}: the last time has {len(rest)} of {self._n_cells} cells; every time needs all"
                 )
+        self._screening.check()
 
     def _slabs_of(
         self, path: Path, table: pd.DataFrame, steps: int
@@ -147,6 +155,9 @@ class CsvFields:
         self._check(path, table, values[0])
         order = np.argsort(cell, axis=1)[..., None]
         values = np.take_along_axis(values, order, axis=1)
+        times = list(dict.fromkeys(time[:, 0]))
+        for column, name in enumerate(self.variables):
+            self._screening.add(name, None, values[..., column], path, times)
         for start in range(0, len(values), steps):
             yield values[start : start + steps]
 

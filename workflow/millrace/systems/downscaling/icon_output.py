@@ -20,12 +20,14 @@ from millrace.data.recognise import kind_of
 from millrace.data.units import common, converted
 from millrace.errors import DataError, first_line
 from millrace.systems.downscaling.icon_source import (
+    FieldScreening,
     Floats,
     IconGrid,
     Ints,
     check_variable,
     unit_vectors,
 )
+from millrace.systems.settings import MissingConfig
 
 CELL_DIMENSIONS = ("ncells", "cell", "i")
 NEAR = 1e-4
@@ -64,8 +66,14 @@ class NetcdfFields:
     follow those before in time, or if the variables do not have the same times.
     """
 
-    def __init__(self, paths: Sequence[Path], variables: tuple[str, ...], grid: IconGrid) -> None:
-        self.variables, self._grid = variables, grid
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        variables: tuple[str, ...],
+        grid: IconGrid,
+        missing: MissingConfig | None = None,
+    ) -> None:
+        self.variables, self._grid, self._missing = variables, grid, missing
         files = [_open_output(path, variables, grid) for path in paths]
         files.sort(key=lambda one: one.time_T[0])
         self._series = [self._files_with(name, files) for name in variables]
@@ -112,6 +120,7 @@ class NetcdfFields:
 
     def slabs(self, steps: int) -> Iterator[NDArray[np.float32]]:
         """Fields of at most ``steps`` output times after each other, [T, N, V]; never over two files."""
+        screening = FieldScreening(self._missing)
         ends = [np.cumsum([len(one.time_T) for one in series]) for series in self._series]
         edges = [0, *np.unique(np.concatenate(ends)).tolist()]
         for begin, end in itertools.pairwise(edges):
@@ -128,10 +137,18 @@ class NetcdfFields:
                     for column, (output, first) in enumerate(zip(outputs, firsts, strict=True)):
                         span = slice(start - first, stop - first)
                         file = opening[output.path]
-                        values[..., column] = self._read(output, file, column, span)
+                        values[..., column] = self._read(output, file, column, span, screening)
                     yield values
+        screening.check()
 
-    def _read(self, output: _Output, file: Any, column: int, span: slice) -> NDArray[np.float32]:
+    def _read(
+        self,
+        output: _Output,
+        file: Any,
+        column: int,
+        span: slice,
+        screening: FieldScreening,
+    ) -> NDArray[np.float32]:
         """One variable of one file at some of its times, [T, N]."""
         name, path = self.variables[column], output.path
         variable = file[name]
@@ -153,6 +170,7 @@ class NetcdfFields:
             )
         if span.start == 0:
             check_variable(name, values[0], output.units[name], f"{path}: {name}")
+        screening.add(name, output.units[name], values, path, range(span.start, span.stop))
         unit = self._units[column]
         return converted(values, output.units[name], unit, f"{path}: {name}").astype("f4")
 

@@ -4,7 +4,7 @@ Shape suffixes: N cells, T time steps, V variables.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +18,9 @@ from millrace.data.units import (
     TEMPERATURE,
     check_plausible,
 )
+from millrace.data.validity import Screening
+from millrace.errors import DataError
+from millrace.systems.settings import MissingConfig
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -94,3 +97,35 @@ def check_variable(name: str, values_N: NDArray, unit: str | None, what: str) ->
     warning = check_plausible(quantity, values_N, unit, what) if quantity else None
     if warning:
         warnings.warn(warning, stacklevel=2)
+
+
+class FieldScreening:
+    """Looks for no-data values in fields that are read some steps at a time."""
+
+    def __init__(self, missing: MissingConfig | None) -> None:
+        self._missing = missing
+        self._found: dict[
+            tuple[str, str | None], tuple[Screening, list[tuple[Path, Sequence[object]]]]
+        ] = {}
+
+    def add(
+        self, name: str, unit: str | None, values_TN: NDArray, path: Path, times: Sequence[object]
+    ) -> None:
+        """Add steps of a variable in the unit of its file."""
+        new: tuple[Screening, list[tuple[Path, Sequence[object]]]] = (
+            Screening.of(self._missing),
+            [],
+        )
+        screening, pieces = self._found.setdefault((name, unit), new)
+        screening.add(values_TN)
+        pieces.append((path, times))
+        self._cells = values_TN.shape[1]
+
+    def check(self) -> None:
+        """Raise `DataError` for the most frequent no-data value, with file, time and cell."""
+        for (name, _), (screening, pieces) in self._found.items():
+            for suspect in screening.suspects():
+                path, times = pieces[suspect.piece]
+                step, cell = divmod(suspect.index, self._cells)
+                at = f" at time {times[step]}, cell {cell + 1}"
+                raise DataError(f"{path}: {suspect.sentence(name, 'missing', at)}")

@@ -14,8 +14,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from millrace.data.units import common, converted
+from millrace.data.validity import Screening
 from millrace.errors import DataError
-from millrace.systems.weather.settings import WeatherConfig
+from millrace.systems.weather.settings import WeatherConfig, WeatherExtraction
 from millrace.systems.weather.source import (
     Floats,
     Ints,
@@ -55,6 +56,14 @@ class Grid:
         return len(self.latitude), len(self.longitude)
 
 
+def grid_of(files: Sequence[tuple[Path, xr.Dataset]], config: WeatherConfig) -> Grid:
+    """Axes of the states by those of the files, whose variables need not be there yet."""
+    sources = [locate(path, data) for path, data in _relevant(files, config)]
+    present = np.unique(np.concatenate([source.level_L for source in sources]))
+    level = np.sort(np.array(config.levels or present, dtype=float))
+    return Grid(level, sources[0].latitude, sources[0].longitude)
+
+
 class Catalogue:
     """States of all files as one series.
 
@@ -63,9 +72,11 @@ class Catalogue:
     """
 
     def __init__(
-        self, source: Path, files: Sequence[tuple[Path, xr.Dataset]], config: WeatherConfig
+        self, source: Path, files: Sequence[tuple[Path, xr.Dataset]], config: WeatherExtraction
     ) -> None:
         self._source, self._config = source, config
+        self.missing = config.missing
+        """What a number that looks like a no-data value means."""
         found = _relevant(files, config)
         sources = [locate(path, data) for path, data in found]
         for other in sources[1:]:
@@ -165,6 +176,11 @@ class Catalogue:
                     "is not filled) or leave the variable or the period out"
                 )
 
+    def check_no_data(self) -> None:
+        """Refuse no-data values among the states, which have all been read before."""
+        for series in self._series.values():
+            series.check_no_data()
+
     def static(self) -> Floats:
         """Fields that do not change, [F, I, J]; of the first file that has them."""
         fields = []
@@ -193,6 +209,10 @@ class Catalogue:
                     f"{what} holds {_what(raw)} that is not finite; mend it or leave it out of the "
                     "dataset's static fields"
                 )
+            screening = Screening.of(self.missing)
+            screening.add(raw)
+            for suspect in screening.suspects():
+                raise DataError(f"{source.path}: {suspect.sentence(str(variable.name), 'missing')}")
             check_static(name, raw, unit, what)
             fields.append(converted(raw, unit, STATIC_SI.get(name), what))
         return np.array(fields).reshape(-1, *self.grid.shape)
@@ -205,6 +225,14 @@ class Catalogue:
     def part_bytes(self) -> int:
         """What one variable may keep in memory."""
         return _ALL_BYTES // max(1, len(self._holders))
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Steps of a file that were looked at together."""
+
+    holder: int
+    step_S: Ints
 
 
 class _Series:
@@ -221,6 +249,9 @@ class _Series:
         self._at_LT: list[tuple[Ints, Ints]] = []
         self._kept: dict[int, tuple[int, NDArray]] = {}
         self._checked: set[int] = set()
+        self._missing = catalogue.missing
+        # By level and unit: what is far from all others in one may be among them in another.
+        self._screened: dict[tuple[int, str | None], tuple[Screening, list[_Piece]]] = {}
 
     def locate_times(self, second_T: Ints) -> None:
         """Find the file and the step of each level and time."""
@@ -278,10 +309,7 @@ class _Series:
         for at, (holder_T, step_T) in enumerate(self._at_LT):
             holder, step = int(holder_T[index]), int(step_T[index])
             first, values_TLIJ = self._part(holder, step)
-            row = 0
-            if self._level_L is not None:
-                row = int(np.argmin(np.abs(self._holders[holder][0].level_L - self._level_L[at])))
-            fields.append(values_TLIJ[step - first, row])
+            fields.append(values_TLIJ[step - first, self._row(holder, at)])
         # Files of one time each would fill the memory: only what is in use is kept.
         used = {int(holder_T[index]) for holder_T, _ in self._at_LT}
         self._kept = {holder: self._kept[holder] for holder in used}
@@ -308,12 +336,51 @@ class _Series:
             *self._shape,
         )
         unit, what = _unit(variable), f"{source.path}: {variable.name}"
+        self._screen(holder, first, raw, unit)
         if holder not in self._checked and np.isfinite(raw[0]).all():
             check_units(self._name, raw[0], unit, source.level_L, what)
             self._checked.add(holder)
         values = converted(raw, unit, self._unit, what)
         self._kept[holder] = (first, values)
         return first, values
+
+    def _screen(self, holder: int, first: int, raw_TLIJ: NDArray, unit: str | None) -> None:
+        """Look for no-data values among the steps and levels of a part that are used."""
+        for at, (holder_T, step_T) in enumerate(self._at_LT):
+            step_S = step_T[holder_T == holder]
+            step_S = step_S[(step_S >= first) & (step_S < first + len(raw_TLIJ))]
+            values = raw_TLIJ[:, self._row(holder, at)]
+            if len(step_S) < len(values):
+                values = values[step_S - first]
+            new: tuple[Screening, list[_Piece]] = (Screening.of(self._missing), [])
+            screening, pieces = self._screened.setdefault((at, unit), new)
+            screening.add(values)
+            pieces.append(_Piece(holder, step_S))
+
+    def check_no_data(self) -> None:
+        """Refuse no-data values that were read, with file, time and place."""
+        for screening, pieces in self._screened.values():
+            for suspect in screening.suspects():
+                piece = pieces[suspect.piece]
+                source, variable = self._holders[piece.holder]
+                step, row, column = np.unravel_index(
+                    suspect.index, (len(piece.step_S), *self._shape)
+                )
+                second = int(source.second_T[piece.step_S[step]])
+                when = np.datetime64(second, "s").astype("datetime64[m]")
+                at = (
+                    f" at {when}, latitude {source.latitude[row]:g}, longitude "
+                    f"{source.longitude[column]:g}"
+                )
+                raise DataError(
+                    f"{source.path}: {suspect.sentence(str(variable.name), 'missing', at)}"
+                )
+
+    def _row(self, holder: int, at: int) -> int:
+        """Where a file has a level."""
+        if self._level_L is None:
+            return 0
+        return int(np.argmin(np.abs(self._holders[holder][0].level_L - self._level_L[at])))
 
     def _length(self, variable: xr.DataArray) -> int:
         """Steps that are read at once: whole chunks, as far as memory allows."""

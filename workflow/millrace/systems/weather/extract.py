@@ -27,7 +27,7 @@ from millrace.data.split import Moments, SplitConfig, time_split
 from millrace.errors import DataError
 from millrace.systems.base import Progress
 from millrace.systems.weather.catalogue import Catalogue
-from millrace.systems.weather.settings import WeatherConfig
+from millrace.systems.weather.settings import WeatherConfig, WeatherExtraction
 from millrace.systems.weather.source import AXES, Floats, open_sources
 from millrace.systems.weather.units import SCHEMA
 
@@ -35,7 +35,7 @@ from millrace.systems.weather.units import SCHEMA
 def extract_weather(
     source: Path,
     output: Path,
-    config: WeatherConfig,
+    config: WeatherConfig | WeatherExtraction,
     split: SplitConfig,
     progress: Progress | None = None,
 ) -> None:
@@ -45,7 +45,8 @@ def extract_weather(
     called with (times written, all). Raises `DataError` if the files are not readable, do not fit each
     other, lack something, or hold what is not finite.
     """
-    reader = Catalogue(source, open_sources(source), config)
+    wanted = WeatherExtraction.model_validate(config.model_dump())
+    reader = Catalogue(source, open_sources(source), wanted)
     ranges = time_split(len(reader.time), split)
     names = channel_names(config.surface, config.air, reader.grid.level)
     shape = (len(reader.time), len(names), *reader.grid.shape)
@@ -68,6 +69,7 @@ def extract_weather(
                 previous = values_CIJ
             if progress is not None:
                 progress(index + 1, len(reader.time))
+        reader.check_no_data()
         constant = _constant(moments.std, names)
         if constant:
             raise DataError(
@@ -86,7 +88,9 @@ def extract_weather(
             ("stats/increment_std", changes.std),
         ):
             hdf5.create_dataset(file, name, values)
-        described = json.dumps({**config.model_dump(), "split": ranges.tolist()}, sort_keys=True)
+        described = json.dumps(
+            {**config.model_dump(exclude_none=True), "split": ranges.tolist()}, sort_keys=True
+        )
         content.update(described.encode())
         content.update(reader.time.tobytes())
         file.attrs.update(
