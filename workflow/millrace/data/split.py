@@ -89,19 +89,13 @@ class Moments:
 
     def add(self, values_NC: NDArray, mask_NC: NDArray | None = None) -> None:
         """Add rows; a value whose mask is 0 does not count."""
-        # The order of memory is that of the sums, which must not depend on how the rows came.
-        values = np.ascontiguousarray(values_NC, dtype=np.float64)
-        if mask_NC is None:
-            count, weighted = np.full(values.shape[1], float(len(values))), values
-        else:
-            weight = mask_NC.astype(np.float64)
-            count, weighted = weight.sum(axis=0), values * weight
+        values = np.asarray(values_NC, dtype=np.float64)
+        weight = np.ones(values.shape) if mask_NC is None else mask_NC.astype(np.float64)
+        count = weight.sum(axis=0)
         begins = (self._count == 0) & (count > 0)
-        mean = weighted.sum(axis=0) / np.maximum(count, 1)
+        mean = (values * weight).sum(axis=0) / np.maximum(count, 1)
         self._shift = np.where(begins, mean, self._shift)
-        deviation = values - self._shift
-        if mask_NC is not None:
-            deviation = deviation * weight
+        deviation = (values - self._shift) * weight
         self._count += count
         self._sum += deviation.sum(axis=0)
         self._square += (deviation * deviation).sum(axis=0)
