@@ -360,3 +360,11 @@ def test_a_row_of_csv_that_is_not_whole_is_refused(csv, spoil, told):
     path.write_bytes(("\n".join(lines) + "\n").encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=told):
         values(open_source(csv, ["tas"], levels=1))
+
+
+def test_a_field_without_a_time_is_refused(raw):
+    with netCDF4.Dataset(raw / "output/tas_0002.nc", "w") as file:
+        file.createDimension("ncells", 320)
+        file.createVariable("tas", "f4", ("ncells",))[:] = 280.0
+    with pytest.raises(DataError, match=r"tas_0002\.nc: tas has dimensions ncells and no time"):
+        open_source(raw, ["tas"], levels=1)

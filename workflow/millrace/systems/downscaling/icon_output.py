@@ -37,12 +37,8 @@ _ABSOLUTE = "day as %Y%m%d.%f"
 
 
 def is_on_cells(file: Any, name: str) -> bool:
-    """Whether a file holds a variable as a field on cells, at one time or more."""
-    if name not in file.variables or "time" not in file.variables:
-        return False
-    dimensions = file[name].dimensions
-    on_cells = any(one in CELL_DIMENSIONS for one in dimensions)
-    return on_cells and ("time" in dimensions or file["time"].size == 1)
+    """Whether a file holds a variable as a field on cells."""
+    return name in file.variables and any(one in CELL_DIMENSIONS for one in file[name].dimensions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,6 +295,12 @@ def order_of(centres_N3: Floats, grid: IconGrid) -> Ints | None:
 
 
 def _check_variable(path: Path, file: Any, name: str, n_cells: int) -> None:
+    times = file["time"].size if "time" in file.variables else 0
+    if "time" not in file[name].dimensions and times != 1:
+        raise DataError(
+            f"{path}: {name} has dimensions {', '.join(file[name].dimensions)} and no time; add the "
+            "axis time, or take the file out of the directory"
+        )
     sizes = dict(zip(file[name].dimensions, file[name].shape, strict=True))
     cells = sizes.pop(file[name].dimensions[_cell_axis(tuple(sizes))])
     sizes.pop("time", None)
