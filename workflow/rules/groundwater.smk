@@ -1,6 +1,8 @@
 """Groundwater: raw files checked and put into one series, cut into patches or planes; neighbours."""
 
 columns, units = dataset_block("variables"), dataset_block("units")
+clip = dataset_block("clip_negative_concentration", default=False)
+missing = dataset_block("missing")
 
 
 rule preprocess:
@@ -27,7 +29,10 @@ rule preprocess:
             else columns(w)
         ),
         forcings=dataset_block("forcings", default=[]),
-        clip=dataset_block("clip_negative_concentration", default=False),
+        # With what no-data values mean, if the configuration says it.
+        clip=lambda w: (
+            {"clip": clip(w), "missing": missing(w)} if missing(w) else clip(w)
+        ),
         split=dataset_block("split"),
     script:
         "../scripts/preprocess.py"

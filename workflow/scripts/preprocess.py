@@ -5,9 +5,12 @@ from pathlib import Path
 from millrace.data.split import SplitConfig
 from millrace.job_log import job
 from millrace.systems.groundwater.series import preprocess
+from millrace.systems.groundwater.settings import MaskedMissing
 
 with job(snakemake) as progress:
     columns = snakemake.params.variables
+    clip = snakemake.params.clip
+    told = clip if isinstance(clip, dict) else {"clip": clip, "missing": None}
     preprocess(
         Path(snakemake.input.source),
         Path(snakemake.output.series),
@@ -15,7 +18,8 @@ with job(snakemake) as progress:
         units={k: v for k, v in columns.items() if v} if isinstance(columns, dict) else None,
         forcings=snakemake.params.forcings,
         split=SplitConfig.parse(snakemake.params.split, "split"),
-        clip_negative_concentration=snakemake.params.clip,
+        clip_negative_concentration=told["clip"],
+        missing=told["missing"] and MaskedMissing.parse(told["missing"], "missing"),
         workers=snakemake.threads,
         progress=progress("files"),
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from millrace.models.arrays import ArrayModel
 from millrace.systems import registry
 from millrace.systems.arrays import ArrayConfig, array_kind
 from millrace.systems.base import System
+from millrace.systems.settings import MissingConfig
 
 
 def rows_of(dataset, split):
@@ -331,3 +333,64 @@ def test_planning_with_arrays_takes_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def with_value(samples, value, role, name, at):
+    """The same samples with a value at an index of a field."""
+    fields = dict(getattr(samples, role))
+    values, unit = fields[name]
+    values = np.array(values)
+    values[at] = value
+    return dataclasses.replace(samples, **{role: fields | {name: (values, unit)}})
+
+
+NO_DATA = {
+    "once in a target": (independent, 1e30, "targets", "q", (31, 2, 3), 31),
+    "in an input": (independent, -9999, "inputs", "a", (slice(7, 9), 0), 7),
+    "in a value for the whole sample": (independent, -999, "inputs", "b", 39, 39),
+    "in the last steps of a series": (series, 9.96921e36, "targets", "u", slice(57, 60), 57),
+    "in a small unit": (independent, -99, "targets", "p", (4, 1, 1), 4),
+}
+
+
+@pytest.mark.parametrize("case", NO_DATA)
+def test_no_data_values_are_refused_with_field_and_sample(tmp_path, case):
+    make, value, role, name, at, sample = NO_DATA[case]
+    samples = with_value(make(), value, role, name, at)
+    found = rf"{name!r} of the {role}: {re.escape(f'{value:g}')} in sample {sample} .* looks like a no-data"
+    with pytest.raises(DataError, match=found):
+        write(tmp_path, samples)
+    assert not list(tmp_path.iterdir())
+    write(tmp_path, dataclasses.replace(samples, missing=MissingConfig(value=value, then="keep")))
+
+
+def test_a_declared_no_data_value_is_refused_even_if_it_looks_like_data(tmp_path):
+    samples = with_value(independent(), 300.25, "targets", "q", (2, 0, 0))
+    declared = dataclasses.replace(samples, missing=MissingConfig(value=300.25))
+    with pytest.raises(DataError, match=r"300\.25 in sample 2 .* declares as no value"):
+        write(tmp_path, declared)
+    write(tmp_path, samples)
+
+
+@pytest.mark.parametrize("make", [independent, series])
+def test_validation_and_test_data_change_nothing_of_the_training(tmp_path, make):
+    """Training samples and all statistics are the same, bit by bit."""
+    config = ArrayConfig(input_steps=2, output_steps=2) if make is series else ArrayConfig()
+    samples = make()
+    one = ArrayDataset(write(tmp_path, samples, name="one.h5"), config)
+    others = np.ones(len(one.order_S), dtype=bool)
+    n_train = int((one.starts("train") + config.length).max())
+    others[one.order_S[:n_train]] = False
+    for role in ("inputs", "targets"):
+        for name, (values, _) in getattr(samples, role).items():
+            samples = with_value(samples, 7.5 * values[others][::-1] + 3, role, name, others)
+    other = ArrayDataset(write(tmp_path, samples, name="other.h5"), config)
+    assert one.digest != other.digest
+    index = np.arange(len(one.starts("train")))
+    assert len(index) == len(other.starts("train"))
+    before, after = (dataset.batch("train", 0, index) for dataset in (one, other))
+    for field in dataclasses.fields(before):
+        assert torch.equal(getattr(before, field.name), getattr(after, field.name)), field.name
+    assert one.normalisation.to_json() == other.normalisation.to_json()
+    last = np.arange(len(one.starts("test")))
+    assert not torch.equal(*(d.batch("test", 0, last).y for d in (one, other)))

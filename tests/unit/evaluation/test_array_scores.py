@@ -197,7 +197,7 @@ def test_a_baseline_of_the_plugin_is_scored_beside_the_others(tmp_path):
         return dataset.values("targets", starts)[:, None] + np.reshape([1e-14, 3.0], (2, 1, 1))
 
     kind = array_kind("fields", ["raw"], "m:read", baselines={"warmer": warmer})
-    run = kind.evaluation.run(trained(dataset, Constant(0.5)), {}, None, None)
+    run, _ = kind.evaluation.run(trained(dataset, Constant(0.5)), {}, None)
     assert set(run) == {"validation", "test"}
     assert run["test"]["q"]["forecasts"]["warmer"]["rmse"] == pytest.approx(3.0)
     row = kind.table.rows(run)[1]
@@ -217,7 +217,6 @@ def test_a_baseline_of_another_shape_is_refused(tmp_path):
         evaluate(
             trained(dataset, Constant()),
             {},
-            None,
             None,
             {"own": lambda dataset, starts: dataset.values("targets", starts)},
         )
@@ -247,9 +246,8 @@ def test_fields_are_drawn_by_the_shape_of_their_grid(tmp_path, case):
     steps = {} if samples.time is None else {"input_steps": 2, "output_steps": 2}
     dataset = opened(tmp_path, samples, **steps)
     told = []
-    evaluate(
-        trained(dataset, Constant(0.1)), {}, tmp_path / "figures", lambda *n: told.append(n), {}
-    )
+    _, draw = evaluate(trained(dataset, Constant(0.1)), {}, lambda *n: told.append(n), {})
+    draw(tmp_path / "figures")
     assert {path.name for path in (tmp_path / "figures").iterdir()} == set(samples.targets)
     for folder in (tmp_path / "figures").iterdir():
         assert {path.name for path in folder.iterdir()} == {"scatter.png"} | ({drawn} - {None})

@@ -9,6 +9,7 @@ channels of the model's input, G axes of the grid, K cells.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from millrace.config import Settings
 from millrace.data.hdf5 import create, create_dataset, open_checked, rows_per_chunk, strings
 from millrace.data.normalisation import Normalisation
 from millrace.data.split import MINIMUM_STD, Moments, SplitConfig, time_split
+from millrace.data.validity import Screening
 from millrace.data.window_dataset import CACHE_BYTES, WindowDataset
 from millrace.errors import ConfigError, DataError
 from millrace.provenance import code_version, fingerprint
@@ -53,7 +55,8 @@ def extract_arrays(
     Of a series the split divides the steps in their order, else the samples in a random one. ``settings``
     are those of ``read``; for it and for ``series`` see `millrace.systems.arrays.array_kind`. ``progress``
     is called with (fields done, all). Raises `ConfigError` if the split leaves a part empty, and
-    `DataError`, which names the field, if arrays do not fit each other or hold values that are not finite.
+    `DataError`, which names the field, if arrays do not fit each other or hold values that are not finite
+    or look like no-data values.
     """
     samples = read(source, settings)
     n_samples, grid = _checked(samples, series, source)
@@ -74,7 +77,9 @@ def extract_arrays(
         for done, (role, name, (values, unit)) in enumerate(fields, start=1):
             digest.update(f"{role}/{name} {unit}".encode())
             what = f"{source}: {name!r} of the {role}"
-            data = _write_field(file, f"{role}/{name}", values, what, is_training_S, digest)
+            screening = Screening.of(samples.missing)
+            path = f"{role}/{name}"
+            data = _write_field(file, path, values, what, is_training_S, digest, screening)
             data.attrs["unit"] = unit
             if progress is not None:
                 progress(done, len(fields))
@@ -149,6 +154,7 @@ def _write_field(
     what: str,
     is_training_S: NDArray[np.bool_],
     digest: Any,
+    screening: Screening,
 ) -> h5py.Dataset:
     """Write a field piece by piece, with statistics of its training samples as attributes."""
     shape, dtype = np.shape(values), np.result_type(np.asarray(values[:1]), np.float32)
@@ -165,12 +171,19 @@ def _write_field(
                 f"{what} has values that are not finite, the first in sample {sample} (from 0); fill them "
                 "or leave the sample out"
             )
+        screening.add(part)
         data[start : start + rows] = part
         digest.update(part)
         trained = part[is_training_S[start : start + rows]]
         moments.add(trained.reshape(-1, 1))
         changes.add(np.diff(np.concatenate([last, trained]), axis=0).reshape(-1, 1))
         last = trained[-1:] if len(trained) else last
+    for suspect in screening.suspects():
+        sample = suspect.piece * rows + suspect.index // max(1, math.prod(shape[1:]))
+        sentence = suspect.sentence(
+            path, "`missing` of its Samples", f" in sample {sample} (from 0)"
+        )
+        raise DataError(f"{what}: {sentence}")
     mean, std, change = moments.mean[0], moments.std[0], changes.std[0]
     # A field that does not vary has no deviation but its rounding error. Its unit may make both tiny.
     least = MINIMUM_STD * abs(mean)

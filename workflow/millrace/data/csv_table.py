@@ -12,7 +12,7 @@ import io
 import itertools
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -27,6 +27,13 @@ _BOM = b"\xef\xbb\xbf"
 _BLANK = ("", "NaN", "nan", "NA")
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+_WITH_UNIT = re.compile(r"(.+?)[ _]*[\[(]([^\[\]()]*)[\])]")
+_SPELLINGS = {
+    "d": ("day", "days"),
+    "m": ("meter", "meters", "metre", "metres", "masl", "ma.s.l."),
+    "m/d": ("m/day", "md-1", "md**-1"),
+    "mg/L": ("mgl-1", "mgL**-1", "g/m3", "g/m³", "g/m^3"),
+}
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -50,6 +57,19 @@ class CsvTable:
         """Whether the last line ends with a newline."""
         return self.content.endswith((b"\n", b"\r"))
 
+    @property
+    def seems_cut(self) -> bool:
+        """Whether the file ends without a newline in a number that is written shorter than all above it.
+
+        Its mantissa has fewer decimals than those of all other cells of the last column, or its exponent
+        fewer digits: what a file shows that was cut within a number of a fixed format.
+        """
+        *cells, last = (line.rsplit(",", 1)[-1] for _, line in _lines(self.content))
+        if self.complete or len(cells) < 4:
+            return False
+        lengths = [_written(cell) for cell in cells[1:] if cell]
+        return any(own < min(others) for own, *others in zip(_written(last), *lengths, strict=True))
+
     def location(self, row: int, column: str) -> str:
         """``file:line:column`` of the first character of a cell."""
         lines = _lines(self.content)
@@ -67,8 +87,18 @@ class CsvTable:
         return DataError(f"{self.location(row, column)}: {message}")
 
 
-def read_table(path: Path, columns: Sequence[str], *, blanks: bool = False) -> CsvTable:
+def read_table(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    blanks: bool = False,
+    units: Mapping[str, str] | None = None,
+) -> CsvTable:
     """Read columns of a CSV file (``.csv`` or ``.csv.gz``; UTF-8, with or without BOM; any line end).
+
+    Cells are separated by commas; with ``units``, which may be empty, also by semicolons or tabs, even with
+    decimal commas, and a name in the header may be followed by its unit in brackets, which has to be that
+    of ``units``.
 
     Other columns are ignored; with ``blanks`` a cell may be empty or NaN. Raises `DataError`, which names
     ``file:line:column`` and what was expected, if the file cannot be read or is no CSV, a column is
@@ -81,6 +111,8 @@ def read_table(path: Path, columns: Sequence[str], *, blanks: bool = False) -> C
             f"{path}:1:1: cannot be read ({_reason(error)}); expected a readable CSV file"
         ) from error
     content = _unpack(path, raw).removeprefix(_BOM)
+    if units is not None:
+        content = _plain(path, content, columns, units)
     try:
         values = _parse(content, columns, blanks)
     except (ValueError, csv.Error) as error:  # the errors of pandas are ValueErrors, too
@@ -90,14 +122,84 @@ def read_table(path: Path, columns: Sequence[str], *, blanks: bool = False) -> C
     return CsvTable(path, values, hashlib.sha256(raw).digest(), content)
 
 
-def read_header(path: Path) -> list[str]:
-    """Names of the columns of a CSV file, without the rest; raises `DataError` if it cannot be read."""
+def read_header(
+    path: Path, columns: Sequence[str] = (), units: Mapping[str, str] | None = None
+) -> list[str]:
+    """Names of the columns of a CSV file, read as by `read_table`; `DataError` if it cannot be read."""
+    line = _beginning(path, 1 if units is None else 2)
+    if units is not None:
+        line = _plain(path, line, columns, units)
+    line = line.splitlines()[0] if line else line
+    return _header_cells(path, line.decode(errors="replace").rstrip("\r\n"))
+
+
+def read_first(
+    path: Path, columns: Sequence[str], rows: int, units: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """First rows of a CSV file with all columns; raises `DataError` if it cannot be read."""
+    content = _plain(path, _beginning(path, rows + 1), columns, units or {})
+    try:
+        return pd.read_csv(io.BytesIO(content))
+    except ValueError as error:
+        raise DataError(f"{path}:1:1: not a CSV table ({_reason(error)})") from error
+
+
+def _beginning(path: Path, lines: int) -> bytes:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            line = file.readline().removeprefix(_BOM)
+            return b"".join(itertools.islice(file, lines)).removeprefix(_BOM)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}:1:1: cannot be read ({_reason(error)})") from error
-    return _header_cells(path, line.decode(errors="replace").rstrip("\r\n"))
+
+
+def _plain(path: Path, content: bytes, columns: Sequence[str], units: Mapping[str, str]) -> bytes:
+    """Turn a table into one with commas between cells, decimal points, and names without units.
+
+    Below the header each character stays where it is, so that places in errors are those in the file.
+    """
+    header, *rest = content.split(b"\n", 1)
+    body = rest[0] if rest else b""
+    separator = next((s for s in (b";", b"\t") if s in header and s in body[:10_000]), b",")
+    if separator != b"," and header.count(separator) >= header.count(b","):
+        comma = body.find(b",")
+        if comma >= 0 and b"." in body:
+            line, column = _place(content, len(header) + 1 + comma)
+            raise DataError(
+                f"{path}:{line}:{column}: both ',' and '.' in numbers of a file separated by "
+                f"{separator.decode()!r}; expected one of them, as the decimal sign: save the file with "
+                "decimal points and without separators of thousands"
+            )
+        body = body.replace(b",", b".").replace(separator, b",")
+        header = header.replace(b",", b".").replace(separator, b",")
+    text = header.decode(errors="replace")
+    names = _cells(text.rstrip("\r")) if text.count('"') % 2 == 0 else []
+    wanted = [name for name in columns if name not in names]
+    renamed = {cell: name for name in wanted for cell in names if _means(path, cell, name, units)}
+    if renamed:
+        end = "\r" * text.endswith("\r")
+        header = (",".join(renamed.get(name, name) for name in names) + end).encode()
+    return b"\n".join([header, body]) if rest else header
+
+
+def _means(path: Path, cell: str, name: str, units: Mapping[str, str]) -> bool:
+    """Whether a cell of the header is a column with its unit; raises `DataError` for another unit."""
+    found, wanted = _WITH_UNIT.fullmatch(cell.strip()), _WITH_UNIT.fullmatch(name)
+    plain, unit = wanted.groups() if wanted else (name, units.get(name))
+    if cell.strip() == name:
+        return True
+    if not found or found[1] != plain:
+        return False
+    if unit is None or _same_unit(found[2], unit):
+        return True
+    raise DataError(
+        f"{path}:1:1: column {cell!r}; expected {plain!r} in {unit}: convert its values, or take the unit "
+        f"out of its name if they are in {unit}"
+    )
+
+
+def _same_unit(found: str, expected: str) -> bool:
+    spellings = [expected, *_SPELLINGS.get(expected, ())]
+    return found.replace(" ", "").casefold() in [one.casefold() for one in spellings]
 
 
 def _unpack(path: Path, raw: bytes) -> bytes:
@@ -254,6 +356,12 @@ def _cell_problem(cell: str, name: str, blanks: bool) -> str | None:
     if abs(float(cell)) > _LARGEST:
         return f"{cell[:40]!r} in column {name!r}; expected {expected} below 3.4e38"
     return None
+
+
+def _written(cell: str) -> tuple[int, int]:
+    """Decimals of the mantissa and digits of the exponent of a number."""
+    mantissa, _, exponent = cell.strip().lower().partition("e")
+    return len(mantissa.partition(".")[2]), len(exponent.lstrip("+-"))
 
 
 def _lines(content: bytes) -> Iterator[tuple[int, str]]:

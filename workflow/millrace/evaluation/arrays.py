@@ -16,8 +16,10 @@ from torch import Tensor
 from millrace.data.arrays import ArrayBatch, ArrayDataset
 from millrace.data.split import Split
 from millrace.errors import ConfigError
+from millrace.evaluation.base import Draw
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.figures.arrays import Example, field_lines, field_maps, scatter
+from millrace.figures.style import attempt
 from millrace.systems.base import Progress
 
 Floats = NDArray[np.float64]
@@ -33,11 +35,10 @@ _SHOWN_INPUTS = 2
 def evaluate(
     model: TrainedModel,
     files: Mapping[str, Path],
-    figures: Path | None,
     progress: Progress | None,
     baselines: Mapping[str, Callable[[ArrayDataset, np.ndarray], np.ndarray]],
-) -> dict[str, Any]:
-    """Score a model and its baselines on validation and test samples; draw a folder for each target.
+) -> tuple[dict[str, Any], Draw]:
+    """Score a model and its baselines on validation and test samples; figures are by target.
 
     See `millrace.evaluation.base.Evaluation`; ``baselines`` are those of
     `millrace.systems.arrays.array_kind` beside those that are supplied.
@@ -51,10 +52,12 @@ def evaluate(
     }
     validation, _ = score(dataset, "validation", forecasts, None)
     test, error_BV = score(dataset, "test", forecasts, progress)
-    if figures is not None:
+
+    def draw(figures: Path) -> None:
         for v, variable in enumerate(dataset.names["targets"]):
             _draw(model, v, error_BV[:, v], figures / variable)
-    return {"validation": validation, "test": test}
+
+    return {"validation": validation, "test": test}, draw
 
 
 def score(
@@ -267,16 +270,19 @@ def _draw(model: TrainedModel, v: int, error_B: Floats, folder: Path) -> None:
     }
     axes = [(name, *values) for name, values in dataset.coordinates.items()]
     if len(dataset.grid_shape) == 2 or (len(dataset.grid_shape) == 1 and len(axes) == 2):
-        field_maps(axes[-2:], examples, variable, unit, folder / "maps.png")
+        with attempt(folder / "maps.png") as path:
+            field_maps(axes[-2:], examples, variable, unit, path)
     elif len(dataset.grid_shape) == 1:
-        field_lines(axes[0], examples, variable, unit, folder / "lines.png")
+        with attempt(folder / "lines.png") as path:
+            field_lines(axes[0], examples, variable, unit, path)
     pairs = [
         (physical(dataset, batch.y_KBTV)[:, :, v], physical(dataset, model(batch))[:, :, v])
         for _, batch in _batches(dataset, "test")
     ]
     truth, prediction = (np.concatenate(part).ravel() for part in zip(*pairs, strict=True))
     every = -(-truth.size // _SCATTER_VALUES)
-    scatter(truth[::every], prediction[::every], variable, unit, folder / "scatter.png")
+    with attempt(folder / "scatter.png") as path:
+        scatter(truth[::every], prediction[::every], variable, unit, path)
 
 
 def _example(model: TrainedModel, v: int, start: int) -> Example:

@@ -15,6 +15,7 @@ from millrace.errors import ConfigError
 from millrace.evaluation.base import Evaluation
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.evaluation.training_record import problems, training_record
+from millrace.figures.style import attempt
 from millrace.figures.training import training_curves
 from millrace.files import write_json
 from millrace.provenance import provenance
@@ -35,7 +36,7 @@ def evaluate_run(
 
     The JSON file ``metrics`` gets scores by split, what was evaluated, and the kind of its ``samples``. For
     a model of several datasets these are the scores on the first, and ``datasets`` has those on each. The
-    directory ``figures`` gets one folder for each variable of the first dataset, and ``curves`` is the
+    directory ``figures`` then gets one folder for each variable of the first dataset, and ``curves`` is the
     figure of the training.
     """
     described = json.loads(receipt.read_text())
@@ -46,9 +47,12 @@ def evaluate_run(
     joint = model.dataset
     datasets = joint.datasets if isinstance(joint, JointDataset) else [joint]
     scores: list[dict] = []
+    draws = []
     for dataset, of_dataset in zip(datasets, datasets_of(files), strict=True):
-        drawn = (None, None) if scores else (figures, progress)
-        scores.append(evaluation.run(replace(model, dataset=dataset), of_dataset, *drawn))
+        told = None if scores else progress
+        one, draw = evaluation.run(replace(model, dataset=dataset), of_dataset, told)
+        scores.append(one)
+        draws.append(draw)
     keys = ("experiment", "layout", "seed", "epoch", "identity")
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
     found = {
@@ -61,10 +65,12 @@ def evaluate_run(
         "provenance": provenance(),
     }
     write_json(metrics, found)
-    told = problems(found)
-    for problem in told:
+    not_learning = problems(found)
+    for problem in not_learning:
         print(f"WARNING: the run does not learn: {problem}", file=sys.stderr)
-    training_curves(described["history"], curves, told)
+    with attempt(curves, required=True):
+        training_curves(described["history"], curves, not_learning)
+    draws[0](figures)
 
 
 def evaluate_ensemble(
@@ -92,6 +98,7 @@ def evaluate_ensemble(
         raise ConfigError(
             f"models on {kind.name} are not scored as ensembles over seeds; evaluate each"
         )
+    scores, draw = evaluation.ensemble(models, progress)
     write_json(
         metrics,
         {
@@ -100,7 +107,9 @@ def evaluate_ensemble(
             **{key: described[0][key] for key in ("experiment", "layout")},
             **{f"{key}s": [one[key] for one in described] for key in ("seed", "epoch")},
             "identities": [one["identity"] for one in described],
-            **evaluation.ensemble(models, figure, progress),
+            **scores,
             "provenance": provenance(),
         },
     )
+    with attempt(figure, required=True):
+        draw(figure)

@@ -1,5 +1,6 @@
 """The style shared by all figures, and how they are written."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from matplotlib import rc_context, ticker
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from millrace.errors import ConfigError
+from millrace.errors import ConfigError, first_line
 from millrace.files import atomic_write
 
 PAGE_WIDTH = 7.0
@@ -50,6 +51,25 @@ _STYLE: dict[Any, Any] = {
 # No dates in the files, for the same reason.
 _METADATA: dict[str, dict[str, Any]]
 _METADATA = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+
+
+@contextmanager
+def attempt(path: Path, *, required: bool = False) -> Iterator[Path]:
+    """Let a figure fail alone: what cannot be drawn is a warning with the reason.
+
+    Where a file is ``required``, it holds the reason, else there is none. Yields ``path``. Errors in
+    writing, such as a full disk, are raised: they come from elsewhere.
+    """
+    try:
+        yield path
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        reason = first_line(error)
+        print(f"WARNING: {path} is not drawn: {reason}", file=sys.stderr, flush=True)
+        if required:
+            with figure(path, PAGE_WIDTH, 1.0) as fig:
+                fig.text(0.5, 0.5, f"Not drawn: {reason}", ha="center", va="center", wrap=True)
 
 
 @contextmanager

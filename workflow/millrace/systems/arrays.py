@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from millrace.config import Count, Names, Settings, option
 from millrace.errors import ConfigError
 from millrace.systems.base import Block, Extraction, Reference, SampleKind, Table, resolve
+from millrace.systems.settings import MissingConfig
 
 Field = tuple[ArrayLike, str]
 """Values, and their unit; that of plain numbers is ``1``."""
@@ -37,6 +38,8 @@ class Samples:
     longitude of stations."""
     time: Field | None = None
     """Of the steps of a series, [S], increasing; None for samples that do not depend on each other."""
+    missing: MissingConfig | None = None
+    """What a number that looks like a no-data value means, such as the key ``missing`` of the dataset."""
 
 
 class ArrayConfig(Settings):
@@ -103,7 +106,7 @@ def array_kind(
     def extract(*arguments: Any) -> None:
         resolve("millrace.data.arrays:extract_arrays")(*arguments, resolve(read), series)
 
-    def evaluate(*arguments: Any) -> dict[str, Any]:
+    def evaluate(*arguments: Any) -> Any:
         functions = {key: resolve(function) for key, function in given.items()}
         return resolve("millrace.evaluation.arrays:evaluate")(*arguments, functions)
 

@@ -1,6 +1,7 @@
 """Blocks of datasets that are the same for all systems, without numpy and torch."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from millrace.config import Settings, Share, Text, option
 
@@ -26,6 +27,21 @@ class SplitConfig(Settings):
                 f"train = {self.train} and validation = {self.validation}: expected fractions above 0 "
                 "whose sum is below 1, the test takes the rest"
             )
+
+
+class MissingConfig(Settings):
+    """A number that stands for "no value", or one that looks like it; found ones are refused."""
+
+    value: float
+    """As it is written in the raw files, such as -999."""
+    then: Literal["refuse", "keep"] = "refuse"
+    """`refuse` it wherever it stands, or `keep` it as data."""
+
+
+def with_missing(dataset: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the key ``missing`` of a dataset to the settings of its extraction, if it is there."""
+    value = dataset.get("missing")
+    return {**section, **({} if value is None else {"missing": value})}
 
 
 class DatasetSettings(Settings):

@@ -220,6 +220,151 @@ def test_csv_errors(csv):
     with pytest.raises(DataError, match="no column 'pr'; it has"):
         open_source(csv, ["pr"], levels=1)
     lines = (csv / "fields.csv").read_text().splitlines()
-    (csv / "fields.csv").write_text("\n".join(lines[:-1]))
+    (csv / "fields.csv").write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(DataError, match="the last time has 319 of 320 cells"):
         values(open_source(csv, ["tas"], levels=1))
+
+
+def test_each_file_is_read_in_its_own_unit(original, raw):
+    with edit(raw / "output/tas_0001.nc") as file:
+        file["tas"][:] = file["tas"][:] - 273.15
+        file["tas"].units = "degrees_C"
+    expected, found = (open_source(path, ["tas"], levels=1) for path in (original, raw))
+    assert found.fields.units == ("K",)
+    assert values(found) == pytest.approx(values(expected), abs=1e-4)
+
+
+def in_celsius(file):
+    file["tas"][:] = file["tas"][:] - 273.15
+
+
+def without_unit(file):
+    del file["tas"].units
+
+
+def in_another_quantity(file):
+    file["tas"].units = "m s-1"
+
+
+def elsewhere(file):
+    file["clon"][:] = np.roll(file["clon"][:], 1)
+
+
+def with_fill(file):
+    file["tas"][1, 0, 17:20] = 1e20
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        (in_celsius, r"tas_0001\.nc: tas is said to be in 'K', .* looks like 'degC'"),
+        (without_unit, r"tas_0001\.nc: tas has no attribute units, in tas_0000\.nc it is in 'K'"),
+        (in_another_quantity, r"tas_0001\.nc: tas is in 'm s-1'; expected 'K' as in tas_0000\.nc"),
+        (
+            elsewhere,
+            r"tas_0001\.nc: uuidOfHGrid is that of R2B01\.nc, but the centres of its cells",
+        ),
+        (with_fill, r"tas_0001\.nc: 1e\+20 at time 1, cell 18 in 'tas' looks like a no-data value"),
+    ],
+)
+def test_what_would_be_silently_wrong_is_refused(raw, broken, told):
+    with edit(raw / "output/tas_0001.nc") as file:
+        broken(file)
+    with pytest.raises(DataError, match=told):
+        values(open_source(raw, ["tas"], levels=1))
+
+
+def test_cells_in_another_order_are_put_in_that_of_the_grid(original, raw):
+    order = np.random.default_rng(0).permutation(320)
+    with edit(raw / "output/tas_0001.nc") as file:
+        for name in ("tas", "clon", "clat"):
+            file[name][:] = file[name][:][..., order]
+    expected, found = (open_source(path, ["tas"], levels=1) for path in (original, raw))
+    assert np.array_equal(values(found), values(expected))
+
+
+def test_axes_in_another_order_and_a_single_time_are_read(original, raw):
+    with edit(raw / "output/tas_0000.nc") as file:
+        tas, time, uuid = file["tas"][:, 0], file["time"][:], file.uuidOfHGrid
+    (raw / "output/tas_0000.nc").unlink()
+    for step in range(3):
+        with netCDF4.Dataset(raw / f"output/tas_0000_{step}.nc", "w") as file:
+            file.uuidOfHGrid = uuid
+            file.createDimension("time", 1)
+            file.createDimension("ncells", 320)
+            is_scalar = step == 1
+            file.createVariable("time", "f8", () if is_scalar else ("time",))[...] = time[step]
+            file["time"].units = "day as %Y%m%d.%f"
+            axes = ("ncells",) if is_scalar else ("ncells", "time")
+            variable = file.createVariable("tas", "f4", axes)
+            variable.units = "K"
+            variable[:] = tas[step] if is_scalar else tas[step][:, None]
+    expected, found = (open_source(path, ["tas"], levels=1) for path in (original, raw))
+    assert np.array_equal(values(found), values(expected))
+
+
+def test_variables_are_found_in_files_of_their_own(original, raw):
+    for path in sorted((raw / "output").iterdir()):
+        other = shutil.copy(path, raw / f"aa_{path.name}")
+        with edit(other) as file:
+            file["tas"][:] = 100_000 + file["tas"][:]
+            file["tas"].units = "Pa"
+            file.renameVariable("tas", "psl")
+    source = open_source(raw, ["tas", "psl"], levels=1)
+    found, expected = values(source), values(open_source(original, ["tas"], levels=1))
+    assert source.fields.units == ("K", "Pa")
+    assert np.array_equal(found[..., :1], expected)
+    assert found[..., 1:] == pytest.approx(100_000 + expected, rel=1e-6)
+    (raw / "aa_tas_0001.nc").unlink()
+    with pytest.raises(DataError, match="psl and tas do not have the same times, 2020-01-01T18"):
+        open_source(raw, ["tas", "psl"], levels=1)
+
+
+def test_other_files_of_a_run_do_not_matter(original, raw):
+    with netCDF4.Dataset(raw / "aa_extpar.nc", "w") as file:
+        file.createDimension("cell", 320)
+        file.createVariable("topography_c", "f8", ("cell",))[:] = 0.0
+    with netCDF4.Dataset(raw / "ab_latlon.nc", "w") as file:
+        for name, size in (("time", 2), ("lat", 4), ("lon", 8)):
+            file.createDimension(name, size)
+            file.createVariable(name, "f8", (name,))[:] = np.arange(size)
+        file.createVariable("tas", "f4", ("time", "lat", "lon"))[:] = 280.0
+    with netCDF4.Dataset(raw / "ac_edges.nc", "w") as file:
+        file.createDimension("time", 2)
+        file.createDimension("edge", 480)
+        file.createVariable("vn", "f4", ("time", "edge"))[:] = 0.0
+    expected, found = (open_source(path, ["tas"], levels=1) for path in (original, raw))
+    assert np.array_equal(values(found), values(expected))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (
+            lambda cells: [*cells[:-1], cells[-1].replace(".", ",")],
+            r"csv:61: row of 6 cells; expected 5",
+        ),
+        (lambda cells: [*cells[:-1], cells[-1] + "x"], r"csv:61: tas is '.*x', not a number"),
+        (lambda cells: [*cells[:-1], cells[-1] + "\udcff"], "csv:61: byte 0xff is not UTF-8"),
+        (lambda cells: [*cells[:-1], ""], "csv:61: 1 rows have missing"),
+        (
+            lambda cells: [cells[0], "1.0", *cells[2:]],
+            "csv:61: clon and clat are not those of cell",
+        ),
+    ],
+)
+def test_a_row_of_csv_that_is_not_whole_is_refused(csv, spoil, told):
+    path = csv / "fields.csv"
+    lines = path.read_text().splitlines()
+    lines[60] = ",".join(spoil(lines[60].split(",")))
+    path.write_bytes(("\n".join(lines) + "\n").encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=told):
+        values(open_source(csv, ["tas"], levels=1))
+
+
+def test_a_field_without_a_time_is_refused(raw):
+    with netCDF4.Dataset(raw / "output/tas_0002.nc", "w") as file:
+        file.createDimension("ncells", 320)
+        file.createVariable("tas", "f4", ("ncells",))[:] = 280.0
+    with pytest.raises(DataError, match=r"tas_0002\.nc: tas has dimensions ncells and no time"):
+        open_source(raw, ["tas"], levels=1)

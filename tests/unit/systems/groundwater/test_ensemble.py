@@ -156,3 +156,17 @@ def test_metrics_and_figure_are_written(trained, samples, tmp_path) -> None:
     assert written["test"]["head"]["members"] == 3
     assert written["validation"].keys() == written["test"].keys() == set(VARIABLES)
     assert figure.stat().st_size > 10_000
+
+
+def test_scores_are_written_where_the_figure_fails(
+    trained, samples, tmp_path, monkeypatch, capsys
+) -> None:
+    def fail(*arguments):
+        raise ValueError("nothing to see")
+
+    monkeypatch.setattr("millrace.systems.groundwater.evaluation.ensemble_by_lead", fail)
+    checkpoints, receipts = zip(*trained, strict=True)
+    evaluate_ensemble(checkpoints, receipts, samples, tmp_path / "m.json", tmp_path / "f.png")
+    assert json.loads((tmp_path / "m.json").read_text())["test"]
+    assert (tmp_path / "f.png").is_file()
+    assert "f.png is not drawn: nothing to see" in capsys.readouterr().err

@@ -12,7 +12,12 @@ import pytest
 
 from millrace.data.split import SplitConfig
 from millrace.errors import DataError
-from millrace.systems.groundwater.feflow_csv import FORCINGS, find_files, open_directory
+from millrace.systems.groundwater.feflow_csv import (
+    FORCINGS,
+    check_header,
+    find_files,
+    open_directory,
+)
 from millrace.systems.groundwater.series import preprocess
 
 VARIABLES = ("mass_concentration", "head")
@@ -154,6 +159,22 @@ def test_a_first_file_cut_within_the_last_number_is_refused(aquifer, tmp_path) -
     assert refusal(aquifer, tmp_path).startswith(f"{first}:{LAST}:1: the last line has no newline")
 
 
+@pytest.mark.parametrize("number", ["0000.csv", "0003.csv"])
+@pytest.mark.parametrize("form", ["{:.5f}", "{:.6e}"])
+def test_a_number_that_is_cut_is_refused_where_no_file_ends_with_a_newline(
+    aquifer, tmp_path, number, form
+) -> None:
+    for path in (aquifer.base / "all").iterdir():
+        header, *lines = path.read_text().splitlines()
+        cells = [line.rsplit(",", 1) for line in lines]
+        rows = [f"{before},{form.format(float(last))}" for before, last in cells]
+        path.write_text("\n".join([header, *rows]))
+    assert len(read_all(aquifer.base)) == 12
+    path = aquifer.base / "all" / number
+    path.write_text(path.read_text()[:-1])
+    assert "the file ends within its last number" in refusal(aquifer, tmp_path)
+
+
 BYTE_FAULTS: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
     "NUL": (lambda b: b.replace(b"3", b"\0", 1), r"2:\d+", "NUL byte"),
     "empty": (lambda b: b"", "1:1", "the file is empty"),
@@ -161,9 +182,68 @@ BYTE_FAULTS: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
     "utf-16": (lambda b: b.decode().encode("utf-16"), "1:1", "UTF-16"),
     "utf-16 without BOM": (lambda b: b.decode().encode("utf-16-le"), "1:2", "NUL byte"),
     "latin-1": (lambda b: b.replace(b"ts", "°".encode("latin-1"), 1), "1:6", "0xb0 is not UTF-8"),
-    "semicolons": (lambda b: b.replace(b",", b";"), "1:5", "separator ';'"),
-    "tabs": (lambda b: b.replace(b",", b"\t"), "1:5", r"separator '\t'"),
+    "bars": (lambda b: b.replace(b",", b"|"), "1:5", "separator '|'"),
+    "thousands": (
+        lambda b: b.replace(b",", b";").replace(b";6249", b";6,249", 1),
+        r"2:\d+",
+        "both ',' and '.' in numbers",
+    ),
+    "another unit": (
+        lambda b: b.replace(b"head", b"head [cm]", 1),
+        "1:1",
+        "column 'head [cm]'; expected 'head' in m: convert",
+    ),
+    "another unit of the time": (
+        lambda b: b.replace(b"time (d)", b"time (h)", 1),
+        "1:1",
+        "column 'time (h)'; expected 'time' in d: convert",
+    ),
 }
+
+
+def german(text: bytes) -> bytes:
+    return text.replace(b",", b";").replace(b".", b",")
+
+
+DIALECTS: dict[str, Callable[[bytes], bytes]] = {
+    "semicolons": lambda b: b.replace(b",", b";"),
+    "semicolons and decimal commas": german,
+    "tabs": lambda b: b.replace(b",", b"\t"),
+    "tabs and decimal commas": lambda b: b.replace(b",", b"\t").replace(b".", b","),
+    "units": lambda b: (
+        b.replace(b",head\n", b",head [m]\n", 1)
+        .replace(b",head_bc", b",head_bc [m]", 1)
+        .replace(b"time (d)", b"time [days]", 1)
+        .replace(b",X,Y,Z,", b",X (m),Y_[m],Z [masl],", 1)
+        .replace(b"mass_concentration,", b"mass_concentration [mg/l],", 1)
+    ),
+    "all of it, with line ends of Windows": lambda b: german(
+        b.replace(b",head\n", b",head [m]\n", 1).replace(b"\n", b"\r\n")
+    ),
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("files", ["0003.csv", "*.csv"])
+def test_dialects_of_spreadsheets_are_read_like_the_files_they_come_from(
+    aquifer, dialect, files
+) -> None:
+    expected = read_all(aquifer.base)
+    for path in aquifer.base.rglob(files):
+        text = DIALECTS[dialect](path.read_bytes())
+        assert files == "*.csv" or text != path.read_bytes()
+        path.write_bytes(text)
+    check_header(aquifer.base, VARIABLES, "datasets.site.variables")
+    for one, other in zip(read_all(aquifer.base), expected, strict=True):
+        assert one.time == other.time
+        for name in ("fields_NC", "forcing_NF", "mask_NF"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_places_of_errors_are_those_in_the_file_of_a_dialect(aquifer, bad, tmp_path) -> None:
+    bad.write_bytes(german(replace_cell(7, 9, "dry")(bad.read_text()).encode()))
+    place = len(bad.read_text().splitlines()[6].rsplit(";", 1)[0]) + 2
+    assert refusal(aquifer, tmp_path).startswith(f"{bad}:7:{place}: 'dry' in column 'head'")
 
 
 @pytest.mark.parametrize("fault", BYTE_FAULTS)

@@ -56,6 +56,9 @@ def test_series_is_the_true_series_in_order(model, samples):
             got = series.prediction_TNV[:, core]
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-2)
     assert (np.diff(series.time_T) > 0).all()
+    issue = steps - 1 - np.arange(len(steps)) % model(truth).dataset.config.output_steps
+    with h5py.File(samples["patches"]) as file:
+        np.testing.assert_array_equal(series.issue_T, file["time"][()][issue])
 
 
 def test_rollout_feeds_on_itself_and_ghosts_follow_their_patches(model):

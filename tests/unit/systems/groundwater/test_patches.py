@@ -14,6 +14,7 @@ from millrace.data.hdf5 import open_checked
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError, DataError
 from millrace.systems.groundwater.hdf5_parts import group_names
+from millrace.systems.groundwater.patch_file import read_nodes
 from millrace.systems.groundwater.patches import (
     SCHEMA,
     PatchConfig,
@@ -228,6 +229,7 @@ def test_patches_hold_the_rows_of_the_series(series, tmp_path, monkeypatch, chun
     ):
         assert file.attrs["source_digest"] == source.attrs["digest"]
         assert list(file.attrs["variables"]) == ["mass_concentration", "head"]
+        np.testing.assert_array_equal(file["node"][()], source["node"][()])
         assert list(file.attrs["forcings"])[3] == "sea_level_forcing"
         assert group_names(file) == [f"patch_{i:02d}" for i in range(4)]
         for name in ("time", "split", "stats/obs_mean", "stats/increment_std", "stats/forcing_std"):
@@ -266,3 +268,22 @@ def test_a_damaged_series_leaves_nothing(series, tmp_path) -> None:
     with pytest.raises(DataError, match=r"series\.h5: truncated or damaged"):
         extract_patches(series, tmp_path / "p" / "p.h5", PatchConfig(slice_groups=2, clusters=2))
     assert list((tmp_path / "p").iterdir()) == []
+
+
+def test_figures_call_nodes_by_their_ids_in_the_raw_files(aquifer, tmp_path) -> None:
+    for path in [
+        *(aquifer.base / "all").iterdir(),
+        *(aquifer.base / "forcings_corrected_all").iterdir(),
+    ]:
+        header, *lines = path.read_text().splitlines()
+        rows = [
+            ",".join([str(7 * int(line.split(",")[0])), *line.split(",")[1:]]) for line in lines
+        ]
+        path.write_text("\n".join([header, *rows]) + "\n")
+    split = SplitConfig(train=0.6, validation=0.2, gap=1)
+    options = {"variables": ("head",), "forcings": None, "split": split}
+    preprocess(aquifer.base, tmp_path / "series.h5", **options)
+    extract_patches(tmp_path / "series.h5", tmp_path / "p.h5", PatchConfig(clusters=3))
+    x, y, z = aquifer.coords[11]
+    place = f"at X = {x:.1f}, Y = {y:.1f}, Z = {z:.1f} m"
+    assert read_nodes(tmp_path / "p.h5").label(11) == f"node 84 {place}"

@@ -324,6 +324,27 @@ def test_damaged_folders_are_refused(tmp_path, damage, message):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["npy"]
 
 
+@pytest.mark.parametrize(
+    ("array", "at", "value", "words"),
+    [
+        ("output_latent_features", (-1, -1, 5, 4, -2), 1e30, "at cell 5, 4 .* in 'head'"),
+        ("latent_features", (0, 0, 5, 4, -1), -9999, "at cell 5, 4 .* in 'mass_concentration'"),
+        ("input_data", (0, 2, 1), 1e20, "at boundary point 2 .* in 'mass_concentration'"),
+    ],
+)
+def test_no_data_values_besides_the_documented_ones_are_refused(tmp_path, array, at, value, words):
+    time, _ = write_folders(tmp_path)
+    path = tmp_path / "plane_01" / f"{array}.npy"
+    values = np.load(path)
+    values[at] = value
+    np.save(path, values)
+    when = f"{time[-1 if at[0] else 0]:g} d"
+    with pytest.raises(DataError, match=rf"plane_01.*{words} looks like a no-data.*NaN") as caught:
+        convert_plane_folders(tmp_path, tmp_path / "p.h5", None, SPLIT)
+    assert when in str(caught.value)
+    assert not (tmp_path / "p.h5").exists()
+
+
 def test_missing_folders(tmp_path):
     with pytest.raises(DataError, match="one folder a plane"):
         convert_plane_folders(tmp_path, tmp_path / "planes.h5", None, SPLIT)

@@ -106,14 +106,15 @@ def test_time_series(tmp_path, drawn, aquifer):
         "mass_concentration",
         "mg/L",
         path,
+        3,
     )
     check_image(path)
     panels = drawn[0].axes
+    assert panels[-1].get_xlabel() == "Time (d); forecasts of 3 steps, one after the other"
     assert [axes.get_title("left") for axes in panels] == ["a", "b", "c"]
     assert [len(axes.lines) for axes in panels] == [3, 3, 3]
     np.testing.assert_array_equal(panels[1].lines[0].get_ydata(), aquifer.truth[:, node[1]])
     np.testing.assert_array_equal(panels[2].lines[1].get_ydata(), aquifer.prediction[:, node[2]])
-    assert panels[2].get_xlabel() == "Time (d)"
 
 
 def test_most_variable():
@@ -213,7 +214,8 @@ def test_cross_section(tmp_path, drawn, aquifer):
     node, s, z = section_of(aquifer)
     path = tmp_path / "section.png"
     truth, prediction = aquifer.truth[3, node], aquifer.prediction[3, node]
-    sections.cross_section(s, z, 12.5, truth, prediction, "mass_concentration", "mg/L", path)
+    name, ends = ("mass_concentration", "mg/L"), [[100, 200], [300.4, 400]]
+    sections.cross_section(s, z, 12.5, truth, prediction, *name, path, ends, 11.0)
     check_image(path)
     panels = drawn[0].axes[:3]
     fields = [axes.collections[0] for axes in panels]
@@ -223,7 +225,8 @@ def test_cross_section(tmp_path, drawn, aquifer):
     np.testing.assert_allclose(
         fields[2].get_array(), fields[1].get_array() - fields[0].get_array(), atol=1e-9
     )
-    assert panels[0].get_title("right") == "12.50 d"
+    assert panels[0].get_title("right") == "12.50 d, issued at 11.00 d"
+    assert panels[2].get_xlabel().endswith("(m), from X = 100, Y = 200 to X = 300, Y = 400")
     labels = {axes.get_ylabel() for axes in drawn[0].axes[3:]}
     assert labels == {"Mass concentration (mg/L)", "Difference (mg/L)"}
 

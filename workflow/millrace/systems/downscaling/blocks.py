@@ -46,7 +46,7 @@ def extract_blocks(
     from them by, and the mean of that for each cell. ``progress`` is called with (steps done, all). Raises
     `ConfigError` or `DataError` if the split or the source (see `open_source`) does not allow it.
     """
-    icon = open_source(source, config.variables, config.levels)
+    icon = open_source(source, config.variables, config.levels, config.missing)
     finest, fields = icon.grids[0], icon.fields
     n_steps, n_cells, n_variables = len(fields.time_T), len(finest.lon_N), len(config.variables)
     ranges = time_split(n_steps, split)
@@ -74,7 +74,9 @@ def extract_blocks(
             if progress is not None:
                 progress(start, n_steps)
         statistics.write(file)
-        text = json.dumps({**config.model_dump(), "split": split.model_dump()}, sort_keys=True)
+        text = json.dumps(
+            {**config.model_dump(exclude_none=True), "split": split.model_dump()}, sort_keys=True
+        )
         origin = fingerprint(source)
         file.attrs.update(
             schema=SCHEMA,

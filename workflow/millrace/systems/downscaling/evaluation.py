@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from millrace.evaluation.base import Evaluation
+from millrace.evaluation.base import Draw, Evaluation
 from millrace.evaluation.trained_model import TrainedModel
+from millrace.figures.style import attempt
 from millrace.systems.base import Progress
 from millrace.systems.downscaling.dataset import BlockDataset
 from millrace.systems.downscaling.ensembles import Example
@@ -21,12 +22,9 @@ _VALIDATION_TIMES, _VALIDATION_SAMPLER = 4, SamplerConfig(members=4)
 
 
 def evaluate(
-    model: TrainedModel,
-    files: Mapping[str, Path],
-    figures: Path | None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Score a model and its baselines on validation and test period; draw a folder for each variable.
+    model: TrainedModel, files: Mapping[str, Path], progress: Progress | None = None
+) -> tuple[dict[str, Any], Draw]:
+    """Score a model and its baselines on validation and test period; figures are by variable.
 
     See `millrace.evaluation.base.Evaluation`. Scores are ``{variable: {forecast: scores}}``.
     """
@@ -34,10 +32,12 @@ def evaluate(
         model.module, model.dataset, "validation", _VALIDATION_SAMPLER, _VALIDATION_TIMES
     )
     test, example = score(model.module, model.dataset, "test", progress=progress)
-    if figures is not None:
+
+    def draw(figures: Path) -> None:
         for v, variable in enumerate(model.dataset.config.variables):
             _draw(model.dataset, v, test[variable], example, figures / variable)
-    return {"validation": validation, "test": test}
+
+    return {"validation": validation, "test": test}, draw
 
 
 def _draw(
@@ -58,10 +58,14 @@ def _draw(
         panels.append(Panel(f"Mean of {len(ensemble_EN)} members", ensemble_EN.mean(axis=0)))
         panels.append(Panel("Their spread", ensemble_EN.std(axis=0, ddof=1), "spread"))
         labels["spread"] = ("spread", unit)
-        reliability(forecasts["model"], unit, folder / "reliability.png")
-    sphere_maps(dataset.centres_N3, panels, labels, folder / "maps.png", dataset.land_N)
-    spectra(forecasts, unit, folder / "spectra.png")
-    by_region(forecasts, unit, folder / "regions.png")
+        with attempt(folder / "reliability.png") as path:
+            reliability(forecasts["model"], unit, path)
+    with attempt(folder / "maps.png") as path:
+        sphere_maps(dataset.centres_N3, panels, labels, path, dataset.land_N)
+    with attempt(folder / "spectra.png") as path:
+        spectra(forecasts, unit, path)
+    with attempt(folder / "regions.png") as path:
+        by_region(forecasts, unit, path)
 
 
 EVALUATION = Evaluation(evaluate)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from millrace.config import Count, Seed, Settings, SomeNames, option
-from millrace.systems.settings import SplitDatasetSettings
+from millrace.systems.settings import MissingConfig, SplitDatasetSettings
 
 
 class ClimateConfig(Settings):
@@ -44,6 +44,8 @@ class BlockConfig(BlockSettings):
 
     variables: SomeNames = ("tas",)
     """Two-dimensional fields."""
+    missing: MissingConfig | None = None
+    """What a no-data value such as -999 means."""
 
 
 class IconDataset(SplitDatasetSettings):
@@ -53,6 +55,8 @@ class IconDataset(SplitDatasetSettings):
     """Two-dimensional fields of the output files to keep, in the demo `tas` (K)."""
     blocks: BlockSettings = BlockSettings()
     """How the grid is cut."""
+    missing: MissingConfig | None = None
+    """What a no-data value such as -999 means; those that look like one are refused."""
 
 
 class BlockDatasetConfig(Settings):

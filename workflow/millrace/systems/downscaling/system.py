@@ -13,6 +13,7 @@ from millrace.systems.base import (
     Table,
     check_columns,
 )
+from millrace.systems.settings import with_missing
 
 _HERE = "millrace.systems.downscaling"
 
@@ -134,7 +135,9 @@ SYSTEM = System(
             caption=_CAPTION,
             extraction=Extraction(
                 f"{_HERE}.blocks:extract_blocks",
-                section=lambda raw: {**raw.get("blocks", {}), "variables": raw["variables"]},
+                section=lambda raw: with_missing(
+                    raw, {**raw.get("blocks", {}), "variables": raw["variables"]}
+                ),
                 config=f"{_HERE}.settings:BlockConfig",
             ),
             check=partial(check_columns, ("variables",)),

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from millrace.evaluation.base import Evaluation
+from millrace.evaluation.base import Draw, Evaluation
 from millrace.evaluation.trained_model import TrainedModel
+from millrace.figures.style import attempt
 from millrace.systems.base import Progress
 from millrace.systems.groundwater.ensemble import forecast_ensemble
 from millrace.systems.groundwater.figures.animation import section_animation
@@ -20,7 +21,7 @@ from millrace.systems.groundwater.figures.comparison import (
 )
 from millrace.systems.groundwater.figures.maps import error_map
 from millrace.systems.groundwater.figures.sections import cross_section
-from millrace.systems.groundwater.forecast import Series, forecast_windows, rollout
+from millrace.systems.groundwater.forecast import Series, forecast_windows, mean_leads, rollout
 from millrace.systems.groundwater.patch_file import Nodes, read_nodes
 from millrace.systems.groundwater.plane_dataset import PlaneDataset
 from millrace.systems.groundwater.sections import extract_section
@@ -30,12 +31,9 @@ _POINTS = 200_000
 
 
 def evaluate(
-    model: TrainedModel,
-    files: Mapping[str, Path],
-    figures: Path | None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Score forecasts on validation and test period, and a rollout; draw a folder for each variable.
+    model: TrainedModel, files: Mapping[str, Path], progress: Progress | None = None
+) -> tuple[dict[str, Any], Draw]:
+    """Score forecasts on validation and test period, and a rollout; figures are by variable.
 
     See `millrace.evaluation.base.Evaluation`.
     """
@@ -43,29 +41,30 @@ def evaluate(
     test, series = forecast_windows(model, "test", progress)
     scores = {"validation": validation, "test": test, "rollout": rollout(model, "test")}
     scores["units"] = {name: model.dataset.units[name] for name in test}
-    if figures is not None:
-        _draw(model, files, series, scores["rollout"], figures)
-    return scores
+    return scores, lambda figures: _draw(model, files, series, scores, figures)
 
 
 def evaluate_together(
-    models: Sequence[TrainedModel], figure: Path, progress: Progress | None = None
-) -> dict[str, Any]:
+    models: Sequence[TrainedModel], progress: Progress | None = None
+) -> tuple[dict[str, Any], Draw]:
     """Score the seeds of an experiment as an ensemble, see `millrace.systems.groundwater.ensemble`.
 
     The members forecast again, batch by batch: their forecasts are nowhere kept.
     """
     validation = forecast_ensemble(models, "validation")
     test = forecast_ensemble(models, "test", progress)
-    ensemble_by_lead(test, models[0].dataset.units, figure)
-    return {"validation": validation, "test": test}
+    dataset = models[0].dataset
+    units, steps = dataset.units, dataset.config.output_steps
+    days = mean_leads(dataset, dataset.starts("test"), steps)
+    scores = {"validation": validation, "test": test}
+    return scores, lambda figure: ensemble_by_lead(test, days, units, figure)
 
 
 def _draw(
     model: TrainedModel,
     files: Mapping[str, Path],
     series: Series,
-    ahead: Mapping[str, Any],
+    scores: Mapping[str, Any],
     figures: Path,
 ) -> None:
     dataset = model.dataset
@@ -83,25 +82,31 @@ def _draw(
         # Enough points for the density, without drawing tens of millions of them.
         every = max(1, truth.size // _POINTS)
         points = truth.ravel()[::every], prediction.ravel()[::every]
-        scatter(*points, *name, folder / "scatter.png")
+        with attempt(folder / "scatter.png") as path:
+            scatter(*points, *name, path, scores["test"][variable])
         coords = nodes.coords_N3
         column = np.unique(coords[:, :2], axis=0, return_inverse=True)[1].ravel()
         shown = most_variable(truth, 4, column)
-        labels = [f"node {n + 1} at Z = {coords[n, 2]:.1f} m" for n in shown]
+        labels = [nodes.label(n) for n in shown]
         curves = truth[:, shown], prediction[:, shown], persistence[:, shown]
-        time_series(series.time_T, *curves, labels, *name, folder / "time_series.png")
+        with attempt(folder / "time_series.png") as path:
+            steps = dataset.config.output_steps
+            time_series(series.time_T, *curves, labels, *name, path, steps)
         if not on_planes:  # which are lines on a map
             easting, northing, _ = coords.T
             rmse = np.sqrt(((prediction - truth) ** 2).mean(axis=0))
-            path = folder / "error_map.png"
-            error_map(easting, northing, rmse, nodes.slice_group_N, *name, path)
-        _draw_section(series.time_T, truth, prediction, nodes, on_planes, name, folder)
-        scores, days = ahead["variables"][variable], ahead["lead_days"]
-        error_by_lead(scores, days, *name, folder / "rollout_error_by_lead.png")
+            with attempt(folder / "error_map.png") as path:
+                error_map(easting, northing, rmse, nodes.slice_group_N, *name, path)
+        with attempt(folder / "section.png"):
+            _draw_section(series, truth, prediction, nodes, on_planes, name, folder)
+        ahead = scores["rollout"]
+        by_lead, days = ahead["variables"][variable], ahead["lead_days"]
+        with attempt(folder / "rollout_error_by_lead.png") as path:
+            error_by_lead(by_lead, days, *name, path)
 
 
 def _draw_section(
-    time_T: np.ndarray,
+    series: Series,
     truth: np.ndarray,
     prediction: np.ndarray,
     nodes: Nodes,
@@ -113,10 +118,13 @@ def _draw_section(
     shown, s, z = _main_section(nodes, truth, on_planes)
     truth, prediction = truth[:, shown], prediction[:, shown]
     t = len(truth) // 2
-    cross_section(s, z, time_T[t], truth[t], prediction[t], *name, folder / "section.png")
+    ends = nodes.coords_N3[shown[[0, -1]], :2]
+    time_T, issue_T = series.time_T, series.issue_T
+    state = time_T[t], truth[t], prediction[t]
+    cross_section(s, z, *state, *name, folder / "section.png", ends, issue_T[t])
     frames = np.unique(np.linspace(0, len(truth) - 1, _FRAMES).astype(int))
     states = time_T[frames], truth[frames], prediction[frames]
-    section_animation(s, z, *states, *name, folder / "animation.gif")
+    section_animation(s, z, *states, *name, folder / "animation.gif", ends, issue_T[frames])
 
 
 def _main_section(nodes: Nodes, truth_TN: np.ndarray, on_planes: bool) -> tuple[Any, Any, Any]:

@@ -9,16 +9,15 @@ out, so that directories thinned in time can be read.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from millrace.data.csv_table import CsvTable, read_header, read_table
+from millrace.data.csv_table import CsvTable, read_first, read_header, read_table
 from millrace.errors import ConfigError, DataError
 from millrace.systems.base import known
 from millrace.systems.groundwater.units import UNITS
@@ -27,9 +26,16 @@ FORCINGS = ("mass_concentration_bc", "head_bc", "recharge_forcing", "sea_level_f
 """Boundary conditions and sources that a forcing file can hold."""
 
 _OLD_NAMES = {"head_bc": "hydraulic_head_bc"}
-_NODE, _TIME, _SLICE, _PLACE = "node", "time (d)", "slice", ("X", "Y", "Z")
+_NODE, _TIME, _SLICE, PLACE = "node", "time (d)", "slice", ("X", "Y", "Z")
 _NAME = re.compile(r"(\d+)\.csv(\.gz)?")
 Order = NDArray[np.int64] | slice
+_UNITS = {
+    **UNITS,
+    **dict.fromkeys([*PLACE, "head_bc", "hydraulic_head_bc", "sea_level_forcing"], "m"),
+    "mass_concentration_bc": "mg/L",
+    "recharge_forcing": "m/d",
+}
+"""What a unit in a header has to be."""
 _SAME_PLACE = 1e-3  # m: the mesh does not move, but may be written with fewer digits
 
 
@@ -87,6 +93,8 @@ class FeflowReader:
     """Names of the forcings in the files."""
     _forcing_nodes: NDArray[np.int64]
     """Node of each row of the first forcing file."""
+    units: Mapping[str, str]
+    """Of the fields, for headers that name units."""
     _complete: tuple[bool, bool]
     """Whether the first file of the fields, of the forcings, ends with a newline."""
 
@@ -102,7 +110,7 @@ class FeflowReader:
             A file is malformed or does not fit the first: ``file:line:column``, what was expected.
         """
         first = self.files.fields[0]
-        table = _read_fields(self.files.fields[index], self.variables)
+        table = _read_fields(self.files.fields[index], self.variables, self.units)
         order = _match_nodes(table, self.mesh.node, first)
         _check_end(table, first, self._complete[0])
         _check_mesh(table, order, self.mesh, first)
@@ -113,6 +121,16 @@ class FeflowReader:
             _match_nodes(forcing, self._forcing_nodes, first)
             _check_end(forcing, first, self._complete[1])
         return self._snapshot(table, order, forcing)
+
+    def error(self, index: int, node: int, column: str, message: str) -> DataError:
+        """Make an error about a value of an output time, in some column, at a row of the mesh."""
+        if column in (*self.variables, *PLACE):
+            table = _read_fields(self.files.fields[index], self.variables, self.units)
+        else:
+            table = _read_forcings(self.files.forcings[index], self._forcing_columns)
+            column = self._forcing_columns[self.forcings.index(column)]
+        row = int(np.argmax(table.columns[_NODE] == self.mesh.node[node]))
+        return table.error(row, column, message)
 
     def _snapshot(self, table: CsvTable, order: Order, forcing: CsvTable | None) -> Snapshot:
         times = table.columns[_TIME]
@@ -165,7 +183,9 @@ def find_files(base: Path, *, with_forcings: bool = True) -> FeflowFiles:
     return FeflowFiles(tuple(fields.values()))
 
 
-def check_header(base: Path, variables: Sequence[str], key: str) -> None:
+def check_header(
+    base: Path, variables: Sequence[str], key: str, units: Mapping[str, str] | None = None
+) -> None:
     """Refuse columns that the first file does not have, or not as numbers, before anything runs.
 
     What else is wrong with a directory is told when it is read; it may be archived by now.
@@ -177,7 +197,7 @@ def check_header(base: Path, variables: Sequence[str], key: str) -> None:
     """
     try:
         path = find_files(base, with_forcings=False).fields[0]
-        first = pd.read_csv(path, nrows=1)
+        first = read_first(path, variables, 1, units)
     except (DataError, OSError, EOFError, ValueError):
         return
     for name in variables:
@@ -205,7 +225,7 @@ def inspect(base: Path) -> dict[str, Any]:
     """
     files = find_files(base)
     table = _read_fields(files.fields[0], ())
-    others = [_NODE, _TIME, *_PLACE, _SLICE, "ts"]
+    others = [_NODE, _TIME, *PLACE, _SLICE, "ts"]
     fields = [name for name in _numeric(files.fields[0]) if name not in others]
     variables = [name for name in ("head", "mass_concentration") if name in fields] or fields[:1]
     if not variables:
@@ -226,7 +246,7 @@ def inspect(base: Path) -> dict[str, Any]:
 
 def _numeric(path: Path) -> list[str]:
     """Columns of a file that hold numbers, in the first rows that there are."""
-    first = pd.read_csv(path, nrows=1000).dropna(axis="columns", how="all")
+    first = read_first(path, (), 1000).dropna(axis="columns", how="all")
     return [str(name) for name in first if first[name].dtype.kind in "iuf"]
 
 
@@ -239,7 +259,10 @@ def count_times(base: Path) -> int | None:
 
 
 def open_directory(
-    base: Path, variables: Sequence[str], forcings: Sequence[str] | None = None
+    base: Path,
+    variables: Sequence[str],
+    forcings: Sequence[str] | None = None,
+    units: Mapping[str, str] | None = None,
 ) -> tuple[FeflowReader, Snapshot]:
     """Open a directory: a reader of all output times, and the first of them.
 
@@ -249,6 +272,8 @@ def open_directory(
         Fields to read, such as ``head``.
     forcings : sequence of str, optional
         Of `FORCINGS`; by default all that the directory has, which may be none.
+    units : mapping, optional
+        Units of fields, which headers may name; by default `UNITS`.
 
     Raises
     ------
@@ -258,11 +283,11 @@ def open_directory(
     base = Path(base)
     files = find_files(base, with_forcings=forcings is None or len(forcings) > 0)
     names, columns = _forcing_names(base, files, forcings)
-    table = _read_fields(files.fields[0], variables)
+    table = _read_fields(files.fields[0], variables, units)
     mesh = Mesh(
         node=_unique_nodes(table),
         slice=_integers(table, _SLICE).astype(np.int32),
-        coords=np.stack([table.columns[axis] for axis in _PLACE], axis=1),
+        coords=np.stack([table.columns[axis] for axis in PLACE], axis=1),
     )
     forcing, nodes = None, np.empty(0, dtype=np.int64)
     if names:
@@ -270,8 +295,13 @@ def open_directory(
         nodes = _unique_nodes(forcing)
         if files.forcing_on_all_nodes:
             _match_nodes(forcing, mesh.node, files.fields[0])
+    for one in (table, forcing):
+        if one is not None:
+            _check_end(one, one.path, one.complete)
     complete = table.complete, forcing is None or forcing.complete
-    reader = FeflowReader(files, tuple(variables), names, mesh, columns, nodes, complete)
+    reader = FeflowReader(
+        files, tuple(variables), names, mesh, columns, nodes, units or {}, complete
+    )
     return reader, reader._snapshot(table, slice(None), forcing)
 
 
@@ -303,7 +333,7 @@ def _forcing_names(
                 f"expected {', '.join(wanted)}, or ask for no forcings"
             )
         return (), ()
-    header = read_header(files.forcings[0])
+    header = read_header(files.forcings[0], [*FORCINGS, *_OLD_NAMES.values()], _UNITS)
     column = {
         name: _OLD_NAMES[name] if name not in header and _OLD_NAMES.get(name) in header else name
         for name in (*FORCINGS, *(wanted or ()))
@@ -313,12 +343,15 @@ def _forcing_names(
     return tuple(wanted), tuple(column[name] for name in wanted)
 
 
-def _read_fields(path: Path, variables: Sequence[str]) -> CsvTable:
-    return read_table(path, [*dict.fromkeys([_NODE, _TIME, *_PLACE, _SLICE, *variables])])
+def _read_fields(
+    path: Path, variables: Sequence[str], units: Mapping[str, str] | None = None
+) -> CsvTable:
+    columns = [*dict.fromkeys([_NODE, _TIME, *PLACE, _SLICE, *variables])]
+    return read_table(path, columns, units={**_UNITS, **(units or {})})
 
 
 def _read_forcings(path: Path, columns: Sequence[str]) -> CsvTable:
-    return read_table(path, [_NODE, *columns], blanks=True)
+    return read_table(path, [_NODE, *columns], blanks=True, units=_UNITS)
 
 
 def _integers(table: CsvTable, column: str) -> NDArray[np.int64]:
@@ -395,10 +428,15 @@ def _check_end(table: CsvTable, first: Path, complete: bool) -> None:
         raise DataError(
             f"{end}: the last line has no newline, unlike {other}; expected a complete file, copy it again"
         )
+    if table.seems_cut:
+        raise DataError(
+            f"{table.end()}: the file ends within its last number, which has fewer digits than all others "
+            "of its column; expected a complete file, copy it again"
+        )
 
 
 def _check_mesh(table: CsvTable, order: Order, mesh: Mesh, first: Path) -> None:
-    for name, values in zip((*_PLACE, _SLICE), (*mesh.coords.T, mesh.slice), strict=True):
+    for name, values in zip((*PLACE, _SLICE), (*mesh.coords.T, mesh.slice), strict=True):
         moved = np.abs(table.columns[name][order] - values) > _SAME_PLACE
         if moved.any():
             at = int(np.argmax(moved))

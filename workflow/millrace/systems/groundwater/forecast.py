@@ -31,6 +31,8 @@ class Series:
 
     time_T: Floats
     """Days."""
+    issue_T: Floats
+    """Time of the last state that was given (d)."""
     truth_TNV: Floats
     prediction_TNV: Floats
     persistence_TNV: Floats
@@ -86,8 +88,9 @@ def forecast_windows(
                         0, 1
                     )
     steps = starts[tiled, None] + config.input_steps + np.arange(config.output_steps)
+    issue = np.repeat(dataset.time[starts[tiled] + config.input_steps - 1], config.output_steps)
     flat = [field.reshape(-1, *field.shape[2:]) for field in fields]
-    return metrics.result(), Series(dataset.time[steps.ravel()], *flat)
+    return metrics.result(), Series(dataset.time[steps.ravel()], issue, *flat)
 
 
 def rollout(model: TrainedModel, split: Split, max_steps: int = 40) -> dict[str, Any]:
@@ -130,9 +133,15 @@ def rollout(model: TrainedModel, split: Split, max_steps: int = 40) -> dict[str,
             for values in (truth_NWTV[:, :, past:], state_NWTV[:, :, past:], last_NWTV)
         )
     )
-    steps = starts[:, None] + past + np.arange(rounds * out)
-    lead_days = (dataset.time[steps] - dataset.time[starts + past - 1][:, None]).mean(axis=0)
+    lead_days = mean_leads(dataset, starts, rounds * out)
     return {"lead_days": lead_days.tolist(), "starts": len(starts), "variables": metrics.result()}
+
+
+def mean_leads(dataset: Any, starts: np.ndarray, steps: int) -> Floats:
+    """Mean lead times (d) of forecasts by windows at ``starts``, float64[steps]."""
+    issued = starts[:, None] + dataset.config.input_steps - 1
+    leads: Floats = dataset.time[issued + 1 + np.arange(steps)] - dataset.time[issued]
+    return leads.mean(axis=0)
 
 
 def true_states(model: TrainedModel, starts: np.ndarray, length: int) -> Tensor:

@@ -8,6 +8,7 @@ Shape suffixes: N points of the group (core first, then ghost), K core points, B
 V variables, F forcings, C input channels, D dimensions of space.
 """
 
+import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,6 +120,8 @@ class GroupDataset(WindowDataset):
                 "clip_negative_concentration": bool(file.attrs.get("clip_negative_concentration")),
                 "units": self.units,
             }
+            if "missing" in file.attrs:
+                self.preparation["missing"] = json.loads(file.attrs["missing"])
             """How the file was made of raw files; with ``normalisation`` all that other data takes."""
         self.weighted_variable = WEIGHTED if WEIGHTED in config.variables else None
         normalisation = statistics or Normalisation(

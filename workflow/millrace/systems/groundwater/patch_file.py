@@ -22,6 +22,16 @@ class Nodes:
     patch_N: NDArray[np.int64]
     """Patch of which the node is core."""
     slice_group_N: NDArray[np.int64]
+    node_N: NDArray[np.int64] | None = None
+    """Ids as in the raw files; None: cells of planes have none, nor files of an earlier version."""
+
+    def label(self, n: int) -> str:
+        """What a node is called in a figure."""
+        x, y, z = self.coords_N3[n]
+        name = (
+            f"patch or plane {self.patch_N[n]}" if self.node_N is None else f"node {self.node_N[n]}"
+        )
+        return f"{name} at X = {x:.1f}, Y = {y:.1f}, Z = {z:.1f} m"
 
 
 def read_nodes(patches: Path) -> Nodes:
@@ -30,7 +40,8 @@ def read_nodes(patches: Path) -> Nodes:
         groups = [file[name] for name in group_names(file)]
         cores = [group["core_node"][()] for group in groups]
         coords = [group["coords"][: len(core)] for group, core in zip(groups, cores, strict=True)]
+        node_N = file["node"][()] if "node" in file else None
         clusters = json.loads(file.attrs["config"])["clusters"]
     order = np.argsort(np.concatenate(cores))
     patch_N = np.repeat(np.arange(len(cores)), [*map(len, cores)])[order]
-    return Nodes(np.concatenate(coords)[order], patch_N, patch_N // clusters)
+    return Nodes(np.concatenate(coords)[order], patch_N, patch_N // clusters, node_N)

@@ -118,7 +118,7 @@ def extract_patches(
                         group[name][start:stop] = values_TNC[:, rows]
             if progress is not None:
                 progress(stop, n_steps)
-        for name in ("time", "split", *(f"stats/{stat}" for stat in source["stats"])):
+        for name in ("node", "time", "split", *(f"stats/{stat}" for stat in source["stats"])):
             create_dataset(file, name, source[name][()])
         obs, forcing = source["obs"].attrs, source["forcing"].attrs
         write_origin(
@@ -132,6 +132,8 @@ def extract_patches(
         )
         clipped = bool(obs.get("clip_negative_concentration"))
         file.attrs["clip_negative_concentration"] = clipped
+        if "missing" in source.attrs:
+            file.attrs["missing"] = source.attrs["missing"]
 
 
 def _owners(

@@ -15,7 +15,7 @@ Shape suffixes: Q sequences, A steps of an input or output (alpha), H x W cells,
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 
 from millrace.data.hdf5 import create
 from millrace.data.split import SplitConfig, time_split
+from millrace.data.validity import Screening
 from millrace.errors import DataError
 from millrace.systems.base import Progress
 from millrace.systems.groundwater.planes import BOUNDARY, PlaneWriter, Section
+from millrace.systems.groundwater.units import POSSIBLE
 
 MISSING = -999.0
 """What the folders hold where there is no value."""
@@ -65,8 +67,9 @@ def convert_plane_folders(
     with create(output) as file:
         writer = PlaneWriter(file, time, ranges, list(BOUNDARY))
         for number, plane in enumerate(planes):
-            writer.add_plane(plane.section(), _SLAB)
-            plane.write(writer, number, digest.update)
+            section_of_plane = plane.section()
+            writer.add_plane(section_of_plane, _SLAB)
+            plane.write(writer, number, digest.update, section_of_plane.mask_HW)
             if progress is not None:
                 progress(number + 1, len(planes))
         writer.finish(digest.hexdigest(), {"split": split.model_dump()}, ["m", "mg/L"])
@@ -132,8 +135,17 @@ class _Plane:
         )
         return np.array([[0.0, 1.0], [s_HW.max(), 1.0]]) @ slope
 
-    def write(self, writer: PlaneWriter, number: int, digest: Callable[[bytes], None]) -> None:
-        """Write each step once."""
+    def write(
+        self,
+        writer: PlaneWriter,
+        number: int,
+        digest: Callable[[bytes], None],
+        mask_HW: NDArray[np.bool_],
+    ) -> None:
+        """Write each step once; raises `DataError` if there are no-data values other than `MISSING`."""
+        fields = {name: Screening(possible=POSSIBLE.get(name)) for name in BOUNDARY}
+        given = {name: Screening(possible=POSSIBLE.get(name)) for name in BOUNDARY}
+        pieces, bc_pieces = [], []
         alpha, written, bc_written = self.alpha, 0, 0
         for name in ("latent_geom", "input_geom"):
             digest(np.ascontiguousarray(self.arrays[name][0]).tobytes())
@@ -149,10 +161,38 @@ class _Plane:
                 digest(np.ascontiguousarray(values).tobytes())
             if len(field_THWV):
                 writer.write_field(number, written, field_THWV)
+                pieces.append(written)
+                for v, screening in enumerate(fields.values()):
+                    screening.add(np.where(mask_HW, field_THWV[..., v], np.nan))
             if skipped < alpha:
                 values = value_AMC[skipped:]
                 writer.write_boundary(number, start + skipped, values, _given(values))
+                bc_pieces.append(start + skipped)
+                for v, screening in enumerate(given.values()):
+                    screening.add(np.where(_given(values[..., v]), values[..., v], np.nan))
             written, bc_written = max(written, start + 2 * alpha), max(bc_written, start + alpha)
+        self._refuse(fields, pieces, mask_HW.shape, "latent_features", "cell")
+        n_points = (self.arrays["input_data"].shape[1] // alpha,)
+        self._refuse(given, bc_pieces, n_points, "input_data", "boundary point")
+
+    def _refuse(
+        self,
+        screenings: Mapping[str, Screening],
+        pieces: Sequence[int],
+        shape: tuple[int, ...],
+        array: str,
+        place: str,
+    ) -> None:
+        """Refuse no-data values of a series whose pieces begin at some steps, with ``shape`` at a step."""
+        for name, screening in screenings.items():
+            for suspect in screening.suspects():
+                step, *at = np.unravel_index(suspect.index, (len(self.time), *shape))
+                when = self.time[pieces[suspect.piece] + step]
+                here = f" at {place} {', '.join(map(str, at))} (from 0) at {when:g} d"
+                raise DataError(
+                    f"{self.folder / array}.npy: {suspect.sentence(name, '', here)}; NaN and {MISSING:g} "
+                    "stand for no value"
+                )
 
 
 def _map(path: Path, n_axes: int, last: tuple[int, ...]) -> NDArray:

@@ -31,6 +31,7 @@ Floats = NDArray[np.float64]
 Point = tuple[float, float]
 
 SLAB_BYTES = 32 << 20
+_NOTHING = 1e-9  # of the weights of a point: that of a corner on whose opposite side it lies
 _SAMPLES = 2_000  # of a line through the aquifer when its ends are sought
 
 
@@ -66,7 +67,7 @@ def extract_planes(
         The mesh has no slices that can be triangulated.
     """
     with open_checked(series, SERIES_SCHEMA) as source, create(output) as file:
-        mesh = LayeredMesh(source["coords"][()], source["slice"][()])
+        mesh = _mesh(source)
         variables = list(source["obs"].attrs["variables"])
         ends = (
             np.array(config.transects) if config.transects else _shore_normal(source, mesh, config)
@@ -91,6 +92,8 @@ def extract_planes(
         writer.finish(str(source.attrs["digest"]), config.model_dump(), units)
         clipped = bool(source["obs"].attrs.get("clip_negative_concentration"))
         file.attrs["clip_negative_concentration"] = clipped
+        if "missing" in source.attrs:
+            file.attrs["missing"] = source.attrs["missing"]
 
 
 class PlaneWriter:
@@ -168,6 +171,13 @@ class PlaneWriter:
             units=units,
             boundary=list(BOUNDARY),
         )
+
+
+def _mesh(source: h5py.File) -> LayeredMesh:
+    """Nodes of the series, then those without values, so that nothing is interpolated across them."""
+    parts = [source, source["masked"]] if "masked" in source else [source]
+    coords, slices = (np.concatenate([p[name][()] for p in parts]) for name in ("coords", "slice"))
+    return LayeredMesh(coords, slices)
 
 
 def _slab_steps(obs: h5py.Dataset, shape: tuple[int, int]) -> int:
@@ -258,9 +268,12 @@ def _section(
     z_W = np.linspace(np.nanmin(columns.bottom_H), np.nanmax(columns.top_H), config.shape[1])
     weights, mask_HW = columns.interpolation(z_W)
     coords = source["coords"][()]
+    n_nodes = len(coords)
+    masked_HW = (weights[:, n_nodes:].sum(axis=1) > _NOTHING).reshape(mask_HW.shape)
+    weights, mask_HW = weights[:, :n_nodes], mask_HW & ~masked_HW
     offset = coords[:, :2] - endpoints[0]
     along, across = offset @ direction, offset @ np.array([-direction[1], direction[0]])
-    reach = mesh.spacing / 2
+    reach = mesh.spacing[:n_nodes] / 2
     near = (np.abs(across) <= reach) & (along >= -reach) & (along <= length + reach)
     nodes = np.flatnonzero(fixed_N & near)
     if not len(nodes):

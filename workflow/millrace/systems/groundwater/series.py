@@ -8,8 +8,9 @@ import hashlib
 import json
 import multiprocessing
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -24,10 +25,14 @@ from millrace.provenance import code_version
 from millrace.systems.base import Progress
 from millrace.systems.groundwater.feflow_csv import FeflowReader, Snapshot, open_directory
 from millrace.systems.groundwater.hdf5_parts import Statistics
+from millrace.systems.groundwater.screening import StateScreening, missing_nodes, without
+from millrace.systems.groundwater.settings import MaskedMissing
 from millrace.systems.groundwater.units import UNITS
 
 SCHEMA = "millrace.series/1"
 
+Rows = slice | NDArray[np.bool_]
+"""Nodes that are kept: all, or those of a mask."""
 _CONCENTRATION = "mass_concentration"
 
 
@@ -40,6 +45,7 @@ def preprocess(
     forcings: Sequence[str] | None,
     split: SplitConfig,
     clip_negative_concentration: bool = False,
+    missing: MaskedMissing | None = None,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> None:
@@ -60,6 +66,8 @@ def preprocess(
     clip_negative_concentration : bool
         Set negative ``mass_concentration`` (undershoot of the solver) to 0; how many values that were
         and the lowest of them become attributes.
+    missing : MaskedMissing, optional
+        What a no-data value means. Of nodes that are masked, coordinates and slices are kept apart.
     workers : int
         Processes that parse files ahead; the result does not depend on it.
     progress : callable, optional
@@ -68,7 +76,8 @@ def preprocess(
     Raises
     ------
     DataError
-        A source file is malformed or does not fit the others: ``file:line:column``.
+        A source file is malformed, does not fit the others, or holds no-data values:
+        ``file:line:column``.
     ConfigError
         The options do not fit each other or the number of steps.
     """
@@ -79,28 +88,39 @@ def preprocess(
         raise ConfigError(f"units: expected the unit of {unknown[0]!r}, a column of all/*.csv")
     if workers < 1:
         raise ConfigError(f"workers = {workers}: expected 1 or more")
-    reader, first = open_directory(Path(source_dir), variables, forcings)
+    reader, first = open_directory(Path(source_dir), variables, forcings, units)
     ranges = time_split(len(reader), split)
     options = {
         "variables": list(reader.variables),
         "forcings": list(reader.forcings),
         "split": split.model_dump(),
         "clip_negative_concentration": clip_negative_concentration,
+        **({"missing": missing.model_dump()} if missing else {}),
     }
+    masked = missing.value if missing and missing.then == "mask" else None
+    kept_N: Rows = slice(None)
+    if masked is not None:
+        kept_N = _kept_nodes(_snapshots(reader, first, workers), masked)
+    screening = StateScreening(reader, missing, {name: units[name] for name in variables})
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     with create(output) as file, contextlib.closing(_snapshots(reader, first, workers)) as stream:
-        writer = _SeriesWriter(file, reader, ranges, clip_negative_concentration)
+        writer = _SeriesWriter(file, reader, ranges, clip_negative_concentration, kept_N)
         file["obs"].attrs["units"] = strings([units[name] for name in variables])
         for index, snapshot in enumerate(stream):
             digest.update(snapshot.digest)
+            if masked is not None:
+                snapshot = without(snapshot, masked)
+            screening.add(snapshot)
             writer.add(index, snapshot)
             if progress is not None:
                 progress(index + 1, len(reader))
+        screening.finish()
         writer.end()
         file.attrs.update(
             schema=SCHEMA,
             digest=digest.hexdigest(),
             code_version=code_version(),
+            **({"missing": missing.model_dump_json()} if missing else {}),
             created_from=f"{Path(source_dir).name}: {len(reader)} FEFLOW CSV files",
         )
 
@@ -128,6 +148,17 @@ def _snapshots(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _kept_nodes(stream: Iterable[Snapshot], missing: float) -> NDArray[np.bool_]:
+    """Nodes that have values in all fields at all times, bool[N]."""
+    absent_N = np.logical_or.reduce([missing_nodes(snapshot, missing) for snapshot in stream])
+    if absent_N.all():
+        raise DataError(
+            f"every node is {missing:g} at some time; with then: mask no node would be left"
+        )
+    print(f"{absent_N.sum()} of {len(absent_N)} nodes are {missing:g} at some time and left out")
+    return ~absent_N
+
+
 _reader_of_worker: FeflowReader
 
 
@@ -145,8 +176,14 @@ class _SeriesWriter:
     """Appends output times to a series and gathers its statistics on the way."""
 
     def __init__(
-        self, file: h5py.File, reader: FeflowReader, ranges: NDArray[np.int64], clip: bool
+        self,
+        file: h5py.File,
+        reader: FeflowReader,
+        ranges: NDArray[np.int64],
+        clip: bool,
+        kept: Rows,
     ) -> None:
+        self._kept = kept
         self._file, self._forced, self._train = file, bool(reader.forcings), ranges[0, 1]
         names = reader.variables
         self._clipped = names.index(_CONCENTRATION) if clip and _CONCENTRATION in names else None
@@ -155,25 +192,36 @@ class _SeriesWriter:
         self._time = np.empty(len(reader))
         self._previous: Snapshot | None = None
         mesh = reader.mesh
+        node = mesh.node[kept]
         for name, values in (
-            ("node", mesh.node),
-            ("slice", mesh.slice),
-            ("coords", mesh.coords),
+            ("node", node),
+            ("slice", mesh.slice[kept]),
+            ("coords", mesh.coords[kept]),
             ("split", ranges),
         ):
             create_dataset(file, name, values)
+        if isinstance(kept, np.ndarray):
+            create_dataset(file, "masked/slice", mesh.slice[~kept])
+            create_dataset(file, "masked/coords", mesh.coords[~kept])
         for name, names, dtype in (
             ("obs", reader.variables, np.float32),
             ("forcing", reader.forcings, np.float32),
             ("forcing_mask", reader.forcings, np.uint8),
         ):
-            shape = (len(reader), len(mesh.node), len(names))
+            shape = (len(reader), len(node), len(names))
             rows = max(1, CHUNK_BYTES // max(1, len(names) * np.dtype(dtype).itemsize))
             chunks = (1, min(shape[1], rows), shape[2])
             dataset = create_dataset(file, name, shape=shape, dtype=dtype, chunks=chunks)
             dataset.attrs["variables"] = strings(names)
 
     def add(self, index: int, snapshot: Snapshot) -> None:
+        if isinstance(self._kept, np.ndarray):
+            snapshot = replace(
+                snapshot,
+                fields_NC=snapshot.fields_NC[self._kept],
+                forcing_NF=snapshot.forcing_NF[self._kept],
+                mask_NF=snapshot.mask_NF[self._kept],
+            )
         if self._clipped is not None:
             column = snapshot.fields_NC[:, self._clipped]
             self._n_clipped += int((column < 0).sum())

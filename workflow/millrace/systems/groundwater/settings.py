@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from millrace.config import COLUMN, UNIQUE, Count, Names, Seed, Settings, SomeNames, Text, option
-from millrace.systems.settings import SplitDatasetSettings
+from millrace.systems.settings import MissingConfig, SplitDatasetSettings
 
 Point = tuple[float, float]
 Column = Annotated[str, Field(pattern=COLUMN)]
@@ -103,6 +103,14 @@ class PlaneFoldersDataset(SplitDatasetSettings):
     """Where vertical sections run for GFNO."""
 
 
+class MaskedMissing(MissingConfig):
+    """A number that stands for "no value" in the raw files; those that look like one are refused."""
+
+    then: Literal["refuse", "mask", "keep"] = "refuse"  # type: ignore[assignment]
+    """`refuse` it wherever it stands; `mask`: leave out nodes that have it at any time, and cells of
+    sections beside them, without loss and score; or `keep` it as data."""
+
+
 class FeflowDataset(SplitDatasetSettings):
     """CSV files of all nodes of a groundwater model."""
 
@@ -116,6 +124,8 @@ class FeflowDataset(SplitDatasetSettings):
     `recharge_forcing` (m/d), `sea_level_forcing` (m)."""
     clip_negative_concentration: bool = False
     """Set negative concentrations, an artefact of the solver, to 0; how many is recorded in `series.h5`."""
+    missing: MaskedMissing | None = None
+    """What a no-data value such as -999 means; in forcings, `mask` takes it for a blank."""
     patches: PatchConfig = PatchConfig()
     """How the aquifer is cut for GINO."""
     planes: PlaneConfig = PlaneConfig()

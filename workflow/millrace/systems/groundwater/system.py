@@ -37,7 +37,9 @@ def _check_columns(name: str, dataset: Block) -> None:
             known(column, UNITS, f"{key}.variables", "column of the demo")
     else:
         check_header = resolve(f"{_HERE}.feflow_csv:check_header")
-        check_header(Path(dataset["source"]), dataset["variables"], f"{key}.variables")
+        check_header(
+            Path(dataset["source"]), dataset["variables"], f"{key}.variables", {**UNITS, **units}
+        )
     for column in dataset["variables"]:
         if column not in {**UNITS, **units}:
             raise ConfigError(

@@ -6,8 +6,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from millrace.evaluation.base import Evaluation
+from millrace.evaluation.base import Draw, Evaluation
 from millrace.evaluation.trained_model import TrainedModel
+from millrace.figures.style import attempt
 from millrace.systems.base import Progress
 from millrace.systems.traffic.dataset import ScenarioDataset
 from millrace.systems.traffic.figures import (
@@ -32,12 +33,9 @@ _DRAWN = 4
 
 
 def evaluate(
-    model: TrainedModel,
-    files: Mapping[str, Path],
-    figures: Path | None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Score tokens and rollouts on validation and test scenarios, beside baselines; draw test scenarios.
+    model: TrainedModel, files: Mapping[str, Path], progress: Progress | None = None
+) -> tuple[dict[str, Any], Draw]:
+    """Score tokens and rollouts on validation and test scenarios, beside baselines; test ones are drawn.
 
     See `millrace.evaluation.base.Evaluation`. Scores are
     ``{"motion": {"forecasts": {forecast: scores}, "tokens": {class: scores}}}``; of the validation
@@ -53,23 +51,27 @@ def evaluate(
         "forecasts": motion_scores(module, dataset, "test", ROLLOUTS, progress=progress),
         "tokens": token_scores(module, dataset, "test"),
     }
-    if figures is not None:
-        _draw(module, dataset, test["forecasts"], figures / _VARIABLE)
-    return {"validation": {_VARIABLE: validation}, "test": {_VARIABLE: test}}
+    scores = {"validation": {_VARIABLE: validation}, "test": {_VARIABLE: test}}
+    return scores, lambda figures: _draw(module, dataset, test["forecasts"], figures / _VARIABLE)
 
 
 def _draw(
     module: Smart, dataset: ScenarioDataset, forecasts: Mapping[str, Any], folder: Path
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    drawings = [_drawing(module, dataset, scenario) for scenario in _busiest(dataset)]
-    rollout_maps(drawings, folder / "rollouts.png")
-    rollout_animation(drawings[0], folder / "animation.gif")
+    with attempt(folder / "rollouts.png") as path:
+        drawings = [_drawing(module, dataset, scenario) for scenario in _busiest(dataset)]
+        rollout_maps(drawings, path)
+        with attempt(folder / "animation.gif") as path:
+            rollout_animation(drawings[0], path)
     coverage = {name: forecasts[name]["token_coverage"] for name in ("truth", "model")}
-    token_usage(coverage, folder / "tokens.png")
+    with attempt(folder / "tokens.png") as path:
+        token_usage(coverage, path)
     errors = {name: forecasts[name] for name in ("model", "shuffled_map", "constant_velocity")}
-    error_by_horizon(errors, folder / "error_by_horizon.png")
-    event_rates(forecasts, folder / "rates.png")
+    with attempt(folder / "error_by_horizon.png") as path:
+        error_by_horizon(errors, path)
+    with attempt(folder / "rates.png") as path:
+        event_rates(forecasts, path)
 
 
 def _busiest(dataset: ScenarioDataset) -> Sequence[int]:

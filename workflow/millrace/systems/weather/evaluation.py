@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from millrace.evaluation.base import Evaluation
+from millrace.evaluation.base import Draw, Evaluation
 from millrace.evaluation.trained_model import TrainedModel
+from millrace.figures.style import attempt
 from millrace.systems.base import Progress
 from millrace.systems.weather.dataset import WeatherDataset
 from millrace.systems.weather.figures import (
@@ -18,7 +19,7 @@ from millrace.systems.weather.figures import (
     zonal_spectra,
 )
 from millrace.systems.weather.rollout import Example, score_weather
-from millrace.systems.weather.units import SI
+from millrace.systems.weather.units import SI, short_name
 
 # The validation period is for comparison with the test only.
 _VALIDATION_DAYS, _VALIDATION_STARTS = 1.0, 8
@@ -28,48 +29,49 @@ _PRINTED = {"m s**-1": ("m/s", 1.0), "m**2 s**-2": ("m²/s²", 1.0), "kg kg**-1"
 
 
 def evaluate(
-    model: TrainedModel,
-    files: Mapping[str, Path],
-    figures: Path | None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Score forecasts on validation and test period; draw a folder for each variable and one for ``all``.
+    model: TrainedModel, files: Mapping[str, Path], progress: Progress | None = None
+) -> tuple[dict[str, Any], Draw]:
+    """Score forecasts on validation and test period; figures are by variable, and for ``all``.
 
     See `millrace.evaluation.base.Evaluation`. Scores are those of `score_weather`.
     """
     validation, _ = score_weather(model, "validation", _VALIDATION_DAYS, _VALIDATION_STARTS)
     test, example = score_weather(model, "test", progress=progress)
-    if figures is not None:
-        _draw(model.dataset, test, example, figures)
-    return {"validation": validation, "test": test}
+    scores = {"validation": validation, "test": test}
+    return scores, lambda figures: _draw(model.dataset, test, example, figures)
 
 
 def _draw(
     dataset: WeatherDataset, scores: Mapping[str, Any], example: Example, figures: Path
 ) -> None:
     groups = channels_of(dataset)
-    scorecard(scores, groups, figures / "all/scorecard.png")
+    with attempt(figures / "all/scorecard.png") as path:
+        scorecard(scores, groups, path)
     shares = {
         kind: {variable: sum(values[name] for name in groups[variable]) for variable in groups}
         for kind, values in scores["loss_share"].items()
     }
-    loss_share(shares, figures / "all/loss_share.png")
+    with attempt(figures / "all/loss_share.png") as path:
+        loss_share(shares, path)
     names = list(dataset.variables)
     for variable, channels in groups.items():
         folder, (unit, factor) = figures / variable, printed(variable)
         shown = _shown(dataset, channels)
-        weather_by_lead(scores, shown, unit, folder / "by_lead.png", factor)
+        with attempt(folder / "by_lead.png") as path:
+            weather_by_lead(scores, shown, unit, path, factor)
         at = [names.index(channel) for channel in shown]
         truth, forecasts = (
             dict(zip(shown, factor**2 * np.moveaxis(power_SCM[:, at], 1, 0), strict=True))
             for power_SCM in (example.spectrum_truth_SCM, example.spectrum_forecast_SCM)
         )
-        zonal_spectra(truth, forecasts, example.hours, unit, folder / "spectra.png")
+        with attempt(folder / "spectra.png") as path:
+            zonal_spectra(truth, forecasts, example.hours, unit, path)
         mapped = min(1, len(shown) - 1)
         true = factor * example.truth_SCIJ[:, at[mapped]]
         made = factor * example.forecast_SCIJ[:, at[mapped]]
         axes, name = (dataset.latitude, dataset.longitude), (shown[mapped], unit)
-        weather_maps(true, made, example.hours, axes, name, folder / "maps.png", dataset.land())
+        with attempt(folder / "maps.png") as path:
+            weather_maps(true, made, example.hours, axes, name, path, dataset.land())
 
 
 def channels_of(dataset: WeatherDataset) -> dict[str, list[str]]:
@@ -80,7 +82,7 @@ def channels_of(dataset: WeatherDataset) -> dict[str, list[str]]:
 
 def printed(variable: str) -> tuple[str, float]:
     """Unit in which figures show a variable, and the factor to it from that of the scores."""
-    unit = SI.get(variable, "")
+    unit = SI.get(short_name(variable), "")
     return _PRINTED.get(unit, (unit, 1.0))
 
 

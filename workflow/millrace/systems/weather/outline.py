@@ -7,11 +7,12 @@ import numpy as np
 import torch
 
 from millrace.systems.base import Block
+from millrace.systems.weather.catalogue import grid_of
 from millrace.systems.weather.dataset import WeatherBatch
 from millrace.systems.weather.extract import WeatherConfig
 from millrace.systems.weather.settings import WeatherWindowConfig
 from millrace.systems.weather.simulator import barotropic
-from millrace.systems.weather.source import grid_of, open_sources
+from millrace.systems.weather.source import open_sources
 
 
 def outline(
@@ -30,7 +31,7 @@ def _size(source: str, weather: WeatherConfig) -> tuple[tuple[int, int], int]:
     """Rows and columns, and pressure levels, of the demo or of the headers of raw files."""
     if source == "demo":
         return (barotropic.ROWS, 2 * barotropic.ROWS), len(barotropic.LEVELS)
-    grid = grid_of(*open_sources(Path(source))[0], weather.levels)
+    grid = grid_of(open_sources(Path(source)), weather)
     return grid.shape, len(grid.level)
 
 

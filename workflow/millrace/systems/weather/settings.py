@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from millrace.config import UNIQUE, Count, Names, Positive, Seed, Settings, SomeNames, option
-from millrace.systems.settings import SplitDatasetSettings
+from millrace.systems.settings import MissingConfig, SplitDatasetSettings
 
 
 class BarotropicConfig(Settings):
@@ -40,11 +40,20 @@ class WeatherConfig(Settings):
     """Between two states; files may hold more of them."""
 
 
+class WeatherExtraction(WeatherConfig):
+    """What is taken from the raw files, and what looks like no value there."""
+
+    missing: MissingConfig | None = None
+    """What a no-data value such as -999 means."""
+
+
 class WeatherDatasetSettings(SplitDatasetSettings):
     """States of the atmosphere: a Zarr store, or a directory of NetCDF, Zarr or CSV files."""
 
     weather: WeatherConfig = WeatherConfig()
     """What is taken from the files."""
+    missing: MissingConfig | None = None
+    """What a no-data value such as -999 means; those that look like one are refused."""
 
 
 class WeatherWindowConfig(Settings):

@@ -1,4 +1,7 @@
-"""Files of weather as `xarray` datasets on a grid that is the same whatever the files' conventions."""
+"""Files of weather as `xarray` datasets with one set of names of axes, and where each has the grid's cells.
+
+Shape suffixes: I latitudes, J longitudes, T times, L levels.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,58 +12,119 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from millrace.data.csv_lines import header_of, read_rows
+from millrace.data.recognise import kind_of
+from millrace.data.units import conversion
 from millrace.errors import DataError, first_line
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Index = slice | Ints
 
 AXES = ("level", "latitude", "longitude")
-_NAMES = {"lat": "latitude", "lon": "longitude", "pressure_level": "level", "valid_time": "time"}
+_NAMES = {
+    "lat": "latitude", "lon": "longitude", "valid_time": "time", "pressure_level": "level",
+    "isobaricInhPa": "level", "plev": "level", "pressure": "level", "lev": "level",
+}  # fmt: skip
+_SINGLE = ("number", "realization", "member", "ensemble", "expver", "height", "surface", "step")
+"""Axes that are dropped if they have one entry."""
 _KINDS = (".nc", ".nc4", ".zarr", ".csv")
+_OTHER_NAMES = (".grib", ".grb", ".grib2", ".grb2", ".zip", ".cdf", ".netcdf", "")
+_HIGHEST_PRESSURE = 1_100.0
+"""hPa."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A file, opened, and where it has the rows and columns of the grid."""
+
+    path: Path
+    data: xr.Dataset
+    """With axes named time, level, latitude, longitude as far as it has them."""
+    latitude: Floats
+    """Degrees, descending."""
+    longitude: Floats
+    """Degrees from 0 on, ascending."""
+    rows_at: Index
+    columns_at: Index
+    level_L: Floats
+    """Pressure levels (hPa) in the order of the file; empty if it has none."""
+    second_T: Ints
+    """Times in seconds since 1970 in the order of the file; empty if it has none."""
 
 
 def open_sources(source: Path) -> list[tuple[Path, xr.Dataset]]:
-    """Open a NetCDF or CSV file, a Zarr store or a directory of them, lazily, in the order of time.
+    """Open a NetCDF or CSV file, a Zarr store or a directory of them, lazily.
 
     Raises `DataError` if nothing of the kind is there, or it is not readable.
     """
     source = Path(source)
-    if source.is_dir() and source.suffix != ".zarr":
-        paths = sorted(path for path in source.iterdir() if path.suffix in _KINDS)
-    else:
-        paths = [source]
+    paths = [source]
+    if source.is_dir() and not _is_store(source):
+        inside = sorted(source.iterdir())
+        paths = [path for path in inside if path.suffix in _KINDS or _is_store(path)]
+        # What has no name that says so is looked at as well, if there is nothing else.
+        others = [path for path in inside if path.suffix in _OTHER_NAMES and path.is_file()]
+        paths = paths or [path for path in others if kind_of(path)[0] in ("netcdf", "grib", "zip")]
     if not paths or not paths[0].exists():
         raise DataError(
             f"{source}: no weather there; expected a Zarr store, or files of NetCDF or CSV "
             f"({', '.join(_KINDS)})"
         )
-    opened = [(path, _open(path)) for path in paths]
-    constants = [data for _, data in opened if "time" not in data.dims]
-    series = [(path, data) for path, data in opened if "time" in data.dims]
-    if not series:
-        raise DataError(
-            f"{source}: no file has an axis of time; add the states to the static fields"
-        )
-    if constants:  # static fields in a file of their own
-        series = [
-            (path, data.merge(constants[0], compat="override", join="override"))
-            for path, data in series
-        ]
-    return sorted(series, key=lambda pair: pair[1]["time"].values[0])
+    return [(path, _open(path)) for path in paths]
+
+
+def _is_store(path: Path) -> bool:
+    return path.suffix == ".zarr" or any((path / one).exists() for one in ("zarr.json", ".zgroup"))
 
 
 def _open(path: Path) -> xr.Dataset:
+    what = "" if path.is_dir() else kind_of(path)[1]
     try:
         if path.suffix == ".csv":
             return _from_csv(path)
-        data = xr.open_dataset(path, engine="zarr" if path.suffix == ".zarr" else "netcdf4")
+        data = xr.open_dataset(path, engine="zarr" if _is_store(path) else "netcdf4")
     except DataError:
         raise
     except Exception as error:
+        name = path.suffix[1:] or "NetCDF"
         raise DataError(
-            f"{path}: not readable as {path.suffix[1:]} ({first_line(error)}); copy it again"
+            f"{path}: not readable as {name}; {what}"
+            if what
+            else f"{path}: not readable as {name} ({first_line(error)}); copy it again"
         ) from error
-    return data.rename({old: new for old, new in _NAMES.items() if old in data.dims})
+    return _with_known_axes(data)
+
+
+def _with_known_axes(data: xr.Dataset) -> xr.Dataset:
+    """The same with the names of axes that are used here, without those that have one entry."""
+    valid = data.variables.get("valid_time")
+    if valid is not None and "time" in data.variables:
+        # The time of a forecast's start and that which it is for: states are of the latter.
+        if valid.dims == ("time",):
+            data = data.assign_coords(time=("time", valid.values, valid.attrs))
+            data = data.drop_vars("valid_time")
+        elif valid.dims == () and "time" not in data.dims:
+            data = data.drop_vars("time")
+    single = [axis for axis in _SINGLE if data.sizes.get(axis) == 1]
+    data = data.squeeze(single, drop=True)
+    names: dict[str, str] = {}
+    for name, variable in data.variables.items():
+        new = _NAMES.get(str(name)) or _by_standard_name(variable)
+        taken = new in data.variables or new in data.dims or new in names.values()
+        if new and variable.ndim <= 1 and not taken:
+            names[str(name)] = new
+    for axis in data.dims:  # without coordinates
+        new = _NAMES.get(str(axis))
+        if new and axis not in data.variables and new not in data.dims:
+            names[str(axis)] = new
+    return data.rename(names)
+
+
+def _by_standard_name(variable: xr.Variable) -> str | None:
+    standard = {"latitude": "latitude", "longitude": "longitude", "air_pressure": "level"}
+    is_axis = variable.ndim == 1
+    return standard.get(str(variable.attrs.get("standard_name"))) if is_axis else None
 
 
 def _from_csv(path: Path) -> xr.Dataset:
@@ -68,116 +132,175 @@ def _from_csv(path: Path) -> xr.Dataset:
 
     Without the column ``time`` it holds static fields: ``lat,lon,<fields>``.
     """
-    table = pd.read_csv(path, skipinitialspace=True)
-    static = "time" not in table
+    names = header_of(path)
+    static = "time" not in names
     needed = {"lat", "lon"} if static else {"time", "lat", "lon", "level"}
-    if missing := sorted(needed - set(table.columns)):
+    if missing := sorted(needed - set(names)):
         raise DataError(
             f"{path}:1: no column {missing[0]!r}; expected time,lat,lon,level,<variables> (or "
             "lat,lon,<static fields>)"
         )
-    values = [name for name in table.columns if name not in {"time", "lat", "lon", "level"}]
-    for name in values:
-        text = pd.to_numeric(table[name], errors="coerce")
-        wrong = np.flatnonzero(text.isna() & table[name].notna())
+    table = next(rows := read_rows(path))
+    next(rows, None)  # the check of the end of the file
+    axes = ["lat", "lon"] if static else ["time", "lat", "lon"]
+    for name in axes:
+        blank = np.flatnonzero(table[name].isna())
+        if len(blank):
+            raise DataError(
+                f"{path}:{table.index[blank[0]]}: {name} is blank; every row needs its place and time"
+            )
+    if not static:
+        times = pd.to_datetime(table["time"].astype(str), format="ISO8601", errors="coerce")
+        wrong = np.flatnonzero(times.isna())
         if len(wrong):
             raise DataError(
-                f"{path}:{wrong[0] + 2}: {name} is {table[name][wrong[0]]!r}, not a number"
+                f"{path}:{table.index[wrong[0]]}: time is {str(table['time'].iloc[wrong[0]])[:40]!r}; "
+                "expected ISO 8601, such as 2020-01-31T06:00"
             )
-        table[name] = text
-    if not static:
-        try:
-            table["time"] = pd.to_datetime(table["time"], format="ISO8601").astype("datetime64[ns]")
-        except ValueError as error:
-            raise DataError(f"{path}: column time: {error}") from None
-    axes = ["lat", "lon"] if static else ["time", "lat", "lon"]
+        table["time"] = times.astype("datetime64[ns]")
+    values = [name for name in table.columns if name not in {"time", "lat", "lon", "level"}]
     at_levels = np.zeros(len(table), dtype=bool) if static else table["level"].notna()
     parts = []
-    for rows, index in ((table[~at_levels], axes), (table[at_levels], [*axes, "level"])):
-        used = [name for name in values if rows[name].notna().any()]
+    for rows_of, index in ((table[~at_levels], axes), (table[at_levels], [*axes, "level"])):
+        used = [name for name in values if rows_of[name].notna().any()]
         if not used:
             continue
-        if rows.duplicated(index).any():
-            twice = int(np.flatnonzero(rows.duplicated(index))[0])
-            raise DataError(f"{path}:{rows.index[twice] + 2}: this place and time is there twice")
-        parts.append(rows.set_index(index)[used].to_xarray())
+        if rows_of.duplicated(index).any():
+            twice = int(np.flatnonzero(rows_of.duplicated(index))[0])
+            raise DataError(f"{path}:{rows_of.index[twice]}: this place and time is there twice")
+        parts.append(rows_of.set_index(index)[used].to_xarray())
+    if not parts:
+        raise DataError(f"{path}: no values in it")
     data = xr.merge(parts, join="outer", compat="no_conflicts")
     order = [a for a in ("time", "level", "lat", "lon") if a in data.dims]
     return data.transpose(*order).rename({"lat": "latitude", "lon": "longitude"})
 
 
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """Axes of the states, and where the files have them."""
+def locate(path: Path, data: xr.Dataset) -> Source:
+    """Find times, levels and the cells of the globe in a dataset, by their coordinates.
 
-    level: Floats
-    """hPa, ascending."""
-    latitude: Floats
-    """Degrees, descending."""
-    longitude: Floats
-    """Degrees from 0 on, ascending."""
-    levels_at: Ints
-    rows_at: Ints
-    columns_at: Ints
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return len(self.latitude), len(self.longitude)
-
-    def same_as(self, other: "Grid") -> bool:
-        """Whether the axes are equal."""
-        pairs = ((getattr(self, axis), getattr(other, axis)) for axis in AXES)
-        return all(a.shape == b.shape and np.allclose(a, b) for a, b in pairs)
-
-    def take(self, variable: xr.DataArray) -> Floats:
-        """Values of a variable at one time, [L, I, J] or [I, J]."""
-        axes = [axis for axis in AXES if axis in variable.dims]
-        values = variable.transpose(*axes).values.astype(np.float64)
-        values = values[..., self.rows_at, :][..., self.columns_at]
-        return values[self.levels_at] if "level" in axes else values
-
-    @staticmethod
-    def constant(std_C: Floats, names: Sequence[str]) -> str:
-        """Names of channels without any variation."""
-        return ", ".join(n for n, std in zip(names, std_C, strict=True) if not std > 0)
-
-
-def grid_of(path: Path, data: xr.Dataset, levels: Sequence[float]) -> Grid:
-    """Find the axes of a dataset.
-
-    The last row is left out where the number of rows is odd (both poles are there): patches must tile
-    the grid. Raises `DataError` if an axis is missing, not monotonous, not that of the globe, or lacks a
-    level.
+    The last row is left out where the number of rows is odd (both poles are there): patches must tile the
+    grid. Raises `DataError` if an axis is missing, not that of the whole globe, or in an unknown unit.
     """
-    for axis in AXES:
-        if axis not in data:
+    for axis in AXES[1:]:
+        if axis not in data.variables:
             raise DataError(f"{path}: no axis {axis!r}; it has {', '.join(map(str, data.dims))}")
-    present = np.atleast_1d(data["level"].values).astype(float)
-    if str(data["level"].attrs.get("units", "hPa")).strip().lower() == "pa":
-        present = present / 100.0
-    wanted = np.sort(np.array(levels or present, dtype=float))
-    missing = [level for level in wanted if not np.isclose(present, level).any()]
-    if missing:
-        raise DataError(
-            f"{path}: no level of {missing[0]:g} hPa; it has "
-            f"{', '.join(f'{v:g}' for v in np.sort(present))}"
-        )
+        if data[axis].ndim != 1:
+            raise DataError(
+                f"{path}: {axis} has {data[axis].ndim} axes; expected a regular grid with one, regrid it"
+            )
     latitude, longitude = (data[a].values.astype(float) for a in ("latitude", "longitude"))
-    steps = np.diff(latitude)
-    if not (len(latitude) > 1 and np.all(np.sign(steps) == np.sign(steps[0])) and steps[0]):
-        raise DataError(f"{path}: latitudes neither ascend nor descend; sort the files by latitude")
-    if np.abs(latitude).max() > 90.001:
+    if not (np.isfinite(latitude).all() and np.isfinite(longitude).all()):
+        raise DataError(f"{path}: a latitude or longitude is not a number; mend the axis")
+    if np.abs(latitude).max(initial=0) > 90.001:
         raise DataError(f"{path}: latitudes reach {np.abs(latitude).max():g}; expected degrees")
-    rows = np.arange(len(latitude)) if steps[0] < 0 else np.arange(len(latitude))[::-1]
+    rows = np.argsort(-latitude)
+    _check_rows(path, latitude[rows])
     rows = rows[: len(rows) // 2 * 2]
     east = longitude % 360.0
+    east = np.where(east > 360.0 - 1e-4, east - 360.0, east)
     columns = np.argsort(east)
-    gaps = np.diff(np.append(east[columns], east[columns][0] + 360.0))
+    gaps = np.diff(np.append(east[columns], east[columns][:1] + 360.0))
     if len(east) < 2 or not np.allclose(gaps, 360.0 / len(east), atol=1e-3):
         raise DataError(
-            f"{path}: longitudes do not go once around the globe in equal steps; cut the data so that "
-            "they do"
+            f"{path}: longitudes do not go once around the globe in equal steps; models of weather need "
+            "the whole globe, a region cannot be trained on"
         )
-    levels_at = np.array([np.argmin(np.abs(present - level)) for level in wanted])
-    return Grid(wanted, latitude[rows], east[columns], levels_at, rows, columns)
+    return Source(
+        path,
+        data,
+        latitude[rows],
+        east[columns],
+        _index(rows),
+        _index(columns),
+        _levels(path, data),
+        _seconds(path, data),
+    )
+
+
+def _check_rows(path: Path, latitude_I: Floats) -> None:
+    """Refuse rows, from north to south, that are not those of the whole globe, each once."""
+    steps = -np.diff(latitude_I)
+    if len(steps) < 1 or steps.min() < 1e-6:
+        raise DataError(f"{path}: expected at least two latitudes, each once")
+    step = float(np.median(steps))
+    if steps.max() > 1.5 * step:
+        after = int(np.argmax(steps))
+        raise DataError(
+            f"{path}: no latitude between {latitude_I[after]:g} and {latitude_I[after + 1]:g}, where "
+            f"others are {step:g} degrees apart; add the rows that are missing"
+        )
+    # Of a grid with both poles that of the south may be cut off: it is not used.
+    north, south = 90.0 - latitude_I[0], 90.0 + latitude_I[-1]
+    reach = 1.01 if north < 1e-3 else 0.8
+    if north > 0.8 * step or south > reach * step:
+        raise DataError(
+            f"{path}: latitudes reach from {latitude_I[-1]:g} to {latitude_I[0]:g}; models of weather need "
+            "the whole globe, a region cannot be trained on"
+        )
+
+
+def _levels(path: Path, data: xr.Dataset) -> Floats:
+    if "level" not in data.variables:
+        return np.empty(0)
+    level_L = np.atleast_1d(data["level"].values).astype(float)
+    unit = data["level"].attrs.get("units")
+    factors = conversion("hPa" if unit is None else str(unit), "hPa")
+    if factors is None:
+        raise DataError(
+            f"{path}: level is in {unit!r}; expected a pressure: interpolate to pressure levels, or mend "
+            "its attribute units"
+        )
+    level_L = level_L if factors == (1.0, 0.0) else level_L * factors[0]
+    # Powers of ten in binary leave a rest that names of channels would show.
+    level_L = level_L if unit is None else np.round(level_L, 9)
+    if not np.isfinite(level_L).all() or level_L.min(initial=1) <= 0:
+        raise DataError(f"{path}: a level is not a pressure above 0; mend the axis")
+    if level_L.max(initial=0) > _HIGHEST_PRESSURE:
+        said = "has no attribute units" if unit is None else f"is said to be in {unit!r}"
+        raise DataError(
+            f"{path}: level {said}, but {level_L.max():g} hPa is no pressure of the air; write the right "
+            "unit, perhaps 'Pa'"
+        )
+    if len(np.unique(level_L)) < len(level_L):
+        raise DataError(f"{path}: a level is there twice; expected each once")
+    return level_L
+
+
+def _seconds(path: Path, data: xr.Dataset) -> Ints:
+    if "time" not in data.variables:
+        if "time" in data.dims:
+            raise DataError(f"{path}: its axis time has no values; give the times")
+        return np.empty(0, dtype=np.int64)
+    times = np.atleast_1d(data["time"].values)
+    if not np.issubdtype(times.dtype, np.datetime64):
+        raise DataError(f"{path}: its times are not dates of the usual calendar; give them as such")
+    if np.isnat(times).any():
+        raise DataError(f"{path}: one of its times is missing; mend the axis")
+    return np.round(hours_of(times) * 3600.0).astype(np.int64)
+
+
+def hours_of(times: NDArray) -> Floats:
+    """Hours since 1970."""
+    return (times - np.datetime64("1970-01-01")) / np.timedelta64(1, "h")
+
+
+def _index(at: Ints) -> Index:
+    """The same indices as a slice if they are evenly spaced, which makes a view."""
+    steps = np.unique(np.diff(at))
+    if len(steps) != 1 or abs(int(steps[0])) != 1:
+        return at
+    step, last = int(steps[0]), int(at[-1])
+    stop = last + step
+    return slice(int(at[0]), stop if stop >= 0 else None, step)
+
+
+def same_cells(one: Source, other: Source) -> bool:
+    """Whether two files have the same rows and columns, wherever they stand."""
+    pairs = ((one.latitude, other.latitude), (one.longitude, other.longitude))
+    return all(a.shape == b.shape and np.allclose(a, b, atol=1e-4) for a, b in pairs)
+
+
+def listed_levels(levels: Sequence[float] | Floats) -> str:
+    """Levels for a message, hPa."""
+    return ", ".join(f"{level:g}" for level in np.sort(np.asarray(levels)))

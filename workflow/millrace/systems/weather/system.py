@@ -16,6 +16,7 @@ from millrace.systems.base import (
     Table,
     steps_of_demo,
 )
+from millrace.systems.settings import with_missing
 from millrace.systems.weather.settings import WeatherWindowConfig
 
 _HERE = "millrace.systems.weather"
@@ -146,8 +147,8 @@ SYSTEM = System(
             caption=_CAPTION,
             extraction=Extraction(
                 f"{_HERE}.extract:extract_weather",
-                section=lambda dataset: dataset.get("weather", {}),
-                config=f"{_HERE}.settings:WeatherConfig",
+                section=lambda dataset: with_missing(dataset, dataset.get("weather", {})),
+                config=f"{_HERE}.settings:WeatherExtraction",
             ),
             check=_check,
             window=lambda data: WeatherWindowConfig.parse(data, "data").length,

@@ -1,11 +1,18 @@
-"""Units of weather variables: what they are kept in, and what is turned into that."""
+"""Names of weather variables in files, the units they are kept in, and what their values may be."""
 
-from pathlib import Path
-from typing import Any
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.data.units import (
+    SEA_LEVEL_PRESSURE,
+    SURFACE_PRESSURE,
+    TEMPERATURE,
+    Quantity,
+    check_plausible,
+    conversion,
+)
 from millrace.errors import DataError
 
 SCHEMA = "millrace.weather/1"
@@ -16,6 +23,7 @@ SI = {
     "10u": "m s**-1",
     "10v": "m s**-1",
     "msl": "Pa",
+    "sp": "Pa",
     "z": "m**2 s**-2",
     "u": "m s**-1",
     "v": "m s**-1",
@@ -23,42 +31,86 @@ SI = {
     "q": "kg kg**-1",
 }
 """Units of the variables by short name."""
+STATIC_SI = {"z": "m**2 s**-2", "lsm": "1"}
+"""Units of the static fields."""
 
-_SAME = {
-    "k": "K", "kelvin": "K", "pa": "Pa", "pascal": "Pa",
-    "m s**-1": "m s**-1", "m/s": "m s**-1", "m s-1": "m s**-1", "m s^-1": "m s**-1",
-    "m**2 s**-2": "m**2 s**-2", "m2/s2": "m**2 s**-2", "m2 s-2": "m**2 s**-2", "j/kg": "m**2 s**-2",
-    "kg kg**-1": "kg kg**-1", "kg/kg": "kg kg**-1", "kg kg-1": "kg kg**-1", "1": "kg kg**-1",
-}  # fmt: skip
-_SCALED = {
-    "degc": ("K", 1.0, 273.15), "celsius": ("K", 1.0, 273.15), "c": ("K", 1.0, 273.15),
-    "hpa": ("Pa", 100.0, 0.0), "mbar": ("Pa", 100.0, 0.0), "millibar": ("Pa", 100.0, 0.0),
-    "km/h": ("m s**-1", 1 / 3.6, 0.0), "knots": ("m s**-1", 1852 / 3600, 0.0),
-    "m": ("m**2 s**-2", 9.80665, 0.0), "gpm": ("m**2 s**-2", 9.80665, 0.0),
-    "g/kg": ("kg kg**-1", 1e-3, 0.0), "g kg**-1": ("kg kg**-1", 1e-3, 0.0),
-}  # fmt: skip
+ALIASES = {
+    "2t": ("2m_temperature", "2t", "t2m", "tas"),
+    "10u": ("10m_u_component_of_wind", "10u", "u10", "uas"),
+    "10v": ("10m_v_component_of_wind", "10v", "v10", "vas"),
+    "msl": ("mean_sea_level_pressure", "msl", "psl"),
+    "sp": ("surface_pressure", "sp", "ps"),
+    "z": ("geopotential", "z", "zg"),
+    "u": ("u_component_of_wind", "u", "ua"),
+    "v": ("v_component_of_wind", "v", "va"),
+    "t": ("temperature", "t", "ta"),
+    "q": ("specific_humidity", "q", "hus"),
+}
+"""Names in files by the short name of ECMWF: those of WeatherBench 2, GRIB, NetCDF of the CDS, CMIP."""
+STATIC_ALIASES = {
+    "z": ("geopotential_at_surface", "surface_geopotential", "orog", "geopotential", "z"),
+    "slt": ("soil_type", "slt"),
+    "lsm": ("land_sea_mask", "lsm", "sftlf"),
+}
+"""The same for static fields; of ``geopotential`` and ``z`` those without levels."""
+
+_QUANTITIES = {
+    "2t": TEMPERATURE,
+    "t": TEMPERATURE,
+    "msl": SEA_LEVEL_PRESSURE,
+    "sp": SURFACE_PRESSURE,
+}
+_GRAVITY = 9.80665
+_HIGHEST = 9_000.0
+"""No mountain of the Earth reaches this (m)."""
 
 
-def conversion(name: str, unit: str) -> tuple[float, float] | None:
-    """Factor and offset from a unit to that of the variable; None: not a unit of it."""
-    key = unit.strip().lower()
-    wanted = SI.get(name)
-    if wanted is None or _SAME.get(key) == wanted:
-        return 1.0, 0.0
-    target, factor, offset = _SCALED.get(key, ("", 1.0, 0.0))
-    return (factor, offset) if target == wanted else None
+def short_name(name: str) -> str:
+    """Short name of ECMWF of a variable under any of its names."""
+    return next((short for short, known in ALIASES.items() if name in known), name)
 
 
-def to_si(name: str, values: NDArray[Any], variable: Any, path: Path) -> NDArray[np.float64]:
-    """Turn values into the unit of `SI`; without an attribute ``units`` they are taken to be in it.
+def check_units(
+    name: str, values_LIJ: NDArray, unit: str | None, level_L: NDArray, what: str
+) -> None:
+    """Refuse a field whose values are plausible in another unit than the file says, or is assumed.
 
-    Raises `DataError` if the unit is not known for this variable.
+    ``level_L`` are the pressure levels (hPa) of variables of the air; ``what`` is for messages. Warns if
+    the values are plausible in no usual unit.
     """
-    unit = str(variable.attrs.get("units", SI.get(name, "")))
-    factors = conversion(name, unit)
-    if factors is None:
-        raise DataError(
-            f"{path}: {variable.name} is in {unit!r}; expected {SI[name]!r}, convert it or mend its "
-            "attribute units"
-        )
-    return values * factors[0] + factors[1]
+    name = short_name(name)
+    quantity, values = _QUANTITIES.get(name), values_LIJ
+    if name == "z":
+        # Far from the ground the height of a pressure level is known within a factor of two.
+        top = int(np.argmin(level_L))
+        height = 44_331 * (1 - (level_L[top] / 1013.25) ** 0.19026)
+        low, high = height * _GRAVITY / 3, 3 * height * _GRAVITY
+        others = ("m**2 s**-2", "m")
+        quantity = Quantity("m**2 s**-2", low, high, others) if level_L[top] <= 850 else None
+        values = values_LIJ[top]
+    if name == "q":
+        bottom = int(np.argmax(level_L))
+        low = 2e-4 if level_L[bottom] >= 700 else -1.0
+        quantity = Quantity("kg kg**-1", low, 0.04, ("kg kg**-1", "g kg**-1"))
+        values = values_LIJ[bottom]
+    warning = check_plausible(quantity, values, unit, what) if quantity else None
+    if warning:
+        warnings.warn(warning, stacklevel=2)
+
+
+def check_static(name: str, values_IJ: NDArray, unit: str | None, what: str) -> None:
+    """The same for a static field."""
+    largest = float(np.max(values_IJ, initial=0.0))
+    said = "has no attribute units" if unit is None else f"is said to be in {unit!r}"
+    message = f"{what} {said}, but its largest value of {largest:.6g} looks like"
+    if name == "lsm":
+        factors = conversion(unit or "1", "1")
+        if factors is not None and largest * factors[0] > 1.01:
+            raise DataError(f"{message} '%'; write the right unit")
+    if name == "z":
+        factors = conversion(unit or STATIC_SI["z"], "m**2 s**-2")
+        height = largest * (factors[0] if factors else 0.0) / _GRAVITY
+        if height > _HIGHEST >= largest / _GRAVITY:
+            raise DataError(f"{message} 'm**2 s**-2'; write the right unit")
+        if 15.0 < height < _HIGHEST / _GRAVITY and largest > 150.0:
+            warnings.warn(f"{message} 'm'; check it", stacklevel=2)

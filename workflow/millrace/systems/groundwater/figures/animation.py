@@ -28,10 +28,13 @@ def section_animation(
     variable: str,
     unit: str,
     path: str | Path,
+    ends: ArrayLike | None = None,
+    issue: ArrayLike | None = None,
 ) -> None:
     """Write truth, prediction and difference, [F, n], on a vertical section as an endless GIF.
 
-    Distance along the section and elevation of the nodes, [n], are in m, times of the frames, [F], in d.
+    Distance along the section and elevation of the nodes, [n], are in m, times of the frames, [F], in d;
+    for ``ends`` and ``issue``, [F], see `millrace.systems.groundwater.figures.sections.cross_section`.
     The colour scales are the same in every frame. Forty frames take 1-2 MB. Raises `ConfigError` if the
     path does not end in ``.gif``.
     """
@@ -44,9 +47,10 @@ def section_animation(
     with style():
         fig = Figure(figsize=SECTION_SIZE, dpi=_DPI, layout="constrained")
         canvas = FigureCanvasAgg(fig)
-        panels = SectionPanels(fig, grid, truth_FHW, prediction_FHW, variable, unit)
+        panels = SectionPanels(fig, grid, truth_FHW, prediction_FHW, variable, unit, ends)
         for i, day in enumerate(np.asarray(time, dtype=np.float64)):
-            panels.show(truth_FHW[i], prediction_FHW[i], day)
+            issued = None if issue is None else float(np.asarray(issue)[i])
+            panels.show(truth_FHW[i], prediction_FHW[i], day, issued)
             canvas.draw()
             fig.set_layout_engine("none")  # once is enough: no label changes its size
             frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from millrace.figures.arrays import scatter as density
@@ -26,15 +25,23 @@ _BASELINE = {"color": PERSISTENCE, "marker": "s", "linestyle": "--"}
 
 
 def scatter(
-    truth: ArrayLike, prediction: ArrayLike, variable: str, unit: str, path: str | Path
+    truth: ArrayLike,
+    prediction: ArrayLike,
+    variable: str,
+    unit: str,
+    path: str | Path,
+    result: Mapping[str, Any] | None = None,
 ) -> None:
-    """Draw the density of predictions against the ground truth, with the 1:1 line, R² and KGE."""
+    """Draw the density of predictions against the ground truth, with the 1:1 line, R² and KGE.
+
+    Where the points are a part of all values, ``result`` has the scores of all, which the title then tells.
+    """
     y, p = np.ravel(truth), np.ravel(prediction)
-    result = scores(y, p)
+    result = result or {**scores(y, p), "count": y.size}
     r2, kge = (
         "undefined" if result[name] is None else f"{result[name]:.4f}" for name in ("r2", "kge")
     )
-    density(y, p, variable, unit, path, f"R² = {r2}     KGE = {kge}     n = {y.size:,}")
+    density(y, p, variable, unit, path, f"R² = {r2}     KGE = {kge}     n = {result['count']:,}")
 
 
 def most_variable(series: ArrayLike, n: int, column: ArrayLike) -> NDArray[np.intp]:
@@ -57,8 +64,11 @@ def time_series(
     variable: str,
     unit: str,
     path: str | Path,
+    steps: int | None = None,
 ) -> None:
     """Draw true and predicted series [T, n] of a few nodes over time (d), one panel each.
+
+    Forecasts of so many ``steps`` stand one after the other, which the axis says.
 
     Each panel has a label as its title, e.g. the node and its position; NaN leaves a gap.
     """
@@ -74,7 +84,10 @@ def time_series(
                 axes.plot(time, np.asarray(values)[:, i], label=name, **look)
             axes.set_title(label)
             axes.margins(x=0.01)
-        panels[-1].set_xlabel("Time (d)")
+        joined = (
+            f"; forecasts of {steps} step{'s' * (steps > 1)}, one after the other" if steps else ""
+        )
+        panels[-1].set_xlabel(f"Time (d){joined}")
         fig.supylabel(axis_label(variable, unit), fontsize=9)
         _legend_above(fig, panels[0])
 
@@ -96,8 +109,10 @@ def error_by_lead(
         _legend_above(fig, axes)
 
 
-def ensemble_by_lead(result: Mapping[str, Any], units: Mapping[str, str], path: str | Path) -> None:
-    """Draw error and spread of an ensemble by lead step, one panel per variable.
+def ensemble_by_lead(
+    result: Mapping[str, Any], lead_days: ArrayLike, units: Mapping[str, str], path: str | Path
+) -> None:
+    """Draw error and spread of an ensemble by lead time (d), [T], one panel per variable.
 
     ``result`` is `millrace.systems.groundwater.ensemble.EnsembleMetrics.result`.
     """
@@ -110,14 +125,11 @@ def ensemble_by_lead(result: Mapping[str, Any], units: Mapping[str, str], path: 
     with figure(path, PAGE_WIDTH if len(result) > 1 else 4.8, 2.9) as fig:
         panels = fig.subplots(1, len(result), squeeze=False)[0]
         for axes, (variable, values) in zip(panels, result.items(), strict=True):
-            leads = len(values["by_lead"]["rmse"])
-            _draw_by_lead(axes, np.arange(1, leads + 1), values["by_lead"], curves)
+            _draw_by_lead(axes, lead_days, values["by_lead"], curves)
             ratio = values["spread_skill"]
             title = axis_label(variable, "")
             axes.set_title(title if ratio is None else f"{title}: spread / error {ratio:.2f}")
-            axes.set_xlabel("Lead (step)")
-            axes.set_xlim(0.5, leads + 0.5)
-            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+            axes.set_xlabel("Lead time (d)")
             _label_error(axes, units[variable])
         _legend_above(fig, panels[0])
 

@@ -30,17 +30,20 @@ def cross_section(
     variable: str,
     unit: str,
     path: str | Path,
+    ends: ArrayLike | None = None,
+    issue: float | None = None,
 ) -> None:
     """Draw truth, prediction and their difference, [n], on a vertical section of scattered nodes.
 
     Distance along the section and elevation of the nodes, [n], are in m, e.g. from
-    `millrace.systems.groundwater.sections.extract_section`; the time in d stands in the title.
+    `millrace.systems.groundwater.sections.extract_section`. The time in d stands in the title, with that of
+    the last state given, ``issue``; and below the ``ends`` of the section, X and Y in m, [2, 2].
     """
     grid = SectionGrid.around(s, z)
     truth_HW, prediction_HW = grid.interpolate(truth), grid.interpolate(prediction)
     with figure(path, *SECTION_SIZE) as fig:
-        panels = SectionPanels(fig, grid, truth_HW, prediction_HW, variable, unit)
-        panels.show(truth_HW, prediction_HW, time)
+        panels = SectionPanels(fig, grid, truth_HW, prediction_HW, variable, unit, ends)
+        panels.show(truth_HW, prediction_HW, time, issue)
 
 
 class SectionPanels:
@@ -58,6 +61,7 @@ class SectionPanels:
         prediction: Floats,
         variable: str,
         unit: str,
+        ends: ArrayLike | None = None,
     ) -> None:
         field_look, difference_look, extend = _colours(truth, prediction)
         self._axes = fig.subplots(3, 1, sharex=True, sharey=True)
@@ -67,12 +71,16 @@ class SectionPanels:
             axes.set_ylabel("Elevation (m)")
             axes.set_facecolor("#F2F2F2")
             axes.grid(False)
-        axes.set_xlabel("Distance along the section (m)")
-        first = [field.reshape(-1, *grid.inside.shape)[0] for field in (truth, prediction)]
+        where = ""
+        if ends is not None:
+            first, last = (f"X = {x:.0f}, Y = {y:.0f}" for x, y in np.asarray(ends))
+            where = f", from {first} to {last}"
+        axes.set_xlabel(f"Distance along the section (m){where}")
+        fields = [field.reshape(-1, *grid.inside.shape)[0] for field in (truth, prediction)]
         self._meshes = [
             axes.pcolormesh(grid.s, grid.z, field, shading="nearest", rasterized=True, **look)
             for axes, field, look in zip(
-                self._axes, (*first, first[1] - first[0]), (field_look, field_look, difference_look),
+                self._axes, (*fields, fields[1] - fields[0]), (field_look, field_look, difference_look),
                 strict=True,
             )
         ]  # fmt: skip
@@ -85,12 +93,13 @@ class SectionPanels:
                 mesh, ax=panels, label=label, extend=ends, format=Thousands(), aspect=aspect
             )
 
-    def show(self, truth: Floats, prediction: Floats, time: float) -> None:
-        """Show fields [H, W] of a time (d) with the colour scales as they are."""
+    def show(self, truth: Floats, prediction: Floats, time: float, issue: float | None) -> None:
+        """Show fields [H, W] of a time (d), as forecast at an ``issue``, in the same colours."""
         fields = (truth, prediction, prediction - truth)
         for mesh, field in zip(self._meshes, fields, strict=True):
             mesh.set_array(field)
-        self._axes[0].set_title(f"{time:,.2f} d", loc="right")
+        issued = "" if issue is None else f", issued at {issue:,.2f} d"
+        self._axes[0].set_title(f"{time:,.2f} d{issued}", loc="right")
 
 
 def _colours(truth: Floats, prediction: Floats) -> tuple[dict[str, Any], dict[str, Any], str]:

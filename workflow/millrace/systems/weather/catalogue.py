@@ -1,0 +1,458 @@
+"""Which file holds which variable at which time and level: states are put together by label.
+
+Files may be divided by time, variable and level in any way, and have their axes in any order.
+
+Shape suffixes: T times, C channels, F static fields, L levels, I latitudes, J longitudes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from millrace.data.units import common, converted
+from millrace.data.validity import Screening
+from millrace.errors import DataError
+from millrace.systems.weather.settings import WeatherConfig, WeatherExtraction
+from millrace.systems.weather.source import (
+    Floats,
+    Ints,
+    Source,
+    listed_levels,
+    locate,
+    same_cells,
+)
+from millrace.systems.weather.units import (
+    ALIASES,
+    SI,
+    STATIC_ALIASES,
+    STATIC_SI,
+    check_static,
+    check_units,
+    short_name,
+)
+
+_PART_BYTES, _ALL_BYTES = 4 << 20, 1 << 30
+"""What is read of a variable at once, at least, and of all of them at most."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Axes of the states."""
+
+    level: Floats
+    """hPa, ascending."""
+    latitude: Floats
+    """Degrees, descending."""
+    longitude: Floats
+    """Degrees from 0 on, ascending."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self.latitude), len(self.longitude)
+
+
+def grid_of(files: Sequence[tuple[Path, xr.Dataset]], config: WeatherConfig) -> Grid:
+    """Axes of the states by those of the files, whose variables need not be there yet."""
+    sources = [locate(path, data) for path, data in _relevant(files, config)]
+    present = np.unique(np.concatenate([source.level_L for source in sources]))
+    level = np.sort(np.array(config.levels or present, dtype=float))
+    return Grid(level, sources[0].latitude, sources[0].longitude)
+
+
+class Catalogue:
+    """States of all files as one series.
+
+    Raises `DataError` if a variable, level or time is missing or there twice, a file is on another grid, or
+    a unit is not known.
+    """
+
+    def __init__(
+        self, source: Path, files: Sequence[tuple[Path, xr.Dataset]], config: WeatherExtraction
+    ) -> None:
+        self._source, self._config = source, config
+        self.missing = config.missing
+        """What a number that looks like a no-data value means."""
+        found = _relevant(files, config)
+        sources = [locate(path, data) for path, data in found]
+        for other in sources[1:]:
+            if not same_cells(sources[0], other):
+                raise DataError(
+                    f"{other.path}: its latitudes or longitudes are not those of {sources[0].path}; keep "
+                    "files of one grid together"
+                )
+        self._sources = sources
+        in_air = dict.fromkeys(config.surface, False) | dict.fromkeys(config.air, True)
+        self._holders = {name: self._with_variable(name, is_air) for name, is_air in in_air.items()}
+        present = {
+            float(level)
+            for name in config.air
+            for s, _ in self._holders[name]
+            for level in sources[s].level_L
+        }
+        level = np.sort(np.array(config.levels or sorted(present), dtype=float))
+        self.grid = Grid(level, sources[0].latitude, sources[0].longitude)
+        self._series = {}
+        for name, is_air in in_air.items():
+            self._series[name] = _Series(self, name, level if is_air else None)
+        self._locate_times()
+
+    def _with_variable(self, name: str, in_air: bool) -> list[tuple[int, xr.DataArray]]:
+        """Files that hold a variable with the right axes; number of the file and the variable."""
+        holders, other = [], None
+        known = _known(name)
+        for number, source in enumerate(self._sources):
+            variable = _named(source.data, known)
+            if variable is None:
+                continue
+            allowed = {"time", "latitude", "longitude", *(["level"] if in_air else [])}
+            has_level = "level" in variable.dims or (in_air and len(source.level_L) == 1)
+            if set(variable.dims) <= allowed and has_level == in_air and len(source.second_T):
+                holders.append((number, variable))
+            else:
+                other = other or (source.path, variable, in_air)
+        if holders:
+            return holders
+        if other is not None:
+            path, variable, _ = other
+            expected = ["time", *(["level"] if in_air else []), "latitude", "longitude"]
+            raise DataError(
+                f"{path}: {variable.name} has the axes {', '.join(map(str, variable.dims))}; expected "
+                f"{', '.join(expected)}"
+            )
+        raise self._missing(name, known)
+
+    def _missing(self, name: str, known: Sequence[str]) -> DataError:
+        names = sorted({str(v) for source in self._sources for v in source.data.data_vars})
+        one = self._sources[0].path if len(self._sources) == 1 else self._source
+        return DataError(f"{one}: no variable {known[0]!r} (for {name}); it has {', '.join(names)}")
+
+    def _locate_times(self) -> None:
+        seconds = [
+            self._sources[s].second_T for holders in self._holders.values() for s, _ in holders
+        ]
+        hours = np.unique(np.concatenate(seconds)) / 3600.0
+        kept = _every(hours, self._config.hours, self._source)
+        self.time: Floats = hours[kept] / 24.0
+        for series in self._series.values():
+            series.locate_times(np.round(hours[kept] * 3600.0).astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    def read(self, index: int) -> NDArray[np.float32]:
+        """One state, [C, I, J]."""
+        values_CIJ = np.empty((self._channels, *self.grid.shape), dtype=np.float32)
+        start = 0
+        for series in self._series.values():
+            for part in series.read(index):
+                values_CIJ[start] = part
+                start += 1
+        # One sum finds what is not finite; overflow of a sum of finite numbers is looked at again.
+        with np.errstate(all="ignore"):
+            suspect = not np.isfinite(values_CIJ.sum(dtype=np.float64))
+        if suspect and not np.isfinite(values_CIJ).all():
+            self._refuse(index)
+        return values_CIJ
+
+    @property
+    def _channels(self) -> int:
+        return len(self._config.surface) + len(self._config.air) * len(self.grid.level)
+
+    def _refuse(self, index: int) -> None:
+        when = np.datetime64("1970-01-01") + np.timedelta64(
+            round(float(self.time[index]) * 1440), "m"
+        )
+        for series in self._series.values():
+            values = np.array(list(series.read(index)))
+            if not np.isfinite(values).all():
+                path, name = series.origin(index)
+                raise DataError(
+                    f"{path}: {name} at {when} holds {_what(values)} that is not finite; mend the data (it "
+                    "is not filled) or leave the variable or the period out"
+                )
+
+    def check_no_data(self) -> None:
+        """Refuse no-data values among the states, which have all been read before."""
+        for series in self._series.values():
+            series.check_no_data()
+
+    def static(self) -> Floats:
+        """Fields that do not change, [F, I, J]; of the first file that has them."""
+        fields = []
+        for name in self._config.static:
+            known = STATIC_ALIASES.get(name, (name,))
+            holders = (
+                (source, variable)
+                for source in self._sources
+                for variable in _static_variables(source.data, known)
+            )
+            source, variable = next(holders, (None, None))
+            if source is None or variable is None:
+                raise self._missing(name, known)
+            if "time" in variable.dims:
+                variable = variable.isel(time=0)
+            if set(variable.dims) != {"latitude", "longitude"}:
+                raise DataError(
+                    f"{source.path}: {variable.name} has the axes {', '.join(map(str, variable.dims))}; "
+                    "expected latitude, longitude"
+                )
+            unit, what = _unit(variable), f"{source.path}: {variable.name}"
+            raw = variable.transpose("latitude", "longitude").values.astype(np.float64)
+            raw = raw[source.rows_at][:, source.columns_at]
+            if not np.isfinite(raw).all():
+                raise DataError(
+                    f"{what} holds {_what(raw)} that is not finite; mend it or leave it out of the "
+                    "dataset's static fields"
+                )
+            screening = Screening.of(self.missing)
+            screening.add(raw)
+            for suspect in screening.suspects():
+                raise DataError(f"{source.path}: {suspect.sentence(str(variable.name), 'missing')}")
+            check_static(name, raw, unit, what)
+            fields.append(converted(raw, unit, STATIC_SI.get(name), what))
+        return np.array(fields).reshape(-1, *self.grid.shape)
+
+    def holders(self, name: str) -> list[tuple[Source, xr.DataArray]]:
+        """Files that hold a variable, and the variable in them."""
+        return [(self._sources[s], variable) for s, variable in self._holders[name]]
+
+    @property
+    def part_bytes(self) -> int:
+        """What one variable may keep in memory."""
+        return _ALL_BYTES // max(1, len(self._holders))
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Steps of a file that were looked at together."""
+
+    holder: int
+    step_S: Ints
+
+
+class _Series:
+    """One variable in all files that hold it, in the unit of the samples."""
+
+    def __init__(self, catalogue: Catalogue, name: str, level_L: Floats | None) -> None:
+        self._name, self._level_L, self._bytes = name, level_L, catalogue.part_bytes
+        self._holders = catalogue.holders(name)
+        self._unit = SI.get(short_name(name)) or common(_unit(v) for _, v in self._holders)
+        self._shape = catalogue.grid.shape
+        for source, variable in self._holders:
+            # Units are checked before anything is read.
+            converted(np.zeros(1), _unit(variable), self._unit, f"{source.path}: {variable.name}")
+        self._at_LT: list[tuple[Ints, Ints]] = []
+        self._kept: dict[int, tuple[int, NDArray]] = {}
+        self._checked: set[int] = set()
+        self._missing = catalogue.missing
+        # By level and unit: what is far from all others in one may be among them in another.
+        self._screened: dict[tuple[int, str | None], tuple[Screening, list[_Piece]]] = {}
+
+    def locate_times(self, second_T: Ints) -> None:
+        """Find the file and the step of each level and time."""
+        if self._level_L is None:
+            self._at_LT = [self._locate(range(len(self._holders)), second_T, "")]
+            return
+        for level in self._level_L:
+            having = [
+                h
+                for h, (one, _) in enumerate(self._holders)
+                if np.isclose(one.level_L, level).any()
+            ]
+            if not having:
+                all_levels = np.unique(np.concatenate([one.level_L for one, _ in self._holders]))
+                raise DataError(
+                    f"{self._holders[0][0].path}: no level of {level:g} hPa; it has "
+                    f"{listed_levels(all_levels)}"
+                )
+            self._at_LT.append(self._locate(having, second_T, f" at {level:g} hPa"))
+
+    def _locate(self, holders: Sequence[int], second_T: Ints, at: str) -> tuple[Ints, Ints]:
+        """Number of the holder and step in it of each time."""
+        seconds = [self._holders[h][0].second_T for h in holders]
+        holder = np.repeat(np.asarray(holders), [len(one) for one in seconds])
+        step = np.concatenate([np.arange(len(one)) for one in seconds])
+        every = np.concatenate(seconds)
+        order = np.argsort(every, kind="stable")
+        every, holder, step = every[order], holder[order], step[order]
+        first = np.searchsorted(every, second_T)
+        count = np.searchsorted(every, second_T, side="right") - first
+        wrong = np.flatnonzero(count != 1)
+        if len(wrong):
+            when = np.datetime64(int(second_T[wrong[0]]), "s").astype("datetime64[m]")
+            name, begin = self._holders[0][1].name, int(first[wrong[0]])
+            if count[wrong[0]]:
+                paths = [self._holders[h][0].path for h in holder[begin : begin + 2]]
+                raise DataError(
+                    f"{paths[1]}: {name}{at} at {when} is there twice, also in {paths[0].name}; remove one"
+                )
+            paths = list(dict.fromkeys(str(one.path) for one, _ in self._holders))
+            raise DataError(
+                f"{paths[0]}: no {name}{at} at {when}, where there are other variables; add it, or leave "
+                "out what has other times"
+            )
+        return holder[first], step[first]
+
+    def origin(self, index: int) -> tuple[Path, str]:
+        """File and name of the variable at a time."""
+        source, variable = self._holders[int(self._at_LT[0][0][index])]
+        return source.path, str(variable.name)
+
+    def read(self, index: int) -> list[NDArray]:
+        """Fields of one time, level by level, [I, J] each."""
+        fields = []
+        for at, (holder_T, step_T) in enumerate(self._at_LT):
+            holder, step = int(holder_T[index]), int(step_T[index])
+            first, values_TLIJ = self._part(holder, step)
+            fields.append(values_TLIJ[step - first, self._row(holder, at)])
+        # Files of one time each would fill the memory: only what is in use is kept.
+        used = {int(holder_T[index]) for holder_T, _ in self._at_LT}
+        self._kept = {holder: self._kept[holder] for holder in used}
+        return fields
+
+    def _part(self, holder: int, step: int) -> tuple[int, NDArray]:
+        """First step and values of the part of a file that holds a step, [T, L, I, J]."""
+        first, values = self._kept.get(holder, (0, np.empty(0)))
+        if first <= step < first + len(values):
+            return first, values
+        source, variable = self._holders[holder]
+        length = self._length(variable)
+        first = step // length * length
+        part = variable
+        if "time" in variable.dims:
+            part = variable.isel(time=slice(first, first + length))
+        axes = [axis for axis in ("time", "level", "latitude", "longitude") if axis in part.dims]
+        # Read first: transposed lazily, a store would be read cell by cell.
+        raw = part.values.transpose([part.dims.index(axis) for axis in axes])
+        raw = raw[..., source.rows_at, :][..., source.columns_at]
+        raw = raw.reshape(
+            raw.shape[0] if "time" in axes else 1,
+            len(source.level_L) if "level" in axes else 1,
+            *self._shape,
+        )
+        unit, what = _unit(variable), f"{source.path}: {variable.name}"
+        self._screen(holder, first, raw, unit)
+        if holder not in self._checked and np.isfinite(raw[0]).all():
+            check_units(self._name, raw[0], unit, source.level_L, what)
+            self._checked.add(holder)
+        values = converted(raw, unit, self._unit, what)
+        self._kept[holder] = (first, values)
+        return first, values
+
+    def _screen(self, holder: int, first: int, raw_TLIJ: NDArray, unit: str | None) -> None:
+        """Look for no-data values among the steps and levels of a part that are used."""
+        for at, (holder_T, step_T) in enumerate(self._at_LT):
+            step_S = step_T[holder_T == holder]
+            step_S = step_S[(step_S >= first) & (step_S < first + len(raw_TLIJ))]
+            values = raw_TLIJ[:, self._row(holder, at)]
+            if len(step_S) < len(values):
+                values = values[step_S - first]
+            new: tuple[Screening, list[_Piece]] = (Screening.of(self._missing), [])
+            screening, pieces = self._screened.setdefault((at, unit), new)
+            screening.add(values)
+            pieces.append(_Piece(holder, step_S))
+
+    def check_no_data(self) -> None:
+        """Refuse no-data values that were read, with file, time and place."""
+        for screening, pieces in self._screened.values():
+            for suspect in screening.suspects():
+                piece = pieces[suspect.piece]
+                source, variable = self._holders[piece.holder]
+                step, row, column = np.unravel_index(
+                    suspect.index, (len(piece.step_S), *self._shape)
+                )
+                second = int(source.second_T[piece.step_S[step]])
+                when = np.datetime64(second, "s").astype("datetime64[m]")
+                at = (
+                    f" at {when}, latitude {source.latitude[row]:g}, longitude "
+                    f"{source.longitude[column]:g}"
+                )
+                raise DataError(
+                    f"{source.path}: {suspect.sentence(str(variable.name), 'missing', at)}"
+                )
+
+    def _row(self, holder: int, at: int) -> int:
+        """Where a file has a level."""
+        if self._level_L is None:
+            return 0
+        return int(np.argmin(np.abs(self._holders[holder][0].level_L - self._level_L[at])))
+
+    def _length(self, variable: xr.DataArray) -> int:
+        """Steps that are read at once: whole chunks, as far as memory allows."""
+        if "time" not in variable.dims:
+            return 1
+        per_step = max(1, variable.nbytes // max(1, variable.sizes["time"]))
+        chunks = variable.encoding.get("chunks") or variable.encoding.get("chunksizes")
+        chunk = int(chunks[variable.dims.index("time")]) if chunks else 1
+        wanted = max(1, _PART_BYTES // per_step // chunk) * chunk
+        at_once = len({int(holder_T[0]) for holder_T, _ in self._at_LT})
+        return max(1, min(wanted, self._bytes // at_once // per_step))
+
+
+def _relevant(
+    files: Sequence[tuple[Path, xr.Dataset]], config: WeatherConfig
+) -> list[tuple[Path, xr.Dataset]]:
+    """Files that hold something that is asked for; all of them if none does."""
+    known = [_known(name) for name in (*config.surface, *config.air)]
+    known += [STATIC_ALIASES.get(name, (name,)) for name in config.static]
+    found = [
+        (path, data)
+        for path, data in files
+        if any(_named(data, names) is not None for names in known)
+    ]
+    found = found or list(files)
+    if not any("time" in data.variables for _, data in found):
+        raise DataError(
+            f"{found[0][0].parent}: no file has an axis of time; add the states to the static fields"
+        )
+    return found
+
+
+def _known(name: str) -> tuple[str, ...]:
+    """Names of a variable in files, the usual ones first."""
+    return ALIASES.get(short_name(name), (name,))
+
+
+def _named(data: xr.Dataset, known: Sequence[str]) -> xr.DataArray | None:
+    return next((data[name] for name in known if name in data.data_vars), None)
+
+
+def _static_variables(data: xr.Dataset, known: Sequence[str]) -> list[xr.DataArray]:
+    """Variables under one of the names without levels."""
+    found = [data[name] for name in known if name in data.data_vars]
+    alone = data.variables.get("level")
+    at_level = alone is not None and alone.ndim == 0
+    # With a level of its own, geopotential is that of the air.
+    is_air = [v.name in ALIASES["z"] and (at_level or "level" in v.dims) for v in found]
+    return [v for v, air in zip(found, is_air, strict=True) if not air]
+
+
+def _unit(variable: xr.DataArray) -> str | None:
+    """What a file says of the unit; None if nothing."""
+    return str(variable.attrs.get("units", "")).strip() or None
+
+
+def _every(hours: Floats, step: int, path: Path) -> NDArray[np.int64]:
+    """Indices of the times that are ``step`` hours apart, from the first on."""
+    if len(hours) < 2:
+        raise DataError(f"{path}: expected at least two times")
+    wanted = np.arange(hours[0], hours[-1] + 1e-6, step)
+    kept = np.searchsorted(hours, wanted - 1e-6)
+    wrong = np.flatnonzero(np.abs(hours[np.minimum(kept, len(hours) - 1)] - wanted) > 1e-3)
+    if len(wrong):
+        when = np.datetime64("1970-01-01") + np.timedelta64(round(wanted[wrong[0]] * 60), "m")
+        raise DataError(
+            f"{path}: the time {when} is missing in steps of {step} h; add it, or set weather.hours to the "
+            "step of the data"
+        )
+    return kept
+
+
+def _what(values: NDArray) -> str:
+    bad = values[~np.isfinite(values)]
+    return f"{len(bad)} value{'s' if len(bad) > 1 else ''} ({bad.flat[0]})"
