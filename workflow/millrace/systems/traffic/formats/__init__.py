@@ -66,6 +66,10 @@ def convert(name: str, source: Path, output: Path, progress: Progress | None = N
     count = 0
     for number, path in enumerate(files):
         for recording in adapter.read(path, source, account):
+            if not all(one.name.isprintable() for one in (recording, *recording.scenarios)):
+                raise DataError(
+                    f"{path}: recording {recording.name!r}: expected a name without control characters"
+                )
             # File systems may not distinguish capitals.
             key = recording.name.casefold()
             if key in places:

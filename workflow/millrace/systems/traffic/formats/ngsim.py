@@ -7,7 +7,7 @@ Places of one file, by ``Location``, become recordings of their own. Capitals of
 (``v_length`` in the download of data.transportation.gov).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,8 @@ def _road(frame: pd.DataFrame) -> tuple[Polyline, ...]:
     low, high = frame["x"].min() - 10, frame["x"].max() + 10
     x = np.arange(low, high, 20.0)
     alone = frame["way"].nunique() == 1
-    along, lanes, crossing = [], [], np.zeros(len(x), dtype=bool)
+    along, lanes = [], []
+    streets: list[tuple[float, float]] = []
     for (way, lane), rows in frame.groupby(["way", "Lane_ID"]):
         if lane == 0 and not alone:  # inside intersections
             continue
@@ -146,7 +147,7 @@ def _road(frame: pd.DataFrame) -> tuple[Polyline, ...]:
         order = rows.sort_values("x")
         street = (order["x"].diff() > _STREET).cumsum()
         for place, part in order.groupby(street):
-            crossing |= (x > part["x"].min() - _LANE) & (x < part["x"].max() + _LANE)
+            streets.append((part["x"].min() - _LANE, part["x"].max() + _LANE))
             begin = part["y"].min()
             y = np.arange(begin, part["y"].max() + 20.0, 20.0)
             points = np.column_stack([_medians(part["y"], part["x"], begin, len(y)), y])
@@ -156,15 +157,26 @@ def _road(frame: pd.DataFrame) -> tuple[Polyline, ...]:
         return tuple(line for line in lanes if len(line.points_P2) > 1)
     outer = sorted(along, key=lambda y: float(np.mean(y)))
     right, left = outer[0] - _LANE / 2, outer[-1] + _LANE / 2
-    edges = [("right", np.column_stack([x, right])), ("left", np.column_stack([x, left]))]
-    for side, points in edges:
-        pieces = np.split(np.arange(len(x)), np.flatnonzero(np.diff(crossing)) + 1)
-        whole = [piece for piece in pieces if len(piece) > 1 and not crossing[piece[0]]]
-        for number, piece in enumerate(whole):
-            line = points[piece][::-1] if side == "left" else points[piece]
-            name = side if len(whole) == 1 else f"{side}{number}"
-            lanes.append(Polyline(name, "road_edge", line))
+    for side, y in (("right", right), ("left", left)):
+        pieces = _outside(streets, x[0], x[-1])
+        for number, (begin, end) in enumerate(pieces):
+            inside = np.concatenate([[begin], x[(x > begin) & (x < end)], [end]])
+            points = np.column_stack([inside, np.interp(inside, x, y)])
+            name = side if len(pieces) == 1 else f"{side}{number}"
+            lanes.append(Polyline(name, "road_edge", points[::-1] if side == "left" else points))
     return tuple(lanes)
+
+
+def _outside(
+    intervals: Sequence[tuple[float, float]], begin: float, end: float
+) -> list[tuple[float, float]]:
+    """What intervals leave over of a longer one."""
+    found = []
+    for low, high in sorted(intervals):
+        if low > begin:
+            found.append((begin, min(low, end)))
+        begin = max(begin, high)
+    return [*found, (begin, end)] if begin < end else found
 
 
 def _medians(at: pd.Series, value: pd.Series, begin: float, bins: int) -> Floats:
