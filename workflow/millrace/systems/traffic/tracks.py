@@ -61,6 +61,8 @@ _OTHERS = ("static", "background", "construction", "riderless_bicycle", "unknown
 CLASS_OF: dict[str, str | None] = {**_ROAD_USERS, **dict.fromkeys(_OTHERS)}
 """Class of each object type of public data sets, in small letters; None: no road user, left out."""
 
+_BLANK = ("", "na", "nan", "null", "none", "?")
+
 _NUMBERS: tuple[str, ...] = (
     "timestep",
     "position_x",
@@ -251,15 +253,25 @@ def _read_lights(path: Path, road: Sequence[Polyline]) -> dict[str, dict[str, ND
 
 
 def _text(table: CsvTable, columns: Sequence[str]) -> pd.DataFrame:
-    """Columns of a table as text."""
+    """Columns of a whole table as text; identifiers are not blank."""
     header = read_header(table.path)
     missing = [name for name in columns if name not in header]
     if missing:
         raise DataError(
             f"{table.path}:1:1: no column {missing[0]!r}; expected {', '.join(columns)} and more"
         )
+    if not table.complete:
+        raise DataError(
+            f"{table.end()}: the last line does not end, and the file may be cut in it; copy it again, or "
+            "end the line if it is whole"
+        )
     content = io.BytesIO(table.content)
-    return pd.read_csv(content, usecols=list(columns), dtype=str, keep_default_na=False)
+    text = pd.read_csv(content, usecols=list(columns), dtype=str, keep_default_na=False)
+    for name in columns:
+        if name.endswith("_id"):
+            blank = text[name].str.strip().str.lower().isin(_BLANK)
+            _refuse(table, name, text[name], blank, "a name")
+    return text
 
 
 def _check_steps(table: CsvTable) -> None:

@@ -114,7 +114,11 @@ def _read(path: Path, blanks: Sequence[str]) -> pd.DataFrame:
     key = [name for name in ("case_id", "track_id", "timestamp_ms") if name in frame]
     again = frame.duplicated(key)
     refuse_cell(path, frame["timestamp_ms"], again, "each time of a track only once")
-    return frame.assign(kind=classes(path, frame["agent_type"]))
+    kind = classes(path, frame["agent_type"])
+    for name in blanks:
+        missing = frame[name].isna() & (kind == "vehicle")
+        refuse_cell(path, frame[name], missing, "a number; only pedestrians and bicycles have none")
+    return frame.assign(kind=kind)
 
 
 def _track(name: str, rows: pd.DataFrame) -> Track:

@@ -28,6 +28,7 @@ Link = tuple[str, int]
 
 _WIDTH = 3.2  # m, of lanes without a width
 _SAME = 1.5  # m, between the inner sides of the two directions of one road
+_SAME_WAY = 0.94  # cosine of 20 degrees
 _CORNER = 60.0  # m, longest way around a corner
 _SPACING = 2.0  # m, at which inner sides are compared
 _LEAST = 10.0  # m, parts of a side that are told apart
@@ -330,11 +331,13 @@ def _corners(raw: _Raw, junction: str) -> Iterator[Floats]:
         away = (right[1] + left[1]) / 2 - centre
         arms.append((float(np.arctan2(away[1], away[0])), right, left))
     arms.sort(key=lambda arm: arm[0])
-    if len(arms) < 2:
+    ways = np.array([arm[0] for arm in arms])
+    # Edges of one road may end at different places: together they are one arm, and the road ends here.
+    if len(arms) < 2 or (np.cos(ways - ways[0]) > _SAME_WAY).all():
         return
     for (_, _, left), (_, right, _) in zip(arms, arms[1:] + arms[:1], strict=True):
         line = cubic(left[0], left[0] - left[1], right[0], right[1] - right[0], 9)
-        if arc_length(line)[-1] < _CORNER:
+        if 1e-6 < arc_length(line)[-1] < _CORNER:
             yield line
 
 
