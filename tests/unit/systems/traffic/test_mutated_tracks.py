@@ -1,8 +1,8 @@
-"""Recordings with one mutation each: read as by pandas, by the names of the columns, or refused with the file.
+"""Recordings with one mutation each: read as by pandas, by the names of columns, or refused.
 
 Mutations are those of real files: columns in another order or renamed, rows shuffled, doubled, cut or
-blanked, cells that stand for no value, other units, types and places. Read samples are compared with what pandas
-makes of the same table; nothing may differ without a message.
+blanked, cells that stand for no value, other units, types and places. What is read is compared with what
+pandas makes of the same table; nothing may differ without a message that names the file.
 """
 
 import os

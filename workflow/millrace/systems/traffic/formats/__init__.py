@@ -66,7 +66,8 @@ def convert(name: str, source: Path, output: Path, progress: Progress | None = N
     count = 0
     for number, path in enumerate(files):
         for recording in adapter.read(path, source, account):
-            if not all(one.name.isprintable() for one in (recording, *recording.scenarios)):
+            names = [recording.name, *(one.name for one in recording.scenarios)]
+            if not all(name.isprintable() for name in names):
                 raise DataError(
                     f"{path}: recording {recording.name!r}: expected a name without control characters"
                 )
