@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pandas as pd
 import pytest
-from motion_scenes import converted
+from motion_scenes import converted, write_highd
 
 from millrace.errors import DataError
 from millrace.files import safe_name
@@ -425,4 +425,46 @@ def test_a_recording_of_highds_relatives_is_named(tmp_path):
         tmp_path / "01_tracks.csv", index=False
     )
     with pytest.raises(DataError, match="xCenter is a column of inD, rounD, exiD and uniD"):
+        convert("highd", tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("file", "column", "value", "told"),
+    [
+        ("01_tracks.csv", "x", -9999.0, r"01_tracks\.csv: track '1' moves \d+ m in 0\.04 s, to"),
+        (
+            "01_tracksMeta.csv",
+            "class",
+            "Boat",
+            r"Meta\.csv:3: 'Boat' in column 'class'; expected one of",
+        ),
+        ("01_tracksMeta.csv", "drivingDirection", 3, r"Meta\.csv:3: 3 in .*; expected 1 \(upper"),
+        (
+            "01_recordingMeta.csv",
+            "upperLaneMarkings",
+            "2;6;9999",
+            r"Meta\.csv:2: upperLaneMarkings",
+        ),
+        (
+            "01_recordingMeta.csv",
+            "upperLaneMarkings",
+            None,
+            "expected the y of two or more markings",
+        ),
+    ],
+)
+def test_cells_of_highd_that_cannot_be_are_refused(tmp_path, file, column, value, told):
+    write_highd(tmp_path)
+    table = pd.read_csv(tmp_path / file).astype(object)
+    table.loc[min(1, len(table) - 1), column] = value
+    table.to_csv(tmp_path / file, index=False)
+    with pytest.raises(DataError, match=told):
+        convert("highd", tmp_path, tmp_path / "out")
+
+
+def test_a_table_that_is_cut_in_its_last_line_is_refused(tmp_path):
+    write_highd(tmp_path)
+    path = tmp_path / "01_tracks.csv"
+    path.write_text(path.read_text()[:-2])
+    with pytest.raises(DataError, match=r"01_tracks\.csv: the last line does not end"):
         convert("highd", tmp_path, tmp_path / "out")

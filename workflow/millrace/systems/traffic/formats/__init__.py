@@ -47,6 +47,16 @@ ADAPTERS = {
 }
 
 
+def _read(adapter: Adapter, path: Path, source: Path, account: Account) -> Iterator[Converted]:
+    """Recordings of a file, which each error names."""
+    try:
+        yield from adapter.read(path, source, account)
+    except DataError as error:
+        if str(source) in str(error):
+            raise
+        raise DataError(f"{path}: {error}") from error
+
+
 def convert(name: str, source: Path, output: Path, progress: Progress | None = None) -> int:
     """Convert a directory of a public data set, one of `ADAPTERS`; returns the number of scenarios.
 
@@ -65,7 +75,7 @@ def convert(name: str, source: Path, output: Path, progress: Progress | None = N
     places: dict[str, Path] = {}
     count = 0
     for number, path in enumerate(files):
-        for recording in adapter.read(path, source, account):
+        for recording in _read(adapter, path, source, account):
             names = [recording.name, *(one.name for one in recording.scenarios)]
             if not all(name.isprintable() for name in names):
                 raise DataError(

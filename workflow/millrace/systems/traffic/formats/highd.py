@@ -24,6 +24,7 @@ from millrace.systems.traffic.formats.recordings import (
 from millrace.systems.traffic.geometry import Floats
 from millrace.systems.traffic.tracks import Polyline
 
+_NARROW, _WIDE = 1.5, 10.0  # m, of lanes
 _TRACKS = ("frame", "id", "x", "y", "width", "height", "xVelocity", "yVelocity")
 
 
@@ -76,13 +77,13 @@ def read(path: Path, source: Path, account: Account) -> Iterator[Converted]:
         marks = str(recording[f"{side}LaneMarkings"]).split(";")
         try:
             y = np.sort([-float(mark) for mark in marks if mark.strip()])[::-1]
+            if len(y) < 2 or not ((-np.diff(y) >= _NARROW) & (-np.diff(y) <= _WIDE)).all():
+                raise ValueError
         except ValueError:
             raise DataError(
-                f"{map_file}:2: {side}LaneMarkings {recording[f'{side}LaneMarkings']!r}; expected metres "
-                "separated by ;"
+                f"{map_file}:2: {side}LaneMarkings {recording[f'{side}LaneMarkings']!r}; expected the y "
+                f"of two or more markings, {_NARROW:g} to {_WIDE:g} m apart, separated by ;"
             ) from None
-        if not len(y):
-            continue
         road += _carriageway(side, y, reach)
     label = f"highd{name}"
     yield Converted(label, map_file, cut_scenarios(label, tracks, tuple(road), account=account))

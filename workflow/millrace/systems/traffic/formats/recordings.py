@@ -3,6 +3,7 @@
 Shape suffixes: N observations, T steps.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ GAP_S = 0.25
 """Largest interval between observations over which positions are interpolated (s)."""
 
 _SCENARIO_S = STEP_S * STEPS
+_JUMP = 150.0  # m/s, faster than any road user
+_FAR = 500.0  # m
 _STANDING = 0.5  # m/s, below which a path has no direction
 
 
@@ -75,6 +78,13 @@ def read_columns(
         frame = pd.read_csv(path, skipinitialspace=True, skip_blank_lines=False, low_memory=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}:1:1: cannot be read as CSV ({error})") from error
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() not in (b"\n", b"\r"):
+            raise DataError(
+                f"{path}: the last line does not end, and the file may be cut in it; copy it again, or end "
+                "the line if it is whole"
+            )
     if not isinstance(frame.index, pd.RangeIndex):
         raise DataError(f"{path}:2:1: rows have more cells than the header; expected as many")
     frame.columns = frame.columns.astype(str).str.strip()
@@ -151,6 +161,8 @@ def cut_scenarios(
     account = account or Account()
     if not tracks:
         return []
+    for track in tracks:
+        _check_jumps(track)
     begin = min(float(track.time_N[0]) for track in tracks)
     end = max(float(track.time_N[-1]) for track in tracks)
     scenarios: list[Scenario] = []
@@ -172,6 +184,24 @@ def cut_scenarios(
     account.keep("seconds", round(end - begin) - rest)
     account.leave_out("seconds", "at the end, too short for a scenario", rest)
     return scenarios
+
+
+def _check_jumps(track: Track) -> None:
+    """Refuse positions that stand for no value: far away, or away and back at once; raises `DataError`."""
+    if len(track.time_N) < 2:
+        return
+    apart = np.linalg.norm(np.diff(track.state_N5[:, :2], axis=0), axis=1)
+    time = np.diff(track.time_N)
+    fast = (apart > _JUMP * np.maximum(time, STEP_S)) & (time <= GAP_S)
+    wrong = fast & (apart > _FAR)
+    wrong[1:] |= fast[1:] & fast[:-1]
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        x, y = track.state_N5[row + 1, :2]
+        raise DataError(
+            f"track {track.name!r} moves {apart[row]:.0f} m in {time[row]:.2f} s, to ({x:.1f}, {y:.1f}) m "
+            f"at {track.time_N[row + 1]:.2f} s; expected a path, remove the rows if they stand for no value"
+        )
 
 
 def make_scenario(
