@@ -128,6 +128,15 @@ def test_two_positions_of_a_vehicle_at_a_time_are_refused_and_equal_ones_counted
         convert("ngsim", tmp_path, tmp_path / "out")
 
 
+def test_a_missing_observation_is_interpolated_and_counted(tmp_path):
+    table = vehicles((1, 6.0, 0.0, 0.0, 4.0, {})).reset_index(drop=True)
+    table.drop(index=50).to_csv(tmp_path / "ngsim.csv", index=False)
+    (scenario,) = converted("ngsim", tmp_path, tmp_path / "out")
+    assert scenario.observed_AT[0].all()
+    account = json.loads((tmp_path / "out/account.json").read_text())
+    assert account["gaps of 0.25 s or less, interpolated"]["kept"] == 1
+
+
 # INTERACTION 1.2
 
 

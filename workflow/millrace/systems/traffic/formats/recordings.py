@@ -163,18 +163,22 @@ def cut_scenarios(
         return []
     for track in tracks:
         _check_jumps(track)
+        step = np.diff(track.time_N)
+        bridged = (step > 1.5 * np.median(step)) & (step <= GAP_S) if len(step) else step > 0
+        if number := int(bridged.sum()):
+            account.keep(f"gaps of {GAP_S} s or less, interpolated", number)
     begin = min(float(track.time_N[0]) for track in tracks)
     end = max(float(track.time_N[-1]) for track in tracks)
     scenarios: list[Scenario] = []
     whole = int((end - begin - STEP_S * (STEPS - 1) + 1e-6) / _SCENARIO_S) + 1
-    for number in range(whole):
-        times = begin + number * _SCENARIO_S + STEP_S * np.arange(STEPS)
+    for place in range(whole):
+        times = begin + place * _SCENARIO_S + STEP_S * np.arange(STEPS)
         here = [t for t in tracks if t.time_N[-1] >= times[0] and t.time_N[0] <= times[-1]]
         sampled = [(track, states_at(track, times)) for track in here]
         sampled = [(track, state) for track, state in sampled if np.isfinite(state[:, 0]).any()]
         agents = [(track.name, track.kind, track.length, track.width) for track, _ in sampled]
         state_AT5 = np.array([state for _, state in sampled]).reshape(-1, STEPS, 5)
-        made = make_scenario(f"{name}_{number:05d}", agents, state_AT5, road, lights(times))
+        made = make_scenario(f"{name}_{place:05d}", agents, state_AT5, road, lights(times))
         account.leave_out("scenarios", f"without an agent at step {CURRENT_STEP}", int(not made))
         scenarios += made
     kept = {track for scenario in scenarios for track in scenario.track_A}
