@@ -1,6 +1,7 @@
 """Small scenarios of traffic for tests: a road that may bend, a crosswalk, a traffic light."""
 
 import numpy as np
+import pandas as pd
 
 from millrace.systems.traffic.formats import convert
 from millrace.systems.traffic.tracks import (
@@ -95,3 +96,21 @@ def converted(name, source, output):
     scenarios = read(output)
     assert len(scenarios) == count
     return scenarios
+
+
+def write_highd(base, rate=25, seconds=12):
+    """Write a recording of highD: a car to the right, a truck to the left."""
+    frame = np.arange(1, rate * seconds + 1)
+    right = {"id": 1, "x": 10 + 20 * frame / rate, "y": 20.0, "xVelocity": 20.0, "yVelocity": 0.4}
+    left = {"id": 2, "x": 300 - 30 * frame / rate, "y": 5.0, "xVelocity": -30.0, "yVelocity": 0.0}
+    common = {"frame": frame, "width": 5.0, "height": 2.0}
+    meta = {"id": [1, 2], "class": ["Car", "Truck"], "drivingDirection": [2, 1]}
+    recording = {"frameRate": [rate], "upperLaneMarkings": "2.0;6.0;10.0"}
+    recording["lowerLaneMarkings"] = "14.0;18.0;22.0"
+    for name, frames in (
+        ("tracks", [common | right, common | left]),
+        ("tracksMeta", [meta]),
+        ("recordingMeta", [recording]),
+    ):
+        table = pd.concat([pd.DataFrame(one) for one in frames])
+        table.to_csv(base / f"01_{name}.csv", index=False)

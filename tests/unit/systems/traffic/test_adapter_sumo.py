@@ -1,6 +1,8 @@
 """SUMO's files, written here as SUMO writes them: one intersection, four arms, a lane each way."""
 
 import gzip
+import json
+import shutil
 
 import motion_scenes
 import numpy as np
@@ -307,3 +309,44 @@ def test_a_simulation_needs_its_network(base):
     (base / "cross.net.xml").write_text("<net/>")
     with pytest.raises(DataError, match="no lanes"):
         converted(base)
+
+
+@pytest.mark.parametrize("output", [True, False], ids=["with its output", "without it"])
+def test_a_scenario_is_read_by_its_configuration_whatever_its_files_are_called(base, output):
+    """As users have it: names of their own, types and network in other folders, a second network beside."""
+    (expected,) = converted(base)
+    for folder in ("nets", "demand"):
+        (base / folder).mkdir()
+    (base / "cross.net.xml").rename(base / "nets/town.xml")
+    (base / "cross.rou.xml").rename(base / "demand/types.xml")
+    (base / "cross.fcd.xml").rename(base / "trace.xml")
+    (base / "cross.tls.xml").rename(base / "lights.xml")
+    (base / "other.rou.xml").write_text('<routes><vType id="car" length="9"/></routes>')
+    (base / "other.net.xml").write_text("<net/>")
+    written = '<output><fcd-output value="trace.xml"/></output>' if output else ""
+    (base / "town.sumocfg").write_text(
+        '<configuration><input><net-file value="nets/town.xml"/>'
+        f'<route-files value="demand/none.xml, demand/types.xml"/></input>{written}</configuration>'
+    )
+    shutil.rmtree(base.parent / "out")
+    (scenario,) = converted(base)
+    assert scenario.name == "trace_0_00000"
+    np.testing.assert_array_equal(scenario.pose_AT3, expected.pose_AT3)
+    np.testing.assert_array_equal(scenario.size_A2, expected.size_A2)
+    assert len(scenario.road) == len(expected.road)
+    assert list(scenario.lights) == list(expected.lights)
+    (base / "nets/town.xml").unlink()
+    with pytest.raises(DataError, match=r"town\.sumocfg: no network .*town\.xml; copy it there"):
+        converted(base)
+
+
+def test_what_lies_far_from_intersections_and_off_roads_is_counted(base):
+    def away(row):
+        element, name, kind, x, *rest = row
+        return (element, name, kind, x + 70, *rest) if name == "c" else row
+
+    write_fcd(base / "cross.fcd.xml", change=away)
+    converted(base)
+    account = json.loads((base.parent / "out/account.json").read_text())
+    assert account["tracks"]["left_out"] == {"of the type 'metro', not on roads": 1}
+    assert account["observations"]["left_out"] == {"100 m or more from each intersection": 101}

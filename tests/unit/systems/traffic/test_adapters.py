@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pandas as pd
 import pytest
-from motion_scenes import converted
+from motion_scenes import converted, write_highd
 
 from millrace.errors import DataError
 from millrace.systems.traffic.formats import ADAPTERS, convert
@@ -27,23 +27,6 @@ def test_an_empty_directory_is_refused(tmp_path, name):
 
 
 # highD
-
-
-def write_highd(base, rate=25, seconds=12):
-    frame = np.arange(1, rate * seconds + 1)
-    right = {"id": 1, "x": 10 + 20 * frame / rate, "y": 20.0, "xVelocity": 20.0, "yVelocity": 0.4}
-    left = {"id": 2, "x": 300 - 30 * frame / rate, "y": 5.0, "xVelocity": -30.0, "yVelocity": 0.0}
-    common = {"frame": frame, "width": 5.0, "height": 2.0}
-    meta = {"id": [1, 2], "class": ["Car", "Truck"], "drivingDirection": [2, 1]}
-    recording = {"frameRate": [rate], "upperLaneMarkings": "2.0;6.0;10.0"}
-    recording["lowerLaneMarkings"] = "14.0;18.0;22.0"
-    for name, frames in (
-        ("tracks", [common | right, common | left]),
-        ("tracksMeta", [meta]),
-        ("recordingMeta", [recording]),
-    ):
-        table = pd.concat([pd.DataFrame(one) for one in frames])
-        table.to_csv(base / f"01_{name}.csv", index=False)
 
 
 def test_highd(tmp_path):

@@ -16,15 +16,18 @@ import numpy as np
 from millrace.data.hdf5 import create, create_dataset, open_checked, strings
 from millrace.errors import DataError
 from millrace.systems.base import Progress
+from millrace.systems.traffic.account import Account
 from millrace.systems.traffic.geometry import Floats
+from millrace.systems.traffic.plausibility import checked
 from millrace.systems.traffic.settings import TokenConfig
 from millrace.systems.traffic.tokens import (
+    STRIDE,
     TokenisedScenario,
     Tokeniser,
     motion_segments,
     road_segments,
 )
-from millrace.systems.traffic.tracks import CLASSES, find_recordings, read_recording
+from millrace.systems.traffic.tracks import CLASSES, CURRENT_STEP, find_recordings, read_recording
 from millrace.systems.traffic.vocabulary import NAMES, ROAD, Vocabulary, k_disks
 
 SCHEMA = "millrace.scenarios/2"
@@ -64,22 +67,30 @@ def build_vocabulary(
     Raises
     ------
     DataError
-        The files are malformed, or no map has a line.
+        The files are malformed or not plausible, no scenario is in the training split, or no map has a
+        line.
     """
     random = np.random.default_rng(config.seed)
     # A class that does not occur still has the token of standing still.
     segments: list[list[Floats]] = [[np.empty((0, 6, 3))] for _ in CLASSES] + [[]]
     recordings = find_recordings(source)
     for number, files in enumerate(recordings):
-        scenario = None
-        for scenario in read_recording(files):
+        trained = None
+        for scenario in checked(files.tracks, files.map, read_recording(files)):
             if config.split(scenario.name) == 0:
+                trained = scenario
                 for kind in range(len(CLASSES)):
                     segments[kind].append(motion_segments(scenario, kind))
-        if scenario is not None:
-            segments[ROAD].append(road_segments(scenario.road).local_M32)
+        # Scenarios of a recording share its map; one of validation and test scenarios alone stays unseen.
+        if trained is not None:
+            segments[ROAD].append(road_segments(trained.road).local_M32)
         if progress is not None:
             progress(number + 1, len(recordings))
+    if not segments[ROAD]:
+        raise DataError(
+            f"{source}: no scenario is in the training split; expected more scenarios, or a larger "
+            "tokens.train"
+        )
     if not sum(map(len, segments[ROAD])):
         raise DataError(f"{source}: the maps hold no lines; expected lanes and road edges")
     tokens, coverage = [], {}
@@ -117,6 +128,8 @@ def tokenise(
 ) -> int:
     """Tokenise the scenarios of a directory of tracks, without those between blocks of different splits.
 
+    `samples.json` beside ``output`` says what was read, kept, and left out for which reason.
+
     Returns
     -------
     int
@@ -131,15 +144,28 @@ def tokenise(
     tokeniser = Tokeniser(vocabulary, config.margin, config.max_agents)
     content = hashlib.sha256(vocabulary.digest.encode())
     recordings = find_recordings(source)
+    account, places, appeared = Account(), dict[str, Path](), 0
     with create(output) as file:
         writer = _Writer(file)
         for number, files in enumerate(recordings):
-            scenarios = read_recording(files)
+            scenarios = read_recording(files, account)
             while together := list(islice(scenarios, _TOGETHER)):
-                for scenario in tokeniser(together):
+                for one in together:
+                    if one.name in places:
+                        raise DataError(
+                            f"{files.tracks}: scenario {one.name!r} is in {places[one.name]}, too; "
+                            "expected different names"
+                        )
+                    places[one.name] = files.tracks
+                for scenario in tokeniser(together, account):
                     split = config.split(scenario.name)
-                    if split is not None:
+                    if split is None:
+                        account.leave_out("scenarios", "between blocks of different splits")
+                    else:
+                        account.keep("scenarios")
                         writer.add(scenario, split)
+                        late = np.isnan(scenario.true_AT3[:, CURRENT_STEP - STRIDE, 0])
+                        appeared += int(late.sum())
             of_recording = hashlib.sha256()
             for path in (files.tracks, files.map, files.lights):
                 if path is not None:
@@ -150,9 +176,18 @@ def tokenise(
         file.attrs["schema"] = SCHEMA
         file.attrs["config"] = json.dumps(config.model_dump(), sort_keys=True)
         content.update(file.attrs["config"].encode())
+        if appeared:  # earlier versions left them out: these are other samples
+            content.update(b"agents without a past")
         file.attrs["digest"] = content.hexdigest()[:16]
         vocabulary.write(file.create_group("vocabulary"))
-        return writer.finish()
+        written = writer.finish()
+    if appeared:
+        print(
+            f"agents: {appeared} were not observed half a second before step {CURRENT_STEP}; their past "
+            "is straight, at the velocity of their first observation"
+        )
+    account.write(output.with_name("samples.json"))
+    return written
 
 
 class _Writer:
@@ -205,9 +240,6 @@ class _Writer:
         self._flush()
         if not self._names:
             raise DataError("no scenario has an agent at its current step, 10; expected agents")
-        if len(set(self._names)) < len(self._names):
-            twice = next(name for name in self._names if self._names.count(name) > 1)
-            raise DataError(f"scenario {twice!r} occurs in two files; expected different names")
         for kind, first in self._first.items():
             create_dataset(self._file, f"first/{kind}", np.array(first, dtype=np.int64))
         create_dataset(self._file, "split", np.array(self._split, dtype=np.int8))

@@ -108,18 +108,34 @@ def displacement(pose_SAT3: Floats, true_AT3: Floats) -> Floats:
     return np.asarray(np.linalg.norm(pose_SAT3[..., :2] - true_AT3[..., :2], axis=-1))
 
 
-def constant_velocity(true_AT3: Floats, steps: int) -> Floats:
+def constant_velocity(true_AT3: Floats, steps: int, otherwise_A2: Floats | None = None) -> Floats:
     """Continue the motion between the last two observed steps without turning, [1, A, ``steps``, 3].
 
-    ``true_AT3`` are whole tracks; only steps up to the current one are used.
+    ``true_AT3`` are whole tracks; only steps up to the current one are used. Agents that are observed at
+    the current step only have the velocities ``otherwise_A2`` (m/s), by default 0.
     """
     now, before = true_AT3[:, CURRENT_STEP], true_AT3[:, CURRENT_STEP - 1]
     longer = (now - true_AT3[:, CURRENT_STEP - STRIDE])[:, :2] / (STRIDE * STEP_S)
     velocity = np.where(np.isfinite(before[:, :1]), (now - before)[:, :2] / STEP_S, longer)
+    other = np.zeros_like(velocity) if otherwise_A2 is None else otherwise_A2
+    velocity = np.where(np.isfinite(velocity), velocity, other)
     time = STEP_S * np.arange(1, steps + 1)[:, None]
     place = now[:, None, :2] + velocity[:, None] * time
     heading = np.broadcast_to(now[:, None, 2:], (*place.shape[:2], 1))
     return np.concatenate([place, heading], axis=-1)[None]
+
+
+def velocity_of_tokens(dataset: ScenarioDataset, rows: Mapping[str, NDArray]) -> Floats:
+    """Velocity of each agent by its last token of the history, [A, 2] (m/s)."""
+    velocity_A2 = np.zeros((len(rows["kind"]), 2))
+    for kind, tokens in enumerate(dataset.vocabulary.motion):
+        own = rows["kind"] == kind
+        end_A3 = tokens[rows["token"][own, HISTORY - 1], -1]
+        now_A3 = rows["pose"][own, HISTORY - 1].astype(np.float64)
+        # The frame in which the token began, by its end.
+        heading = np.column_stack([np.zeros((own.sum(), 2)), now_A3[:, 2] - end_A3[:, 2]])
+        velocity_A2[own] = global_poses(end_A3, heading)[:, :2] / (STRIDE * STEP_S)
+    return velocity_A2
 
 
 def random_tokens(dataset: ScenarioDataset, scenario: int, config: RolloutConfig) -> Floats:
@@ -286,7 +302,8 @@ def motion_scores(
             truth = GroundTruth(rows, road_edges(dataset, scenario), config.horizon)
             n, true = len(rows["kind"]), rows["true"].astype(np.float64)
             poses = {k: r.pose_BSAT3[b, :, :n].double().cpu().numpy() for k, r in drawn.items()}
-            poses["constant_velocity"] = constant_velocity(true, config.horizon)
+            steady_A2 = velocity_of_tokens(dataset, rows)
+            poses["constant_velocity"] = constant_velocity(true, config.horizon, steady_A2)
             if "noise" in names:
                 poses["noise"] = random_tokens(dataset, scenario, config)
             poses["truth"] = truth.future_AT3[None]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from millrace.systems.traffic.account import Account
 from millrace.systems.traffic.geometry import (
     Floats,
     arc_length,
@@ -28,6 +29,7 @@ from millrace.systems.traffic.tracks import (
     CLASSES,
     CURRENT_STEP,
     LINE_TYPES,
+    STEP_S,
     STEPS,
     Polyline,
     Scenario,
@@ -132,12 +134,24 @@ class Tokeniser:
         self._tree = [cKDTree(embed(v, kind)) for kind, v in enumerate(vocabulary.tokens.values())]
         self._map: tuple[tuple[Polyline, ...], RoadSegments, NDArray[np.int16]] | None = None
 
-    def __call__(self, scenarios: Sequence[Scenario]) -> Iterator[TokenisedScenario]:
+    def __call__(
+        self, scenarios: Sequence[Scenario], account: Account | None = None
+    ) -> Iterator[TokenisedScenario]:
         """Tokenise scenarios together: one query of the k-d tree for each class and token, not scenario.
 
-        Scenarios without an agent at the current step are left out.
+        Agents that are not observed at the current step, those beyond ``max_agents``, and scenarios without
+        an agent are left out, and counted in ``account``.
         """
         kept = [(one, rows) for one in scenarios if len(rows := self._agents(one))]
+        if account is not None:
+            now = [int(one.observed_AT[:, CURRENT_STEP].sum()) for one in scenarios]
+            taken = sum(len(rows) for _, rows in kept)
+            later = sum(len(one.track_A) for one in scenarios) - sum(now)
+            account.keep("agents", taken)
+            account.leave_out("agents", f"not observed at step {CURRENT_STEP}", later)
+            account.leave_out("agents", f"beyond max_agents = {self._max_agents}", sum(now) - taken)
+            empty = len(scenarios) - len(kept)
+            account.leave_out("scenarios", f"without an agent at step {CURRENT_STEP}", empty)
         if not kept:
             return
         sizes = [len(rows) for _, rows in kept]
@@ -145,12 +159,14 @@ class Tokeniser:
         pose_AT3 = np.concatenate([one.pose_AT3[rows] for one, rows in kept])
         origin = np.array([_middle(one.pose_AT3[rows, CURRENT_STEP, :2]) for one, rows in kept])
         pose_AT3[..., :2] -= np.repeat(origin, sizes, axis=0)[:, None]
+        velocity_AT2 = np.concatenate([one.velocity_AT2[rows] for one, rows in kept])
+        known_AT3 = with_past(pose_AT3, velocity_AT2)
         token = np.zeros((len(kind_A), TOKENS), dtype=np.int16)
         end = np.zeros((len(kind_A), TOKENS, 3))
         valid = np.zeros((len(kind_A), TOKENS), dtype=bool)
         for kind in range(len(CLASSES)):
             own = kind_A == kind
-            token[own], end[own], valid[own] = self.match(pose_AT3[own], kind)
+            token[own], end[own], valid[own] = self.match(known_AT3[own], kind)
         for number, ((one, rows), stop) in enumerate(zip(kept, np.cumsum(sizes), strict=True)):
             part = slice(stop - len(rows), stop)
             yield TokenisedScenario(
@@ -222,9 +238,8 @@ class Tokeniser:
         return found
 
     def _agents(self, scenario: Scenario) -> NDArray[np.int64]:
-        """Agents that are observed now and half a second ago, the nearest to the middle of all."""
-        ends = [CURRENT_STEP - STRIDE, CURRENT_STEP]
-        rows = np.flatnonzero(scenario.observed_AT[:, ends].all(axis=1))
+        """Agents that are observed now, the nearest to the middle of all."""
+        rows = np.flatnonzero(scenario.observed_AT[:, CURRENT_STEP])
         if len(rows) > self._max_agents:
             place = scenario.pose_AT3[rows, CURRENT_STEP, :2]
             far = np.linalg.norm(place - _middle(place), axis=1)
@@ -259,6 +274,26 @@ class Tokeniser:
             "light_M": lights[line_M],
             "light_LK": np.array(states, dtype=np.int8).reshape(-1, TOKENS),
         }
+
+
+def with_past(pose_AT3: Floats, velocity_AT2: Floats) -> Floats:
+    """Poses with which every agent that is observed now has a last token of the history, [A, T, 3].
+
+    An agent that was not observed half a second ago is taken to have come straight, at the velocity and
+    with the heading of its first observation since, as in CAT-K (Zhang, Karkus, Igl et al. 2025). Others
+    are as recorded.
+    """
+    found = pose_AT3.copy()
+    before = CURRENT_STEP - STRIDE
+    for a in np.flatnonzero(np.isnan(pose_AT3[:, before, 0])):
+        seen_T = np.isfinite(pose_AT3[a, before : CURRENT_STEP + 1, 0])
+        if seen_T[-1]:
+            first = before + int(np.flatnonzero(~seen_T)[-1]) + 1
+            found[a, : CURRENT_STEP + 1] = np.nan
+            found[a, first : CURRENT_STEP + 1] = pose_AT3[a, first : CURRENT_STEP + 1]
+            found[a, before] = pose_AT3[a, first]
+            found[a, before, :2] -= velocity_AT2[a, first] * STEP_S * (first - before)
+    return found
 
 
 def _mean_distance(one: Floats, other: Floats) -> Floats:

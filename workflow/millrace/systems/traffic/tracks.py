@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from millrace.data.csv_table import CsvTable, read_header, read_table
 from millrace.errors import DataError
 from millrace.files import atomic_write
+from millrace.systems.traffic.account import Account
 from millrace.systems.traffic.geometry import Floats
 
 STEPS = 91
@@ -48,8 +49,7 @@ LINE_TYPES: tuple[str, ...] = (
 LINE_TYPES += ("driveway",)
 LIGHT_STATES = ("unknown", "red", "yellow", "green")
 
-# Object types of public data sets; agents of other types are left out.
-_CLASS_OF = {
+_ROAD_USERS: dict[str, str] = {
     "bus": "vehicle",
     "car": "vehicle",
     "truck": "vehicle",
@@ -57,6 +57,11 @@ _CLASS_OF = {
     "bicycle": "cyclist",
     "pedestrian/bicycle": "pedestrian",
 } | {name: name for name in CLASSES}
+_OTHERS = ("static", "background", "construction", "riderless_bicycle", "unknown")
+CLASS_OF: dict[str, str | None] = {**_ROAD_USERS, **dict.fromkeys(_OTHERS)}
+"""Class of each object type of public data sets, in small letters; None: no road user, left out."""
+
+_BLANK = ("", "na", "nan", "null", "none", "?")
 
 _NUMBERS: tuple[str, ...] = (
     "timestep",
@@ -123,12 +128,16 @@ def find_recordings(base: Path) -> list[Recording]:
         There is none, or one has no map.
     """
     base = Path(base)
-    tracks = sorted(p for p in (base / "tracks").glob("*.csv*") if not p.name.startswith("."))
+    tracks = sorted(
+        path
+        for path in (base / "tracks").glob("*.csv*")
+        if not path.name.startswith(".") and path.name.removesuffix(".gz").endswith(".csv")
+    )
     if not tracks:
         raise DataError(f"{base}/tracks: no files; expected tracks as CSV, one file a recording")
     found = []
     for path in tracks:
-        stem = path.name.split(".csv")[0]
+        stem = path.name.removesuffix(".gz").removesuffix(".csv")
         road, lights = (_find(base / folder / f"{stem}.csv") for folder in ("map", "lights"))
         if road is None:
             raise DataError(f"{base}/map/{stem}.csv: no such file; expected the map of {path}")
@@ -140,8 +149,10 @@ def _find(path: Path) -> Path | None:
     return next((p for p in (path, path.with_suffix(".csv.gz")) if p.exists()), None)
 
 
-def read_recording(files: Recording) -> Iterator[Scenario]:
+def read_recording(files: Recording, account: Account | None = None) -> Iterator[Scenario]:
     """Read the scenarios of a recording, in the order in which they begin in its file.
+
+    Objects that are no road users are left out, and counted in ``account``.
 
     Raises
     ------
@@ -158,7 +169,14 @@ def read_recording(files: Recording) -> Iterator[Scenario]:
     key = text[["scenario_id", "track_id"]].assign(step=table.columns["timestep"])
     again = key.duplicated().to_numpy()
     _refuse(table, "timestep", key["step"], again, "each step of a track only once")
-    known = np.flatnonzero(text["object_type"].isin(list(_CLASS_OF)))
+    kind = _classes(table, text)
+    known = np.flatnonzero(kind >= 0)
+    if account is not None:
+        tracks_of = text[["scenario_id", "track_id"]]
+        account.keep("tracks", len(tracks_of.iloc[known].drop_duplicates()))
+        others = tracks_of.assign(type=text["object_type"])[kind < 0].drop_duplicates()
+        for kind_name, number in others["type"].value_counts().items():
+            account.leave_out("tracks", f"of the type {kind_name!r}, no road users", int(number))
     for scenario, index in text.iloc[known].groupby("scenario_id", sort=False).indices.items():
         rows = known[index]
         names = text["track_id"].to_numpy()[rows].astype(str)
@@ -166,17 +184,28 @@ def read_recording(files: Recording) -> Iterator[Scenario]:
         numbers = np.stack([table.columns[column][rows] for column in _NUMBERS], axis=1)
         state = np.full((len(tracks), STEPS, 5), np.nan)
         state[agent, numbers[:, 0].astype(np.int64)] = numbers[:, 1:6]
-        kinds = text["object_type"].to_numpy()[rows[first]]
         yield Scenario(
             name=str(scenario),
             track_A=tuple(tracks.tolist()),
-            kind_A=np.array([CLASSES.index(_CLASS_OF[kind]) for kind in kinds], dtype=np.int8),
+            kind_A=kind[rows[first]],
             size_A2=numbers[first, 6:],
             pose_AT3=state[..., :3],
             velocity_AT2=state[..., 3:],
             road=road,
             lights=lights.get(str(scenario), {}),
         )
+
+
+def _classes(table: CsvTable, text: pd.DataFrame) -> NDArray[np.int8]:
+    """Class of each row, an index into `CLASSES`; -1 for objects that are no road users."""
+    types = text["object_type"].str.strip().str.lower()
+    allowed = "a type of road users, one of " + ", ".join(_ROAD_USERS)
+    _refuse(table, "object_type", text["object_type"], ~types.isin(list(CLASS_OF)), allowed)
+    of_track = types.groupby([text["scenario_id"], text["track_id"]]).transform("first")
+    other = (types.map(CLASS_OF) != of_track.map(CLASS_OF)) & types.map(CLASS_OF).notna()
+    _refuse(table, "object_type", text["object_type"], other, "one type for a whole track")
+    numbers = {name: -1 if kind is None else CLASSES.index(kind) for name, kind in CLASS_OF.items()}
+    return np.array([numbers[name] for name in types], dtype=np.int8)
 
 
 def read_map(path: Path) -> tuple[Polyline, ...]:
@@ -224,15 +253,25 @@ def _read_lights(path: Path, road: Sequence[Polyline]) -> dict[str, dict[str, ND
 
 
 def _text(table: CsvTable, columns: Sequence[str]) -> pd.DataFrame:
-    """Columns of a table as text."""
+    """Columns of a whole table as text; identifiers are not blank."""
     header = read_header(table.path)
     missing = [name for name in columns if name not in header]
     if missing:
         raise DataError(
             f"{table.path}:1:1: no column {missing[0]!r}; expected {', '.join(columns)} and more"
         )
+    if not table.complete:
+        raise DataError(
+            f"{table.end()}: the last line does not end, and the file may be cut in it; copy it again, or "
+            "end the line if it is whole"
+        )
     content = io.BytesIO(table.content)
-    return pd.read_csv(content, usecols=list(columns), dtype=str, keep_default_na=False)
+    text = pd.read_csv(content, usecols=list(columns), dtype=str, keep_default_na=False)
+    for name in columns:
+        if name.endswith("_id"):
+            blank = text[name].str.strip().str.lower().isin(_BLANK)
+            _refuse(table, name, text[name], blank, "a name")
+    return text
 
 
 def _check_steps(table: CsvTable) -> None:

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from millrace.errors import ConfigError, DataError
-from millrace.systems.traffic.formats.recordings import make_scenario
+from millrace.systems.traffic.account import Account
+from millrace.systems.traffic.formats.recordings import Converted, make_scenario
 from millrace.systems.traffic.geometry import Floats, midline
-from millrace.systems.traffic.tracks import STEPS, Polyline, Scenario
+from millrace.systems.traffic.tracks import CLASS_OF, CURRENT_STEP, STEPS, Polyline
 
 _SIZES = {
     "vehicle": ("vehicle", 4.7, 2.0),
@@ -24,15 +25,29 @@ _SIZES = {
     "cyclist": ("cyclist", 1.9, 0.7),
     "motorcyclist": ("cyclist", 2.1, 0.8),
 }
+_LEFT_OUT = [name for name, kind in CLASS_OF.items() if kind is None]
 _STATE = ["position_x", "position_y", "heading", "velocity_x", "velocity_y"]
 
 
-def read(path: Path, source: Path) -> Iterator[tuple[str, list[Scenario]]]:
+def read(path: Path, source: Path, account: Account) -> Iterator[Converted]:
     """Read a scenario, see `millrace.systems.traffic.formats.Adapter`."""
     name = path.stem.removeprefix("scenario_")
-    road = read_map(path.with_name(f"log_map_archive_{name}.json"))
+    map_file = path.with_name(f"log_map_archive_{name}.json")
+    road = read_map(map_file)
     frame = _read_tracks(path)
+    for track, kind in frame[["track_id", "object_type"]].drop_duplicates().to_numpy():
+        if kind not in _SIZES and CLASS_OF.get(kind, kind) is not None:
+            raise DataError(
+                f"{path}: track {track!r} is of the type {kind!r}; expected one of "
+                f"{', '.join(_SIZES)}, or one that is left out: {', '.join(_LEFT_OUT)}"
+            )
+        if kind not in _SIZES:
+            account.leave_out("tracks", f"of the type {kind!r}, no road users")
     frame = frame[frame["object_type"].isin(list(_SIZES))]
+    if frame.duplicated(["track_id", "timestep"]).any():
+        raise DataError(
+            f"{path}: a track has a timestep twice; expected it once, copy the file again"
+        )
     first = max(0, int(frame["timestep"].max()) + 1 - STEPS) if len(frame) else 0
     frame = frame[frame["timestep"] >= first]
     tracks = list(frame.groupby("track_id", sort=True))
@@ -40,7 +55,12 @@ def read(path: Path, source: Path) -> Iterator[tuple[str, list[Scenario]]]:
     for agent, (_, rows) in enumerate(tracks):
         state[agent, rows["timestep"].to_numpy() - first] = rows[_STATE].to_numpy()
     agents = [(str(track), *_SIZES[rows["object_type"].iloc[0]]) for track, rows in tracks]
-    yield name, make_scenario(name, agents, state, road, {})
+    made = make_scenario(name, agents, state, road, {})
+    account.keep("tracks", len(agents) if made else 0)
+    if not made:
+        account.leave_out("tracks", "in no scenario", len(agents))
+        account.leave_out("scenarios", f"without an agent at step {CURRENT_STEP}")
+    yield Converted(name, map_file, made)
 
 
 def _read_tracks(path: Path) -> pd.DataFrame:

@@ -1,32 +1,38 @@
 """INTERACTION (Zhan et al. 2019): tracks at 10 Hz as CSV, maps as Lanelet2 OSM.
 
 ``vehicle_tracks_*.csv`` gives centres of boxes, ``psi_rad`` counter-clockwise from +x and times in
-milliseconds; ``pedestrian_tracks_*.csv`` has neither headings nor sizes. Files with a ``case_id`` hold many
-short cases, which are kept apart. The map of a recording is the only ``.osm`` beside it, or the one that is
-named like its folder. Nodes of a map are latitudes and longitudes near 0, projected by UTM relative to the
-point (0, 0), as the data set's own tools do it.
+milliseconds; ``pedestrian_tracks_*.csv`` has neither headings nor sizes. Since version 1.2 there is one
+file of both, ``<place>_train.csv`` and so on; it is known by its columns. Files with a ``case_id`` hold
+many short cases, which are kept apart. The map of a recording is the one whose name its own begins with,
+the only ``.osm`` beside it, or the one that is named like its folder. Nodes of a map are latitudes and
+longitudes near 0, projected by UTM relative to the point (0, 0), as the data set's own tools do it.
 """
 
 import math
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from millrace.data.csv_table import read_header
 from millrace.errors import DataError
+from millrace.systems.traffic.account import Account
 from millrace.systems.traffic.formats.recordings import (
+    Converted,
     Track,
+    classes,
     cut_scenarios,
     heading_of,
     read_columns,
+    refuse_cell,
 )
 from millrace.systems.traffic.geometry import Floats, midline
-from millrace.systems.traffic.tracks import Polyline, Scenario
+from millrace.systems.traffic.tracks import Polyline
 
-_COLUMNS = ("track_id", "timestamp_ms", "agent_type", "x", "y", "vx", "vy")
-_CLASS = {"pedestrian": "pedestrian", "bicycle": "cyclist", "pedestrian/bicycle": "pedestrian"}
+_NUMBERS = ("timestamp_ms", "x", "y", "vx", "vy")
+_COLUMNS = ("track_id", "agent_type", *_NUMBERS)
 _WALKER = 0.7  # m, length and width where none are given
 _LINES = {
     "curbstone": "road_edge",
@@ -40,28 +46,79 @@ _LINES = {
 }
 
 
-def read(path: Path, source: Path) -> Iterator[tuple[str, list[Scenario]]]:
+def find(source: Path) -> list[Path]:
+    """Files of vehicles, by their names or columns, and files of pedestrians that have none beside."""
+    found = []
+    for path in sorted(p for p in source.rglob("*.csv") if p.is_file()):
+        if path.name.startswith("pedestrian_tracks_"):
+            if not path.with_name(path.name.replace("pedestrian", "vehicle")).is_file():
+                found.append(path)
+        elif path.name.startswith("vehicle_tracks_") or {*_COLUMNS, "psi_rad"} <= {
+            *read_header(path)
+        }:
+            found.append(path)
+    return found
+
+
+def read(path: Path, source: Path, account: Account) -> Iterator[Converted]:
     """Read a recording, see `millrace.systems.traffic.formats.Adapter`."""
-    place = path.parent.name
-    maps = sorted(path.parent.glob("*.osm"))
-    if len(maps) != 1:
-        maps = [p for p in sorted(source.rglob("*.osm")) if p.stem == place]
-    if not maps:
-        raise DataError(f"{path}: no map; expected one .osm beside it, or maps/{place}.osm")
-    road = read_map(maps[0])
-    frames = [read_columns(path, (*_COLUMNS, "psi_rad", "length", "width"))]
-    walkers = path.with_name(path.name.replace("vehicle", "pedestrian"))
-    if walkers.is_file():
-        frames.append(read_columns(walkers, _COLUMNS))
+    folder, number = path.parent.name, path.stem.partition("_tracks_")[2]
+    name = f"{folder}_{number}" if number else path.stem
+    map_file = _map_of(path, source)
+    road = read_map(map_file)
+    walkers = path.with_name(path.name.replace("vehicle", "pedestrian", 1))
+    frames = []
+    if path.name != walkers.name or not number:
+        frames.append(_read(path, ("psi_rad", "length", "width")))
+    if number and walkers.is_file():
+        frames.append(_read(walkers, ()))
     frame = pd.concat(frames, ignore_index=True)
+    for column in ("psi_rad", "length", "width"):
+        frame[column] = frame.get(column, np.nan)
     if "case_id" not in frame:
         frame["case_id"] = 0
-    name = f"{place}_{path.stem.removeprefix('vehicle_tracks_')}"
+    if frame["case_id"].isna().any():
+        raise DataError(f"{path}: rows without a case_id; expected it in all of them, or in none")
     scenarios = []
     for case, rows in frame.groupby("case_id"):
-        tracks = [_track(str(t), r) for t, r in rows.groupby(rows["track_id"].astype(str))]
-        scenarios += cut_scenarios(f"{name}_{case}", tracks, road)
-    yield name, scenarios
+        tracks = []
+        for track, own in rows.groupby(rows["track_id"].astype(str)):
+            if own["kind"].isna().any():
+                account.leave_out("tracks", "of a type that is no road user")
+            else:
+                tracks.append(_track(str(track), own))
+        scenarios += cut_scenarios(f"{name}_{case}", tracks, road, account=account)
+    yield Converted(name, map_file, scenarios)
+
+
+def _map_of(path: Path, source: Path) -> Path:
+    """The map that is named like the beginning of a recording or its folder, or the only one beside."""
+    maps = sorted(source.rglob("*.osm"))
+    named = [m for m in maps if path.stem == m.stem or path.stem.startswith(f"{m.stem}_")]
+    named = sorted(named, key=lambda m: len(m.stem))[-1:]
+    beside = [m for m in maps if m.parent == path.parent]
+    if not named and len(beside) == 1:
+        named = beside
+    named = named or [m for m in maps if m.stem == path.parent.name]
+    if not named:
+        raise DataError(
+            f"{path}: no map; expected one .osm beside it, or maps/<place>.osm, where <place> is the name "
+            f"of its folder ({path.parent.name}) or the beginning of its own"
+        )
+    return named[0]
+
+
+def _read(path: Path, blanks: Sequence[str]) -> pd.DataFrame:
+    """Observations of a file, with their ``kind``: one of `CLASSES`, or None."""
+    frame = read_columns(path, _NUMBERS, ("track_id", "agent_type"), blanks)
+    key = [name for name in ("case_id", "track_id", "timestamp_ms") if name in frame]
+    again = frame.duplicated(key)
+    refuse_cell(path, frame["timestamp_ms"], again, "each time of a track only once")
+    kind = classes(path, frame["agent_type"])
+    for name in blanks:
+        missing = frame[name].isna() & (kind == "vehicle")
+        refuse_cell(path, frame[name], missing, "a number; only pedestrians and bicycles have none")
+    return frame.assign(kind=kind)
 
 
 def _track(name: str, rows: pd.DataFrame) -> Track:
@@ -73,7 +130,7 @@ def _track(name: str, rows: pd.DataFrame) -> Track:
         heading = heading_of(place, time)
     size = rows[["length", "width"]].iloc[0].tolist()
     length, width = (float(v) if np.isfinite(v) and v > 0 else _WALKER for v in size)
-    kind = _CLASS.get(str(rows["agent_type"].iloc[0]), "vehicle")
+    kind = str(rows["kind"].iloc[0])
     velocity = rows[["vx", "vy"]].to_numpy(dtype=float)
     return Track(name, kind, length, width, time, np.column_stack([place, heading, velocity]))
 
@@ -105,6 +162,9 @@ def read_map(path: Path) -> tuple[Polyline, ...]:
             sides = {m.attrib["role"]: m.attrib["ref"] for m in relation.iter("member")}
             if not {"left", "right"} <= sides.keys():
                 continue
+            for name in (sides["left"], sides["right"]):
+                if len(points[name]) < 2:
+                    raise ValueError(f"way {name} of a lanelet has no two points")
             middle = midline(*_same_way(points[sides["left"]], points[sides["right"]]))
             lines.append(Polyline(f"lane{relation.attrib['id']}", "lane", middle))
             for name in (sides["left"], sides["right"]):

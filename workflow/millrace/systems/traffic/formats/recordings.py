@@ -3,22 +3,35 @@
 Shape suffixes: N observations, T steps.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from millrace.errors import DataError
+from millrace.systems.traffic.account import Account
 from millrace.systems.traffic.geometry import Floats, wrap
-from millrace.systems.traffic.tracks import CLASSES, CURRENT_STEP, STEP_S, STEPS, Polyline, Scenario
+from millrace.systems.traffic.tracks import (
+    CLASS_OF,
+    CLASSES,
+    CURRENT_STEP,
+    STEP_S,
+    STEPS,
+    Polyline,
+    Scenario,
+)
 
 GAP_S = 0.25
 """Largest interval between observations over which positions are interpolated (s)."""
 
 _SCENARIO_S = STEP_S * STEPS
+_JUMP = 150.0  # m/s, faster than any road user
+_FAR = 500.0  # m
 _STANDING = 0.5  # m/s, below which a path has no direction
 
 
@@ -36,25 +49,88 @@ class Track:
     """x, y, heading, and the velocity along x and y."""
 
 
-def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read a CSV file that has certain columns.
+class Converted(NamedTuple):
+    """A recording: consecutive scenarios of one place."""
+
+    name: str
+    map: Path
+    """File from which the map comes."""
+    scenarios: list[Scenario]
+
+
+def read_columns(
+    path: Path,
+    numbers: Sequence[str],
+    text: Sequence[str] = (),
+    blanks: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Read a CSV file that has certain columns, in any order; capitals in their names do not matter.
+
+    Cells of ``numbers`` are finite; those of ``blanks`` are numbers or empty (NaN).
 
     Raises
     ------
     DataError
-        It cannot be read, or lacks a column.
+        It cannot be read, lacks a column or has it twice, or a cell is wrong: with the line.
     """
+    columns = (*numbers, *text, *blanks)
     try:
-        frame = pd.read_csv(path, skipinitialspace=True)
+        frame = pd.read_csv(path, skipinitialspace=True, skip_blank_lines=False, low_memory=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}:1:1: cannot be read as CSV ({error})") from error
-    frame.columns = frame.columns.str.strip()
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() not in (b"\n", b"\r"):
+            raise DataError(
+                f"{path}: the last line does not end, and the file may be cut in it; copy it again, or end "
+                "the line if it is whole"
+            )
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise DataError(f"{path}:2:1: rows have more cells than the header; expected as many")
+    frame.columns = frame.columns.astype(str).str.strip()
+    named = {name.casefold(): name for name in columns}
+    frame = frame.rename(columns=lambda name: named.get(name.casefold(), name))
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise DataError(
             f"{path}:1:1: no column {missing[0]!r}; expected {', '.join(columns)} among the columns"
         )
+    for name in columns:
+        if (frame.columns == name).sum() > 1 or f"{name}.1" in frame.columns:
+            raise DataError(f"{path}:1:1: column {name!r} appears twice; expected it once")
+    while len(frame) and frame.iloc[-1].isna().all():  # empty lines at the end
+        frame = frame.iloc[:-1]
+    for name in (*numbers, *blanks):
+        found = pd.to_numeric(frame[name], errors="coerce")
+        wrong = ~np.isfinite(found) & (frame[name].notna() | (name not in blanks))
+        refuse_cell(path, frame[name], wrong, "a finite number")
+        frame[name] = found
     return frame
+
+
+def refuse_cell(path: Path, cells: pd.Series, wrong: pd.Series, expected: str) -> None:
+    """Raise `DataError` about the first wrong cell of a column of a CSV file, if there is one."""
+    if wrong.any():
+        row = int(np.argmax(wrong.to_numpy()))
+        cell = cells.iloc[row]
+        shown = "an empty cell" if pd.isna(cell) else repr(cell) if isinstance(cell, str) else cell
+        raise DataError(
+            f"{path}:{cells.index[row] + 2}: {shown} in column {cells.name!r}; expected {expected}"
+        )
+
+
+def classes(path: Path, types: pd.Series) -> pd.Series:
+    """Class of each row of a CSV file, by `CLASS_OF`; None for objects that are no road users.
+
+    Raises
+    ------
+    DataError
+        A type is unknown: with the line.
+    """
+    known = types.astype(str).str.strip().str.lower()
+    allowed = "one of " + ", ".join(CLASS_OF)
+    refuse_cell(path, types, ~known.isin(list(CLASS_OF)), allowed)
+    return known.map(CLASS_OF)
 
 
 def heading_of(path_N2: Floats, time_N: Floats) -> Floats:
@@ -75,26 +151,61 @@ def cut_scenarios(
     tracks: Sequence[Track],
     road: tuple[Polyline, ...],
     lights: Callable[[NDArray], dict[str, NDArray[np.int8]]] = lambda _: {},
+    account: Account | None = None,
 ) -> list[Scenario]:
     """Cut a recording into consecutive scenarios, without those that have no agent at the current step.
 
     Positions between observations are interpolated, if these are at most `GAP_S` apart. ``lights`` gives
-    the states of all traffic lights at the times of a scenario.
+    the states of all traffic lights at the times of a scenario. What is left out is counted in ``account``.
     """
+    account = account or Account()
     if not tracks:
         return []
+    for track in tracks:
+        _check_jumps(track)
+        step = np.diff(track.time_N)
+        bridged = (step > 1.5 * np.median(step)) & (step <= GAP_S) if len(step) else step > 0
+        if number := int(bridged.sum()):
+            account.keep(f"gaps of {GAP_S} s or less, interpolated", number)
     begin = min(float(track.time_N[0]) for track in tracks)
     end = max(float(track.time_N[-1]) for track in tracks)
-    scenarios = []
-    for number in range(int((end - begin - STEP_S * (STEPS - 1) + 1e-6) / _SCENARIO_S) + 1):
-        times = begin + number * _SCENARIO_S + STEP_S * np.arange(STEPS)
+    scenarios: list[Scenario] = []
+    whole = int((end - begin - STEP_S * (STEPS - 1) + 1e-6) / _SCENARIO_S) + 1
+    for place in range(whole):
+        times = begin + place * _SCENARIO_S + STEP_S * np.arange(STEPS)
         here = [t for t in tracks if t.time_N[-1] >= times[0] and t.time_N[0] <= times[-1]]
         sampled = [(track, states_at(track, times)) for track in here]
         sampled = [(track, state) for track, state in sampled if np.isfinite(state[:, 0]).any()]
         agents = [(track.name, track.kind, track.length, track.width) for track, _ in sampled]
         state_AT5 = np.array([state for _, state in sampled]).reshape(-1, STEPS, 5)
-        scenarios += make_scenario(f"{name}_{number:05d}", agents, state_AT5, road, lights(times))
+        made = make_scenario(f"{name}_{place:05d}", agents, state_AT5, road, lights(times))
+        account.leave_out("scenarios", f"without an agent at step {CURRENT_STEP}", int(not made))
+        scenarios += made
+    kept = {track for scenario in scenarios for track in scenario.track_A}
+    account.keep("tracks", sum(track.name in kept for track in tracks))
+    account.leave_out("tracks", "in no scenario", sum(track.name not in kept for track in tracks))
+    rest = max(0, round(end - begin - whole * _SCENARIO_S))
+    account.keep("seconds", round(end - begin) - rest)
+    account.leave_out("seconds", "at the end, too short for a scenario", rest)
     return scenarios
+
+
+def _check_jumps(track: Track) -> None:
+    """Refuse positions that stand for no value: far away, or away and back at once; raises `DataError`."""
+    if len(track.time_N) < 2:
+        return
+    apart = np.linalg.norm(np.diff(track.state_N5[:, :2], axis=0), axis=1)
+    time = np.diff(track.time_N)
+    fast = (apart > _JUMP * np.maximum(time, STEP_S)) & (time <= GAP_S)
+    wrong = fast & (apart > _FAR)
+    wrong[1:] |= fast[1:] & fast[:-1]
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        x, y = track.state_N5[row + 1, :2]
+        raise DataError(
+            f"track {track.name!r} moves {apart[row]:.0f} m in {time[row]:.2f} s, to ({x:.1f}, {y:.1f}) m "
+            f"at {track.time_N[row + 1]:.2f} s; expected a path, remove the rows if they stand for no value"
+        )
 
 
 def make_scenario(

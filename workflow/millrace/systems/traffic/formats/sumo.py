@@ -5,12 +5,14 @@ clockwise from north and the speed along it; of a person the foremost point, and
 rides, if SUMO was asked for it (SUMO's own CSV tables never have it). ``<name>.net.xml`` is the network,
 ``<name>.tls.xml`` the states of the traffic lights (``SaveTLSStates``, optional). Sizes follow from the
 types of the vehicles: those in ``*.rou.xml``, ``*.add.xml`` and ``*.typ.xml`` in the same directory, or the
-defaults of SUMO. All files may be compressed (``.gz``). Each observation belongs to the nearest
-intersection, around which scenarios are cut.
+defaults of SUMO. A configuration, ``*.sumocfg`` beside the floating car data, may name other files;
+floating car data are known by their content as well. All files may be compressed (``.gz``). Each
+observation belongs to the nearest intersection, around which scenarios are cut.
 
 Shape suffixes: C intersections, N observations, T steps.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,16 +25,18 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from millrace.errors import DataError
-from millrace.systems.traffic.formats.recordings import GAP_S, Track, cut_scenarios
+from millrace.systems.traffic.account import Account
+from millrace.systems.traffic.formats.recordings import GAP_S, Converted, Track, cut_scenarios
 from millrace.systems.traffic.formats.sumo_network import (
     Link,
     Network,
     distance,
     elements,
+    has_root,
     read_network,
 )
 from millrace.systems.traffic.geometry import Floats, unit, wrap
-from millrace.systems.traffic.tracks import LIGHT_STATES, Scenario
+from millrace.systems.traffic.tracks import LIGHT_STATES
 
 _Size = tuple[str | None, float, float]  # class, None if not on roads; length and width (m)
 _Phases = Mapping[str, tuple[Floats, list[str]]]
@@ -43,6 +47,7 @@ _JUMP = 0.5
 _FASTEST = 10.5  # m/s, of pedestrians: by SUMO's defaults none runs faster
 _FIELDS = ("x", "y", "angle", "speed")
 _ASK = "--fcd-output.attributes x,y,angle,type,speed,vehicle"
+_OPTIONS = ("net-file", "route-files", "additional-files", "fcd-output")
 _CHUNK = 200_000  # rows of a CSV file
 # Defaults of the vehicle classes in SUMO 1.28; classes that are not listed are like passenger cars.
 _CAR: _Size = ("vehicle", 5.0, 1.8)
@@ -78,40 +83,94 @@ _STATES = {**dict.fromkeys("rsu", "red"), **dict.fromkeys("yY", "yellow")}
 _STATES |= dict.fromkeys("gG", "green")
 
 
-def read(path: Path, source: Path) -> Iterator[tuple[str, list[Scenario]]]:
+def find(source: Path) -> list[Path]:
+    """Floating car data, by name (``*.fcd.*``) or, of XML files, by content."""
+    found = {path for path in source.rglob("*.fcd.*") if path.is_file()}
+    xml = [path for end in ("xml", "xml.gz") for path in source.rglob(f"*.{end}")]
+    found |= {path for path in xml if path not in found and has_root(path, "fcd-export")}
+    return sorted(found)
+
+
+def read(path: Path, source: Path, account: Account) -> Iterator[Converted]:
     """Read a simulation: one recording around each intersection.
 
-    See `millrace.systems.traffic.formats.Adapter`. The network is the one of the same name, or the only one
-    in the directory.
+    See `millrace.systems.traffic.formats.Adapter`. The network is the one that the configuration
+    (``*.sumocfg``) of the simulation names, the one of the same name, or the only one in the directory.
     """
-    name = path.name.split(".fcd.")[0]
+    name = re.sub(r"(\.fcd\..*|\.xml(\.gz)?)$", "", path.name)
     label = "_".join([*path.relative_to(source).parts[:-1], name])
-    network_file = _beside(path, f"{name}.net.xml")
+    inputs = _configured(path, name)
+    network_file = inputs.get("net-file", [None])[0] or _beside(path, f"{name}.net.xml")
     networks = sorted(path.parent.glob("*.net.xml*"))
     if network_file is None and len(networks) != 1:
-        raise DataError(f"{path}: no network; expected {name}.net.xml beside it")
-    network = read_network(network_file or networks[0])
-    tracks = read_tracks(path, read_types(path.parent, name))
+        raise DataError(
+            f"{path}: no network; expected {name}.net.xml beside it, or a .sumocfg that names it"
+        )
+    network_file = network_file or networks[0]
+    network = read_network(network_file)
+    more = [*inputs.get("route-files", []), *inputs.get("additional-files", [])]
+    tracks = read_tracks(path, read_types(path.parent, name, more), account)
     _check(path, tracks, network)
     states = _beside(path, f"{name}.tls.xml")
+    if states is None and inputs:
+        written = [p for p in sorted(path.parent.glob("*.xml*")) if has_root(p, "tlsStates")]
+        states = written[0] if len(written) == 1 else None
     phases = read_states(states) if states is not None else {}
-    parts = _nearest_parts(tracks, network.centre_C2)
+    parts = _nearest_parts(tracks, network.centre_C2, account)
     for place, (centre_2, own) in enumerate(zip(network.centre_C2, parts, strict=True)):
         road = tuple(p for p in network.road if distance(centre_2, p.points_P2) < _REACH + 20)
         lines = {line.name for line in road} if phases else set()
         signals = {line: links for line, links in network.signals.items() if line in lines}
         lights = partial(_light_states, signals, phases)
-        yield f"{label}_{place}", cut_scenarios(f"{label}_{place}", own, road, lights)
+        made = cut_scenarios(f"{label}_{place}", own, road, lights, account)
+        yield Converted(f"{label}_{place}", network_file, made)
+
+
+def _configured(path: Path, name: str) -> dict[str, list[Path]]:
+    """Files that the configuration of a simulation names, by option; none without a configuration.
+
+    It is the one that names the floating car data as its output, that has the same name, or the only one in
+    the directory.
+
+    Raises
+    ------
+    DataError
+        A configuration is malformed, or names a network or types that are not there.
+    """
+    found: list[tuple[Path, dict[str, list[Path]]]] = []
+    for file in sorted(path.parent.glob("*.sumocfg")):
+        options: dict[str, list[Path]] = {}
+        for element in elements(file, *_OPTIONS):
+            values = element.get("value", element.get("v", "")).split(",")
+            options[element.tag] = [
+                file.parent / value.strip() for value in values if value.strip()
+            ]
+        found.append((file, options))
+    outputs = [pair for pair in found if path in pair[1].get("fcd-output", [])]
+    same = [pair for pair in found if pair[0].stem == name]
+    (file, options), *_ = [*outputs, *same, *(found if len(found) == 1 else []), (path, {})]
+    for option, files in options.items():
+        options[option] = [p for p in map(_packed, files) if option == "net-file" or p.is_file()]
+    if any(not p.is_file() for p in options.get("net-file", [])):
+        raise DataError(f"{file}: no network {options['net-file'][0]}; copy it there")
+    return options
+
+
+def _packed(path: Path) -> Path:
+    """A file, or the same compressed."""
+    packed = path.with_name(f"{path.name}.gz")
+    return packed if not path.is_file() and packed.is_file() else path
 
 
 def _beside(path: Path, name: str) -> Path | None:
     return next((p for end in ("", ".gz") if (p := path.with_name(name + end)).is_file()), None)
 
 
-def read_types(folder: Path, name: str) -> dict[str, _Size]:
+def read_types(folder: Path, name: str, more: Sequence[Path] = ()) -> dict[str, _Size]:
     """Read class (None: not on roads), length and width (m) of the types of vehicles and persons.
 
-    Files of the directory define them; definitions in ``<name>.*`` replace those of other files.
+    Files of the directory define them; definitions in ``<name>.*`` replace those of other files, and
+    those in the files ``more`` replace both.
 
     Raises
     ------
@@ -120,7 +179,7 @@ def read_types(folder: Path, name: str) -> dict[str, _Size]:
     """
     types = dict(_DEFAULTS)
     files = [p for end in ("rou", "add", "typ") for p in sorted(folder.glob(f"*.{end}.xml*"))]
-    for path in sorted(files, key=lambda p: p.name.startswith(f"{name}.")):
+    for path in [*sorted(files, key=lambda p: p.name.startswith(f"{name}.")), *more]:
         for element in elements(path, "vType"):
             get = element.attrib
             kind, length, width = _SIZES.get(get.get("vClass", "passenger"), _CAR)
@@ -134,8 +193,12 @@ def read_types(folder: Path, name: str) -> dict[str, _Size]:
     return types
 
 
-def read_tracks(path: Path, types: Mapping[str, _Size]) -> list[Track]:
+def read_tracks(
+    path: Path, types: Mapping[str, _Size], account: Account | None = None
+) -> list[Track]:
     """Read the tracks of all vehicles and persons, without persons in vehicles.
+
+    Those that are not on roads are counted in ``account``.
 
     Raises
     ------
@@ -159,6 +222,8 @@ def read_tracks(path: Path, types: Mapping[str, _Size]) -> list[Track]:
             )
         kind, length, width = types[vehicle]
         if kind is None:
+            if account is not None:
+                account.leave_out("tracks", f"of the type {vehicle!r}, not on roads")
             continue
         time_N, x, y, angle, speed = np.array(observed, dtype=float).T
         heading = np.pi / 2 - np.radians(angle)
@@ -258,13 +323,18 @@ def _check(path: Path, tracks: Sequence[Track], network: Network) -> None:
         raise DataError(f"{path}: its network has no intersection of three roads or more")
 
 
-def _nearest_parts(tracks: Sequence[Track], centre_C2: Floats) -> list[list[Track]]:
+def _nearest_parts(
+    tracks: Sequence[Track], centre_C2: Floats, account: Account
+) -> list[list[Track]]:
     """For each intersection, the parts of tracks to which it is the nearest one."""
     nearest = cKDTree(centre_C2)
     parts: list[list[Track]] = [[] for _ in centre_C2]
     for track in tracks:
         apart_N, place_N = nearest.query(track.state_N5[:, :2])
         reached_N = apart_N < _REACH
+        account.keep("observations", int(reached_N.sum()))
+        beyond = f"{_REACH:.0f} m or more from each intersection"
+        account.leave_out("observations", beyond, int((~reached_N).sum()))
         for place in np.unique(place_N[reached_N]):
             parts[place].append(_part(track, reached_N & (place_N == place), track.name))
     return parts

@@ -12,13 +12,15 @@ import xml.etree.ElementTree as ElementTree
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from millrace.errors import DataError
-from millrace.systems.traffic.geometry import Floats, arc_length, cubic
+from millrace.systems.traffic.geometry import Floats, arc_length, cubic, interpolate, resample
 from millrace.systems.traffic.tracks import Polyline
 
 Link = tuple[str, int]
@@ -26,8 +28,12 @@ Link = tuple[str, int]
 
 _WIDTH = 3.2  # m, of lanes without a width
 _SAME = 1.5  # m, between the inner sides of the two directions of one road
+_SAME_WAY = 0.94  # cosine of 20 degrees
 _CORNER = 60.0  # m, longest way around a corner
+_SPACING = 2.0  # m, at which inner sides are compared
+_LEAST = 10.0  # m, parts of a side that are told apart
 _NEAR = 60.0  # m, intersections nearer than this are one
+_TRUE = ("true", "1", "yes", "on", "t", "x")  # as SUMO writes and reads switches
 _DRIVEN = {"bicycle", "bus", "delivery", "motorcycle", "passenger", "private", "taxi", "truck"}
 
 
@@ -56,6 +62,14 @@ class _Edge:
     lanes: Sequence[_Lane]
     """Lanes that are driven on, from right to left."""
 
+    def side(self, name: str) -> Floats:
+        """The right or left side, in the direction of the edge."""
+        return self.lanes[0].side(-0.5) if name == "right" else self.lanes[-1].side(0.5)
+
+    def border(self, name: str) -> Floats:
+        """The right or left side, in the direction in which the road is on its left."""
+        return self.side(name) if name == "right" else self.side(name)[::-1]
+
 
 @dataclass(frozen=True, eq=False)
 class Network:
@@ -76,6 +90,8 @@ class _Raw:
     """The elements of a network file."""
 
     edges: list[_Edge] = field(default_factory=list)
+    left_hand: bool = False
+    """Traffic drives on the left, and the lanes of an edge begin at the left."""
     inside: dict[str, _Lane] = field(default_factory=dict)
     """Lanes inside intersections, and crossings."""
     crossings: set[str] = field(default_factory=set)
@@ -111,6 +127,31 @@ def elements(path: Path, *tags: str) -> Iterator[ElementTree.Element]:
         ) from error
 
 
+def root(path: Path) -> ElementTree.Element:
+    """The outermost element of an XML file (``.gz`` too), without what is in it.
+
+    Raises
+    ------
+    DataError
+        The file is not XML.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return next(ElementTree.iterparse(file, events=("start",)))[1]
+    except (OSError, EOFError, zlib.error, ElementTree.ParseError, StopIteration) as error:
+        raise DataError(
+            f"{path}: cannot be read as XML of SUMO ({error}); write it again"
+        ) from error
+
+
+def has_root(path: Path, tag: str) -> bool:
+    """Whether a file is XML whose outermost element has a certain tag."""
+    try:
+        return root(path).tag == tag
+    except DataError:
+        return False
+
+
 def read_network(path: Path) -> Network:
     """Read a network.
 
@@ -125,6 +166,9 @@ def read_network(path: Path) -> Network:
             _add(raw, element)
     except (KeyError, ValueError, IndexError) as error:
         raise DataError(f"{path}: not a network of SUMO ({error!r}); expected *.net.xml") from error
+    raw.left_hand = root(path).get("lefthand", "").lower() in _TRUE
+    if raw.left_hand:
+        raw.edges = [replace(edge, lanes=edge.lanes[::-1]) for edge in raw.edges]
     if not raw.edges:
         raise DataError(f"{path}: no lanes; expected the network that sumo ran on, *.net.xml")
     road = tuple(line for line in _lines(raw) if len(line.points_P2) > 1)
@@ -168,10 +212,8 @@ def _lane(get: Mapping[str, str]) -> _Lane:
 
 def _lines(raw: _Raw) -> Iterator[Polyline]:
     """Polylines of the map; SUMO's own names never contain the ``|`` of markings and edges."""
-    opposite = defaultdict(list)
-    for edge in raw.edges:
-        opposite[edge.end, edge.begin].append(edge)
     waits = {start for start, _, _ in raw.links}
+    oncoming = _Oncoming(raw)
     for edge in raw.edges:
         for lane in edge.lanes:
             yield Polyline(lane.name, lane.kind, lane.points_P2)
@@ -180,13 +222,15 @@ def _lines(raw: _Raw) -> Iterator[Polyline]:
                 yield Polyline(f"{lane.name}|stop", "stop_line", np.array(ends))
         for lane in edge.lanes[:-1]:
             yield Polyline(f"{lane.name}|left", "road_line", lane.side(0.5))
-        yield Polyline(f"{edge.name}|right", "road_edge", edge.lanes[0].side(-0.5))
-        inner = edge.lanes[-1].side(0.5)
-        others = [o.lanes[-1].side(0.5) for o in opposite[edge.begin, edge.end]]
-        if any(distance(inner.mean(axis=0), other) < _SAME for other in others):
-            yield Polyline(f"{edge.name}|left", "road_line", inner)
-        else:
-            yield Polyline(f"{edge.name}|left", "road_edge", inner[::-1])
+        outer, inner = ("left", "right") if raw.left_hand else ("right", "left")
+        yield Polyline(f"{edge.name}|{outer}", "road_edge", edge.border(outer))
+        parts = oncoming.divide(edge, edge.side(inner))
+        for number, (shared, points) in enumerate(parts):
+            name = f"{edge.name}|{inner}{number if len(parts) > 1 else ''}"
+            if shared:
+                yield Polyline(name, "road_line", points)
+            else:
+                yield Polyline(name, "road_edge", points[::-1] if inner == "left" else points)
     for name, lane in raw.inside.items():
         if name in raw.crossings:
             yield Polyline(name, "crosswalk", lane.points_P2)
@@ -195,6 +239,70 @@ def _lines(raw: _Raw) -> Iterator[Polyline]:
     for name in raw.junction:
         for number, line in enumerate(_corners(raw, name)):
             yield Polyline(f"{name}|corner{number}", "road_edge", line)
+
+
+class _Oncoming:
+    """Finds where the inner side of an edge is that of an edge the other way, too: no border of the road.
+
+    Whatever intersections the two edges begin and end at, and however the road bends.
+    """
+
+    def __init__(self, raw: _Raw) -> None:
+        inner = "right" if raw.left_hand else "left"
+        begins, ends = [np.empty((0, 2))], [np.empty((0, 2))]
+        for edge in raw.edges:
+            line = resample(edge.side(inner), _SPACING)
+            begins.append(line[:-1])
+            ends.append(line[1:])
+        self._begin_N2, self._end_N2 = np.concatenate(begins), np.concatenate(ends)
+        self._tree = cKDTree((self._begin_N2 + self._end_N2) / 2)
+
+    def divide(self, edge: _Edge, line_P2: Floats) -> list[tuple[bool, Floats]]:
+        """Parts of an inner side, in order, and whether there is an oncoming lane beyond them."""
+        if len(line_P2) < 2:
+            return [(False, line_P2)]
+        length = arc_length(line_P2)
+        at = (np.arange(n := max(1, round(length[-1] / _SPACING))) + 0.5) * length[-1] / n
+        place_N2 = interpolate(line_P2, length, at)
+        way_N2 = interpolate(line_P2, length, at + 0.1) - interpolate(line_P2, length, at - 0.1)
+        near = self._tree.query_ball_point(place_N2, _SAME + _SPACING)
+        shared = np.array(
+            [
+                self._faces(place, way, rows)
+                for place, way, rows in zip(place_N2, way_N2, near, strict=True)
+            ]
+        )
+        cuts = np.flatnonzero(np.diff(shared)) + 1
+        pieces = [p for p in np.split(np.arange(n), cuts) if len(p) * length[-1] / n >= _LEAST]
+        if len(pieces) < 2:
+            return [(bool(2 * shared.sum() > n), line_P2)]
+        # Short pieces are not told apart from what surrounds them.
+        states = [bool(shared[piece[0]]) for piece in pieces]
+        bounds = [0.0, *((at[o[-1]] + at[p[0]]) / 2 for o, p in pairwise(pieces)), length[-1]]
+        parts: list[tuple[bool, float, float]] = []
+        for state, begin, end in zip(states, bounds[:-1], bounds[1:], strict=True):
+            if parts and parts[-1][0] == state:
+                parts[-1] = (state, parts[-1][1], end)
+            else:
+                parts.append((state, begin, end))
+        if len(parts) == 1:
+            return [(parts[0][0], line_P2)]
+        return [(state, _between(line_P2, length, *bounds)) for state, *bounds in parts]
+
+    def _faces(self, place_2: Floats, way_2: Floats, rows: Sequence[int]) -> bool:
+        begin, end = self._begin_N2[rows], self._end_N2[rows]
+        against = ((end - begin) * way_2).sum(axis=1) < 0
+        return any(
+            distance(place_2, np.stack(ends)) < _SAME
+            for ends in zip(begin[against], end[against], strict=True)
+        )
+
+
+def _between(line_P2: Floats, length_P: Floats, begin: float, end: float) -> Floats:
+    """Part of a line between two distances from its first point."""
+    inside = (length_P > begin) & (length_P < end)
+    ends = interpolate(line_P2, length_P, np.array([begin, end]))
+    return np.concatenate([ends[:1], line_P2[inside], ends[1:]])
 
 
 def _arms(raw: _Raw, junction: str) -> dict[str, tuple[list[_Edge], list[_Edge]]]:
@@ -214,16 +322,22 @@ def _corners(raw: _Raw, junction: str) -> Iterator[Floats]:
     centre = np.array(raw.junction[junction][:2])
     for into, out in _arms(raw, junction).values():
         # Sides of the arm, looking from the intersection; both lines lead away from it.
-        right = out[0].lanes[0].side(-0.5) if out else into[0].lanes[-1].side(0.5)[::-1]
-        left = into[0].lanes[0].side(-0.5)[::-1] if into else out[0].lanes[-1].side(0.5)
+        if raw.left_hand:
+            right = into[0].side("left")[::-1] if into else out[0].side("right")
+            left = out[0].side("left") if out else into[0].side("right")[::-1]
+        else:
+            right = out[0].side("right") if out else into[0].side("left")[::-1]
+            left = into[0].side("right")[::-1] if into else out[0].side("left")
         away = (right[1] + left[1]) / 2 - centre
         arms.append((float(np.arctan2(away[1], away[0])), right, left))
     arms.sort(key=lambda arm: arm[0])
-    if len(arms) < 2:
+    ways = np.array([arm[0] for arm in arms])
+    # Edges of one road may end at different places: together they are one arm, and the road ends here.
+    if len(arms) < 2 or (np.cos(ways - ways[0]) > _SAME_WAY).all():
         return
     for (_, _, left), (_, right, _) in zip(arms, arms[1:] + arms[:1], strict=True):
         line = cubic(left[0], left[0] - left[1], right[0], right[1] - right[0], 9)
-        if arc_length(line)[-1] < _CORNER:
+        if 1e-6 < arc_length(line)[-1] < _CORNER:
             yield line
 
 

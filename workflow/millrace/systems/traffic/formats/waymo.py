@@ -16,8 +16,9 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from millrace.errors import DataError
-from millrace.systems.traffic.formats.recordings import make_scenario
+from millrace.errors import DataError, listed
+from millrace.systems.traffic.account import Account
+from millrace.systems.traffic.formats.recordings import Converted, make_scenario
 from millrace.systems.traffic.tracks import CURRENT_STEP, LIGHT_STATES, STEPS, Polyline, Scenario
 
 # Fields of each message as (name, number, type); "*" marks a repeated field.
@@ -50,6 +51,10 @@ _MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
         ("speed_bump", 9, "Area"),
         ("driveway", 10, "Area"),
     ),
+    # tf.Example, which the data set offers as well: only to say so.
+    "Entry": (("key", 1, "string"),),
+    "Features": (("entry", 1, "*Entry"),),
+    "Example": (("features", 1, "Features"),),
     "Scenario": (
         ("timestamps_seconds", 1, "*double"),
         ("tracks", 2, "*Track"),
@@ -60,16 +65,17 @@ _MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
     ),
 }
 _KINDS = {1: "vehicle", 2: "pedestrian", 3: "cyclist"}
+_OTHERS = (0, 4)  # unset, other: no road users
 # TrafficSignalLaneState: arrows (1 to 3), discs (4 to 6), flashing lights (7: as red, 8: as yellow).
 _STATES = dict(enumerate(("red", "yellow", "green", "red", "yellow", "green", "red", "yellow"), 1))
 _BIKE_LANE = 3
 
 
-def read(path: Path, source: Path) -> Iterator[tuple[str, list[Scenario]]]:
+def read(path: Path, source: Path, account: Account) -> Iterator[Converted]:
     """Read the scenarios of a file, see `millrace.systems.traffic.formats.Adapter`."""
     for content in read_records(path):
-        for scenario in read_scenario(content, path):
-            yield scenario.name, [scenario]
+        name, scenarios = read_scenario(content, path, account)
+        yield Converted(name, path, scenarios)
 
 
 def read_records(path: Path) -> Iterator[bytes]:
@@ -80,6 +86,7 @@ def read_records(path: Path) -> Iterator[bytes]:
     DataError
         The file is truncated, or a checksum is wrong.
     """
+    size = path.stat().st_size
     with path.open("rb") as file:
         while head := file.read(12):
             where = f"{path}: record at byte {file.tell() - len(head)}"
@@ -88,7 +95,7 @@ def read_records(path: Path) -> Iterator[bytes]:
             (length,), (check,) = struct.unpack("<Q", head[:8]), struct.unpack("<I", head[8:])
             if masked_crc(head[:8]) != check:
                 raise DataError(f"{where}: wrong checksum; expected a TFRecord file")
-            body = file.read(length + 4)
+            body = b"" if length > size else file.read(length + 4)
             if len(body) < length + 4:
                 raise DataError(f"{where}: the file ends in it; copy it again")
             if masked_crc(body[:length]) != struct.unpack("<I", body[length:])[0]:
@@ -102,41 +109,92 @@ def masked_crc(content: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def read_scenario(content: bytes, path: Path) -> list[Scenario]:
-    """Read a serialised ``Scenario``; none if no agent is observed at the current step.
+def read_scenario(
+    content: bytes, path: Path, account: Account | None = None
+) -> tuple[str, list[Scenario]]:
+    """Read a serialised ``Scenario``: its identifier, and itself, or none without an agent at step 10.
 
     Raises
     ------
     DataError
-        It is not such a message, has more than 91 steps, or another current step than 10.
+        It is not such a message, has more than 91 steps, another current step than 10, or unknown types.
     """
+    account = account or Account()
     scenario = message("Scenario")
     try:
         scenario.ParseFromString(content)
-    except DecodeError as error:
-        raise DataError(f"{path}: not a scenario of the Waymo Open Motion Dataset") from error
-    steps = len(scenario.timestamps_seconds)
+    except DecodeError:
+        scenario.Clear()
+    name, steps = scenario.scenario_id, len(scenario.timestamps_seconds)
+    if not name or not steps:
+        raise DataError(f"{path}: {_other_message(content)}")
+    at = f"{path}: scenario {name!r}"
     if not CURRENT_STEP < steps <= STEPS or scenario.current_time_index != CURRENT_STEP:
         raise DataError(
-            f"{path}: scenario {scenario.scenario_id!r} has {steps} steps and the current step "
-            f"{scenario.current_time_index}; expected up to {STEPS} steps, and step {CURRENT_STEP}"
+            f"{at} has {steps} steps and the current step {scenario.current_time_index}; expected up to "
+            f"{STEPS} steps, and step {CURRENT_STEP}"
         )
+    for track in scenario.tracks:
+        if track.object_type not in _KINDS and track.object_type not in _OTHERS:
+            raise DataError(
+                f"{at}, track {track.id}: object_type {track.object_type}; expected 1 (vehicle), 2 "
+                "(pedestrian), 3 (cyclist), 4 (other) or 0 (unset)"
+            )
+        if len(track.states) != steps:
+            raise DataError(
+                f"{at}, track {track.id}: {len(track.states)} states; expected {steps}, one a timestamp"
+            )
+    others = sum(track.object_type not in _KINDS for track in scenario.tracks)
+    account.leave_out("tracks", "of the type other or unset", others)
     tracks = [track for track in scenario.tracks if track.object_type in _KINDS]
-    tracks = [track for track in tracks if any(state.valid for state in track.states)]
-    states = np.full((len(tracks), STEPS, 5), np.nan)
+    seen = [track for track in tracks if any(state.valid for state in track.states)]
+    account.leave_out("tracks", "never valid", len(tracks) - len(seen))
+    states = np.full((len(seen), STEPS, 5), np.nan)
     agents = []
-    for a, track in enumerate(tracks):
+    for a, track in enumerate(seen):
         size = (0.5, 0.5)
         for t, state in enumerate(track.states):
             if state.valid:
                 pose = state.center_x, state.center_y, state.heading
                 states[a, t] = *pose, state.velocity_x, state.velocity_y
+                if not np.isfinite(states[a, t]).all():
+                    raise DataError(
+                        f"{at}, track {track.id}, step {t}: a valid state with {states[a, t].tolist()}; "
+                        "expected finite numbers"
+                    )
                 if t <= CURRENT_STEP:
                     size = max(state.length, 0.1), max(state.width, 0.1)
         agents.append((str(track.id), _KINDS[track.object_type], *size))
+    if len({agent[0] for agent in agents}) < len(agents):
+        raise DataError(f"{at}: two tracks of one id; expected different ones, copy the file again")
     road = tuple(_lines(scenario.map_features))
     lights = _lights(scenario, {line.name for line in road})
-    return make_scenario(scenario.scenario_id, agents, states, road, lights)
+    made = make_scenario(name, agents, states, road, lights)
+    if made:
+        account.keep("tracks", len(seen))
+    else:
+        account.leave_out("tracks", "in no scenario", len(seen))
+        account.leave_out("scenarios", f"without an agent at step {CURRENT_STEP}")
+    return name, made
+
+
+def _other_message(content: bytes) -> str:
+    """What a record is that is no ``Scenario``."""
+    example = message("Example")
+    try:
+        example.ParseFromString(content)
+        keys = [entry.key for entry in example.features.entry]
+    except DecodeError:
+        keys = []
+    if keys:
+        return (
+            f"a record holds tf.Example (features {listed(sorted(keys))}), not a Scenario; expected the "
+            "files of the folder scenario of the Waymo Open Motion Dataset, beside tf_example"
+        )
+    return (
+        "a record is not a Scenario of the Waymo Open Motion Dataset, with an id and timestamps (perhaps "
+        "it is of the Perception Dataset); expected the files of the folder scenario"
+    )
 
 
 def _lines(features: Any) -> Iterator[Polyline]:
