@@ -1,5 +1,6 @@
 """Small samples that every part of the library can be tried on."""
 
+import signal
 from pathlib import Path
 
 import h5py
@@ -10,6 +11,9 @@ from millrace.data.hdf5 import create, create_dataset, strings
 from millrace.systems.groundwater.graph import radius_neighbours
 
 pytest_plugins = ("times",)
+
+# What a shell starts in the background ignores interrupts, and so would what the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LATENT = (6, 6, 4)
 RADIUS = 0.35

@@ -36,12 +36,12 @@ def slowed(epochs, trainers, seconds=0.4):
         thread.join()
 
 
-def wait_between_questions(head, words, seconds=8.0, limit=400.0):
+def wait_between_questions(head, words, seconds=2.0, limit=240.0):
     """Wait until Snakemake has asked its scheduler for states, and not for some seconds since.
 
     While it asks, and until it has read the answers, executor plug-ins have forgotten their jobs: one that
-    is interrupted then cancels none. ``words`` name the commands that ask; it must ask much less
-    often than that.
+    is interrupted then cancels none. ``words`` name the commands that ask; it must not ask every few
+    seconds.
     """
     end, last = time.monotonic() + limit, None
     while last is None or time.monotonic() - last < seconds:

@@ -118,7 +118,7 @@ def test_refused_job_is_told_and_fails(pbs, head):
 
 
 def test_interrupt_deletes_the_jobs(pbs, head, workdir):
-    process = head.start("sleep 600", "one.txt", options=["--seconds-between-status-checks", "30"])
+    process = head.start("sleep 600", "one.txt", options=["--seconds-between-status-checks", "12"])
     wait_between_questions(process, ["millrace.schedulers.pbs status"])
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=PATIENCE)

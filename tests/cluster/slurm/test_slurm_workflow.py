@@ -207,7 +207,7 @@ def test_short_jobs_run_to_the_end_from_one_command(project):
 @pytest.mark.slow
 def test_interrupted_head_takes_its_jobs_along(project, slurm):
     run = long_training(project)
-    head = project.start("train", "--seconds-between-status-checks", "30")
+    head = project.start("train", "--seconds-between-status-checks", "12")
     with slowed(lambda: len(project.epochs(run)), trainers):
         wait(240, lambda: max(project.epochs(run), default=0) >= 5, "training")
     # However long the head takes to cancel: what is left takes minutes.
