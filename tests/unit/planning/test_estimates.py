@@ -54,6 +54,14 @@ def test_a_training_on_a_cpu_says_nothing_of_gpus(tmp_path):
         assert row.hours_expected == (None if hours is None else pytest.approx(hours))
 
 
+def test_a_slow_job_among_others_does_not_count_for_more(tmp_path):
+    done = [training(seed, 4) for seed in range(3)]
+    for job, seconds in zip(done, (60.0, 90.0, 900.0), strict=True):
+        finish(tmp_path, job, "NVIDIA A100", seconds)
+    [row] = summarised([*done, training(3, 4)], [training(3, 4)], tmp_path)
+    assert row.hours_expected == pytest.approx(4 * 90 / 3600)
+
+
 def test_other_jobs_are_expected_by_their_benchmarks(tmp_path):
     def scored(seed):
         name = f"results/evaluate/wave/n1_gpu2/seed{seed}"
