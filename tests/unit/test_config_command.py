@@ -99,6 +99,12 @@ def test_what_yaml_would_read_as_something_else_is_refused(tmp_path, text, told)
         check_yaml(file)
 
 
+def test_json_is_not_held_to_the_rules_of_yaml(tmp_path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('{\n\t"a": [1]\n}')
+    check_yaml(file)
+
+
 def test_plain_yaml_passes_with_anchors_that_multiply_and_merge_keys(tmp_path) -> None:
     file = tmp_path / "a.yaml"
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]

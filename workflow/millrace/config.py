@@ -73,8 +73,8 @@ class Settings(BaseModel):
     """A block of the configuration: a key is a typed field, followed by one sentence in a docstring.
 
     ``learning_rate: float = option(1e-3, gt=0)`` has a default and a bound, see `option`. Relations between
-    keys are checked in ``model_post_init``, whose ValueError names the key. Instances
-    are frozen; they are made with keywords, or by `parse` from what stands in YAML.
+    keys are checked in ``model_post_init``, whose ValueError names the key. Instances are frozen; they are
+    made with keywords, or by `parse` from what stands in YAML.
     """
 
     model_config = ConfigDict(

@@ -18,8 +18,10 @@ if not config:
 
 try:
     if workflow.is_main_process:  # not in every job again
-        for path in workflow.configfiles:
-            check_yaml(Path(path))
+        for path in map(Path, workflow.configfiles):
+            # A pipe was read already, and a template of YTE is not what it stands for.
+            if path.is_file() and "__use_yte__" not in path.read_text():
+                check_yaml(path)
     plan = Plan(
         config,
         # Where a module's `prefix` puts results/.
