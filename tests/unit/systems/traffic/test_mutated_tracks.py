@@ -5,22 +5,17 @@ blanked, cells that stand for no value, other units, types and places. What is r
 pandas makes of the same table; nothing may differ without a message that names the file.
 """
 
-import os
-import random
 import shutil
-import traceback
 
 import motion_scenes
 import numpy as np
 import pandas as pd
 import pytest
+from mutations import NUMBER, try_mutations
 
-from millrace.errors import DataError
 from millrace.systems.traffic.plausibility import checked
 from millrace.systems.traffic.tracks import find_recordings, read_recording, write_recording
 
-NUMBER = int(os.environ.get("MILLRACE_MUTATIONS", "100"))
-"""Mutations that are tried."""
 CLASS = {"vehicle": 0, "pedestrian": 1, "cyclist": 2}
 STATE = ["position_x", "position_y", "heading", "velocity_x", "velocity_y"]
 
@@ -177,31 +172,25 @@ def clean(tmp_path_factory):
 
 def test_mutated_recordings_are_read_rightly_or_refused_with_their_file(clean, tmp_path):
     whole = by_millrace(clean)
-    path, wrong, refused = tmp_path / "tracks/place.csv", [], 0
+    path = tmp_path / "tracks/place.csv"
     text = (clean / "tracks/place.csv").read_text()
     table = pd.read_csv(clean / "tracks/place.csv")
-    for number in range(NUMBER):
-        draw = random.Random(number)
-        mutation = MUTATIONS[number % len(MUTATIONS)]
+
+    def write(mutation, draw):
         shutil.rmtree(tmp_path / "tracks", ignore_errors=True)
         shutil.copytree(clean, tmp_path, dirs_exist_ok=True)
         if mutation in TABLES:
             mutation(table, draw).to_csv(path, index=False)
         else:
             path.write_bytes(mutation(text, draw).encode())
-        try:
-            found = by_millrace(tmp_path)
-        except DataError as error:
-            refused += 1
-            if str(path) not in str(error):
-                wrong.append((number, mutation.__name__, f"without its place: {error}"))
-            continue
-        except Exception:
-            wrong.append((number, mutation.__name__, traceback.format_exc()))
-            continue
+        return path
+
+    def fault(found, mutation):
         if not same(found, by_pandas(path)):
-            wrong.append((number, mutation.__name__, "not as pandas reads it"))
-        elif mutation not in (other_type,) and not same(found, whole):
-            wrong.append((number, mutation.__name__, "other samples without a message"))
-    assert not wrong, wrong
+            return "not as pandas reads it"
+        if mutation is not other_type and not same(found, whole):
+            return "other samples without a message"
+        return None
+
+    refused = try_mutations(MUTATIONS, write, lambda: by_millrace(tmp_path), fault)
     assert NUMBER / 3 < refused < NUMBER

@@ -13,10 +13,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from millrace.data.account import Account
 from millrace.data.hdf5 import create, create_dataset, open_checked, strings
 from millrace.errors import DataError
 from millrace.systems.base import Progress
-from millrace.systems.traffic.account import Account
 from millrace.systems.traffic.geometry import Floats
 from millrace.systems.traffic.plausibility import checked
 from millrace.systems.traffic.settings import TokenConfig

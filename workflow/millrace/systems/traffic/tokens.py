@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from millrace.systems.traffic.account import Account
+from millrace.data.account import Account
 from millrace.systems.traffic.geometry import (
     Floats,
     arc_length,

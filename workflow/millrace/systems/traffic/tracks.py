@@ -23,10 +23,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from millrace.data.account import Account
 from millrace.data.csv_table import CsvTable, read_header, read_table
 from millrace.errors import DataError
 from millrace.files import atomic_write
-from millrace.systems.traffic.account import Account
 from millrace.systems.traffic.geometry import Floats
 
 STEPS = 91

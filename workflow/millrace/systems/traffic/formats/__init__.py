@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from millrace.data.account import Account
 from millrace.errors import DataError
 from millrace.files import safe_name
 from millrace.systems.base import Progress
-from millrace.systems.traffic.account import Account
 from millrace.systems.traffic.formats import argoverse, highd, interaction, ngsim, sumo, waymo
 from millrace.systems.traffic.formats.recordings import Converted
 from millrace.systems.traffic.plausibility import checked

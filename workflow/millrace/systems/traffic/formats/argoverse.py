@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from millrace.data.account import Account
 from millrace.errors import ConfigError, DataError
-from millrace.systems.traffic.account import Account
 from millrace.systems.traffic.formats.recordings import Converted, make_scenario
 from millrace.systems.traffic.geometry import Floats, midline
 from millrace.systems.traffic.tracks import CLASS_OF, CURRENT_STEP, STEPS, Polyline

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from millrace.data.account import Account
 from millrace.data.csv_table import read_header
 from millrace.errors import DataError
-from millrace.systems.traffic.account import Account
 from millrace.systems.traffic.formats.recordings import (
     Converted,
     Track,

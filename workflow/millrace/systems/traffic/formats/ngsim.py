@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from millrace.data.account import Account
 from millrace.errors import DataError
-from millrace.systems.traffic.account import Account
 from millrace.systems.traffic.formats.recordings import (
     Converted,
     Track,

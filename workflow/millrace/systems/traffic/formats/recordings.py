@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from millrace.data.account import Account
 from millrace.errors import DataError
-from millrace.systems.traffic.account import Account
 from millrace.systems.traffic.geometry import Floats, wrap
 from millrace.systems.traffic.tracks import (
     CLASS_OF,

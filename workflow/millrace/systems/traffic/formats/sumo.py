@@ -24,8 +24,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from millrace.data.account import Account
 from millrace.errors import DataError
-from millrace.systems.traffic.account import Account
 from millrace.systems.traffic.formats.recordings import GAP_S, Converted, Track, cut_scenarios
 from millrace.systems.traffic.formats.sumo_network import (
     Link,

@@ -16,8 +16,8 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from millrace.data.account import Account
 from millrace.errors import DataError, listed
-from millrace.systems.traffic.account import Account
 from millrace.systems.traffic.formats.recordings import Converted, make_scenario
 from millrace.systems.traffic.tracks import CURRENT_STEP, LIGHT_STATES, STEPS, Polyline, Scenario
 
