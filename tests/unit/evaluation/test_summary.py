@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 
+from millrace.data.account import Account
 from millrace.evaluation.summary import FEWEST_MEMBERS, format_score, summarise
 
 CPU, GPU = {"device": "CPU", "ranks": 2}, {"device": "NVIDIA H200", "ranks": 4}
@@ -70,6 +71,24 @@ def test_ensembles_stand_beside_the_runs_they_are_made_of(tmp_path, table):
     assert "1.30<small>± 0.26</small>" in page
     assert ">0.700</td>" in page, "the CRPS, without a deviation over seeds"
     assert "members are too few" not in page
+
+
+def test_the_page_tells_what_became_of_the_raw_files(tmp_path):
+    account = Account()
+    account.keep("time steps", 1200)
+    account.leave_out("time steps", "after a gap of 3 steps", 7)
+    (tmp_path / "results/data/site_a").mkdir(parents=True)
+    account.write(tmp_path / "results/data/site_a/samples.json")
+    (tmp_path / "results/data/damaged").mkdir()
+    (tmp_path / "results/data/damaged/samples.json").write_text('{"nodes": {"read')
+    report = tmp_path / "results/report"
+    report.mkdir()
+    outputs = [report / name for name in ("skill.html", "skill.csv", "skill.png")]
+    summarise([write_run(tmp_path)], [], *outputs)
+    page = outputs[0].read_text()
+    assert 'site_<wbr>a</td><td class="name">time steps</td><td>1,207</td><td>1,200</td>' in page
+    assert "<div>7 after a gap of 3 steps</div>" in page
+    assert "damaged" not in page
 
 
 def test_crps_and_spread_of_three_members_are_held_back_and_the_mean_is_not(tmp_path, table):

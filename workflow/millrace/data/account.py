@@ -1,6 +1,8 @@
 """What became of everything that was read: nothing is left out without being counted."""
 
+import json
 from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +48,23 @@ class Account:
             reasons = "".join(f"; {number} {why}" for why, number in counts["left_out"].items())
             print(f"{what}: {counts['read']} read, {counts['kept']} kept{reasons}", flush=True)
         write_json(path, found)
+
+
+def read_accounts(results: Path) -> list[dict[str, Any]]:
+    """Return the accounts of all extractions and conversions below a folder of results.
+
+    Each has ``dataset``, ``what``, ``read``, ``kept`` and ``left_out``. Extractions of earlier versions
+    have none, and what cannot be read is left out: accounts are told, nothing is computed from them.
+    """
+    found = []
+    for path in sorted(
+        [*results.glob("data/*/*/account.json"), *results.glob("data/*/samples.json")]
+    ):
+        with suppress(OSError, ValueError, AttributeError):
+            dataset = path.relative_to(results / "data").parts[0]
+            found += [
+                {"dataset": dataset, "what": what, **counts}
+                for what, counts in json.loads(path.read_text()).items()
+                if counts.keys() >= {"read", "kept", "left_out"}
+            ]
+    return found

@@ -10,6 +10,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from millrace.data.account import read_accounts
 from millrace.errors import ConfigError
 from millrace.evaluation.training_record import problems, read_metrics
 from millrace.figures.training import skill_summary
@@ -66,6 +67,8 @@ def summarise(
     cannot be read is named in the table. The CSV has one row for each run and variable, the table one
     row for each experiment, layout and variable with mean ± standard deviation over seeds. Scores of the
     ensemble are repeated in all rows of its seeds. The figure shows what the configuration asks for.
+    Under the table stands what became of the raw files of each dataset in the folder of results that holds
+    the table's folder, see `millrace.data.account`.
     """
     found = [read_metrics(path) | {"asked": True} for path in (*metrics, *ensembles)]
     left_out = []
@@ -83,7 +86,7 @@ def summarise(
     with atomic_write(csv) as partial:
         rows.drop(columns=["settings", "identity"]).to_csv(partial, index=False)
     with atomic_write(table) as partial:
-        partial.write_text(_page(parts, left_out))
+        partial.write_text(_page(parts, left_out, read_accounts(table.parents[1])))
     asked = rows[rows["asked"]]
     named = asked.assign(experiment=asked["experiment"] + "\n" + asked["layout"])
     baselines = {_table(one).baseline for one in runs if one["asked"]}
@@ -162,7 +165,9 @@ def _told(table: Table, runs: list[dict]) -> list[list[str]]:
     return told
 
 
-def _page(parts: dict[Table, pd.DataFrame], left_out: list[str]) -> str:
+def _page(
+    parts: dict[Table, pd.DataFrame], left_out: list[str], accounts: list[dict[str, Any]]
+) -> str:
     environment = Environment(
         loader=PackageLoader("millrace.evaluation", "."),
         autoescape=True,
@@ -182,6 +187,7 @@ def _page(parts: dict[Table, pd.DataFrame], left_out: list[str]) -> str:
         **{f"{key}s": sorted(rows[key].unique()) for key in ("experiment", "layout")},
         problems=marked[["experiment", "layout", "seed", "problems"]].to_dict("records"),
         left_out=left_out,
+        accounts=accounts,
         fewest_members=FEWEST_MEMBERS,
     )
 
