@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tensors import assert_same
 
-from millrace.errors import ConfigError
+from millrace.errors import ConfigError, UserError
 from millrace.training.deadline import Deadline, Stop
 from millrace.training.request import Request
 from millrace.training.segment import build_trainer, run_segment
@@ -46,6 +46,13 @@ def segment(experiments, alone, monkeypatch, tmp_path):
     return run
 
 
+def flip(path):
+    """Flip a bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
 def test_milestones_after_an_early_stop_are_the_last_state(segment, tmp_path):
     state, receipt = segment(EPOCHS)
     stopped = receipt["epoch"]
@@ -62,6 +69,22 @@ def test_milestones_after_an_early_stop_are_the_last_state(segment, tmp_path):
     again, again_receipt = segment(3 * EPOCHS, previous=str(tmp_path / f"epoch_{EPOCHS}.ckpt"))
     assert again_receipt["epoch"] == stopped
     assert_same(weights_of(again), weights_of(state))
+
+
+def test_a_damaged_milestone_is_not_trained_on(segment, tmp_path):
+    segment(1)
+    shutil.rmtree(tmp_path / "runs")
+    previous = tmp_path / "epoch_1.ckpt"
+    flip(previous)
+    with pytest.raises(
+        UserError, match=r"epoch_1\.ckpt: damaged.*delete it and run the train stage"
+    ):
+        segment(2, previous=str(previous))
+    flip(previous)
+    receipt = tmp_path / "epoch_1.json"
+    receipt.write_text(receipt.read_text().replace('"epoch": 1', '"epoch": 7', 1))
+    with pytest.raises(UserError, match=r"epoch_1\.json: damaged"):
+        segment(2, previous=str(previous))
 
 
 def test_a_segment_before_the_stop_says_so(segment):

@@ -19,7 +19,7 @@ from millrace.errors import DataError, ExitCode
 from millrace.files import OutputError
 from millrace.training import store as store_module
 from millrace.training.owner import LockedError, Owner
-from millrace.training.store import CheckpointStore, Position, load_state, publish
+from millrace.training.store import CheckpointStore, Manifest, Position, load_state, publish
 
 
 def make_store(root, keep=2):
@@ -226,28 +226,36 @@ def test_a_read_only_file_system(two_steps, tmp_path) -> None:
         subprocess.run(["umount", str(two_steps.root)], check=True)
 
 
-def test_publish_links(two_steps, tmp_path) -> None:
+def test_a_step_under_another_number_is_not_believed(two_steps) -> None:
+    shutil.copytree(two_steps.root / "step_0000000010", two_steps.root / "step_0000000099")
+    assert two_steps.latest().manifest.step == 20
+    copied = two_steps.root / "step_0000000099"
+    assert "step 10, which is not the one of its name" in Manifest.read(copied).problem(copied)
+
+
+def test_what_is_published_shares_no_bytes_with_the_store(two_steps, tmp_path) -> None:
     checkpoint, output = two_steps.latest(), tmp_path / "out" / "epoch_2.ckpt"
     os.utime(checkpoint.path, (0, 0))
-    for _ in range(2):  # the second time both names are the same file
+    output.parent.mkdir()
+    os.link(checkpoint.path, output)  # as earlier versions published
+    for _ in range(2):
         publish(checkpoint, output)
-        assert output.samefile(checkpoint.path)
+        with output.open("r+b") as file:
+            file.write(b"damaged in place")
+        assert two_steps.latest() == checkpoint, "its checksum still agrees"
         assert abs(output.stat().st_mtime - time.time()) < 60
-        assert [p.name for p in output.parent.iterdir()] == ["epoch_2.ckpt"]
+    publish(checkpoint, output)
+    assert load_state(output)["step"] == 20
+    assert [p.name for p in output.parent.iterdir()] == ["epoch_2.ckpt"]
     older = two_steps.latest(1)
     publish(older, output)
     assert load_state(output)["step"] == 10
     assert checkpoint.load()["step"] == 20
 
 
-def test_publish_copies_across_file_systems(two_steps, tmp_path, monkeypatch) -> None:
+def test_a_full_disk_leaves_what_was_published(two_steps, tmp_path, monkeypatch) -> None:
     output = tmp_path / "epoch_2.ckpt"
-    output.write_text("old")
-    os.utime(output, (0, 0))
-    monkeypatch.setattr(os, "link", refusal(errno.EXDEV))
     publish(two_steps.latest(), output)
-    assert output.stat().st_nlink == 1
-    assert load_state(output)["step"] == 20
     monkeypatch.setattr(shutil, "copyfile", refusal(errno.ENOSPC))
     with pytest.raises(OutputError, match=r"epoch_2\.ckpt"):
         publish(two_steps.latest(), output)

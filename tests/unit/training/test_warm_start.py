@@ -1,12 +1,14 @@
 """Starting from another run's weights: what is taken over, what is refused, what the run is called."""
 
 import copy
+import zlib
 
 import pytest
 import torch
 from tensors import assert_same
 
 from millrace.errors import ConfigError, DataError
+from millrace.sealed import write_sealed
 from millrace.training import run_hash
 from millrace.training.segment import build_trainer
 from millrace.training.warm_start import content_digest
@@ -34,6 +36,23 @@ def test_weights_are_those_of_the_checkpoint_and_nothing_else_is(make_trainer, c
     assert trainer.step == 0
     assert not trainer.optimizer.state_dict()["state"]
     assert trainer.history == []
+
+
+def test_damaged_weights_are_refused_with_and_without_a_receipt(
+    experiments, alone, checkpoint, tmp_path
+):
+    definition, files = experiments["gino"]
+    train = definition["train"] | {"init_from": {"checkpoint": str(checkpoint)}}
+    content = bytearray(checkpoint.read_bytes())
+    vouches = {"file": "epoch_1.ckpt", "size": len(content), "crc32": zlib.crc32(content)}
+    build_trainer(definition | {"train": train}, files, 0, alone)
+    content[len(content) // 2] ^= 64
+    checkpoint.write_bytes(content)
+    with pytest.raises(DataError, match=r"epoch_1\.ckpt: damaged, a checksum inside"):
+        build_trainer(definition | {"train": train}, files, 0, alone)
+    write_sealed(tmp_path / "epoch_1.json", {"identity": "a", "checkpoint": vouches})
+    with pytest.raises(DataError, match=r"epoch_1\.ckpt: damaged, its size or checksum"):
+        build_trainer(definition | {"train": train}, files, 0, alone)
 
 
 def test_trained_weights_are_not_expected_to_improve(make_trainer, run, checkpoint):

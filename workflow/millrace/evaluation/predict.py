@@ -16,11 +16,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = vars(parser().parse_args(arguments))
     # Imports PyTorch, which --help can do without.
-    from millrace.evaluation.trained_model import read_receipt
+    from millrace.evaluation.trained_model import read_training
 
     options["receipt"] = options["receipt"] or options["checkpoint"].with_suffix(".json")
     load_plugins(options.pop("plugins"))
-    kind = kind_of(read_receipt(options["receipt"])["definition"]["model"]["name"])
+    kind = kind_of(read_training(options["receipt"])["definition"]["model"]["name"])
     if kind.prediction is None:
         raise ConfigError(f"models on {kind.name} are not applied to new raw files")
     options["device"] = _device(options["device"])

@@ -3,7 +3,6 @@
 Scores and figures depend on the kind of samples; the files of all metrics have the same structure.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,12 +12,12 @@ from millrace.data.joint import JointDataset
 from millrace.data.samples import Files, datasets_of
 from millrace.errors import ConfigError
 from millrace.evaluation.base import Evaluation
-from millrace.evaluation.trained_model import TrainedModel
+from millrace.evaluation.trained_model import TrainedModel, read_training
 from millrace.evaluation.training_record import problems, training_record
 from millrace.figures.style import attempt
 from millrace.figures.training import training_curves
-from millrace.files import write_json
 from millrace.provenance import provenance
+from millrace.sealed import write_sealed
 from millrace.systems.base import Progress, resolve
 from millrace.systems.registry import kind_of
 
@@ -39,7 +38,7 @@ def evaluate_run(
     directory ``figures`` then gets one folder for each variable of the first dataset, and ``curves`` is the
     figure of the training.
     """
-    described = json.loads(receipt.read_text())
+    described = read_training(receipt)
     model = TrainedModel.load(checkpoint, described, files)
     kind = kind_of(model.spec.name)
     evaluation: Evaluation = resolve(kind.evaluation)
@@ -64,7 +63,7 @@ def evaluate_run(
         "training": training_record(described, parameters),
         "provenance": provenance(),
     }
-    write_json(metrics, found)
+    write_sealed(metrics, found)
     not_learning = problems(found)
     for problem in not_learning:
         print(f"WARNING: the run does not learn: {problem}", file=sys.stderr)
@@ -87,7 +86,7 @@ def evaluate_ensemble(
     JSON file ``metrics``, with scores by split, and a figure. Raises `ConfigError` if models on these
     samples are not scored as ensembles.
     """
-    described = [json.loads(receipt.read_text()) for receipt in receipts]
+    described = [read_training(receipt) for receipt in receipts]
     models = [
         TrainedModel.load(checkpoint, receipt, files)
         for checkpoint, receipt in zip(checkpoints, described, strict=True)
@@ -99,7 +98,7 @@ def evaluate_ensemble(
             f"models on {kind.name} are not scored as ensembles over seeds; evaluate each"
         )
     scores, draw = evaluation.ensemble(models, progress)
-    write_json(
+    write_sealed(
         metrics,
         {
             "schema": "millrace.ensemble_metrics/1",

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from millrace.data.account import read_accounts
-from millrace.errors import ConfigError
+from millrace.errors import UserError
 from millrace.evaluation.training_record import problems, read_metrics
 from millrace.figures.training import skill_summary
 from millrace.files import atomic_write
@@ -75,8 +75,8 @@ def summarise(
     for path in others:
         try:
             found.append(read_metrics(path) | {"asked": False})
-        except (OSError, ValueError, ConfigError) as error:
-            left_out.append(f"{path}: {error}")
+        except UserError as error:
+            left_out.append(f"{path}: {str(error).removeprefix(f'{path}: ')}")
     runs = [one for one in found if "seed" in one]
     parts = {
         name: _frame(name, runs, [one for one in found if "seed" not in one])

@@ -1,6 +1,5 @@
 """A trained model, rebuilt from a checkpoint, with samples to forecast."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,10 @@ from torch import Tensor, nn
 
 from millrace.data.normalisation import Normalisation
 from millrace.data.samples import Files, open_dataset
-from millrace.errors import DataError
 from millrace.models.spec import ModelSpec
 from millrace.systems.registry import get_model, kind_of
-from millrace.training.store import checksum, load_state, weights_of
+from millrace.training.receipt import check_bytes, read_receipt
+from millrace.training.store import load_state, weights_of
 from millrace.training.warm_start import check_buffers
 
 
@@ -41,11 +40,7 @@ class TrainedModel:
         It is on the GPU by default, if there is one. ``statistics`` are those of the data that the model
         was trained on, if ``files`` hold other data. Raises `DataError` if the checkpoint is damaged.
         """
-        if checksum(checkpoint) != receipt["checkpoint"]["crc32"]:
-            raise DataError(
-                f"{checkpoint}: damaged, its checksum is not the one of its receipt; delete it and run "
-                "again: it is restored from the run's store"
-            )
+        check_bytes(checkpoint, receipt)
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         definition = receipt["definition"]
         parameters = dict(definition["model"])
@@ -65,18 +60,6 @@ class TrainedModel:
         return self.spec.predict(self.module, batch)
 
 
-def read_receipt(path: Path) -> dict[str, Any]:
-    """Read the receipt of a checkpoint; raises `DataError` if it cannot be read or lacks a key."""
-    try:
-        described = json.loads(path.read_text())
-    except OSError:
-        raise DataError(f"{path}: no such receipt; it lies beside the checkpoint") from None
-    except ValueError:
-        raise DataError(f"{path}: not a receipt of a training") from None
-    missing = {"definition", "checkpoint", "normalisation", "dataset"} - described.keys()
-    if missing:
-        raise DataError(
-            f"{path}: has no {min(missing)!r}, it was written by an earlier version; delete it and run "
-            "the train stage again: it is restored from the run's store without training"
-        )
-    return described
+def read_training(receipt: Path) -> dict[str, Any]:
+    """Read a receipt with what a model is rebuilt from; raises `DataError` like `read_receipt`."""
+    return read_receipt(receipt, ("definition", "normalisation", "dataset"))

@@ -1,14 +1,16 @@
 """What the table of scores says of a training: size, time, and whether it learned."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from millrace.errors import DataError
+from millrace.sealed import read_sealed
 from millrace.systems.registry import get_kind
 from millrace.training import run_hash
 from millrace.training.learning import repeated_baseline, stalled_loss
+from millrace.training.receipt import read_receipt
 
 _CPU = "CPU"
 # Kind of metrics files without one, from versions in which all models were on patches or planes, which
@@ -43,13 +45,19 @@ def training_record(receipt: Mapping[str, Any], parameters: int | None = None) -
     }
 
 
+def read_scores(path: Path) -> dict[str, Any]:
+    """Read `metrics.json` as it stands; raises `DataError` if it is missing or damaged."""
+    remedy = "delete it and run the evaluate stage again"
+    return read_sealed(path, "a file of scores", "run the evaluate stage first", remedy)
+
+
 def read_metrics(path: Path) -> dict[str, Any]:
     """Read `metrics.json` of a run or of an ensemble; raises `ConfigError` if its samples are not known.
 
     Runs that were scored by an earlier version get ``samples`` and ``training``, the latter from the
     receipt of the checkpoint, if it is still there.
     """
-    metrics: dict[str, Any] = json.loads(path.read_text())
+    metrics = read_scores(path)
     get_kind(metrics.setdefault("samples", _FIRST_KIND))
     if "seed" in metrics and "training" not in metrics:
         metrics["training"] = _from_receipt(path, metrics)
@@ -69,8 +77,8 @@ def _from_receipt(path: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     folder = run.parents[3] / "train" / run.relative_to(run.parents[2])
     for receipt in sorted(folder.glob("epoch_*.json")):
         try:
-            described = json.loads(receipt.read_text())
-        except (OSError, ValueError):
+            described = read_receipt(receipt, ["identity", "epoch"])
+        except DataError:
             continue
         if all(described.get(key) == metrics.get(key) for key in ("identity", "epoch")):
             return training_record(described)

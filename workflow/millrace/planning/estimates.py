@@ -1,7 +1,6 @@
 """What is left of a plan, and what it takes: by what jobs ask for, and by what finished ones took."""
 
 import csv
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from millrace.cluster.placement import MB_PER_GB
+from millrace.errors import DataError
 from millrace.planning.dry_run import Job
+from millrace.training.receipt import read_receipt
 
 _GB = 2**30
 
@@ -127,12 +128,12 @@ def _seconds(job: Job, begin: int, end: int, root: Path) -> float | None:
     for name in job.output:
         if "epoch" in job.wildcards and name.endswith(".json"):
             try:
-                receipt = json.loads((root / name).read_text())
+                receipt = read_receipt(root / name, ("sessions", "history"))
                 if job.gpus and receipt["sessions"][-1]["device"] == "CPU":
                     return None  # says nothing about the GPUs of the plan
                 history = receipt["history"]
                 return sum(one["seconds"] for one in history if begin < one["epoch"] <= end)
-            except (OSError, ValueError, LookupError, TypeError):
+            except (DataError, LookupError, TypeError):
                 return None
     try:
         with (root / str(job.benchmark)).open() as file:

@@ -11,8 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from millrace.cluster.display import make_table
+from millrace.errors import DataError
 from millrace.runs.inventory import Run, disk_usage, session_statistics
 from millrace.runs.maintenance import Removal
+from millrace.training import run_hash
 from millrace.training.learning import stalled_loss
 
 _COLOURS = {"training": "green", "idle": "", "empty": "yellow", "damaged": "bold red"}
@@ -213,9 +215,9 @@ def _configuration_table(run: Run) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     try:
-        described = json.loads((run.path / "identity.json").read_text())
-    except (OSError, ValueError):
-        described = {"identity.json": "missing or not readable"}
+        described = run_hash.read_definition(run.path)
+    except DataError as error:
+        described = {"identity.json": str(error).partition(": ")[2]}
     for key, value in described.items():
         pairs = value.items() if isinstance(value, Mapping) else [("", value)]
         text = ", ".join(f"{k}: {json.dumps(v)}" if k else json.dumps(v) for k, v in pairs)

@@ -1,7 +1,6 @@
 """Use of the allocated time, CPUs and memory: from the stores, ``sacct``, and Snakemake's benchmarks."""
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,11 +10,13 @@ from typing import Any
 from rich.table import Table
 
 from millrace.cluster.display import make_table
+from millrace.errors import DataError
 from millrace.files import atomic_write
 from millrace.runs.display import format_duration
 from millrace.runs.inventory import Run
 from millrace.schedulers.base import run_command
 from millrace.schedulers.slurm import duration, timestamp
+from millrace.training.receipt import read_receipt
 from millrace.training.usage import PHASES, read_sessions
 
 _FORMAT = "JobIDRaw,State,Submit,Start,End,ElapsedRaw,TotalCPU,NCPUS,MaxRSS,AllocTRES"
@@ -249,7 +250,7 @@ def _benchmarks(run: Run, results: Path, benchmarks: Path) -> dict[str, JobUsage
     for path in results.joinpath("train", *run.parts[:3]).glob("epoch_*.json"):
         measured = benchmarks.joinpath("train_segment", *run.parts[:3], f"{path.stem}.tsv")
         try:
-            receipt = json.loads(path.read_text())
+            receipt = read_receipt(path, ("sessions",))
             with measured.open() as file:
                 *_, line = csv.DictReader(file, delimiter="\t")
             if receipt["identity"] == run.run_hash:
@@ -259,7 +260,7 @@ def _benchmarks(run: Run, results: Path, benchmarks: Path) -> dict[str, JobUsage
                     cpu_s=float(line["cpu_time"]),
                     memory=2**20 * float(line["max_rss"]),
                 )
-        except (OSError, ValueError, KeyError, IndexError, TypeError):
+        except (DataError, OSError, ValueError, KeyError, IndexError, TypeError):
             continue
     return found
 

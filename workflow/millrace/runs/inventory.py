@@ -3,8 +3,6 @@
 Nothing here writes. Manifests and checksums are read by `millrace.training.store`.
 """
 
-import contextlib
-import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from millrace.errors import DataError
+from millrace.sealed import read_lines
 from millrace.training import owner
 from millrace.training.store import CheckpointStore, Manifest
 
@@ -91,14 +90,8 @@ class Run:
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
-        """Records of the epochs in ``metrics.jsonl``, without a line that is just being written."""
-        records = []
-        with contextlib.suppress(OSError, ValueError):
-            for line in (self.path / "metrics.jsonl").read_text().splitlines():
-                record = json.loads(line)
-                if isinstance(record, dict) and "epoch" in record:
-                    records.append(record)
-        return records
+        """Records of the epochs in ``metrics.jsonl``, without lines cut short or damaged."""
+        return [one for one in read_lines(self.path / "metrics.jsonl") if "epoch" in one]
 
     @property
     def holder(self) -> str | None:
@@ -178,7 +171,7 @@ def select_one(runs: Sequence[Run], name: str) -> Run:
 def disk_usage(paths: Iterable[Path]) -> tuple[int, int]:
     """Return the bytes below paths, and how many of them their removal would free.
 
-    Steps that are outputs of the workflow have two names (hard links): removing one frees nothing.
+    Steps that earlier versions published have two names (hard links): removing one frees nothing.
     """
     total = freed = 0
     for path in paths:

@@ -1,6 +1,5 @@
 """Verification, cleaning and backup of stores. Deletion takes the lock of the store first."""
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,11 @@ from typing import Any
 from millrace.errors import DataError
 from millrace.files import atomic_write, output_errors, sync
 from millrace.runs.inventory import Run, Step, disk_usage, newest_of_family
+from millrace.sealed import checksum
 from millrace.training import run_hash
 from millrace.training.owner import LockedError
-from millrace.training.store import Manifest, checksum, discard
+from millrace.training.receipt import read_receipt
+from millrace.training.store import Manifest, discard
 from millrace.training.usage import SESSIONS, TARGET
 
 
@@ -69,11 +70,9 @@ def receipts(results: Path) -> Iterator[tuple[Path, dict[str, Any] | str]]:
     """Iterate over the receipts of published checkpoints; a string says what is wrong with one."""
     for path in sorted((results / "train").glob("*/*/seed*/epoch_*.json")):
         try:
-            receipt = json.loads(path.read_text())
-            complete = {"file", "size", "crc32"} <= receipt["checkpoint"].keys()
-            yield path, receipt if complete and receipt["identity"] else "it is not a receipt"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            yield path, "it is not a readable receipt"
+            yield path, read_receipt(path)
+        except DataError as error:
+            yield path, str(error).removeprefix(f"{path}: ")
 
 
 def plan_cleaning(
@@ -185,11 +184,10 @@ def _copy_file(source: Path, target: Path) -> None:
 
 def _identity_problem(run: Run) -> str | None:
     try:
-        described = json.loads((run.path / "identity.json").read_text())
-        agrees = run_hash.digest(described) == run.run_hash
-    except (OSError, ValueError, TypeError):
-        return "it is missing or not readable"
-    return None if agrees else "its digest is not the name of its directory"
+        run_hash.read_definition(run.path)
+    except DataError as error:
+        return str(error).partition(": ")[2]
+    return None
 
 
 def _dispensable(steps: Sequence[Step], keep: int) -> list[Step]:

@@ -1,7 +1,6 @@
 """Live status of all runs, from their stores and from the scheduler."""
 
 import contextlib
-import json
 import statistics
 import time
 from collections import Counter
@@ -16,11 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from millrace.cluster.display import make_table
+from millrace.errors import DataError
 from millrace.runs.display import format_duration, format_number
 from millrace.runs.inventory import Run, find_runs, newest_of_family
 from millrace.runs.queue_status import Jobs, submitted_jobs
 from millrace.schedulers import Job, Queue, State
 from millrace.training.owner import OwnerRecord, read_owner
+from millrace.training.receipt import read_receipt
 from millrace.training.usage import read_sessions, read_target
 
 # An epoch that takes this much longer than the others has stalled.
@@ -158,10 +159,10 @@ class Watcher:
         folder = self._results.joinpath("train", *run.parts[:3])
         for path in folder.glob("epoch_*.json"):
             try:
-                receipt = json.loads(path.read_text())
-            except (OSError, ValueError):
+                receipt = read_receipt(path, ["identity"])
+            except DataError:
                 continue
-            if receipt.get("identity") == run.run_hash and receipt.get("stopped_early"):
+            if receipt["identity"] == run.run_hash and receipt.get("stopped_early"):
                 return True
         return False
 

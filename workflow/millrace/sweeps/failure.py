@@ -1,15 +1,16 @@
 """A trial that diverges counts as failed, and does not stop the sweep."""
 
-import json
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from millrace.errors import ExitCode
-from millrace.files import atomic_write, write_json
+from millrace.files import atomic_write
 from millrace.provenance import provenance
+from millrace.sealed import write_sealed
 from millrace.sweeps.sweep import read_sweeps
+from millrace.training.receipt import read_receipt
 from millrace.training.request import Request
 
 DIVERGED = "the loss or a gradient became infinite or NaN"
@@ -33,7 +34,7 @@ def train_or_fail(
     output = Path(request.checkpoint)
     with atomic_write(output) as partial:
         partial.write_text(f"{DIVERGED}: there are no weights\n")
-    write_json(
+    write_sealed(
         Path(request.receipt),
         {
             "schema": "millrace.receipt/1",
@@ -59,7 +60,7 @@ def train_or_fail(
 
 def _has_failed(checkpoint: str | None) -> bool:
     receipt = Path(checkpoint or "").with_suffix(".json") if checkpoint else None
-    return bool(receipt and receipt.is_file() and "failure" in json.loads(receipt.read_text()))
+    return bool(receipt and receipt.is_file() and "failure" in read_receipt(receipt))
 
 
 def _newest_store(request: Request) -> str:

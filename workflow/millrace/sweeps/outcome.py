@@ -1,6 +1,5 @@
 """What is known of trials: their validation losses, read from the receipts of their milestones."""
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from millrace.files import write_json
+from millrace.training.receipt import read_receipt
 
 # Below so many trials at a milestone a median says little, and none is stopped.
 _FEWEST = 4
@@ -45,11 +45,14 @@ def _is_loss(record: Mapping[str, Any]) -> bool:
 
 
 def read_outcomes(receipts: Iterable[Path | str]) -> list[Outcome]:
-    """Read the receipts of trials, one for each seed, in the order of the trials."""
+    """Read the receipts of trials, one for each seed, in the order of the trials.
+
+    Raises `DataError` if one is damaged.
+    """
     found: dict[str, list[dict[str, Any]]] = {}
     milestones = {}
     for path in map(Path, receipts):
-        receipt = json.loads(path.read_text())
+        receipt = read_receipt(path, ("experiment", "history"))
         trial = receipt["experiment"]
         found.setdefault(trial, []).append(receipt)
         # Not the epoch in the receipt: after early stopping it is an earlier one.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from millrace.evaluation.training_record import read_scores
 from millrace.figures.style import (
     CATEGORIES,
     PAGE_WIDTH,
@@ -93,7 +94,7 @@ def _test_skill(metrics: Sequence[str]) -> dict[str, float]:
     """Skill on test data by variable, the mean of all runs of the chosen trial."""
     rows = []
     for path in metrics:
-        scores = json.loads(Path(path).read_text())
+        scores = read_scores(Path(path))
         rows += get_kind(scores.get("samples", "patches")).table.rows(scores)
     skill = pd.DataFrame([{key: row[key] for key in ("variable", "skill")} for row in rows])
     return dict(pd.to_numeric(skill["skill"]).groupby(skill["variable"], sort=False).mean())

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from millrace.files import atomic_write
-from millrace.training.store import Position
+from millrace.files import atomic_write, output_errors
+from millrace.sealed import sealed
+from millrace.training.store import UNTOUCHED, Position
 
 _LINE_EVERY_S = 30.0
 
@@ -28,7 +29,7 @@ class Reporter:
     ) -> None:
         self._metrics, self._target = metrics, target_epoch
         with atomic_write(metrics) as path:
-            path.write_text("".join(json.dumps(record) + "\n" for record in history))
+            path.write_text("".join(map(_line, history)))
         self._console = Console(file=sys.stderr)
         self._bar = Progress(
             TextColumn(f"[bold]{title}"),
@@ -69,8 +70,8 @@ class Reporter:
 
     def on_epoch(self, record: dict[str, Any]) -> None:
         """Report an epoch."""
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        with output_errors(self._metrics, UNTOUCHED), self._metrics.open("a") as file:
+            file.write(_line(record))
         losses = f"train {record['train_loss']:.4g}  validation {record['validation_loss']:.4g}"
         self._bar.update(self._task, completed=record["epoch"], description=losses)
         self._last_line, memory = time.monotonic(), ""
@@ -92,3 +93,7 @@ class Reporter:
             return "time left unknown"
         left = (time.monotonic() - self._started) / covered * (self._target - done)
         return f"{int(left // 3600)}:{int(left % 3600 // 60):02d}:{int(left % 60):02d} left"
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(sealed(record)) + "\n"

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from millrace.errors import DataError
+
 
 def digest(definition: Mapping[str, Any]) -> str:
     """Run hash of the definition of a run, 16 hexadecimal digits."""
@@ -30,11 +32,27 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def siblings(run_root: Path, name: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the readable definitions of other runs of the same experiment, layout and seed."""
+    """Yield the intact definitions of other runs of the same experiment, layout and seed."""
     for path in sorted(run_root.glob("*/identity.json")):
         if path.parent.name != name:
-            with contextlib.suppress(OSError, ValueError):
-                yield json.loads(path.read_text())
+            with contextlib.suppress(DataError):
+                yield read_definition(path.parent)
+
+
+def read_definition(run: Path) -> dict[str, Any]:
+    """Read what a run was defined by from its store.
+
+    Raises `DataError` if it is missing or damaged: its digest is the name of the directory.
+    """
+    path = run / "identity.json"
+    try:
+        described = json.loads(path.read_bytes())
+        agrees = digest(described) == run.name
+    except (OSError, ValueError, TypeError, RecursionError):
+        raise DataError(f"{path}: it is missing or not readable") from None
+    if not agrees:
+        raise DataError(f"{path}: its digest is not the name of its directory")
+    return dict(described)
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ from millrace.data.samples import Files, open_dataset
 from millrace.errors import ConfigError, UserError
 from millrace.files import output_errors, write_json
 from millrace.provenance import code_version, provenance
+from millrace.sealed import checksum, write_sealed
 from millrace.systems.registry import get_model, kind_of
 from millrace.training import run_hash
 from millrace.training.config import ExecutionConfig, TrainConfig
@@ -26,11 +27,12 @@ from millrace.training.history import best_epoch
 from millrace.training.learning import stalled_loss
 from millrace.training.loggers import Logger, check_loggers, open_loggers
 from millrace.training.owner import current_job
-from millrace.training.parallel.checkpoints import checksum, save
+from millrace.training.parallel.checkpoints import save
 from millrace.training.parallel.config import ParallelConfig
 from millrace.training.phases import Mark, no_mark
 from millrace.training.profiler import StepProfiler, traces
 from millrace.training.progress import Reporter
+from millrace.training.receipt import check_published
 from millrace.training.request import Request
 from millrace.training.store import Checkpoint, CheckpointStore, load_state, publish
 from millrace.training.usage import SessionUsage, write_target
@@ -75,6 +77,7 @@ def build_trainer(
     }
     if train.init_from is not None:
         # The content of the checkpoint decides the weights, not its path.
+        check_published(Path(train.init_from.checkpoint))
         digest = content_digest(Path(train.init_from.checkpoint))
         described["train"]["init_from"]["checkpoint"] = digest
     trainer = Trainer(spec, model_config, dataset, train, seed, ranks, execution, parallel, mark)
@@ -101,7 +104,10 @@ def run_segment(request: Request, ranks: Ranks) -> Stop:
                 stack.enter_context(store.writing())
                 write_json(store.root / "identity.json", described)
                 write_target(store.root, request.target_epoch, request.final_epoch)
-        found = _starting_point(store, request) if ranks.is_first else None
+        found = None
+        with _raised_everywhere(ranks):
+            if ranks.is_first:
+                found = _starting_point(store, request)
         start, origin = ranks.from_first(found)
         if start is not None:
             trainer.load(load_state(Path(start), full=trainer.divided is None))
@@ -119,7 +125,7 @@ def run_segment(request: Request, ranks: Ranks) -> Stop:
                 store.keep_permanently(checkpoint)
                 publish(checkpoint, Path(request.checkpoint))
                 receipt = _receipt(request, store, checkpoint, trainer.dataset)
-                write_json(Path(request.receipt), receipt)
+                write_sealed(Path(request.receipt), receipt)
     return trainer.stopped
 
 
@@ -129,6 +135,7 @@ def _starting_point(store: CheckpointStore, request: Request) -> tuple[str | Non
     if checkpoint is not None:
         return str(checkpoint.path), f"continues from {checkpoint.path.parent.name}"
     if request.previous is not None and Path(request.previous).is_file():
+        check_published(Path(request.previous))
         state = load_state(Path(request.previous))
         if state.get("identity") == store.run_hash:
             return request.previous, f"continues from {request.previous}: its store is gone"

@@ -13,14 +13,14 @@ A store is a directory that belongs to one run::
 A step counts only if its manifest is intact and the checksums of its data agree; any other is ignored.
 Files and directories are synced before the rename that commits them; leftovers of a kill have other names
 (``tmp_*``) and are removed by the next owner. Old steps are removed, but milestones stay: the workflow's
-outputs are links to them.
+outputs are copies of them, and are restored from them.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,15 +29,18 @@ from typing import Any
 import torch
 
 from millrace.errors import DataError, first_line
-from millrace.files import atomic_write, output_errors, sync, write_json
+from millrace.files import atomic_write, output_errors, sync
+from millrace.sealed import checksum, seal, write_sealed
 from millrace.training.owner import Owner
-from millrace.training.parallel.checkpoints import assemble, checksum, is_sharded
+from millrace.training.parallel.checkpoints import assemble, is_sharded
 
 _STATE, _MANIFEST, _SHARDS = "state.pt", "manifest.json", "shards"
-_UNTOUCHED = (
+_FICLONE = 0x40049409  # linux/fs.h
+UNTOUCHED = (
     "the last committed step is untouched: make room or give write permission, and run the same "
     "command again"
 )
+"""What an `OutputError` says of a store in training."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,17 @@ class Manifest(Position):
         """Read the manifest of a step; None: missing or damaged."""
         try:
             record = json.loads((directory / _MANIFEST).read_text())
-            seal, run_hash = record.pop("seal"), record.pop("identity")
+            sealed, run_hash = record.pop("seal"), record.pop("identity")
             manifest = cls(**record, run_hash=run_hash)
         except (OSError, ValueError, TypeError, AttributeError, KeyError):
             return None
-        return manifest if seal == manifest._seal() else None
+        return manifest if sealed == seal(manifest._record()) else None
 
     def problem(self, directory: Path, thorough: bool = True) -> str | None:
         """Return what is wrong with the files of a step, which are read if ``thorough``; None: nothing."""
+        if directory.name.removeprefix("tmp_") != step_name(self.step):
+            # Copied or renamed by hand: under a larger number it would be taken for the newest.
+            return f"it holds step {self.step}, which is not the one of its name"
         for name, (expected, crc) in self.files.items():
             file = directory / name
             try:
@@ -100,7 +106,7 @@ class Manifest(Position):
 
     def write(self, directory: Path) -> None:
         """Write the manifest of a step."""
-        write_json(directory / _MANIFEST, self._record() | {"seal": self._seal()})
+        write_sealed(directory / _MANIFEST, self._record())
 
     def _record(self) -> dict[str, Any]:
         record = asdict(self)
@@ -109,9 +115,10 @@ class Manifest(Position):
             del record["shards"]  # as in versions without shards
         return record
 
-    def _seal(self) -> int:
-        # After a flip of a bit the JSON may still be valid, with another epoch or length.
-        return zlib.crc32(json.dumps(self._record(), sort_keys=True).encode())
+
+def step_name(step: int) -> str:
+    """Name of the directory of a step."""
+    return f"step_{step:010d}"
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,7 @@ class CheckpointStore:
         Raises `LockedError` if another process is writing.
         """
         with contextlib.ExitStack() as stack:
-            with output_errors(self.root, _UNTOUCHED):
+            with output_errors(self.root, UNTOUCHED):
                 self.root.mkdir(parents=True, exist_ok=True)
                 self._owner = stack.enter_context(Owner.claim(self.root / "owner.json"))
             for leftover in self.root.glob("tmp_*"):
@@ -200,9 +207,9 @@ class CheckpointStore:
         owner = self._owner
         assert owner is not None, "commit a checkpoint inside CheckpointStore.writing()"
         temporary = self.root / f"tmp_{position.step:010d}_{owner.token}"
-        target = self.root / f"step_{position.step:010d}"
+        target = self.root / step_name(position.step)
         try:
-            with output_errors(self.root, _UNTOUCHED):
+            with output_errors(self.root, UNTOUCHED):
                 temporary.mkdir()
                 _write_state(state, temporary / _STATE)
                 shards = write_shards(temporary / _SHARDS) if write_shards else {}
@@ -287,22 +294,27 @@ def discard(path: Path, ignore_errors: bool = False) -> None:
 
 
 def publish(checkpoint: Checkpoint, output: Path) -> None:
-    """Give a committed state a second name, the output of a rule.
+    """Copy a committed state to the output of a rule; shards are put together.
 
-    It is a hard link where the file system allows it, else a copy; shards are put together. Its time is set
-    to now, because a workflow would make an output again that is older than its inputs.
+    The copy shares no bytes with the store, so that damage to one leaves the other. Where the file system
+    can clone, it takes no space. Its time is that of the copy, because a workflow would make an output
+    again that is older than its inputs.
     """
-    # Renaming one of two links to the same file onto the other leaves both: `atomic_write` removes the
-    # other.
     with atomic_write(output) as partial:
         if checkpoint.manifest.shards:
             _write_state(checkpoint.load(), partial)
-            return
-        try:
-            os.link(checkpoint.path, partial)
-        except OSError:
+        elif not _clone(checkpoint.path, partial):
             shutil.copyfile(checkpoint.path, partial)
-        os.utime(partial)
+
+
+def _clone(source: Path, target: Path) -> bool:
+    """Let a new file share the blocks of another until one of them is written (XFS, Btrfs, some Lustre)."""
+    with source.open("rb") as original, target.open("wb") as copy:
+        try:
+            fcntl.ioctl(copy.fileno(), _FICLONE, original.fileno())
+        except OSError:
+            return False
+    return True
 
 
 def _write_state(state: Mapping[str, Any], path: Path) -> None:

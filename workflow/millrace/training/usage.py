@@ -13,7 +13,8 @@ from typing import Any
 
 import psutil
 
-from millrace.files import write_json
+from millrace.errors import DataError
+from millrace.sealed import read_lines, read_sealed, sealed, write_sealed
 
 SESSIONS, TARGET = "sessions.jsonl", "target.json"
 PHASES = ("starting", "training", "validating", "saving")
@@ -50,20 +51,20 @@ class SessionUsage:
         record = {key: self._session.get(key) for key in keys}
         record |= {"begun": round(self._begun, 3), "end_step": step, "seconds": seconds}
         with contextlib.suppress(OSError), self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(sealed(record)) + "\n")
 
 
 def write_target(store: Path, milestone: int, final: int | None) -> None:
     """Write the epoch that is trained to now, and the last configured one, if it is known."""
-    write_json(store / TARGET, {"milestone": milestone, "final": final})
+    write_sealed(store / TARGET, {"milestone": milestone, "final": final})
 
 
 def read_target(store: Path) -> tuple[int | None, int | None]:
     """Read the epoch that is or was last trained to, and the last configured one; None: not known."""
     try:
-        record = json.loads((store / TARGET).read_text())
+        record = read_sealed(store / TARGET, "the target", "", "")
         return record["milestone"], record["final"] or record["milestone"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DataError, KeyError):
         return None, None
 
 
@@ -71,10 +72,7 @@ def read_sessions(store: Path) -> list[dict[str, Any]]:
     """Read the last line of each session of a run, in the order of their starts."""
     # Sessions that were killed before they saved anything share their number with the next one.
     latest: dict[float, dict[str, Any]] = {}
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        for line in (store / SESSIONS).read_text().splitlines():
-            with contextlib.suppress(ValueError):  # cut short by a kill
-                record = json.loads(line)
-                if isinstance(record, dict) and {"begun", "seconds", "end_step"} <= record.keys():
-                    latest[record["begun"]] = record
+    for record in read_lines(store / SESSIONS):
+        if {"begun", "seconds", "end_step"} <= record.keys():
+            latest[record["begun"]] = record
     return [latest[begun] for begun in sorted(latest)]

@@ -23,7 +23,7 @@ from millrace.data.hdf5 import create, create_dataset, open_checked, rows_per_ch
 from millrace.data.normalisation import Normalisation
 from millrace.data.samples import dataset_class
 from millrace.errors import ConfigError, DataError
-from millrace.evaluation.trained_model import TrainedModel, read_receipt
+from millrace.evaluation.trained_model import TrainedModel, read_training
 from millrace.files import write_json
 from millrace.provenance import code_version, provenance
 from millrace.systems.base import Progress
@@ -88,7 +88,7 @@ def predict(
     ConfigError
         The new mesh cannot be cut, or is too coarse for the graph of the model.
     """
-    described = read_receipt(receipt)
+    described = read_training(receipt)
     with nullcontext(workspace) if workspace else tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         definition = described["definition"]

@@ -7,7 +7,6 @@ no process ever holds the full model. Tensors have the names of the undivided mo
 import contextlib
 import pickle
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping
 from enum import Enum, EnumType
 from pathlib import Path
@@ -20,11 +19,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from millrace.errors import DataError
+from millrace.sealed import checksum
 from millrace.training.distributed import Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """State of AdamW for each parameter, besides its step."""
-_CHUNK = 1 << 20
 _INDEX = ".metadata"
 # Classes in the index of a checkpoint; a pickle could name any other and have it called.
 _PARTS = {
@@ -43,15 +42,6 @@ _PARTS = {
     "pathlib": ("PosixPath",),
     "collections": ("OrderedDict",),
 }
-
-
-def checksum(path: Path) -> int:
-    """CRC-32 of a file."""
-    crc = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            crc = zlib.crc32(chunk, crc)
-    return crc
 
 
 def save(tensors: Mapping[str, Tensor], directory: Path | None, ranks: Ranks) -> dict[str, Any]:
