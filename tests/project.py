@@ -112,6 +112,11 @@ class Project:
         self.run("--report", "report.html")
         return self.path("report.html").read_text()
 
+    def epochs(self, run: str) -> int:
+        """Epochs that a run has done: the most of its stores."""
+        stores = self.root.glob(f"runs/{run}/*/metrics.jsonl")
+        return max((len(path.read_text().splitlines()) for path in stores), default=0)
+
     @staticmethod
     def environment() -> dict[str, str]:
         return os.environ | {"OMP_NUM_THREADS": "1"}

@@ -27,6 +27,12 @@ class DataError(UserError):
     exit_code = 65
 
 
+class NotFiniteError(UserError):
+    """A number that training, scoring or forecasting made is infinite or NaN."""
+
+    exit_code = 76  # ExitCode.NOT_FINITE
+
+
 def first_line(error: BaseException) -> str:
     """First line of the message of an error, or the name of its type if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from millrace.errors import DataError, ExitCode, UserError
+from millrace.errors import DataError, ExitCode, NotFiniteError, UserError
 
 # Separators of directories, what no file system takes, and dots at the beginning.
 _UNSAFE = re.compile(r"^\.|[/\\:%\x00-\x1f\x7f]|[\ud800-\udfff]")
@@ -99,9 +100,31 @@ def safe_name(name: str) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with `atomic_write`; raises ValueError for NaN and infinity, which JSON does not have."""
+    """Write JSON with `atomic_write`; raises `NotFiniteError` for NaN and infinity: JSON has none."""
+    try:
+        text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+    except ValueError:
+        raise NotFiniteError(
+            f"{path}: nothing was written, because {_not_finite(value)} is infinite or NaN; look for such "
+            "values in the data, or train again with a lower train.learning_rate"
+        ) from None
     with atomic_write(path) as partial:
-        partial.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False))
+        partial.write_text(text)
+
+
+def _not_finite(value: Any, name: str = "") -> str:
+    """Name the first number in a JSON value that is not finite, by its keys joined by dots; else empty."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else name
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list | tuple)
+        else ()
+    )
+    found = (_not_finite(one, f"{name}.{key}".removeprefix(".")) for key, one in items)
+    return next(filter(None, found), "")
 
 
 def sync(path: Path) -> None:

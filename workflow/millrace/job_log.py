@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from millrace.errors import UserError
+from millrace.processes import stop_without_head
 from millrace.systems.base import Progress
 from millrace.systems.registry import load_plugins
 
@@ -34,6 +35,7 @@ def job(snakemake: Any) -> Iterator[Callable[[str], Progress]]:
         console = [os.dup(descriptor) for descriptor in (1, 2)]
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
+        stop_without_head()
         try:
             try:
                 load_plugins(snakemake.config.get("plugins", []))

@@ -3,22 +3,62 @@
 import ctypes
 import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
+
+import psutil
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals by which a user or a scheduler asks a process to stop."""
 _PR_SET_PDEATHSIG = 1
+_LOOK_EVERY_S = 1.0
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int | None = None) -> None:
     """Have the kernel kill this process when its parent ends, for whatever reason.
 
-    Otherwise a worker whose torchrun agent was killed would continue to train, unseen, and hold its GPU.
+    Otherwise a worker whose torchrun agent was killed would continue to train, unseen, and hold its GPU. Of
+    a parent that has ended before this call the kernel tells nothing: ``parent`` is the process that should
+    be the parent, and if another one is, this process ends at once.
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dying_with_this() -> Callable[[], None]:
+    """Function for the ``preexec_fn`` of a child: it dies when this process does, see `die_with_parent`."""
+    return partial(die_with_parent, os.getpid())
+
+
+def stop_without_head() -> None:
+    """Ask this process to stop, by SIGTERM, when the Snakemake that has started it is gone.
+
+    A Snakemake that is killed leaves the jobs of this machine behind, which nobody waits for any more: they
+    would train on, and be in the way of the same command. Jobs of a scheduler go on: there, the process
+    that the scheduler starts is the topmost Snakemake, and ends with the job.
+    """
+    head = None
+    for ancestor in psutil.Process().parents():
+        with suppress(psutil.Error):
+            if any("snakemake" in Path(word).name for word in ancestor.cmdline()[:4]):
+                head = ancestor
+    if head is None:
+        return
+
+    def watch() -> None:
+        while head.is_running() and head.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(_LOOK_EVERY_S)
+        print("Snakemake was killed: this job stops", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def library_environment() -> dict[str, str]:

@@ -35,7 +35,7 @@ def checksum(path: Path) -> int:
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record with its seal."""
     # Tuples, and keys that are no texts, are sealed as what they will be read as.
-    plain: dict[str, Any] = json.loads(json.dumps(record, allow_nan=False))
+    plain: dict[str, Any] = json.loads(json.dumps(record))
     return plain | {_SEAL: seal(plain)}
 
 

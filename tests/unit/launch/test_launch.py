@@ -100,15 +100,58 @@ def test_signal_saves_and_asks_to_try_again(request_for, number):
     assert 3 <= done < 5000
 
 
-def test_killed_launcher_leaves_no_process(request_for):
-    running = start(request_for(epochs=5000))
-    wait_for_epochs(request_for(epochs=5000), 2)
+def test_ranks_of_one_node_listen_on_its_loopback_and_need_no_name(request_for):
+    request = request_for(epochs=5000, layout="n1_gpu2")
+    nameless = ["unshare", "-u", "sh", "-c", 'hostname node-x.invalid && exec "$@"', "sh"]
+    if subprocess.run([*nameless, "true"], capture_output=True, check=False).returncode:
+        nameless = []  # only root may
+    running = start(request, *nameless)
+    try:
+        wait_for_epochs(request, 1)
+        below = psutil.Process(running.pid).children(recursive=True)
+        sockets = [one for process in below for one in process.net_connections("inet")]
+        assert {one.laddr.ip.removeprefix("::ffff:") for one in sockets} == {"127.0.0.1"}
+    finally:
+        running.terminate()
+        running.wait(90)
+
+
+def test_killed_launcher_leaves_no_process_and_the_next_one_no_files(request_for):
+    request = request_for(epochs=5000)
+    running = start(request)
+    wait_for_epochs(request, 2)
     below = psutil.Process(running.pid).children(recursive=True)
     assert len(below) >= 2
     running.kill()
     running.wait(30)
     _, alive = psutil.wait_procs(below, timeout=60)
     assert alive == []
+    assert [*Path(request.runs).glob(".launch_*")]
+    assert launch(request_for(epochs=1), cpus=1) == ExitCode.OK
+    assert not [*Path(request.runs).glob(".launch_*")]
+
+
+@pytest.mark.parametrize("killed", slow_for(["launcher", "agent", "torchrun"], "launcher".__ne__))
+def test_ranks_that_have_just_begun_end_with_what_started_them(request_for, killed):
+    running = start(request_for(epochs=5000, layout="n1_gpu2"))
+    launcher = psutil.Process(running.pid)
+    end = time.monotonic() + 180
+    while not (ranks := [one for one in launcher.children(True) if is_a(one, "launch.rank")]):
+        assert time.monotonic() < end
+    tree = launcher.children(recursive=True)
+    of = {"launcher": [launcher], "agent": tree, "torchrun": [ranks[0].parent()]}[killed]
+    next(one for one in of if killed != "agent" or is_a(one, "launch.agent")).kill()
+    _, alive = psutil.wait_procs([*ranks, *tree], timeout=60)
+    running.kill()
+    running.wait(30)
+    assert alive == []
+
+
+def is_a(process, module):
+    try:
+        return f"millrace.{module}" in process.cmdline()[:4]  # python -u -m module
+    except psutil.Error:
+        return False
 
 
 @pytest.mark.slow
@@ -143,8 +186,8 @@ def test_several_nodes_are_refused(request_for):
         launch(request_for(layout="n2_gpu1"), cpus=1)
 
 
-def start(request):
-    command = [sys.executable, "-c", LAUNCH, json.dumps(asdict(request))]
+def start(request, *within):
+    command = [*within, sys.executable, "-c", LAUNCH, json.dumps(asdict(request))]
     return subprocess.Popen(
         command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -9,11 +9,11 @@ from neuralop.layers.spectral_convolution import SpectralConv
 from tensors import assert_same
 from tiers import slow_for
 
+from millrace.errors import NotFiniteError
 from millrace.systems.groundwater import gno
 from millrace.systems.registry import models
 from millrace.training import precision
 from millrace.training.batches import rank_shares
-from millrace.training.engine import NotFiniteError
 from millrace.training.precision import LossScaler, autocast
 
 EPOCHS = 8

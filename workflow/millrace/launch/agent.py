@@ -9,10 +9,12 @@ from pathlib import Path
 
 import psutil
 
-from millrace.processes import die_with_parent, forwarding_signals
+from millrace.processes import dying_with_this, forwarding_signals
 
 CANCELLED = ".cancelled"
 """Suffix of a file beside the request; if it exists, ranks must not be started again."""
+AGENT = "MILLRACE_AGENT"
+"""Environment variable of the ranks: the process id of their agent."""
 FAILED = ".error"
 """Suffix of a file beside the request with message and exit code of a worker's `UserError`."""
 
@@ -21,6 +23,8 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEX
 # Otherwise torchrun keeps its key-value store when it starts ranks again. They find each other by its keys,
 # and could mistake those of dead ranks for new ones: gloo fails then, and NCCL waits for ever.
 _STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+# Ranks of one machine talk over it alone, unless a cluster's settings name another interface.
+_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 def main() -> int:
@@ -29,25 +33,32 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--ranks", type=int, required=True, help="ranks of this node")
     parser.add_argument("--cpus", type=int, required=True, help="CPUs of all ranks together")
-    parser.add_argument("--endpoint", required=True, help="host:port where the nodes meet")
+    parser.add_argument("--endpoint", help="host:port where several nodes meet")
     parser.add_argument("--run", required=True, help="name of this start, the same on all nodes")
     parser.add_argument("--restarts", type=int, default=0)
     parser.add_argument("module")
     parser.add_argument("request")
     given = parser.parse_args()
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={given.ranks}"]
+    alone = given.nodes == 1
+    torchrun = "millrace.launch.one_node" if alone else "torch.distributed.run"
+    command = [sys.executable, "-m", torchrun, f"--nproc-per-node={given.ranks}"]
     command += [f"--nnodes={given.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={given.run}"]
-    command += [f"--rdzv-endpoint={given.endpoint}", f"--max-restarts={given.restarts}"]
+    command += [] if alone else [f"--rdzv-endpoint={given.endpoint}"]
+    command += [f"--max-restarts={given.restarts}"]
     # Else torchrun makes a folder for logs in /tmp, which it never removes. This one goes with the request.
     command += [f"--log-dir={Path(given.request).parent}"]
     # More threads than cores slow everything down, whatever the scheduler calls a CPU.
     cpus = min(given.cpus, len(os.sched_getaffinity(0)))
     threads = str(max(1, cpus // given.ranks))
     process = subprocess.Popen(
-        [*command, "-m", given.module, given.request],
-        env=os.environ | _STORE | dict.fromkeys(_THREADS, threads),
+        [*command, "-m", "millrace.launch.rank", given.module, given.request],
+        env=(_LOOPBACK if alone else {})
+        | os.environ
+        | _STORE
+        | {AGENT: str(os.getpid())}
+        | dict.fromkeys(_THREADS, threads),
         start_new_session=True,
-        preexec_fn=die_with_parent,
+        preexec_fn=dying_with_this(),
     )
 
     def warn_workers(number: int) -> None:

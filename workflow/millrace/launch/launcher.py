@@ -2,21 +2,25 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import psutil
+
 import millrace
 from millrace.cluster import Cluster
-from millrace.errors import ExitCode
+from millrace.errors import ConfigError, ExitCode
 from millrace.launch.agent import CANCELLED, FAILED
 from millrace.layout import Layout
-from millrace.processes import die_with_parent, forwarding_signals
+from millrace.processes import dying_with_this, forwarding_signals
 from millrace.schedulers import Allocation, allocation, queue
 from millrace.training.deadline import DEADLINE, Stop
 from millrace.training.owner import LockedError, read_owner
@@ -28,6 +32,8 @@ _EXIT_RESERVE_S = 20.0
 _RESTARTS = 3
 # Time in which a job that is told to stop must save and end.
 _TAKE_OVER_S = 180.0
+_LAUNCH = ".launch_"
+_OLD_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,9 @@ def train(request: Request, cpus: int, surroundings: Surroundings | None = None)
     _take_over(Path(request.runs), here)
     # On the shared file system: all nodes read it.
     Path(request.runs).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".launch_", dir=request.runs) as directory:
+    _remove_leftovers(Path(request.runs))
+    prefix = f"{_LAUNCH}{socket.gethostname()}_{os.getpid()}_"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=request.runs) as directory:
         path = Path(directory) / "request.json"
         path.write_text(json.dumps(asdict(request)))
         layout = Layout.parse(request.trained_on)
@@ -124,9 +132,8 @@ def run_workers(
     here, around = allocation(), surroundings or Surroundings()
     agent = [sys.executable, "-m", "millrace.launch.agent", f"--nodes={layout.nodes}"]
     agent += [f"--ranks={layout.gpus_per_node}", f"--cpus={cpus}", f"--restarts={restarts}"]
-    # This process is on the first node, in the job's script or its step.
-    agent += [f"--endpoint={socket.gethostname()}:{_free_port()}", f"--run={request.parent.name}"]
-    agent += [module, str(request.absolute())]
+    agent += [f"--endpoint={_endpoint(layout)}"] if layout.nodes > 1 else []
+    agent += [f"--run={request.parent.name}", module, str(request.absolute())]
     if around.modules:
         loaded = f'module load {" ".join(around.modules)} && exec "$@"'
         agent = ["bash", "-lc", loaded, "bash", *agent]
@@ -145,7 +152,7 @@ def run_workers(
         here.on_each_node(agent, layout, cpus),
         env=environment,
         start_new_session=True,
-        preexec_fn=die_with_parent,
+        preexec_fn=dying_with_this(),
     )
     with forwarding_signals(process.send_signal):
         code = process.wait()
@@ -155,10 +162,19 @@ def run_workers(
     return code
 
 
-def _free_port() -> int:
+def _endpoint(layout: Layout) -> str:
+    """Host and free port where the nodes of a layout meet: this process is on the first of them."""
+    host = socket.gethostname()
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        raise ConfigError(
+            f"the name of this node, {host}, does not resolve to an address, and the {layout.nodes} nodes "
+            f"of {layout} meet there: name it in /etc/hosts or DNS, or choose a layout of one node"
+        ) from None
     with socket.socket() as probe:
         probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+        return f"{host}:{probe.getsockname()[1]}"
 
 
 def _take_over(runs: Path, here: Allocation) -> None:
@@ -168,6 +184,8 @@ def _take_over(runs: Path, here: Allocation) -> None:
     """
     for lock in runs.glob("*/owner.json"):
         owner = read_owner(lock)
+        if owner is not None and not owner.job and not here.job:
+            _await_stopping(runs, lock)
         if owner is None or not owner.job or not here.job or owner.job == here.job:
             continue
         jobs = queue(here.scheduler)
@@ -186,3 +204,23 @@ def _take_over(runs: Path, here: Allocation) -> None:
             state = jobs.jobs([owner.job])[owner.job].state
         if read_owner(lock) == owner:
             lock.unlink(missing_ok=True)
+
+
+def _await_stopping(runs: Path, lock: Path) -> None:
+    """Wait for a training of this machine that has been asked to stop, as when its Snakemake was killed."""
+    end = time.monotonic() + _TAKE_OVER_S
+    while (owner := read_owner(lock)) and owner.is_alive(lock, time.time()):
+        if not any(runs.glob(f"{_LAUNCH}*/*{CANCELLED}")) or time.monotonic() > end:
+            return  # it trains on: the store refuses a second one
+        time.sleep(0.2)
+
+
+def _remove_leftovers(runs: Path) -> None:
+    """Remove what launchers of this run left that were killed: of this machine, or a day old."""
+    for path in runs.glob(f"{_LAUNCH}*"):
+        host, _, rest = path.name.removeprefix(_LAUNCH).rpartition("_")[0].rpartition("_")
+        with suppress(OSError):
+            here = host == socket.gethostname() and rest.isdigit()
+            old = time.time() - path.stat().st_mtime > _OLD_S
+            if old or (here and not psutil.pid_exists(int(rest))):
+                shutil.rmtree(path, ignore_errors=True)

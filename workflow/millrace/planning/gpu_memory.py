@@ -20,7 +20,7 @@ from millrace.errors import ConfigError
 from millrace.files import OutputError, write_json
 from millrace.layout import Layout
 from millrace.plan import Plan
-from millrace.processes import die_with_parent, library_environment
+from millrace.processes import dying_with_this, library_environment
 from millrace.systems.base import Block, dataset_names
 from millrace.systems.registry import kind_of, models
 
@@ -144,7 +144,7 @@ def _answers(
             capture_output=True,
             text=True,
             timeout=LIMIT,
-            preexec_fn=die_with_parent,
+            preexec_fn=dying_with_this(),
         ).stdout
     except subprocess.TimeoutExpired as error:
         done = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 
 from millrace.errors import ConfigError
-from millrace.processes import die_with_parent
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,28 @@ def node_name() -> str:
 _PATIENCE = timedelta(minutes=30)
 
 
+LOOPBACK = "127.0.0.1"
+
+
+def loopback_store(port: int = 0, host: bool = True, **options: Any) -> dist.TCPStore:
+    """Key-value store that only processes of this machine reach: started at a port, by default a free one.
+
+    Without ``host`` it is that of another process. ``options`` are those of `torch.distributed.TCPStore`,
+    which would listen on all interfaces.
+    """
+    if not host:
+        return dist.TCPStore(LOOPBACK, port, is_master=False, **options)
+    with socket.create_server((LOOPBACK, port)) as server:
+        port, listening = server.getsockname()[1], server.detach()
+    return dist.TCPStore(LOOPBACK, port, is_master=True, master_listen_fd=listening, **options)
+
+
 @contextlib.contextmanager
 def process_group(patience: timedelta = _PATIENCE) -> Iterator[Ranks]:
     """Join the ranks that torchrun started: NCCL between GPUs, gloo between CPU processes.
 
     ``patience`` is the longest time to wait for the other ranks, at the start and at each exchange.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent()
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if torch.cuda.is_available():
         local = int(os.environ.get("LOCAL_RANK", 0))
@@ -106,8 +119,14 @@ def process_group(patience: timedelta = _PATIENCE) -> Iterator[Ranks]:
     else:
         device = torch.device("cpu")
     if world_size > 1:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=patience)
+        backend, store = "nccl" if device.type == "cuda" else "gloo", None
+        if os.environ["MASTER_ADDR"] == LOOPBACK:
+            store = loopback_store(
+                int(os.environ["MASTER_PORT"]), rank == 0, world_size=world_size, timeout=patience
+            )
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=patience
+        )
     try:
         yield Ranks(rank, world_size, device)
     finally:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from millrace.errors import ConfigError, ExitCode, UserError
+from millrace.errors import ConfigError, NotFiniteError
 from millrace.models.spec import ModelSpec
 from millrace.training.acceleration import checkpoint_activations, compile_in_place
 from millrace.training.batches import BatchPlan, GlobalBatch
@@ -52,12 +52,6 @@ from millrace.training.watchdog import Watchdog
 
 # Ranks agree on stopping about this often; every step would cost an all-reduce of its own.
 AGREE_EVERY_S = 0.5
-
-
-class NotFiniteError(UserError):
-    """Loss or gradients became infinite or NaN."""
-
-    exit_code = ExitCode.NOT_FINITE
 
 
 class Observer(Protocol):
@@ -197,6 +191,7 @@ class Trainer:
         if self.step == 0 and self.config.init_from is None:
             # `millrace.training.learning` compares with it; trained weights need not improve.
             self._initial_loss = self.validation_loss()
+            self._require_finite("validation", self._initial_loss)
         while self.position.epoch < target_epoch and not self.stopped_early:
             if not self._run_epoch(deadline, observer):
                 observer.on_state(self, stopping=True)
@@ -286,14 +281,26 @@ class Trainer:
                 "intact: lower train.learning_rate or train.clip_norm (a new run), or check the data"
             )
 
+    def _require_finite(self, what: str, loss: float) -> None:
+        """Raise `NotFiniteError` for a mean loss, which is the same on all ranks, that is not finite."""
+        if not math.isfinite(loss):
+            raise NotFiniteError(
+                f"the {what} loss became infinite or NaN at step {self.step}; the last checkpoint is "
+                f"intact: check the {what} data, or lower train.learning_rate (a new run)"
+            )
+
     def _finish_epoch(self) -> dict[str, Any]:
         """Validate, and add the record of the epoch to the history."""
         loss, seconds = self._sums.collect()
+        validation_loss = self.validation_loss()
+        # Before anything of the epoch is kept: what is published is finite.
+        self._require_finite("training", loss)
+        self._require_finite("validation", validation_loss)
         record: dict[str, Any] = {
             "epoch": self.position.epoch,
             "step": self.step,
             "train_loss": loss,
-            "validation_loss": self.validation_loss(),
+            "validation_loss": validation_loss,
             "learning_rate": self.learning_rate,
             "samples_per_second": float(self.dataset.groups("train").sum()) / max(seconds, 1e-9),
             "seconds": seconds,
