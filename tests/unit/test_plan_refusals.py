@@ -22,6 +22,7 @@ from millrace.systems.registry import kinds, models
             "run.layouts[0]: expected a layout such as n1_gpu2, got 'n0_gpu1'",
         ),
         ("run/seeds", [], "run.seeds"),
+        ("run/seeds", [*range(10_001)], "runs; expected 10,000 or fewer"),
         ("experiments/head/dataset", "cost", "no dataset named 'cost'; did you mean 'coast'?"),
         (
             "experiments/head/data/variables",

@@ -31,6 +31,10 @@ from millrace.training.request import decisive
 _MEASURED = ScalingSettings.model_fields.keys() - AnalysisSettings.model_fields.keys()
 
 
+MOST_RUNS = 10_000
+"""Of a configuration, sweeps aside."""
+
+
 class Plan:
     """A checked configuration.
 
@@ -59,6 +63,7 @@ class Plan:
         self.scaling = ScalingSettings.parse(config.get("scaling", {}), "config: scaling")
         for name in self._run["experiments"]:
             known(name, self.experiments, "run.experiments", "experiment")
+        self._check_number_of_runs()
         for name, block in self.datasets.items():
             if block["source"] == "demo" and raw_format(block).simulate is None:
                 raise ConfigError(
@@ -82,6 +87,16 @@ class Plan:
     def kind(self, experiment: str) -> SampleKind:
         """Return the kind of samples of an experiment, which its model determines."""
         return kinds()[models()[self.experiments[experiment]["model"]["name"]].kind]
+
+    def _check_number_of_runs(self) -> None:
+        # Snakemake plans for minutes, and in gigabytes, what nobody would train.
+        asked = [e for e in self._run["experiments"] if e not in self.sweeps]
+        runs = sum(len(self._layouts(e)) * len(self._seeds(e)) for e in asked)
+        if runs > MOST_RUNS:
+            raise ConfigError(
+                f"config: run: the layouts and seeds of {len(asked)} experiments make {runs:,} runs; "
+                f"expected {MOST_RUNS:,} or fewer"
+            )
 
     def _check_samples(self, name: str, dataset: str) -> None:
         experiment, block, kind = self.experiments[name], self.datasets[dataset], self.kind(name)

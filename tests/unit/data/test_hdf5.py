@@ -1,5 +1,6 @@
 """HDF5 files are complete or absent, and damage is noticed."""
 
+import fcntl
 import subprocess
 import sys
 import textwrap
@@ -8,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import xarray
 
 from millrace.data.hdf5 import create, create_dataset, open_checked, strings
 from millrace.errors import DataError
@@ -107,6 +109,26 @@ def test_missing_file_and_other_schema(tmp_path) -> None:
         open_checked(tmp_path / "a.h5", "other/2"),
     ):
         pass
+
+
+def test_files_that_another_process_has_locked_are_read(tmp_path):
+    # As on file systems without locks, where none can be taken.
+    with create(tmp_path / "a.h5") as file:
+        file.attrs["schema"] = "s"
+        file["x"] = [1, 2, 3]
+    xarray.Dataset({"x": ("n", [1, 2, 3])}).to_netcdf(tmp_path / "a.nc")
+    reading = (
+        "import sys, millrace, xarray\n"
+        "from millrace.data.hdf5 import open_checked\n"
+        "with open_checked(sys.argv[1] + '/a.h5', 's') as file: print(*file['x'][:])\n"
+        "print(*xarray.open_dataset(sys.argv[1] + '/a.nc')['x'].values)\n"
+    )
+    command = [sys.executable, "-c", reading, str(tmp_path)]
+    with (tmp_path / "a.h5").open() as one, (tmp_path / "a.nc").open() as two:
+        for file in (one, two):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["1", "2", "3"] * 2, done.stderr
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.001, 0.5, 0.99])

@@ -8,6 +8,7 @@ import time
 from collections import namedtuple
 from pathlib import Path
 
+import h5py
 import pytest
 import yaml
 
@@ -38,7 +39,7 @@ def test_all_is_well_here_and_nothing_is_left(tmp_path):
     results = {check.name: check.result for check in checks}
     results.pop("quota")
     assert set(results.values()) == {Result.OK}
-    assert len(results) == 9
+    assert len(results) == 10
     assert list(tmp_path.iterdir()) == []
 
 
@@ -48,6 +49,21 @@ def test_no_hard_links(tmp_path, monkeypatch):
     assert check.result is Result.FAILED
     assert "Operation not permitted" in check.detail
     assert "another file system" in check.remedy
+
+
+def test_hdf5_files_that_cannot_be_opened(tmp_path, monkeypatch):
+    opened = h5py.File
+
+    def locked(name, mode):
+        if mode == "r":
+            raise OSError("Unable to synchronously open file (unable to lock file, errno = 37)")
+        return opened(name, mode)
+
+    monkeypatch.setattr(h5py, "File", locked)
+    check = checked(tmp_path, "HDF5 and NetCDF")
+    assert check.result is Result.FAILED
+    assert "unable to lock file" in check.detail
+    assert "HDF5_USE_FILE_LOCKING" in check.remedy
 
 
 def test_links_that_are_no_lock_or_not_counted(tmp_path, monkeypatch):

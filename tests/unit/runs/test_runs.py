@@ -1,9 +1,11 @@
 """Stores listed, verified, thinned and copied, whatever state they are in."""
 
+import errno
 import json
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -344,3 +346,27 @@ def test_backup_refuses_its_own_root_and_a_run_in_training(base, run, capsys):
 def test_no_such_root_is_one_sentence(tmp_path, capsys):
     assert main(["list", "--root", str(tmp_path / "no")]) == ExitCode.DATA
     assert "--root" in capsys.readouterr().err
+
+
+def test_a_backup_that_a_full_disk_stops_keeps_whole_steps_alone(base, run, capsys, monkeypatch):
+    copied = shutil.copy2
+
+    def full(source, target):
+        if "step_0000000030" in str(source) and "state" in str(source):
+            Path(target).write_bytes(b"part")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return copied(source, target)
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    assert main(["backup", "safe"]) == ExitCode.NO_SPACE
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert "the steps copied before are intact: make room and run the same command again" in said
+    (copy,) = find_runs(base / "safe")
+    assert steps(copy.path) == [10, 20]
+    assert [one.problem for one in verify([copy])][1:] == [None, None]
+    assert copy.leftovers == []
+    monkeypatch.undo()
+    monkeypatch.chdir(base)
+    assert main(["backup", "safe"]) == ExitCode.OK
+    assert steps(copy.path) == steps(run.path)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from millrace.doctor.checks import Check, ask, attempt
 from millrace.doctor.environment import is_shared, mount
+from millrace.errors import first_line
 from millrace.files import sync
 
 _GB = 1e9
@@ -42,6 +43,7 @@ def check_filesystem(directory: Path, need_gb: float, why: str, cluster: bool) -
             "exclusive mkdir": partial(_check_one_winner, make_directory),
             "exclusive create": partial(_check_one_winner, _create),
             "flock": _check_flock,
+            "HDF5 and NetCDF": _check_hdf5,
             "fsync": _check_sync,
             "file times": _check_times,
         }
@@ -153,6 +155,24 @@ def _check_flock(name: str, scratch: Path) -> Check:
             return Check.ok(name, "locks out a second opening on this machine")
     detail = "locks nobody out; the lock of a store works without it"
     return Check.warning(name, detail, "Do not rely on flock in scripts of your own here.")
+
+
+def _check_hdf5(name: str, scratch: Path) -> Check:
+    """Samples are HDF5 and many raw files NetCDF: their library locks what it reads, unless told not to."""
+    import h5py
+
+    file = scratch / "samples.h5"
+    with file.open("wb") as output, h5py.File(output, "w") as written:
+        written["values"] = range(1000)
+    try:
+        with h5py.File(file, "r") as read:
+            intact = read["values"][:].tolist() == list(range(1000))
+    except OSError as error:
+        remedy = f"Unset HDF5_USE_FILE_LOCKING, or set it to FALSE. {_ELSEWHERE}"
+        return Check.failed(name, f"what was written cannot be read ({first_line(error)})", remedy)
+    if not intact:
+        return Check.failed(name, "other values are read than were written", _ELSEWHERE)
+    return Check.ok(name, "written and read")
 
 
 def _check_sync(name: str, scratch: Path) -> Check:

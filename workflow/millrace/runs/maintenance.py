@@ -16,6 +16,8 @@ from millrace.training.receipt import read_receipt
 from millrace.training.store import Manifest, discard
 from millrace.training.usage import SESSIONS, TARGET
 
+_INTACT = "the steps copied before are intact: make room and run the same command again"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -140,7 +142,7 @@ def backup(run: Run, destination: Path) -> Iterator[tuple[Step, str]]:
     """
     copy = Run(destination.joinpath(*run.parts), *run.parts)
     # The copy has its own lock: two backups, or a backup and a training, must not write to one directory.
-    with copy.store().writing(), output_errors(copy.path):
+    with copy.store().writing(), output_errors(copy.path, _INTACT):
         for step in run.steps:
             yield step, _copy_step(step, copy.path / step.path.name)
         _copy_file(run.path / "identity.json", copy.path / "identity.json")
@@ -167,6 +169,9 @@ def _copy_step(step: Step, target: Path) -> str:
             problem = Step(partial, Manifest.read(partial), step.run_hash).problem()
     except FileNotFoundError:
         problem = "its files vanished"
+    except OSError:  # such as a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if problem is not None:
         shutil.rmtree(partial, ignore_errors=True)
         return f"damaged: {problem}" if step.path.exists() else "gone"

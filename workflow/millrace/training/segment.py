@@ -269,11 +269,13 @@ def _benign_changes(sessions: list[dict[str, Any]]) -> list[str]:
     """Messages about changes since the last session that affect rounding, but not the run hash."""
     if len(sessions) < 2:
         return []
-    before, now = sessions[-2], sessions[-1]
+    before, now = (
+        {"micro_batch": one.get("execution", {}).get("micro_batch"), **one} for one in sessions[-2:]
+    )
     return [
         f"resumed with another {key} ({before[key]} -> {now[key]}): results agree to rounding, not "
         "bit by bit"
-        for key in ("ranks", "parallel", "threads", "device", "torch")
+        for key in ("ranks", "parallel", "micro_batch", "threads", "device", "torch")
         if before.get(key, now[key]) != now[key]
     ]
 
