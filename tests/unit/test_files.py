@@ -6,15 +6,17 @@ import os
 
 import pytest
 
-from millrace.errors import ExitCode
+from millrace.errors import ExitCode, NotFiniteError
 from millrace.files import OutputError, atomic_write, write_json
 
 
 def test_json_is_replaced_whole(tmp_path) -> None:
     path = tmp_path / "new" / "a.json"
     write_json(path, {"b": 1, "a": [1.5, None]})
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(path, {"a": float("nan")})
+    with pytest.raises(
+        NotFiniteError, match="nothing was written, because a.1.b is infinite or NaN"
+    ):
+        write_json(path, {"a": [1.0, {"b": float("nan")}]})
     assert json.loads(path.read_text()) == {"a": [1.5, None], "b": 1}
     assert list(path.parent.iterdir()) == [path]
 

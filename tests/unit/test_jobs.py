@@ -55,10 +55,35 @@ def test_a_user_error_is_one_sentence(tmp_path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (65, "before\n", "")
 
 
-def test_any_other_error_has_its_traceback_in_the_log(tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("body", "sentence", "code"),
+    [
+        ("open('/nowhere/a.csv')", "/nowhere/a.csv: the system refuses it (No such file", 65),
+        (
+            "raise OSError(28, 'No space left on device')",
+            "a file: the system refuses it (No space",
+            74,
+        ),
+        (
+            "raise OSError(116, 'Stale file handle', 'b.nc')",
+            "b.nc: the system refuses it (Stale",
+            65,
+        ),
+        ("raise MemoryError", "out of memory: ask for more", 1),
+    ],
+)
+def test_what_the_system_refuses_is_one_sentence(tmp_path, body, sentence, code) -> None:
+    done, log = run(tmp_path, body)
+    assert log.startswith(f"error: {sentence}")
+    assert log.count("\n") == 1
+    assert (done.returncode, done.stdout, done.stderr) == (code, "before\n", "")
+
+
+def test_any_other_error_is_called_a_mistake_of_ours_after_its_traceback(tmp_path) -> None:
     done, log = run(tmp_path, "print('out'); {}['key']")
     assert log.startswith("out\nTraceback (most recent call last)")
-    assert log.endswith("KeyError: 'key'\n")
+    *_, last = log.splitlines()
+    assert last.startswith("error: KeyError: 'key'. This is a mistake in Millrace or in a plug-in")
     assert (done.returncode, done.stdout, done.stderr) == (1, "before\n", "")
 
 

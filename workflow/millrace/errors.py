@@ -1,10 +1,17 @@
 """Errors that a user can cause, and the exit codes of all commands."""
 
+import errno
 import functools
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Self
+
+REFUSED = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG,
+}  # fmt: skip
+"""Errors of a system that refuses to store something."""
 
 
 class UserError(Exception):
@@ -44,16 +51,42 @@ def listed(things: Sequence[object], shown: int = 3) -> str:
     return ", ".join(map(str, things[:shown])) + more
 
 
+def tell(error: Exception) -> int:
+    """Print an error that ends a command or a job, as the last line; returns the exit code.
+
+    Of a `UserError` and of what the system refuses it is one sentence. Anything else is a fault of ours,
+    and comes after its traceback.
+    """
+    if isinstance(error, UserError):
+        said, code = str(error), error.exit_code
+    elif isinstance(error, MemoryError):
+        said, code = "out of memory: ask for more (mem_mb of the rule), or for smaller batches", 1
+    elif isinstance(error, OSError) and error.strerror:
+        said = (
+            f"{error.filename or 'a file'}: the system refuses it ({error.strerror}); mend that, and run "
+            "the same command again"
+        )
+        code = ExitCode.NO_SPACE if error.errno in REFUSED else ExitCode.DATA
+    else:
+        traceback.print_exception(error)
+        said = (
+            f"{type(error).__name__}: {first_line(error)}. This is a mistake in Millrace or in a plug-in, "
+            "not yours: please report it with the lines above"
+        )
+        code = ExitCode.FAILED
+    print(f"error: {said}", file=sys.stderr)
+    return int(code)
+
+
 def exits_with_code(main: Callable[..., int]) -> Callable[..., int]:
-    """Have a command print a `UserError` without a traceback, and return its exit code."""
+    """Have a command print the error that ends it, see `tell`, and return its exit code."""
 
     @functools.wraps(main)
     def command(*arguments: object) -> int:
         try:
             return int(main(*arguments))
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return int(error.exit_code)
+        except Exception as error:
+            return tell(error)
 
     return command
 

@@ -1,7 +1,6 @@
 """Output files that are either complete or absent."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
@@ -13,12 +12,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from millrace.errors import DataError, ExitCode, NotFiniteError, UserError
+from millrace.errors import REFUSED, DataError, ExitCode, NotFiniteError, UserError
 
 # Separators of directories, what no file system takes, and dots at the beginning.
 _UNSAFE = re.compile(r"^\.|[/\\:%\x00-\x1f\x7f]|[\ud800-\udfff]")
 _LONGEST_NAME = 180  # bytes: file systems take 255, with suffixes
-_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
 class OutputError(UserError):
@@ -33,7 +31,7 @@ def output_errors(path: Path, consequence: str = "nothing was kept") -> Iterator
     try:
         yield
     except OSError as error:
-        if error.errno not in _REFUSED:
+        if error.errno not in REFUSED:
             raise
         reason = os.strerror(error.errno)
         raise OutputError(f"{path}: cannot be written ({reason}); {consequence}") from error

@@ -4,11 +4,10 @@ import contextlib
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from millrace.errors import UserError
+from millrace.errors import tell
 from millrace.processes import stop_without_head
 from millrace.systems.base import Progress
 from millrace.systems.registry import load_plugins
@@ -20,8 +19,8 @@ _LINE_EVERY_S = 5.0
 def job(snakemake: Any) -> Iterator[Callable[[str], Progress]]:
     """Redirect output, also of child processes, to the job's log, and load systems from outside.
 
-    A `UserError` ends the process with its message, as the last line of the log, and its exit code; any
-    other error ends it with the traceback. The console stays silent, because Snakemake reports there.
+    An error ends the process with a sentence, as the last line of the log, and its exit code, see
+    `millrace.errors.tell`. The console stays silent, because Snakemake reports there.
 
     Yields
     ------
@@ -42,12 +41,8 @@ def job(snakemake: Any) -> Iterator[Callable[[str], Progress]]:
                 yield progress_in_lines
             finally:
                 sys.stdout.flush()  # the reason of a failure is the last line of the log
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(int(error.exit_code))
-        except Exception:
-            traceback.print_exc()
-            sys.exit(1)
+        except Exception as error:
+            sys.exit(tell(error))
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
