@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.data.account import Account
 from millrace.data.hdf5 import create, create_dataset, rows_per_chunk, strings
 from millrace.data.split import MINIMUM_STD, Moments, SplitConfig, time_split
 from millrace.errors import DataError
@@ -43,10 +44,12 @@ def extract_blocks(
 
     It appears only when it is complete, and memory does not grow with the number of steps. Statistics are
     those of the training period: mean and deviation of the block means, deviation of what the cells differ
-    from them by, and the mean of that for each cell. ``progress`` is called with (steps done, all). Raises
+    from them by, and the mean of that for each cell. `samples.json` beside ``output`` says what was read,
+    kept, and left out for which reason. ``progress`` is called with (steps done, all). Raises
     `ConfigError` or `DataError` if the split or the source (see `open_source`) does not allow it.
     """
-    icon = open_source(source, config.variables, config.levels, config.missing)
+    account = Account()
+    icon = open_source(source, config.variables, config.levels, config.missing, account)
     finest, fields = icon.grids[0], icon.fields
     n_steps, n_cells, n_variables = len(fields.time_T), len(finest.lon_N), len(config.variables)
     ranges = time_split(n_steps, split)
@@ -90,6 +93,12 @@ def extract_blocks(
             grid=finest.name,
             uuid=finest.uuid or "",
         )
+    used = int((ranges[:, 1] - ranges[:, 0]).sum())
+    account.keep("times", used)
+    account.leave_out("times", "in the gaps between the periods", n_steps - used)
+    account.keep("cells", n_cells)
+    account.keep("blocks", sizes[-1])
+    account.write(output.with_name("samples.json"))
 
 
 def nested_order(parents: Sequence[Ints], path: Path) -> tuple[Ints, list[int]]:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from millrace.data.account import Account
 from millrace.errors import DataError
 from millrace.systems.downscaling.icon_csv import open_csv
 from millrace.systems.downscaling.icon_output import (
@@ -36,18 +37,19 @@ def open_source(
     variables: Sequence[str],
     levels: int,
     missing: MissingConfig | None = None,
+    account: Account | None = None,
 ) -> IconSource:
     """Open a directory of ICON files, searched with all folders below it.
 
     With a ``grid.csv`` it is read as CSV, see `millrace.systems.downscaling.icon_csv`. Each of
     ``variables`` is taken from the files that hold it on cells; what else is there (constants, edges,
     restarts, output on longitudes and latitudes) is left alone. The source needs the grid of the fields and
-    ``levels`` - 1 ancestors of it. ``missing`` says what a no-data value means. Raises `DataError` if files
-    are missing, damaged, or do not fit each other.
+    ``levels`` - 1 ancestors of it. ``missing`` says what a no-data value means; files are counted in
+    ``account``. Raises `DataError` if files are missing, damaged, or do not fit each other.
     """
-    directory = Path(directory)
+    directory, account = Path(directory), account or Account()
     if (directory / "grid.csv").is_file():
-        return open_csv(directory, variables, levels, missing)
+        return open_csv(directory, variables, levels, missing, account)
     paths = sorted(directory.rglob("*.nc"))
     if not paths:
         raise DataError(f"{directory}: no NetCDF file (*.nc) and no grid.csv in it")
@@ -69,6 +71,9 @@ def open_source(
         _refuse_outputs(directory, others, variables)
     known = [read_grid(path) for path in grids]
     chain = _chain(_grid_of_output(known, outputs[0]), known, levels)
+    account.keep("files", len(chain) + len(outputs))
+    account.leave_out("files", f"without {' or '.join(variables)} on cells", len(others))
+    account.leave_out("files", "grids that are not needed", len(grids) - len(chain))
     return IconSource(chain, NetcdfFields(outputs, tuple(variables), chain[0], missing))
 
 

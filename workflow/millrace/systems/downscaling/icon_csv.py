@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from millrace.data.account import Account
 from millrace.data.csv_lines import header_of, read_rows
 from millrace.errors import DataError
 from millrace.systems.downscaling.icon_source import (
@@ -35,7 +36,11 @@ ROWS = 200_000
 
 
 def open_csv(
-    directory: Path, variables: Sequence[str], levels: int, missing: MissingConfig | None = None
+    directory: Path,
+    variables: Sequence[str],
+    levels: int,
+    missing: MissingConfig | None,
+    account: Account,
 ) -> IconSource:
     """Open a directory with a ``grid.csv``; `DataError` as in `icon.open_source`."""
     path = directory / "grid.csv"
@@ -71,6 +76,7 @@ def open_csv(
     files = sorted(p for p in directory.rglob("*.csv") if p.name != "grid.csv")
     if not files:
         raise DataError(f"{directory}: no CSV file with fields beside grid.csv")
+    account.keep("files", 1 + len(files))
     coarser = (_ancestor(path, table[[*pair]] - 1) for pair in itertools.pairwise(parents))
     return IconSource(
         (finest, *coarser),
