@@ -134,10 +134,10 @@ def block_means(fine_TNV: NDArray, area_N: Floats, n_blocks: int) -> Floats:
     return np.einsum("tmkv,mk->tmv", blocks.astype(np.float64), weight_MK)
 
 
-def neighbours_of_level(neighbours_N3: Ints, level: int) -> Ints:
+def neighbours_of_level(neighbours_N3: Ints, level: int, path: Path) -> Ints:
     """Neighbours [cells, 3] of the cells ``level`` refinements up, from those of the fine cells (nested).
 
-    They are -1 where a cell has fewer than three. Raises `DataError` if it has more: the refinement is not
+    They are -1 where a cell has fewer than three; ``path`` is the grid file, for messages. Raises `DataError` if it has more: the refinement is not
     one of triangles.
     """
     if level == 0:
@@ -149,7 +149,7 @@ def neighbours_of_level(neighbours_N3: Ints, level: int) -> Ints:
     counts = np.bincount(pairs[:, 0], minlength=inside[-1] + 1)
     if counts.max() > 3:
         raise DataError(
-            f"parent_cell_index and neighbor_cell_index disagree: a cell {level} levels up has "
+            f"{path}: parent_cell_index and neighbor_cell_index disagree: a cell {level} levels up has "
             f"{counts.max()} neighbours, a triangle has three"
         )
     result = np.full((len(counts), 3), -1)
@@ -199,4 +199,4 @@ def _write_geometry(file: h5py.File, icon: IconSource, order: Ints, sizes: list[
         if values is not None:
             create_dataset(file, f"geometry/{name}", values[order])
     for level in range(len(sizes)):
-        create_dataset(file, f"neighbours/{level}", neighbours_of_level(neighbours, level))
+        create_dataset(file, f"neighbours/{level}", neighbours_of_level(neighbours, level, grid.path))

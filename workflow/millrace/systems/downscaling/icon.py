@@ -14,16 +14,17 @@ from typing import Any, NoReturn
 import numpy as np
 
 from millrace.data.account import Account
+from millrace.data.units import converted
 from millrace.errors import DataError
 from millrace.systems.downscaling.icon_csv import open_csv
 from millrace.systems.downscaling.icon_output import (
     CELL_DIMENSIONS,
     NetcdfFields,
+    angles_of,
     centres_of,
     is_on_cells,
     opened,
     order_of,
-    radians,
 )
 from millrace.systems.downscaling.icon_source import Floats, IconGrid, IconSource
 from millrace.systems.settings import MissingConfig
@@ -115,7 +116,7 @@ def read_grid(path: Path) -> IconGrid:
         for name in ("clon", "clat", "cell_area", "neighbor_cell_index", "parent_cell_index"):
             if name not in file.variables:
                 raise DataError(f"{path}: an ICON grid file has a variable {name!r}, this one not")
-        lon, lat = (radians(file[name]) for name in ("clon", "clat"))
+        lon, lat = angles_of(path, file, ("clon", "clat"))
         index = file["neighbor_cell_index"]
         neighbours = np.asarray(index[:], dtype=np.int64)
         # Dimensions are (nv, cell); some tools write them the other way round.
@@ -126,25 +127,22 @@ def read_grid(path: Path) -> IconGrid:
                 f"{path}: neighbor_cell_index and parent_cell_index do not have the {len(lon)} cells "
                 "of clon"
             )
-        if neighbours.max() > len(lon):
-            raise DataError(
-                f"{path}: neighbor_cell_index names cell {neighbours.max()} of {len(lon)}; is the "
-                "file cut out of a larger one?"
-            )
         root, level = (getattr(file, f"grid_{name}", None) for name in ("root", "level"))
-        return IconGrid(
+        grid = IconGrid(
             path=path,
             lon_N=lon,
             lat_N=lat,
-            area_N=np.asarray(file["cell_area"][:], dtype=np.float64),
+            area_N=_whole(file["cell_area"]),
             neighbours_N3=np.maximum(neighbours - 1, -1),
             parent_N=np.maximum(parent, -1),
             uuid=getattr(file, "uuidOfHGrid", None),
             parent_uuid=getattr(file, "uuidOfParHGrid", None),
             name="" if level is None else f"R{int(root or 2)}B{int(level):02d}",
-            elevation_N=_first(file, ELEVATIONS, len(lon)),
-            land_N=_land(file, len(lon)),
+            elevation_N=_first(path, file, ELEVATIONS, "m", len(lon)),
+            land_N=_land(path, file, len(lon)),
         )
+    grid.check()
+    return grid
 
 
 def _grid_of_output(grids: Sequence[IconGrid], path: Path) -> IconGrid:
@@ -154,7 +152,7 @@ def _grid_of_output(grids: Sequence[IconGrid], path: Path) -> IconGrid:
         named = [grid for grid in grids if uuid is not None and grid.uuid == uuid]
         for grid in named or grids:
             if named or (
-                (centres_N3 := centres_of(file)) is not None
+                (centres_N3 := centres_of(path, file)) is not None
                 and order_of(centres_N3, grid) is not None
             ):
                 return grid
@@ -178,9 +176,10 @@ def _chain(finest: IconGrid, grids: Sequence[IconGrid], levels: int) -> tuple[Ic
         ]
         if len(parents) != 1 or len(parents[0].lon_N) < size:
             wanted = f"uuidOfHGrid {name}" if name else f"{size} cells"
+            found = "is not" if len(parents) < 2 else f"is {len(parents)} times"
             raise DataError(
-                f"{child.path}: the grid that it refines ({wanted}) is not among the grid files, and "
-                f"levels = {levels} needs {levels} grids in a chain; add it or lower levels"
+                f"{child.path}: the grid that it refines ({wanted}) {found} among the grid files, and "
+                f"levels = {levels} needs {levels} grids in a chain; give it once, or lower levels"
             )
         chain.append(parents[0])
     for grid in chain:
@@ -192,17 +191,26 @@ def _chain(finest: IconGrid, grids: Sequence[IconGrid], levels: int) -> tuple[Ic
     return tuple(chain)
 
 
-def _first(file: Any, names: Sequence[str], n_cells: int) -> Floats | None:
-    """The first of some variables that is there with one value a cell."""
+def _whole(variable: Any) -> Floats:
+    """Values of a variable, NaN where it declares that there is none."""
+    return np.ma.filled(np.ma.asarray(variable[:], dtype="f8"), np.nan).reshape(-1)
+
+
+def _first(
+    path: Path, file: Any, names: Sequence[str], unit: str | None, n_cells: int
+) -> Floats | None:
+    """The first of some variables that is there with one value a cell, in a unit; None: in its own."""
     for name in names:
         if name in file.variables and file[name].size == n_cells:
-            return np.asarray(file[name][:], dtype=np.float64).reshape(-1)
+            own = str(getattr(file[name], "units", "")).strip() or None
+            return np.asarray(converted(_whole(file[name]), own, unit, f"{path}: {name}"))
     return None
 
 
-def _land(file: Any, n_cells: int) -> Floats | None:
-    mask = _first(file, ("cell_sea_land_mask",), n_cells)
+def _land(path: Path, file: Any, n_cells: int) -> Floats | None:
+    mask = _first(path, file, ("cell_sea_land_mask",), None, n_cells)
     if mask is not None:
-        return (mask > 0).astype(np.float64)  # 1: at the coast, 2: inland; negative: sea
-    share = _first(file, LAND_SHARES, n_cells)
+        # 1: at the coast, 2: inland; negative: sea
+        return np.where(np.isnan(mask), np.nan, (mask > 0).astype(np.float64))
+    share = _first(path, file, LAND_SHARES, None, n_cells)
     return None if share is None else share / (100 if share.max() > 1.5 else 1)
