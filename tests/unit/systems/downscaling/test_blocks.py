@@ -86,7 +86,9 @@ def test_an_incomplete_cell_is_told():
 def test_parents_that_do_not_fit_the_neighbours_are_told():
     rng = np.random.default_rng(1)
     neighbours = rng.permutation(1280)[Icosphere.build(2).neighbours_N3]
-    with pytest.raises(DataError, match=r"grid\.nc: parent_cell_index and neighbor_cell_index disagree"):
+    with pytest.raises(
+        DataError, match=r"grid\.nc: parent_cell_index and neighbor_cell_index disagree"
+    ):
         neighbours_of_level(neighbours, 1, "grid.nc")
 
 

@@ -137,8 +137,8 @@ def block_means(fine_TNV: NDArray, area_N: Floats, n_blocks: int) -> Floats:
 def neighbours_of_level(neighbours_N3: Ints, level: int, path: Path) -> Ints:
     """Neighbours [cells, 3] of the cells ``level`` refinements up, from those of the fine cells (nested).
 
-    They are -1 where a cell has fewer than three; ``path`` is the grid file, for messages. Raises `DataError` if it has more: the refinement is not
-    one of triangles.
+    They are -1 where a cell has fewer than three; ``path`` is the grid file, for messages. Raises
+    `DataError` if it has more: the refinement is not one of triangles.
     """
     if level == 0:
         return neighbours_N3
@@ -199,4 +199,6 @@ def _write_geometry(file: h5py.File, icon: IconSource, order: Ints, sizes: list[
         if values is not None:
             create_dataset(file, f"geometry/{name}", values[order])
     for level in range(len(sizes)):
-        create_dataset(file, f"neighbours/{level}", neighbours_of_level(neighbours, level, grid.path))
+        create_dataset(
+            file, f"neighbours/{level}", neighbours_of_level(neighbours, level, grid.path)
+        )

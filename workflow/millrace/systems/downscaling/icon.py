@@ -9,7 +9,7 @@ Shape suffixes: N cells, T time steps, V variables.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -68,9 +68,14 @@ def open_source(
     if not grids or not outputs + others:
         what = "grid file (one with parent_cell_index)" if not grids else "output file"
         raise DataError(f"{directory}: no {what} among its {len(paths)} NetCDF files")
-    if not outputs:
-        _refuse_outputs(directory, others, variables)
     known = [read_grid(path) for path in grids]
+    for path in others:
+        _check_other(path, variables, {len(grid.lon_N) for grid in known})
+    if not outputs:
+        raise DataError(
+            f"{directory}: none of the {len(paths) - len(grids)} output files has {variables[0]!r}; "
+            "expected it on cells"
+        )
     chain = _chain(_grid_of_output(known, outputs[0]), known, levels)
     account.keep("files", len(chain) + len(outputs))
     account.leave_out("files", f"without {' or '.join(variables)} on cells", len(others))
@@ -78,18 +83,15 @@ def open_source(
     return IconSource(chain, NetcdfFields(outputs, tuple(variables), chain[0], missing))
 
 
-def _refuse_outputs(directory: Path, paths: Sequence[Path], variables: Sequence[str]) -> NoReturn:
-    for path in paths:
-        with opened(path) as file:
-            for name in variables:
-                if name in file.variables:
-                    raise DataError(
-                        f"{path}: {name} has dimensions {', '.join(file[name].dimensions)}; expected "
-                        f"time and one of {', '.join(CELL_DIMENSIONS)}"
-                    )
-    raise DataError(
-        f"{directory}: none of the {len(paths)} output files has {variables[0]!r}; expected it on cells"
-    )
+def _check_other(path: Path, variables: Sequence[str], sizes: set[int]) -> None:
+    """Refuse a file that has a field on all cells of a grid, but not by the name of its dimension."""
+    with opened(path) as file:
+        for name in variables:
+            if name in file.variables and sizes & {*file[name].shape}:
+                raise DataError(
+                    f"{path}: {name} has dimensions {', '.join(file[name].dimensions)}; expected "
+                    f"time and one of {', '.join(CELL_DIMENSIONS)}"
+                )
 
 
 def inspect(directory: Path) -> dict[str, Any]:
@@ -146,16 +148,16 @@ def read_grid(path: Path) -> IconGrid:
 
 
 def _grid_of_output(grids: Sequence[IconGrid], path: Path) -> IconGrid:
-    """The grid that an output file is on, by name or by its cells."""
+    """The grid that an output file is on, by its cells or, where it does not tell them, by name."""
     with opened(path) as file:
-        uuid = getattr(file, "uuidOfHGrid", None)
-        named = [grid for grid in grids if uuid is not None and grid.uuid == uuid]
-        for grid in named or grids:
-            if named or (
-                (centres_N3 := centres_of(path, file)) is not None
-                and order_of(centres_N3, grid) is not None
-            ):
-                return grid
+        uuid, centres_N3 = getattr(file, "uuidOfHGrid", None), centres_of(path, file)
+        sizes = {len(file.dimensions[name]) for name in CELL_DIMENSIONS if name in file.dimensions}
+    for grid in grids if centres_N3 is not None else ():
+        if order_of(centres_N3, grid) is not None:
+            return grid
+    for grid in grids:
+        if uuid is not None and grid.uuid == uuid and len(grid.lon_N) in sizes:
+            return grid
     raise DataError(
         f"{path}: uuidOfHGrid {uuid} is that of none of the grid files "
         f"({', '.join(grid.path.name for grid in grids)}), and no grid has its cells; add its grid file"

@@ -167,9 +167,9 @@ class CsvFields:
         complete = (np.sort(cell, axis=1) == np.arange(self._n_cells) + 1).all(axis=1)
         if not complete.all():
             step = int(np.argmin(complete))
+            line = table.index[step * self._n_cells]
             raise DataError(
-                f"{path}:{table.index[step * self._n_cells]}: time {time[step, 0]} does not have each cell 1 to "
-                f"{self._n_cells} once"
+                f"{path}:{line}: time {time[step, 0]} does not have each cell 1 to {self._n_cells} once"
             )
         columns: NDArray = table[list(self.variables)].to_numpy(np.float32)
         values = columns.reshape(*cell.shape, len(self.variables))

@@ -202,7 +202,9 @@ def opened(path: Path) -> Iterator[Any]:
     """Open a NetCDF file of any format; `DataError` if it is truncated or damaged."""
     try:
         if missing := missing_bytes(path):
-            raise DataError(f"{path}: cut off, {missing} bytes are missing; transfer or make it again")
+            raise DataError(
+                f"{path}: cut off, {missing} bytes are missing; transfer or make it again"
+            )
         with netCDF4.Dataset(path) as file:
             yield file
     except (OSError, RuntimeError) as error:

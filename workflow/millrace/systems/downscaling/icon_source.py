@@ -19,6 +19,7 @@ from millrace.data.units import (
     Quantity,
     check_plausible,
     conversion,
+    converted,
 )
 from millrace.data.validity import Screening
 from millrace.errors import DataError
@@ -39,7 +40,7 @@ _QUANTITIES = {
 }
 """Names of variables whose range is known."""
 _FAR = 5.0
-"""Of the usual distance between neighbours; refined grids vary by a factor of two."""
+"""Of the least distance between neighbours; those of a refined icosahedron vary by less than two."""
 _LOPSIDED = 0.3
 _HIGHEST = 12_000.0  # m, also below the sea
 
@@ -96,20 +97,20 @@ class IconGrid:
             apart = np.linalg.norm(centres_N3 - centres_N3[other_N], axis=1)
             distances.append(np.where(known, apart, np.nan))
         distance_N3 = np.stack(distances, axis=1)
-        usual = float(np.nanmedian(distance_N3)) if np.isfinite(distance_N3).any() else np.inf
-        if (far := distance_N3 > _FAR * usual).any():
+        least = float(np.nanmin(distance_N3)) if np.isfinite(distance_N3).any() else np.inf
+        if (far := distance_N3 > _FAR * least).any():
             cell = int(np.argmax(far.any(axis=1)))
             raise DataError(
-                f"{self.path}: neighbours of cell {cell + 1} are {np.nanmax(distance_N3[cell]) / usual:.0f} "
-                "times as far away as is usual: the centres, clon and clat, are not those of these cells; "
-                "copy the file again, or mend them"
+                f"{self.path}: a neighbour of cell {cell + 1} is {np.nanmax(distance_N3[cell]):.3g} rad "
+                f"away, others {least:.3g}: the centres, clon and clat, are not those of these cells; copy "
+                "the file again, or mend them"
             )
         # A grid without a rim covers the globe.
         middle = np.linalg.norm(np.average(centres_N3, axis=0, weights=self.area_N))
         if (self.neighbours_N3 >= 0).all() and middle > _LOPSIDED:
             raise DataError(
-                f"{self.path}: the grid has no rim, but its cells do not cover the globe; clon and clat are "
-                "probably radians said to be degrees, mend their attribute units"
+                f"{self.path}: the grid has no rim, but its cells do not cover the globe; clon and clat "
+                "are perhaps radians said to be degrees, mend their attribute units"
             )
 
     def _check_numbers(self) -> None:
@@ -141,7 +142,7 @@ class IconGrid:
                 f"{self.path}: elevation reaches {np.abs(self.elevation_N).max():g} m; expected metres, "
                 "convert it or mend its attribute units"
             )
-        if self.land_N is not None and not (0 <= self.land_N.min() and self.land_N.max() <= 1.01):
+        if self.land_N is not None and (self.land_N.min() < 0 or self.land_N.max() > 1.01):
             raise DataError(
                 f"{self.path}: land reaches from {self.land_N.min():g} to {self.land_N.max():g}; expected "
                 "shares from 0 to 1, or per cent"
@@ -199,13 +200,14 @@ def angles(
 
 
 def check_variable(name: str, values_TN: NDArray, unit: str | None, what: str) -> None:
-    """Refuse times that are plausible in another unit than is said, of variables whose range is known.
+    """Refuse a unit of something else, or one in which some times are not plausible but in another.
 
-    A warning says that they are plausible in none.
+    Only variables whose range is known are checked; a warning says that they are plausible in none.
     """
     quantity = next((q for q, names in _QUANTITIES.items() if name.lower() in names), None)
     if quantity is None:
         return
+    converted(np.zeros(1), unit, quantity.unit, what)
     mean_T = values_TN.mean(axis=1, dtype=np.float64)
     for step in sorted({0, int(mean_T.argmin()), int(mean_T.argmax())}):
         if warning := check_plausible(quantity, values_TN[step], unit, what):
