@@ -85,6 +85,13 @@ class IconGrid:
                 f"{len(cells)}; is the file cut out of a larger one?"
             )
         centres_N3, distances = self.centres_N3, []
+        # A grid without a rim covers the globe.
+        middle = np.linalg.norm(np.average(centres_N3, axis=0, weights=self.area_N))
+        if (self.neighbours_N3 >= 0).all() and middle > _LOPSIDED:
+            raise DataError(
+                f"{self.path}: the grid has no rim, but its cells do not cover the globe; clon and clat "
+                "are perhaps radians said to be degrees, mend their attribute units"
+            )
         for other_N in self.neighbours_N3.T:
             known = other_N >= 0
             back = (self.neighbours_N3[other_N] == cells[:, None]).any(axis=1)
@@ -104,13 +111,6 @@ class IconGrid:
                 f"{self.path}: a neighbour of cell {cell + 1} is {np.nanmax(distance_N3[cell]):.3g} rad "
                 f"away, others {least:.3g}: the centres, clon and clat, are not those of these cells; copy "
                 "the file again, or mend them"
-            )
-        # A grid without a rim covers the globe.
-        middle = np.linalg.norm(np.average(centres_N3, axis=0, weights=self.area_N))
-        if (self.neighbours_N3 >= 0).all() and middle > _LOPSIDED:
-            raise DataError(
-                f"{self.path}: the grid has no rim, but its cells do not cover the globe; clon and clat "
-                "are perhaps radians said to be degrees, mend their attribute units"
             )
 
     def _check_numbers(self) -> None:
