@@ -219,8 +219,9 @@ def contradicting_grid(run, draw):
     name = draw.choice([*columns][:-2])
     if name in ("clon", "clat") or draw.random() < 0.5:
         both = ["clon", "clat"] if name in ("clon", "clat") else [name]
-        if name == "cell_area":
-            columns[name] = columns[name] * np.where(np.arange(CELLS) == 5, draw.choice([-1, 0]), 1)
+        if name == "cell_area":  # exchanged ones are alike
+            scale = draw.choice([-1, 0, 1e-3, 10])
+            columns[name] = columns[name] * np.where(np.arange(CELLS) == 5, scale, 1)
         else:
             shift = draw.randrange(1, 256)  # a fifth of the cells turns the grid into itself
             for one in both:
@@ -230,7 +231,8 @@ def contradicting_grid(run, draw):
     else:
         values = columns[name] = columns[name].copy()
         cell = draw.randrange(CELLS)
-        values[cell] = draw.choice([0, -1, 10**6, np.roll(values, 640, axis=0)[cell]])
+        wrong = [0, -1, 10**6] + ([] if name == "cell_area" else [values[cell - 640]])
+        values[cell] = draw.choice(wrong)
     return "grid"
 
 

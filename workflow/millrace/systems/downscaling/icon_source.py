@@ -40,7 +40,8 @@ _QUANTITIES = {
 }
 """Names of variables whose range is known."""
 _FAR = 5.0
-"""Of the least distance between neighbours; those of a refined icosahedron vary by less than two."""
+"""Ratio of lengths between neighbours, and of areas to their squares; those of a refined icosahedron vary by
+less than two."""
 _LOPSIDED = 0.3
 _HIGHEST = 12_000.0  # m, also below the sea
 
@@ -111,6 +112,15 @@ class IconGrid:
                 f"{self.path}: a neighbour of cell {cell + 1} is {np.nanmax(distance_N3[cell]):.3g} rad "
                 f"away, others {least:.3g}: the centres, clon and clat, are not those of these cells; copy "
                 "the file again, or mend them"
+            )
+        # Triangles of all sizes have the same shape, about: 1.3 times the square of the distance.
+        shape_N = self.area_N / np.nanmean(distance_N3**2, axis=1)
+        shape_N = shape_N / np.nanmedian(shape_N)
+        if (odd := (shape_N > _FAR) | (shape_N < 1 / _FAR)).any():
+            cell = int(np.argmax(odd))
+            raise DataError(
+                f"{self.path}: cell_area of cell {cell + 1} is {self.area_N[cell]:g}, {shape_N[cell]:.3g} "
+                "times what its neighbours leave room for; mend cell_area, or copy the file again"
             )
 
     def _check_numbers(self) -> None:
