@@ -87,7 +87,8 @@ def conversion(unit: str, wanted: str) -> tuple[float, float] | None:
 def factor(unit: str, wanted: str) -> float:
     """Factor from one known unit to another that has the same zero."""
     found = conversion(unit, wanted)
-    assert found is not None and found[1] == 0, (unit, wanted)
+    assert found is not None, (unit, wanted)
+    assert found[1] == 0, (unit, wanted)
     return found[0]
 
 

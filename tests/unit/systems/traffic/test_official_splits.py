@@ -50,7 +50,8 @@ def write_waymo(base, places=PLACES, test_steps=11):
     for path, number in places.items():
         steps = test_steps if "testing" in path else 91
         names[path] = [
-            f"{crc32(path.encode()) & 0xFFFF:04x}{n:02d}{Path(path).name[:4]}" for n in range(number)
+            f"{crc32(path.encode()) & 0xFFFF:04x}{n:02d}{Path(path).name[:4]}"
+            for n in range(number)
         ]
         scenarios = [
             waymo(name, 1 + 0.01 * n, steps, 1, steps) for n, name in enumerate(names[path])

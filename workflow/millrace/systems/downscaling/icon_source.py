@@ -40,8 +40,8 @@ _QUANTITIES = {
 }
 """Names of variables whose range is known."""
 _FAR = 5.0
-"""Ratio of lengths between neighbours, and of areas to their squares; those of a refined icosahedron vary by
-less than two."""
+"""Ratio of distances between neighbours, and of areas to their squares; on a refined icosahedron they vary
+by less than two."""
 _LOPSIDED = 0.3
 _HIGHEST = 12_000.0  # m, also below the sea
 
@@ -105,7 +105,10 @@ class IconGrid:
             apart = np.linalg.norm(centres_N3 - centres_N3[other_N], axis=1)
             distances.append(np.where(known, apart, np.nan))
         distance_N3 = np.stack(distances, axis=1)
-        least = float(np.nanmin(distance_N3)) if np.isfinite(distance_N3).any() else np.inf
+        beside_N = np.isfinite(distance_N3).sum(axis=1)
+        if not beside_N.any():
+            return
+        least = float(np.nanmin(distance_N3))
         if (far := distance_N3 > _FAR * least).any():
             cell = int(np.argmax(far.any(axis=1)))
             raise DataError(
@@ -114,8 +117,11 @@ class IconGrid:
                 "the file again, or mend them"
             )
         # Triangles of all sizes have the same shape, about: 1.3 times the square of the distance.
-        shape_N = self.area_N / np.nanmean(distance_N3**2, axis=1)
-        shape_N = shape_N / np.nanmedian(shape_N)
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # a cell without neighbours has no room
+            shape_N = self.area_N * beside_N / np.nansum(distance_N3**2, axis=1)
+        shape_N = np.where(beside_N > 0, shape_N / np.median(shape_N[beside_N > 0]), 1)
         if (odd := (shape_N > _FAR) | (shape_N < 1 / _FAR)).any():
             cell = int(np.argmax(odd))
             raise DataError(
