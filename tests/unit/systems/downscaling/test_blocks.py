@@ -1,5 +1,8 @@
 """Blocks come from the parents in the files, whatever the numbering; means are conserved."""
 
+import json
+from pathlib import Path
+
 import h5py
 import netCDF4
 import numpy as np
@@ -54,6 +57,17 @@ def test_statistics_are_those_of_the_training_period(blocks):
     assert stats["coarse_mean"][()] == pytest.approx(coarse.mean((0, 1)))
     assert stats["residual_std"][()] == pytest.approx(residual.std((0, 1)), rel=1e-4)
     assert stats["residual_mean"][()] == pytest.approx(residual.mean(0), abs=1e-3)
+
+
+def test_what_was_read_is_counted_beside_the_samples(blocks):
+    account = json.loads(Path(blocks.filename).with_name("samples.json").read_text())
+    assert account["times"] == {
+        "read": 14,
+        "kept": 12,
+        "left_out": {"in the gaps between the periods": 2},
+    }
+    assert account["files"]["left_out"] == {"grids that are not needed": 1}
+    assert (account["cells"]["kept"], account["blocks"]["kept"]) == (1280, 80)
 
 
 def test_neighbours_are_real_on_every_level(blocks):

@@ -25,6 +25,7 @@ from millrace.systems.downscaling.icon_output import (
     is_on_cells,
     opened,
     order_of,
+    whole,
 )
 from millrace.systems.downscaling.icon_source import Floats, IconGrid, IconSource
 from millrace.systems.settings import MissingConfig
@@ -134,7 +135,7 @@ def read_grid(path: Path) -> IconGrid:
             path=path,
             lon_N=lon,
             lat_N=lat,
-            area_N=_whole(file["cell_area"]),
+            area_N=whole(file["cell_area"]),
             neighbours_N3=np.maximum(neighbours - 1, -1),
             parent_N=np.maximum(parent, -1),
             uuid=getattr(file, "uuidOfHGrid", None),
@@ -152,8 +153,8 @@ def _grid_of_output(grids: Sequence[IconGrid], path: Path) -> IconGrid:
     with opened(path) as file:
         uuid, centres_N3 = getattr(file, "uuidOfHGrid", None), centres_of(path, file)
         sizes = {len(file.dimensions[name]) for name in CELL_DIMENSIONS if name in file.dimensions}
-    for grid in grids if centres_N3 is not None else ():
-        if order_of(centres_N3, grid) is not None:
+    for grid in grids:
+        if centres_N3 is not None and order_of(centres_N3, grid) is not None:
             return grid
     for grid in grids:
         if uuid is not None and grid.uuid == uuid and len(grid.lon_N) in sizes:
@@ -193,11 +194,6 @@ def _chain(finest: IconGrid, grids: Sequence[IconGrid], levels: int) -> tuple[Ic
     return tuple(chain)
 
 
-def _whole(variable: Any) -> Floats:
-    """Values of a variable, NaN where it declares that there is none."""
-    return np.ma.filled(np.ma.asarray(variable[:], dtype="f8"), np.nan).reshape(-1)
-
-
 def _first(
     path: Path, file: Any, names: Sequence[str], unit: str | None, n_cells: int
 ) -> Floats | None:
@@ -205,7 +201,7 @@ def _first(
     for name in names:
         if name in file.variables and file[name].size == n_cells:
             own = str(getattr(file[name], "units", "")).strip() or None
-            return np.asarray(converted(_whole(file[name]), own, unit, f"{path}: {name}"))
+            return np.asarray(converted(whole(file[name]), own, unit, f"{path}: {name}"))
     return None
 
 

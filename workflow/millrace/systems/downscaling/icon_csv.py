@@ -227,7 +227,7 @@ def _days(path: Path, times: Mapping[int, str]) -> Floats:
     """Days since 1970 of times, given by their line; without a zone they are UTC."""
     moments = pd.to_datetime(pd.Series(times), format="ISO8601", utc=True, errors="coerce")
     if (wrong := moments.isna()).any():
-        line = wrong.idxmax()
+        line = list(times)[int(np.argmax(wrong))]
         raise DataError(
             f"{path}:{line}: time {times[line]!r}; expected ISO 8601, such as 2020-01-31T06:00"
         )

@@ -326,6 +326,12 @@ def _cell_axis(dimensions: tuple[str, ...]) -> int:
 
 def angles_of(path: Path, file: Any, names: tuple[str, str]) -> tuple[Floats, Floats]:
     """Longitudes and latitudes of a file in radian, by their units."""
-    lon, lat = (np.ma.filled(np.ma.asarray(file[name][:], dtype="f8"), np.nan) for name in names)
+    lon_N, lat_N = (whole(file[name]) for name in names)
     units = [str(getattr(file[name], "units", "")).strip() or None for name in names]
-    return angles(lon, lat, (units[0], units[1]), f"{path}: its grid")
+    return angles(lon_N, lat_N, (units[0], units[1]), f"{path}: its grid")
+
+
+def whole(variable: Any) -> Floats:
+    """Values of a variable, flat, NaN where it declares that there is none."""
+    values: Floats = np.ma.filled(np.ma.asarray(variable[:], dtype="f8"), np.nan)
+    return values.reshape(-1)

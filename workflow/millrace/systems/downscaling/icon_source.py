@@ -29,7 +29,19 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-_TEMPERATURES = ("tas", "t2m", "t_2m", "2t", "temp", "ta", "t", "ts", "t_g", "tasmax", "tasmin")
+_TEMPERATURES: tuple[str, ...] = (
+    "tas",
+    "t2m",
+    "t_2m",
+    "2t",
+    "temp",
+    "ta",
+    "t",
+    "ts",
+    "t_g",
+    "tasmax",
+    "tasmin",
+)
 _TEMPERATURES += ("tmax_2m", "tmin_2m", "td_2m", "d2m", "2d", "tdps", "t_s", "skt", "t_sk", "tos")
 _QUANTITIES = {
     TEMPERATURE: _TEMPERATURES,

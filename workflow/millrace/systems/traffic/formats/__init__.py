@@ -101,6 +101,7 @@ def convert(name: str, source: Path, output: Path, progress: Progress | None = N
                 splits |= {one.name: split for one in scenarios}
         if progress is not None:
             progress(number + 1, len(files))
+    account.keep("files", len(files))
     account.keep("scenarios", count)
     if splits:
         write_splits(output, splits)
