@@ -4,25 +4,30 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
+from millrace.errors import DataError
+
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 8, 7: 1, 8: 2, 9: 4, 10: 8, 11: 8}
 """Bytes of each type, by its number in the file."""
 
 
-def missing_bytes(path: Path) -> int:
-    """Bytes by which a file is shorter than its header says; 0 if it is no classic NetCDF.
+def check_whole(path: Path) -> None:
+    """Raise `DataError` if a file of classic NetCDF is cut off or its header damaged.
 
-    Raises OSError if it cannot be read, or its header is damaged.
+    Other files are not looked at; raises OSError if a file cannot be read.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         magic = file.read(4)
         if magic[:3] != b"CDF" or magic[3:] not in (b"\x01", b"\x02", b"\x05"):
-            return 0
+            return
         try:
             end = _Header(file, magic[3], size).end()
         except (struct.error, KeyError, IndexError, OverflowError) as error:
-            raise OSError("its header is damaged") from error
-    return max(0, end - size)
+            raise DataError(f"{path}: its header is damaged; transfer or make it again") from error
+    if end > size:
+        raise DataError(
+            f"{path}: cut off, {end - size} bytes are missing; transfer or make it again"
+        )
 
 
 class _Header:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from millrace.data.classic_netcdf import missing_bytes
+from millrace.data.classic_netcdf import check_whole
 from millrace.data.recognise import kind_of
 from millrace.data.units import common, converted
 from millrace.errors import DataError, first_line
@@ -201,10 +201,7 @@ def _check_units(name: str, unit: str | None, series: Sequence[_Output]) -> None
 def opened(path: Path) -> Iterator[Any]:
     """Open a NetCDF file of any format; `DataError` if it is truncated or damaged."""
     try:
-        if missing := missing_bytes(path):
-            raise DataError(
-                f"{path}: cut off, {missing} bytes are missing; transfer or make it again"
-            )
+        check_whole(path)
         with netCDF4.Dataset(path) as file:
             yield file
     except (OSError, RuntimeError) as error:
