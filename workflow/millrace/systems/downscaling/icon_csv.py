@@ -1,8 +1,8 @@
 """Small ICON cases as CSV: ``grid.csv`` and any number of other files in long form.
 
-``grid.csv`` has a row for each cell: ``cell`` (from 1), ``clon``, ``clat`` (radian, or degrees if one
-exceeds a full turn), ``cell_area``, ``neighbor_1`` to ``neighbor_3`` and ``parent_1``, ``parent_2`` ...,
-the ancestor one, two ... levels up; optional ``elevation`` (m) and ``land`` (share). The other files have
+``grid.csv`` has a row for each cell: ``cell`` (from 1), ``clon``, ``clat`` (radian, or degrees if one lies
+beyond a pole or a full turn), ``cell_area``, ``neighbor_1`` to ``neighbor_3``, ``parent_1`` ..., the
+ancestor one, two ... levels up; optional ``elevation`` (m) and ``land`` (share). The other files have
 ``time,cell,clon,clat`` and the fields, times as ISO 8601, sorted by time; a time is never split between
 files.
 
