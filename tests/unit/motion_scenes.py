@@ -1,9 +1,12 @@
 """Small scenarios of traffic for tests: a road that may bend, a crosswalk, a traffic light."""
 
+import struct
+
 import numpy as np
 import pandas as pd
 
 from millrace.systems.traffic.formats import convert
+from millrace.systems.traffic.formats.waymo import masked_crc, message
 from millrace.systems.traffic.tracks import (
     STEP_S,
     STEPS,
@@ -114,3 +117,24 @@ def write_highd(base, rate=25, seconds=12):
     ):
         table = pd.concat([pd.DataFrame(one) for one in frames])
         table.to_csv(base / f"01_{name}.csv", index=False)
+
+
+def record(content):
+    """A record of a TFRecord file."""
+    head = struct.pack("<Q", len(content))
+    checks = [struct.pack("<I", masked_crc(part)) for part in (head, content)]
+    return head + checks[0] + content + checks[1]
+
+
+def waymo(name="s", x=1.0, states=91, kind=1, steps=91):
+    """A serialised scenario of Waymo: one agent that stands at the begin of a lane."""
+    scenario = message("Scenario")
+    scenario.scenario_id, scenario.current_time_index = name, 10
+    scenario.timestamps_seconds.extend(0.1 * np.arange(steps))
+    track = scenario.tracks.add(id=1, object_type=kind)
+    for _ in range(states):
+        track.states.add(center_x=x, length=4, width=2, valid=True)
+    lane = scenario.map_features.add(id=5).lane
+    for i in range(5):
+        lane.polyline.add(x=i, y=0)
+    return scenario.SerializeToString()

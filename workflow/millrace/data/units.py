@@ -84,6 +84,14 @@ def conversion(unit: str, wanted: str) -> tuple[float, float] | None:
     return None
 
 
+def factor(unit: str, wanted: str) -> float:
+    """Factor from one known unit to another that has the same zero."""
+    found = conversion(unit, wanted)
+    assert found is not None, (unit, wanted)
+    assert found[1] == 0, (unit, wanted)
+    return found[0]
+
+
 @cache
 def _read(text: str) -> _Unit | None:
     """Parse a unit; None: it is not one that is known."""

@@ -1,5 +1,8 @@
 """Blocks come from the parents in the files, whatever the numbering; means are conserved."""
 
+import json
+from pathlib import Path
+
 import h5py
 import netCDF4
 import numpy as np
@@ -56,6 +59,17 @@ def test_statistics_are_those_of_the_training_period(blocks):
     assert stats["residual_mean"][()] == pytest.approx(residual.mean(0), abs=1e-3)
 
 
+def test_what_was_read_is_counted_beside_the_samples(blocks):
+    account = json.loads(Path(blocks.filename).with_name("samples.json").read_text())
+    assert account["times"] == {
+        "read": 14,
+        "kept": 12,
+        "left_out": {"in the gaps between the periods": 2},
+    }
+    assert account["files"]["left_out"] == {"grids that are not needed": 1}
+    assert (account["cells"]["kept"], account["blocks"]["kept"]) == (1280, 80)
+
+
 def test_neighbours_are_real_on_every_level(blocks):
     for level in range(3):
         grid = Icosphere.build(2 - level)
@@ -86,8 +100,10 @@ def test_an_incomplete_cell_is_told():
 def test_parents_that_do_not_fit_the_neighbours_are_told():
     rng = np.random.default_rng(1)
     neighbours = rng.permutation(1280)[Icosphere.build(2).neighbours_N3]
-    with pytest.raises(DataError, match="parent_cell_index and neighbor_cell_index disagree"):
-        neighbours_of_level(neighbours, 1)
+    with pytest.raises(
+        DataError, match=r"grid\.nc: parent_cell_index and neighbor_cell_index disagree"
+    ):
+        neighbours_of_level(neighbours, 1, "grid.nc")
 
 
 def test_means_are_weighted_with_the_area():

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from millrace.data.account import Account
 from millrace.errors import DataError
 from millrace.systems.downscaling.icon import open_source
 from millrace.systems.downscaling.simulator.climate import ClimateConfig, write_climate
@@ -221,7 +222,10 @@ def test_csv_errors(csv):
         open_source(csv, ["pr"], levels=1)
     lines = (csv / "fields.csv").read_text().splitlines()
     (csv / "fields.csv").write_text("\n".join(lines[:-1]) + "\n")
-    with pytest.raises(DataError, match="the last time has 319 of 320 cells"):
+    with pytest.raises(
+        DataError,
+        match=r"fields\.csv:1602: time 2020-01-02T06:00 has 319 rows",
+    ):
         values(open_source(csv, ["tas"], levels=1))
 
 
@@ -368,3 +372,169 @@ def test_a_field_without_a_time_is_refused(raw):
         file.createVariable("tas", "f4", ("ncells",))[:] = 280.0
     with pytest.raises(DataError, match=r"tas_0002\.nc: tas has dimensions ncells and no time"):
         open_source(raw, ["tas"], levels=1)
+
+
+def test_files_that_are_left_out_are_counted(raw):
+    with netCDF4.Dataset(raw / "extpar.nc", "w") as file:
+        file.createDimension("cell", 320)
+        file.createVariable("topography_c", "f8", ("cell",))[:] = 0.0
+    account = Account()
+    open_source(raw, ["tas"], levels=1, account=account)
+    left = {"without tas on cells": 1, "grids that are not needed": 1}
+    assert account.to_json() == {"files": {"read": 5, "kept": 3, "left_out": left}}
+
+
+@pytest.mark.parametrize("version", ["NETCDF3_CLASSIC", "NETCDF3_64BIT_OFFSET"])
+def test_classic_netcdf_that_is_cut_off_is_refused(raw, version):
+    path = raw / "output/tas_0001.nc"
+    rewrite(path)
+    with netCDF4.Dataset(path) as file:
+        tas, centres = file["tas"][:], [file[name][:] for name in ("clon", "clat")]
+    with netCDF4.Dataset(path, "w", format=version) as file:
+        file.createDimension("time", None)
+        file.createDimension("ncells", 320)
+        for name, angle in zip(("clon", "clat"), centres, strict=True):
+            file.createVariable(name, "f8", ("ncells",))[:] = angle
+        file.createVariable("time", "f8", ("time",))[:] = [20200101.75, 20200102, 20200102.25]
+        file["time"].units = "day as %Y%m%d.%f"
+        file.createVariable("tas", "f4", ("time", "ncells"))[:] = tas[:, 0]
+        file["tas"].units = "K"
+    open_source(raw, ["tas"], levels=1)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"tas_0001\.nc: cut off, 40 bytes are missing"):
+        open_source(raw, ["tas"], levels=1)
+
+
+def of_another_name(file):
+    file.renameDimension("ncells", "points")
+
+
+def of_another_calendar(file):
+    file["time"].units, file["time"].calendar = "days since 2020-01-01", "360_day"
+    file["time"][:] = [1, 2, 3]
+
+
+def with_later_celsius(file):
+    file["tas"][2] = file["tas"][2] - 273.15
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (
+            of_another_name,
+            r"tas_0001\.nc: tas has dimensions time, height, points; expected time and",
+        ),
+        (of_another_calendar, r"tas_0001\.nc is relative in the calendar 360_day; write all"),
+        (with_later_celsius, r"tas_0001\.nc: tas is said to be in 'K', .* looks like 'degC'"),
+    ],
+)
+def test_a_file_unlike_the_others_is_refused(raw, spoil, told):
+    if spoil is of_another_calendar:
+        rewrite(raw / "output/tas_0000.nc", time_units="hours since 2020-01-01")
+    with edit(raw / "output/tas_0001.nc") as file:
+        spoil(file)
+    with pytest.raises(DataError, match=told):
+        values(open_source(raw, ["tas"], levels=1))
+
+
+def test_a_unit_of_something_else_in_all_files_is_refused(raw):
+    for path in (raw / "output").iterdir():
+        with edit(path) as file:
+            file["tas"].units = "m s-1"
+    with pytest.raises(DataError, match=r"tas_0000\.nc: tas is in 'm s-1'; expected 'K'"):
+        values(open_source(raw, ["tas"], levels=1))
+
+
+def rolled(file):
+    for name in ("clon", "clat"):
+        file[name][:] = np.roll(file[name][:], 5)
+
+
+def one_sided(file):
+    file["neighbor_cell_index"][0, 7] = 200
+
+
+def in_degrees(file):
+    file["clon"].units = file["clat"].units = "degree"
+
+
+def out_of_degrees(file):
+    for name in ("clon", "clat"):
+        file[name][:] = np.rad2deg(file[name][:])
+
+
+def without_area(file):
+    file["cell_area"][3] = 0.0
+
+
+def height_unknown(file):
+    file["cell_elevation"][5:9] = -9999.0
+
+
+def height_in_centimetres(file):
+    file["cell_elevation"][:] = 1e6 + 0 * file["cell_elevation"][:]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (rolled, "the centres, clon and clat, are not those of these cells"),
+        (one_sided, "cell 8 is a neighbour of cell 3, but not the other way round"),
+        (in_degrees, "perhaps radians said to be degrees"),
+        (out_of_degrees, r"longitudes to 1.. and latitudes to .* in 'radian'; expected places"),
+        (without_area, "cell_area of cell 4 is 0; expected a positive number"),
+        (height_unknown, "-9999 at cell 6 in 'elevation' looks like a no-data value"),
+        (height_in_centimetres, "elevation reaches 1e.06 m; expected metres"),
+    ],
+)
+def test_a_grid_that_contradicts_itself_is_refused(raw, spoil, told):
+    with edit(raw / "grids/R2B01.nc") as file:
+        spoil(file)
+    with pytest.raises(DataError, match=rf"R2B01\.nc: .*{told}"):
+        open_source(raw, ["tas"], levels=1)
+
+
+def test_an_elevation_in_kilometres_is_converted(original, raw):
+    with edit(raw / "grids/R2B01.nc") as file:
+        file["cell_elevation"][:] = file["cell_elevation"][:] / 1000
+        file["cell_elevation"].units = "km"
+    [found], [expected] = (open_source(path, ["tas"], levels=1).grids for path in (raw, original))
+    assert found.elevation_N == pytest.approx(expected.elevation_N)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [
+        ("neighbor_2", "3.5", r"csv:5: neighbor_2 is 3\.5; expected a whole number"),
+        ("neighbor_2", "999", "csv: neighbor_cell_index names cell 999 of 320"),
+        ("parent_1", "0", "csv:5: parent_1 is 0; expected the number of a coarser cell"),
+        ("cell_area", "", "csv:5: cell_area is blank; expected a number"),
+        ("elevation", "", "csv:5: elevation is blank; expected a number"),
+        ("clat", "-999", "csv: its grid has longitudes to .* latitudes to 999"),
+    ],
+)
+def test_a_number_of_the_grid_as_csv_that_cannot_be_is_refused(csv, column, value, told):
+    table = pd.read_csv(csv / "grid.csv", dtype=str).assign(elevation="10.5")
+    table.loc[3, column] = value
+    table.to_csv(csv / "grid.csv", index=False)
+    with pytest.raises(DataError, match=rf"grid\.{told}"):
+        open_source(csv, ["tas"], levels=1)
+
+
+def test_a_time_of_csv_that_stands_twice_is_refused(csv):
+    table = pd.read_csv(csv / "fields.csv")
+    twice = pd.concat([table[:320], table])
+    twice.to_csv(csv / "fields.csv", index=False)
+    with pytest.raises(DataError, match=r"fields\.csv:2: time 2020-01-01T00:00 has 640 rows"):
+        open_source(csv, ["tas"], levels=1)
+
+
+def test_times_of_csv_may_have_a_zone(csv):
+    expected = open_source(csv, ["tas"], levels=1).fields.time_T
+    path = csv / "fields.csv"
+    path.write_text(path.read_text().replace(":00,", ":00Z,"))
+    assert np.array_equal(open_source(csv, ["tas"], levels=1).fields.time_T, expected)
+    path.write_text(path.read_text().replace("2020-01-01T06:00Z", "soon"))
+    with pytest.raises(DataError, match=r"fields\.csv:322: time 'soon'; expected ISO 8601"):
+        open_source(csv, ["tas"], levels=1)

@@ -1,9 +1,13 @@
 """Figures of downscaled fields."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from millrace.systems.downscaling.evaluation import _moment
+from millrace.systems.downscaling.figures import scores as figures
 from millrace.systems.downscaling.figures.scores import by_region, reliability, spectra
 from millrace.systems.downscaling.figures.sphere import Panel, inverse_mollweide, sphere_maps
 from millrace.systems.downscaling.scores import DownscalingScores, Sphere
@@ -75,6 +79,39 @@ def test_scores_are_drawn(grid, tmp_path) -> None:
     seams = forecasts["model"]["regions"]
     ratio = seams["seams"]["rmse"] / seams["interior"]["rmse"]
     assert forecasts["model"]["seam_rmse"] == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize(
+    ("unit", "told"),
+    [("K", {"Power (K²)", "RMSE and CRPS (K)"}), ("m s-1", {"Power ((m s-1)²)"}), ("", {"Power"})],
+)
+def test_axes_tell_the_unit_if_there_is_one(grid, tmp_path, monkeypatch, unit, told) -> None:
+    drawn = []
+    figure = figures.figure
+
+    @contextlib.contextmanager
+    def kept(*args, **look):
+        with figure(*args, **look) as fig:
+            drawn.append(fig)
+            yield fig
+
+    monkeypatch.setattr(figures, "figure", kept)
+    sphere = Sphere(grid.centres_N3, grid.area_N, grid.neighbours_N3, 80)
+    scores = DownscalingScores(sphere, 1.0)
+    truth = np.random.default_rng(0).standard_normal(1280)
+    scores.update(truth, truth + np.array([[0.1], [0.2], [0.4]]), np.zeros(80))
+    forecasts = {"model": scores.result()}
+    spectra(forecasts, unit, tmp_path / "a.png")
+    by_region(forecasts, unit, tmp_path / "b.png")
+    reliability(forecasts["model"], unit, tmp_path / "c.png")
+    axes = [one for fig in drawn for one in fig.axes]
+    labels = {one.get_xlabel() for one in axes} | {one.get_ylabel() for one in axes}
+    assert told <= labels
+    assert not any("()" in label or "(²)" in label for label in labels)
+
+
+def test_a_map_tells_its_time() -> None:
+    assert _moment(18262 + 4.5) == "2020-01-05 12:00 UTC"
 
 
 def drawn_mean(sphere, truth):

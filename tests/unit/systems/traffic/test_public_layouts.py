@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pandas as pd
 import pytest
-from motion_scenes import converted, write_highd
+from motion_scenes import converted, record, waymo, write_highd
 
 from millrace.errors import DataError
 from millrace.files import safe_name
@@ -236,25 +236,6 @@ def test_a_lanelet_of_an_empty_way_is_refused(tmp_path):
 
 
 # Waymo
-
-
-def record(content):
-    head = struct.pack("<Q", len(content))
-    checks = [struct.pack("<I", masked_crc(part)) for part in (head, content)]
-    return head + checks[0] + content + checks[1]
-
-
-def waymo(name="s", x=1.0, states=91, kind=1):
-    scenario = message("Scenario")
-    scenario.scenario_id, scenario.current_time_index = name, 10
-    scenario.timestamps_seconds.extend(0.1 * np.arange(91))
-    track = scenario.tracks.add(id=1, object_type=kind)
-    for _ in range(states):
-        track.states.add(center_x=x, length=4, width=2, valid=True)
-    lane = scenario.map_features.add(id=5).lane
-    for i in range(5):
-        lane.polyline.add(x=i, y=0)
-    return scenario.SerializeToString()
 
 
 def test_identifiers_of_scenarios_name_no_paths(tmp_path):

@@ -241,3 +241,14 @@ def test_a_store_is_unpacked_once(tmp_path, monkeypatch):
     )
     extract_weather(tmp_path / "w.zarr", tmp_path / "weather.h5", CONFIG, SPLIT)
     assert len([name for name, _ in unpacked if name == "geopotential"]) <= 2
+
+
+@pytest.mark.parametrize("version", ["NETCDF3_CLASSIC", "NETCDF3_64BIT"])
+def test_classic_netcdf_that_is_cut_off_is_refused_and_not_read_as_zeros(tmp_path, version):
+    (tmp_path / "source").mkdir()
+    path = tmp_path / "source/a.nc"
+    waves(STEPS).drop_encoding().to_netcdf(path, format=version)
+    extract_weather(path.parent, tmp_path / "weather.h5", CONFIG, SPLIT)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(DataError, match=r"a\.nc: cut off, 1000 bytes are missing"):
+        extract_weather(path.parent, tmp_path / "weather.h5", CONFIG, SPLIT)

@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.data.account import Account
 from millrace.data.hdf5 import create, create_dataset, rows_per_chunk, strings
 from millrace.data.split import MINIMUM_STD, Moments, SplitConfig, time_split
 from millrace.errors import DataError
@@ -43,10 +44,12 @@ def extract_blocks(
 
     It appears only when it is complete, and memory does not grow with the number of steps. Statistics are
     those of the training period: mean and deviation of the block means, deviation of what the cells differ
-    from them by, and the mean of that for each cell. ``progress`` is called with (steps done, all). Raises
+    from them by, and the mean of that for each cell. `samples.json` beside ``output`` says what was read,
+    kept, and left out for which reason. ``progress`` is called with (steps done, all). Raises
     `ConfigError` or `DataError` if the split or the source (see `open_source`) does not allow it.
     """
-    icon = open_source(source, config.variables, config.levels, config.missing)
+    account = Account()
+    icon = open_source(source, config.variables, config.levels, config.missing, account)
     finest, fields = icon.grids[0], icon.fields
     n_steps, n_cells, n_variables = len(fields.time_T), len(finest.lon_N), len(config.variables)
     ranges = time_split(n_steps, split)
@@ -90,6 +93,12 @@ def extract_blocks(
             grid=finest.name,
             uuid=finest.uuid or "",
         )
+    used = int((ranges[:, 1] - ranges[:, 0]).sum())
+    account.keep("times", used)
+    account.leave_out("times", "in the gaps between the periods", n_steps - used)
+    account.keep("cells", n_cells)
+    account.keep("blocks", sizes[-1])
+    account.write(output.with_name("samples.json"))
 
 
 def nested_order(parents: Sequence[Ints], path: Path) -> tuple[Ints, list[int]]:
@@ -125,11 +134,11 @@ def block_means(fine_TNV: NDArray, area_N: Floats, n_blocks: int) -> Floats:
     return np.einsum("tmkv,mk->tmv", blocks.astype(np.float64), weight_MK)
 
 
-def neighbours_of_level(neighbours_N3: Ints, level: int) -> Ints:
+def neighbours_of_level(neighbours_N3: Ints, level: int, path: Path) -> Ints:
     """Neighbours [cells, 3] of the cells ``level`` refinements up, from those of the fine cells (nested).
 
-    They are -1 where a cell has fewer than three. Raises `DataError` if it has more: the refinement is not
-    one of triangles.
+    They are -1 where a cell has fewer than three; ``path`` is the grid file, for messages. Raises
+    `DataError` if it has more: the refinement is not one of triangles.
     """
     if level == 0:
         return neighbours_N3
@@ -140,7 +149,7 @@ def neighbours_of_level(neighbours_N3: Ints, level: int) -> Ints:
     counts = np.bincount(pairs[:, 0], minlength=inside[-1] + 1)
     if counts.max() > 3:
         raise DataError(
-            f"parent_cell_index and neighbor_cell_index disagree: a cell {level} levels up has "
+            f"{path}: parent_cell_index and neighbor_cell_index disagree: a cell {level} levels up has "
             f"{counts.max()} neighbours, a triangle has three"
         )
     result = np.full((len(counts), 3), -1)
@@ -190,4 +199,6 @@ def _write_geometry(file: h5py.File, icon: IconSource, order: Ints, sizes: list[
         if values is not None:
             create_dataset(file, f"geometry/{name}", values[order])
     for level in range(len(sizes)):
-        create_dataset(file, f"neighbours/{level}", neighbours_of_level(neighbours, level))
+        create_dataset(
+            file, f"neighbours/{level}", neighbours_of_level(neighbours, level, grid.path)
+        )

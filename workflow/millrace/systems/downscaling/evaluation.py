@@ -47,7 +47,7 @@ def _draw(
     ensemble_EN = example.ensemble_ENV[..., v]
     coarse_M = example.coarse_MV[:, v]
     panels = [
-        Panel("Ground truth", example.truth_NV[:, v]),
+        Panel(f"Ground truth, {_moment(example.time)}", example.truth_NV[:, v]),
         Panel("Given: means of blocks", np.repeat(coarse_M, len(dataset.area_N) // len(coarse_M))),
     ]
     labels = {"field": (variable, unit)}
@@ -66,6 +66,11 @@ def _draw(
         spectra(forecasts, unit, path)
     with attempt(folder / "regions.png") as path:
         by_region(forecasts, unit, path)
+
+
+def _moment(days: float) -> str:
+    """A time, of days since 1970, to the minute."""
+    return str(np.datetime64(round(days * 1440), "m")).replace("T", " ") + " UTC"
 
 
 EVALUATION = Evaluation(evaluate)

@@ -9,20 +9,23 @@ Shape suffixes: N cells, T time steps, V variables.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
+from millrace.data.account import Account
+from millrace.data.units import converted
 from millrace.errors import DataError
 from millrace.systems.downscaling.icon_csv import open_csv
 from millrace.systems.downscaling.icon_output import (
     CELL_DIMENSIONS,
     NetcdfFields,
+    angles_of,
     centres_of,
     is_on_cells,
     opened,
     order_of,
-    radians,
+    whole,
 )
 from millrace.systems.downscaling.icon_source import Floats, IconGrid, IconSource
 from millrace.systems.settings import MissingConfig
@@ -36,18 +39,19 @@ def open_source(
     variables: Sequence[str],
     levels: int,
     missing: MissingConfig | None = None,
+    account: Account | None = None,
 ) -> IconSource:
     """Open a directory of ICON files, searched with all folders below it.
 
     With a ``grid.csv`` it is read as CSV, see `millrace.systems.downscaling.icon_csv`. Each of
     ``variables`` is taken from the files that hold it on cells; what else is there (constants, edges,
     restarts, output on longitudes and latitudes) is left alone. The source needs the grid of the fields and
-    ``levels`` - 1 ancestors of it. ``missing`` says what a no-data value means. Raises `DataError` if files
-    are missing, damaged, or do not fit each other.
+    ``levels`` - 1 ancestors of it. ``missing`` says what a no-data value means; files are counted in
+    ``account``. Raises `DataError` if files are missing, damaged, or do not fit each other.
     """
-    directory = Path(directory)
+    directory, account = Path(directory), account or Account()
     if (directory / "grid.csv").is_file():
-        return open_csv(directory, variables, levels, missing)
+        return open_csv(directory, variables, levels, missing, account)
     paths = sorted(directory.rglob("*.nc"))
     if not paths:
         raise DataError(f"{directory}: no NetCDF file (*.nc) and no grid.csv in it")
@@ -65,25 +69,30 @@ def open_source(
     if not grids or not outputs + others:
         what = "grid file (one with parent_cell_index)" if not grids else "output file"
         raise DataError(f"{directory}: no {what} among its {len(paths)} NetCDF files")
-    if not outputs:
-        _refuse_outputs(directory, others, variables)
     known = [read_grid(path) for path in grids]
+    for path in others:
+        _check_other(path, variables, {len(grid.lon_N) for grid in known})
+    if not outputs:
+        raise DataError(
+            f"{directory}: none of the {len(paths) - len(grids)} output files has {variables[0]!r}; "
+            "expected it on cells"
+        )
     chain = _chain(_grid_of_output(known, outputs[0]), known, levels)
+    account.keep("files", len(chain) + len(outputs))
+    account.leave_out("files", f"without {' or '.join(variables)} on cells", len(others))
+    account.leave_out("files", "grids that are not needed", len(grids) - len(chain))
     return IconSource(chain, NetcdfFields(outputs, tuple(variables), chain[0], missing))
 
 
-def _refuse_outputs(directory: Path, paths: Sequence[Path], variables: Sequence[str]) -> NoReturn:
-    for path in paths:
-        with opened(path) as file:
-            for name in variables:
-                if name in file.variables:
-                    raise DataError(
-                        f"{path}: {name} has dimensions {', '.join(file[name].dimensions)}; expected "
-                        f"time and one of {', '.join(CELL_DIMENSIONS)}"
-                    )
-    raise DataError(
-        f"{directory}: none of the {len(paths)} output files has {variables[0]!r}; expected it on cells"
-    )
+def _check_other(path: Path, variables: Sequence[str], sizes: set[int]) -> None:
+    """Refuse a file that has a field on all cells of a grid, but not by the name of its dimension."""
+    with opened(path) as file:
+        for name in variables:
+            if name in file.variables and sizes & {*file[name].shape}:
+                raise DataError(
+                    f"{path}: {name} has dimensions {', '.join(file[name].dimensions)}; expected "
+                    f"time and one of {', '.join(CELL_DIMENSIONS)}"
+                )
 
 
 def inspect(directory: Path) -> dict[str, Any]:
@@ -110,7 +119,7 @@ def read_grid(path: Path) -> IconGrid:
         for name in ("clon", "clat", "cell_area", "neighbor_cell_index", "parent_cell_index"):
             if name not in file.variables:
                 raise DataError(f"{path}: an ICON grid file has a variable {name!r}, this one not")
-        lon, lat = (radians(file[name]) for name in ("clon", "clat"))
+        lon, lat = angles_of(path, file, ("clon", "clat"))
         index = file["neighbor_cell_index"]
         neighbours = np.asarray(index[:], dtype=np.int64)
         # Dimensions are (nv, cell); some tools write them the other way round.
@@ -121,38 +130,35 @@ def read_grid(path: Path) -> IconGrid:
                 f"{path}: neighbor_cell_index and parent_cell_index do not have the {len(lon)} cells "
                 "of clon"
             )
-        if neighbours.max() > len(lon):
-            raise DataError(
-                f"{path}: neighbor_cell_index names cell {neighbours.max()} of {len(lon)}; is the "
-                "file cut out of a larger one?"
-            )
         root, level = (getattr(file, f"grid_{name}", None) for name in ("root", "level"))
-        return IconGrid(
+        grid = IconGrid(
             path=path,
             lon_N=lon,
             lat_N=lat,
-            area_N=np.asarray(file["cell_area"][:], dtype=np.float64),
+            area_N=whole(file["cell_area"]),
             neighbours_N3=np.maximum(neighbours - 1, -1),
             parent_N=np.maximum(parent, -1),
             uuid=getattr(file, "uuidOfHGrid", None),
             parent_uuid=getattr(file, "uuidOfParHGrid", None),
             name="" if level is None else f"R{int(root or 2)}B{int(level):02d}",
-            elevation_N=_first(file, ELEVATIONS, len(lon)),
-            land_N=_land(file, len(lon)),
+            elevation_N=_first(path, file, ELEVATIONS, "m", len(lon)),
+            land_N=_land(path, file, len(lon)),
         )
+    grid.check()
+    return grid
 
 
 def _grid_of_output(grids: Sequence[IconGrid], path: Path) -> IconGrid:
-    """The grid that an output file is on, by name or by its cells."""
+    """The grid that an output file is on, by its cells or, where it does not tell them, by name."""
     with opened(path) as file:
-        uuid = getattr(file, "uuidOfHGrid", None)
-        named = [grid for grid in grids if uuid is not None and grid.uuid == uuid]
-        for grid in named or grids:
-            if named or (
-                (centres_N3 := centres_of(file)) is not None
-                and order_of(centres_N3, grid) is not None
-            ):
-                return grid
+        uuid, centres_N3 = getattr(file, "uuidOfHGrid", None), centres_of(path, file)
+        sizes = {len(file.dimensions[name]) for name in CELL_DIMENSIONS if name in file.dimensions}
+    for grid in grids:
+        if centres_N3 is not None and order_of(centres_N3, grid) is not None:
+            return grid
+    for grid in grids:
+        if uuid is not None and grid.uuid == uuid and len(grid.lon_N) in sizes:
+            return grid
     raise DataError(
         f"{path}: uuidOfHGrid {uuid} is that of none of the grid files "
         f"({', '.join(grid.path.name for grid in grids)}), and no grid has its cells; add its grid file"
@@ -173,9 +179,10 @@ def _chain(finest: IconGrid, grids: Sequence[IconGrid], levels: int) -> tuple[Ic
         ]
         if len(parents) != 1 or len(parents[0].lon_N) < size:
             wanted = f"uuidOfHGrid {name}" if name else f"{size} cells"
+            found = "is not" if len(parents) < 2 else f"is {len(parents)} times"
             raise DataError(
-                f"{child.path}: the grid that it refines ({wanted}) is not among the grid files, and "
-                f"levels = {levels} needs {levels} grids in a chain; add it or lower levels"
+                f"{child.path}: the grid that it refines ({wanted}) {found} among the grid files, and "
+                f"levels = {levels} needs {levels} grids in a chain; give it once, or lower levels"
             )
         chain.append(parents[0])
     for grid in chain:
@@ -187,17 +194,21 @@ def _chain(finest: IconGrid, grids: Sequence[IconGrid], levels: int) -> tuple[Ic
     return tuple(chain)
 
 
-def _first(file: Any, names: Sequence[str], n_cells: int) -> Floats | None:
-    """The first of some variables that is there with one value a cell."""
+def _first(
+    path: Path, file: Any, names: Sequence[str], unit: str | None, n_cells: int
+) -> Floats | None:
+    """The first of some variables that is there with one value a cell, in a unit; None: in its own."""
     for name in names:
         if name in file.variables and file[name].size == n_cells:
-            return np.asarray(file[name][:], dtype=np.float64).reshape(-1)
+            own = str(getattr(file[name], "units", "")).strip() or None
+            return np.asarray(converted(whole(file[name]), own, unit, f"{path}: {name}"))
     return None
 
 
-def _land(file: Any, n_cells: int) -> Floats | None:
-    mask = _first(file, ("cell_sea_land_mask",), n_cells)
+def _land(path: Path, file: Any, n_cells: int) -> Floats | None:
+    mask = _first(path, file, ("cell_sea_land_mask",), None, n_cells)
     if mask is not None:
-        return (mask > 0).astype(np.float64)  # 1: at the coast, 2: inland; negative: sea
-    share = _first(file, LAND_SHARES, n_cells)
+        # 1: at the coast, 2: inland; negative: sea
+        return np.where(np.isnan(mask), np.nan, (mask > 0).astype(np.float64))
+    share = _first(path, file, LAND_SHARES, None, n_cells)
     return None if share is None else share / (100 if share.max() > 1.5 else 1)

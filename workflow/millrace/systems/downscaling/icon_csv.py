@@ -1,8 +1,8 @@
 """Small ICON cases as CSV: ``grid.csv`` and any number of other files in long form.
 
-``grid.csv`` has a row for each cell: ``cell`` (from 1), ``clon``, ``clat`` (radian, or degrees if one
-exceeds a full turn), ``cell_area``, ``neighbor_1`` to ``neighbor_3`` and ``parent_1``, ``parent_2`` ...,
-the ancestor one, two ... levels up; optional ``elevation`` (m) and ``land`` (share). The other files have
+``grid.csv`` has a row for each cell: ``cell`` (from 1), ``clon``, ``clat`` (radian, or degrees if one lies
+beyond a pole or a full turn), ``cell_area``, ``neighbor_1`` to ``neighbor_3``, ``parent_1`` ..., the
+ancestor one, two ... levels up; optional ``elevation`` (m) and ``land`` (share). The other files have
 ``time,cell,clon,clat`` and the fields, times as ISO 8601, sorted by time; a time is never split between
 files.
 
@@ -10,14 +10,14 @@ Shape suffixes: N cells, T time steps, V variables.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from millrace.data.account import Account
 from millrace.data.csv_lines import header_of, read_rows
 from millrace.errors import DataError
 from millrace.systems.downscaling.icon_source import (
@@ -25,6 +25,7 @@ from millrace.systems.downscaling.icon_source import (
     Floats,
     IconGrid,
     IconSource,
+    angles,
     check_variable,
     unit_vectors,
 )
@@ -35,7 +36,11 @@ ROWS = 200_000
 
 
 def open_csv(
-    directory: Path, variables: Sequence[str], levels: int, missing: MissingConfig | None = None
+    directory: Path,
+    variables: Sequence[str],
+    levels: int,
+    missing: MissingConfig | None,
+    account: Account,
 ) -> IconSource:
     """Open a directory with a ``grid.csv``; `DataError` as in `icon.open_source`."""
     path = directory / "grid.csv"
@@ -45,19 +50,29 @@ def open_csv(
     for name in ("cell", "clon", "clat", "cell_area", *neighbours, *parents):
         if name not in table:
             raise DataError(f"{path}: no column {name!r}; levels = {levels} needs {parents[-1]!r}")
-    needed = ["cell", "clon", "clat", "cell_area", *neighbours, *parents]
-    blank = np.argwhere(table[needed].isna().to_numpy())
-    if len(blank):
-        row, column = blank[0]
-        raise DataError(f"{path}:{table.index[row]}: {needed[column]} is blank; expected a number")
+    names = ["cell", "clon", "clat", "cell_area", *neighbours, *parents]
+    names += [name for name in ("elevation", "land") if name in table]
+    for name in names:
+        whole = name in ("cell", *neighbours, *parents)
+        wrong = table[name].isna() | ((table[name] % 1 != 0) if whole else False)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            shown = "blank" if np.isnan(table[name].iloc[row]) else f"{table[name].iloc[row]:g}"
+            expected = "a whole number" if whole else "a number"
+            raise DataError(f"{path}:{table.index[row]}: {name} is {shown}; expected {expected}")
     if not np.array_equal(table["cell"], np.arange(len(table)) + 1):
         raise DataError(f"{path}: column 'cell' must count the rows from 1")
-    names = ("clon", "clat", "cell_area", "elevation", "land")
-    columns = {name: table[name].to_numpy(np.float64) for name in names if name in table}
-    lon, lat = columns["clon"], columns["clat"]
-    degrees = max(np.abs(lon).max(), np.abs(lat).max()) > 2 * np.pi + 0.01
-    if degrees:
-        lon, lat = np.deg2rad(lon), np.deg2rad(lat)
+    columns = {name: table[name].to_numpy(np.float64) for name in names}
+    lon, lat = angles(columns["clon"], columns["clat"], (None, None), f"{path}: its grid")
+    degrees = lon is not columns["clon"]
+    for name in parents:
+        wrong = (table[name] < 1) | (table[name] > len(table))
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise DataError(
+                f"{path}:{table.index[row]}: {name} is {table[name].iloc[row]:g}; expected the number of a "
+                f"coarser cell, from 1 and below {len(table)}"
+            )
     finest = IconGrid(
         path,
         lon,
@@ -68,13 +83,15 @@ def open_csv(
         elevation_N=columns.get("elevation"),
         land_N=columns.get("land"),
     )
+    finest.check()
     files = sorted(p for p in directory.rglob("*.csv") if p.name != "grid.csv")
     if not files:
         raise DataError(f"{directory}: no CSV file with fields beside grid.csv")
+    account.keep("files", 1 + len(files))
     coarser = (_ancestor(path, table[[*pair]] - 1) for pair in itertools.pairwise(parents))
     return IconSource(
         (finest, *coarser),
-        CsvFields(files, tuple(variables), len(table), finest.centres_N3, bool(degrees), missing),
+        CsvFields(files, tuple(variables), len(table), finest.centres_N3, degrees, missing),
     )
 
 
@@ -106,27 +123,38 @@ class CsvFields:
             for name in ("time", "cell", *variables):
                 if name not in header:
                     raise DataError(f"{path}: no column {name!r}; it has {', '.join(header)}")
-            parts = (table["time"].drop_duplicates() for table in read_rows(path, (), ROWS))
-            found = _days(path, pd.concat(parts).drop_duplicates())
+            found = self._times(path)
             if (np.diff(np.concatenate([*times[-1:], found])) <= 0).any():
                 raise DataError(f"{path}: times must increase, also from file to file (by name)")
             times.append(found)
         self.time_T = np.concatenate(times)
 
+    def _times(self, path: Path) -> Floats:
+        """Times of a file, each of which has a row for each cell."""
+        changes, last, end = dict[int, str](), "", 2
+        for table in read_rows(path, (), ROWS):
+            text = table["time"].astype(str).str.strip()
+            starts = text[text != text.shift(fill_value=last)]
+            changes |= dict(zip(starts.index, starts, strict=True))
+            last, end = text.iloc[-1], int(table.index[-1]) + 1
+        for line, following in itertools.pairwise([*changes, end]):
+            if following - line != self._n_cells:
+                raise DataError(
+                    f"{path}:{line}: time {changes[line]} has {following - line} rows in a row; expected "
+                    f"{self._n_cells}, one for each cell"
+                )
+        return _days(path, changes)
+
     def slabs(self, steps: int) -> Iterator[NDArray[np.float32]]:
         """Fields of at most ``steps`` output times after each other, [T, N, V]."""
         self._screening = FieldScreening(self._missing)
         for path in self._paths:
-            rest, self._checked = pd.DataFrame(), False
+            rest = pd.DataFrame()
             for chunk in read_rows(path, ("cell", "clon", "clat", *self.variables), ROWS):
                 table = pd.concat([rest, chunk]) if len(rest) else chunk
                 whole = len(table) // self._n_cells * self._n_cells
                 yield from self._slabs_of(path, table[:whole], steps)
                 rest = table[whole:]
-            if len(rest):
-                raise DataError(
-                    f"{path}: the last time has {len(rest)} of {self._n_cells} cells; every time needs all"
-                )
         self._screening.check()
 
     def _slabs_of(
@@ -137,10 +165,11 @@ class CsvFields:
         cell = table["cell"].to_numpy().reshape(-1, self._n_cells)
         time = table["time"].to_numpy().reshape(-1, self._n_cells)
         complete = (np.sort(cell, axis=1) == np.arange(self._n_cells) + 1).all(axis=1)
-        complete &= (time == time[:, :1]).all(axis=1)
         if not complete.all():
+            step = int(np.argmin(complete))
+            line = table.index[step * self._n_cells]
             raise DataError(
-                f"{path}: time {time[~complete][0][0]} does not have each cell 1 to {self._n_cells} once"
+                f"{path}:{line}: time {time[step, 0]} does not have each cell 1 to {self._n_cells} once"
             )
         columns: NDArray = table[list(self.variables)].to_numpy(np.float32)
         values = columns.reshape(*cell.shape, len(self.variables))
@@ -152,7 +181,7 @@ class CsvFields:
                 f"{path}:{line}: {missing.sum()} rows have missing or infinite values, the first at time "
                 f"{time[step, 0]}, cell {cell[step, row]}; fill or leave out those times"
             )
-        self._check(path, table, values[0])
+        self._check(path, table, values)
         order = np.argsort(cell, axis=1)[..., None]
         values = np.take_along_axis(values, order, axis=1)
         times = list(dict.fromkeys(time[:, 0]))
@@ -161,12 +190,10 @@ class CsvFields:
         for start in range(0, len(values), steps):
             yield values[start : start + steps]
 
-    def _check(self, path: Path, table: pd.DataFrame, values_NV: NDArray) -> None:
+    def _check(self, path: Path, table: pd.DataFrame, values_TNV: NDArray) -> None:
         """Refuse rows whose cell is elsewhere than in the grid, and values in another unit."""
-        if not self._checked:
-            for name, values_N in zip(self.variables, values_NV.T, strict=True):
-                check_variable(name, values_N, None, f"{path}: {name}")
-            self._checked = True
+        for column, name in enumerate(self.variables):
+            check_variable(name, values_TNV[..., column], None, f"{path}: {name}")
         if self._centres_N3 is None or not {"clon", "clat"} <= set(table):
             return
         lon, lat = (table[name].to_numpy(np.float64) for name in ("clon", "clat"))
@@ -186,16 +213,23 @@ def _ancestor(path: Path, pairs: pd.DataFrame) -> IconGrid:
     own, parent = pairs.to_numpy(np.int64).T
     parents = np.full(own.max() + 1, -1)
     parents[own] = parent
+    if (wrong := parents[own] != parent).any():
+        row = int(np.argmax(wrong))
+        raise DataError(
+            f"{path}:{pairs.index[row]}: {pairs.columns[1]} is {parent[row] + 1}, other cells in the same "
+            f"{pairs.columns[0]} {own[row] + 1} have {parents[own[row]] + 1}; expected one parent of each"
+        )
     empty = np.empty(0)
     return IconGrid(path, empty, empty, empty, np.empty((0, 3), np.int64), parents)
 
 
-def _days(path: Path, times: "pd.Series[Any]") -> Floats:
-    try:
-        moments = pd.to_datetime(times.astype(str), format="ISO8601")
-    except ValueError:
+def _days(path: Path, times: Mapping[int, str]) -> Floats:
+    """Days since 1970 of times, given by their line; without a zone they are UTC."""
+    moments = pd.to_datetime(pd.Series(times), format="ISO8601", utc=True, errors="coerce")
+    if (wrong := moments.isna()).any():
+        line = list(times)[int(np.argmax(wrong))]
         raise DataError(
-            f"{path}: column 'time' must be ISO 8601, such as 2020-01-31T06:00; found {times.iloc[0]}"
-        ) from None
-    days = (moments - pd.Timestamp(1970, 1, 1)) / pd.Timedelta(days=1)
+            f"{path}:{line}: time {times[line]!r}; expected ISO 8601, such as 2020-01-31T06:00"
+        )
+    days = (moments - pd.Timestamp(1970, 1, 1, tz="UTC")) / pd.Timedelta(days=1)
     return np.asarray(days, dtype=np.float64)

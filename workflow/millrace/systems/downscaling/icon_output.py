@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from millrace.data.classic_netcdf import check_whole
 from millrace.data.recognise import kind_of
 from millrace.data.units import common, converted
 from millrace.errors import DataError, first_line
@@ -24,6 +25,7 @@ from millrace.systems.downscaling.icon_source import (
     Floats,
     IconGrid,
     Ints,
+    angles,
     check_variable,
     unit_vectors,
 )
@@ -34,6 +36,7 @@ NEAR = 1e-4
 """Distance (rad) within which centres of cells are the same."""
 EPOCH = "days since 1970-01-01"
 _ABSOLUTE = "day as %Y%m%d.%f"
+_OURS = ("standard", "gregorian", "proleptic_gregorian")
 
 
 def is_on_cells(file: Any, name: str) -> bool:
@@ -164,8 +167,7 @@ class NetcdfFields:
                 f"{path}: {name} has {missing.sum()} missing or infinite values, the first at time "
                 f"{span.start + step}, cell {cell + 1}; fill or leave out those times"
             )
-        if span.start == 0:
-            check_variable(name, values[0], output.units[name], f"{path}: {name}")
+        check_variable(name, values, output.units[name], f"{path}: {name}")
         screening.add(name, output.units[name], values, path, range(span.start, span.stop))
         unit = self._units[column]
         return converted(values, output.units[name], unit, f"{path}: {name}").astype("f4")
@@ -199,6 +201,7 @@ def _check_units(name: str, unit: str | None, series: Sequence[_Output]) -> None
 def opened(path: Path) -> Iterator[Any]:
     """Open a NetCDF file of any format; `DataError` if it is truncated or damaged."""
     try:
+        check_whole(path)
         with netCDF4.Dataset(path) as file:
             yield file
     except (OSError, RuntimeError) as error:
@@ -212,7 +215,8 @@ def opened(path: Path) -> Iterator[Any]:
 def read_time(path: Path, file: Any) -> tuple[Floats, str]:
     """Times of a file in days since 1970, and whether they are ``relative`` or ``absolute``.
 
-    Raises `DataError` if there is no time, its units are unknown, or it does not increase.
+    The latter with the calendar, where it is another than ours. Raises `DataError` if there is no time, its
+    units are unknown, or it does not increase.
     """
     if "time" not in file.variables:
         raise DataError(f"{path}: no variable 'time'")
@@ -226,7 +230,8 @@ def read_time(path: Path, file: Any) -> tuple[Floats, str]:
         calendar = getattr(file["time"], "calendar", "standard")
         try:
             dates = cftime.num2date(values, units, calendar)
-            kind, days = "relative", np.asarray(cftime.date2num(dates, EPOCH, calendar), "f8")
+            days = np.asarray(cftime.date2num(dates, EPOCH, calendar), "f8")
+            kind = "relative" + ("" if calendar in _OURS else f" in the calendar {calendar}")
         except ValueError:
             raise DataError(
                 f"{path}: time has units {units!r}; expected '<unit> since <date>' or {_ABSOLUTE!r}"
@@ -251,7 +256,7 @@ def _absolute_days(path: Path, values: Floats, units: str) -> Floats:
 
 def _check_grid(path: Path, file: Any, grid: IconGrid) -> Ints | None:
     """Where a file has the cells of a grid, [N]; None: in their order. Refuse a file on another grid."""
-    uuid, centres_N3 = getattr(file, "uuidOfHGrid", None), centres_of(file)
+    uuid, centres_N3 = getattr(file, "uuidOfHGrid", None), centres_of(path, file)
     is_named = uuid is not None and uuid == grid.uuid
     if centres_N3 is None and is_named:
         return None
@@ -269,7 +274,7 @@ def _check_grid(path: Path, file: Any, grid: IconGrid) -> Ints | None:
     )
 
 
-def centres_of(file: Any) -> Floats | None:
+def centres_of(path: Path, file: Any) -> Floats | None:
     """Centres of the cells of an output file as unit vectors, [N, 3], if it has them."""
     for names in (("clon", "clat"), ("lon", "lat")):
         if all(
@@ -278,7 +283,7 @@ def centres_of(file: Any) -> Floats | None:
             and file[name].dimensions[0] in CELL_DIMENSIONS
             for name in names
         ):
-            return unit_vectors(*(radians(file[name]) for name in names))
+            return unit_vectors(*angles_of(path, file, names))
     return None
 
 
@@ -316,10 +321,14 @@ def _cell_axis(dimensions: tuple[str, ...]) -> int:
     return next(at for at, one in enumerate(dimensions) if one in CELL_DIMENSIONS)
 
 
-def radians(variable: Any) -> Floats:
-    """Angles of a variable in radian."""
-    values = np.asarray(variable[:], dtype=np.float64)
-    units = str(getattr(variable, "units", "")).lower()
-    # Without units, what exceeds a full turn cannot be radians.
-    degrees = units.startswith("deg") or (not units and np.abs(values).max() > 2 * np.pi + 0.01)
-    return np.deg2rad(values) if degrees else values
+def angles_of(path: Path, file: Any, names: tuple[str, str]) -> tuple[Floats, Floats]:
+    """Longitudes and latitudes of a file in radian, by their units."""
+    lon_N, lat_N = (whole(file[name]) for name in names)
+    units = [str(getattr(file[name], "units", "")).strip() or None for name in names]
+    return angles(lon_N, lat_N, (units[0], units[1]), f"{path}: its grid")
+
+
+def whole(variable: Any) -> Floats:
+    """Values of a variable, flat, NaN where it declares that there is none."""
+    values: Floats = np.ma.filled(np.ma.asarray(variable[:], dtype="f8"), np.nan)
+    return values.reshape(-1)

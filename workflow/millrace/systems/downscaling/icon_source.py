@@ -16,7 +16,10 @@ from millrace.data.units import (
     SEA_LEVEL_PRESSURE,
     SURFACE_PRESSURE,
     TEMPERATURE,
+    Quantity,
     check_plausible,
+    conversion,
+    converted,
 )
 from millrace.data.validity import Screening
 from millrace.errors import DataError
@@ -26,12 +29,33 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
+_TEMPERATURES: tuple[str, ...] = (
+    "tas",
+    "t2m",
+    "t_2m",
+    "2t",
+    "temp",
+    "ta",
+    "t",
+    "ts",
+    "t_g",
+    "tasmax",
+    "tasmin",
+)
+_TEMPERATURES += ("tmax_2m", "tmin_2m", "td_2m", "d2m", "2d", "tdps", "t_s", "skt", "t_sk", "tos")
 _QUANTITIES = {
-    TEMPERATURE: ("tas", "t2m", "t_2m", "2t", "temp", "ta", "t", "ts", "t_g", "tasmax", "tasmin"),
+    TEMPERATURE: _TEMPERATURES,
     SEA_LEVEL_PRESSURE: ("psl", "pres_msl", "msl", "slp", "mslp"),
     SURFACE_PRESSURE: ("ps", "sp", "pres_sfc"),
+    Quantity("kg kg-1", 0.0, 0.04, ("kg kg-1", "g kg-1")): ("huss", "qv_2m", "hus", "qv", "q"),
+    Quantity("%", 2.0, 110.0, ("%", "1")): ("hurs", "rh_2m", "relhum_2m", "hur", "relhum"),
 }
 """Names of variables whose range is known."""
+_FAR = 5.0
+"""Ratio of distances between neighbours, and of areas to their squares; on a refined icosahedron they vary
+by less than two."""
+_LOPSIDED = 0.3
+_HIGHEST = 12_000.0  # m, also below the sea
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +85,97 @@ class IconGrid:
         """Unit vectors."""
         return unit_vectors(self.lon_N, self.lat_N)
 
+    def check(self) -> None:
+        """Raise `DataError` if places, areas and neighbours contradict each other or are no numbers.
+
+        Centres that belong to other cells are told by neighbours that are far from each other.
+        """
+        self._check_numbers()
+        cells = np.arange(len(self.lon_N))
+        if self.neighbours_N3.max() >= len(cells):
+            raise DataError(
+                f"{self.path}: neighbor_cell_index names cell {self.neighbours_N3.max() + 1} of "
+                f"{len(cells)}; is the file cut out of a larger one?"
+            )
+        centres_N3, distances = self.centres_N3, []
+        # A grid without a rim covers the globe.
+        middle = np.linalg.norm(np.average(centres_N3, axis=0, weights=self.area_N))
+        if (self.neighbours_N3 >= 0).all() and middle > _LOPSIDED:
+            raise DataError(
+                f"{self.path}: the grid has no rim, but its cells do not cover the globe; clon and clat "
+                "are perhaps radians said to be degrees, mend their attribute units"
+            )
+        for other_N in self.neighbours_N3.T:
+            known = other_N >= 0
+            back = (self.neighbours_N3[other_N] == cells[:, None]).any(axis=1)
+            if (wrong := known & ~back).any():
+                cell = int(np.argmax(wrong))
+                raise DataError(
+                    f"{self.path}: cell {other_N[cell] + 1} is a neighbour of cell {cell + 1}, but not the "
+                    "other way round; mend neighbor_cell_index, or copy the file again"
+                )
+            apart = np.linalg.norm(centres_N3 - centres_N3[other_N], axis=1)
+            distances.append(np.where(known, apart, np.nan))
+        distance_N3 = np.stack(distances, axis=1)
+        beside_N = np.isfinite(distance_N3).sum(axis=1)
+        if not beside_N.any():
+            return
+        least = float(np.nanmin(distance_N3))
+        if (far := distance_N3 > _FAR * least).any():
+            cell = int(np.argmax(far.any(axis=1)))
+            raise DataError(
+                f"{self.path}: a neighbour of cell {cell + 1} is {np.nanmax(distance_N3[cell]):.3g} rad "
+                f"away, others {least:.3g}: the centres, clon and clat, are not those of these cells; copy "
+                "the file again, or mend them"
+            )
+        # Triangles of all sizes have the same shape, about: 1.3 times the square of the distance.
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # a cell without neighbours has no room
+            shape_N = self.area_N * beside_N / np.nansum(distance_N3**2, axis=1)
+        shape_N = np.where(beside_N > 0, shape_N / np.median(shape_N[beside_N > 0]), 1)
+        if (odd := (shape_N > _FAR) | (shape_N < 1 / _FAR)).any():
+            cell = int(np.argmax(odd))
+            raise DataError(
+                f"{self.path}: cell_area of cell {cell + 1} is {self.area_N[cell]:g}, {shape_N[cell]:.3g} "
+                "times what its neighbours leave room for; mend cell_area, or copy the file again"
+            )
+
+    def _check_numbers(self) -> None:
+        columns = (
+            ("clon", self.lon_N),
+            ("clat", self.lat_N),
+            ("cell_area", self.area_N),
+            ("elevation", self.elevation_N),
+            ("land", self.land_N),
+        )
+        for name, values_N in columns:
+            if values_N is None:
+                continue
+            wrong = ~np.isfinite(values_N) | ((values_N <= 0) if name == "cell_area" else False)
+            if wrong.any():
+                cell = int(np.argmax(wrong))
+                raise DataError(
+                    f"{self.path}: {name} of cell {cell + 1} is {values_N[cell]:g}; expected a "
+                    f"{'positive ' if name == 'cell_area' else ''}number for each cell"
+                )
+            # Surface below the sea is data, and so is an area of 1e10 m².
+            screening = Screening(possible=(-500.0, 9_000.0) if name == "elevation" else None)
+            screening.add(values_N)
+            for suspect in screening.suspects():
+                at = f" at cell {suspect.index + 1}"
+                raise DataError(f"{self.path}: {suspect.sentence(name, '', at)}")
+        if self.elevation_N is not None and np.abs(self.elevation_N).max() > _HIGHEST:
+            raise DataError(
+                f"{self.path}: elevation reaches {np.abs(self.elevation_N).max():g} m; expected metres, "
+                "convert it or mend its attribute units"
+            )
+        if self.land_N is not None and (self.land_N.min() < 0 or self.land_N.max() > 1.01):
+            raise DataError(
+                f"{self.path}: land reaches from {self.land_N.min():g} to {self.land_N.max():g}; expected "
+                "shares from 0 to 1, or per cent"
+            )
+
 
 class Fields(Protocol):
     """Time series of fields on the cells of a grid."""
@@ -88,15 +203,44 @@ def unit_vectors(lon_N: Floats, lat_N: Floats) -> Floats:
     return np.stack([equator * np.cos(lon_N), equator * np.sin(lon_N), np.sin(lat_N)], axis=-1)
 
 
-def check_variable(name: str, values_N: NDArray, unit: str | None, what: str) -> None:
-    """Refuse values that are plausible in another unit than is said, of variables whose range is known.
+def angles(
+    lon_N: Floats, lat_N: Floats, units: tuple[str | None, str | None], what: str
+) -> tuple[Floats, Floats]:
+    """Longitudes and latitudes in radian; units None: degrees if they are no angles in radian.
 
-    A warning says that they are plausible in none.
+    Raises `DataError` if a unit is none of an angle, or a latitude lies beyond the pole.
+    """
+    largest = float(np.abs(lon_N).max()), float(np.abs(lat_N).max())
+    beyond = largest[0] > 2 * np.pi + 0.01 or largest[1] > np.pi / 2 + 0.01
+    found = []
+    for name, values_N, unit in zip(("longitude", "latitude"), (lon_N, lat_N), units, strict=True):
+        factors = conversion(unit or ("degree" if beyond else "radian"), "radian")
+        if factors is None:
+            raise DataError(f"{what} has a {name} in {unit!r}; expected 'radian' or 'degree'")
+        found.append(values_N if factors == (1.0, 0.0) else np.deg2rad(values_N))
+    lon_N, lat_N = found
+    if np.abs(lat_N).max() > np.pi / 2 + 0.01 or np.abs(lon_N).max() > 2 * np.pi + 0.01:
+        raise DataError(
+            f"{what} has longitudes to {largest[0]:g} and latitudes to {largest[1]:g} in "
+            f"{units[1] or 'degree'!r}; expected places on the globe, mend the attribute units"
+        )
+    return lon_N, lat_N
+
+
+def check_variable(name: str, values_TN: NDArray, unit: str | None, what: str) -> None:
+    """Refuse a unit of something else, or one in which some times are not plausible but in another.
+
+    Only variables whose range is known are checked; a warning says that they are plausible in none.
     """
     quantity = next((q for q, names in _QUANTITIES.items() if name.lower() in names), None)
-    warning = check_plausible(quantity, values_N, unit, what) if quantity else None
-    if warning:
-        warnings.warn(warning, stacklevel=2)
+    if quantity is None:
+        return
+    converted(np.zeros(1), unit, quantity.unit, what)
+    mean_T = values_TN.mean(axis=1, dtype=np.float64)
+    for step in sorted({0, int(mean_T.argmin()), int(mean_T.argmax())}):
+        if warning := check_plausible(quantity, values_TN[step], unit, what):
+            warnings.warn(warning, stacklevel=2)
+            return
 
 
 class FieldScreening:

@@ -224,7 +224,7 @@ def event_rates(forecasts: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     titles = {"collision_rate": "Collision rate", "off_road_rate": "Off-road rate"}
     titles["realism"] = "Realism"
     names = list(forecasts)
-    with figure(path, PAGE_WIDTH, 1.0 + 0.28 * len(names)) as fig:
+    with figure(path, PAGE_WIDTH, 1.2 + 0.28 * len(names)) as fig:
         panels = fig.subplots(1, len(titles), sharey=True)
         place = np.arange(len(names))
         for axes, (key, title) in zip(panels, titles.items(), strict=True):
@@ -235,6 +235,7 @@ def event_rates(forecasts: Mapping[str, Mapping[str, Any]], path: Path) -> None:
                 text = f" {one:.3f}" if np.isfinite(one) else " unknown"
                 axes.annotate(text, (np.nan_to_num(one), at), va="center", fontsize=8)
             axes.set(title=title, xlim=(0, 1.3 * max(np.nanmax(value, initial=0), 1e-3)))
+            axes.set_xlabel("Likelihood" if key == "realism" else "Share of agents")
             axes.grid(axis="y", visible=False)
         panels[0].set_yticks(place, [_label(name) for name in names])
         panels[0].set_ylim(len(names) - 0.5, -0.5)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
+from millrace.data.units import factor
 from millrace.errors import DataError
 from millrace.systems.traffic.geometry import Floats, resample, wrap
 from millrace.systems.traffic.tracks import CLASSES, STEP_S, Polyline, Scenario
@@ -19,15 +20,15 @@ from millrace.systems.traffic.tracks import CLASSES, STEP_S, Polyline, Scenario
 _MOVING = 2.0  # m/s, above which a path has a clear direction
 _ENOUGH = 20  # observations of motion, below which nothing is concluded
 _FACTORS = {
-    3.6: "km/h",
-    2.2369: "mph",
-    3.2808: "ft/s, or the positions in metres times 0.3",
-    1.9438: "knots",
-    0.3048: "m/s, but the positions in feet",
+    factor("m/s", "km/h"): "km/h",
+    factor("m/s", "mph"): "mph",
+    factor("m/s", "ft/s"): "ft/s, or the positions in metres times 0.3",
+    factor("m/s", "knots"): "knots",
+    factor("ft", "m"): "m/s, but the positions in feet",
     STEP_S: "metres a step",
     1 / STEP_S: "m/s, but the positions of another rate than 10 Hz",
-    100.0: "cm/s",
-    1000.0: "mm/s, or the positions in km",
+    factor("m", "cm"): "cm/s",
+    factor("m", "mm"): "mm/s, or the positions in km",
 }
 _SAME = 0.05  # relative
 _FASTEST = (100.0, 12.0, 30.0)  # m/s, medians of the classes that are not believed
@@ -75,8 +76,8 @@ def check_motion(where: Path, scenario: Scenario) -> None:
     if moving_AT.sum() >= _ENOUGH:
         both = (said_AT[:, 1:] + said_AT[:, :-1]) / 2
         ratio = float(np.nanmedian(both[moving_AT] / path_AT[moving_AT]))
-        for factor, unit in _FACTORS.items():
-            if abs(ratio / factor - 1) < _SAME:
+        for usual, unit in _FACTORS.items():
+            if abs(ratio / usual - 1) < _SAME:
                 raise DataError(
                     f"{at}: velocity_x and velocity_y are {ratio:.3g} times the speed of the positions, "
                     f"probably {unit}; expected metres and m/s, convert them"

@@ -15,11 +15,13 @@ import numpy as np
 
 from millrace.data.account import Account
 from millrace.data.hdf5 import create, create_dataset, open_checked, strings
+from millrace.data.split import SPLITS
 from millrace.errors import DataError
 from millrace.systems.base import Progress
 from millrace.systems.traffic.geometry import Floats
 from millrace.systems.traffic.plausibility import checked
 from millrace.systems.traffic.settings import TokenConfig
+from millrace.systems.traffic.splits import splits_of
 from millrace.systems.traffic.tokens import (
     STRIDE,
     TokenisedScenario,
@@ -73,11 +75,11 @@ def build_vocabulary(
     random = np.random.default_rng(config.seed)
     # A class that does not occur still has the token of standing still.
     segments: list[list[Floats]] = [[np.empty((0, 6, 3))] for _ in CLASSES] + [[]]
-    recordings = find_recordings(source)
+    recordings, split_of = find_recordings(source), splits_of(source, config)
     for number, files in enumerate(recordings):
         trained = None
         for scenario in checked(files.tracks, files.map, read_recording(files)):
-            if config.split(scenario.name) == 0:
+            if split_of(scenario.name) == 0:
                 trained = scenario
                 for kind in range(len(CLASSES)):
                     segments[kind].append(motion_segments(scenario, kind))
@@ -108,7 +110,7 @@ def build_vocabulary(
     vocabulary.check()
     with create(output) as file:
         file.attrs["schema"] = VOCABULARY_SCHEMA
-        file.attrs["config"] = json.dumps(config.model_dump(), sort_keys=True)
+        file.attrs["config"] = json.dumps(config.written(), sort_keys=True)
         vocabulary.write(file.create_group("vocabulary"))
     return vocabulary
 
@@ -138,13 +140,19 @@ def tokenise(
     Raises
     ------
     DataError
-        The files are malformed, or two scenarios have one name.
+        The files are malformed, two scenarios have one name, or one is in no official split.
     """
     vocabulary = read_vocabulary(vocabulary_file)
     tokeniser = Tokeniser(vocabulary, config.margin, config.max_agents)
     content = hashlib.sha256(vocabulary.digest.encode())
-    recordings = find_recordings(source)
+    recordings, split_of = find_recordings(source), splits_of(source, config)
     account, places, appeared = Account(), dict[str, Path](), 0
+    official = config.splits == "official"
+    if not official and (source / "splits.csv").is_file():
+        print(
+            "splits: by the names of scenarios, but the data set says what is training, validation and "
+            "test; set tokens.splits to official to use that"
+        )
     with create(output) as file:
         writer = _Writer(file)
         for number, files in enumerate(recordings):
@@ -158,11 +166,13 @@ def tokenise(
                         )
                     places[one.name] = files.tracks
                 for scenario in tokeniser(together, account):
-                    split = config.split(scenario.name)
+                    split = split_of(scenario.name)
                     if split is None:
                         account.leave_out("scenarios", "between blocks of different splits")
                     else:
                         account.keep("scenarios")
+                        if official:
+                            account.keep(f"scenarios for {SPLITS[split]}")
                         writer.add(scenario, split)
                         late = np.isnan(scenario.true_AT3[:, CURRENT_STEP - STRIDE, 0])
                         appeared += int(late.sum())
@@ -174,8 +184,10 @@ def tokenise(
             if progress is not None:
                 progress(number + 1, len(recordings))
         file.attrs["schema"] = SCHEMA
-        file.attrs["config"] = json.dumps(config.model_dump(), sort_keys=True)
+        file.attrs["config"] = json.dumps(config.written(), sort_keys=True)
         content.update(file.attrs["config"].encode())
+        if official:
+            content.update((source / "splits.csv").read_bytes())
         if appeared:  # earlier versions left them out: these are other samples
             content.update(b"agents without a past")
         file.attrs["digest"] = content.hexdigest()[:16]

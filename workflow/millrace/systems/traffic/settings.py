@@ -1,7 +1,8 @@
 """Blocks of the configuration that belong to traffic, without torch."""
 
 import zlib
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -60,9 +61,9 @@ class SumoConfig(Settings):
 class TokenConfig(Settings):
     """Vocabularies, which are built from the training scenarios alone, and what of a scenario is kept.
 
-    Which split a scenario belongs to follows from its name, so that more scenarios never move others.
-    Where names end with `_` and a number, scenarios follow on each other: neighbours share agents, and
-    go into the same split in blocks.
+    Which split a scenario belongs to follows from its name, so that more scenarios never move others; see
+    `splits` for others. Where names end with `_` and a number, scenarios follow on each other: neighbours
+    share agents, and go into the same split in blocks.
     """
 
     motion: Vocabulary = 2048
@@ -87,6 +88,10 @@ class TokenConfig(Settings):
     from blocks. 1 if all scenarios are independent of each other."""
     seed: Seed = 0
     """Of the split and of the picking of tokens."""
+    splits: Literal["by_name", "official"] = "by_name"
+    """`by_name`: shares of the scenarios, by their names; `official`: as Waymo, Argoverse 2 and INTERACTION
+    say by their folders, or `splits.csv` beside tracks. Test sets without futures are left out; official
+    validation is then divided into validation and test."""
 
     def model_post_init(self, _: Any) -> None:
         """Check that something is left to test."""
@@ -102,16 +107,28 @@ class TokenConfig(Settings):
 
     def split(self, name: str) -> int | None:
         """Split of a scenario, an index into `millrace.data.split.SPLITS`; None: it is left out."""
-        recording, block = self.block_of(name)
-        split = self._split(recording, block)
-        is_last = recording != name and (int(name.rpartition("_")[2]) + 1) % self.block == 0
-        return None if is_last and self._split(recording, block + 1) != split else split
+        return self.placed(name, (self.train, self.train + self.validation))
 
-    def _split(self, recording: str, block: int) -> int:
+    def placed(self, name: str, edges: Sequence[float], first: int = 0) -> int | None:
+        """Which of the parts between shares a scenario falls into, from ``first``; None: between blocks."""
+        recording, block = self.block_of(name)
+        part = self._part(recording, block, edges)
+        is_last = recording != name and (int(name.rpartition("_")[2]) + 1) % self.block == 0
+        follows = is_last and self._part(recording, block + 1, edges) != part
+        return None if follows else first + part
+
+    def _part(self, recording: str, block: int, edges: Sequence[float]) -> int:
         # Steps of the golden ratio spread the blocks of each recording evenly over the splits.
         start = zlib.crc32(f"{self.seed}/{recording}".encode()) / 2**32
         share = (start + block * _GOLDEN) % 1
-        return int(share >= self.train) + int(share >= self.train + self.validation)
+        return sum(share >= edge for edge in edges)
+
+    def written(self) -> dict[str, Any]:
+        """Plain values; a key of a later version only where it is not as before, for the digest's sake."""
+        values = self.model_dump()
+        return (
+            values if self.splits != "by_name" else {k: values[k] for k in values if k != "splits"}
+        )
 
 
 class TrafficDataset(DatasetSettings):

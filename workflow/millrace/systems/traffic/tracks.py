@@ -4,6 +4,7 @@
                                heading, velocity_x, velocity_y, length, width
     <base>/map/<name>.csv      polyline_id, type, position_x, position_y; points of a polyline in order
     <base>/lights/<name>.csv   scenario_id, timestep, polyline_id, state; only if there are traffic lights
+    <base>/splits.csv          scenario_id, split; only if the data set says what is training and test
 
 Units are metres, radians (counter-clockwise from +x) and m/s; a position is the centre of the agent's box.
 A scenario has 91 steps of 0.1 s; steps 0 to 10 are the observed history, and step 10 is the current step.
@@ -250,6 +251,23 @@ def _read_lights(path: Path, road: Sequence[Polyline]) -> dict[str, dict[str, ND
         series[step[rows]] = state[rows]
         states.setdefault(scenario, {})[line] = series
     return states
+
+
+def read_splits(path: Path, allowed: Sequence[str]) -> dict[str, str]:
+    """Read the split of each scenario.
+
+    Raises
+    ------
+    DataError
+        With ``file:line:column``: a split that is not allowed, or a scenario twice.
+    """
+    table = read_table(path, ())
+    text = _text(table, ("scenario_id", "split"))
+    wrong = ~text["split"].isin(allowed)
+    _refuse(table, "split", text["split"], wrong, f"one of {', '.join(allowed)}")
+    again = text["scenario_id"].duplicated()
+    _refuse(table, "scenario_id", text["scenario_id"], again, "each scenario only once")
+    return dict(zip(text["scenario_id"], text["split"], strict=True))
 
 
 def _text(table: CsvTable, columns: Sequence[str]) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from millrace.data.classic_netcdf import check_whole
 from millrace.data.csv_lines import header_of, read_rows
 from millrace.data.recognise import kind_of
 from millrace.data.units import conversion
@@ -83,6 +84,8 @@ def _open(path: Path) -> xr.Dataset:
     try:
         if path.suffix == ".csv":
             return _from_csv(path)
+        if path.is_file():
+            check_whole(path)
         data = xr.open_dataset(path, engine="zarr" if _is_store(path) else "netcdf4")
     except DataError:
         raise

@@ -43,15 +43,13 @@ def spectra(forecasts: Mapping[str, Any], unit: str, path: str | Path) -> None:
             left.plot(degree, truth * ratio, label=label, **_LOOKS[name])
             right.plot(degree, ratio, **_LOOKS[name])
         right.axhline(1, color=TRUTH, linewidth=1)
-        left.set(xscale="log", yscale="log", ylabel=f"Power ({unit}²)")
-        right.set(
-            xscale="log", yscale="log", ylabel="Power over that of the ground truth", ylim=(0.05, 5)
-        )
+        left.set(xscale="log", yscale="log", ylabel=axis_label("Power", _squared(unit)))
+        right.set(xscale="log", yscale="log", ylabel="Power / ground truth", ylim=(0.05, 5))
         right.yaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.25, 0.5, 1, 2, 4]))
         right.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         right.yaxis.set_minor_formatter(NullFormatter())
         for axes in (left, right):
-            axes.set_xlabel("Degree l")
+            axes.set_xlabel("Degree l (waves around the globe)")
             axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
         handles, labels = left.get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))
@@ -73,7 +71,7 @@ def reliability(scores: Mapping[str, Any], unit: str, path: str | Path) -> None:
         high = 1.1 * max(spread.max(), error.max()) if known else 1
         right.plot([0, high], [0, high], color=TRUTH, linewidth=1)
         right.plot(spread, error, color=PREDICTION, marker="o", markersize=4)
-        right.set(xlim=(0, high), ylim=(0, high), xlabel=f"Spread of the members ({unit})")
+        right.set(xlim=(0, high), ylim=(0, high), xlabel=axis_label("Spread of the members", unit))
         right.set_ylabel(axis_label("RMSE of their mean", unit))
         right.set_title(f"Spread / error {scores['spread_skill']:.2f}")
 
@@ -102,5 +100,12 @@ def by_region(forecasts: Mapping[str, Any], unit: str, path: str | Path) -> None
         axes.set_yticks(place, [region.capitalize() for region in regions])
         axes.set_ylim(len(regions) - 0.5, -0.5)
         axes.set_xlim(0, 1.3 * axes.get_xlim()[1])
-        axes.set_xlabel(f"RMSE and CRPS ({unit})")
+        axes.set_xlabel(axis_label("RMSE and CRPS", unit))
         fig.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+
+
+def _squared(unit: str) -> str:
+    """A unit squared; in brackets if it has several parts."""
+    if unit in ("", "-", "1"):
+        return ""
+    return f"{unit}²" if unit.isalpha() else f"({unit})²"

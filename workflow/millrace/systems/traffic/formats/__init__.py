@@ -15,6 +15,7 @@ from millrace.systems.base import Progress
 from millrace.systems.traffic.formats import argoverse, highd, interaction, ngsim, sumo, waymo
 from millrace.systems.traffic.formats.recordings import Converted
 from millrace.systems.traffic.plausibility import checked
+from millrace.systems.traffic.splits import named_split, write_splits
 from millrace.systems.traffic.tracks import write_recording
 
 
@@ -60,7 +61,8 @@ def _read(adapter: Adapter, path: Path, source: Path, account: Account) -> Itera
 def convert(name: str, source: Path, output: Path, progress: Progress | None = None) -> int:
     """Convert a directory of a public data set, one of `ADAPTERS`; returns the number of scenarios.
 
-    ``account.json`` in ``output`` says what was read, kept, and left out for which reason.
+    ``account.json`` in ``output`` says what was read, kept, and left out for which reason, and
+    ``splits.csv`` what is training, validation and test, where names of folders or files do.
 
     Raises
     ------
@@ -73,6 +75,7 @@ def convert(name: str, source: Path, output: Path, progress: Progress | None = N
     if not files:
         raise DataError(f"{source}: no file of {name}; expected {adapter.holds}")
     places: dict[str, Path] = {}
+    splits: dict[str, str] = {}
     count = 0
     for number, path in enumerate(files):
         for recording in _read(adapter, path, source, account):
@@ -93,9 +96,15 @@ def convert(name: str, source: Path, output: Path, progress: Progress | None = N
             if scenarios:
                 write_recording(output, safe_name(recording.name), scenarios)
             count += len(scenarios)
+            if split := named_split(path.relative_to(source)):
+                account.keep(f"scenarios of the official {split} set", len(scenarios))
+                splits |= {one.name: split for one in scenarios}
         if progress is not None:
             progress(number + 1, len(files))
+    account.keep("files", len(files))
     account.keep("scenarios", count)
+    if splits:
+        write_splits(output, splits)
     account.write(output / "account.json")
     if not count:
         raise DataError(

@@ -14,7 +14,11 @@ import pandas as pd
 
 from millrace.data.account import Account
 from millrace.errors import ConfigError, DataError
-from millrace.systems.traffic.formats.recordings import Converted, make_scenario
+from millrace.systems.traffic.formats.recordings import (
+    WITHOUT_FUTURE,
+    Converted,
+    make_scenario,
+)
 from millrace.systems.traffic.geometry import Floats, midline
 from millrace.systems.traffic.tracks import CLASS_OF, CURRENT_STEP, STEPS, Polyline
 
@@ -25,6 +29,7 @@ _SIZES = {
     "cyclist": ("cyclist", 1.9, 0.7),
     "motorcyclist": ("cyclist", 2.1, 0.8),
 }
+_OBSERVED = 50  # steps of the test set
 _LEFT_OUT = [name for name, kind in CLASS_OF.items() if kind is None]
 _STATE = ["position_x", "position_y", "heading", "velocity_x", "velocity_y"]
 
@@ -44,6 +49,11 @@ def read(path: Path, source: Path, account: Account) -> Iterator[Converted]:
         if kind not in _SIZES:
             account.leave_out("tracks", f"of the type {kind!r}, no road users")
     frame = frame[frame["object_type"].isin(list(_SIZES))]
+    if len(frame) and frame["timestep"].max() < _OBSERVED:
+        account.leave_out("scenarios", WITHOUT_FUTURE)
+        account.leave_out("tracks", "in no scenario", frame["track_id"].nunique())
+        yield Converted(name, map_file, [])
+        return
     if frame.duplicated(["track_id", "timestep"]).any():
         raise DataError(
             f"{path}: a track has a timestep twice; expected it once, copy the file again"

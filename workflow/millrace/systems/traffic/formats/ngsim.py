@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from millrace.data.account import Account
+from millrace.data.units import factor
 from millrace.errors import DataError
 from millrace.systems.traffic.formats.recordings import (
     Converted,
@@ -27,7 +28,7 @@ from millrace.systems.traffic.formats.recordings import (
 from millrace.systems.traffic.geometry import Floats, unit
 from millrace.systems.traffic.tracks import Polyline
 
-_FOOT = 0.3048  # m
+_FOOT = factor("foot", "m")
 _LANE = 3.66  # m, 12 feet
 _COLUMNS: tuple[str, ...] = ("Vehicle_ID", "Global_Time", "Local_X", "Local_Y")
 _COLUMNS += ("v_Length", "v_Width", "v_Class", "Lane_ID")

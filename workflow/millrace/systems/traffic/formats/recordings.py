@@ -29,6 +29,9 @@ from millrace.systems.traffic.tracks import (
 GAP_S = 0.25
 """Largest interval between observations over which positions are interpolated (s)."""
 
+WITHOUT_FUTURE = "of a test set, whose futures are not published"
+"""Reason to leave out scenarios."""
+
 _SCENARIO_S = STEP_S * STEPS
 _JUMP = 150.0  # m/s, faster than any road user
 _FAR = 500.0  # m

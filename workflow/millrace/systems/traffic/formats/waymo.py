@@ -18,7 +18,11 @@ from google.protobuf.message import DecodeError
 
 from millrace.data.account import Account
 from millrace.errors import DataError, listed
-from millrace.systems.traffic.formats.recordings import Converted, make_scenario
+from millrace.systems.traffic.formats.recordings import (
+    WITHOUT_FUTURE,
+    Converted,
+    make_scenario,
+)
 from millrace.systems.traffic.tracks import CURRENT_STEP, LIGHT_STATES, STEPS, Polyline, Scenario
 
 # Fields of each message as (name, number, type); "*" marks a repeated field.
@@ -112,7 +116,9 @@ def masked_crc(content: bytes) -> int:
 def read_scenario(
     content: bytes, path: Path, account: Account | None = None
 ) -> tuple[str, list[Scenario]]:
-    """Read a serialised ``Scenario``: its identifier, and itself, or none without an agent at step 10.
+    """Read a serialised ``Scenario``: its identifier, and itself, or none without an agent or a future.
+
+    An agent has to be there at step 10; the test set has no futures.
 
     Raises
     ------
@@ -134,6 +140,10 @@ def read_scenario(
             f"{at} has {steps} steps and the current step {scenario.current_time_index}; expected up to "
             f"{STEPS} steps, and step {CURRENT_STEP}"
         )
+    if steps == CURRENT_STEP + 1:
+        account.leave_out("scenarios", WITHOUT_FUTURE)
+        account.leave_out("tracks", "in no scenario", len(scenario.tracks))
+        return name, []
     for track in scenario.tracks:
         if track.object_type not in _KINDS and track.object_type not in _OTHERS:
             raise DataError(
