@@ -155,8 +155,11 @@ def test_a_file_cut_within_the_last_number_is_refused(aquifer, bad, tmp_path) ->
 
 def test_a_first_file_cut_within_the_last_number_is_refused(aquifer, tmp_path) -> None:
     first = aquifer.base / "all" / "0000.csv"
-    first.write_text(first.read_text()[:-3])
-    assert refusal(aquifer, tmp_path).startswith(f"{first}:{LAST}:1: the last line has no newline")
+    text = first.read_text()[:-3]
+    first.write_text(text)
+    end = len(text.split("\n")[-1]) + 1
+    message = refusal(aquifer, tmp_path)
+    assert message.startswith(f"{first}:{LAST}:{end}: the file ends without a newline"), message
 
 
 @pytest.mark.parametrize("number", ["0000.csv", "0003.csv"])
@@ -172,7 +175,7 @@ def test_a_number_that_is_cut_is_refused_where_no_file_ends_with_a_newline(
     assert len(read_all(aquifer.base)) == 12
     path = aquifer.base / "all" / number
     path.write_text(path.read_text()[:-1])
-    assert "the file ends within its last number" in refusal(aquifer, tmp_path)
+    assert "without a newline, and perhaps within its last cell" in refusal(aquifer, tmp_path)
 
 
 BYTE_FAULTS: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {

@@ -107,7 +107,12 @@ def test_any_column_is_kept_with_its_unit(aquifer, tmp_path) -> None:
     options["variables"] = ("heat",)
     with pytest.raises(DataError, match=r"0000.csv:1:1: column 'heat' is missing; .*, head$"):
         preprocess(aquifer.base, tmp_path / "d.h5", **options, units={"heat": "J"})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "b.h5", "raw"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.h5",
+        "b.h5",
+        "raw",
+        "samples.json",
+    ]
 
 
 def test_workers_change_nothing(aquifer, tmp_path) -> None:
