@@ -188,7 +188,7 @@ WRONG = [
     ({"targets": {"p": (ONES, "m"), "q": (ONES[:, 0, 0], "m")}}, "'q' of the targets has the shape"),
     ({"inputs": {"a/b": (ONES, "m")}}, "field 'a/b' in 'm': expected a name without slashes"),
     ({"inputs": {"a": (ONES, "")}}, "expected a name without slashes and a unit"),
-    ({"coordinates": {"x": (np.arange(5), "m")}}, r"shapes \[\(5,\)\] do not fit the grid \(5, 6\)"),
+    ({"coordinates": {"x": (np.arange(5), "m")}}, r"shapes {.*\(5,\)} do not fit the grid \(5, 6\)"),
     ({"targets": {"p": (ONES.astype(str), "m")}}, "'p' holds values of the type <U32, expected real"),
     ({"time": (np.arange(40).astype("M8[h]"), "h")}, "'time' holds values of the type datetime64"),
     ({"time": (np.arange(40.0) % 7, "d")}, "a series needs 40 times that increase"),

@@ -43,8 +43,9 @@ def tables():
         salt = 300 * (101 - x + 334_600) * (1 + 0.01 * source.standard_normal(36))
         made[ALL, step] = pd.DataFrame(
             {
-                "node": np.arange(1, 37), "ts": step, "time (d)": 0.5 + 0.476 * step, "X": x, "Y": y, "Z": z,
-                "slice": slices, "mass_concentration": salt, "pressure": 9.8046 * (head - z), "head": head,
+                "node": np.arange(1, 37), "ts": step, "time (d)": 0.5 + 0.476 * step, "X": x, "Y": y,
+                "Z": z, "slice": slices, "mass_concentration": salt, "pressure": 9.8046 * (head - z),
+                "head": head,
             }
         )  # fmt: skip
         forced = pd.DataFrame({"node": np.arange(1, 37)})
@@ -335,8 +336,8 @@ def packed(case):
 MUTATIONS = [
     shuffled_columns, shuffled_rows, renamed, doubled, cut_rows, blanked, sentinel, sentinel, sentinel,
     declared, said_unit, said_time, unsaid_unit, moved, rolled_nodes, flipped_nodes, labelled_forcings,
-    exchanged_files, copied_file, left_out_file, times_in_one_file, divided_by_variable, renumbered, cut, cut,
-    no_newline, cell_more_or_less, other_dialect, other_dialect, packed,
+    exchanged_files, copied_file, left_out_file, times_in_one_file, divided_by_variable, renumbered, cut,
+    cut, no_newline, cell_more_or_less, other_dialect, other_dialect, packed,
 ]  # fmt: skip
 
 

@@ -108,7 +108,7 @@ class StateScreening:
             every = max(1, len(now_N) // _SAMPLE)
             now, before = (one[::every].astype(np.float64) for one in (now_N, before_N))
             in_kelvin = conversion(self._units[name], "K") is not None
-            change, certain = _other_unit(now, before, in_kelvin)
+            change, certain = other_unit(now, before, in_kelvin)
             if change:
                 before_it = self._reader.files.fields[self._added - 1]
                 told = (
@@ -126,9 +126,9 @@ class StateScreening:
         found = []
         z_N = self._reader.mesh.coords[:, 2]
         if "head" in checked:
-            found.append(_odd_heads(self._range("head"), z_N))
+            found.append(odd_heads(self._range("head"), z_N))
         if "mass_concentration" in checked:
-            found.append(_odd_concentrations(self._range("mass_concentration")))
+            found.append(odd_concentrations(self._range("mass_concentration")))
         if "pressure" in checked:
             head_N = self._first["head"] if "head" in checked else np.full(len(z_N), z_N.max())
             found.append(_odd_pressures(self._first["pressure"], head_N - z_N))
@@ -139,11 +139,13 @@ class StateScreening:
         return min(low), max(high)
 
 
-def _other_unit(now: Floats, before: Floats, in_kelvin: bool) -> tuple[str, bool]:
+def other_unit(now: Floats, before: Floats, in_kelvin: bool) -> tuple[str, bool]:
     """How a state differs from that before if it looks like another unit, and whether that is certain.
 
     Units change all values by one factor. States of nature do not, where values differ between nodes.
     """
+    both = np.isfinite(now) & np.isfinite(before)
+    now, before = now[both], before[both]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio, difference = now / before, now - before
     known = np.isfinite(ratio) & (ratio > 0)
@@ -184,7 +186,7 @@ def missing_nodes(snapshot: Snapshot, value: float) -> NDArray[np.bool_]:
     return np.logical_or.reduce(same(snapshot.fields_NC.astype(np.float64), value), axis=1)
 
 
-def _odd_heads(span: tuple[float, float], z_N: Floats) -> str | None:
+def odd_heads(span: tuple[float, float], z_N: Floats) -> str | None:
     """Heads lie about the top of an aquifer, rarely above it by more than twice its thickness."""
     bottom, top = float(z_N.min()), float(z_N.max())
     thickness = max(top - bottom, _AT_LEAST)
@@ -203,7 +205,7 @@ def _odd_heads(span: tuple[float, float], z_N: Floats) -> str | None:
     )
 
 
-def _odd_concentrations(span: tuple[float, float]) -> str | None:
+def odd_concentrations(span: tuple[float, float]) -> str | None:
     """Nothing dissolves beyond brine, and the salt of sea water is 35,000 mg/L in whatever unit."""
     high = span[1]
     unit = _likely(_CONCENTRATIONS, lambda factor: 0.85 <= factor * high / _SEA <= 1.2)

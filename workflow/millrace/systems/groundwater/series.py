@@ -114,7 +114,7 @@ def preprocess(
     count_steps(account, "output times", ranges)
     account.keep("nodes", int(np.count_nonzero(np.ones(len(reader.mesh.node), bool)[kept_N])))
     if isinstance(kept_N, np.ndarray):
-        account.leave_out("nodes", f"have {masked:g} at some time", np.count_nonzero(~kept_N))
+        account.leave_out("nodes", f"have {masked:g} at some time", int((~kept_N).sum()))
     screening = StateScreening(reader, missing, {name: units[name] for name in variables})
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     with create(output) as file, contextlib.closing(_snapshots(reader, first, workers)) as stream:
@@ -122,10 +122,10 @@ def preprocess(
         file["obs"].attrs["units"] = strings([units[name] for name in variables])
         for index, snapshot in enumerate(stream):
             digest.update(snapshot.digest)
-            given = np.count_nonzero(snapshot.mask_NF)
+            given = int(np.count_nonzero(snapshot.mask_NF))
             if masked is not None:
                 snapshot = without(snapshot, masked)
-            kept = np.count_nonzero(snapshot.mask_NF)
+            kept = int(np.count_nonzero(snapshot.mask_NF))
             if reader.forcings:
                 account.keep("given forcings", kept)
                 account.leave_out("given forcings", f"are {masked}", given - kept)
