@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -394,3 +395,13 @@ def test_validation_and_test_data_change_nothing_of_the_training(tmp_path, make)
     assert one.normalisation.to_json() == other.normalisation.to_json()
     last = np.arange(len(one.starts("test")))
     assert not torch.equal(*(d.batch("test", 0, last).y for d in (one, other)))
+
+
+def test_what_becomes_of_samples_is_counted(tmp_path):
+    write(tmp_path, series(n=60))
+    found = json.loads((tmp_path / "samples.json").read_text())
+    why = {"in the gaps between training, validation and test": 2 * PERIODS.gap}
+    assert found["time steps"] == {"read": 60, "kept": 60 - 2 * PERIODS.gap, "left_out": why}
+    assert found["inputs of samples"]["kept"] == found["targets of samples"]["kept"] == 1
+    write(tmp_path, independent(n=40))
+    assert json.loads((tmp_path / "samples.json").read_text())["samples"]["kept"] == 40

@@ -1,3 +1,5 @@
+import json
+
 import h5py
 import numpy as np
 import pytest
@@ -348,3 +350,25 @@ def test_no_data_values_besides_the_documented_ones_are_refused(tmp_path, array,
 def test_missing_folders(tmp_path):
     with pytest.raises(DataError, match="one folder a plane"):
         convert_plane_folders(tmp_path, tmp_path / "planes.h5", None, SPLIT)
+
+
+def test_what_becomes_of_planes_cells_and_points_is_counted(tmp_path):
+    write_folders(tmp_path / "npy")
+    path = tmp_path / "npy/plane_01/latent_features.npy"
+    values = np.load(path)
+    values[0, 1, 5, 4, -1] = np.nan  # at a time that no other sequence holds
+    np.save(path, values)
+    (tmp_path / "npy/notes").mkdir()
+    convert_plane_folders(tmp_path / "npy", tmp_path / "planes.h5", None, SPLIT)
+    found = json.loads((tmp_path / "samples.json").read_text())
+    with h5py.File(tmp_path / "planes.h5") as file:
+        kept = [int(file[name]["mask"][()].sum()) for name in group_names(file)]
+    assert kept[1] == kept[0] - 1
+    assert found["cells"]["kept"] == sum(kept)
+    outside = 2 * (6 * 5 - kept[0])
+    assert found["cells"]["left_out"] == {
+        "without values at any time": outside, "without values at some times": 1
+    }  # fmt: skip
+    assert found["folders"] == {"read": 3, "kept": 2, "left_out": {"not named plane_XX": 1}}
+    assert found["boundary points"] == {"read": 6, "kept": 6, "left_out": {}}
+    assert found["time steps"]["kept"] == 64 - 2 * SPLIT.gap
