@@ -403,5 +403,8 @@ def test_what_becomes_of_samples_is_counted(tmp_path):
     why = {"in the gaps between training, validation and test": 2 * PERIODS.gap}
     assert found["time steps"] == {"read": 60, "kept": 60 - 2 * PERIODS.gap, "left_out": why}
     assert found["inputs of samples"]["kept"] == found["targets of samples"]["kept"] == 1
-    write(tmp_path, independent(n=40))
-    assert json.loads((tmp_path / "samples.json").read_text())["samples"]["kept"] == 40
+    samples = independent(n=40)
+    samples.account.leave_out("samples", "did not converge", 2)
+    write(tmp_path, samples)
+    found = json.loads((tmp_path / "samples.json").read_text())
+    assert found["samples"] == {"read": 42, "kept": 40, "left_out": {"did not converge": 2}}

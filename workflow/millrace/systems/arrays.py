@@ -5,13 +5,14 @@ file, splits, normalisation, scores against baselines, table, figures and captio
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 from numpy.typing import ArrayLike
 
 from millrace.config import Count, Names, Settings, option
+from millrace.data.account import Account
 from millrace.errors import ConfigError
 from millrace.systems.base import Block, Extraction, Reference, SampleKind, Table, resolve
 from millrace.systems.settings import MissingConfig
@@ -40,6 +41,8 @@ class Samples:
     """Of the steps of a series, [S], increasing; None for samples that do not depend on each other."""
     missing: MissingConfig | None = None
     """What a number that looks like a no-data value means, such as the key ``missing`` of the dataset."""
+    account: Account = field(default_factory=Account)
+    """What was left out in reading, to stand in `samples.json` with what is kept."""
 
 
 class ArrayConfig(Settings):
