@@ -403,8 +403,7 @@ def test_what_becomes_of_samples_is_counted(tmp_path):
     why = {"in the gaps between training, validation and test": 2 * PERIODS.gap}
     assert found["time steps"] == {"read": 60, "kept": 60 - 2 * PERIODS.gap, "left_out": why}
     assert found["inputs of samples"]["kept"] == found["targets of samples"]["kept"] == 1
-    samples = independent(n=40)
-    samples.account.leave_out("samples", "did not converge", 2)
-    write(tmp_path, samples)
+    left_out = {"samples": {"did not converge": 2}}
+    write(tmp_path, dataclasses.replace(independent(n=40), left_out=left_out))
     found = json.loads((tmp_path / "samples.json").read_text())
     assert found["samples"] == {"read": 42, "kept": 40, "left_out": {"did not converge": 2}}

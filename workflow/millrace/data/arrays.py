@@ -7,7 +7,6 @@ Shape suffixes: S samples or steps of a series, B samples of a batch, T steps, V
 channels of the model's input, G axes of the grid, K cells.
 """
 
-import copy
 import hashlib
 import json
 import math
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from millrace.config import Settings
-from millrace.data.account import count_steps
+from millrace.data.account import Account, count_steps
 from millrace.data.hdf5 import create, create_dataset, open_checked, rows_per_chunk, strings
 from millrace.data.normalisation import Normalisation
 from millrace.data.split import MINIMUM_STD, Moments, SplitConfig, time_split
@@ -74,7 +73,10 @@ def extract_arrays(
         "series": series,
     }
     digest = hashlib.sha256(json.dumps({**config, "grid": grid}, sort_keys=True).encode())
-    account = copy.deepcopy(samples.account)
+    account = Account()
+    for what, reasons in samples.left_out.items():
+        for reason, number in reasons.items():
+            account.leave_out(what, reason, number)
     count_steps(account, "time steps" if series else "samples", ranges)
     fields = [(role, *item) for role in ROLES for item in getattr(samples, role).items()]
     with create(output) as file:

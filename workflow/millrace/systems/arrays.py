@@ -12,7 +12,6 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from millrace.config import Count, Names, Settings, option
-from millrace.data.account import Account
 from millrace.errors import ConfigError
 from millrace.systems.base import Block, Extraction, Reference, SampleKind, Table, resolve
 from millrace.systems.settings import MissingConfig
@@ -41,8 +40,8 @@ class Samples:
     """Of the steps of a series, [S], increasing; None for samples that do not depend on each other."""
     missing: MissingConfig | None = None
     """What a number that looks like a no-data value means, such as the key ``missing`` of the dataset."""
-    account: Account = field(default_factory=Account)
-    """What was left out in reading, to stand in `samples.json` with what is kept."""
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """What was left out in reading, such as ``{"samples": {"did not converge": 2}}``, for `samples.json`."""
 
 
 class ArrayConfig(Settings):
