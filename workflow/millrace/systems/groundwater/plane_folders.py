@@ -47,7 +47,8 @@ _FILES = {  # axes, and how many values the last may have
     "output_latent_features": (5, (2, 4, 7)),
 }
 _SLAB = 64  # steps of a chunk
-_SAME = 1e-6  # relative, and m or d: labels and copies of values in single precision
+_SAME = 1e-6  # relative: what single precision makes of a number
+_SAME_LABEL = 1e-3  # m or d
 _STRAIGHT = 0.01  # of the length of a section
 
 
@@ -199,7 +200,7 @@ class _Plane:
             # Points may be filled up to one number of all sections, features where there is no value.
             either = np.logical_or if name.endswith("features") else np.logical_and
             free: NDArray[np.bool_] = either(~_given(expected), ~_given(found))
-            same = np.isclose(found, expected, rtol=_SAME, atol=_SAME) | free
+            same = np.isclose(found, expected, rtol=_SAME, atol=_SAME_LABEL) | free
             if not same.all():
                 step, *at = (int(i) for i in np.unravel_index(np.argmin(same), same.shape))
                 raise self._error(
