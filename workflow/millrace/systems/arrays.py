@@ -41,7 +41,7 @@ class Samples:
     missing: MissingConfig | None = None
     """What a number that looks like a no-data value means, such as the key ``missing`` of the dataset."""
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """What reading left out, such as ``{"samples": {"did not converge": 2}}``, to stand in `samples.json`."""
+    """What reading left out, such as ``{"samples": {"did not converge": 2}}``, for `samples.json`."""
 
 
 class ArrayConfig(Settings):
