@@ -112,7 +112,7 @@ test-mutation: $(STAMP) ## does the suite notice faults? One changed line at a t
 	@$(BIN)/python tests/mutation/run.py
 
 fuzz: $(STAMP) ## 2,000 mutated raw files of each system: read rightly or refused, never silently wrong
-	@MILLRACE_MUTATIONS=$${MILLRACE_MUTATIONS:-2000} $(PYTEST) tests/unit/systems/*/test_mutated_*.py
+	@MILLRACE_MUTATIONS=$${MILLRACE_MUTATIONS:-2000} $(PYTEST) $$(find tests/unit -name "test_mutated_*.py")
 
 reference: $(STAMP) ## write the reference of the configuration's keys and its schema for editors anew
 	@$(BIN)/millrace config explain > docs/reference/config.md

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -188,7 +189,7 @@ WRONG = [
     ({"targets": {"p": (ONES, "m"), "q": (ONES[:, 0, 0], "m")}}, "'q' of the targets has the shape"),
     ({"inputs": {"a/b": (ONES, "m")}}, "field 'a/b' in 'm': expected a name without slashes"),
     ({"inputs": {"a": (ONES, "")}}, "expected a name without slashes and a unit"),
-    ({"coordinates": {"x": (np.arange(5), "m")}}, r"shapes \[\(5,\)\] do not fit the grid \(5, 6\)"),
+    ({"coordinates": {"x": (np.arange(5), "m")}}, r"shapes {.*\(5,\)} do not fit the grid \(5, 6\)"),
     ({"targets": {"p": (ONES.astype(str), "m")}}, "'p' holds values of the type <U32, expected real"),
     ({"time": (np.arange(40).astype("M8[h]"), "h")}, "'time' holds values of the type datetime64"),
     ({"time": (np.arange(40.0) % 7, "d")}, "a series needs 40 times that increase"),
@@ -394,3 +395,15 @@ def test_validation_and_test_data_change_nothing_of_the_training(tmp_path, make)
     assert one.normalisation.to_json() == other.normalisation.to_json()
     last = np.arange(len(one.starts("test")))
     assert not torch.equal(*(d.batch("test", 0, last).y for d in (one, other)))
+
+
+def test_what_becomes_of_samples_is_counted(tmp_path):
+    write(tmp_path, series(n=60))
+    found = json.loads((tmp_path / "samples.json").read_text())
+    why = {"in the gaps between training, validation and test": 2 * PERIODS.gap}
+    assert found["time steps"] == {"read": 60, "kept": 60 - 2 * PERIODS.gap, "left_out": why}
+    assert found["inputs of samples"]["kept"] == found["targets of samples"]["kept"] == 1
+    left_out = {"samples": {"did not converge": 2}}
+    write(tmp_path, dataclasses.replace(independent(n=40), left_out=left_out))
+    found = json.loads((tmp_path / "samples.json").read_text())
+    assert found["samples"] == {"read": 42, "kept": 40, "left_out": {"did not converge": 2}}

@@ -6,6 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from millrace.files import write_json
 
 
@@ -18,12 +21,12 @@ class Account:
 
     def keep(self, what: str, number: int = 1) -> None:
         """Count what is kept."""
-        self._kept[what] += number
+        self._kept[what] += int(number)
 
     def leave_out(self, what: str, reason: str, number: int = 1) -> None:
         """Count what is left out."""
         if number:
-            self._left_out[what][reason] += number
+            self._left_out[what][reason] += int(number)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: ``{what: {"read", "kept", "left_out": {reason: number}}}``."""
@@ -48,6 +51,15 @@ class Account:
             reasons = "".join(f"; {number} {why}" for why, number in counts["left_out"].items())
             print(f"{what}: {counts['read']} read, {counts['kept']} kept{reasons}", flush=True)
         write_json(path, found)
+
+
+def count_steps(account: Account, what: str, ranges: NDArray[np.int64]) -> None:
+    """Count steps of training, validation and test, half-open ranges [3, 2], and those between them."""
+    used = int((ranges[:, 1] - ranges[:, 0]).sum())
+    account.keep(what, used)
+    account.leave_out(
+        what, "in the gaps between training, validation and test", int(ranges[-1, 1]) - used
+    )
 
 
 def read_accounts(results: Path) -> list[dict[str, Any]]:

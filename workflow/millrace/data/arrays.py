@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from millrace.config import Settings
+from millrace.data.account import Account, count_steps
 from millrace.data.hdf5 import create, create_dataset, open_checked, rows_per_chunk, strings
 from millrace.data.normalisation import Normalisation
 from millrace.data.split import MINIMUM_STD, Moments, SplitConfig, time_split
@@ -56,7 +57,7 @@ def extract_arrays(
     are those of ``read``; for it and for ``series`` see `millrace.systems.arrays.array_kind`. ``progress``
     is called with (fields done, all). Raises `ConfigError` if the split leaves a part empty, and
     `DataError`, which names the field, if arrays do not fit each other or hold values that are not finite
-    or look like no-data values.
+    or look like no-data values. `samples.json` beside ``output`` says what was read, kept and left out.
     """
     samples = read(source, settings)
     n_samples, grid = _checked(samples, series, source)
@@ -72,6 +73,11 @@ def extract_arrays(
         "series": series,
     }
     digest = hashlib.sha256(json.dumps({**config, "grid": grid}, sort_keys=True).encode())
+    account = Account()
+    for what, reasons in samples.left_out.items():
+        for reason, number in reasons.items():
+            account.leave_out(what, reason, number)
+    count_steps(account, "time steps" if series else "samples", ranges)
     fields = [(role, *item) for role in ROLES for item in getattr(samples, role).items()]
     with create(output) as file:
         for done, (role, name, (values, unit)) in enumerate(fields, start=1):
@@ -81,6 +87,7 @@ def extract_arrays(
             path = f"{role}/{name}"
             data = _write_field(file, path, values, what, is_training_S, digest, screening)
             data.attrs["unit"] = unit
+            account.keep(f"{role} of samples")
             if progress is not None:
                 progress(done, len(fields))
         for name, (values, unit) in samples.coordinates.items():
@@ -100,6 +107,7 @@ def extract_arrays(
             coordinates=strings(list(samples.coordinates)),
             **{role: strings(list(getattr(samples, role))) for role in ROLES},
         )
+    account.write(output.with_name("samples.json"))
 
 
 def _checked(samples: Samples, series: bool, source: Path) -> tuple[int, tuple[int, ...]]:
@@ -108,6 +116,10 @@ def _checked(samples: Samples, series: bool, source: Path) -> tuple[int, tuple[i
         raise DataError(f"{source}: no inputs were read; a model needs at least one")
     if not samples.targets:
         raise DataError(f"{source}: no targets were read; a model needs at least one")
+    time = {} if samples.time is None else {"time": samples.time}
+    for fields in (samples.inputs, samples.targets, samples.coordinates, time):
+        for name, (values, unit) in fields.items():
+            _check_field(name, values, unit, source)
     first, (values, _) = next(iter(samples.targets.items()))
     n_samples, *grid = np.shape(values) or (0,)
     for role in ROLES:
@@ -118,16 +130,16 @@ def _checked(samples: Samples, series: bool, source: Path) -> tuple[int, tuple[i
                     f"{source}: {name!r} of the {role} has the shape {np.shape(values)}, expected "
                     f"{' or '.join(map(str, allowed))}, as {first!r} of the targets has it"
                 )
-    lengths = [np.shape(values) for values, _ in samples.coordinates.values()]
-    if lengths != [(n,) for n in grid] and set(lengths) != {tuple(grid)}:
+    shapes = {name: np.shape(values) for name, (values, _) in samples.coordinates.items()}
+    if [*shapes.values()] != [(n,) for n in grid] and {*shapes.values()} != {tuple(grid)}:
         raise DataError(
-            f"{source}: coordinates of the shapes {lengths} do not fit the grid {tuple(grid)}; expected "
+            f"{source}: coordinates of the shapes {shapes} do not fit the grid {tuple(grid)}; expected "
             "one for each axis, of its length, or any number of the shape of the grid"
         )
-    time = {} if samples.time is None else {"time": samples.time}
-    for fields in (samples.inputs, samples.targets, samples.coordinates, time):
-        for name, (values, unit) in fields.items():
-            _check_field(name, values, unit, source)
+    _check_labels(samples, source)
+    for fields in (samples.coordinates, time):
+        for name, (values, _) in fields.items():
+            _check_whole(name, values, samples, source)
     if series:
         time_S = None if samples.time is None else np.asarray(samples.time[0])
         if time_S is None or time_S.shape != (n_samples,) or not (np.diff(time_S) > 0).all():
@@ -135,11 +147,64 @@ def _checked(samples: Samples, series: bool, source: Path) -> tuple[int, tuple[i
     return n_samples, tuple(grid)
 
 
-def _check_field(name: str, values: Any, unit: str, source: Path) -> None:
-    if not name or "/" in name or name.startswith(".") or not unit:
+def _axes(values: Any) -> tuple[str, ...]:
+    """Names of the axes of a variable of xarray or netCDF4; empty for what has none, such as an array."""
+    for attribute in ("dims", "dimensions"):
+        names = getattr(values, attribute, None)
+        if isinstance(names, tuple) and all(isinstance(name, str) for name in names):
+            return names
+    return ()
+
+
+def _check_labels(samples: Samples, source: Path) -> None:
+    """Refuse fields whose named axes, or coordinates along them, are not those of the other fields."""
+    order: tuple[str, ...] = ()
+    known = {name: (name, np.asarray(values)) for name, (values, _) in samples.coordinates.items()}
+    for fields in (samples.targets, samples.inputs):
+        for field, (values, _) in fields.items():
+            names = _axes(values)
+            order = order or names
+            if set(names) == set(order) and names != order:
+                raise DataError(
+                    f"{source}: {field!r} has the axes {', '.join(names)}; expected {', '.join(order)} as "
+                    f"in {next(iter(samples.targets))!r}: transpose it"
+                )
+            for name in names:
+                coordinate = getattr(values, "coords", {}).get(name)
+                if coordinate is None:
+                    continue
+                first, expected = known.setdefault(name, (field, np.asarray(coordinate)))
+                if not np.array_equal(np.asarray(coordinate), expected):
+                    raise DataError(
+                        f"{source}: {name!r} of {field!r} is not that of {first!r}; expected all fields on "
+                        "one grid, in one order: select their values by label"
+                    )
+
+
+def _check_whole(name: str, values: Any, samples: Samples, source: Path) -> None:
+    """Refuse coordinates and times that are not finite or look like no-data values."""
+    numbers = np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
+    if not np.isfinite(numbers).all():
+        raise DataError(f"{source}: {name!r} has values that are not finite; expected all of them")
+    screening = Screening.of(samples.missing)
+    screening.add(numbers)
+    for suspect in screening.suspects():
+        raise DataError(f"{source}: {suspect.sentence(name, '`missing` of its Samples')}")
+
+
+def _check_field(name: Any, values: Any, unit: str, source: Path) -> None:
+    if not isinstance(name, str) or not name or "/" in name or name.startswith(".") or not unit:
         raise DataError(
             f"{source}: field {name!r} in {unit!r}: expected a name without slashes and a unit, which is "
             "'1' for plain numbers"
+        )
+    try:
+        shape = np.shape(values)
+    except ValueError:  # of a list of lists
+        shape = ()
+    if not shape:
+        raise DataError(
+            f"{source}: {name!r} is no array with one shape, expected values of samples"
         )
     if (dtype := np.asanyarray(values[:1]).dtype).kind not in "biuf":
         raise DataError(

@@ -15,12 +15,13 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from millrace.data.units import conversion
 from millrace.errors import DataError, first_line
 
 _BOM = b"\xef\xbb\xbf"
@@ -28,13 +29,8 @@ _BLANK = ("", "NaN", "nan", "NA")
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _WITH_UNIT = re.compile(r"(.+?)[ _]*[\[(]([^\[\]()]*)[\])]")
-_SPELLINGS = {
-    "d": ("day", "days"),
-    "m": ("meter", "meters", "metre", "metres", "masl", "ma.s.l."),
-    "m/d": ("m/day", "md-1", "md**-1"),
-    "mg/L": ("mgl-1", "mgL**-1", "g/m3", "g/m³", "g/m^3"),
-}
 _LARGEST = float(np.finfo(np.float32).max)
+_DIGITS = 9  # of a number: more do not change its single precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,17 +54,38 @@ class CsvTable:
         return self.content.endswith((b"\n", b"\r"))
 
     @property
-    def seems_cut(self) -> bool:
-        """Whether the file ends without a newline in a number that is written shorter than all above it.
+    def ending(self) -> Literal["newline", "blank", "number", "other"]:
+        """How the file ends: with a newline, or in a blank cell, a number, or a column that is not read."""
+        if self.complete:
+            return "newline"
+        (_, header), *_, (_, line) = _lines(self.content)
+        if _last_cell(header) not in self.columns:
+            return "other"
+        return "number" if _last_cell(line) else "blank"
 
-        Its mantissa has fewer decimals than those of all other cells of the last column, or its exponent
-        fewer digits: what a file shows that was cut within a number of a fixed format.
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether the file ends without a newline in a number that may be the beginning of a longer one.
+
+        A number is whole if it has as many decimals, and digits of the exponent, as all others of its
+        column; or if it has nine digits and a decimal point, so that others would not change it.
         """
-        *cells, last = (line.rsplit(",", 1)[-1] for _, line in _lines(self.content))
-        if self.complete or len(cells) < 4:
+        if self.ending != "number":
             return False
-        lengths = [_written(cell) for cell in cells[1:] if cell]
-        return any(own < min(others) for own, *others in zip(_written(last), *lengths, strict=True))
+        *cells, last = (
+            _last_cell(line) for _, line in itertools.islice(_lines(self.content), 1, None)
+        )
+        own, others = _written(last), {_written(cell) for cell in cells if cell}
+        if len(others) == 1 and len(cells) > 2:
+            return others != {own} or own == (0, 0)
+        mantissa, _, exponent = last.lower().lstrip("+-").partition("e")
+        whole, _, decimals = mantissa.partition(".")
+        if exponent or any(digits for _, digits in others):
+            # Where others have an exponent, that of this one may be lost, but for numbers that have none.
+            least = min((digits for _, digits in others if digits), default=2)
+            if own[1] < least and (exponent or (len(whole) == 1 and whole != "0")):
+                return True
+        return not decimals or len((whole + decimals).lstrip("0")) < _DIGITS
 
     def location(self, row: int, column: str) -> str:
         """``file:line:column`` of the first character of a cell."""
@@ -189,17 +206,19 @@ def _means(path: Path, cell: str, name: str, units: Mapping[str, str]) -> bool:
         return True
     if not found or found[1] != plain:
         return False
-    if unit is None or _same_unit(found[2], unit):
+    # Capitals do not matter: nobody measures in Mg/L.
+    if unit is None or found[2].replace(" ", "").casefold() == unit.casefold():
         return True
+    factors = conversion(found[2], unit)
+    if factors == (1.0, 0.0):
+        return True
+    how = "convert its values"
+    if factors:
+        how += f" (times {factors[0]:.10g}{f', {factors[1]:+.10g}' * bool(factors[1])})"
     raise DataError(
-        f"{path}:1:1: column {cell!r}; expected {plain!r} in {unit}: convert its values, or take the unit "
-        f"out of its name if they are in {unit}"
+        f"{path}:1:1: column {cell!r}; expected {plain!r} in {unit}: {how}, or take the unit out of its "
+        f"name if they are in {unit}"
     )
-
-
-def _same_unit(found: str, expected: str) -> bool:
-    spellings = [expected, *_SPELLINGS.get(expected, ())]
-    return found.replace(" ", "").casefold() in [one.casefold() for one in spellings]
 
 
 def _unpack(path: Path, raw: bytes) -> bytes:
@@ -358,9 +377,13 @@ def _cell_problem(cell: str, name: str, blanks: bool) -> str | None:
     return None
 
 
+def _last_cell(line: str) -> str:
+    return _cells(line)[-1].strip()
+
+
 def _written(cell: str) -> tuple[int, int]:
     """Decimals of the mantissa and digits of the exponent of a number."""
-    mantissa, _, exponent = cell.strip().lower().partition("e")
+    mantissa, _, exponent = cell.lower().partition("e")
     return len(mantissa.partition(".")[2]), len(exponent.lstrip("+-"))
 
 

@@ -51,6 +51,7 @@ _WORDS = {
     "degrees": "deg", "°": "deg", "degrees_north": "deg", "degrees_east": "deg",
     "degree_north": "deg", "degree_east": "deg", "percent": "%", "pct": "%",
     "geopotential_meter": "gpm", "geopotential_meters": "gpm",
+    **dict.fromkeys(("masl", "m asl", "m a.s.l.", "mamsl", "m amsl", "m a.m.s.l."), "m"),
 }  # fmt: skip
 _CELSIUS = re.compile(r"(°|deg(ree)?s?[ _]?)?(c|celsius)")
 _FAHRENHEIT = re.compile(r"(°|deg(ree)?s?[ _]?)?(f|fahrenheit)")

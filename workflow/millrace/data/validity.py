@@ -152,6 +152,11 @@ class Screening:
             for value in wrong:
                 self._note(value, flat == value, open_, piece)
 
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """Least and greatest value of all pieces, without candidates; None if there are none."""
+        return (self._low, self._high) if self._low <= self._high else None
+
     def suspects(self) -> list[Suspect]:
         """No-data values of all pieces, the most frequent first."""
         low, high = self._low, self._high

@@ -5,7 +5,7 @@ file, splits, normalisation, scores against baselines, table, figures and captio
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,6 +40,8 @@ class Samples:
     """Of the steps of a series, [S], increasing; None for samples that do not depend on each other."""
     missing: MissingConfig | None = None
     """What a number that looks like a no-data value means, such as the key ``missing`` of the dataset."""
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """What reading left out, such as ``{"samples": {"did not converge": 2}}``, for `samples.json`."""
 
 
 class ArrayConfig(Settings):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from millrace.data.split import SplitConfig
@@ -155,8 +156,11 @@ def test_a_file_cut_within_the_last_number_is_refused(aquifer, bad, tmp_path) ->
 
 def test_a_first_file_cut_within_the_last_number_is_refused(aquifer, tmp_path) -> None:
     first = aquifer.base / "all" / "0000.csv"
-    first.write_text(first.read_text()[:-3])
-    assert refusal(aquifer, tmp_path).startswith(f"{first}:{LAST}:1: the last line has no newline")
+    text = first.read_text()[:-3]
+    first.write_text(text)
+    end = len(text.split("\n")[-1]) + 1
+    message = refusal(aquifer, tmp_path)
+    assert message.startswith(f"{first}:{LAST}:{end}: the file ends without a newline"), message
 
 
 @pytest.mark.parametrize("number", ["0000.csv", "0003.csv"])
@@ -172,7 +176,7 @@ def test_a_number_that_is_cut_is_refused_where_no_file_ends_with_a_newline(
     assert len(read_all(aquifer.base)) == 12
     path = aquifer.base / "all" / number
     path.write_text(path.read_text()[:-1])
-    assert "the file ends within its last number" in refusal(aquifer, tmp_path)
+    assert "without a newline, and perhaps within its last cell" in refusal(aquifer, tmp_path)
 
 
 BYTE_FAULTS: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
@@ -445,3 +449,104 @@ def test_each_file_is_parsed_once(aquifer, monkeypatch) -> None:
     monkeypatch.setattr(pd, "read_csv", lambda *a, **k: calls.append(1) or parse(*a, **k))
     read_all(aquifer.base)
     assert len(calls) == 2 * len(aquifer.time)
+
+
+def without_newline(path, change) -> None:
+    """Rewrite the last column of a file, and leave out the newline at its end."""
+    header, *lines = path.read_text().splitlines()
+    rows = [line.rpartition(",") for line in lines]
+    path.write_text("\n".join([header, *(f"{before},{change(last)}" for before, _, last in rows)]))
+
+
+# name: (digits of the last column, cut characters), and whether the file is read
+ENDINGS = {
+    "one format": (lambda v: f"{float(v):.5f}", 0, True),
+    "one format, cut": (lambda v: f"{float(v):.5f}", 1, False),
+    "exponents": (lambda v: f"{float(v):.6e}", 0, True),
+    "exponents, cut in them": (lambda v: f"{float(v):.6e}", 1, False),
+    "exponents, cut before them": (lambda v: f"{float(v):.6e}", 4, False),
+    "few digits of any number": (lambda v: f"{float(v):.4g}", 0, False),
+    "many digits of any number": (lambda v: repr(float(float(v) / np.pi)), 0, True),
+    "many digits, cut where it does not matter": (lambda v: repr(float(float(v) / np.pi)), 1, True),
+    "many digits, cut where it does": (lambda v: repr(float(float(v) / np.pi)), 12, False),
+    "whole numbers": (lambda v: f"{1000 * float(v):.0f}", 0, False),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("number", [0, BAD])
+def test_a_file_without_a_newline_at_its_end_is_read_where_its_last_number_is_whole(
+    aquifer, tmp_path, ending, number
+) -> None:
+    form, cut, is_read = ENDINGS[ending]
+    for path in (aquifer.base / "all").iterdir():
+        without_newline(path, form)
+    path = aquifer.base / "all" / f"{number:04d}.csv"
+    whole = float(form(repr(float(aquifer.obs[number, -1, 2]))))
+    path.write_text(path.read_text()[: -cut or None])
+    if is_read:
+        assert read_all(aquifer.base)[number].fields_NC[-1, 1] == pytest.approx(whole, rel=1e-7)
+    else:
+        message = refusal(aquifer, tmp_path)
+        assert "without a newline, and perhaps within its last cell" in message
+        assert ending in ("few digits of any number", "whole numbers") or str(path) in message
+
+
+def test_a_blank_last_cell_without_a_newline_is_read_if_it_is_blank_in_all_files(
+    aquifer, tmp_path
+) -> None:
+    paths = sorted((aquifer.base / "forcings_corrected_all").iterdir())
+    for path in paths:
+        path.write_text(path.read_text().rpartition(",")[0] + ",")
+    assert len(read_all(aquifer.base)) == 12
+    paths[BAD].write_text(paths[BAD].read_text() + "0.512345678912")
+    assert refusal(aquifer, tmp_path).startswith(f"{paths[BAD]}:{LAST}:")
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "words"),
+    [
+        ("time (d)", lambda v: v + 1, "expected .* d as in .*all/0003.csv"),
+        ("X", lambda v: v.round(-1), "X of node 1 is .*; expected"),
+        ("slice", lambda v: v[::-1], "slice of node 1 is 4; expected 1"),
+    ],
+)
+def test_forcings_of_another_time_or_place_than_they_say_are_refused(
+    aquifer, tmp_path, column, change, words
+) -> None:
+    path = aquifer.base / "forcings_corrected_all" / f"{BAD:04d}.csv"
+    fields = pd.read_csv(aquifer.base / "all" / f"{BAD:04d}.csv")
+    table = pd.read_csv(path)
+    table[column] = fields[column]
+    table.to_csv(path, index=False)
+    assert_same(read_all(aquifer.base), aquifer)
+    table[column] = change(fields[column].to_numpy())
+    table.to_csv(path, index=False)
+    assert re.match(re.escape(str(path)) + rf":2:\d+: .*{words}", refusal(aquifer, tmp_path))
+
+
+# name: (header, words of the refusal, None: it is read)
+HEADERS = {
+    "metres above sea level": ("head [m a.s.l.]", None),
+    "as CF writes it": ("mass_concentration [g m-3]", None),
+    "as people write it": ("mass_concentration (MG/L)", None),
+    "feet": ("head [ft]", r"expected 'head' in m: convert its values \(times 0.3048\)"),
+    "grams": ("mass_concentration [g/l]", r"in mg/L: convert its values \(times 1000\)"),
+    "kilograms": ("mass_concentration_[kg/m3]", r"in mg/L: convert its values \(times 1000\)"),
+    "another quantity": ("mass_concentration [ppm]", r"in mg/L: convert its values, or take"),
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_units_in_headers_are_read_by_the_routine_of_all_systems(
+    aquifer, tmp_path, bad, header
+) -> None:
+    name, words = HEADERS[header]
+    column = re.split(r"[ _]*[\[(]", name)[0]
+    bad.write_text(bad.read_text().replace(column, name, 1))
+    if words is None:
+        assert_same(read_all(aquifer.base), aquifer)
+    else:
+        message = refusal(aquifer, tmp_path)
+        assert message.startswith(f"{bad}:1:1: column {name!r}; ")
+        assert re.search(words, message), message

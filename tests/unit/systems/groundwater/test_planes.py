@@ -1,14 +1,19 @@
+import json
+
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from millrace.data.hdf5 import create, create_dataset, strings
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError, DataError
 from millrace.systems.groundwater.hdf5_parts import group_names
 from millrace.systems.groundwater.layered_mesh import LayeredMesh
+from millrace.systems.groundwater.plane_dataset import PlaneDataset
 from millrace.systems.groundwater.plane_folders import convert_plane_folders
 from millrace.systems.groundwater.planes import PlaneConfig, extract_planes
+from millrace.systems.groundwater.settings import PlaneWindowConfig
 
 ORIGIN = np.array([334_600.0, 6_249_800.0])
 TRANSECT = ((334_602.0, 6_249_830.0), (334_698.0, 6_249_830.0))
@@ -348,3 +353,55 @@ def test_no_data_values_besides_the_documented_ones_are_refused(tmp_path, array,
 def test_missing_folders(tmp_path):
     with pytest.raises(DataError, match="one folder a plane"):
         convert_plane_folders(tmp_path, tmp_path / "planes.h5", None, SPLIT)
+
+
+def test_what_becomes_of_planes_cells_and_points_is_counted(tmp_path):
+    write_folders(tmp_path / "npy")
+    path = tmp_path / "npy/plane_01/latent_features.npy"
+    values = np.load(path)
+    values[0, 1, 5, 4, -1] = np.nan  # at a time that no other sequence holds
+    np.save(path, values)
+    (tmp_path / "npy/notes").mkdir()
+    convert_plane_folders(tmp_path / "npy", tmp_path / "planes.h5", None, SPLIT)
+    found = json.loads((tmp_path / "samples.json").read_text())
+    with h5py.File(tmp_path / "planes.h5") as file:
+        kept = [int(file[name]["mask"][()].sum()) for name in group_names(file)]
+    assert kept[1] == kept[0] - 1
+    assert found["cells"]["kept"] == sum(kept)
+    outside = 2 * (6 * 5 - kept[0])
+    assert found["cells"]["left_out"] == {
+        "without values at any time": outside, "without values at some times": 1
+    }  # fmt: skip
+    assert found["folders"] == {"read": 3, "kept": 2, "left_out": {"not named plane_XX": 1}}
+    assert found["boundary points"] == {"read": 6, "kept": 6, "left_out": {}}
+    assert found["time steps"]["kept"] == 64 - 2 * SPLIT.gap
+
+
+def test_later_values_of_folders_change_no_training_sample_and_no_statistic(tmp_path):
+    time, _ = write_folders(tmp_path / "npy")
+    window = PlaneWindowConfig(input_steps=4, output_steps=4, stride=1, radius=0.6)
+    made = []
+    for name in ("before", "after"):
+        for folder in (tmp_path / "npy").iterdir() if made else ():
+            arrays = {path.stem: np.load(path) for path in folder.glob("*.npy")}
+            for values, geometry in (
+                ("latent_features", "latent_geom"),
+                ("output_latent_features", "output_latent_geom"),
+                ("input_data", "input_geom"),
+            ):
+                late = arrays[geometry][..., :1] >= time[len(made[0].starts("train")) + 7]
+                states = arrays[values][..., -2:]
+                states[...] = np.where(late & (states != -999), 3 * states + 1, states)
+                np.save(folder / f"{values}.npy", arrays[values])
+        convert_plane_folders(tmp_path / "npy", tmp_path / f"{name}.h5", None, SPLIT)
+        made.append(PlaneDataset(tmp_path / f"{name}.h5", window))
+    before, after = made
+    assert before.digest != after.digest
+    assert before.normalisation.to_json() == after.normalisation.to_json()
+    windows = np.arange(len(before.starts("train")))
+    for plane in (0, 1):
+        one, other = (dataset.batch("train", plane, windows) for dataset in made)
+        for name in ("x_NBC", "features_BFTHW", "y_KBTV"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+    changed = [dataset.batch("test", 0, np.arange(2)).y_KBTV for dataset in made]
+    assert not torch.equal(*changed)

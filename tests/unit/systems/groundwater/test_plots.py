@@ -96,6 +96,7 @@ def test_scatter_of_a_constant_says_undefined(tmp_path, drawn):
 def test_time_series(tmp_path, drawn, aquifer):
     node = comparison.most_variable(aquifer.truth, 3, np.arange(720))
     path = tmp_path / "series.png"
+    issued = np.repeat([aquifer.time[0] - 0.5, aquifer.time[3]], 4)
     truth, prediction = aquifer.truth[:, node], aquifer.prediction[:, node]
     comparison.time_series(
         aquifer.time,
@@ -106,11 +107,21 @@ def test_time_series(tmp_path, drawn, aquifer):
         "mass_concentration",
         "mg/L",
         path,
-        3,
+        issued,
     )
     check_image(path)
     panels = drawn[0].axes
-    assert panels[-1].get_xlabel() == "Time (d); forecasts of 3 steps, one after the other"
+    label = (
+        f"Time (d); forecasts of up to {(aquifer.time - issued).max():.3g} d, one after the other"
+    )
+    assert panels[-1].get_xlabel() == label
+    (lines,) = panels[0].collections
+    assert sorted({x for (x, _), _ in lines.get_segments()}) == [
+        aquifer.time[0] - 0.5,
+        aquifer.time[3],
+    ]
+    legend = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert legend == ["Ground truth", "Prediction", "Persistence", "Issue time"]
     assert [axes.get_title("left") for axes in panels] == ["a", "b", "c"]
     assert [len(axes.lines) for axes in panels] == [3, 3, 3]
     np.testing.assert_array_equal(panels[1].lines[0].get_ydata(), aquifer.truth[:, node[1]])
@@ -154,6 +165,8 @@ def test_error_map_combines_columns_and_uses_local_kilometres(tmp_path, drawn, a
     assert corner == pytest.approx((0, 0))
     assert mesh._triangulation.x.max() == pytest.approx(np.ptp(x) / 1e3)
     assert drawn[0].axes[-1].get_ylabel() == "RMSE of mass concentration (mg/L)"
+    where = f"East (km), from X = {x.min():.0f} m, Y = {aquifer.coords[:, 1].min():.0f} m"
+    assert (drawn[0].axes[0].get_xlabel(), drawn[0].axes[0].get_ylabel()) == (where, "North (km)")
 
 
 def test_error_map_by_slice_group_shares_the_colours(tmp_path, drawn, aquifer):
@@ -226,6 +239,8 @@ def test_cross_section(tmp_path, drawn, aquifer):
         fields[2].get_array(), fields[1].get_array() - fields[0].get_array(), atol=1e-9
     )
     assert panels[0].get_title("right") == "12.50 d, issued at 11.00 d"
+    titles = [axes.get_title("left") for axes in panels[:3]]
+    assert titles == ["Ground truth", "Prediction", "Prediction − ground truth"]
     assert panels[2].get_xlabel().endswith("(m), from X = 100, Y = 200 to X = 300, Y = 400")
     labels = {axes.get_ylabel() for axes in drawn[0].axes[3:]}
     assert labels == {"Mass concentration (mg/L)", "Difference (mg/L)"}

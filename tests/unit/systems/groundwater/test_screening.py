@@ -168,3 +168,60 @@ def test_values_in_another_unit_are_told_with_the_likely_one(
     assert (words or "") in "".join(warnings)
     preprocess(aquifer.base, tmp_path / "t.h5", **options, units={column: "1"})
     assert "WARNING" not in capfd.readouterr().err
+
+
+# name: (column, function of the values, words, whether it is refused)
+OTHER_FILES = {
+    "concentrations in g/L": (
+        "mass_concentration",
+        lambda v: v / 1000,
+        "0.001 times that of",
+        True,
+    ),
+    "pressures in bar": ("pressure", lambda v: v / 100, r"0\.0100\d times that of", True),
+    "heads in cm beside a tide": ("head", lambda v: 100 * (v + 0.1), "times that of", False),
+    "temperatures in K": ("temperature", lambda v: v + 273.15, r"273\.\d+ above that of", True),
+    "a tide": ("head", lambda v: v + 0.5, None, False),
+    "a storm": ("mass_concentration", lambda v: v * np.linspace(1, 30, len(v)), None, False),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_FILES)
+@pytest.mark.parametrize("number", [3, 11])
+def test_a_file_in_another_unit_than_the_one_before_is_refused_or_told(
+    aquifer, tmp_path, capfd, case, number
+) -> None:
+    column, change, words, is_refused = OTHER_FILES[case]
+    for path in (aquifer.base / FIELDS).glob("*.csv"):
+        table = pd.read_csv(path)
+        step = 1 + 0.001 * int(path.stem)  # states that change little
+        table["mass_concentration"] = step * np.linspace(50, 30_000, len(table))
+        table["pressure"] = step * np.linspace(10, 200, len(table))
+        table["head"] = step * np.linspace(1.0, 3.0, len(table))
+        table["temperature"] = step * np.linspace(8.0, 25.0, len(table))
+        if int(path.stem) == number:
+            table[column] = change(table[column].to_numpy())
+        table.to_csv(path, index=False)
+    options = {**OPTIONS, "variables": (*OPTIONS["variables"], "temperature")}
+    path = aquifer.base / FIELDS / f"{number:04d}.csv"
+    try:
+        preprocess(aquifer.base, tmp_path / "s.h5", **options, units={"temperature": "degC"})
+        told, refused = capfd.readouterr().err, False
+    except DataError as error:
+        told, refused = str(error), True
+    assert refused == is_refused
+    place = rf"{re.escape(str(path))}:2:\d+: {column} is .*{words}"
+    assert re.search(place, told) if words else "that of" not in told
+
+
+@pytest.mark.parametrize(("column", "value"), [("slice", -999), ("time (d)", 1e30)])
+def test_no_data_values_in_slices_and_times_are_refused(aquifer, tmp_path, column, value) -> None:
+    for path in (aquifer.base / FIELDS).glob("*.csv"):
+        table = pd.read_csv(path)
+        if column == "slice":
+            table.loc[7, column] = value
+        elif path.stem == "0011":
+            table[column] = value
+        table.to_csv(path, index=False)
+    with pytest.raises(DataError, match=r"\.csv:\d+:\d+: .* looks like a no-data value"):
+        preprocess(aquifer.base, tmp_path / "s.h5", **OPTIONS)

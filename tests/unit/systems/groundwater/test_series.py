@@ -1,5 +1,6 @@
 """The series holds what the files hold, with statistics of the training range."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from millrace.data.hdf5 import open_checked
 from millrace.data.split import Moments, SplitConfig, time_split
 from millrace.errors import ConfigError, DataError
 from millrace.systems.groundwater.series import SCHEMA, preprocess
+from millrace.systems.groundwater.settings import MaskedMissing
 
 PARTS = ("train", "validation", "gap")
 SPLIT = SplitConfig(train=0.6, validation=0.2, gap=1)
@@ -107,7 +109,12 @@ def test_any_column_is_kept_with_its_unit(aquifer, tmp_path) -> None:
     options["variables"] = ("heat",)
     with pytest.raises(DataError, match=r"0000.csv:1:1: column 'heat' is missing; .*, head$"):
         preprocess(aquifer.base, tmp_path / "d.h5", **options, units={"heat": "J"})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "b.h5", "raw"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.h5",
+        "b.h5",
+        "raw",
+        "samples.json",
+    ]
 
 
 def test_workers_change_nothing(aquifer, tmp_path) -> None:
@@ -248,3 +255,43 @@ def test_splits_that_are_too_short_are_refused(steps, values) -> None:
 def test_meaningless_splits_are_refused(values) -> None:
     with pytest.raises(ConfigError, match=r"^split"):
         SplitConfig.parse(dict(zip(PARTS, values, strict=True)), "split")
+
+
+def test_what_becomes_of_all_files_columns_times_and_nodes_is_counted(
+    aquifer, tmp_path, capsys
+) -> None:
+    fields, forcings = aquifer.base / "all", aquifer.base / "forcings_corrected_all"
+    (fields / "notes.txt").write_text("Model of 2021")
+    (forcings / "0099.csv").write_text((forcings / "0000.csv").read_text())
+    for path in sorted(fields.glob("*.csv"))[:2]:
+        rows = path.read_text().splitlines()
+        rows[5] = rows[5].rpartition(",")[0] + ",-999"
+        path.write_text("\n".join(rows) + "\n")
+    (aquifer.base / "forcings").mkdir()
+    (aquifer.base / "forcings" / "0000.csv").write_text("node\n")
+    options = {**OPTIONS, "variables": ("mass_concentration", "head"), "forcings": ("head_bc",)}
+    preprocess(
+        aquifer.base,
+        tmp_path / "s.h5",
+        **options,
+        missing=MaskedMissing(value=-999, then="mask"),
+        clip_negative_concentration=True,
+    )
+    found = json.loads((tmp_path / "samples.json").read_text())
+    gap = 2 * OPTIONS["split"].gap
+    assert found["output times"]["left_out"] == {
+        "in the gaps between training, validation and test": gap
+    }
+    assert found["output times"]["kept"] == 12 - gap
+    assert found["nodes"] == {
+        "read": 120, "kept": 119, "left_out": {"have -999 at some time": 1}
+    }  # fmt: skip
+    assert found["files of all/"] == {"read": 13, "kept": 12, "left_out": {"not CSV": 1}}
+    assert found["files of forcings_corrected_all/"]["left_out"] == {
+        "without a file of their number in all/": 1
+    }
+    assert found["files of forcings/"]["left_out"] == {"forcings_corrected_all/ is read": 1}
+    assert found["columns of all/"]["left_out"] == {"not asked for (pressure, ts)": 2}
+    negative = int((np.delete(aquifer.obs[:, :, 0], 4, axis=1) < 0).sum())
+    assert found["values of mass_concentration"]["left_out"] == {"negative, set to 0": negative}
+    assert "nodes: 120 read, 119 kept; 1 have -999 at some time" in capsys.readouterr().out

@@ -70,7 +70,9 @@ def _draw(
     dataset = model.dataset
     on_planes = isinstance(dataset, PlaneDataset)
     if on_planes:
-        nodes = Nodes(dataset.cell_coords, dataset.plane_of_cell, dataset.plane_of_cell)
+        nodes = Nodes(
+            dataset.cell_coords, dataset.plane_of_cell, dataset.plane_of_cell, part="plane"
+        )
     else:
         nodes = read_nodes(files["patches"])
     for v, variable in enumerate(dataset.config.variables):
@@ -90,8 +92,7 @@ def _draw(
         labels = [nodes.label(n) for n in shown]
         curves = truth[:, shown], prediction[:, shown], persistence[:, shown]
         with attempt(folder / "time_series.png") as path:
-            steps = dataset.config.output_steps
-            time_series(series.time_T, *curves, labels, *name, path, steps)
+            time_series(series.time_T, *curves, labels, *name, path, series.issue_T)
         if not on_planes:  # which are lines on a map
             easting, northing, _ = coords.T
             rmse = np.sqrt(((prediction - truth) ** 2).mean(axis=0))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.data.account import Account
 from millrace.data.csv_table import CsvTable, read_first, read_header, read_table
 from millrace.errors import ConfigError, DataError
 from millrace.systems.base import known
@@ -26,7 +27,7 @@ FORCINGS = ("mass_concentration_bc", "head_bc", "recharge_forcing", "sea_level_f
 """Boundary conditions and sources that a forcing file can hold."""
 
 _OLD_NAMES = {"head_bc": "hydraulic_head_bc"}
-_NODE, _TIME, _SLICE, PLACE = "node", "time (d)", "slice", ("X", "Y", "Z")
+_NODE, TIME, SLICE, PLACE = "node", "time (d)", "slice", ("X", "Y", "Z")
 _NAME = re.compile(r"(\d+)\.csv(\.gz)?")
 Order = NDArray[np.int64] | slice
 _UNITS = {
@@ -36,6 +37,7 @@ _UNITS = {
     "recharge_forcing": "m/d",
 }
 """What a unit in a header has to be."""
+_SAME_TIME = 1e-6  # relative: files of one time may be written with fewer digits
 _SAME_PLACE = 1e-3  # m: the mesh does not move, but may be written with fewer digits
 
 
@@ -95,8 +97,8 @@ class FeflowReader:
     """Node of each row of the first forcing file."""
     units: Mapping[str, str]
     """Of the fields, for headers that name units."""
-    _complete: tuple[bool, bool]
-    """Whether the first file of the fields, of the forcings, ends with a newline."""
+    _endings: tuple[str, str]
+    """How the first file of the fields, of the forcings, ends."""
 
     def __len__(self) -> int:
         return len(self.files.fields)
@@ -112,19 +114,19 @@ class FeflowReader:
         first = self.files.fields[0]
         table = _read_fields(self.files.fields[index], self.variables, self.units)
         order = _match_nodes(table, self.mesh.node, first)
-        _check_end(table, first, self._complete[0])
-        _check_mesh(table, order, self.mesh, first)
+        _check_end(table, first, self._endings[0])
+        _check_mesh(table, self.mesh, first)
         forcing = None
         if self.forcings:
             first = self.files.forcings[0]
             forcing = _read_forcings(self.files.forcings[index], self._forcing_columns)
             _match_nodes(forcing, self._forcing_nodes, first)
-            _check_end(forcing, first, self._complete[1])
+            _check_end(forcing, first, self._endings[1])
         return self._snapshot(table, order, forcing)
 
     def error(self, index: int, node: int, column: str, message: str) -> DataError:
         """Make an error about a value of an output time, in some column, at a row of the mesh."""
-        if column in (*self.variables, *PLACE):
+        if column in (*self.variables, TIME, *PLACE, SLICE):
             table = _read_fields(self.files.fields[index], self.variables, self.units)
         else:
             table = _read_forcings(self.files.forcings[index], self._forcing_columns)
@@ -133,16 +135,18 @@ class FeflowReader:
         return table.error(row, column, message)
 
     def _snapshot(self, table: CsvTable, order: Order, forcing: CsvTable | None) -> Snapshot:
-        times = table.columns[_TIME]
+        times = table.columns[TIME]
         if len(other := np.flatnonzero(times != times[0])):
             row = int(other[0])
             raise table.error(
-                row, _TIME, f"time {times[row]:g} d; expected {times[0]:g} d as in the first row"
+                row, TIME, f"time {times[row]:g} d; expected {times[0]:g} d as in the first row"
             )
         fields_NC = np.stack([table.columns[name][order] for name in self.variables], axis=1)
         value_NF = np.full((len(fields_NC), len(self.forcings)), np.nan)
         if forcing is not None:
             rows = _rows_of(self.mesh.node, forcing, self.files.fields[0])
+            _check_mesh(forcing, self.mesh, self.files.fields[0])
+            _check_time(forcing, float(times[0]), table)
             for column, name in enumerate(self._forcing_columns):
                 value_NF[rows, column] = forcing.columns[name]
         given_NF = np.isfinite(value_NF)
@@ -152,7 +156,39 @@ class FeflowReader:
             forcing_NF=np.where(given_NF, value_NF, 0).astype(np.float32),
             mask_NF=given_NF.astype(np.uint8),
             digest=table.digest + (forcing.digest if forcing else b""),
-            where=table.location(0, _TIME),
+            where=table.location(0, TIME),
+        )
+
+
+def count_files(base: Path, reader: FeflowReader, account: Account) -> None:
+    """Count the files and columns of a directory that are read, and those that are not."""
+    files = reader.files
+    for folder, read, asked in (
+        ("all", files.fields, [_NODE, TIME, *PLACE, SLICE, *reader.variables]),
+        ("forcings_corrected_all", files.forcings, [_NODE, *reader._forcing_columns]),
+        ("forcings", files.forcings, [_NODE, *reader._forcing_columns]),
+    ):
+        if not (base / folder).is_dir():
+            continue
+        what, used = f"files of {folder}/", read and read[0].parent == base / folder
+        here = [path for path in (base / folder).iterdir() if not path.name.startswith(".")]
+        tables = {path for path in here if path.name.endswith((".csv", ".csv.gz"))}
+        account.keep(what, len(read) if used else 0)
+        account.leave_out(what, "not CSV", len(here) - len(tables))
+        if not used:
+            reason = (
+                "not asked for"
+                if not reader.forcings
+                else f"{files.forcings[0].parent.name}/ is read"
+            )
+            account.leave_out(what, reason, len(tables))
+            continue
+        account.leave_out(what, "without a file of their number in all/", len(tables - {*read}))
+        header = read_header(read[0], asked, {**_UNITS, **reader.units})
+        other = sorted({*header} - {*asked, TIME, *PLACE, SLICE})
+        account.keep(f"columns of {folder}/", len(header) - len(other))
+        account.leave_out(
+            f"columns of {folder}/", f"not asked for ({', '.join(other)})", len(other)
         )
 
 
@@ -225,14 +261,14 @@ def inspect(base: Path) -> dict[str, Any]:
     """
     files = find_files(base)
     table = _read_fields(files.fields[0], ())
-    others = [_NODE, _TIME, *PLACE, _SLICE, "ts"]
+    others = [_NODE, TIME, *PLACE, SLICE, "ts"]
     fields = [name for name in _numeric(files.fields[0]) if name not in others]
     variables = [name for name in ("head", "mass_concentration") if name in fields] or fields[:1]
     if not variables:
         raise DataError(f"{files.fields[0]}:1:1: no field; expected a column such as head")
     forcings = [name for path in files.forcings[:1] for name in _numeric(path)]
     names = {old: new for new, old in _OLD_NAMES.items()}
-    slices = len(np.unique(table.columns[_SLICE]))
+    slices = len(np.unique(table.columns[SLICE]))
     groups = max(1, min(4, slices // 4))
     return {
         "variables": variables,
@@ -286,7 +322,7 @@ def open_directory(
     table = _read_fields(files.fields[0], variables, units)
     mesh = Mesh(
         node=_unique_nodes(table),
-        slice=_integers(table, _SLICE).astype(np.int32),
+        slice=_integers(table, SLICE).astype(np.int32),
         coords=np.stack([table.columns[axis] for axis in PLACE], axis=1),
     )
     forcing, nodes = None, np.empty(0, dtype=np.int64)
@@ -297,10 +333,10 @@ def open_directory(
             _match_nodes(forcing, mesh.node, files.fields[0])
     for one in (table, forcing):
         if one is not None:
-            _check_end(one, one.path, one.complete)
-    complete = table.complete, forcing is None or forcing.complete
+            _check_end(one, one.path, one.ending)
+    endings = table.ending, "newline" if forcing is None else forcing.ending
     reader = FeflowReader(
-        files, tuple(variables), names, mesh, columns, nodes, units or {}, complete
+        files, tuple(variables), names, mesh, columns, nodes, units or {}, endings
     )
     return reader, reader._snapshot(table, slice(None), forcing)
 
@@ -346,12 +382,15 @@ def _forcing_names(
 def _read_fields(
     path: Path, variables: Sequence[str], units: Mapping[str, str] | None = None
 ) -> CsvTable:
-    columns = [*dict.fromkeys([_NODE, _TIME, *PLACE, _SLICE, *variables])]
+    columns = [*dict.fromkeys([_NODE, TIME, *PLACE, SLICE, *variables])]
     return read_table(path, columns, units={**_UNITS, **(units or {})})
 
 
 def _read_forcings(path: Path, columns: Sequence[str]) -> CsvTable:
-    return read_table(path, [_NODE, *columns], blanks=True, units=_UNITS)
+    """Read forcings, with times and places where the file has them."""
+    labels = [TIME, *PLACE, SLICE]
+    present = [name for name in labels if name in read_header(path, labels, _UNITS)]
+    return read_table(path, [_NODE, *present, *columns], blanks=True, units=_UNITS)
 
 
 def _integers(table: CsvTable, column: str) -> NDArray[np.int64]:
@@ -420,29 +459,50 @@ def _rows_of(mesh_nodes: NDArray[np.int64], forcing: CsvTable, first: Path) -> O
     return _find(nodes, mesh_nodes)
 
 
-def _check_end(table: CsvTable, first: Path, complete: bool) -> None:
-    if table.complete != complete:
+def _check_end(table: CsvTable, first: Path, ending: str) -> None:
+    """Refuse a file that may be cut; ``ending`` is that of the first file."""
+    own = table.ending
+    if (own == "newline") != (ending == "newline"):
         end, other = (
-            (table.end(), first) if complete else (f"{first}:{len(table) + 1}:1", table.path)
+            (table.end(), first)
+            if ending == "newline"
+            else (f"{first}:{len(table) + 1}:1", table.path)
         )
         raise DataError(
             f"{end}: the last line has no newline, unlike {other}; expected a complete file, copy it again"
         )
-    if table.seems_cut:
+    if table.may_be_cut or own != ending:
         raise DataError(
-            f"{table.end()}: the file ends within its last number, which has fewer digits than all others "
-            "of its column; expected a complete file, copy it again"
+            f"{table.end()}: the file ends without a newline, and perhaps within its last cell; expected a "
+            "complete file: copy it again, or end it with a newline if it is complete"
         )
 
 
-def _check_mesh(table: CsvTable, order: Order, mesh: Mesh, first: Path) -> None:
-    for name, values in zip((*PLACE, _SLICE), (*mesh.coords.T, mesh.slice), strict=True):
-        moved = np.abs(table.columns[name][order] - values) > _SAME_PLACE
+def _check_mesh(table: CsvTable, mesh: Mesh, first: Path) -> None:
+    """Refuse places and slices, as far as a table has them, that are not those of its nodes."""
+    rows = _rows_of(mesh.node, table, first)
+    for name, values in zip((*PLACE, SLICE), (*mesh.coords.T, mesh.slice), strict=True):
+        if name not in table.columns:
+            continue
+        expected, found = values[rows], table.columns[name]
+        moved = ~(np.abs(found - expected) <= _SAME_PLACE)
         if moved.any():
-            at = int(np.argmax(moved))
-            row = at if isinstance(order, slice) else int(order[at])
-            found = table.columns[name][row]
-            place = f"{name} of node {mesh.node[at]}"
+            row = int(np.argmax(moved))
+            place = f"{name} of node {table.columns[_NODE][row]:g}"
             raise table.error(
-                row, name, f"{place} is {found:.10g}; expected {values[at]:.10g} as in {first}"
+                row,
+                name,
+                f"{place} is {found[row]:.10g}; expected {expected[row]:.10g} as in {first}",
+            )
+
+
+def _check_time(forcing: CsvTable, time: float, fields: CsvTable) -> None:
+    """Refuse forcings of another time than that of the fields, if they tell theirs."""
+    if TIME in forcing.columns:
+        times = forcing.columns[TIME]
+        other = ~(np.abs(times - time) <= _SAME_TIME * max(1, abs(time)))
+        if other.any():
+            row = int(np.argmax(other))
+            raise forcing.error(
+                row, TIME, f"time {times[row]:g} d; expected {time:g} d as in {fields.path}"
             )

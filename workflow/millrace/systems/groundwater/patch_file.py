@@ -24,13 +24,13 @@ class Nodes:
     slice_group_N: NDArray[np.int64]
     node_N: NDArray[np.int64] | None = None
     """Ids as in the raw files; None: cells of planes have none, nor files of an earlier version."""
+    part: str = "patch"
+    """What the domain is cut into."""
 
     def label(self, n: int) -> str:
         """What a node is called in a figure."""
         x, y, z = self.coords_N3[n]
-        name = (
-            f"patch or plane {self.patch_N[n]}" if self.node_N is None else f"node {self.node_N[n]}"
-        )
+        name = f"{self.part} {self.patch_N[n]}" if self.node_N is None else f"node {self.node_N[n]}"
         return f"{name} at X = {x:.1f}, Y = {y:.1f}, Z = {z:.1f} m"
 
 

@@ -4,25 +4,42 @@ Shape suffixes: N nodes, C fields, F forcings.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.data.units import conversion
 from millrace.data.validity import Screening, same
-from millrace.systems.groundwater.feflow_csv import PLACE, FeflowReader, Snapshot
+from millrace.systems.groundwater.feflow_csv import PLACE, SLICE, TIME, FeflowReader, Snapshot
 from millrace.systems.groundwater.settings import MaskedMissing
 from millrace.systems.groundwater.units import POSSIBLE, UNITS
 
 Floats = NDArray[np.float64]
 
 _AT_LEAST = 10.0  # m: thinner aquifers say little on where heads may be
-_LENGTHS = {"cm": 1e-2, "mm": 1e-3, "ft": 0.3048}
 _WEIGHT = 9.8  # kPa: of 1 m of water
-_PRESSURES = {"Pa": 1e-3, "hPa": 0.1, "m of water": _WEIGHT, "bar": 100.0, "MPa": 1e3}
 _SEA = 35_000.0
-_CONCENTRATIONS = {"g/L (kg/m³)": 1e3, "kg/kg": 1e6, "µg/L": 1e-3}
+
+
+def _factors(units: Sequence[str], wanted: str) -> dict[str, float]:
+    found = {unit: conversion(unit, wanted) for unit in units}
+    return {unit: factors[0] for unit, factors in found.items() if factors}
+
+
+# Units in which people write what is wanted in others.
+_LENGTHS = _factors(("cm", "mm", "ft"), UNITS["head"])
+_PRESSURES = {"m of water": _WEIGHT, **_factors(("Pa", "hPa", "bar", "MPa"), UNITS["pressure"])}
+_CONCENTRATIONS = {"kg/kg": 1e6, **_factors(("g/L", "µg/L"), UNITS["mass_concentration"])}
+
+
+_SCALES = [
+    f for scale in (10, 24, 100, 1e3, 1e4, 86400, 1e6, 0.3048, 9.80665) for f in (scale, 1 / scale)
+]
+"""By what a field changes that is written in another unit."""
+_KELVIN = 273.15
+_SAMPLE, _FEWEST = 10_000, 10  # nodes that are looked at
 
 
 class StateScreening:
@@ -34,16 +51,23 @@ class StateScreening:
     def __init__(
         self, reader: FeflowReader, missing: MaskedMissing | None, units: Mapping[str, str]
     ) -> None:
-        self._reader, self._units = reader, units
+        self._reader, self._missing, self._units = reader, missing, units
         self._screenings = {
             name: Screening.of(missing, POSSIBLE.get(name))
             for name in (*reader.variables, *reader.forcings)
         }
         self._ranges: dict[str, list[tuple[float, float]]] = {name: [] for name in units}
         self._first: dict[str, Floats] = {}
+        self._times = Screening.of(missing)
+        self._last: Snapshot | None = None
+        self._added = 0
 
     def add(self, snapshot: Snapshot) -> None:
-        """Add the next output time."""
+        """Add the next output time; raises `DataError` if its unit is not that of the one before."""
+        self._times.add(snapshot.time)
+        if self._last is not None:
+            self._compare(snapshot, self._last)
+        self._last, self._added = snapshot, self._added + 1
         columns = [*snapshot.fields_NC.T, *given_values(snapshot).T]
         for (name, screening), values_N in zip(self._screenings.items(), columns, strict=True):
             screening.add(values_N)
@@ -61,22 +85,40 @@ class StateScreening:
         DataError
             There are no-data values: ``file:line:column`` of the first, and the key that admits them.
         """
-        places = dict(zip(PLACE, self._reader.mesh.coords.T, strict=True))
-        for name, values_N in places.items():
-            self._screenings[name] = Screening()
+        mesh = self._reader.mesh
+        labels = {**dict(zip(PLACE, mesh.coords.T, strict=True)), SLICE: mesh.slice}
+        for name, values_N in labels.items():
+            self._screenings[name] = Screening.of(self._missing)
             self._screenings[name].add(values_N)
+        key = "the key missing of the dataset"
         for name, screening in self._screenings.items():
             for suspect in screening.suspects():
-                node = self._reader.mesh.node[suspect.index]
-                sentence = suspect.sentence(
-                    name,
-                    "the key missing of the dataset",
-                    at=f" at node {node}",
-                    mask="leaves such nodes out",
-                )
+                at = f" at node {mesh.node[suspect.index]}"
+                sentence = suspect.sentence(name, key, at, "leaves such nodes out")
                 raise self._reader.error(suspect.piece, suspect.index, name, sentence)
+        for suspect in self._times.suspects():
+            raise self._reader.error(suspect.piece, 0, TIME, suspect.sentence(TIME, key))
         for told in self.implausible():
             print(f"WARNING: {told}", file=sys.stderr)
+
+    def _compare(self, snapshot: Snapshot, last: Snapshot) -> None:
+        for name, now_N, before_N in zip(
+            self._reader.variables, snapshot.fields_NC.T, last.fields_NC.T, strict=True
+        ):
+            every = max(1, len(now_N) // _SAMPLE)
+            now, before = (one[::every].astype(np.float64) for one in (now_N, before_N))
+            in_kelvin = conversion(self._units[name], "K") is not None
+            change, certain = other_unit(now, before, in_kelvin)
+            if change:
+                before_it = self._reader.files.fields[self._added - 1]
+                told = (
+                    f"{name} is {change} that of {before_it} at nearly all nodes, as if in another unit; "
+                    "expected one unit in all files"
+                )
+                error = self._reader.error(self._added, 0, name, told)
+                if certain:
+                    raise error
+                print(f"WARNING: {error}", file=sys.stderr)
 
     def implausible(self) -> list[str]:
         """Sentences on fields whose values do not look like their unit."""
@@ -84,9 +126,9 @@ class StateScreening:
         found = []
         z_N = self._reader.mesh.coords[:, 2]
         if "head" in checked:
-            found.append(_odd_heads(self._range("head"), z_N))
+            found.append(odd_heads(self._range("head"), z_N))
         if "mass_concentration" in checked:
-            found.append(_odd_concentrations(self._range("mass_concentration")))
+            found.append(odd_concentrations(self._range("mass_concentration")))
         if "pressure" in checked:
             head_N = self._first["head"] if "head" in checked else np.full(len(z_N), z_N.max())
             found.append(_odd_pressures(self._first["pressure"], head_N - z_N))
@@ -95,6 +137,31 @@ class StateScreening:
     def _range(self, name: str) -> tuple[float, float]:
         low, high = zip(*self._ranges[name], strict=True)
         return min(low), max(high)
+
+
+def other_unit(now: Floats, before: Floats, in_kelvin: bool) -> tuple[str, bool]:
+    """How a state differs from that before if it looks like another unit, and whether that is certain.
+
+    Units change all values by one factor. States of nature do not, where values differ between nodes.
+    """
+    both = np.isfinite(now) & np.isfinite(before)
+    now, before = now[both], before[both]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio, difference = now / before, now - before
+    known = np.isfinite(ratio) & (ratio > 0)
+    if known.sum() >= max(_FEWEST, 0.9 * len(now)):
+        low, middle, high = np.quantile(ratio[known], [0.05, 0.5, 0.95])
+        size = np.quantile(np.abs(before[known]), [0.05, 0.95])
+        off = min(abs(np.log(middle / scale)) for scale in _SCALES)
+        uniform = size[1] > 1.5 * size[0] and high < 2 * low
+        certain = uniform and high < 1.1 * low and off < 0.03
+        if certain or (uniform and off < 0.4 and abs(np.log(middle)) > 2):
+            return f"{middle:.4g} times", certain
+    if in_kelvin and len(now) >= _FEWEST:
+        low, middle, high = np.nanquantile(difference, [0.05, 0.5, 0.95])
+        if high - low < 20 and abs(abs(middle) - _KELVIN) < 10:
+            return f"{abs(middle):.5g} {'above' if middle > 0 else 'below'}", True
+    return "", False
 
 
 def given_values(snapshot: Snapshot) -> NDArray[np.float32]:
@@ -119,7 +186,7 @@ def missing_nodes(snapshot: Snapshot, value: float) -> NDArray[np.bool_]:
     return np.logical_or.reduce(same(snapshot.fields_NC.astype(np.float64), value), axis=1)
 
 
-def _odd_heads(span: tuple[float, float], z_N: Floats) -> str | None:
+def odd_heads(span: tuple[float, float], z_N: Floats) -> str | None:
     """Heads lie about the top of an aquifer, rarely above it by more than twice its thickness."""
     bottom, top = float(z_N.min()), float(z_N.max())
     thickness = max(top - bottom, _AT_LEAST)
@@ -138,7 +205,7 @@ def _odd_heads(span: tuple[float, float], z_N: Floats) -> str | None:
     )
 
 
-def _odd_concentrations(span: tuple[float, float]) -> str | None:
+def odd_concentrations(span: tuple[float, float]) -> str | None:
     """Nothing dissolves beyond brine, and the salt of sea water is 35,000 mg/L in whatever unit."""
     high = span[1]
     unit = _likely(_CONCENTRATIONS, lambda factor: 0.85 <= factor * high / _SEA <= 1.2)

@@ -17,13 +17,19 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.data.account import Account, count_steps
 from millrace.data.hdf5 import CHUNK_BYTES, create, create_dataset, strings
 from millrace.data.split import SplitConfig, time_split
 from millrace.errors import ConfigError, DataError
 from millrace.processes import die_with_parent
 from millrace.provenance import code_version
 from millrace.systems.base import Progress
-from millrace.systems.groundwater.feflow_csv import FeflowReader, Snapshot, open_directory
+from millrace.systems.groundwater.feflow_csv import (
+    FeflowReader,
+    Snapshot,
+    count_files,
+    open_directory,
+)
 from millrace.systems.groundwater.hdf5_parts import Statistics
 from millrace.systems.groundwater.screening import StateScreening, missing_nodes, without
 from millrace.systems.groundwater.settings import MaskedMissing
@@ -50,6 +56,8 @@ def preprocess(
     progress: Progress | None = None,
 ) -> None:
     """Read a directory of FEFLOW results and write ``series.h5``, which appears when it is complete.
+
+    `samples.json` beside ``output`` says what was read, kept, and left out for which reason.
 
     Parameters
     ----------
@@ -101,6 +109,12 @@ def preprocess(
     kept_N: Rows = slice(None)
     if masked is not None:
         kept_N = _kept_nodes(_snapshots(reader, first, workers), masked)
+    account = Account()
+    count_files(Path(source_dir), reader, account)
+    count_steps(account, "output times", ranges)
+    account.keep("nodes", int(np.count_nonzero(np.ones(len(reader.mesh.node), bool)[kept_N])))
+    if isinstance(kept_N, np.ndarray):
+        account.leave_out("nodes", f"have {masked:g} at some time", int((~kept_N).sum()))
     screening = StateScreening(reader, missing, {name: units[name] for name in variables})
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     with create(output) as file, contextlib.closing(_snapshots(reader, first, workers)) as stream:
@@ -108,14 +122,19 @@ def preprocess(
         file["obs"].attrs["units"] = strings([units[name] for name in variables])
         for index, snapshot in enumerate(stream):
             digest.update(snapshot.digest)
+            given = int(np.count_nonzero(snapshot.mask_NF))
             if masked is not None:
                 snapshot = without(snapshot, masked)
+            kept = int(np.count_nonzero(snapshot.mask_NF))
+            if reader.forcings:
+                account.keep("given forcings", kept)
+                account.leave_out("given forcings", f"are {masked}", given - kept)
             screening.add(snapshot)
             writer.add(index, snapshot)
             if progress is not None:
                 progress(index + 1, len(reader))
         screening.finish()
-        writer.end()
+        writer.end(account)
         file.attrs.update(
             schema=SCHEMA,
             digest=digest.hexdigest(),
@@ -123,6 +142,7 @@ def preprocess(
             **({"missing": missing.model_dump_json()} if missing else {}),
             created_from=f"{Path(source_dir).name}: {len(reader)} FEFLOW CSV files",
         )
+    account.write(output.with_name("samples.json"))
 
 
 def _snapshots(
@@ -230,8 +250,8 @@ class _SeriesWriter:
         previous = self._previous
         if previous is not None and snapshot.time <= previous.time:
             raise DataError(
-                f"{snapshot.where}: time {snapshot.time:g} d is not after {previous.time:g} d of the "
-                "file before; expected files in order of time"
+                f"{snapshot.where}: time {snapshot.time:g} d is not after {previous.time:g} d in "
+                f"{previous.where}; expected files in order of time"
             )
         self._time[index] = snapshot.time
         self._file["obs"][index] = snapshot.fields_NC
@@ -246,7 +266,7 @@ class _SeriesWriter:
                 self._statistics.increments.add(change)
         self._previous = snapshot
 
-    def end(self) -> None:
+    def end(self, account: Account) -> None:
         create_dataset(self._file, "time", self._time)
         self._statistics.write(self._file)
         obs = self._file["obs"]
@@ -256,3 +276,7 @@ class _SeriesWriter:
             clipped_fraction=self._n_clipped / (obs.shape[0] * obs.shape[1]),
             clipped_minimum=self._lowest,
         )
+        if self._clipped is not None:
+            what, number = f"values of {_CONCENTRATION}", obs.shape[0] * obs.shape[1]
+            account.keep(what, number - self._n_clipped)
+            account.leave_out(what, "negative, set to 0", self._n_clipped)

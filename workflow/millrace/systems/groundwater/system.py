@@ -202,10 +202,10 @@ def _example(made: Block, data: Block) -> Block:
 
 
 _CAPTION = """\
-*scatter*: prediction against truth at all nodes. *time_series*: the nodes that vary most. *error_map*: RMSE
-of each column of nodes by group of slices. *section* and *animation*: truth, prediction and difference on a
-vertical section. *rollout_error_by_lead*: error when the model feeds on its own forecasts, against
-persistence."""
+*scatter*: prediction against ground truth at all nodes. *time_series*: the nodes that vary most, in windows
+of the test period that follow each other. *error_map*: RMSE of each column of nodes by group of slices.
+*section* and *animation*: ground truth, prediction and difference on a vertical section.
+*rollout_error_by_lead*: error when the model feeds on its own forecasts, against persistence."""
 _TABLE = Table(
     titles={
         "skill": "skill",
@@ -221,8 +221,9 @@ _TABLE = Table(
     },
     caption="Skill is 1 − RMSE / RMSE of persistence: 1 is perfect, 0 no better than assuming that "
     "nothing changes. RMSE, CRPS and spread are in the unit of the variable. NMAE is the mean absolute "
-    "error in standard deviations of the truth, rel. L2 the norm of the errors over that of the truth, R² "
-    "1 − mean square error / variance of the truth, KGE the Kling-Gupta efficiency. In a rollout the model "
+    "error in standard deviations of the ground truth, rel. L2 the norm of the errors over that of the "
+    "ground truth, R² 1 − mean square error / variance of the ground truth, KGE the Kling-Gupta "
+    "efficiency. In a rollout the model "
     "feeds on its own forecasts. The ensemble holds all seeds: CRPS is its continuous ranked probability "
     "score, and spread / error is 1 if its members differ as much as their mean errs, less if it is too "
     "sure of itself.",

@@ -31,7 +31,7 @@ def section_animation(
     ends: ArrayLike | None = None,
     issue: ArrayLike | None = None,
 ) -> None:
-    """Write truth, prediction and difference, [F, n], on a vertical section as an endless GIF.
+    """Write ground truth, prediction and difference, [F, n], on a vertical section as an endless GIF.
 
     Distance along the section and elevation of the nodes, [n], are in m, times of the frames, [F], in d;
     for ``ends`` and ``issue``, [F], see `millrace.systems.groundwater.figures.sections.cross_section`.

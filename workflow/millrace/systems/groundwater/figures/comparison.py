@@ -21,6 +21,7 @@ from millrace.figures.style import (
 from millrace.systems.groundwater.scores import scores
 
 _MODEL = {"color": PREDICTION, "marker": "o"}
+_ISSUES = 60  # forecasts whose beginnings are shown
 _BASELINE = {"color": PERSISTENCE, "marker": "s", "linestyle": "--"}
 
 
@@ -64,16 +65,17 @@ def time_series(
     variable: str,
     unit: str,
     path: str | Path,
-    steps: int | None = None,
+    issue: ArrayLike | None = None,
 ) -> None:
     """Draw true and predicted series [T, n] of a few nodes over time (d), one panel each.
 
-    Forecasts of so many ``steps`` stand one after the other, which the axis says.
+    Forecasts stand one after the other; ``issue`` (d), [T], is the time of the last state given to each,
+    which thin lines show.
 
     Each panel has a label as its title, e.g. the node and its position; NaN leaves a gap.
     """
     curves = (
-        ("Truth", truth, {"color": TRUTH}),
+        ("Ground truth", truth, {"color": TRUTH}),
         ("Prediction", prediction, {"color": PREDICTION, "linestyle": "--"}),
         ("Persistence", persistence, {"color": PERSISTENCE, "linewidth": 0.9, "linestyle": ":"}),
     )
@@ -84,9 +86,17 @@ def time_series(
                 axes.plot(time, np.asarray(values)[:, i], label=name, **look)
             axes.set_title(label)
             axes.margins(x=0.01)
-        joined = (
-            f"; forecasts of {steps} step{'s' * (steps > 1)}, one after the other" if steps else ""
-        )
+            axes.yaxis.set_major_formatter(Thousands())
+        joined = ""
+        if issue is not None:
+            issued, ahead = np.unique(issue), np.max(np.asarray(time) - np.asarray(issue))
+            joined = f"; forecasts of up to {ahead:.3g} d, one after the other"
+            if len(issued) <= _ISSUES:
+                look = {"color": REFERENCE_LINE, "linewidth": 0.5, "zorder": 0}
+                for axes in panels:
+                    low, high = axes.get_ylim()
+                    axes.vlines(issued, low, high, label="Issue time", **look)
+                    axes.set_ylim(low, high)
         panels[-1].set_xlabel(f"Time (d){joined}")
         fig.supylabel(axis_label(variable, unit), fontsize=9)
         _legend_above(fig, panels[0])
@@ -130,7 +140,7 @@ def ensemble_by_lead(
             title = axis_label(variable, "")
             axes.set_title(title if ratio is None else f"{title}: spread / error {ratio:.2f}")
             axes.set_xlabel("Lead time (d)")
-            _label_error(axes, units[variable])
+            _label_error(axes, axis_label("Error, spread, CRPS", units[variable]))
         _legend_above(fig, panels[0])
 
 
@@ -141,7 +151,7 @@ def error_over_time(
     units: Mapping[str, str],
     path: str | Path,
 ) -> None:
-    """Draw the RMSE of model and persistence by the time of the forecast, one panel per variable.
+    """Draw the RMSE of model and persistence by the issue time of the forecast, one panel per variable.
 
     Errors [W, V] are in the unit of each of the V variables, times [W] in days; NaN leaves a gap.
     """
@@ -155,7 +165,7 @@ def error_over_time(
             axes.set_title(axis_label(variable, ""))
             _label_error(axes, axis_label("RMSE", unit))
             axes.margins(x=0.01)
-        panels[-1].set_xlabel("Time of the forecast (d)")
+        panels[-1].set_xlabel("Issue time of the forecast (d)")
         _legend_above(fig, panels[0])
 
 

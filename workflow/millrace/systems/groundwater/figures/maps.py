@@ -42,12 +42,13 @@ def error_map(
     Easting, northing (m), error and group of slices of each node are [N]. Errors of a column of nodes,
     which share x and y, are combined by their root mean square, which is the RMSE of the column.
     """
+    corner = float(np.min(x)), float(np.min(y))
     x, y, error = _kilometres(x), _kilometres(y), np.asarray(error, dtype=np.float64)
     group = np.asarray(slice_group)
     groups = np.unique(group)
     columns = [_columns(x[group == g], y[group == g], error[group == g]) for g in groups]
     high = np.quantile(np.concatenate([values for _, _, values in columns]), 0.995)
-    with _panels(path, x, y, len(groups)) as (fig, panels):
+    with _panels(path, x, y, len(groups), corner) as (fig, panels):
         for axes, g, (column_x, column_y, values) in zip(panels, groups, columns, strict=True):
             drawn = axes.tripcolor(
                 triangulation(column_x, column_y), values,
@@ -69,10 +70,11 @@ def patch_map(
     Each panel shows the topmost patches of its group.
     """
     x, y, z = np.asarray(coords, dtype=np.float64).T
+    corner = float(x.min()), float(y.min())
     x, y = _kilometres(x), _kilometres(y)
     patch, group = np.asarray(patch_of_node), np.asarray(slice_group)
     groups = np.unique(group)
-    with _panels(path, x, y, len(groups)) as (_, panels):
+    with _panels(path, x, y, len(groups), corner) as (_, panels):
         for axes, g in zip(panels, groups, strict=True):
             column, shown = _topmost(x[group == g], y[group == g], z[group == g], patch[group == g])
             mesh = triangulation(*column.T)
@@ -98,9 +100,12 @@ def patch_map(
 
 @contextmanager
 def _panels(
-    path: str | Path, x: Floats, y: Floats, count: int
+    path: str | Path, x: Floats, y: Floats, count: int, corner: tuple[float, float]
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Give panels of equal scale, laid out so that they fill the page width."""
+    """Give panels of equal scale, laid out so that they fill the page width.
+
+    Positions are in km from a ``corner``, X and Y in m.
+    """
     aspect = np.ptp(y) / np.ptp(x)
     columns = 1 if count == 1 else min(count, 2 if aspect < 1.2 else 4)
     rows = -(-count // columns)
@@ -114,9 +119,10 @@ def _panels(
                 axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             left, lowest = i % columns == 0, i + columns >= count
             axes.tick_params(labelleft=left, labelbottom=lowest)
-            axes.set_ylabel("North of SW corner (km)" if left else "")
+            axes.set_ylabel("North (km)" if left else "")
             # Once is enough: narrow panels have no room for more.
-            axes.set_xlabel("East of SW corner (km)" if left and lowest else "")
+            where = f"East (km), from X = {corner[0]:.0f} m, Y = {corner[1]:.0f} m"
+            axes.set_xlabel(where if left and lowest else "")
         for axes in panels.ravel()[count:]:
             axes.remove()
         yield fig, list(panels.ravel()[:count])

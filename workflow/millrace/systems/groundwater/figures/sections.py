@@ -1,4 +1,4 @@
-"""Vertical sections: truth, prediction and difference."""
+"""Vertical sections: ground truth, prediction and difference."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def cross_section(
     ends: ArrayLike | None = None,
     issue: float | None = None,
 ) -> None:
-    """Draw truth, prediction and their difference, [n], on a vertical section of scattered nodes.
+    """Draw ground truth, prediction and their difference, [n], on a vertical section of scattered nodes.
 
     Distance along the section and elevation of the nodes, [n], are in m, e.g. from
     `millrace.systems.groundwater.sections.extract_section`. The time in d stands in the title, with that of
@@ -65,7 +65,7 @@ class SectionPanels:
     ) -> None:
         field_look, difference_look, extend = _colours(truth, prediction)
         self._axes = fig.subplots(3, 1, sharex=True, sharey=True)
-        titles = ("Truth", "Prediction", "Prediction − truth")
+        titles = ("Ground truth", "Prediction", "Prediction − ground truth")
         for axes, title in zip(self._axes, titles, strict=True):
             axes.set_title(title)
             axes.set_ylabel("Elevation (m)")
