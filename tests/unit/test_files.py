@@ -13,9 +13,7 @@ from millrace.files import OutputError, atomic_write, write_json
 def test_json_is_replaced_whole(tmp_path) -> None:
     path = tmp_path / "new" / "a.json"
     write_json(path, {"b": 1, "a": [1.5, None]})
-    with pytest.raises(
-        NotFiniteError, match=r"because a\.1\.b is infinite or NaN"
-    ):
+    with pytest.raises(NotFiniteError, match=r"because a\.1\.b is infinite or NaN"):
         write_json(path, {"a": [1.0, {"b": float("nan")}]})
     assert json.loads(path.read_text()) == {"a": [1.5, None], "b": 1}
     assert list(path.parent.iterdir()) == [path]
