@@ -101,5 +101,5 @@ def test_damaged_checkpoint_is_refused(samples, definition, tmp_path):
     content[len(content) // 2] ^= 1
     checkpoint.unlink()
     checkpoint.write_bytes(content)
-    with pytest.raises(DataError, match="damaged, its checksum"):
+    with pytest.raises(DataError, match="damaged, its size or checksum"):
         TrainedModel.load(checkpoint, receipt, samples)
