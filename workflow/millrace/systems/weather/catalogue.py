@@ -5,7 +5,8 @@ Files may be divided by time, variable and level in any way, and have their axes
 Shape suffixes: T times, C channels, F static fields, L levels, I latitudes, J longitudes.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from millrace.data.validity import Screening
 from millrace.errors import DataError
 from millrace.systems.weather.settings import WeatherConfig, WeatherExtraction
 from millrace.systems.weather.source import (
+    TIME_NAMES,
     Floats,
     Ints,
     Source,
+    index_of,
     listed_levels,
     locate,
     same_cells,
@@ -37,6 +40,8 @@ from millrace.systems.weather.units import (
 
 _PART_BYTES, _ALL_BYTES = 4 << 20, 1 << 30
 """What is read of a variable at once, at least, and of all of them at most."""
+_BLOCK_BYTES = 8 << 20
+"""States that are handed on at once."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,9 @@ class Catalogue:
         for name, is_air in in_air.items():
             self._series[name] = _Series(self, name, level if is_air else None)
         self._locate_times()
+        per_state = sum(series.bytes_per_state for series in self._series.values())
+        for series in self._series.values():
+            series.divide(max(1, _ALL_BYTES // max(1, per_state)))
 
     def _with_variable(self, name: str, in_air: bool) -> list[tuple[int, xr.DataArray]]:
         """Files that hold a variable with the right axes; number of the file and the variable."""
@@ -144,37 +152,42 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.time)
 
-    def read(self, index: int) -> NDArray[np.float32]:
-        """One state, [C, I, J]."""
-        values_CIJ = np.empty((self._channels, *self.grid.shape), dtype=np.float32)
-        start = 0
-        for series in self._series.values():
-            for part in series.read(index):
-                values_CIJ[start] = part
-                start += 1
-        # One sum finds what is not finite; overflow of a sum of finite numbers is looked at again.
-        with np.errstate(all="ignore"):
-            suspect = not np.isfinite(values_CIJ.sum(dtype=np.float64))
-        if suspect and not np.isfinite(values_CIJ).all():
-            self._refuse(index)
-        return values_CIJ
+    def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """States in the order of time, some at once: index of the first one, and float32[S, C, I, J].
 
-    @property
-    def _channels(self) -> int:
-        return len(self._config.surface) + len(self._config.air) * len(self.grid.level)
+        The array is used again for the next ones. Raises `DataError` if a value is not finite.
+        """
+        channels = len(self._config.surface) + len(self._config.air) * len(self.grid.level)
+        state = 4 * channels * self.grid.shape[0] * self.grid.shape[1]
+        rows = min(len(self), max(1, _BLOCK_BYTES // state))
+        every_SCIJ = np.empty((rows, channels, *self.grid.shape), dtype=np.float32)
+        for begin in range(0, len(self), rows):
+            block_SCIJ = every_SCIJ[: len(self) - begin]
+            channel = 0
+            for series in self._series.values():
+                part = block_SCIJ[:, channel : channel + series.channels]
+                series.read(begin, part)
+                channel += series.channels
+            if not np.isfinite(block_SCIJ).all():
+                self._refuse(begin, block_SCIJ)
+            yield begin, block_SCIJ
 
-    def _refuse(self, index: int) -> None:
+    def _refuse(self, begin: int, block_SCIJ: NDArray[np.float32]) -> None:
+        """Name the first value that is not finite."""
+        row, channel = np.argwhere(~np.isfinite(block_SCIJ).all(axis=(2, 3)))[0]
         when = np.datetime64("1970-01-01") + np.timedelta64(
-            round(float(self.time[index]) * 1440), "m"
+            round(float(self.time[begin + row]) * 1440), "m"
         )
+        first = 0
         for series in self._series.values():
-            values = np.array(list(series.read(index)))
-            if not np.isfinite(values).all():
-                path, name = series.origin(index)
+            if first <= channel < first + series.channels:
+                path, name = series.origin(begin + int(row), int(channel) - first)
+                values = block_SCIJ[row, first : first + series.channels]
                 raise DataError(
                     f"{path}: {name} at {when} holds {_what(values)} that is not finite; mend the data (it "
                     "is not filled) or leave the variable or the period out"
                 )
+            first += series.channels
 
     def check_no_data(self) -> None:
         """Refuse no-data values among the states, which have all been read before."""
@@ -221,11 +234,6 @@ class Catalogue:
         """Files that hold a variable, and the variable in them."""
         return [(self._sources[s], variable) for s, variable in self._holders[name]]
 
-    @property
-    def part_bytes(self) -> int:
-        """What one variable may keep in memory."""
-        return _ALL_BYTES // max(1, len(self._holders))
-
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
@@ -235,11 +243,20 @@ class _Piece:
     step_S: Ints
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Steps of a file that are read at once."""
+
+    holder: int
+    first: int
+    stop: int
+
+
 class _Series:
     """One variable in all files that hold it, in the unit of the samples."""
 
     def __init__(self, catalogue: Catalogue, name: str, level_L: Floats | None) -> None:
-        self._name, self._level_L, self._bytes = name, level_L, catalogue.part_bytes
+        self._name, self._level_L = name, level_L
         self._holders = catalogue.holders(name)
         self._unit = SI.get(short_name(name)) or common(_unit(v) for _, v in self._holders)
         self._shape = catalogue.grid.shape
@@ -247,8 +264,10 @@ class _Series:
             # Units are checked before anything is read.
             converted(np.zeros(1), _unit(variable), self._unit, f"{source.path}: {variable.name}")
         self._at_LT: list[tuple[Ints, Ints]] = []
-        self._kept: dict[int, tuple[int, NDArray]] = {}
+        self._parts: list[_Part] = []
+        self._kept: dict[int, NDArray] = {}
         self._checked: set[int] = set()
+        self._looked_at: set[int] = set()
         self._missing = catalogue.missing
         # By level and unit: what is far from all others in one may be among them in another.
         self._screened: dict[tuple[int, str | None], tuple[Screening, list[_Piece]]] = {}
@@ -298,51 +317,108 @@ class _Series:
             )
         return holder[first], step[first]
 
-    def origin(self, index: int) -> tuple[Path, str]:
-        """File and name of the variable at a time."""
-        source, variable = self._holders[int(self._at_LT[0][0][index])]
+    @property
+    def channels(self) -> int:
+        """Fields of a state."""
+        return len(self._at_LT)
+
+    @property
+    def bytes_per_state(self) -> int:
+        """What is read of all files for one state, as a rule."""
+        at_once = {int(holder_T[0]) for holder_T, _ in self._at_LT}
+        return sum(_bytes_per_step(self._holders[holder][1]) for holder in at_once)
+
+    def divide(self, most: int) -> None:
+        """Divide the files into parts of at most ``most`` steps that are read at once.
+
+        They are whole chunks, or, of chunks that are too long, such that all parts lie in one of them.
+        """
+        self._most_bytes = most * self.bytes_per_state
+        first_of = [len(self._parts)]
+        for holder, (_, variable) in enumerate(self._holders):
+            steps = variable.sizes.get("time", 1)
+            chunk = min(_steps_per_chunk(variable), steps)
+            wanted = max(1, _PART_BYTES // _bytes_per_step(variable) // chunk) * chunk
+            span = wanted if wanted <= most else max(chunk, most // chunk * chunk)
+            length = -(-span // -(-span // most))
+            for start in range(0, steps, span):
+                stop = min(start + span, steps)
+                for first in range(start, stop, length):
+                    self._parts.append(_Part(holder, first, min(first + length, stop)))
+            first_of.append(len(self._parts))
+        begin_P = np.array([part.first for part in self._parts])
+        part_LT = np.empty((self.channels, len(self._at_LT[0][0])), dtype=np.int64)
+        for part_T, (holder_T, step_T) in zip(part_LT, self._at_LT, strict=True):
+            for holder in np.unique(holder_T):
+                of_holder = slice(first_of[holder], first_of[holder + 1])
+                at = np.searchsorted(begin_P[of_holder], step_T[holder_T == holder], side="right")
+                part_T[holder_T == holder] = of_holder.start + at - 1
+        self._part_LT = part_LT
+        self._last_P = np.full(len(self._parts), -1)
+        for part_T in part_LT:
+            np.maximum.at(self._last_P, part_T, np.arange(part_LT.shape[1]))
+
+    def origin(self, index: int, level: int) -> tuple[Path, str]:
+        """File and name of the variable at a time and level."""
+        source, variable = self._holders[int(self._at_LT[level][0][index])]
         return source.path, str(variable.name)
 
-    def read(self, index: int) -> list[NDArray]:
-        """Fields of one time, level by level, [I, J] each."""
-        fields = []
-        for at, (holder_T, step_T) in enumerate(self._at_LT):
-            holder, step = int(holder_T[index]), int(step_T[index])
-            first, values_TLIJ = self._part(holder, step)
-            fields.append(values_TLIJ[step - first, self._row(holder, at)])
-        # Files of one time each would fill the memory: only what is in use is kept.
-        used = {int(holder_T[index]) for holder_T, _ in self._at_LT}
-        self._kept = {holder: self._kept[holder] for holder in used}
-        return fields
+    def read(self, begin: int, out_SLIJ: NDArray[np.float32]) -> None:
+        """Read fields of the times from ``begin`` on, as many as there are in ``out_SLIJ``."""
+        end = begin + len(out_SLIJ)
+        changes = np.any(np.diff(self._part_LT[:, begin:end]) != 0, axis=0)
+        bounds = [begin, *(begin + 1 + np.flatnonzero(changes)), end]
+        for start, stop in itertools.pairwise(bounds):
+            for at, (holder_T, step_T) in enumerate(self._at_LT):
+                part, holder = int(self._part_LT[at, start]), int(holder_T[start])
+                source, variable = self._holders[holder]
+                steps = index_of(step_T[start:stop] - self._parts[part].first)
+                values_SIJ = self._values(part)[steps, self._row(holder, at)]
+                what = f"{source.path}: {variable.name}"
+                with np.errstate(over="ignore"):  # said by the check of finite values
+                    out_SLIJ[start - begin : stop - begin, at] = converted(
+                        values_SIJ, _unit(variable), self._unit, what
+                    )
+        self._kept = {part: v for part, v in self._kept.items() if self._last_P[part] >= end}
 
-    def _part(self, holder: int, step: int) -> tuple[int, NDArray]:
-        """First step and values of the part of a file that holds a step, [T, L, I, J]."""
-        first, values = self._kept.get(holder, (0, np.empty(0)))
-        if first <= step < first + len(values):
-            return first, values
-        source, variable = self._holders[holder]
-        length = self._length(variable)
-        first = step // length * length
-        part = variable
+    def _values(self, number: int) -> NDArray:
+        """Values of a part as they stand in the file, [T, L, I, J]."""
+        values = self._kept.pop(number, None)
+        if values is None:
+            values = self._read(self._parts[number])
+            if number not in self._looked_at:
+                self._look_at(self._parts[number], values)
+                self._looked_at.add(number)
+        # Where times of a file are in no order, what was not used for longest is read again.
+        while self._kept and sum(v.nbytes for v in self._kept.values()) + values.nbytes > max(
+            self._most_bytes, values.nbytes
+        ):
+            del self._kept[next(iter(self._kept))]
+        self._kept[number] = values
+        return values
+
+    def _read(self, part: _Part) -> NDArray:
+        source, variable = self._holders[part.holder]
         if "time" in variable.dims:
-            part = variable.isel(time=slice(first, first + length))
-        axes = [axis for axis in ("time", "level", "latitude", "longitude") if axis in part.dims]
+            variable = variable.isel(time=slice(part.first, part.stop))
+        axes = [
+            axis for axis in ("time", "level", "latitude", "longitude") if axis in variable.dims
+        ]
         # Read first: transposed lazily, a store would be read cell by cell.
-        raw = part.values.transpose([part.dims.index(axis) for axis in axes])
+        raw = variable.values.transpose([variable.dims.index(axis) for axis in axes])
         raw = raw[..., source.rows_at, :][..., source.columns_at]
-        raw = raw.reshape(
-            raw.shape[0] if "time" in axes else 1,
-            len(source.level_L) if "level" in axes else 1,
-            *self._shape,
-        )
-        unit, what = _unit(variable), f"{source.path}: {variable.name}"
-        self._screen(holder, first, raw, unit)
-        if holder not in self._checked and np.isfinite(raw[0]).all():
-            check_units(self._name, raw[0], unit, source.level_L, what)
-            self._checked.add(holder)
-        values = converted(raw, unit, self._unit, what)
-        self._kept[holder] = (first, values)
-        return first, values
+        return raw[
+            (slice(None) if "time" in axes else None, slice(None) if "level" in axes else None)
+        ]
+
+    def _look_at(self, part: _Part, raw_TLIJ: NDArray) -> None:
+        source, variable = self._holders[part.holder]
+        unit = _unit(variable)
+        self._screen(part.holder, part.first, raw_TLIJ, unit)
+        if part.holder not in self._checked and np.isfinite(raw_TLIJ[0]).all():
+            what = f"{source.path}: {variable.name}"
+            check_units(self._name, raw_TLIJ[0], unit, source.level_L, what)
+            self._checked.add(part.holder)
 
     def _screen(self, holder: int, first: int, raw_TLIJ: NDArray, unit: str | None) -> None:
         """Look for no-data values among the steps and levels of a part that are used."""
@@ -382,16 +458,15 @@ class _Series:
             return 0
         return int(np.argmin(np.abs(self._holders[holder][0].level_L - self._level_L[at])))
 
-    def _length(self, variable: xr.DataArray) -> int:
-        """Steps that are read at once: whole chunks, as far as memory allows."""
-        if "time" not in variable.dims:
-            return 1
-        per_step = max(1, variable.nbytes // max(1, variable.sizes["time"]))
-        chunks = variable.encoding.get("chunks") or variable.encoding.get("chunksizes")
-        chunk = int(chunks[variable.dims.index("time")]) if chunks else 1
-        wanted = max(1, _PART_BYTES // per_step // chunk) * chunk
-        at_once = len({int(holder_T[0]) for holder_T, _ in self._at_LT})
-        return max(1, min(wanted, self._bytes // at_once // per_step))
+
+def _bytes_per_step(variable: xr.DataArray) -> int:
+    return max(1, variable.nbytes // max(1, variable.sizes.get("time", 1)))
+
+
+def _steps_per_chunk(variable: xr.DataArray) -> int:
+    """Steps of a file that are stored, and perhaps packed, together."""
+    chunks = variable.encoding.get("preferred_chunks") or {}
+    return max(1, int(next((chunks[name] for name in TIME_NAMES if name in chunks), 1)))
 
 
 def _relevant(

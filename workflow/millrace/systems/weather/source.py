@@ -27,6 +27,8 @@ _NAMES = {
     "lat": "latitude", "lon": "longitude", "valid_time": "time", "pressure_level": "level",
     "isobaricInhPa": "level", "plev": "level", "pressure": "level", "lev": "level",
 }  # fmt: skip
+TIME_NAMES = ("time", *(name for name, axis in _NAMES.items() if axis == "time"))
+"""Names of the axis of time in files."""
 _SINGLE = ("number", "realization", "member", "ensemble", "expver", "height", "surface", "step")
 """Axes that are dropped if they have one entry."""
 _KINDS = (".nc", ".nc4", ".zarr", ".csv")
@@ -214,8 +216,8 @@ def locate(path: Path, data: xr.Dataset) -> Source:
         data,
         latitude[rows],
         east[columns],
-        _index(rows),
-        _index(columns),
+        index_of(rows),
+        index_of(columns),
         _levels(path, data),
         _seconds(path, data),
     )
@@ -288,7 +290,7 @@ def hours_of(times: NDArray) -> Floats:
     return (times - np.datetime64("1970-01-01")) / np.timedelta64(1, "h")
 
 
-def _index(at: Ints) -> Index:
+def index_of(at: Ints) -> Index:
     """The same indices as a slice if they are evenly spaced, which makes a view."""
     steps = np.unique(np.diff(at))
     if len(steps) != 1 or abs(int(steps[0])) != 1:
