@@ -1,16 +1,21 @@
 """Weather in files as people have them: the same samples as from one file, or a sentence about the file."""
 
+import re
+import warnings
 import zipfile
+from collections import Counter
 
 import h5py
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from travelling_waves import waves
 
 from millrace.data.split import SplitConfig
 from millrace.errors import DataError
 from millrace.systems.settings import MissingConfig
+from millrace.systems.weather import catalogue
 from millrace.systems.weather.extract import extract_weather
 from millrace.systems.weather.settings import WeatherConfig, WeatherExtraction
 
@@ -228,19 +233,54 @@ def test_a_row_of_csv_without_its_place_is_refused(tmp_path, column, cell, told)
         extract_weather(tmp_path / "w.csv", tmp_path / "weather.h5", config, SPLIT)
 
 
-def test_a_store_is_unpacked_once(tmp_path, monkeypatch):
+@pytest.fixture
+def reads(monkeypatch):
+    """How often each chunk of states of a Zarr store is read."""
+    counts = Counter()
+    original = zarr.storage.LocalStore.get
+
+    async def get(store, key, *args, **kwargs):
+        if re.search(r"/\d+[./]\d+[./]\d+", key):
+            counts[key] += 1
+        return await original(store, key, *args, **kwargs)
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", get)
+    return counts
+
+
+@pytest.mark.parametrize("length", [1, 3, 8, STEPS, 100])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_each_chunk_of_a_store_is_unpacked_once(tmp_path, samples, reads, length, zarr_format):
     data = waves(STEPS)
+    expected = samples({"one": data})
+    chunks = {
+        name: {"chunks": (length, *v.shape[1:])} for name, v in data.items() if "time" in v.dims
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data.to_zarr(tmp_path / "w.zarr", encoding=chunks, zarr_format=zarr_format)
+    reads.clear()
+    extract_weather(tmp_path / "w.zarr", tmp_path / "weather.h5", CONFIG, SPLIT)
+    assert len(reads) == 4 * -(-STEPS // length)
+    assert set(reads.values()) == {1}
+    with h5py.File(tmp_path / "weather.h5") as file:
+        assert np.array_equal(file["state"][()], expected[0])
+
+
+def test_chunks_longer_than_memory_are_read_in_as_few_parts_as_fit(
+    tmp_path, samples, reads, monkeypatch
+):
+    data = waves(STEPS)
+    expected = samples({"one": data})
     chunks = {name: {"chunks": (8, *v.shape[1:])} for name, v in data.items() if "time" in v.dims}
     data.to_zarr(tmp_path / "w.zarr", encoding=chunks, zarr_format=2)
-    unpacked = []
-    original = xr.DataArray.values.fget
-    monkeypatch.setattr(
-        xr.DataArray,
-        "values",
-        property(lambda one: unpacked.append((one.name, one.shape)) or original(one)),
-    )
+    monkeypatch.setattr(catalogue, "_ALL_BYTES", 3 * 8 * 8 * 16 * 32)  # three of eight states
+    monkeypatch.setattr(catalogue, "_BLOCK_BYTES", 1)
+    reads.clear()
     extract_weather(tmp_path / "w.zarr", tmp_path / "weather.h5", CONFIG, SPLIT)
-    assert len([name for name, _ in unpacked if name == "geopotential"]) <= 2
+    assert set(reads.values()) == {3}
+    with h5py.File(tmp_path / "weather.h5") as file:
+        assert np.array_equal(file["state"][()], expected[0])
 
 
 @pytest.mark.parametrize("version", ["NETCDF3_CLASSIC", "NETCDF3_64BIT"])

@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from millrace.data.account import Account
 from millrace.data.units import common, converted
 from millrace.data.validity import Screening
 from millrace.errors import DataError
@@ -83,6 +84,7 @@ class Catalogue:
         self.missing = config.missing
         """What a number that looks like a no-data value means."""
         found = _relevant(files, config)
+        self._files = {path for path, _ in files}
         sources = [locate(path, data) for path, data in found]
         for other in sources[1:]:
             if not same_cells(sources[0], other):
@@ -93,6 +95,11 @@ class Catalogue:
         self._sources = sources
         in_air = dict.fromkeys(config.surface, False) | dict.fromkeys(config.air, True)
         self._holders = {name: self._with_variable(name, is_air) for name, is_air in in_air.items()}
+        self._used = {
+            (self._sources[s].path, str(variable.name))
+            for holders in self._holders.values()
+            for s, variable in holders
+        }
         present = {
             float(level)
             for name in config.air
@@ -113,20 +120,23 @@ class Catalogue:
         """Files that hold a variable with the right axes; number of the file and the variable."""
         holders, other = [], None
         known = _known(name)
+        allowed = {"time", "latitude", "longitude", *(["level"] if in_air else [])}
         for number, source in enumerate(self._sources):
-            variable = _named(source.data, known)
-            if variable is None:
-                continue
-            allowed = {"time", "latitude", "longitude", *(["level"] if in_air else [])}
-            has_level = "level" in variable.dims or (in_air and len(source.level_L) == 1)
-            if set(variable.dims) <= allowed and has_level == in_air and len(source.second_T):
-                holders.append((number, variable))
-            else:
-                other = other or (source.path, variable, in_air)
+            fitting = []
+            for variable in _named(source.data, known):
+                has_level = "level" in variable.dims or (in_air and len(source.level_L) == 1)
+                if set(variable.dims) <= allowed and has_level == in_air and len(source.second_T):
+                    fitting.append(variable)
+                else:
+                    other = other or (source.path, variable)
+            if len(fitting) > 1:
+                both = " and ".join(str(variable.name) for variable in fitting[:2])
+                raise DataError(f"{source.path}: {both} are both {name}; leave one out")
+            holders += [(number, variable) for variable in fitting]
         if holders:
             return holders
         if other is not None:
-            path, variable, _ = other
+            path, variable = other
             expected = ["time", *(["level"] if in_air else []), "latitude", "longitude"]
             raise DataError(
                 f"{path}: {variable.name} has the axes {', '.join(map(str, variable.dims))}; expected "
@@ -146,6 +156,7 @@ class Catalogue:
         hours = np.unique(np.concatenate(seconds)) / 3600.0
         kept = _every(hours, self._config.hours, self._source)
         self.time: Floats = hours[kept] / 24.0
+        self._times = len(hours)
         for series in self._series.values():
             series.locate_times(np.round(hours[kept] * 3600.0).astype(np.int64))
 
@@ -195,40 +206,78 @@ class Catalogue:
             series.check_no_data()
 
     def static(self) -> Floats:
-        """Fields that do not change, [F, I, J]; of the first file that has them."""
-        fields = []
-        for name in self._config.static:
-            known = STATIC_ALIASES.get(name, (name,))
-            holders = (
-                (source, variable)
-                for source in self._sources
-                for variable in _static_variables(source.data, known)
-            )
-            source, variable = next(holders, (None, None))
-            if source is None or variable is None:
-                raise self._missing(name, known)
-            if "time" in variable.dims:
-                variable = variable.isel(time=0)
-            if set(variable.dims) != {"latitude", "longitude"}:
-                raise DataError(
-                    f"{source.path}: {variable.name} has the axes {', '.join(map(str, variable.dims))}; "
-                    "expected latitude, longitude"
-                )
-            unit, what = _unit(variable), f"{source.path}: {variable.name}"
-            raw = variable.transpose("latitude", "longitude").values.astype(np.float64)
-            raw = raw[source.rows_at][:, source.columns_at]
-            if not np.isfinite(raw).all():
-                raise DataError(
-                    f"{what} holds {_what(raw)} that is not finite; mend it or leave it out of the "
-                    "dataset's static fields"
-                )
-            screening = Screening.of(self.missing)
-            screening.add(raw)
-            for suspect in screening.suspects():
-                raise DataError(f"{source.path}: {suspect.sentence(str(variable.name), 'missing')}")
-            check_static(name, raw, unit, what)
-            fields.append(converted(raw, unit, STATIC_SI.get(name), what))
+        """Fields that do not change, [F, I, J]; what several files have has to be the same."""
+        fields = [self._static_field(name) for name in self._config.static]
         return np.array(fields).reshape(-1, *self.grid.shape)
+
+    def _static_field(self, name: str) -> Floats:
+        known = STATIC_ALIASES.get(name, (name,))
+        first: tuple[str, Floats] | None = None
+        for source in self._sources:
+            for variable in _static_variables(source.data, known):
+                self._used.add((source.path, str(variable.name)))
+                what = f"{source.path}: {variable.name}"
+                field = self._checked_static(name, source, variable)
+                if first is None:
+                    first = what, field
+                elif not np.allclose(
+                    field, first[1], rtol=1e-3, atol=1e-3 * np.abs(first[1]).max()
+                ):
+                    raise DataError(f"{what} is not that of {first[0]}; keep one of them")
+        if first is None:
+            raise self._missing(name, known)
+        return first[1]
+
+    def _checked_static(self, name: str, source: Source, variable: xr.DataArray) -> Floats:
+        unit, what = _unit(variable), f"{source.path}: {variable.name}"
+        if set(variable.dims) - {"time"} != {"latitude", "longitude"}:
+            raise DataError(
+                f"{what} has the axes {', '.join(map(str, variable.dims))}; expected latitude, longitude"
+            )
+        if "time" in variable.dims:
+            first, last = (variable.isel(time=at).values for at in (0, -1))
+            if not np.array_equal(first, last, equal_nan=True):
+                raise DataError(f"{what} changes in time; expected a static field")
+            variable = variable.isel(time=0)
+        raw = variable.transpose("latitude", "longitude").values.astype(np.float64)
+        raw = raw[source.rows_at][:, source.columns_at]
+        if not np.isfinite(raw).all():
+            raise DataError(
+                f"{what} holds {_what(raw)} that is not finite; mend it or leave it out of the dataset's "
+                "static fields"
+            )
+        screening = Screening.of(self.missing)
+        screening.add(raw)
+        for suspect in screening.suspects():
+            raise DataError(f"{source.path}: {suspect.sentence(str(variable.name), 'missing')}")
+        check_static(name, raw, unit, what)
+        return converted(raw, unit, STATIC_SI.get(name), what)
+
+    def count(self, account: Account, ranges: NDArray[np.int64]) -> None:
+        """Count what was read; ``ranges`` are the times of the parts of the split."""
+        files = {source.path for source in self._sources}
+        account.keep("files", len(files))
+        account.leave_out("files", "without a variable that is asked for", len(self._files - files))
+        # Of one name in many files it counts whether any is used.
+        there = {(s.path, str(name)) for s in self._sources for name in s.data.data_vars}
+        used = {name for _, name in self._used}
+        account.keep("variables", len(used))
+        account.leave_out("variables", "not asked for", len({n for _, n in there} - used))
+        same = {one for one in there - self._used if one[1] in used}
+        account.leave_out("variables", "of a name that is asked for, with other axes", len(same))
+        levels = {float(level) for source in self._sources for level in source.level_L}
+        if len(self.grid.level):
+            account.keep("levels", len(self.grid.level))
+            account.leave_out("levels", "not asked for", len(levels) - len(self.grid.level))
+        rows, columns = self.grid.shape
+        account.keep("cells", rows * columns)
+        last = self._sources[0].data.sizes["latitude"] - rows
+        account.leave_out("cells", "in the last of an odd number of rows", last * columns)
+        kept = int((ranges[:, 1] - ranges[:, 0]).sum())
+        account.keep("states", kept)
+        account.leave_out("states", "in the gaps of the split", len(self) - kept)
+        between = f"at times between those every {self._config.hours} h"
+        account.leave_out("states", between, self._times - len(self))
 
     def holders(self, name: str) -> list[tuple[Source, xr.DataArray]]:
         """Files that hold a variable, and the variable in them."""
@@ -475,11 +524,7 @@ def _relevant(
     """Files that hold something that is asked for; all of them if none does."""
     known = [_known(name) for name in (*config.surface, *config.air)]
     known += [STATIC_ALIASES.get(name, (name,)) for name in config.static]
-    found = [
-        (path, data)
-        for path, data in files
-        if any(_named(data, names) is not None for names in known)
-    ]
+    found = [(path, data) for path, data in files if any(_named(data, names) for names in known)]
     found = found or list(files)
     if not any("time" in data.variables for _, data in found):
         raise DataError(
@@ -493,13 +538,13 @@ def _known(name: str) -> tuple[str, ...]:
     return ALIASES.get(short_name(name), (name,))
 
 
-def _named(data: xr.Dataset, known: Sequence[str]) -> xr.DataArray | None:
-    return next((data[name] for name in known if name in data.data_vars), None)
+def _named(data: xr.Dataset, known: Sequence[str]) -> list[xr.DataArray]:
+    return [data[name] for name in known if name in data.data_vars]
 
 
 def _static_variables(data: xr.Dataset, known: Sequence[str]) -> list[xr.DataArray]:
     """Variables under one of the names without levels."""
-    found = [data[name] for name in known if name in data.data_vars]
+    found = _named(data, known)
     alone = data.variables.get("level")
     at_level = alone is not None and alone.ndim == 0
     # With a level of its own, geopotential is that of the air.

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from millrace.data import hdf5
+from millrace.data.account import Account
 from millrace.data.split import Moments, SplitConfig, time_split
 from millrace.errors import DataError
 from millrace.systems.base import Progress
@@ -39,12 +40,14 @@ def extract_weather(
 ) -> None:
     """Read raw weather and write ``weather.h5``, with statistics of the training period.
 
-    The source is a NetCDF or CSV file, a Zarr store, or a directory of them. ``progress`` is
-    called with (times written, all). Raises `DataError` if the files are not readable, do not fit each
+    The source is a file of NetCDF, GRIB or CSV, a Zarr store, or a directory of them. ``progress`` is
+    called with (times written, all). `samples.json` beside ``output`` says what was read, kept, and left
+    out for which reason. Raises `DataError` if the files are not readable, do not fit each
     other, lack something, or hold what is not finite.
     """
     wanted = WeatherExtraction.model_validate(config.model_dump())
-    reader = Catalogue(source, open_sources(source), wanted)
+    account = Account()
+    reader = Catalogue(source, open_sources(source, account), wanted)
     ranges = time_split(len(reader.time), split)
     names = channel_names(config.surface, config.air, reader.grid.level)
     shape = (len(reader.time), len(names), *reader.grid.shape)
@@ -57,7 +60,7 @@ def extract_weather(
         for begin, block_SCIJ in reader.blocks():
             end = begin + len(block_SCIJ)
             state[begin:end] = block_SCIJ
-            content.update(block_SCIJ)
+            content.update(block_SCIJ.data)
             for state_CIJ in block_SCIJ[
                 max(0, ranges[0, 0] - begin) : max(0, ranges[0, 1] - begin)
             ]:
@@ -103,6 +106,8 @@ def extract_weather(
             hours=float(config.hours),
             digest=content.hexdigest()[:16],
         )
+    reader.count(account, ranges)
+    account.write(output.with_name("samples.json"))
 
 
 def channel_names(
