@@ -39,6 +39,10 @@ _OTHER_NAMES = (".grib", ".grb", ".grib2", ".grb2", ".zip", ".cdf", ".netcdf", "
 _OTHER_FILE, _FOLDER = "of another kind", "folders that are no Zarr store"
 _HIGHEST_PRESSURE = 1_100.0
 """hPa."""
+_COLUMNS = {
+    "latitude": "lat", "longitude": "lon", "valid_time": "time", "pressure_level": "level", "plev": "level",
+}  # fmt: skip
+"""Other names of the columns of CSV."""
 _NEEDED = (
     "rows from pole to pole and columns all round are needed, because the model takes no states at the "
     "borders of a region: give files of the whole globe"
@@ -196,20 +200,23 @@ def _by_standard_name(variable: xr.Variable) -> str | None:
 
 
 def _from_csv(path: Path) -> xr.Dataset:
-    """Columns ``time,lat,lon,level,<variables>``; the level of surface variables is blank.
+    """Columns ``time,lat,lon,level,<variables>``; the level of surface variables is blank, or there is none.
 
     Without the column ``time`` it holds static fields: ``lat,lon,<fields>``.
     """
-    names = header_of(path)
+    header = header_of(path)
+    names = [_COLUMNS.get(name, name) for name in header]
+    names = names if len(set(names)) == len(names) else header
     static = "time" not in names
-    needed = {"lat", "lon"} if static else {"time", "lat", "lon", "level"}
-    if missing := sorted(needed - set(names)):
+    if missing := sorted({"lat", "lon"} - set(names)):
         raise DataError(
             f"{path}:1: no column {missing[0]!r}; expected time,lat,lon,level,<variables> (or "
             "lat,lon,<static fields>)"
         )
-    table = next(rows := read_rows(path))
+    numbers = [old for old, new in zip(header, names, strict=True) if new != "time"]
+    table = next(rows := read_rows(path, numbers))
     next(rows, None)  # the check of the end of the file
+    table.columns = pd.Index(names)
     axes = ["lat", "lon"] if static else ["time", "lat", "lon"]
     for name in axes:
         blank = np.flatnonzero(table[name].isna())
@@ -227,7 +234,8 @@ def _from_csv(path: Path) -> xr.Dataset:
             )
         table["time"] = times.astype("datetime64[ns]")
     values = [name for name in table.columns if name not in {"time", "lat", "lon", "level"}]
-    at_levels = np.zeros(len(table), dtype=bool) if static else table["level"].notna()
+    no_level = np.zeros(len(table), dtype=bool)
+    at_levels = table["level"].notna() if "level" in table and not static else no_level
     parts = []
     for rows_of, index in ((table[~at_levels], axes), (table[at_levels], [*axes, "level"])):
         used = [name for name in values if rows_of[name].notna().any()]
@@ -288,8 +296,8 @@ def _check_columns(path: Path, east_J: Floats) -> None:
     gaps = np.diff(np.append(east_J, east_J[:1] + 360.0))
     if len(east_J) > 1 and gaps.min() < 1e-3:
         raise DataError(
-            f"{path}: longitude {east_J[int(np.argmin(gaps))]:g} is there twice (0 and 360 are one); expected "
-            "columns all round, each once"
+            f"{path}: longitude {east_J[int(np.argmin(gaps))]:g} is there twice (0 and 360 are one); "
+            "expected columns all round, each once"
         )
     if len(east_J) < 2 or not np.allclose(gaps, 360.0 / len(east_J), atol=1e-3):
         after = int(np.argmax(gaps))

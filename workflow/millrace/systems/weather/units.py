@@ -105,12 +105,17 @@ def check_static(name: str, values_IJ: NDArray, unit: str | None, what: str) -> 
     message = f"{what} {said}, but its largest value of {largest:.6g} looks like"
     if name == "lsm":
         factors = conversion(unit or "1", "1")
-        if factors is not None and largest * factors[0] > 1.01:
-            raise DataError(f"{message} '%'; write the right unit")
+        share = largest * (factors[0] if factors else 1.0)
+        # There is land on the globe, and nowhere more than all of a cell.
+        if share > 1.01 or 0 < share < 0.011:
+            raise DataError(f"{message} {'%' if share > 1.01 else '1'!r}; write the right unit")
     if name == "z":
         factors = conversion(unit or STATIC_SI["z"], "m**2 s**-2")
         height = largest * (factors[0] if factors else 0.0) / _GRAVITY
         if height > _HIGHEST >= largest / _GRAVITY:
             raise DataError(f"{message} 'm**2 s**-2'; write the right unit")
-        if 15.0 < height < _HIGHEST / _GRAVITY and largest > 150.0:
-            warnings.warn(f"{message} 'm'; check it", stacklevel=2)
+        if 0 < height < _HIGHEST / _GRAVITY:
+            likely = "'m'" if largest > 20 else "'km'"
+            if unit is None:
+                raise DataError(f"{message} {likely}; write the unit")
+            warnings.warn(f"{message} {likely}; check it", stacklevel=2)
