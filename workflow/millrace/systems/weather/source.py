@@ -131,7 +131,8 @@ def _from_grib(path: Path, what: str) -> list[xr.Dataset]:
         cfgrib = importlib.import_module("cfgrib")
     except Exception as error:  # also if ecCodes is missing below it
         raise DataError(
-            f"{path}: {what}, or install what reads it: `pip install '.[grib]'` ({first_line(error)})"
+            f"{path}: {what}, or install what reads it, the extra grib: `pip install -e '.[grib]'` "
+            f"({first_line(error)})"
         ) from None
     # Without a file for its index, of which a truncated file would leave a traceback in the log.
     fields = cfgrib.dataset.open_fileindex(
@@ -200,7 +201,7 @@ def _by_standard_name(variable: xr.Variable) -> str | None:
 
 
 def _from_csv(path: Path) -> xr.Dataset:
-    """Columns ``time,lat,lon,level,<variables>``; the level of surface variables is blank, or there is none.
+    """Columns ``time,lat,lon,level,<variables>``; surface variables have no level, or a blank one.
 
     Without the column ``time`` it holds static fields: ``lat,lon,<fields>``.
     """

@@ -106,9 +106,10 @@ def check_static(name: str, values_IJ: NDArray, unit: str | None, what: str) -> 
     if name == "lsm":
         factors = conversion(unit or "1", "1")
         share = largest * (factors[0] if factors else 1.0)
-        # There is land on the globe, and nowhere more than all of a cell.
-        if share > 1.01 or 0 < share < 0.011:
-            raise DataError(f"{message} {'%' if share > 1.01 else '1'!r}; write the right unit")
+        if share > 1.01:
+            raise DataError(f"{message} '%'; write the right unit")
+        if 0 < share < 0.011 and share < largest:  # there is land on the globe
+            raise DataError(f"{message} '1'; write the right unit")
     if name == "z":
         factors = conversion(unit or STATIC_SI["z"], "m**2 s**-2")
         height = largest * (factors[0] if factors else 0.0) / _GRAVITY
