@@ -61,10 +61,8 @@ def extract_weather(
             end = begin + len(block_SCIJ)
             state[begin:end] = block_SCIJ
             content.update(block_SCIJ.data)
-            for state_CIJ in block_SCIJ[
-                max(0, ranges[0, 0] - begin) : max(0, ranges[0, 1] - begin)
-            ]:
-                values_CIJ = state_CIJ.astype(np.float64)
+            for index in range(begin, min(end, int(ranges[0, 1]))):
+                values_CIJ = block_SCIJ[index - begin].astype(np.float64)
                 total_CIJ += values_CIJ
                 moments.add(_columns(values_CIJ))
                 if previous_CIJ is not None:
