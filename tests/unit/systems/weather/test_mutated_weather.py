@@ -208,6 +208,11 @@ def without_coordinates(data, draw):
     return data.drop_vars(draw.choice(list(data.dims)))
 
 
+def levels_exchanged(data, draw):
+    """Labels of levels that contradict the geopotential at them."""
+    return data.assign_coords(level=data.level[::-1].values)
+
+
 def blank_label(data, draw):
     axis = draw.choice(list(data.dims))
     labels = data[axis].values.copy()
@@ -234,7 +239,8 @@ def renamed_beyond_recognition(data, draw):
 
 WRONG = [
     unit_not_said, unit_said_wrongly, with_sentinel, with_holes, cut, doubled, shifted,
-    without_coordinates, blank_label, contradicting, member_axis, renamed_beyond_recognition,
+    levels_exchanged, without_coordinates, blank_label, contradicting, member_axis,
+    renamed_beyond_recognition,
 ]  # fmt: skip
 
 
@@ -258,10 +264,33 @@ def cell_blanked(table, draw):
     return table
 
 
-TABLES = [rows_shuffled, row_doubled, row_cut, cell_blanked]
-MUTATIONS = SAME + LIKE + WRONG + TABLES
+def column_renamed(table, draw):
+    name = draw.choice(list(table.columns))
+    return table.rename(columns={name: draw.choice([f" {name}", f"{name} [1]", "x"])})
+
+
+def text_cut(text, draw):
+    """Anywhere but at the end of a line, where the row that is missing tells."""
+    return text[: draw.randrange(10, len(text))].removesuffix("\n")
+
+
+def other_dialect(text, draw):
+    changes = [(",", ";"), (".", ","), ("\n", "\r\n"), ("time", "\ufefftime")]
+    return text.replace(*draw.choice(changes))
+
+
+def cell_more_or_less(text, draw):
+    lines = text.split("\n")
+    row = draw.randrange(1, len(lines) - 1)
+    lines[row] = draw.choice([f"{lines[row]},1", lines[row].rpartition(",")[0], ""])
+    return "\n".join(lines)
+
+
+TABLES = [rows_shuffled, row_doubled, row_cut, cell_blanked, column_renamed]
+TEXTS = [text_cut, other_dialect, cell_more_or_less]
+MUTATIONS = SAME + LIKE + WRONG + TABLES + TEXTS
 # The place is in the file itself, not beside another one.
-OF_ONE_FILE = [unit_not_said, with_sentinel, with_holes, blank_label, row_doubled]
+OF_ONE_FILE = [unit_not_said, with_sentinel, with_holes, blank_label, row_doubled, text_cut]
 
 
 # Divisions of the whole into files.
@@ -335,18 +364,21 @@ def to_table(data, path, change, draw):
     table = pd.concat(tables)
     if "time" in table and "level" not in table:
         table["level"] = np.nan
-    change(table.reset_index(drop=True), draw).to_csv(path, index=False, float_format="%.9g")
+    table = table.reset_index(drop=True)
+    if change in TABLES:
+        table = change(table, draw)
+    text = table.to_csv(index=False, float_format="%.9g")
+    path.write_bytes((change(text, draw) if change in TEXTS else text).encode())
 
 
 def write_file(folder, name, data, mutation, draw):
     kinds = ["nc", "nc", "zarr"]
     plain = mutation not in [axes_renamed, without_coordinates]
     if plain and {"latitude", "longitude"} <= set(data.dims) and fits_a_table(data):
-        kinds = ["csv"] if mutation in TABLES else [*kinds, "csv"]
+        kinds = ["csv"] if mutation in TABLES + TEXTS else [*kinds, "csv"]
     path = folder / f"{name}.{draw.choice(kinds)}"
     if path.suffix == ".csv":
-        change = mutation if mutation in TABLES else as_it_is
-        to_table(data, path, change, draw)
+        to_table(data, path, mutation, draw)
     elif path.suffix == ".zarr":
         to_store(data, path, draw)
     else:
@@ -357,8 +389,10 @@ def write_file(folder, name, data, mutation, draw):
 def applies(mutation, part, parts):
     if mutation is shifted:  # all files together are another grid
         return len(parts) > 1
-    if mutation in TABLES:
+    if mutation in TABLES + TEXTS:
         return fits_a_table(part)
+    if mutation is levels_exchanged:
+        return "level" in part.dims and "geopotential" in part
     if mutation is contradicting:
         return any(name in CDS for name in part.data_vars)
     return mutation is not levels_in_pascal or "level" in part.dims
@@ -383,7 +417,7 @@ def test_mutated_weather_is_read_rightly_or_refused_with_its_file(extract, tmp_p
     def write(mutation, draw):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        divide = draw.choice(DIVISIONS[1:5] if mutation in TABLES else DIVISIONS)
+        divide = draw.choice(DIVISIONS[1:5] if mutation in TABLES + TEXTS else DIVISIONS)
         parts = divide(data, draw)
         victim = draw.choice(
             [name for name, part in parts.items() if applies(mutation, part, parts)] or [""]
@@ -392,7 +426,8 @@ def test_mutated_weather_is_read_rightly_or_refused_with_its_file(extract, tmp_p
         for name, part in parts.items():
             changed, change = part, as_it_is
             if name == victim:
-                changed, change = part if mutation in TABLES else mutation(part, draw), mutation
+                change = mutation
+                changed = part if mutation in TABLES + TEXTS else mutation(part, draw)
             if (
                 divide is pair_of_cds
                 and change is not axes_renamed
