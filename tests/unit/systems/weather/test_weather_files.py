@@ -318,8 +318,8 @@ def test_chunks_longer_than_memory_are_read_in_as_few_parts_as_fit(
     expected = samples({"one": data})
     chunks = {name: {"chunks": (8, *v.shape[1:])} for name, v in data.items() if "time" in v.dims}
     data.to_zarr(tmp_path / "w.zarr", encoding=chunks, zarr_format=2)
-    monkeypatch.setattr(catalogue, "_ALL_BYTES", 3 * 8 * 8 * 16 * 32)  # three of eight states
-    monkeypatch.setattr(catalogue, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(catalogue, "ALL_BYTES", 3 * 8 * 8 * 16 * 32)  # three of eight states
+    monkeypatch.setattr(catalogue, "BLOCK_BYTES", 1)
     reads.clear()
     extract_weather(tmp_path / "w.zarr", tmp_path / "weather.h5", CONFIG, SPLIT)
     assert set(reads.values()) == {3}
