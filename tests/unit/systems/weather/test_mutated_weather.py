@@ -311,8 +311,9 @@ def by_time(data, draw):
     return parts | {"static": data[GROUND]}
 
 
-def one_time_each(data, draw):
-    return {f"t{k}": data.isel(time=k) for k in range(TIMES)}
+def single_times(data, draw):
+    single = {f"t{k}": data.isel(time=k) for k in range(TIMES - 2, TIMES)}
+    return {"early": data.isel(time=slice(0, TIMES - 2))} | single
 
 
 def by_level(data, draw):
@@ -336,7 +337,7 @@ def as_of_cds(data):
     )
 
 
-DIVISIONS = [one_file, by_variable, by_time, one_time_each, by_level, pair_of_cds]
+DIVISIONS = [one_file, by_variable, by_time, single_times, by_level, pair_of_cds]
 
 
 def to_store(data, path, draw):
