@@ -23,6 +23,8 @@ ENVS = sorted((ROOT / "envs").glob("*.yaml"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+# Installed by those who need them; the others by `make setup`.
+NOT_IN_LOCK = {"grib"}
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
 CUDA = re.compile(r"nvidia-|cuda-|triton$")
 # The launcher starts this module in a process of its own, which no import shows.
@@ -61,13 +63,20 @@ def conda_pins(path: Path) -> dict[str, str]:
     "line",
     [
         *PROJECT["dependencies"],
-        *(line for extra in EXTRAS.values() for line in extra),
+        *(line for name in sorted(EXTRAS.keys() - NOT_IN_LOCK) for line in EXTRAS[name]),
         *PYPROJECT["build-system"]["requires"],
     ],
 )
 def test_lock_admits_requirement(line: str):
     requirement = Requirement(line)
     assert LOCK[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_lock_holds_nothing_of_extras_that_users_install():
+    names = {
+        canonicalize_name(Requirement(line).name) for name in NOT_IN_LOCK for line in EXTRAS[name]
+    }
+    assert not names & LOCK.keys()
 
 
 def test_lock_is_complete():

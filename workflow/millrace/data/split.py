@@ -17,6 +17,8 @@ MINIMUM_STD = 1e-6
 """Smallest standard deviation, relative to max(1, |mean|): a field that does not vary in the training
 period must not be divided by rounding errors."""
 
+_REORDERED_BYTES = 256 << 10
+
 
 def time_split(n_steps: int, split: SplitConfig) -> NDArray[np.int64]:
     """Divide steps into ranges, so that no window of up to ``gap`` + 1 steps touches two of them.
@@ -90,15 +92,23 @@ class Moments:
     def add(self, values_NC: NDArray, mask_NC: NDArray | None = None) -> None:
         """Add rows; a value whose mask is 0 does not count."""
         values = np.asarray(values_NC, dtype=np.float64)
-        weight = np.ones(values.shape) if mask_NC is None else mask_NC.astype(np.float64)
-        count = weight.sum(axis=0)
+        weight = None if mask_NC is None else mask_NC.astype(np.float64)
+        count = np.full(values.shape[1], len(values)) if weight is None else weight.sum(axis=0)
         begins = (self._count == 0) & (count > 0)
-        mean = (values * weight).sum(axis=0) / np.maximum(count, 1)
-        self._shift = np.where(begins, mean, self._shift)
-        deviation = (values - self._shift) * weight
+        if begins.any():
+            weighted = np.ascontiguousarray(values) if weight is None else values * weight
+            self._shift = np.where(begins, weighted.sum(axis=0) / np.maximum(count, 1), self._shift)
+        if weight is None:
+            deviation = values - self._shift
+            # The last digits of sums depend on the order in memory. Statistics of earlier versions were
+            # multiplied with weights, which brought small arrays into this one.
+            if deviation.nbytes < _REORDERED_BYTES:
+                deviation = np.ascontiguousarray(deviation)
+        else:
+            deviation = (values - self._shift) * weight
         self._count += count
         self._sum += deviation.sum(axis=0)
-        self._square += (deviation * deviation).sum(axis=0)
+        self._square += np.square(deviation, out=deviation).sum(axis=0)
 
     @property
     def mean(self) -> NDArray[np.float64]:

@@ -134,7 +134,14 @@ class Screening:
     def add(self, values: ArrayLike) -> None:
         """Add a piece of any shape; values that are not finite do not count."""
         piece, self._pieces = self._pieces, self._pieces + 1
-        flat = np.asarray(values).ravel()
+        whole = np.asarray(values)
+        if whole.size and not self.declared:
+            # As a rule there is nothing to find, and values in any order of memory need no copy.
+            ends = [float(whole.max()), float(whole.min())]
+            if np.isfinite(ends).all() and not any(self._is_candidate(e, whole) for e in ends):
+                self._high, self._low = max(self._high, ends[0]), min(self._low, ends[1])
+                return
+        flat = whole.ravel()
         open_ = np.isfinite(flat)
         if not open_.all():
             open_ = open_.copy()

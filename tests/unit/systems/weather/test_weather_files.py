@@ -1,16 +1,22 @@
 """Weather in files as people have them: the same samples as from one file, or a sentence about the file."""
 
+import json
+import re
+import warnings
 import zipfile
+from collections import Counter
 
 import h5py
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from travelling_waves import waves
 
 from millrace.data.split import SplitConfig
 from millrace.errors import DataError
 from millrace.systems.settings import MissingConfig
+from millrace.systems.weather import catalogue
 from millrace.systems.weather.extract import extract_weather
 from millrace.systems.weather.settings import WeatherConfig, WeatherExtraction
 
@@ -57,6 +63,13 @@ def halves(change):
     return lambda d: {"a": d.isel(time=slice(0, 8)), "b": change(d.isel(time=slice(8, None)))}
 
 
+def forecast(data):
+    """Times as steps from one start, as cfgrib gives forecasts."""
+    steps = (data.time - data.time[0]).values
+    start = {"time": data.time.values[0], "valid_time": ("step", data.time.values)}
+    return data.drop_vars("time").rename(time="step").assign_coords(step=steps, **start)
+
+
 def without(data, names):
     return data.drop_vars(list(names))
 
@@ -87,10 +100,13 @@ def of_cds(data):
         of_cds,
         lambda d: {"w": d.assign_coords(level=("level", d.level.values * 100, {"units": "Pa"}))},
         lambda d: {"w": d, "other": xr.Dataset({"tracks": ("storm", [1.0, 2.0])})},
+        lambda d: {"w": d.swap_dims(latitude="y", longitude="x", time="record")},
+        lambda d: {f"t{k}": forecast(d.isel(time=slice(k, k + 4))) for k in range(0, STEPS, 4)},
     ],
     ids=[
         "level", "latitude", "longitude", "shuffled", "order of axes", "static", "one file a time",
         "one file a variable", "one file a level", "CDS", "levels in Pa", "another file",
+        "numbered axes", "steps of forecasts",
     ],
 )  # fmt: skip
 def test_files_are_put_together_by_label(samples, divided):
@@ -177,6 +193,39 @@ def spoilt(data, value, count):
             lambda d: {"w": d.assign_coords(level=("level", [1, 2, 3], {"units": "1"}))},
             "level is in '1'; expected a pressure",
         ),
+        (
+            lambda d: {"w": d.assign(t2m=d["2m_temperature"] + 1)},
+            r"w\.nc: 2m_temperature and t2m are both 2t; leave one out",
+        ),
+        (
+            lambda d: {"a": d, "b": d[["land_sea_mask"]].roll(longitude=1)},
+            r"b\.nc: land_sea_mask is not that of .*a\.nc: land_sea_mask; keep one",
+        ),
+        (
+            lambda d: {"w": d.assign(land_sea_mask=d["land_sea_mask"].where(d.time > d.time[4], 1.0))},
+            r"w\.nc: land_sea_mask changes in time; expected a static field",
+        ),
+        (
+            lambda d: {"w": d.isel(longitude=[*range(32), 0])},
+            r"w\.nc: longitude 0 is there twice \(0 and 360 are one\)",
+        ),
+        (
+            lambda d: {"w": d.isel(longitude=slice(0, 20))},
+            r"w\.nc: longitudes .* none between 213\.75 and 360; rows from pole to pole .* are needed, "
+            "because the model takes no states at the borders of a region: give files of the whole globe",
+        ),
+        (
+            lambda d: {"w": d.isel(latitude=slice(3, 9))},
+            r"w\.nc: latitudes reach from -50\.4 to 5\.6; rows from pole to pole .* are needed",
+        ),
+        (
+            lambda d: {"w": d.stack(values=("latitude", "longitude")).reset_index("values")},
+            r"w\.nc: latitude has the axes values; expected a grid .* `cdo setgridtype,regular`",
+        ),
+        (
+            lambda d: {"w": d.assign(land_sea_mask=d["land_sea_mask"].assign_attrs(units="%"))},
+            "land_sea_mask is said to be in '%', but its largest value of 1 looks like '1'",
+        ),
         (lambda d: {"w": spoilt(d, -999.0, 1)}, "-999 at 2001-03-01T18:00, latitude -39.2, longitude 56"),
         (lambda d: {"w": spoilt(d, 1e20, 5)}, "1e.20 at .* looks like a no-data value"),
     ],
@@ -228,19 +277,54 @@ def test_a_row_of_csv_without_its_place_is_refused(tmp_path, column, cell, told)
         extract_weather(tmp_path / "w.csv", tmp_path / "weather.h5", config, SPLIT)
 
 
-def test_a_store_is_unpacked_once(tmp_path, monkeypatch):
+@pytest.fixture
+def reads(monkeypatch):
+    """How often each chunk of states of a Zarr store is read."""
+    counts = Counter()
+    original = zarr.storage.LocalStore.get
+
+    async def get(store, key, *args, **kwargs):
+        if re.search(r"/\d+[./]\d+[./]\d+", key):
+            counts[key] += 1
+        return await original(store, key, *args, **kwargs)
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", get)
+    return counts
+
+
+@pytest.mark.parametrize("length", [1, 3, 8, STEPS, 100])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_each_chunk_of_a_store_is_unpacked_once(tmp_path, samples, reads, length, zarr_format):
     data = waves(STEPS)
+    expected = samples({"one": data})
+    chunks = {
+        name: {"chunks": (length, *v.shape[1:])} for name, v in data.items() if "time" in v.dims
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data.to_zarr(tmp_path / "w.zarr", encoding=chunks, zarr_format=zarr_format)
+    reads.clear()
+    extract_weather(tmp_path / "w.zarr", tmp_path / "weather.h5", CONFIG, SPLIT)
+    assert len(reads) == 4 * -(-STEPS // length)
+    assert set(reads.values()) == {1}
+    with h5py.File(tmp_path / "weather.h5") as file:
+        assert np.array_equal(file["state"][()], expected[0])
+
+
+def test_chunks_longer_than_memory_are_read_in_as_few_parts_as_fit(
+    tmp_path, samples, reads, monkeypatch
+):
+    data = waves(STEPS)
+    expected = samples({"one": data})
     chunks = {name: {"chunks": (8, *v.shape[1:])} for name, v in data.items() if "time" in v.dims}
     data.to_zarr(tmp_path / "w.zarr", encoding=chunks, zarr_format=2)
-    unpacked = []
-    original = xr.DataArray.values.fget
-    monkeypatch.setattr(
-        xr.DataArray,
-        "values",
-        property(lambda one: unpacked.append((one.name, one.shape)) or original(one)),
-    )
+    monkeypatch.setattr(catalogue, "ALL_BYTES", 3 * 8 * 8 * 16 * 32)  # three of eight states
+    monkeypatch.setattr(catalogue, "BLOCK_BYTES", 1)
+    reads.clear()
     extract_weather(tmp_path / "w.zarr", tmp_path / "weather.h5", CONFIG, SPLIT)
-    assert len([name for name, _ in unpacked if name == "geopotential"]) <= 2
+    assert set(reads.values()) == {3}
+    with h5py.File(tmp_path / "weather.h5") as file:
+        assert np.array_equal(file["state"][()], expected[0])
 
 
 @pytest.mark.parametrize("version", ["NETCDF3_CLASSIC", "NETCDF3_64BIT"])
@@ -252,3 +336,44 @@ def test_classic_netcdf_that_is_cut_off_is_refused_and_not_read_as_zeros(tmp_pat
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(DataError, match=r"a\.nc: cut off, 1000 bytes are missing"):
         extract_weather(path.parent, tmp_path / "weather.h5", CONFIG, SPLIT)
+
+
+def test_an_account_says_what_was_read_and_left_out(tmp_path, samples, capsys):
+    data = waves(STEPS + 1, rows=17)
+    hours = np.datetime64("2001-03-01", "ns") + np.arange(STEPS + 1) * np.timedelta64(3, "h")
+    data = data.assign_coords(time=hours).assign(skin=data["2m_temperature"])
+    folder = tmp_path / "raw"
+    (folder / "more").mkdir(parents=True)
+    data.isel(time=slice(0, 9)).to_netcdf(folder / "a.nc")
+    data.isel(time=slice(9, None)).to_netcdf(folder / "b.nc")
+    xr.Dataset({"tracks": ("storm", [1.0, 2.0])}).to_netcdf(folder / "storms.nc")
+    (folder / "order.txt").write_text("request")
+    config = CONFIG.model_copy(update={"levels": (300.0, 850.0)})
+    extract_weather(
+        folder, tmp_path / "weather.h5", config, SplitConfig(train=0.5, validation=0.25, gap=1)
+    )
+    left = "left_out"
+    assert json.loads((tmp_path / "samples.json").read_text()) == {
+        "cells": {
+            "read": 17 * 32,
+            "kept": 16 * 32,
+            left: {"in the last of an odd number of rows": 32},
+        },
+        "files": {
+            "read": 5,
+            "kept": 2,
+            left: {
+                "folders that are no Zarr store": 1,
+                "of another kind": 1,
+                "without a variable that is asked for": 1,
+            },
+        },
+        "levels": {"read": 3, "kept": 2, left: {"not asked for": 1}},
+        "states": {
+            "read": 17,
+            "kept": 7,
+            left: {"at times between those every 6 h": 8, "in the gaps of the split": 2},
+        },
+        "variables": {"read": 6, "kept": 5, left: {"not asked for": 1}},
+    }
+    assert "variables: 6 read, 5 kept; 1 not asked for" in capsys.readouterr().out

@@ -45,6 +45,10 @@ def test_a_model_that_stays_is_persistence(weather_samples, steps):
         assert channel["rmse"]["model"] == pytest.approx(channel["rmse"]["persistence"], rel=1e-5)
         assert channel["rmse"]["persistence"][1] > channel["rmse"]["persistence"][0] > 0
     assert example.hours == (24,)
+    [day_later] = np.flatnonzero(np.isclose(model.dataset.time, example.issued + 1))
+    state_CK = model.dataset.core_states(0, np.array([day_later]))[:, 0].T.numpy()
+    physical_CK = state_CK * model.dataset.std[:, None] + model.dataset.mean[:, None]
+    assert example.truth_SCIJ[0].reshape(physical_CK.shape) == pytest.approx(physical_CK, rel=1e-5)
     assert example.truth_SCIJ.shape == (1, 2 + 2 * 3, 16, 32)
     assert example.spectrum_forecast_SCM.shape == (1, 8, 17)
 

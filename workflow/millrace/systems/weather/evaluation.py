@@ -52,7 +52,7 @@ def _draw(
         for kind, values in scores["loss_share"].items()
     }
     with attempt(figures / "all/loss_share.png") as path:
-        loss_share(shares, path)
+        loss_share(shares, dataset.step_hours, path)
     names = list(dataset.variables)
     for variable, channels in groups.items():
         folder, (unit, factor) = figures / variable, printed(variable)
@@ -71,7 +71,8 @@ def _draw(
         made = factor * example.forecast_SCIJ[:, at[mapped]]
         axes, name = (dataset.latitude, dataset.longitude), (shown[mapped], unit)
         with attempt(folder / "maps.png") as path:
-            weather_maps(true, made, example.hours, axes, name, path, dataset.land())
+            land = dataset.land()
+            weather_maps(true, made, example.hours, axes, name, path, land, example.issued)
 
 
 def channels_of(dataset: WeatherDataset) -> dict[str, list[str]]:

@@ -17,12 +17,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from millrace.data import hdf5
+from millrace.data.account import Account
 from millrace.data.split import Moments, SplitConfig, time_split
 from millrace.errors import DataError
 from millrace.systems.base import Progress
@@ -41,34 +40,36 @@ def extract_weather(
 ) -> None:
     """Read raw weather and write ``weather.h5``, with statistics of the training period.
 
-    The source is a NetCDF or CSV file, a Zarr store, or a directory of them. ``progress`` is
-    called with (times written, all). Raises `DataError` if the files are not readable, do not fit each
+    The source is a file of NetCDF, GRIB or CSV, a Zarr store, or a directory of them. ``progress`` is
+    called with (times written, all). `samples.json` beside ``output`` says what was read, kept, and left
+    out for which reason. Raises `DataError` if the files are not readable, do not fit each
     other, lack something, or hold what is not finite.
     """
     wanted = WeatherExtraction.model_validate(config.model_dump())
-    reader = Catalogue(source, open_sources(source), wanted)
+    account = Account()
+    reader = Catalogue(source, open_sources(source, account), wanted)
     ranges = time_split(len(reader.time), split)
     names = channel_names(config.surface, config.air, reader.grid.level)
     shape = (len(reader.time), len(names), *reader.grid.shape)
     moments, changes = Moments(len(names)), Moments(len(names))
     chunks = (1, hdf5.rows_per_chunk(shape[1:], np.float32), *reader.grid.shape)
     content = hashlib.sha256()
-    total_CIJ = np.zeros(shape[1:])
+    total_CIJ, previous_CIJ = np.zeros(shape[1:]), None
     with hdf5.create(output) as file:
         state = hdf5.create_dataset(file, "state", shape=shape, dtype=np.float32, chunks=chunks)
-        previous: NDArray[np.float32] | None = None
-        for index in range(len(reader.time)):
-            values_CIJ = reader.read(index)
-            state[index] = values_CIJ
-            content.update(values_CIJ.tobytes())
-            if ranges[0, 0] <= index < ranges[0, 1]:
+        for begin, block_SCIJ in reader.blocks():
+            end = begin + len(block_SCIJ)
+            state[begin:end] = block_SCIJ
+            content.update(block_SCIJ.data)
+            for index in range(begin, min(end, int(ranges[0, 1]))):
+                values_CIJ = block_SCIJ[index - begin].astype(np.float64)
                 total_CIJ += values_CIJ
                 moments.add(_columns(values_CIJ))
-                if previous is not None:
-                    changes.add(_columns(values_CIJ.astype(np.float64) - previous))
-                previous = values_CIJ
+                if previous_CIJ is not None:
+                    changes.add(_columns(values_CIJ - previous_CIJ))
+                previous_CIJ = values_CIJ
             if progress is not None:
-                progress(index + 1, len(reader.time))
+                progress(end, len(reader.time))
         reader.check_no_data()
         constant = _constant(moments.std, names)
         if constant:
@@ -103,6 +104,8 @@ def extract_weather(
             hours=float(config.hours),
             digest=content.hexdigest()[:16],
         )
+    reader.count(account, ranges)
+    account.write(output.with_name("samples.json"))
 
 
 def channel_names(
@@ -117,5 +120,5 @@ def _constant(std_C: Floats, names: Sequence[str]) -> str:
     return ", ".join(name for name, std in zip(names, std_C, strict=True) if not std > 0)
 
 
-def _columns(values_CIJ: NDArray[Any]) -> NDArray[Any]:
-    return values_CIJ.reshape(len(values_CIJ), -1).T.astype(np.float64)
+def _columns(values_CIJ: Floats) -> Floats:
+    return values_CIJ.reshape(len(values_CIJ), -1).T

@@ -53,13 +53,15 @@ def scorecard(
     leads = list(scores["lead_hours"])
     columns = [(hour, leads.index(hour)) for hour in _CARD_HOURS if hour in leads]
     columns = columns or [(leads[-1], len(leads) - 1)]
-    single = [names[0] for names in groups.values() if len(names) == 1]
-    panels = {"surface": single} if single else {}
+    single = {names[0]: name for name, names in groups.items() if len(names) == 1}
+    title = "Surface" if all(channel == name for channel, name in single.items()) else "One level"
+    panels = {title: list(single)} if single else {}
     panels |= {name: list(names) for name, names in groups.items() if len(names) > 1}
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     tallest = max(map(len, panels.values()))
-    with figure(path, PAGE_WIDTH, 0.9 + down * (0.45 + 0.2 * tallest)) as fig:
+    # Not less than the label of the colour bar takes.
+    with figure(path, PAGE_WIDTH, max(2.3, 0.9 + down * (0.45 + 0.2 * tallest))) as fig:
         axes = fig.subplots(down, across, squeeze=False).ravel()
         for one, (title, names) in zip(axes, panels.items(), strict=False):
             of_names = [[scores["channels"][n]["skill"][at] for _, at in columns] for n in names]
@@ -71,9 +73,14 @@ def scorecard(
                         column, row, f"{value:.2f}", ha="center", va="center", fontsize=6.5,
                         color="white" if abs(value) > 0.65 else "black",
                     )  # fmt: skip
-            one.set_title(title.capitalize() if title == "surface" else f"{title}, by hPa")
+            one.set_title(title)
+            if title in groups and len(groups[title]) > 1:
+                one.set_ylabel("Level (hPa)")
+                labels = [name.rpartition("_")[2] for name in names]
+            else:
+                labels = names
             one.set_xticks(range(len(columns)), [f"{hour:g}" for hour, _ in columns])
-            one.set_yticks(range(len(names)), [name.rpartition("_")[2] for name in names])
+            one.set_yticks(range(len(names)), labels)
             one.grid(visible=False)
             one.tick_params(length=0)
         for one in axes[len(panels) :]:
@@ -97,7 +104,7 @@ def weather_by_lead(
     ``scores`` have ``lead_hours`` and ``channels``, each with ``rmse`` and ``acc`` by forecast; each of the
     channels ``names`` has a row. ``factor`` leads to this unit from that of the scores.
     """
-    days = np.array(scores["lead_hours"]) / 24
+    hours = np.array(scores["lead_hours"])
     with figure(path, PAGE_WIDTH, 0.7 + 1.7 * len(names)) as fig:
         rows = fig.subplots(len(names), 2, sharex=True, squeeze=False)
         for (left, right), name in zip(rows, names, strict=True):
@@ -105,13 +112,14 @@ def weather_by_lead(
             for axes, key, scale in ((left, "rmse", factor), (right, "acc", 1.0)):
                 for forecast, values in channel[key].items():
                     line = scale * np.array(values, dtype=float)
-                    axes.plot(days, line, label=forecast.capitalize(), **_LOOKS[forecast])
+                    axes.plot(hours, line, label=forecast.capitalize(), **_LOOKS[forecast])
                 axes.set_title(name)
             left.set_ylim(bottom=0)
             left.set_ylabel(f"RMSE ({unit})" if unit else "RMSE")
             right.set_ylim(top=1.02)
             right.set_ylabel("ACC")
-        _finish(rows, "Lead time (days)")
+            left.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 1.2, 2.4, 3, 6, 10]))
+        _finish(rows, "Lead time (h)")
 
 
 def weather_maps(
@@ -122,17 +130,22 @@ def weather_maps(
     variable: tuple[str, str],
     path: str | Path,
     land_IJ: ArrayLike | None = None,
+    issued: float | None = None,
 ) -> None:
     """Draw ground truth, forecast and their difference, a row for each lead time (h).
 
     ``axes`` are latitudes and longitudes (degrees), ``variable`` is its name and unit. ``land_IJ`` is the
-    share of land: coasts are drawn at one half.
+    share of land: coasts are drawn at one half. ``issued`` is the time of the last given state, days since
+    1970.
     """
     truth, forecast = np.asarray(truth_SIJ), np.asarray(forecast_SIJ)
     latitude, longitude = (np.asarray(axis, dtype=float) for axis in axes)
     low, high = np.quantile(truth, (0.002, 0.998))
     most = max(float(np.quantile(np.abs(forecast - truth), 0.995)), 1e-30)
     with figure(path, PAGE_WIDTH, 0.5 + 1.35 * len(hours), layout="compressed") as fig:
+        if issued is not None:
+            when = np.datetime64("1970-01-01") + np.timedelta64(round(issued * 1440), "m")
+            fig.suptitle(f"Forecast issued {str(when).replace('T', ' ')} UTC", fontsize=9)
         rows = fig.subplots(len(hours), 3, sharex=True, sharey=True, squeeze=False)
         for row, hour, true, made in zip(rows, hours, truth, forecast, strict=True):
             fields = (("Ground truth", true), ("Forecast", made), ("Difference", made - true))
@@ -162,7 +175,8 @@ def weather_maps(
         beside, ticks = rows[:, :2].ravel().tolist(), MaxNLocator(6)
         fig.colorbar(field, ax=beside, label=label, ticks=ticks, aspect=40, **bars)
         beside, ticks = rows[:, 2].tolist(), MaxNLocator(3, symmetric=True)
-        fig.colorbar(mesh, ax=beside, label=f"Difference ({unit})", ticks=ticks, aspect=20, **bars)
+        label = f"Difference ({unit})" if unit else "Difference"
+        fig.colorbar(mesh, ax=beside, label=label, ticks=ticks, aspect=20, **bars)
 
 
 def zonal_spectra(
@@ -176,6 +190,7 @@ def zonal_spectra(
 
     Both are channel -> power [S, M] from wave number 0, by lead time (h); each channel has a row.
     """
+    power = f"Power ({_squared(unit)})" if unit else "Power"
     with figure(path, PAGE_WIDTH, 0.7 + 1.8 * len(truth)) as fig:
         rows = fig.subplots(len(truth), 2, sharex=True, squeeze=False)
         for (left, right), name in zip(rows, truth, strict=True):
@@ -187,7 +202,7 @@ def zonal_spectra(
                 left.plot(wave, made[1:], color=colour, label=f"Forecast, {hour:g} h")
                 right.plot(wave, made[1:] / np.maximum(true[1:], 1e-300), color=colour)
             right.axhline(1, color=TRUTH, linewidth=1)
-            left.set(xscale="log", yscale="log", title=name, ylabel=f"Power ({_squared(unit)})")
+            left.set(xscale="log", yscale="log", title=name, ylabel=power)
             right.set(xscale="log", yscale="log", title=name, ylabel="Power over ground truth")
             right.set_ylim(0.05, 20)
             right.yaxis.set_major_locator(FixedLocator([0.1, 1, 10]))
@@ -201,8 +216,8 @@ def zonal_spectra(
         _finish(rows, "Zonal wave number")
 
 
-def loss_share(shares: Mapping[str, Mapping[str, float]], path: str | Path) -> None:
-    """Draw what each variable adds to the loss of the first step.
+def loss_share(shares: Mapping[str, Mapping[str, float]], hours: float, path: str | Path) -> None:
+    """Draw what each variable adds to the loss of the first step, of ``hours``.
 
     ``shares``: loss (``mae``, ``mse``, ``mae_physical``) -> variable -> share, adding up to 1.
     """
@@ -217,7 +232,7 @@ def loss_share(shares: Mapping[str, Mapping[str, float]], path: str | Path) -> N
             axes.barh(at, share, height, label=_LOSSES[kind], color=colours[number])
         axes.set_yticks(place, variables)
         axes.set_ylim(len(variables) - 0.5, -0.5)
-        axes.set_xlabel("Share of the loss of a 6 h forecast (%)")
+        axes.set_xlabel(f"Share of the loss of a forecast of {hours:g} h (%)")
         axes.grid(axis="y", visible=False)
         fig.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=1)
 

@@ -29,8 +29,10 @@ class Example:
     """What figures show, at some lead times and in physical units."""
 
     hours: tuple[float, ...]
+    issued: float
+    """Time of the last given state of the start in the middle of the period, days since 1970."""
     truth_SCIJ: NDArray[np.float32]
-    """Of the start in the middle of the period."""
+    """Of this start."""
     forecast_SCIJ: NDArray[np.float32]
     spectrum_truth_SCM: Floats
     """Power by zonal wave number, mean over all starts."""
@@ -72,12 +74,13 @@ def score_weather(
         spectra.append([zonal_spectrum(fields, dataset.latitude) for fields in pair])
         if number == len(chosen) // 2:
             fields = [field.astype(np.float32) for field in pair]
+            issued = float(dataset.time[start + past - 1])
         if progress is not None:
             progress(number + 1, len(chosen))
     mean = {kind: np.mean([one[kind] for one in shares], axis=0).tolist() for kind in shares[0]}
     by_name = {kind: dict(zip(names, values, strict=True)) for kind, values in mean.items()}
     power = (np.mean(one, axis=0) for one in zip(*spectra, strict=True))
-    example = Example(tuple(hours[shown].tolist()), fields[0], fields[1], *power)
+    example = Example(tuple(hours[shown].tolist()), issued, fields[0], fields[1], *power)
     return {**scores.result(), "loss_share": by_name}, example
 
 

@@ -48,7 +48,7 @@ class WeatherExtraction(WeatherConfig):
 
 
 class WeatherDatasetSettings(SplitDatasetSettings):
-    """States of the atmosphere: a Zarr store, or a directory of NetCDF, Zarr or CSV files."""
+    """States of the atmosphere: a Zarr store, or a directory of NetCDF, GRIB, Zarr or CSV files."""
 
     weather: WeatherConfig = WeatherConfig()
     """What is taken from the files."""

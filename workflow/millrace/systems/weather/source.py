@@ -3,6 +3,8 @@
 Shape suffixes: I latitudes, J longitudes, T times, L levels.
 """
 
+import importlib
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from millrace.data.account import Account
 from millrace.data.classic_netcdf import check_whole
 from millrace.data.csv_lines import header_of, read_rows
 from millrace.data.recognise import kind_of
@@ -25,14 +28,25 @@ Index = slice | Ints
 AXES = ("level", "latitude", "longitude")
 _NAMES = {
     "lat": "latitude", "lon": "longitude", "valid_time": "time", "pressure_level": "level",
-    "isobaricInhPa": "level", "plev": "level", "pressure": "level", "lev": "level",
+    "isobaricInhPa": "level", "isobaricInPa": "level", "plev": "level", "pressure": "level", "lev": "level",
 }  # fmt: skip
+TIME_NAMES = ("time", *(name for name, axis in _NAMES.items() if axis == "time"))
+"""Names of the axis of time in files."""
 _SINGLE = ("number", "realization", "member", "ensemble", "expver", "height", "surface", "step")
 """Axes that are dropped if they have one entry."""
 _KINDS = (".nc", ".nc4", ".zarr", ".csv")
 _OTHER_NAMES = (".grib", ".grb", ".grib2", ".grb2", ".zip", ".cdf", ".netcdf", "")
+_OTHER_FILE, _FOLDER = "of another kind", "folders that are no Zarr store"
 _HIGHEST_PRESSURE = 1_100.0
 """hPa."""
+_COLUMNS = {
+    "latitude": "lat", "longitude": "lon", "valid_time": "time", "pressure_level": "level", "plev": "level",
+}  # fmt: skip
+"""Other names of the columns of CSV."""
+_NEEDED = (
+    "rows from pole to pole and columns all round are needed, because the model takes no states at the "
+    "borders of a region: give files of the whole globe"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,49 +68,93 @@ class Source:
     """Times in seconds since 1970 in the order of the file; empty if it has none."""
 
 
-def open_sources(source: Path) -> list[tuple[Path, xr.Dataset]]:
-    """Open a NetCDF or CSV file, a Zarr store or a directory of them, lazily.
+def open_sources(source: Path, account: Account | None = None) -> list[tuple[Path, xr.Dataset]]:
+    """Open a file of NetCDF, GRIB or CSV, a Zarr store or a directory of them, lazily.
 
-    Raises `DataError` if nothing of the kind is there, or it is not readable.
+    A file of GRIB may be several datasets. ``account`` counts what is no such file. Raises `DataError` if
+    nothing of the kind is there, or it is not readable.
     """
     source = Path(source)
     paths = [source]
     if source.is_dir() and not _is_store(source):
         inside = sorted(source.iterdir())
-        paths = [path for path in inside if path.suffix in _KINDS or _is_store(path)]
-        # What has no name that says so is looked at as well, if there is nothing else.
-        others = [path for path in inside if path.suffix in _OTHER_NAMES and path.is_file()]
-        paths = paths or [path for path in others if kind_of(path)[0] in ("netcdf", "grib", "zip")]
+        paths = [path for path in inside if _is_weather(path)]
+        # An archive beside what was unpacked from it is no fault.
+        paths = paths or [path for path in inside if path.is_file() and kind_of(path)[0] == "zip"]
+        if account is not None:
+            for path in set(inside) - set(paths):
+                account.leave_out("files", _FOLDER if path.is_dir() else _OTHER_FILE)
     if not paths or not paths[0].exists():
         raise DataError(
-            f"{source}: no weather there; expected a Zarr store, or files of NetCDF or CSV "
+            f"{source}: no weather there; expected a Zarr store, or files of NetCDF, GRIB or CSV "
             f"({', '.join(_KINDS)})"
         )
-    return [(path, _open(path)) for path in paths]
+    return [(path, data) for path in paths for data in _open(path)]
+
+
+def _is_weather(path: Path) -> bool:
+    """By the name, or, of names that say nothing for certain, by the content."""
+    if path.suffix in _KINDS or _is_store(path):
+        return True
+    is_open = path.suffix in _OTHER_NAMES and path.is_file()
+    return is_open and kind_of(path)[0] in ("netcdf", "grib")
 
 
 def _is_store(path: Path) -> bool:
     return path.suffix == ".zarr" or any((path / one).exists() for one in ("zarr.json", ".zgroup"))
 
 
-def _open(path: Path) -> xr.Dataset:
-    what = "" if path.is_dir() else kind_of(path)[1]
+def _open(path: Path) -> list[xr.Dataset]:
+    kind, what = ("", "") if path.is_dir() else kind_of(path)
+    name = "GRIB" if kind == "grib" else path.suffix[1:] or "NetCDF"
     try:
+        if kind == "grib":
+            return [_with_known_axes(data) for data in _from_grib(path, what)]
         if path.suffix == ".csv":
-            return _from_csv(path)
+            return [_from_csv(path)]
         if path.is_file():
             check_whole(path)
         data = xr.open_dataset(path, engine="zarr" if _is_store(path) else "netcdf4")
     except DataError:
         raise
     except Exception as error:
-        name = path.suffix[1:] or "NetCDF"
+        reason = (
+            f"; {what}" if what and kind != "grib" else f" ({first_line(error)}); copy it again"
+        )
+        raise DataError(f"{path}: not readable as {name}{reason}") from error
+    return [_with_known_axes(data)]
+
+
+def _from_grib(path: Path, what: str) -> list[xr.Dataset]:
+    """Each variable and kind of level, by the optional package cfgrib."""
+    try:
+        cfgrib = importlib.import_module("cfgrib")
+    except Exception as error:  # also if ecCodes is missing below it
         raise DataError(
-            f"{path}: not readable as {name}; {what}"
-            if what
-            else f"{path}: not readable as {name} ({first_line(error)}); copy it again"
-        ) from error
-    return _with_known_axes(data)
+            f"{path}: {what}, or install what reads it, the extra grib: `pip install -e '.[grib]'` "
+            f"({first_line(error)})"
+        ) from None
+    # Without a file for its index, of which a truncated file would leave a traceback in the log.
+    fields = cfgrib.dataset.open_fileindex(
+        cfgrib.messages.FileStream(str(path), errors="raise"),
+        indexpath="",
+        computed_keys=cfgrib.cfmessage.COMPUTED_KEYS,
+    )
+    for values, messages in fields.field_ids_index:
+        if len(messages) > 1:  # cfgrib takes the first
+            of = dict(zip(fields.index_keys, values, strict=True))
+            when = np.datetime64(int(of["time"]), "s") + np.timedelta64(int(3600 * of["step"]), "s")
+            raise DataError(
+                f"{path}: {len(messages)} messages of parameter {of['paramId']} at "
+                f"{of['typeOfLevel']} {of['level:float']:g} at {when.astype('datetime64[m]')}; keep one"
+            )
+    with tempfile.TemporaryDirectory() as folder:
+        # As a rule the index is kept beside the data, where may be no room.
+        options = {"indexpath": f"{folder}/{{short_hash}}.idx", "errors": "raise"}
+        found: list[xr.Dataset] = cfgrib.xarray_store.open_variable_datasets(
+            str(path), backend_kwargs=options
+        )
+    return found
 
 
 def _with_known_axes(data: xr.Dataset) -> xr.Dataset:
@@ -107,8 +165,10 @@ def _with_known_axes(data: xr.Dataset) -> xr.Dataset:
         if valid.dims == ("time",):
             data = data.assign_coords(time=("time", valid.values, valid.attrs))
             data = data.drop_vars("valid_time")
-        elif valid.dims == () and "time" not in data.dims:
+        elif "time" not in data.dims:
             data = data.drop_vars("time")
+            if valid.ndim == 1:  # the steps of one forecast
+                data = data.swap_dims({str(valid.dims[0]): "valid_time"})
     single = [axis for axis in _SINGLE if data.sizes.get(axis) == 1]
     data = data.squeeze(single, drop=True)
     names: dict[str, str] = {}
@@ -121,7 +181,17 @@ def _with_known_axes(data: xr.Dataset) -> xr.Dataset:
         new = _NAMES.get(str(axis))
         if new and axis not in data.variables and new not in data.dims:
             names[str(axis)] = new
-    return data.rename(names)
+    data = data.rename(names)
+    # Axes that are numbered, such as y, x and record, with their values beside.
+    at = {
+        axis: data[axis].dims[0]
+        for axis in ("time", *AXES)
+        if axis in data and data[axis].ndim == 1
+    }
+    swapped = {
+        dim: axis for axis, dim in at.items() if list(at.values()).count(dim) == 1 and dim != axis
+    }
+    return data.swap_dims(swapped)
 
 
 def _by_standard_name(variable: xr.Variable) -> str | None:
@@ -131,20 +201,23 @@ def _by_standard_name(variable: xr.Variable) -> str | None:
 
 
 def _from_csv(path: Path) -> xr.Dataset:
-    """Columns ``time,lat,lon,level,<variables>``; the level of surface variables is blank.
+    """Columns ``time,lat,lon,level,<variables>``; surface variables have no level, or a blank one.
 
     Without the column ``time`` it holds static fields: ``lat,lon,<fields>``.
     """
-    names = header_of(path)
+    header = header_of(path)
+    names = [_COLUMNS.get(name, name) for name in header]
+    names = names if len(set(names)) == len(names) else header
     static = "time" not in names
-    needed = {"lat", "lon"} if static else {"time", "lat", "lon", "level"}
-    if missing := sorted(needed - set(names)):
+    if missing := sorted({"lat", "lon"} - set(names)):
         raise DataError(
             f"{path}:1: no column {missing[0]!r}; expected time,lat,lon,level,<variables> (or "
             "lat,lon,<static fields>)"
         )
-    table = next(rows := read_rows(path))
+    numbers = [old for old, new in zip(header, names, strict=True) if new != "time"]
+    table = next(rows := read_rows(path, numbers))
     next(rows, None)  # the check of the end of the file
+    table.columns = pd.Index(names)
     axes = ["lat", "lon"] if static else ["time", "lat", "lon"]
     for name in axes:
         blank = np.flatnonzero(table[name].isna())
@@ -162,7 +235,8 @@ def _from_csv(path: Path) -> xr.Dataset:
             )
         table["time"] = times.astype("datetime64[ns]")
     values = [name for name in table.columns if name not in {"time", "lat", "lon", "level"}]
-    at_levels = np.zeros(len(table), dtype=bool) if static else table["level"].notna()
+    no_level = np.zeros(len(table), dtype=bool)
+    at_levels = table["level"].notna() if "level" in table and not static else no_level
     parts = []
     for rows_of, index in ((table[~at_levels], axes), (table[at_levels], [*axes, "level"])):
         used = [name for name in values if rows_of[name].notna().any()]
@@ -188,9 +262,11 @@ def locate(path: Path, data: xr.Dataset) -> Source:
     for axis in AXES[1:]:
         if axis not in data.variables:
             raise DataError(f"{path}: no axis {axis!r}; it has {', '.join(map(str, data.dims))}")
-        if data[axis].ndim != 1:
+        if data[axis].dims != (axis,):
             raise DataError(
-                f"{path}: {axis} has {data[axis].ndim} axes; expected a regular grid with one, regrid it"
+                f"{path}: {axis} has the axes {', '.join(map(str, data[axis].dims)) or 'of a point'}; "
+                "expected a grid of rows of latitude and columns of longitude: regrid it, for instance by "
+                "`cdo remapbil` or, if it is a reduced Gaussian grid, by `cdo setgridtype,regular`"
             )
     latitude, longitude = (data[a].values.astype(float) for a in ("latitude", "longitude"))
     if not (np.isfinite(latitude).all() and np.isfinite(longitude).all()):
@@ -203,22 +279,33 @@ def locate(path: Path, data: xr.Dataset) -> Source:
     east = longitude % 360.0
     east = np.where(east > 360.0 - 1e-4, east - 360.0, east)
     columns = np.argsort(east)
-    gaps = np.diff(np.append(east[columns], east[columns][:1] + 360.0))
-    if len(east) < 2 or not np.allclose(gaps, 360.0 / len(east), atol=1e-3):
-        raise DataError(
-            f"{path}: longitudes do not go once around the globe in equal steps; models of weather need "
-            "the whole globe, a region cannot be trained on"
-        )
+    _check_columns(path, east[columns])
     return Source(
         path,
         data,
         latitude[rows],
         east[columns],
-        _index(rows),
-        _index(columns),
+        index_of(rows),
+        index_of(columns),
         _levels(path, data),
         _seconds(path, data),
     )
+
+
+def _check_columns(path: Path, east_J: Floats) -> None:
+    """Refuse columns, from 0 degrees on, that are not those of the whole globe, each once."""
+    gaps = np.diff(np.append(east_J, east_J[:1] + 360.0))
+    if len(east_J) > 1 and gaps.min() < 1e-3:
+        raise DataError(
+            f"{path}: longitude {east_J[int(np.argmin(gaps))]:g} is there twice (0 and 360 are one); "
+            "expected columns all round, each once"
+        )
+    if len(east_J) < 2 or not np.allclose(gaps, 360.0 / len(east_J), atol=1e-3):
+        after = int(np.argmax(gaps))
+        raise DataError(
+            f"{path}: longitudes do not go once around the globe in equal steps, as there are none between "
+            f"{east_J[after]:g} and {east_J[after] + gaps[after]:g}; {_NEEDED}"
+        )
 
 
 def _check_rows(path: Path, latitude_I: Floats) -> None:
@@ -238,8 +325,7 @@ def _check_rows(path: Path, latitude_I: Floats) -> None:
     reach = 1.01 if north < 1e-3 else 0.8
     if north > 0.8 * step or south > reach * step:
         raise DataError(
-            f"{path}: latitudes reach from {latitude_I[-1]:g} to {latitude_I[0]:g}; models of weather need "
-            "the whole globe, a region cannot be trained on"
+            f"{path}: latitudes reach from {latitude_I[-1]:g} to {latitude_I[0]:g}; {_NEEDED}"
         )
 
 
@@ -288,7 +374,7 @@ def hours_of(times: NDArray) -> Floats:
     return (times - np.datetime64("1970-01-01")) / np.timedelta64(1, "h")
 
 
-def _index(at: Ints) -> Index:
+def index_of(at: Ints) -> Index:
     """The same indices as a slice if they are evenly spaced, which makes a view."""
     steps = np.unique(np.diff(at))
     if len(steps) != 1 or abs(int(steps[0])) != 1:

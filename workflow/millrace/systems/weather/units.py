@@ -61,6 +61,8 @@ _QUANTITIES = {
     "sp": SURFACE_PRESSURE,
 }
 _GRAVITY = 9.80665
+_RISE = 500.0
+"""m**2 s**-2; no level lies that much below one of higher pressure."""
 _HIGHEST = 9_000.0
 """No mountain of the Earth reaches this (m)."""
 
@@ -81,6 +83,7 @@ def check_units(
     name = short_name(name)
     quantity, values = _QUANTITIES.get(name), values_LIJ
     if name == "z":
+        _check_falling(values_LIJ, unit, level_L, what)
         # Far from the ground the height of a pressure level is known within a factor of two.
         top = int(np.argmin(level_L))
         height = 44_331 * (1 - (level_L[top] / 1013.25) ** 0.19026)
@@ -98,6 +101,21 @@ def check_units(
         warnings.warn(warning, stacklevel=2)
 
 
+def _check_falling(values_LIJ: NDArray, unit: str | None, level_L: NDArray, what: str) -> None:
+    """Refuse geopotential that rises with pressure: its levels are not those that the axis says."""
+    order = np.argsort(level_L)
+    mean_L = values_LIJ.mean(axis=(1, 2), dtype=np.float64)[order]
+    factors = conversion(unit or SI["z"], SI["z"])
+    rises = np.flatnonzero(np.diff(mean_L) * (factors[0] if factors else 1.0) > _RISE)
+    if len(rises):
+        upper, lower = level_L[order][rises[0] : rises[0] + 2]
+        first, second = mean_L[rises[0] : rises[0] + 2]
+        raise DataError(
+            f"{what} has a mean of {first:.6g} at {upper:g} hPa and {second:.6g} at {lower:g} hPa, but it "
+            "falls with pressure on the Earth; mend the axis of levels"
+        )
+
+
 def check_static(name: str, values_IJ: NDArray, unit: str | None, what: str) -> None:
     """The same for a static field."""
     largest = float(np.max(values_IJ, initial=0.0))
@@ -105,12 +123,18 @@ def check_static(name: str, values_IJ: NDArray, unit: str | None, what: str) -> 
     message = f"{what} {said}, but its largest value of {largest:.6g} looks like"
     if name == "lsm":
         factors = conversion(unit or "1", "1")
-        if factors is not None and largest * factors[0] > 1.01:
+        share = largest * (factors[0] if factors else 1.0)
+        if share > 1.01:
             raise DataError(f"{message} '%'; write the right unit")
+        if 0 < share < 0.011 and share < largest:  # there is land on the globe
+            raise DataError(f"{message} '1'; write the right unit")
     if name == "z":
         factors = conversion(unit or STATIC_SI["z"], "m**2 s**-2")
         height = largest * (factors[0] if factors else 0.0) / _GRAVITY
         if height > _HIGHEST >= largest / _GRAVITY:
             raise DataError(f"{message} 'm**2 s**-2'; write the right unit")
-        if 15.0 < height < _HIGHEST / _GRAVITY and largest > 150.0:
-            warnings.warn(f"{message} 'm'; check it", stacklevel=2)
+        if 0 < height < _HIGHEST / _GRAVITY:
+            likely = "'m'" if largest > 20 else "'km'"
+            if unit is None:
+                raise DataError(f"{message} {likely}; write the unit")
+            warnings.warn(f"{message} {likely}; check it", stacklevel=2)

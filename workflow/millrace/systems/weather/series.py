@@ -1,0 +1,274 @@
+"""One variable of weather in all files that hold it, read part by part and looked at for what is no data.
+
+Shape suffixes: T times, S times read at once, P parts of files, L levels, I latitudes, J longitudes.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from millrace.data.units import common, converted
+from millrace.data.validity import Screening
+from millrace.errors import DataError
+from millrace.systems.settings import MissingConfig
+from millrace.systems.weather.source import (
+    TIME_NAMES,
+    Floats,
+    Ints,
+    Source,
+    index_of,
+    listed_levels,
+)
+from millrace.systems.weather.units import SI, check_units, short_name
+
+_PART_BYTES = 4 << 20
+"""What is read of a variable at once, at least."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Steps of a file that were looked at together."""
+
+    holder: int
+    step_S: Ints
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Steps of a file that are read at once."""
+
+    holder: int
+    first: int
+    stop: int
+
+
+class Series:
+    """One variable in all files that hold it, in the unit of the samples."""
+
+    def __init__(
+        self,
+        name: str,
+        holders: Sequence[tuple[Source, xr.DataArray]],
+        level_L: Floats | None,
+        shape: tuple[int, int],
+        missing: MissingConfig | None,
+    ) -> None:
+        self._name, self._holders, self._level_L = name, holders, level_L
+        self._unit = SI.get(short_name(name)) or common(unit_of(v) for _, v in self._holders)
+        self._shape, self._missing = shape, missing
+        for source, variable in self._holders:
+            # Units are checked before anything is read.
+            converted(np.zeros(1), unit_of(variable), self._unit, f"{source.path}: {variable.name}")
+        self._at_LT: list[tuple[Ints, Ints]] = []
+        self._parts: list[_Part] = []
+        self._kept: dict[int, NDArray] = {}
+        self._checked: set[int] = set()
+        self._looked_at: set[int] = set()
+        # By level and unit: what is far from all others in one may be among them in another.
+        self._screened: dict[tuple[int, str | None], tuple[Screening, list[_Piece]]] = {}
+
+    def locate_times(self, second_T: Ints) -> None:
+        """Find the file and the step of each level and time."""
+        if self._level_L is None:
+            self._at_LT = [self._locate(range(len(self._holders)), second_T, "")]
+            return
+        for level in self._level_L:
+            having = [
+                h
+                for h, (one, _) in enumerate(self._holders)
+                if np.isclose(one.level_L, level).any()
+            ]
+            if not having:
+                all_levels = np.unique(np.concatenate([one.level_L for one, _ in self._holders]))
+                raise DataError(
+                    f"{self._holders[0][0].path}: no level of {level:g} hPa; it has "
+                    f"{listed_levels(all_levels)}"
+                )
+            self._at_LT.append(self._locate(having, second_T, f" at {level:g} hPa"))
+
+    def _locate(self, holders: Sequence[int], second_T: Ints, at: str) -> tuple[Ints, Ints]:
+        """Number of the holder and step in it of each time."""
+        seconds = [self._holders[h][0].second_T for h in holders]
+        holder = np.repeat(np.asarray(holders), [len(one) for one in seconds])
+        step = np.concatenate([np.arange(len(one)) for one in seconds])
+        every = np.concatenate(seconds)
+        order = np.argsort(every, kind="stable")
+        every, holder, step = every[order], holder[order], step[order]
+        first = np.searchsorted(every, second_T)
+        count = np.searchsorted(every, second_T, side="right") - first
+        wrong = np.flatnonzero(count != 1)
+        if len(wrong):
+            when = np.datetime64(int(second_T[wrong[0]]), "s").astype("datetime64[m]")
+            name, begin = self._holders[0][1].name, int(first[wrong[0]])
+            if count[wrong[0]]:
+                paths = [self._holders[h][0].path for h in holder[begin : begin + 2]]
+                raise DataError(
+                    f"{paths[1]}: {name}{at} at {when} is there twice, also in {paths[0].name}; remove one"
+                )
+            paths = list(dict.fromkeys(str(one.path) for one, _ in self._holders))
+            raise DataError(
+                f"{paths[0]}: no {name}{at} at {when}, where there are other variables; add it, or leave "
+                "out what has other times"
+            )
+        return holder[first], step[first]
+
+    @property
+    def channels(self) -> int:
+        """Fields of a state."""
+        return len(self._at_LT)
+
+    @property
+    def bytes_per_state(self) -> int:
+        """What is read of all files for one state, as a rule."""
+        at_once = {int(holder_T[0]) for holder_T, _ in self._at_LT}
+        return sum(_bytes_per_step(self._holders[holder][1]) for holder in at_once)
+
+    def divide(self, most: int) -> None:
+        """Divide the files into parts of at most ``most`` steps that are read at once.
+
+        They are whole chunks, or, of chunks that are too long, such that all parts lie in one of them.
+        """
+        self._most_bytes = most * self.bytes_per_state
+        first_of = [len(self._parts)]
+        for holder, (_, variable) in enumerate(self._holders):
+            steps = variable.sizes.get("time", 1)
+            chunk = min(_steps_per_chunk(variable), steps)
+            wanted = max(1, _PART_BYTES // _bytes_per_step(variable) // chunk) * chunk
+            span = wanted if wanted <= most else max(chunk, most // chunk * chunk)
+            length = -(-span // -(-span // most))
+            for start in range(0, steps, span):
+                stop = min(start + span, steps)
+                for first in range(start, stop, length):
+                    self._parts.append(_Part(holder, first, min(first + length, stop)))
+            first_of.append(len(self._parts))
+        begin_P = np.array([part.first for part in self._parts])
+        part_LT = np.empty((self.channels, len(self._at_LT[0][0])), dtype=np.int64)
+        for part_T, (holder_T, step_T) in zip(part_LT, self._at_LT, strict=True):
+            for holder in np.unique(holder_T):
+                of_holder = slice(first_of[holder], first_of[holder + 1])
+                at = np.searchsorted(begin_P[of_holder], step_T[holder_T == holder], side="right")
+                part_T[holder_T == holder] = of_holder.start + at - 1
+        self._part_LT = part_LT
+        self._last_P = np.full(len(self._parts), -1)
+        for part_T in part_LT:
+            np.maximum.at(self._last_P, part_T, np.arange(part_LT.shape[1]))
+
+    def origin(self, index: int, level: int) -> tuple[Path, str]:
+        """File and name of the variable at a time and level."""
+        source, variable = self._holders[int(self._at_LT[level][0][index])]
+        return source.path, str(variable.name)
+
+    def read(self, begin: int, out_SLIJ: NDArray[np.float32]) -> None:
+        """Read fields of the times from ``begin`` on, as many as there are in ``out_SLIJ``."""
+        end = begin + len(out_SLIJ)
+        changes = np.any(np.diff(self._part_LT[:, begin:end]) != 0, axis=0)
+        bounds = [begin, *(begin + 1 + np.flatnonzero(changes)), end]
+        for start, stop in itertools.pairwise(bounds):
+            for at, (holder_T, step_T) in enumerate(self._at_LT):
+                part, holder = int(self._part_LT[at, start]), int(holder_T[start])
+                source, variable = self._holders[holder]
+                steps = index_of(step_T[start:stop] - self._parts[part].first)
+                values_SIJ = self._values(part)[steps, self._row(holder, at)]
+                what = f"{source.path}: {variable.name}"
+                with np.errstate(over="ignore"):  # said by the check of finite values
+                    out_SLIJ[start - begin : stop - begin, at] = converted(
+                        values_SIJ, unit_of(variable), self._unit, what
+                    )
+        self._kept = {part: v for part, v in self._kept.items() if self._last_P[part] >= end}
+
+    def _values(self, number: int) -> NDArray:
+        """Values of a part as they stand in the file, [T, L, I, J]."""
+        values = self._kept.pop(number, None)
+        if values is None:
+            values = self._read(self._parts[number])
+            if number not in self._looked_at:
+                self._look_at(self._parts[number], values)
+                self._looked_at.add(number)
+        # Where times of a file are in no order, what was not used for longest is read again.
+        while self._kept and sum(v.nbytes for v in self._kept.values()) + values.nbytes > max(
+            self._most_bytes, values.nbytes
+        ):
+            del self._kept[next(iter(self._kept))]
+        self._kept[number] = values
+        return values
+
+    def _read(self, part: _Part) -> NDArray:
+        source, variable = self._holders[part.holder]
+        if "time" in variable.dims:
+            variable = variable.isel(time=slice(part.first, part.stop))
+        axes = [
+            axis for axis in ("time", "level", "latitude", "longitude") if axis in variable.dims
+        ]
+        # Read first: transposed lazily, a store would be read cell by cell.
+        raw = variable.values.transpose([variable.dims.index(axis) for axis in axes])
+        raw = raw[..., source.rows_at, :][..., source.columns_at]
+        return raw[
+            (slice(None) if "time" in axes else None, slice(None) if "level" in axes else None)
+        ]
+
+    def _look_at(self, part: _Part, raw_TLIJ: NDArray) -> None:
+        source, variable = self._holders[part.holder]
+        unit = unit_of(variable)
+        self._screen(part.holder, part.first, raw_TLIJ, unit)
+        if part.holder not in self._checked and np.isfinite(raw_TLIJ[0]).all():
+            what = f"{source.path}: {variable.name}"
+            check_units(self._name, raw_TLIJ[0], unit, source.level_L, what)
+            self._checked.add(part.holder)
+
+    def _screen(self, holder: int, first: int, raw_TLIJ: NDArray, unit: str | None) -> None:
+        """Look for no-data values among the steps and levels of a part that are used."""
+        for at, (holder_T, step_T) in enumerate(self._at_LT):
+            step_S = step_T[holder_T == holder]
+            step_S = step_S[(step_S >= first) & (step_S < first + len(raw_TLIJ))]
+            values = raw_TLIJ[:, self._row(holder, at)]
+            if len(step_S) < len(values):
+                values = values[step_S - first]
+            new: tuple[Screening, list[_Piece]] = (Screening.of(self._missing), [])
+            screening, pieces = self._screened.setdefault((at, unit), new)
+            screening.add(values)
+            pieces.append(_Piece(holder, step_S))
+
+    def check_no_data(self) -> None:
+        """Refuse no-data values that were read, with file, time and place."""
+        for screening, pieces in self._screened.values():
+            for suspect in screening.suspects():
+                piece = pieces[suspect.piece]
+                source, variable = self._holders[piece.holder]
+                step, row, column = np.unravel_index(
+                    suspect.index, (len(piece.step_S), *self._shape)
+                )
+                second = int(source.second_T[piece.step_S[step]])
+                when = np.datetime64(second, "s").astype("datetime64[m]")
+                at = (
+                    f" at {when}, latitude {source.latitude[row]:g}, longitude "
+                    f"{source.longitude[column]:g}"
+                )
+                raise DataError(
+                    f"{source.path}: {suspect.sentence(str(variable.name), 'missing', at)}"
+                )
+
+    def _row(self, holder: int, at: int) -> int:
+        """Where a file has a level."""
+        if self._level_L is None:
+            return 0
+        return int(np.argmin(np.abs(self._holders[holder][0].level_L - self._level_L[at])))
+
+
+def _bytes_per_step(variable: xr.DataArray) -> int:
+    return max(1, variable.nbytes // max(1, variable.sizes.get("time", 1)))
+
+
+def _steps_per_chunk(variable: xr.DataArray) -> int:
+    """Steps of a file that are stored, and perhaps packed, together."""
+    chunks = variable.encoding.get("preferred_chunks") or {}
+    return max(1, int(next((chunks[name] for name in TIME_NAMES if name in chunks), 1)))
+
+
+def unit_of(variable: xr.DataArray) -> str | None:
+    """What a file says of the unit; None if nothing."""
+    return str(variable.attrs.get("units", "")).strip() or None
