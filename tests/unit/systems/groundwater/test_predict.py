@@ -301,7 +301,9 @@ def test_command_reports_skill_and_refuses_in_one_sentence(trained, other_mesh, 
     output = base / "refused.h5"
     arguments[3] = str(output)
     assert main(["--checkpoint", str(checkpoint), "--receipt", str(old), *arguments]) == 65
-    assert "'normalisation', it is no receipt or was written by an earlier" in capsys.readouterr().err
+    assert (
+        "'normalisation', it is no receipt or was written by an earlier" in capsys.readouterr().err
+    )
     damaged = base / "damaged.ckpt"
     damaged.write_bytes(checkpoint.read_bytes()[:-1] + b"x")
     assert main(["--checkpoint", str(damaged), "--receipt", str(receipt), *arguments]) == 65
