@@ -120,7 +120,8 @@ def process_group(patience: timedelta = _PATIENCE) -> Iterator[Ranks]:
         device = torch.device("cpu")
     if world_size > 1:
         backend, store = "nccl" if device.type == "cuda" else "gloo", None
-        if os.environ["MASTER_ADDR"] == LOOPBACK:
+        others = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # who started us has one
+        if os.environ["MASTER_ADDR"] == LOOPBACK and not others:
             store = loopback_store(
                 int(os.environ["MASTER_PORT"]), rank == 0, world_size=world_size, timeout=patience
             )
