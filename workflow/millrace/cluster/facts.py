@@ -118,7 +118,7 @@ class Cluster(Settings):
         """The file with the facts."""
         return self.directory / FILE
 
-    def place(self, layout: Layout | None, rule: str, attempt: int = 1) -> Placement:
+    def place(self, layout: Layout | None, rule: str, memory: int = 1) -> Placement:
         """Place a job on the first node type that it fits on.
 
         Parameters
@@ -126,8 +126,8 @@ class Cluster(Settings):
         layout : Layout or None
             None: a rule without a layout, which runs on one node.
         rule : str
-        attempt : int
-            Number of the attempt; memory grows with it. Time does not, because training resumes.
+        memory : int
+            How many times the usual memory, up to that of the node.
 
         Raises
         ------
@@ -143,7 +143,7 @@ class Cluster(Settings):
         usable = self._memory_mb(node_type)
         whole = node_type.exclusive and gpus == node_type.gpus
         cores = gpus * min(needs.cores, node_type.cores_per_gpu) if gpus else needs.cores
-        memory = int(needs.memory_gb * max(1, gpus) * attempt * MB_PER_GB)
+        wanted_mb = int(needs.memory_gb * max(1, gpus) * memory * MB_PER_GB)
         qos = node_type.qos or self.qos
         limits = (node_type.max_hours, self.qos_hours.get(qos, 0))
         return Placement(
@@ -152,7 +152,7 @@ class Cluster(Settings):
             nodes=nodes,
             gpus_per_node=gpus,
             cpus_per_node=cores,
-            memory_mb=usable if whole else min(memory, usable),
+            memory_mb=usable if whole else min(wanted_mb, usable),
             minutes=int(60 * min([needs.hours, *(hours for hours in limits if hours)])),
             account=self.account,
             qos=qos,
