@@ -58,7 +58,8 @@ def placed(rule):
         def value(wildcards, attempt, rulename):
             job, lacked = rule.format(**wildcards), 0
             if attempt > 1:  # memory helps only those that lacked it, not those whose node was lost
-                lacked = count_shortages(cluster.scheduler, rulename, wildcards, BEGAN)
+                of_job = dict(wildcards.items())
+                lacked = count_shortages(cluster.scheduler, rulename, of_job, BEGAN)
             memory = 1 + min(lacked, attempt - 1)
             made = placement(job, wildcards.get("layout"), memory).resources()
             return made.get(key)  # None: the job does not have it

@@ -62,7 +62,7 @@ def lacks_memory(outputs: Iterable[Path]) -> bool:
 
 
 def _record(name: str, wildcards: Mapping[str, str]) -> Path:
-    text = "_".join([name, *wildcards.values()])
+    text = "_".join([name, *(value for _, value in sorted(wildcards.items()))])
     return PBS_RECORDS / (re.sub(r"[^\w.+-]", "_", text) + ".json")
 
 
