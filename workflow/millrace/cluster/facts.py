@@ -173,6 +173,24 @@ class Cluster(Settings):
             if name not in known:
                 raise ConfigError(f"{self.file}: jobs: no rule {name!r}; {nearest(name, known)}")
 
+    def check_profile(self) -> None:
+        """Raise `ConfigError` if the ``config.yaml`` beside the facts has Snakemake use those of another folder."""
+        file = self.directory / "config.yaml"
+        try:
+            options = yaml.safe_load(file.read_text())
+        except (OSError, yaml.YAMLError):
+            return  # Snakemake will say what is wrong
+        given = options.get("default-resources") if isinstance(options, dict) else None
+        texts = [f"{key}={given[key]}" for key in given] if isinstance(given, dict) else given or []
+        sites = [
+            str(text)[len("site=") :].strip("'\"") for text in texts if "site=" in str(text)[:5]
+        ]
+        if sites and Path(sites[-1]).name != self.directory.name:
+            raise ConfigError(
+                f"{file}: default-resources: site is {sites[-1]!r}, so jobs would get what that profile says; "
+                f"write site='{self.directory.name}', the name of this folder"
+            )
+
     def require_account(self) -> None:
         """Raise `ConfigError` if jobs need an account and none is set."""
         if self.account_required and not self.account:
