@@ -11,7 +11,14 @@ import pytest
 from millrace.schedulers.base import SchedulerError, State
 from millrace.schedulers.pbs import PbsQueue
 from millrace.schedulers.pbs import queue as module
-from millrace.schedulers.pbs.queue import DELETED, BusyError, SubmissionError, read_job, seconds
+from millrace.schedulers.pbs.queue import (
+    DELETED,
+    BusyError,
+    SubmissionError,
+    read_answer,
+    read_job,
+    seconds,
+)
 
 RESOURCES = {"ncpus": 2, "mem_mb": 100, "runtime": 60}
 
@@ -137,7 +144,7 @@ def test_answer_is_read_as_text_because_its_json_is_badly_quoted(pbs, workdir, q
 
 def test_answer_of_a_real_server_is_read():
     """Three jobs as OpenPBS shows them; JSON would have held the first only."""
-    fields = module._read_text((Path(__file__).parent / "qstat.txt").read_text())
+    fields = read_answer((Path(__file__).parent / "qstat.txt").read_text())
     jobs = {id: read_job(id, of_one) for id, of_one in fields.items()}
     assert {id: job.state for id, job in jobs.items()} == dict.fromkeys(
         ("0.k1", "1.k1", "2.k1"), State.DONE

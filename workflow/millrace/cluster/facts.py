@@ -174,7 +174,7 @@ class Cluster(Settings):
                 raise ConfigError(f"{self.file}: jobs: no rule {name!r}; {nearest(name, known)}")
 
     def check_profile(self) -> None:
-        """Raise `ConfigError` if the ``config.yaml`` beside the facts has Snakemake use those of another folder."""
+        """Raise `ConfigError` if the ``config.yaml`` beside the facts names another folder as ``site``."""
         file = self.directory / "config.yaml"
         try:
             options = yaml.safe_load(file.read_text())
@@ -182,13 +182,12 @@ class Cluster(Settings):
             return  # Snakemake will say what is wrong
         given = options.get("default-resources") if isinstance(options, dict) else None
         texts = [f"{key}={given[key]}" for key in given] if isinstance(given, dict) else given or []
-        sites = [
-            str(text)[len("site=") :].strip("'\"") for text in texts if "site=" in str(text)[:5]
-        ]
-        if sites and Path(sites[-1]).name != self.directory.name:
+        named = [str(text).partition("=")[2] for text in texts if str(text).startswith("site=")]
+        site = named[-1].strip("'\"") if named else self.directory.name
+        if Path(site).name != self.directory.name:
             raise ConfigError(
-                f"{file}: default-resources: site is {sites[-1]!r}, so jobs would get what that profile says; "
-                f"write site='{self.directory.name}', the name of this folder"
+                f"{file}: default-resources: site is {site!r}, whose facts would be used; write "
+                f"site='{self.directory.name}', the name of this folder"
             )
 
     def require_account(self) -> None:

@@ -15,6 +15,8 @@ LACKS_MEMORY = re.compile(
     re.IGNORECASE,
 )
 _TAIL = 2**16
+# By which the clock of a file server may be behind.
+_SKEW_S = 60.0
 SLURM_LOGS = Path("logs", "slurm")
 """``slurm-logdir`` of the profiles."""
 PBS_RECORDS = Path(".snakemake", "pbs", "memory")
@@ -44,7 +46,7 @@ def count_shortages(scheduler: str, name: str, wildcards: Mapping[str, str], sin
         return sum(moment >= since for moment in _noted(_record(name, wildcards)))
     # As the plugin for SLURM names them.
     folder = SLURM_LOGS / f"rule_{name}" / "_".join(wildcards.values()).replace("/", "_")
-    logs = [path for path in folder.glob("*.log") if path.stat().st_mtime >= since]
+    logs = [path for path in folder.glob("*.log") if path.stat().st_mtime >= since - _SKEW_S]
     return sum(lacks_memory([path]) for path in logs)
 
 

@@ -212,7 +212,7 @@ def _ask(ids: Sequence[str]) -> dict[str, Job]:
     ):  # then it shows no job at all, not even one that runs
         done = _run(["qstat", "-f", *ids], PAUSES_S, _is_no_answer)
     # The text, because the JSON for several jobs holds the first only, and variables badly quoted.
-    shown = {_number(id): fields for id, fields in _read_text(done.stdout).items()}
+    shown = {_number(id): fields for id, fields in read_answer(done.stdout).items()}
     gone = {_number(id) for pair in _GONE.findall(done.stderr) for id in pair}
     if len(ids) == 1 and done.returncode in (_FINISHED, _UNKNOWN):
         gone.add(_number(ids[0]))
@@ -233,7 +233,7 @@ def _number(id: str) -> str:
     return id.partition(".")[0]
 
 
-def _read_text(text: str) -> dict[str, dict[str, str]]:
+def read_answer(text: str) -> dict[str, dict[str, str]]:
     """Read ``qstat -f``: for each job ``Job Id: …`` and lines ``name = value``, continued after a tab."""
     known: dict[str, dict[str, str]] = {}
     fields: dict[str, str] = {}
