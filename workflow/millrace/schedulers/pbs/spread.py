@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from millrace.processes import die_with_parent, forwarding_signals
+from millrace.processes import dying_with_this, forwarding_signals
 
 # Once the first node has ended, or pbsdsh without having started it, the others get this time to end, too.
 GRACE_S = 30.0
@@ -68,7 +68,7 @@ class _Spread:
     def run(self, script: Path) -> int:
         program = shutil.which("pbsdsh") or "/opt/pbs/bin/pbsdsh"
         pbsdsh = subprocess.Popen(
-            [program, "--", "/bin/bash", str(script)], preexec_fn=die_with_parent
+            [program, "--", "/bin/bash", str(script)], preexec_fn=dying_with_this()
         )
 
         def tell(number: int) -> None:
