@@ -142,14 +142,41 @@ def test_the_request_of_a_job_is_the_golden_one(cluster, tmp_path):
     assert asked == expected[expected.index("-A") :]
 
 
-def fake_slurm(cluster: ClusterProject, tmp_path):
-    """Commands of SLURM that know nothing, and an `sbatch` that notes its arguments and fails."""
+@pytest.mark.parametrize(
+    ("said", "times"),
+    [
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=5.batch.", [1, 2, 3]),
+        ("slurmstepd: error: *** JOB 5 CANCELLED DUE TO NODE FAILURE ***", [1, 1, 1]),
+    ],
+)
+def test_only_lack_of_memory_asks_for_more_of_it(cluster, tmp_path, said, times):
+    submitted = fake_slurm(cluster, tmp_path, said)
+    cluster.account = "lab"
+    cluster.refused(
+        *("--retries", "2", "--slurm-init-seconds-before-status-checks", "1"),
+        *("--", "results/data/small/raw"),
+    )
+    lines = [shlex.split(line) for line in submitted.read_text().splitlines()]
+    asked = [int(words[words.index("--mem") + 1]) for words in lines]
+    assert asked == [asked[0] * n for n in times]
+
+
+def fake_slurm(cluster: ClusterProject, tmp_path, said=""):
+    """Commands of SLURM that know nothing, and an `sbatch` that notes its arguments and fails.
+
+    What is ``said`` is the output of the jobs.
+    """
     folder = tmp_path / "bin"
     folder.mkdir()
     note = tmp_path / "submitted"
     script = f"#!{sys.executable}\nimport sys, shlex\n"
     (folder / "sbatch").write_text(
-        f"{script}open({str(note)!r}, 'a').write(shlex.join(sys.argv[1:]) + '\\n')\nsys.exit(1)\n"
+        f"{script}with open({str(note)!r}, 'a') as file:\n"
+        "    print(shlex.join(sys.argv[1:]), file=file)\n"
+        f"number = len(open({str(note)!r}).readlines())\n"
+        "log = sys.argv[sys.argv.index('--output') + 1].replace('%j', str(number))\n"
+        f"open(log, 'w').write({said!r})\n"
+        "sys.exit(1)\n"
     )
     for name in ("sacctmgr", "sshare", "squeue", "scontrol", "sinfo", "sacct"):
         (folder / name).write_text("#!/bin/sh\n")

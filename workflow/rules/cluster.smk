@@ -1,15 +1,18 @@
 """What jobs ask for on the cluster of the profile, by profiles/<name>/cluster.yaml."""
 
+import time
 from functools import cache
 from pathlib import Path
 
 from millrace.cluster import RESOURCES, Cluster
 from millrace.planning.gpu_memory import check_gpu_memory
+from millrace.schedulers.memory import count_shortages
 
 # Jobs of these rules take the GPUs that their layout says.
 ON_LAYOUT = ("train_segment", "measure_throughput", "preflight_layout")
 # Names that a cluster's facts may have, those of a module without its prefix; filled by `placed`.
 RULES = set()
+BEGAN = time.time()
 
 
 def find_cluster():
@@ -39,11 +42,11 @@ except ConfigError as error:
 
 
 @cache
-def placement(rule, layout, attempt):
+def placement(rule, layout, memory=1):
     """Where a job goes on the cluster."""
     on = Layout.parse(layout) if rule in ON_LAYOUT else None
     try:
-        return cluster.place(on, rule, attempt)
+        return cluster.place(on, rule, memory)
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
 
@@ -52,9 +55,15 @@ def placed(rule):
     """Resources of a rule on the cluster, whose name may hold wildcards; none on this machine."""
 
     def resource(key):
-        def value(wildcards, attempt):
-            job = rule.format(**wildcards)
-            made = placement(job, wildcards.get("layout"), attempt).resources()
+        def value(wildcards, attempt, rulename):
+            job, lacked = rule.format(**wildcards), 0
+            if (
+                attempt > 1
+            ):  # memory helps only those that lacked it, not those whose node was lost
+                of_job = dict(wildcards.items())
+                lacked = count_shortages(cluster.scheduler, rulename, of_job, BEGAN)
+            memory = 1 + min(lacked, attempt - 1)
+            made = placement(job, wildcards.get("layout"), memory).resources()
             return made.get(key)  # None: the job does not have it
 
         return value
@@ -77,7 +86,7 @@ def cores(rule, local=1):
     def threads(wildcards):
         if cluster is not None:
             job = rule.format(**wildcards)
-            return placement(job, wildcards.get("layout"), 1).cpus_per_node
+            return placement(job, wildcards.get("layout")).cpus_per_node
         return local(wildcards) if callable(local) else local
 
     return threads

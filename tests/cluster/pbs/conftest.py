@@ -4,14 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from pbs_server import running_pbs
+from pbs_server import KATANA, running_pbs
 from project import Project
-
-# On a machine with other work, two threads wait for each other more than they compute.
-KATANA = (
-    *("--profile", "profiles/katana", "--seconds-between-status-checks", "1"),
-    *("--set-threads", "train_segment=1"),
-)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from pbs_server import wait_for
 
 from millrace.errors import UserError
+from millrace.schedulers.memory import count_shortages
 from millrace.schedulers.pbs import queue, records
 from millrace.schedulers.pbs.allocation import PbsAllocation
 from millrace.schedulers.pbs.records import Records
@@ -112,6 +113,80 @@ def test_success_is_known_where_pbs_keeps_no_history(pbs, jobscript):
     pbs.wait("1.pbs")
     pbs.wait("2.pbs")
     assert (status("1.pbs"), status("2.pbs")) == ("success", "failed")
+
+
+def test_running_job_is_not_taken_for_gone_where_pbs_keeps_no_history(pbs, jobscript, quick):
+    """Such jobs were submitted again and again, for one run."""
+    pbs.set(history=False)
+    assert quick.submit(jobscript("sleep 60")) == "1.pbs"
+    pbs.wait("1.pbs", "R")
+    assert quick.status("1.pbs") == "running"
+    assert quick.submit(jobscript("sleep 60")) == "1.pbs"
+    assert list(pbs.jobs()) == ["1.pbs"]
+
+
+def test_path_of_the_project_may_hold_anything(pbs, jobscript, workdir, tmp_path, monkeypatch):
+    """Snakemake's own script changes into the directory; here it is about ours around it."""
+    project = tmp_path / "100% my: runs (é) $HOME" / 'it\'s `x` "here"'
+    project.mkdir(parents=True)
+    script = jobscript("true")
+    mine = tmp_path / "100%"  # the first word, to which `>` wrote
+    mine.write_text("mine")
+    monkeypatch.chdir(project)
+    good = Records()
+    assert good.submit(script) == "1.pbs"
+    assert good.submit(jobscript("false", output="other.txt")) == "2.pbs"
+    pbs.wait("1.pbs")
+    pbs.wait("2.pbs")
+    pbs.set(history=False)
+    assert (good.status("1.pbs"), good.status("2.pbs")) == ("success", "failed")
+    assert (project / "logs/pbs/train_segment/1.pbs.OU").read_text() == ""
+    command = [sys.executable, "-c", "print(__import__('os').getcwd())"]
+    log = project / "runs" / "race.log"
+    log.parent.mkdir()
+    pbs.wait(good.queue.submit(command, {"runtime": 10}, "race", str(log)))
+    assert log.read_text() == f"{project}\n"
+    assert mine.read_text() == "mine"
+
+
+def test_server_that_is_down_for_long_at_submission_costs_no_attempt(pbs, jobscript, quick, capsys):
+    pbs.set(qsub_fails=3)  # more than one submission tries by itself
+    assert quick.submit(jobscript("true")) == "1.pbs"
+    assert "PBS does not answer: Connection refused" in capsys.readouterr().err
+    assert len(list(quick.directory.glob("scripts/*"))) == 1
+
+
+def shortages(**wildcards):
+    return count_shortages("pbs", "train_segment", wildcards or {"seed": "0"}, since=0)
+
+
+def test_job_killed_for_its_memory_is_noted(pbs, jobscript, quick, capsys):
+    pbs.set(mem="95000kb")
+    quick.submit(jobscript("kill -9 $$"))
+    pbs.wait("1.pbs")
+    assert quick.status("1.pbs") == "failed"
+    assert "killed by signal 9; it needed more memory than it had" in capsys.readouterr().err
+    assert (shortages(), shortages(seed="1")) == (1, 0)
+    assert count_shortages("pbs", "train_segment", {"seed": "0"}, since=time.time() + 9) == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "lacked"),
+    [
+        ("=>> PBS: job killed: mem 200000kb exceeded limit 102400kb", 1),
+        ("Cgroup mem limit exceeded", 1),
+        ("MemoryError", 1),
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=5.batch", 1),
+        ("torch.OutOfMemoryError: CUDA out of memory", 0),
+        ("ncclSystemError: node lost", 0),
+        ("=>> PBS: job killed: walltime 60 exceeded limit 50", 0),
+    ],
+)
+def test_output_of_a_job_tells_whether_it_lacked_memory(pbs, jobscript, quick, said, lacked):
+    quick.submit(jobscript(f"echo '{said}'; false"))
+    pbs.wait("1.pbs")
+    assert quick.status("1.pbs") == "failed"
+    assert shortages() == lacked
 
 
 def test_silent_server_does_not_lose_a_job(pbs, jobscript):

@@ -4,13 +4,21 @@ import json
 import os
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
 from millrace.schedulers.base import SchedulerError, State
 from millrace.schedulers.pbs import PbsQueue
 from millrace.schedulers.pbs import queue as module
-from millrace.schedulers.pbs.queue import DELETED, BusyError, SubmissionError, read_job, seconds
+from millrace.schedulers.pbs.queue import (
+    DELETED,
+    BusyError,
+    SubmissionError,
+    read_answer,
+    read_job,
+    seconds,
+)
 
 RESOURCES = {"ncpus": 2, "mem_mb": 100, "runtime": 60}
 
@@ -36,13 +44,12 @@ def test_waiting(letter):
 def test_running(letter):
     fields = {
         "job_state": letter,
-        "Job_Name": "train",
         "stime": "Wed Jul 14 08:50:12 2021",
         "Resource_List.walltime": "12:30:00",
         "exec_host": "k001/0*8+k002/0*8+k002/1*8",
     }
     job = read_job("1.pbs", fields)
-    assert (job.state, job.name, job.nodes) == (State.RUNNING, "train", ("k001", "k002"))
+    assert (job.state, job.nodes) == (State.RUNNING, ("k001", "k002"))
     assert time.strftime("%H:%M:%S", time.localtime(job.start)) == "08:50:12"
     assert job.end - job.start == 12.5 * 3600
 
@@ -122,7 +129,7 @@ def test_short_ids_name_the_same_job(pbs, workdir, queue):
     assert queue.jobs([id.split(".")[0]])[id.split(".")[0]].state is State.DONE
 
 
-def test_badly_quoted_answer_is_read_as_text(pbs, workdir, queue):
+def test_answer_is_read_as_text_because_its_json_is_badly_quoted(pbs, workdir, queue):
     name = "a" * 90  # wrapped
     variables = 'BASH_FUNC_module%%=() { eval "$1"; }'
     command = ["qsub", "-N", name, "-v", variables, "-l", "walltime=00:10:00"]
@@ -132,8 +139,58 @@ def test_badly_quoted_answer_is_read_as_text(pbs, workdir, queue):
     answer = subprocess.run(["qstat", "-x", "-f", "-F", "json", id], **captured)
     with pytest.raises(ValueError, match="delimiter"):
         json.loads(answer.stdout)
-    job = queue.jobs([id])[id]
-    assert (job.state, job.name) == (State.DONE, name)
+    assert queue.jobs([id])[id].state is State.DONE
+
+
+def test_answer_of_a_real_server_is_read():
+    """Three jobs as OpenPBS shows them; JSON would have held the first only."""
+    fields = read_answer((Path(__file__).parent / "qstat.txt").read_text())
+    jobs = {id: read_job(id, of_one) for id, of_one in fields.items()}
+    assert {id: job.state for id, job in jobs.items()} == dict.fromkeys(
+        ("0.k1", "1.k1", "2.k1"), State.DONE
+    )
+    assert jobs["2.k1"].end - jobs["2.k1"].start == 42
+    assert jobs["2.k1"].nodes == ("k1",)
+
+
+def test_running_job_is_known_where_pbs_keeps_no_history(pbs, workdir, queue):
+    """Asked with -x, such a server shows no job at all, and its exit code is 0."""
+    pbs.set(history=False, slots=1)
+    running, waiting = submit(queue, "sleep 60"), submit(queue, "true")
+    pbs.wait(running, "R")
+    jobs = queue.jobs([running, waiting, "99.pbs"])
+    states = [job.state for job in jobs.values()]
+    assert states == [State.RUNNING, State.PENDING, State.GONE]
+
+
+@pytest.mark.parametrize("said", ["", "Job Id: 1.pbs\n    job_state = R\n"])
+def test_job_that_an_answer_leaves_out_is_unknown(tmp_path, monkeypatch, queue, said):
+    (tmp_path / "qstat").write_text(f"#!/bin/bash\nprintf '{said}'\n")
+    (tmp_path / "qstat").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    jobs = queue.jobs(["1.pbs", "2.pbs"])
+    assert jobs["1.pbs"].state is (State.RUNNING if said else State.UNKNOWN)
+    assert (jobs["2.pbs"].state, jobs["2.pbs"].reason) == (
+        State.UNKNOWN,
+        "qstat says nothing about this job",
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "lacked"),
+    [
+        ({"Exit_status": "265", "resources_used.mem": "47000mb"}, True),
+        ({"Exit_status": "137", "resources_used.mem": "48000000kb"}, True),
+        ({"Exit_status": "137", "resources_used.mem": "4gb"}, False),
+        ({"Exit_status": "1", "resources_used.mem": "47gb"}, False),
+        ({"Exit_status": "-29", "resources_used.mem": "47gb"}, False),
+        ({"Exit_status": "1", "comment": "job killed: mem 9kb exceeded limit 8kb"}, True),
+        ({"Exit_status": "0", "resources_used.mem": "47gb"}, False),
+    ],
+)
+def test_only_some_failures_are_for_memory(fields, lacked):
+    job = read_job("1.pbs", {"job_state": "F", "Resource_List.mem": "47104mb", **fields})
+    assert job.lacked_memory is lacked
 
 
 def test_silent_server_is_asked_again(pbs, workdir, queue):
@@ -150,9 +207,13 @@ def test_silent_server_is_asked_again(pbs, workdir, queue):
 def test_submission_is_tried_again(pbs, workdir, queue):
     pbs.set(qsub_fails=2)
     assert submit(queue, "true") == "1.pbs"
-    pbs.set(qsub_fails=3)
+    pbs.set(qsub_fails=99)
     with pytest.raises(BusyError, match="PBS does not answer: Connection refused"):
         submit(queue, "true")
+
+
+def test_submission_waits_for_a_server_that_is_down_for_some_minutes():
+    assert 600 < sum(module.SUBMISSION_PAUSES_S) < 1200
 
 
 def test_refusal_is_one_sentence_with_the_command(pbs, workdir, queue):

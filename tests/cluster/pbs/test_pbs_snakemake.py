@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 from pausing import wait_between_questions
-from pbs_server import PATIENCE, is_asking, wait_for
+from pbs_server import KATANA, PATIENCE, is_asking, wait_for
+from project import Project
 
 PROFILES = Path(__file__).parents[3] / "profiles"
 SNAKEFILE = """
@@ -139,3 +140,21 @@ def test_head_killed_and_started_again_takes_the_job_over(pbs, head, workdir):
     assert process.returncode == 0, said
     assert "PBS job 1.pbs already exists for the same files; continuing with it" in said
     assert list(pbs.jobs()) == ["1.pbs"]
+
+
+@pytest.mark.parametrize(("error", "times"), [("MemoryError", 2), ("RuntimeError", 1)])
+def test_only_lack_of_memory_asks_for_more_of_it(pbs, tmp_path, error, times):
+    project = Project(tmp_path / "project", (*KATANA, "--retries", "1"))
+    project.path("workflow/scripts/simulate_raw.py").write_text(f"raise {error}('here')\n")
+    assert project.run("--", "results/data/small/raw", check=False).returncode
+    asked = [
+        int(job["resources"]["select"].partition("mem=")[2].partition("mb")[0])
+        for job in pbs.jobs().values()
+    ]
+    assert asked == [asked[0], times * asked[0]]
+
+
+def test_workflow_runs_in_a_folder_of_any_name(pbs, tmp_path):
+    project = Project(tmp_path / "my runs (é)" / "it's", KATANA)
+    project.run("--", "results/data/small/raw")
+    assert [job["Exit_status"] for job in pbs.jobs().values()] == [0]

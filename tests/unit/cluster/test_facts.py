@@ -51,8 +51,8 @@ def write(tmp_path):
     return written
 
 
-def place(cluster, layout, rule="train_segment", attempt=1):
-    return cluster.place(layout and Layout.parse(layout), rule, attempt)
+def place(cluster, layout, rule="train_segment", memory=1):
+    return cluster.place(layout and Layout.parse(layout), rule, memory)
 
 
 def test_the_first_type_with_room_is_taken(write):
@@ -72,8 +72,21 @@ def test_cores_and_memory_are_counted_by_gpu_within_the_node(write):
     assert four.memory_mb == 50 * 1024  # half of 100 GB, not 60
 
 
-def test_memory_grows_with_the_attempt_and_time_does_not(write):
-    tries = [place(write(), "n1_gpu1", attempt=n) for n in (1, 2, 9)]
+@pytest.mark.parametrize("given", [["mem_mb=1", "site='old'"], {"site": "old"}])
+def test_a_copied_profile_that_names_its_old_folder_is_refused(write, tmp_path, given, capsys):
+    write()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"default-resources": given}))
+    assert main(["check", f"{tmp_path}/"]) != 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "config.yaml: default-resources: site is 'old'" in said
+    assert f"write site='{tmp_path.name}'" in said
+    own = {"default-resources": [f"site='{tmp_path.name}'"]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(own))
+    assert main(["check", f"{tmp_path}/"]) == 0
+
+
+def test_memory_grows_and_time_does_not(write):
+    tries = [place(write(), "n1_gpu1", memory=n) for n in (1, 2, 9)]
     assert [one.memory_mb // 1024 for one in tries] == [15, 30, 50]
     assert [one.minutes for one in tries] == [300, 300, 300]
 

@@ -45,8 +45,17 @@ class Commands:
     def says(self, name, out="", err="", code=0):
         script = ["#!/bin/sh", f'echo "$@" >> {self.folder}/{name}.calls']
         script += [f"printf '%s' {shlex.quote(out)}", f"printf '%s' {shlex.quote(err)} >&2"]
+        self._write(name, [*script, f"exit {code}"])
+
+    def answers(self, name, **by_option):
+        """Say what belongs to the first option that is among the arguments."""
+        cases = [f"*' -{key}'*) printf '%s' {shlex.quote(out)};;" for key, out in by_option.items()]
+        said = [f'echo "$@" >> {self.folder}/{name}.calls', 'case " $*" in', *cases, "esac"]
+        self._write(name, ["#!/bin/sh", *said])
+
+    def _write(self, name, lines):
         path = self.folder / name
-        path.write_text("\n".join([*script, f"exit {code}", ""]))
+        path.write_text("\n".join([*lines, ""]))
         path.chmod(0o755)
 
     def calls(self, name):

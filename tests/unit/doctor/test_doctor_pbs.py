@@ -8,6 +8,7 @@ from millrace.doctor.checks import Result
 from millrace.doctor.pbs import (
     check_account,
     check_answer,
+    check_history,
     check_nodes,
     check_pbs,
     check_queue,
@@ -90,6 +91,51 @@ def test_nodes_with_less_than_the_facts_say(pbs, pbs_cluster):
     away = judge(nodes().replace('"free"', '"down,offline"'))
     assert away.result is Result.WARNING
     assert judge("pbsnodes: not allowed").result is Result.SKIPPED
+
+
+def vnodes(*models, **changes):
+    """What pbsnodes tells of a host whose vnodes have these GPUs: with -v, and added up without."""
+    shown = {}
+    for n, model in enumerate(models):
+        has = {**NODE, "gpu_model": model, "host": "k1", **changes}
+        shown[f"k1[{n}]"] = {"state": "free", "Mom": "k1", "resources_available": has}
+    total = {**NODE, **{key: len(models) * NODE[key] for key in ("ncpus", "ngpus")}}
+    summed = {"state": "free", "resources_available": {**total, "gpu_model": "<various>"}}
+    return {"v": json.dumps({"nodes": shown}), "a": json.dumps({"nodes": {"k1": summed}})}
+
+
+def test_vnodes_are_not_added_up(pbs, pbs_cluster):
+    (kind,) = pbs_cluster.node_types
+    pbs.answers("pbsnodes", **vnodes("H200", "H200", "L40S"))
+    check = check_nodes(pbs_cluster, kind, read_nodes())
+    assert (check.result, check.detail[:9]) == (Result.OK, "2 node(s)")
+
+
+def test_host_may_be_divided_into_vnodes(pbs, pbs_cluster):
+    """Such as its sockets: a job takes several of them."""
+    (kind,) = pbs_cluster.node_types
+    one = kind.model_copy(update={"count": 1})
+    pbs.answers("pbsnodes", **vnodes("H200", "H200", ngpus=2, ncpus=16))
+    check = check_nodes(pbs_cluster, one, read_nodes())
+    assert (check.result, check.detail[:9]) == (Result.OK, "1 node(s)")
+    pbs.answers("pbsnodes", **vnodes("H200", "L40S", ngpus=2, ncpus=16))
+    failed(check_nodes(pbs_cluster, one, read_nodes()), "best node has 2 GPUs", "cluster.yaml")
+
+
+@pytest.mark.parametrize(
+    ("said", "result"),
+    [
+        ("    job_history_enable = True\n    job_history_duration = 336:00:00\n", Result.OK),
+        ("    job_history_enable = False\n", Result.WARNING),
+        ("", Result.WARNING),
+    ],
+)
+def test_history_of_jobs(pbs, said, result):
+    pbs.says("qstat", f"Server: k1\n    server_state = Active\n{said}")
+    check = check_history()
+    assert check.result is result
+    assert result is Result.OK or "qmgr" in check.remedy
+    assert pbs.calls("qstat") == ["-B -f"]
 
 
 def test_requests(pbs_cluster):

@@ -10,14 +10,31 @@ from millrace.schedulers import SchedulerError, State, allocation, queue
 from millrace.schedulers import slurm as module
 from millrace.schedulers.slurm import SlurmAllocation, SlurmQueue
 
-SQUEUE = r"""
+JOBS = r"""
 12|RUNNING|train|g[001-002]|None|2026-11-21T10:00:00|2026-11-21T14:00:00
 13|PENDING|train||Resources|2026-11-21T12:00:00|N/A
-14|CANCELLED|train|g003|None|2026-11-21T09:00:00|2026-11-21T09:10:00
-15|COMPLETED|train|g003|None|2026-11-21T09:00:00|2026-11-21T09:10:00
-16|NODE_FAIL|train|g003|None|2026-11-21T09:00:00|2026-11-21T09:10:00
+14|CANCELLED|a|b "c" %j|g003|None|2026-11-21T09:00:00|2026-11-21T09:10:00
+15|COMPLETED|||g003|None|2026-11-21T09:00:00|2026-11-21T09:10:00
+16|NODE_FAIL|12|RUNNING|g003|None|2026-11-21T09:00:00|2026-11-21T09:10:00
 17|COMPLETING|train|g003|None|2026-11-21T09:00:00|2026-11-21T09:10:00
 """.strip()
+# Answers in the format that it is asked for; the name may hold the separator.
+SQUEUE = r"""
+while [ $# -gt 1 ]; do case "$1" in -o) format=$2;; esac; shift; done
+while read -r line; do
+    id=${line%%|*}; line=${line#*|}
+    state=${line%%|*}; line=${line#*|}
+    end=${line##*|}; line=${line%|*}
+    start=${line##*|}; line=${line%|*}
+    reason=${line##*|}; line=${line%|*}
+    nodes=${line##*|}; name=${line%|*}
+    said=${format//%i/$id}; said=${said//%T/$state}; said=${said//%N/$nodes}
+    said=${said//%S/$start}; said=${said//%e/$end}; said=${said//%r/$reason}
+    echo "${said//%j/$name}"
+done <<'END'
+JOBS
+END
+""".replace("JOBS", JOBS)
 
 
 @pytest.fixture
@@ -34,10 +51,10 @@ def commands(tmp_path, monkeypatch):
     return make
 
 
-def test_states(commands) -> None:
-    commands("squeue", f"cat <<'END'\n{SQUEUE}\nEND")
+def test_states_whatever_the_names_of_jobs(commands) -> None:
+    commands("squeue", SQUEUE)
     commands("scontrol", 'printf "g001\\ng002\\n"')
-    commands("sacct", 'printf "CANCELLED by 1000|old|None assigned|Unknown|Unknown\\n"')
+    commands("sacct", 'printf "CANCELLED by 1000|None assigned|Unknown|Unknown\\n"')
     jobs = SlurmQueue().jobs(["12", "13", "14", "15", "16", "17", "7"])
     assert [job.state for job in jobs.values()] == [
         *(State.RUNNING, State.PENDING, State.FAILED, State.DONE, State.FAILED, State.RUNNING),
@@ -81,6 +98,19 @@ def test_submission_gives_the_id(commands, tmp_path) -> None:
     given = (tmp_path / "given").read_text().splitlines()
     assert given[-1] == "--wrap=exec echo 'a b'"
     assert "--export=ALL" in given
+    assert "--output=race.log" in given
+
+
+def test_output_is_named_without_the_path_of_the_project(commands, tmp_path, monkeypatch) -> None:
+    """SLURM would replace what begins with a percent sign."""
+    project = tmp_path / "100%job (é)" / "it's"
+    project.mkdir(parents=True)
+    monkeypatch.chdir(project)
+    commands("sbatch", f'printf "%s\\n" "$@" > {tmp_path}/given; echo 42')
+    SlurmQueue().submit(["echo", "a b"], {"nodes": 1}, "race", str(project / "runs" / "race.log"))
+    given = (tmp_path / "given").read_text().splitlines()
+    assert "--output=runs/race.log" in given
+    assert str(project) in given, "the directory of the job"
 
 
 def test_step_of_a_job_with_and_without_gpus(commands) -> None:

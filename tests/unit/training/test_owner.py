@@ -129,6 +129,58 @@ def test_an_owner_touches_its_lock_while_it_only_trains(lock, monkeypatch) -> No
     assert threading.active_count() <= threads
 
 
+STARTS = [
+    ({"PBS_JOBID": "7.k1", "MILLRACE_PBS_STARTED": "{}"}, (1000, 2000)),
+    ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "{}"}, (0, 1)),
+]
+
+
+@pytest.mark.parametrize("host", [None, "elsewhere"])
+@pytest.mark.parametrize(("variables", "starts"), STARTS)
+def test_orphan_of_a_requeued_job_does_not_take_the_run_back(
+    lock, monkeypatch, variables, starts, host
+) -> None:
+    """Its node was given up, lives on, and has the same job id."""
+    first, second = starts
+
+    def start(number):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value.format(number))
+
+    on = {"host": host} if host else {}
+    start(first)
+    write_record(lock, **on)  # as if the process were alive
+    start(second)
+    with Owner.claim(lock) as later:
+        assert later.token == 2
+        if host:
+            write = json.loads(lock.read_text())
+            lock.write_text(json.dumps(write | on))
+        start(first)
+        with pytest.raises(LockedError, match="in use by"):
+            claim(lock)
+
+
+def test_ranks_that_are_started_again_in_their_job_take_their_run_over(lock, monkeypatch) -> None:
+    monkeypatch.setenv("PBS_JOBID", "7.k1")
+    monkeypatch.setenv("MILLRACE_PBS_STARTED", "1000")
+    write_record(lock, host="elsewhere")
+    assert claim(lock) == 2
+
+
+def test_lock_of_an_earlier_version_is_read(lock, monkeypatch) -> None:
+    monkeypatch.setenv("PBS_JOBID", "7.k1")
+    write_record(lock)
+    old = json.loads(lock.read_text())
+    del old["run"]
+    lock.write_text(json.dumps(old))
+    monkeypatch.setenv("MILLRACE_PBS_STARTED", "1000")
+    with pytest.raises(LockedError):  # its process lives
+        claim(lock)
+    lock.write_text(json.dumps(old | {"host": "elsewhere"}))
+    assert claim(lock) == 2
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"host": 1}', "\0" * 200])
 def test_a_damaged_lock_is_nobodys(lock, content) -> None:
     lock.write_text(content)

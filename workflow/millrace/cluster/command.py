@@ -50,6 +50,7 @@ def _show(options: argparse.Namespace, console: Console) -> None:
 
 def _check(options: argparse.Namespace, console: Console) -> None:
     cluster = Cluster.read(options.name)
+    cluster.check_profile()
     console.print(display.placements_table(cluster))
     console.print(f"{cluster.file}: no mistakes found", soft_wrap=True)
 

@@ -118,7 +118,7 @@ class Cluster(Settings):
         """The file with the facts."""
         return self.directory / FILE
 
-    def place(self, layout: Layout | None, rule: str, attempt: int = 1) -> Placement:
+    def place(self, layout: Layout | None, rule: str, memory: int = 1) -> Placement:
         """Place a job on the first node type that it fits on.
 
         Parameters
@@ -126,8 +126,8 @@ class Cluster(Settings):
         layout : Layout or None
             None: a rule without a layout, which runs on one node.
         rule : str
-        attempt : int
-            Number of the attempt; memory grows with it. Time does not, because training resumes.
+        memory : int
+            How many times the usual memory, up to that of the node.
 
         Raises
         ------
@@ -143,7 +143,7 @@ class Cluster(Settings):
         usable = self._memory_mb(node_type)
         whole = node_type.exclusive and gpus == node_type.gpus
         cores = gpus * min(needs.cores, node_type.cores_per_gpu) if gpus else needs.cores
-        memory = int(needs.memory_gb * max(1, gpus) * attempt * MB_PER_GB)
+        wanted_mb = int(needs.memory_gb * max(1, gpus) * memory * MB_PER_GB)
         qos = node_type.qos or self.qos
         limits = (node_type.max_hours, self.qos_hours.get(qos, 0))
         return Placement(
@@ -152,7 +152,7 @@ class Cluster(Settings):
             nodes=nodes,
             gpus_per_node=gpus,
             cpus_per_node=cores,
-            memory_mb=usable if whole else min(memory, usable),
+            memory_mb=usable if whole else min(wanted_mb, usable),
             minutes=int(60 * min([needs.hours, *(hours for hours in limits if hours)])),
             account=self.account,
             qos=qos,
@@ -172,6 +172,23 @@ class Cluster(Settings):
         for name in self.jobs:
             if name not in known:
                 raise ConfigError(f"{self.file}: jobs: no rule {name!r}; {nearest(name, known)}")
+
+    def check_profile(self) -> None:
+        """Raise `ConfigError` if the ``config.yaml`` beside the facts names another folder as ``site``."""
+        file = self.directory / "config.yaml"
+        try:
+            options = yaml.safe_load(file.read_text())
+        except (OSError, yaml.YAMLError):
+            return  # Snakemake will say what is wrong
+        given = options.get("default-resources") if isinstance(options, dict) else None
+        texts = [f"{key}={given[key]}" for key in given] if isinstance(given, dict) else given or []
+        named = [str(text).partition("=")[2] for text in texts if str(text).startswith("site=")]
+        site = named[-1].strip("'\"") if named else self.directory.name
+        if Path(site).name != self.directory.name:
+            raise ConfigError(
+                f"{file}: default-resources: site is {site!r}, whose facts would be used; write "
+                f"site='{self.directory.name}', the name of this folder"
+            )
 
     def require_account(self) -> None:
         """Raise `ConfigError` if jobs need an account and none is set."""

@@ -64,7 +64,8 @@ class Needs(Settings):
     cores: Count = 2
     """CPU cores for each GPU, or in total if the job has no GPU; fewer if the node has not as many."""
     memory_gb: float = option(8.0, gt=0, unit="GB")
-    """Memory for each GPU, or in total. Attempt n requests n times as much, up to that of the node."""
+    """Memory for each GPU, or in total. After lack of memory a job is tried again with twice as much, then
+    three times, up to that of the node."""
     hours: float = option(1.0, gt=0, unit="h")
     """Time; less if the node type or the quality of service has a lower limit."""
     gpus: int = option(0, ge=0)

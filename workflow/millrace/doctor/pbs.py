@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from millrace.cluster import Cluster, NodeType
@@ -30,6 +31,7 @@ def check_pbs(cluster: Cluster, layouts: Sequence[Layout | None]) -> list[Check]
     checks = [commands, check_answer()]
     if any_failed(checks):
         return checks
+    checks.append(check_history())
     checks.append(check_account(cluster))
     enabled = [kind for kind in cluster.node_types if kind.enabled]
     queues = sorted({kind.partition for kind in enabled if kind.partition})
@@ -46,6 +48,20 @@ def check_answer() -> Check:
         return Check.failed("PBS answers", answer.last_line, TRY_AGAIN)
     lines = answer.out.strip().splitlines()
     return Check.ok("PBS answers", " ".join(lines[-1].split()) if lines else "yes")
+
+
+def check_history() -> Check:
+    """Check that the server remembers jobs that have ended."""
+    name, answer = "job history", ask("qstat", "-B", "-f")
+    if answer.code:
+        return Check.skipped(name, answer.last_line)
+    if re.search(r"^\s*job_history_enable = True\s*$", answer.out, re.MULTILINE):
+        return Check.ok(name, "job_history_enable = True")
+    return Check.warning(
+        name,
+        "job_history_enable is off: PBS forgets a job when it ends, and does not tell why it failed",
+        "Ask the administrators for `qmgr -c 'set server job_history_enable = True'`.",
+    )
 
 
 def check_account(cluster: Cluster) -> Check:
@@ -76,8 +92,9 @@ def check_queue(cluster: Cluster, queue: str) -> Check:
 
 
 def read_nodes() -> list[Node] | str:
-    """Return the nodes as ``pbsnodes`` describes them; a string says why they are not known."""
-    answer = ask("pbsnodes", "-a", "-F", "json")
+    """Return the vnodes as ``pbsnodes`` describes them; a string says why they are not known."""
+    # Without -v the vnodes of a host are added up, and what differs between them is told as "<various>".
+    answer = ask("pbsnodes", "-a", "-v", "-F", "json")
     try:
         described = dict(json.loads(answer.out)["nodes"])
     except (ValueError, KeyError, TypeError):
@@ -91,7 +108,9 @@ def check_nodes(cluster: Cluster, kind: NodeType, nodes: list[Node] | str) -> Ch
     if isinstance(nodes, str):
         return Check.skipped(name, nodes)
     if found := [node for node in nodes if not model or node.gpu_model.lower() == model]:
-        return compare_nodes(cluster, kind, found)
+        check = compare_nodes(cluster, kind, found)
+        # A job may take several vnodes of a host, such as its sockets.
+        return compare_nodes(cluster, kind, _hosts(found)) if any_failed([check]) else check
     models = ", ".join(sorted({node.gpu_model for node in nodes} - {""})) or "none"
     detail = f"no node has gpu_model={kind.gpu_model}; there are {models}"
     return Check.failed(name, detail, f"Edit `gpu_model` in {facts_of(cluster)}.")
@@ -110,6 +129,24 @@ def _request(name: str, placement: Placement) -> Check:
     return Check.ok(name, f"{fits}; PBS checks it when it is submitted")
 
 
+def _hosts(vnodes: Sequence[Node]) -> list[Node]:
+    """Hosts that have these vnodes."""
+    by_host: dict[str, list[Node]] = {}
+    for one in vnodes:
+        by_host.setdefault(one.host, []).append(one)
+    return [
+        replace(
+            parts[0],
+            name=host,
+            gpus=sum(part.gpus for part in parts),
+            cores=sum(part.cores for part in parts),
+            memory_mb=sum(part.memory_mb for part in parts),
+            usable=all(part.usable for part in parts),
+        )
+        for host, parts in by_host.items()
+    ]
+
+
 def _node(name: str, described: dict[str, Any]) -> Node:
     resources = described.get("resources_available", {})
     memory = re.fullmatch(r"(\d+)([kmgt]?b)", str(resources.get("mem", "")).lower())
@@ -120,4 +157,5 @@ def _node(name: str, described: dict[str, Any]) -> Node:
         int(int(memory[1]) * _KB[memory[2]] / 1024) if memory else 0,
         not str(described.get("state", "")).startswith(_UNUSABLE),
         gpu_model=str(resources.get("gpu_model", "")),
+        host=str(resources.get("host") or name),
     )

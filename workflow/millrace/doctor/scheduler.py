@@ -26,6 +26,8 @@ class Node:
     partition: str = ""
     features: frozenset[str] = frozenset()
     gpu_model: str = ""
+    host: str = ""
+    """The machine, if a node may be a part of one (PBS)."""
 
 
 def check_commands(scheduler: str, commands: Sequence[str], where: str) -> Check:

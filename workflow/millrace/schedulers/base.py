@@ -1,9 +1,11 @@
 """Interface to batch schedulers: a job from inside (`Allocation`), the queue from outside (`Queue`)."""
 
+import os
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Protocol
 
 from millrace.errors import UserError
@@ -40,7 +42,6 @@ class Job:
 
     id: str
     state: State
-    name: str = ""
     nodes: tuple[str, ...] = ()
     reason: str = ""
     """Why the job waits or failed, as the scheduler puts it."""
@@ -48,6 +49,8 @@ class Job:
     """Time of the actual or expected start, in seconds since 1970."""
     end: float | None = None
     """Time at which the walltime ends or the job ended, in seconds since 1970."""
+    lacked_memory: bool = False
+    """Whether it failed because it needed more memory than it had."""
 
 
 class Allocation(Protocol):
@@ -106,19 +109,26 @@ class Queue(Protocol):
         """Cancel jobs, waiting or running; jobs that have ended are ignored."""
 
 
+def from_here(path: str) -> str:
+    """Return the path of a file below the current directory without what is above.
+
+    Schedulers give a meaning to ``%``, ``:`` and other characters, and PBS takes ASCII letters only.
+    """
+    here = Path.cwd()
+    return os.path.relpath(path, here) if Path(path).is_relative_to(here) else path
+
+
 def run_command(
     *command: str, timeout_s: float = 60.0, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run a command; its exit code is 127 if there is no such command, 124 if it takes too long."""
     try:
-        return subprocess.run(
-            command,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
+        # Bytes, because a path need not be text in the encoding of this process.
+        done = subprocess.run(
+            command, input=os.fsencode(stdin), capture_output=True, timeout=timeout_s
         )
+        said = [stream.decode(errors="replace") for stream in (done.stdout, done.stderr)]
+        return subprocess.CompletedProcess(command, done.returncode, *said)
     except FileNotFoundError:
         code, problem = 127, "command not found"
     except subprocess.TimeoutExpired:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from millrace.cluster.requests import sbatch_arguments
 from millrace.layout import Layout
-from millrace.schedulers.base import Job, SchedulerError, State, run_command
+from millrace.schedulers.base import Job, SchedulerError, State, from_here, run_command
 
 # After `scontrol requeue` SLURM ends this job; until then it must not end by itself.
 _REQUEUED_S = 90.0
 _ATTEMPTS, PAUSE_S = 4, 5.0
 _BUSY = re.compile("Unable to contact|timed out|Connection refused|try again|no answer within")
-_FORMAT = "%i|%T|%j|%N|%r|%S|%e"
+# Without the name, in which anything may stand.
+_FORMAT = "%i|%T|%N|%S|%e|%r"
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED"}
 _RUNNING = {"RUNNING", "CONFIGURING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"}
 
@@ -65,7 +66,7 @@ class SlurmQueue:
         """Submit a command with ``sbatch``, see `Queue.submit`."""
         wrapped = f"exec {shlex.join(command)}"
         request = ["sbatch", "--parsable", "--export=ALL", "-D", str(Path.cwd())]
-        request += [*sbatch_arguments(resources, name, log), f"--wrap={wrapped}"]
+        request += [*sbatch_arguments(resources, name, from_here(log)), f"--wrap={wrapped}"]
         done = _ask(*request)
         if done.returncode:
             raise SchedulerError(f"{shlex.join(request[:-1])}: {done.stderr.strip()}")
@@ -79,7 +80,8 @@ class SlurmQueue:
         done = _ask("squeue", "-h", "-t", "all", "--me", "-o", _FORMAT)
         if done.returncode:
             return {job: Job(job, State.UNKNOWN, reason=done.stderr.strip()) for job in wanted}
-        known = {job.id: job for job in map(_parse, done.stdout.splitlines())}
+        lines = [line.split("|", 5) for line in done.stdout.splitlines()]
+        known = {job.id: job for job in (_job(*line) for line in lines if len(line) == 6)}
         return {job: known.get(job) or _from_accounting(job) for job in wanted}
 
     def cancel(self, ids: Iterable[str]) -> None:
@@ -116,10 +118,9 @@ def _ask(*command: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def _parse(line: str) -> Job:
-    job, word, name, nodes, reason, start, end = line.split("|")
+def _job(job: str, word: str, nodes: str, start: str, end: str, reason: str) -> Job:
     reason = "" if reason == "None" else reason
-    return Job(job, _state(word), name, _nodes(nodes), reason, timestamp(start), timestamp(end))
+    return Job(job, _state(word), _nodes(nodes), reason, timestamp(start), timestamp(end))
 
 
 def _state(word: str) -> State:
@@ -132,12 +133,12 @@ def _state(word: str) -> State:
 
 
 def _from_accounting(job: str) -> Job:
-    done = _ask("sacct", "-nPX", "-j", job, "-o", "State,JobName,NodeList,Start,End")
+    done = _ask("sacct", "-nPX", "-j", job, "-o", "State,NodeList,Start,End")
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         return Job(job, State.GONE)
-    word, name, nodes, start, end = lines[-1].split("|")
-    return Job(job, _state(word), name, _nodes(nodes), word, timestamp(start), timestamp(end))
+    word, nodes, start, end = lines[-1].split("|")
+    return Job(job, _state(word), _nodes(nodes), word, timestamp(start), timestamp(end))
 
 
 def _nodes(listed: str) -> tuple[str, ...]:

@@ -46,11 +46,17 @@ class OwnerRecord:
     job: str
     token: int
     nonce: str
+    run: float | None = None
+    """Larger each time that the scheduler starts the job again; None: it does not tell."""
 
     def is_alive(self, lock: Path, now: float) -> bool:
         """Whether the process runs; ``now`` is the time on the clock of the lock's file system."""
+        same_job, run = bool(self.job) and self.job == current_job(), _current_run()
+        if same_job and self.run is not None and run is not None and self.run != run:
+            # The job was requeued, and the node that was given up lives on: the later start counts.
+            return self.run > run
         if self.host != socket.gethostname():
-            if self.job and self.job == current_job():
+            if same_job:
                 return False  # its ranks were started again, the first of them on another node
             with contextlib.suppress(FileNotFoundError):
                 return now - lock.stat().st_mtime < STALE_AFTER_S
@@ -100,6 +106,7 @@ class Owner:
                 job=current_job(),
                 token=token,
                 nonce=uuid.uuid4().hex,
+                run=_current_run(),
             )
             owner = cls(path, record)
             owner._link()
@@ -149,6 +156,18 @@ def _started(process: psutil.Process) -> float:
 def current_job() -> str:
     """Id of the scheduler job of this process; empty: there is none."""
     return os.environ.get("PBS_JOBID") or os.environ.get("SLURM_JOB_ID") or ""
+
+
+def _current_run() -> float | None:
+    # The scripts of `millrace.schedulers.pbs` set the first; SLURM sets the other for jobs started again.
+    if os.environ.get("PBS_JOBID"):
+        value = os.environ.get("MILLRACE_PBS_STARTED")
+    else:
+        value = os.environ.get("SLURM_RESTART_COUNT", "0")
+    try:
+        return float(value) if value else None
+    except ValueError:
+        return None
 
 
 @contextlib.contextmanager

@@ -9,14 +9,22 @@ import pbs_standin as server
 
 
 def qstat(arguments: list[str]) -> int:
-    options, ids = getopt.getopt(arguments, "xfF:w")
+    options, ids = getopt.getopt(arguments, "xfF:wB")
     given = dict(options)
     if server.fails_now("qstat_fails"):
         return server.refuse(server.UNREACHABLE.format("qstat"), 111)
+    history = server.settings()["history"]
+    if "-B" in given:
+        print(f"Server: {server.SERVER}\n    server_state = Active")
+        print("    job_history_enable = True\n" if history else "")
+        return 0
     shown, code = {}, 0
     for id in ids:
         found = server.find(id)
-        if found is None or (found["state"] == "F" and not server.settings()["history"]):
+        if "-x" in given and not history:
+            # Also of a job that runs, and the exit code is 0.
+            server.refuse(f"qstat: PBS is not configured to maintain job history {id}", 0)
+        elif found is None or (found["state"] == "F" and not history):
             code = server.refuse(f"qstat: Unknown Job Id {id}", server.UNKNOWN_JOB)
         elif found["state"] == "F" and "-x" not in given:
             code = server.refuse(
@@ -26,8 +34,7 @@ def qstat(arguments: list[str]) -> int:
         else:
             shown[f"{found['number']}.{server.SERVER}"] = _fields(found)
     if given.get("-F") == "json":
-        if shown:
-            print(_json(shown))
+        print(_json(dict(list(shown.items())[:1])))  # of several jobs only the first
     else:
         for id, fields in shown.items():
             print(f"Job Id: {id}")
@@ -62,6 +69,8 @@ def _fields(found: dict) -> dict:
         "Submit_arguments": " ".join(found["arguments"]).replace("\\", "/").replace('"', "'"),
         "project": "_pbs_project_default",
     }
+    if mem := found["chunk"].get("mem"):
+        fields["Resource_List"]["mem"] = f"{int(mem[:-2]) * found['chunks']}{mem[-2:]}"
     if walltime := server.walltime_s(found):
         whole = round(walltime)
         text = f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
@@ -70,7 +79,7 @@ def _fields(found: dict) -> dict:
         fields["stime"] = _text(found["stime"])
         fields["comment"] = f"Job run at {_text(found['stime'])[:16]} on (node)"
         fields["exec_host"] = found.get("exec_host", "")
-        fields["resources_used"] = {"ncpus": 1, "walltime": "00:00:01"}
+        fields["resources_used"] = {"mem": found["mem"], "ncpus": 1, "walltime": "00:00:01"}
     if "obittime" in found:
         fields["obittime"] = _text(found["obittime"])
         fields["comment"] += " and failed" if found["Exit_status"] else " and finished"
@@ -84,8 +93,7 @@ def _json(shown: dict) -> str:
         "timestamp": int(time.time()),
         "pbs_version": "23.06.06",
         "pbs_server": server.SERVER,
-        "Jobs": shown,
-    }
+    } | ({"Jobs": shown} if shown else {})
     text = json.dumps(answer, indent=4)
     for fields in shown.values():
         for value in fields["Variable_List"].values():

@@ -1,8 +1,10 @@
 """Stand-in for PBS: qsub, qstat, qdel and pbsdsh that execute the jobs on this machine.
 
 It answers as OpenPBS 23.06 does, with what was observed there: exit codes (35, 153), a deleted running
-job that reports success (substate 91), a walltime kill (-29, substate 93), ``-V`` without PATH, pbsdsh
-with an almost empty environment, the history of ended jobs, badly quoted JSON.
+job that reports success (substate 91), a walltime kill (-29, substate 93), ``-V`` without PATH, the
+history of ended jobs or none, badly quoted JSON that holds the first job only, paths of output in ASCII.
+pbsdsh has an almost empty environment, writes to the job's own output, does not tell how its tasks ended,
+waits for those of a lost node, and ends at once when it is told to stop.
 
 The directory $PBS_STANDIN is "the server": ``settings.json`` (see `SETTINGS`), ``jobs/<n>.json``. Each
 job has a process of its own, its MoM, which waits for a slot and ends with the job. Python's standard
@@ -35,6 +37,10 @@ SETTINGS = {
     "qstat_fails": 0,
     "qsub_fails": 0,
     "qsub_refuses": "",
+    # What jobs are said to have used.
+    "mem": "1000kb",
+    # Of these nodes nobody hears how their tasks ended.
+    "lost_nodes": [],
 }
 SERVER = "pbs"
 _POLL_S = 0.05
@@ -134,6 +140,8 @@ def qsub(arguments: list[str]) -> int:
     name = given.get("-N", Path(operands[0]).name[:15] if operands else "STDIN")
     if not re.fullmatch(r"[A-Za-z][\w.+-]{0,229}", name):
         return refuse("qsub: illegal -N value", 2)
+    if not _is_path(given.get("-o", "x")):
+        return refuse("qsub: illegal -o value", 2)
     resources = {}
     for key, value in options:
         if key == "-l":
@@ -152,6 +160,7 @@ def qsub(arguments: list[str]) -> int:
         resources=resources,
         chunks=chunks,
         chunk=chunk,
+        mem=settings()["mem"],
         variables=_variables(given),
         arguments=arguments,
         workdir=str(Path.cwd()),
@@ -159,6 +168,13 @@ def qsub(arguments: list[str]) -> int:
     _start_mom(number)
     print(f"{number}.{SERVER}")
     return 0
+
+
+def _is_path(text: str) -> bool:
+    """Whether qsub takes a path of output: ``[host:]path`` in printable ASCII."""
+    host, colon, _ = text.partition(":")
+    plain = text.isascii() and text.isprintable()
+    return plain and (not colon or "/" in host or re.fullmatch(r"[\w.-]+", host) is not None)
 
 
 def _chunks(select: str) -> tuple[int, dict[str, str], str]:
@@ -419,6 +435,16 @@ def pbsdsh(arguments: list[str]) -> int:
     number = int(os.environ["PBS_JOBID"].split(".")[0])
     lines = (root() / "jobs" / f"{number}.nodes").read_text().splitlines()
     tasks = []
+
+    def bail_out(which: int, frame) -> None:
+        ours = [task.pid for task in tasks]
+        for pid, session in sessions().items():
+            if session in ours:
+                os.kill(pid, which)
+        os._exit(1)  # without waiting for them
+
+    for which in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(which, bail_out)
     with (root() / "jobs" / f"{number}.OU").open("a") as output:
         for node in range(len(lines)):
             environment = _task_environment(number, node)
@@ -434,7 +460,12 @@ def pbsdsh(arguments: list[str]) -> int:
                 )
             )
             _add_session(number, tasks[-1].pid, node)
-    return max(abs(task.wait()) for task in tasks)
+    for node, task in enumerate(tasks):
+        if code := task.wait():
+            print(f"pbsdsh: task 0x{node + 1:08X} exit status {code}")
+        while node in settings()["lost_nodes"]:
+            time.sleep(_POLL_S)
+    return 0
 
 
 def _add_session(number: int, session: int, node: int) -> None:

@@ -1,8 +1,7 @@
 """A PBS job from inside: its end, its nodes, and its request to be started again."""
 
 import os
-import shlex
-import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,31 +10,13 @@ from millrace.errors import ConfigError
 from millrace.files import write_json
 from millrace.layout import Layout
 from millrace.schedulers.base import State
-from millrace.schedulers.pbs.queue import PbsQueue
+from millrace.schedulers.pbs.queue import STARTED, PbsQueue
 
 # Set by the job scripts of `millrace.schedulers.pbs.records`.
 RECORDS = "MILLRACE_PBS_RECORDS"
 """Absolute directory of the submissions; without it nobody submits the job again."""
-STARTED = "MILLRACE_PBS_STARTED"
-"""Start of the job, in seconds since 1970 on the clock of its node."""
 WALLTIME = "MILLRACE_PBS_WALLTIME_S"
 """Requested walltime in seconds."""
-
-# pbsdsh passes almost no environment to its processes, and command lines can be read by everybody:
-# therefore a script in the shared directory holds the environment and the command. Variables that PBS sets
-# for each process must not be copied. pbsdsh forwards TERM and INT to its processes; USR1 and USR2 end it.
-_ON_EACH_NODE = """
-mkdir -p {directory}
-(
-    umask 077
-    exec > {script}
-    export -p | grep -vE '^declare -x (PBS_(NODENUM|TASKNUM|VNODENUM|MOMPORT|JOBCOOKIE)|TMPDIR)='
-    echo cd {here} '|| exit'
-    echo exec {command}
-)
-trap '' USR1 USR2
-exec {pbsdsh} -- /bin/bash {script}
-"""
 
 
 class PbsAllocation:
@@ -57,10 +38,10 @@ class PbsAllocation:
         return float(started) + float(walltime) if started and walltime else None
 
     def on_each_node(self, command: Sequence[str], layout: Layout, cpus_per_node: int) -> list[str]:
-        """Return a command that starts ``command`` on each node, by ``pbsdsh`` if there are several.
+        """Return a command that starts ``command`` on each node.
 
-        The processes have the environment and the working directory of this one, and all CPUs and GPUs of
-        their chunk.
+        On several nodes `millrace.schedulers.pbs.spread` does so. The processes have the environment and
+        the working directory of this one, and all CPUs and GPUs of their chunk.
 
         Raises
         ------
@@ -76,15 +57,8 @@ class PbsAllocation:
                 f"it with -l select={layout.nodes}:... -l place=scatter"
             )
         directory = Path(os.environ.get(RECORDS) or Path(".snakemake", "pbs").absolute()) / "nodes"
-        script = _ON_EACH_NODE.format(
-            directory=shlex.quote(str(directory)),
-            # Quoted for the shell of the node, then for the shell that writes the script.
-            here=shlex.quote(shlex.quote(str(Path.cwd()))),
-            command=shlex.quote(shlex.join(command)),
-            script=shlex.quote(str(directory / f"{self.job}.sh")),
-            pbsdsh=shlex.quote(shutil.which("pbsdsh") or "/opt/pbs/bin/pbsdsh"),
-        )
-        return ["/bin/bash", "-c", script]
+        spread = [sys.executable, "-m", "millrace.schedulers.pbs.spread"]
+        return [*spread, str(directory), *command]
 
     def requeue(self) -> bool:
         """Request that the job is submitted again once it has ended.

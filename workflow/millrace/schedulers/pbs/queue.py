@@ -1,6 +1,6 @@
 """The queue of PBS: qsub, qstat and qdel, and the reading of their output."""
 
-import json
+import contextlib
 import os
 import re
 import shlex
@@ -9,19 +9,29 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from millrace.cluster.requests import qsub_arguments
-from millrace.schedulers.base import Job, SchedulerError, State, run_command
+from millrace.schedulers.base import Job, SchedulerError, State, from_here, run_command
+from millrace.schedulers.memory import LACKS_MEMORY
 
 DELETED = "deleted (qdel)"
 
-# Pauses between attempts of qstat and qdel, and of qsub, if PBS does not answer.
-PAUSES_S, SUBMISSION_PAUSES_S = (0.5, 2.0), (2.0, 5.0, 15.0)
+STARTED = "MILLRACE_PBS_STARTED"
+"""Variable with the start of the job, in seconds since 1970 on the clock of its node."""
+MARK_START = f"export {STARTED}=$(date +%s)"
+"""Line of a job's script that sets it."""
+
+# Pauses between attempts if PBS does not answer: of any command, and of a submission. A server that is down
+# for some minutes must cost no attempt of Snakemake.
+PAUSES_S, SUBMISSION_PAUSES_S = (0.5, 2.0), (2.0, 5.0, 15.0, 30.0, *[60.0] * 14)
 # Exit codes of qstat: the job finished long ago, the job is unknown.
 _FINISHED, _UNKNOWN = 35, 153
+_NO_HISTORY = "not configured to maintain job history"
+_GONE = re.compile(r"Unknown Job Id (\S+)|(\S+) Job has finished", re.IGNORECASE)
 _SUBSTATE_DELETED, _SUBSTATE_FAILED = 91, 93
 _KILLED_AT_WALLTIME = -29
+# SIGKILL of the job's shell, and of what it waited for.
+_KILLED, _ALMOST_ALL = ("265", "137"), 0.8
 Done = subprocess.CompletedProcess[str]
 # Temporary problems: the server restarts, is overloaded, or cannot be reached for a moment.
 _BUSY = re.compile(
@@ -57,13 +67,16 @@ class PbsQueue:
             PBS does not answer.
         """
         directory = shlex.quote(str(Path.cwd()))
-        script = f"{exports({})}\ncd {directory} || exit\nexec {shlex.join(command)}\n"
-        return self.submit_script(qsub_arguments(resources, name, log), stdin=script)
+        script = (
+            f"{exports({})}\n{MARK_START}\ncd {directory} || exit\nexec {shlex.join(command)}\n"
+        )
+        arguments = qsub_arguments(resources, name, from_here(log))
+        return patiently(lambda: self.submit_script(arguments, stdin=script))
 
     def submit_script(self, arguments: Sequence[str], stdin: str = "") -> str:
         """Call qsub, with the script as the last argument or on the standard input."""
         command = ["qsub", "-S", "/bin/bash", *arguments]
-        done = _run(command, SUBMISSION_PAUSES_S, _is_busy, stdin)
+        done = _run(command, PAUSES_S, _is_busy, stdin)
         words = done.stdout.split()
         if done.returncode == 0 and words:
             return words[0]
@@ -75,31 +88,30 @@ class PbsQueue:
 
     def jobs(self, ids: Iterable[str]) -> dict[str, Job]:
         """Ask qstat for jobs, see `Queue.jobs`."""
-        asked = list(ids)
-        if not asked:
-            return {}
-        done = _qstat("-F", "json", *asked)
-        if _is_no_answer(done):
-            reason = f"qstat: {' '.join(done.stderr.split())}"
-            return {id: Job(id, State.UNKNOWN, reason=reason) for id in asked}
-        try:
-            known = _read_json(done.stdout)
-        except ValueError:
-            # PBS copies variables of the user's environment into its JSON, badly quoted.
-            known = _read_text(_qstat(*asked).stdout)
-        # An id with the name of the server and one without it name the same job.
-        by_number = {id.partition(".")[0]: fields for id, fields in known.items()}
-        gone = "PBS does not know this job"
-        return {
-            id: read_job(id, fields) if fields else Job(id, State.GONE, reason=gone)
-            for id in asked
-            for fields in [by_number.get(id.partition(".")[0])]
-        }
+        asked = list(dict.fromkeys(ids))
+        known = _ask(asked) if asked else {}
+        # qstat may answer for some jobs only, with exit code 0. One that it leaves out need not be gone.
+        missing = [id for id in asked if id not in known]
+        for id in missing if len(asked) > 1 else ():
+            known |= _ask([id])
+        silent = "qstat says nothing about this job"
+        return {id: known.get(id) or Job(id, State.UNKNOWN, reason=silent) for id in asked}
 
     def cancel(self, ids: Iterable[str]) -> None:
         """Delete jobs with qdel, see `Queue.cancel`."""
         if command := list(ids):
             _run(["qdel", *command], PAUSES_S, _is_busy)
+
+
+def patiently(submit: Callable[[], str]) -> str:
+    """Call ``submit`` again while it raises `BusyError`, for a quarter of an hour."""
+    for pause_s in SUBMISSION_PAUSES_S:
+        try:
+            return submit()
+        except BusyError as error:
+            print(f"millrace: {error}; trying again", file=sys.stderr, flush=True)
+        time.sleep(pause_s)
+    return submit()
 
 
 def exports(more: Mapping[str, str]) -> str:
@@ -138,7 +150,22 @@ def read_job(id: str, fields: Mapping[str, str]) -> Job:
         state, end = State.PENDING, None
     hosts = [part.split("/")[0] for part in fields.get("exec_host", "").split("+")]
     nodes = tuple(dict.fromkeys(filter(None, hosts)))
-    return Job(id, state, fields.get("Job_Name", ""), nodes, reason, start, end)
+    lacked = state is State.FAILED and _lacked_memory(fields)
+    return Job(id, state, nodes, reason, start, end, lacked)
+
+
+def _lacked_memory(fields: Mapping[str, str]) -> bool:
+    """Whether PBS says so, or the job was killed with SIGKILL when it had used almost all of its memory."""
+    if LACKS_MEMORY.search(fields.get("comment", "")):
+        return True
+    used, given = (_bytes(fields.get(f"{key}.mem")) for key in ("resources_used", "Resource_List"))
+    killed = fields.get("Exit_status") in _KILLED
+    return killed and used is not None and given is not None and used > _ALMOST_ALL * given
+
+
+def _bytes(text: str | None) -> int | None:
+    match = re.fullmatch(r"(\d+)([kmgtp]?)b?", text or "", re.IGNORECASE)
+    return int(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " ") if match else None
 
 
 def seconds(walltime: str) -> float:
@@ -177,24 +204,36 @@ def _is_no_answer(done: Done) -> bool:
     return done.returncode not in (0, _FINISHED, _UNKNOWN) or _is_busy(done)
 
 
-def _read_json(text: str) -> dict[str, dict[str, str]]:
-    if not text.strip():
-        return {}
-    answer = json.loads(text, strict=False)
-    return {id: _flat(fields) for id, fields in (answer.get("Jobs") or {}).items()}
+def _ask(ids: Sequence[str]) -> dict[str, Job]:
+    """Jobs about which qstat says something; it may say nothing about others."""
+    done = _run(["qstat", "-x", "-f", *ids], PAUSES_S, _is_no_answer)
+    if (
+        _NO_HISTORY in done.stderr + done.stdout
+    ):  # then it shows no job at all, not even one that runs
+        done = _run(["qstat", "-f", *ids], PAUSES_S, _is_no_answer)
+    # The text, because the JSON for several jobs holds the first only, and variables badly quoted.
+    shown = {_number(id): fields for id, fields in read_answer(done.stdout).items()}
+    gone = {_number(id) for pair in _GONE.findall(done.stderr) for id in pair}
+    if len(ids) == 1 and done.returncode in (_FINISHED, _UNKNOWN):
+        gone.add(_number(ids[0]))
+    said: dict[str, Job] = {}
+    for id in ids:
+        if fields := shown.get(_number(id)):
+            said[id] = read_job(id, fields)
+        elif _number(id) in gone:
+            said[id] = Job(id, State.GONE, reason="PBS does not know this job")
+        elif _is_no_answer(done):
+            reason = f"qstat: {' '.join(done.stderr.split())}"
+            said[id] = Job(id, State.UNKNOWN, reason=reason)
+    return said
 
 
-def _flat(fields: Mapping[str, Any]) -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": str(inner) for key, inner in value.items()}
-        else:
-            flat[name] = str(value)
-    return flat
+def _number(id: str) -> str:
+    """Id without the server: with it and without it, it is the same job."""
+    return id.partition(".")[0]
 
 
-def _read_text(text: str) -> dict[str, dict[str, str]]:
+def read_answer(text: str) -> dict[str, dict[str, str]]:
     """Read ``qstat -f``: for each job ``Job Id: …`` and lines ``name = value``, continued after a tab."""
     known: dict[str, dict[str, str]] = {}
     fields: dict[str, str] = {}
@@ -210,14 +249,12 @@ def _read_text(text: str) -> dict[str, dict[str, str]]:
 def _time(value: str | None) -> float | None:
     if not value:
         return None
-    try:
+    with contextlib.suppress(ValueError):
         return float(value)
-    except ValueError:
+    try:
         return time.mktime(time.strptime(value, "%a %b %d %H:%M:%S %Y"))
-
-
-def _qstat(*arguments: str) -> Done:
-    return _run(["qstat", "-x", "-f", *arguments], PAUSES_S, _is_no_answer)
+    except ValueError:
+        return None
 
 
 def _run(

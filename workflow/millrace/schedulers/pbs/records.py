@@ -9,6 +9,8 @@ All records are in ``.snakemake/pbs/`` of the working directory, which the jobs 
     jobs/<first id>.json       the chain, see `Submission`
     targets/<digest>.json      output files -> first id
     scripts/<digest>.<n>.sh    job scripts, because Snakemake removes its own
+    nodes/<id>.<n>/            what the nodes of a job say, while it runs on several
+    memory/<rule and wildcards>.json  times at which a job lacked memory
     again/<id>                 the job requested to be started again
     ended/<id>                 exit code, written by the job's shell
     cancelled/<first id>       never submit this chain again
@@ -18,13 +20,14 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import re
-import shlex
+import shutil
 import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +35,17 @@ from millrace.cluster.requests import qsub_arguments
 from millrace.errors import UserError
 from millrace.files import write_json
 from millrace.schedulers.base import State
+from millrace.schedulers.memory import lacks_memory, note_shortage
 from millrace.schedulers.pbs import allocation
-from millrace.schedulers.pbs.queue import DELETED, BusyError, PbsQueue, exports, seconds
+from millrace.schedulers.pbs.queue import (
+    DELETED,
+    MARK_START,
+    BusyError,
+    PbsQueue,
+    exports,
+    patiently,
+    seconds,
+)
 
 # A job that requests to be started again this soon has done nothing but start; after several of them in a
 # row another one would not succeed either.
@@ -44,8 +56,8 @@ _END_S = 20.0
 
 _HEADER = """#!/bin/bash
 {exports}
-export {started}=$(date +%s)
-trap 'echo $? > {ended}/"$PBS_JOBID"' EXIT
+{mark_start}
+trap 'echo $? > "${records}/ended/$PBS_JOBID"' EXIT
 # A warning must not end the shell before the training that it waits for.
 trap : TERM
 """
@@ -66,6 +78,10 @@ class Submission:
     """Digest of rule, wildcards, parameters and input: what the job does, not with which resources."""
     short: int = 0
     """How many of the last jobs in a row requested to be started again within a minute."""
+    rule: str = ""
+    wildcards: Mapping[str, str] = field(default_factory=dict)
+    logs: tuple[str, ...] = ()
+    """Files to which the rule writes what it says."""
 
 
 class Records:
@@ -89,20 +105,35 @@ class Records:
         UserError
             The script is not one of Snakemake's, or PBS refuses the job.
         """
-        text = script.read_text()
+        text = os.fsdecode(script.read_bytes())
         properties = _properties(text, script)
         target, definition = _digests(properties)
+        submission = Submission(
+            ids=(),
+            arguments=(*_arguments(properties), *options),
+            target=target,
+            definition=definition,
+            rule=str(properties.get("rule") or ""),
+            wildcards=dict(properties.get("wildcards") or {}),
+            logs=tuple(properties.get("log") or ()),
+        )
+        # Each attempt takes the lock anew: others must not wait for a server that is down.
+        return patiently(lambda: self._submit(text, submission))
+
+    def _submit(self, text: str, wanted: Submission) -> str:
         with self._lock():
-            if (before := self._of_target(target)) is not None:
-                if self._can_continue(before, definition):
+            if (before := self._of_target(wanted.target)) is not None:
+                if self._can_continue(before, wanted.definition):
                     return before.ids[0]
                 self._forget(before)
-            arguments = [*_arguments(properties), *options]
-            copy = self._write_script(text, target, arguments)
-            id = self.queue.submit_script([*arguments, str(copy)])
-            submission = Submission((id,), str(copy), tuple(arguments), target, definition)
-            self._write(submission)
-            write_json(self.directory / "targets" / f"{target}.json", {"first": id})
+            copy = self._write_script(text, wanted.target, wanted.arguments)
+            try:
+                id = self.queue.submit_script([*wanted.arguments, str(copy)])
+            except UserError:
+                copy.unlink()
+                raise
+            self._write(replace(wanted, ids=(id,), script=str(copy)))
+            write_json(self.directory / "targets" / f"{wanted.target}.json", {"first": id})
         return id
 
     def status(self, id: str) -> str:
@@ -121,7 +152,12 @@ class Records:
         if job.reason != DELETED and may_continue and self._requeued_after(last) is not None:
             with self._lock():
                 return self._submit_again(id, last)
-        _print(f"PBS job {last}: {job.reason}")
+        code = self._exit_code(last) if job.state is State.GONE else None
+        reason = job.reason if code is None else f"exit code {code}"
+        if job.lacked_memory or lacks_memory(_outputs(submission, last)):
+            note_shortage(submission.rule, submission.wildcards)
+            reason += "; it needed more memory than it had"
+        _print(f"PBS job {last}: {reason}")
         return "failed"
 
     def cancel(self, ids: Iterable[str]) -> None:
@@ -199,18 +235,17 @@ class Records:
 
     def _write_script(self, text: str, target: str, arguments: Sequence[str]) -> Path:
         """Copy a job script, with the environment that it needs."""
-        ended = self.directory / "ended"
-        ended.mkdir(parents=True, exist_ok=True)
+        (self.directory / "ended").mkdir(parents=True, exist_ok=True)
         variables = {allocation.RECORDS: str(self.directory)}
         if walltime := _walltime(arguments):
             variables[allocation.WALLTIME] = f"{seconds(walltime):.0f}"
         header = _HEADER.format(
-            exports=exports(variables), started=allocation.STARTED, ended=shlex.quote(str(ended))
+            exports=exports(variables), mark_start=MARK_START, records=allocation.RECORDS
         )
         copy = self.directory / "scripts" / f"{target}.{uuid.uuid4().hex[:8]}.sh"
         copy.parent.mkdir(exist_ok=True)
         copy.touch(mode=0o700)  # the workflow may pass secrets
-        copy.write_text(header + text)
+        copy.write_bytes(os.fsencode(header + text))
         return copy
 
     def _write(self, submission: Submission) -> None:
@@ -233,7 +268,9 @@ class Records:
     def _forget(self, submission: Submission) -> None:
         names = [f"jobs/{submission.ids[0]}.json", f"cancelled/{submission.ids[0]}"]
         for id in submission.ids:
-            names += [f"again/{id}", f"ended/{id}", f"nodes/{id}.sh"]
+            names += [f"again/{id}", f"ended/{id}"]
+            for left in (self.directory / "nodes").glob(f"{id}.*"):  # by a job that was killed
+                shutil.rmtree(left, ignore_errors=True)
         for path in [self.directory / name for name in names] + [Path(submission.script)]:
             path.unlink(missing_ok=True)
 
@@ -271,11 +308,18 @@ def _digests(properties: Mapping[str, Any]) -> tuple[str, str]:
 def _arguments(properties: Mapping[str, Any]) -> list[str]:
     """Options of qsub for a job of Snakemake."""
     name = str(properties.get("rule") or properties.get("groupid") or "snakemake")
-    log = Path("logs", "pbs", name).absolute()
+    log = Path("logs", "pbs", name)  # relative, see `millrace.schedulers.base.from_here`
     log.mkdir(parents=True, exist_ok=True)
     resources = dict(properties.get("resources") or {})
     resources.setdefault("ncpus", properties.get("threads", 1))
     return qsub_arguments(resources, name, f"{log}/")
+
+
+def _outputs(submission: Submission, id: str) -> list[Path]:
+    """Files with what a job and PBS said."""
+    given = submission.arguments
+    folders = [Path(given[i + 1]) for i, option in enumerate(given[:-1]) if option == "-o"]
+    return [*(folder / f"{id}.OU" for folder in folders), *map(Path, submission.logs)]
 
 
 def _walltime(arguments: Iterable[str]) -> str | None:
