@@ -140,15 +140,29 @@ def test_job_that_cannot_be_requeued_is_told_so(commands, monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("variables", "scheduler", "job"),
+    ("variables", "there", "answer", "scheduler", "job"),
     [
-        ({"SLURM_JOB_ID": "5"}, "slurm", "5"),
-        ({"PBS_JOBID": "6.server"}, "pbs", "6.server"),
-        ({"SLURM_JOB_ID": "5", "PBS_JOBID": "5.qsub"}, "slurm", "5"),
-        ({}, "", ""),
+        ({"SLURM_JOB_ID": "5"}, "squeue", "echo RUNNING", "slurm", "5"),
+        ({"SLURM_JOB_ID": "5"}, "squeue", "echo Socket timed out >&2; exit 1", "slurm", "5"),
+        ({"PBS_JOBID": "6.server"}, "qstat", "", "pbs", "6.server"),
+        ({"SLURM_JOB_ID": "5", "PBS_JOBID": "5.qsub"}, "squeue", "echo COMPLETING", "slurm", "5"),
+        ({}, "squeue", "", "", ""),
+        # Left over in a shell or a container.
+        ({"SLURM_JOB_ID": "5"}, "squeue", "", "", ""),
+        ({"SLURM_JOB_ID": "5"}, "squeue", "echo TIMEOUT", "", ""),
+        ({"SLURM_JOB_ID": "5"}, "squeue", "echo Invalid job id specified >&2; exit 1", "", ""),
+        ({"SLURM_JOB_ID": "5"}, "nothing", "", "", ""),
+        ({"PBS_JOBID": "6.server"}, "nothing", "", "", ""),
     ],
 )
-def test_allocation_from_the_environment(monkeypatch, variables, scheduler, job) -> None:
+def test_allocation_from_the_environment(
+    commands, monkeypatch, variables, there, answer, scheduler, job
+) -> None:
+    commands(there, answer)
+    monkeypatch.setattr("millrace.schedulers.slurm.PAUSE_S", 0.0)
+    monkeypatch.setattr(
+        "millrace.schedulers.shutil.which", lambda name: name if name == there else None
+    )
     for name in ("SLURM_JOB_ID", "PBS_JOBID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

@@ -1,6 +1,7 @@
 """Batch schedulers: SLURM, PBS Pro, none."""
 
 import os
+import shutil
 
 from millrace.errors import ConfigError
 from millrace.schedulers.base import Allocation, Job, Queue, SchedulerError, State
@@ -14,10 +15,15 @@ _QUEUES: dict[str, type[Queue]] = {"slurm": SlurmQueue, "pbs": PbsQueue}
 
 
 def allocation() -> Allocation:
-    """Return the job that this process runs in, according to the environment."""
-    if job := os.environ.get("SLURM_JOB_ID"):
+    """Return the job that this process runs in, according to the environment.
+
+    Shells and containers may keep the variables of a job that is over, or of a scheduler that cannot be
+    reached from there at all: then this machine is alone.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job and shutil.which("squeue") and SlurmAllocation(job).exists():
         return SlurmAllocation(job)
-    if os.environ.get("PBS_JOBID"):
+    if os.environ.get("PBS_JOBID") and shutil.which("qstat"):
         return PbsAllocation()
     return LocalAllocation()
 

@@ -30,6 +30,13 @@ class SlurmAllocation:
     def __init__(self, job: str) -> None:
         self.job = job
 
+    def exists(self) -> bool:
+        """Whether SLURM does not say that there is no such job, or that it is over."""
+        done = _ask("squeue", "-h", "-j", self.job, "-o", "%T")
+        if done.returncode:
+            return "Invalid job id" not in done.stderr
+        return any(not _state(word).is_over for word in done.stdout.split())
+
     def end(self) -> float | None:
         """Return the end of the time limit in seconds since 1970, see `Allocation.end`."""
         done = _ask("squeue", "-h", "-j", self.job, "-o", "%e")
