@@ -1,4 +1,4 @@
-"""Trainings that take long and little of the processors, however fast the machine is."""
+"""Trainings that take long and little of the processors, however fast the machine is, and their ranks."""
 
 import contextlib
 import signal
@@ -51,6 +51,13 @@ def wait_between_questions(head, words, seconds=2.0, limit=240.0):
                 if any(word in " ".join(child.cmdline()) for word in words):
                     last = time.monotonic()
         time.sleep(0.02)
+
+
+def is_rank(process):
+    """Whether a process is a rank of a training: torchrun's own command names the module, too."""
+    with contextlib.suppress(psutil.Error):
+        return "millrace.launch.rank" in process.cmdline()[:4]
+    return False
 
 
 def _send(processes, number):

@@ -163,7 +163,10 @@ def test_arguments_and_exit_codes_are_passed_on(tmp_path, monkeypatch, capsys):
     assert (
         cli.main(["predict", "--checkpoint", "a.ckpt", "--source", ".", "--output", "b.h5"]) == 65
     )
-    assert "a.json: no such receipt; it lies beside the checkpoint" in capsys.readouterr().err
+    assert (
+        "a.json: no such file, expected the receipt of a checkpoint; it lies"
+        in capsys.readouterr().err
+    )
 
 
 def test_commands_are_imported_when_they_are_called():

@@ -5,7 +5,7 @@ import time
 
 import psutil
 import pytest
-from pausing import slowed
+from pausing import is_rank, slowed
 
 
 @pytest.mark.slow
@@ -28,7 +28,7 @@ def test_jobs_of_a_killed_snakemake_save_and_stop_and_the_same_command_continues
 
     def ranks():
         jobs = head.children(recursive=True) if running.poll() is None else []
-        return [one for one in jobs if "millrace.launch.rank" in one.cmdline()[:4]]
+        return [one for one in jobs if is_rank(one)]
 
     with slowed(epochs, ranks):
         while epochs() < 8:  # the project has a run of four epochs already

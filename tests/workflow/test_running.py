@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 import torch
+from pausing import is_rank
 
 RUN = "tiny/n1_gpu1/seed0"
 
@@ -70,7 +71,7 @@ def test_killed_trainer_continues_bit_by_bit(project):
         env=project.environment(),
     )
     metrics = wait_for_epochs(project, 8)
-    trainer = next(p for p in psutil.Process(running.pid).children(recursive=True) if is_trainer(p))
+    trainer = next(p for p in psutil.Process(running.pid).children(recursive=True) if is_rank(p))
     os.kill(trainer.pid, signal.SIGKILL)
     assert running.wait(60) != 0
     done = len(metrics.read_text().splitlines())
@@ -100,11 +101,6 @@ def wait_for_epochs(project, n):
                 return metrics
         time.sleep(0.02)
     raise AssertionError("training did not get going")
-
-
-def is_trainer(process):
-    command = process.cmdline()
-    return "millrace.launch.train" in command and "torch.distributed.run" not in command
 
 
 def assert_equal(a, b):

@@ -85,6 +85,10 @@ def exits_with_code(main: Callable[..., int]) -> Callable[..., int]:
     def command(*arguments: object) -> int:
         try:
             return int(main(*arguments))
+        except (
+            BrokenPipeError
+        ):  # who reads the output has seen enough, which the command line knows
+            raise
         except Exception as error:
             return tell(error)
 

@@ -9,7 +9,7 @@ import subprocess
 import psutil
 import pytest
 import torch
-from pausing import slowed
+from pausing import is_rank, slowed
 from pbs_server import PATIENCE, is_asking, running_pbs, wait_for
 
 EPOCHS = 60
@@ -68,7 +68,7 @@ def epochs(project):
 
 def paused(pbs, project, seconds=0.4):
     def trainers():
-        return [p for p in jobs_processes(pbs) if is_trainer(p)]
+        return [p for p in jobs_processes(pbs) if is_rank(p)]
 
     return slowed(lambda: epochs(project), trainers, seconds)
 
@@ -79,12 +79,6 @@ def jobs_processes(pbs):
         with contextlib.suppress(psutil.NoSuchProcess):
             found.append(psutil.Process(pid))
     return found
-
-
-def is_trainer(process):
-    return runs(process, "-m", "millrace.launch.train") and not runs(
-        process, "torch.distributed.run"
-    )
 
 
 def runs(process, *words):

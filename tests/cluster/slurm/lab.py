@@ -266,7 +266,8 @@ class SlurmLab:
             f"SlurmUser={user}",
             f"SlurmdUser={user}",
             "AuthType=auth/munge",
-            f"AuthInfo=socket={here}/run/munge.socket",
+            # Jobs that are queued again are held back for as long as a credential lives: 120 s by default.
+            f"AuthInfo=socket={here}/run/munge.socket,cred_expire=30",
             "CredType=cred/munge",
             "MpiDefault=none",
             # As in production: with it a step's processes are known, and those that stay are killed.

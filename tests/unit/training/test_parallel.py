@@ -43,6 +43,9 @@ MODES = {
     "tp2_pp2": (4, {"tensor": 2, "pipeline": 2}, 1e-3),
 }
 ALONE = (1, {}, 0)
+NIGHTLY = {"ddp4", "gpipe4", "interleaved4", "pp2_replicas2"}
+"""Modes of four processes whose parts others show: with two processes, or in another mix."""
+HELD = ["fsdp2", "fsdp4", "pp2", "pp4", "tp2", "pp2_fsdp2"]
 MOVES = ["ddp2", "fsdp2", "pp2", "tp2", "pp2_fsdp2"]
 HALVES = {
     ("fsdp2", 2): "alone",
@@ -91,9 +94,9 @@ def is_nightly_move(pair):
 
 
 def is_nightly_rollout(given):
-    """A rollout passes through all that a step does, twice: those with fewer processes show it."""
+    """`NIGHTLY`, and rollouts, which pass through all that a step does twice: fewer processes show it."""
     mode, rollout = given
-    return rollout > 1 and MODES[mode][0] > 2 and given not in HALVES
+    return mode in NIGHTLY or (rollout > 1 and MODES[mode][0] > 2 and given not in HALVES)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +151,7 @@ def results(request, blocks, directory, alone):
 
 def gradient_jobs(blocks, directory, alone, rollouts):
     """Gradients of a step or a rollout in a mode, at perturbed weights."""
-    wanted = {("alone", 1), ("alone", 2), *HALVES, *((mode, 1) for mode in MODES), *rollouts}
+    wanted = {("alone", 1), ("alone", 2), *HALVES, *((mode, 1) for mode in HELD), *rollouts}
     jobs = {}
     for rollout in (1, 2):
         job = blocks(data={"output_steps": rollout}) | {
@@ -304,7 +307,7 @@ def test_shards_are_sent_as_predicted(results, blocks, kind, mode, rollout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["fsdp2", "fsdp4", "pp2", "pp4", "tp2", "pp2_fsdp2"])
+@pytest.mark.parametrize("mode", HELD)
 def test_each_process_holds_a_part(results, mode):
     held = results[f"gradients {mode} 1"]["held"]
     assert held < 0.8 * results["gradients alone 1"]["held"]

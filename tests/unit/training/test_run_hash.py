@@ -55,9 +55,11 @@ def test_what_json_cannot_hold_has_no_digest(value) -> None:
 
 
 def test_siblings_are_the_other_readable_runs(tmp_path) -> None:
-    for name, text in [("own", "{}"), ("b", json.dumps(RUN)), ("torn", '{"a'), ("c", '{"x": 1}')]:
+    runs = [("own", "{}"), ("torn", '{"a'), ("other", json.dumps(RUN))]
+    runs += [(digest(run), json.dumps(run)) for run in (RUN, {"x": 1})]
+    for name, text in runs:
         (tmp_path / name).mkdir()
         (tmp_path / name / "identity.json").write_text(text)
     (tmp_path / "empty").mkdir()
-    assert list(siblings(tmp_path, "own")) == [RUN, {"x": 1}]
+    assert sorted(siblings(tmp_path, "own"), key=len) == [{"x": 1}, RUN]
     assert list(siblings(tmp_path / "nowhere", "own")) == []

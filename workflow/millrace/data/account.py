@@ -1,6 +1,7 @@
 """What became of everything that was read: nothing is left out without being counted."""
 
 import json
+import sys
 from collections import Counter, defaultdict
 from contextlib import suppress
 from pathlib import Path
@@ -49,7 +50,8 @@ class Account:
         found = self.to_json()
         for what, counts in found.items():
             reasons = "".join(f"; {number} {why}" for why, number in counts["left_out"].items())
-            print(f"{what}: {counts['read']} read, {counts['kept']} kept{reasons}", flush=True)
+            # Not to the output of a command, which a script may read.
+            print(f"{what}: {counts['read']} read, {counts['kept']} kept{reasons}", file=sys.stderr)
         write_json(path, found)
 
 

@@ -294,4 +294,4 @@ def test_what_becomes_of_all_files_columns_times_and_nodes_is_counted(
     assert found["columns of all/"]["left_out"] == {"not asked for (pressure, ts)": 2}
     negative = int((np.delete(aquifer.obs[:, :, 0], 4, axis=1) < 0).sum())
     assert found["values of mass_concentration"]["left_out"] == {"negative, set to 0": negative}
-    assert "nodes: 120 read, 119 kept; 1 have -999 at some time" in capsys.readouterr().out
+    assert "nodes: 120 read, 119 kept; 1 have -999 at some time" in capsys.readouterr().err

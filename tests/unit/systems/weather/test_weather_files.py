@@ -376,4 +376,4 @@ def test_an_account_says_what_was_read_and_left_out(tmp_path, samples, capsys):
         },
         "variables": {"read": 6, "kept": 5, left: {"not asked for": 1}},
     }
-    assert "variables: 6 read, 5 kept; 1 not asked for" in capsys.readouterr().out
+    assert "variables: 6 read, 5 kept; 1 not asked for" in capsys.readouterr().err
