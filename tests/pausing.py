@@ -4,6 +4,7 @@ import contextlib
 import signal
 import threading
 import time
+from collections import Counter
 
 import psutil
 
@@ -43,14 +44,30 @@ def wait_between_questions(head, words, seconds=2.0, limit=240.0):
     is interrupted then cancels none. ``words`` name the commands that ask; it must not ask every few
     seconds.
     """
-    end, last = time.monotonic() + limit, None
+    end, last, looks = time.monotonic() + limit, None, Counter()
     while last is None or time.monotonic() - last < seconds:
         assert time.monotonic() < end, f"never asked, or always: {words}"
-        for child in psutil.Process(head.pid).children(recursive=True):
+        for child in _young(looks):
             with contextlib.suppress(psutil.Error):
-                if any(word in " ".join(child.cmdline()) for word in words):
+                command = " ".join(child.cmdline())
+                if any(word in command for word in words) and head.pid in map(
+                    _pid, child.parents()
+                ):
                     last = time.monotonic()
-        time.sleep(0.02)
+        time.sleep(0.005)
+
+
+def _young(looks, most=5):
+    """Processes that were looked at a few times only: a question takes less time than a look at all."""
+    for pid in psutil.pids():
+        if looks[pid] < most:
+            looks[pid] += 1
+            with contextlib.suppress(psutil.Error):
+                yield psutil.Process(pid)
+
+
+def _pid(process):
+    return process.pid
 
 
 def is_rank(process):
