@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -33,6 +34,8 @@ _RESTARTS = 3
 # Time in which a job that is told to stop must save and end.
 _TAKE_OVER_S = 180.0
 _LAUNCH = ".launch_"
+# The last part is that of `tempfile`, which may hold underscores.
+_MADE_BY = re.compile(re.escape(_LAUNCH) + r"(?P<host>.+)_(?P<process>\d+)_\w{8}")
 _OLD_S = 86400.0
 
 
@@ -218,9 +221,9 @@ def _await_stopping(runs: Path, lock: Path) -> None:
 def _remove_leftovers(runs: Path) -> None:
     """Remove what launchers of this run left that were killed: of this machine, or a day old."""
     for path in runs.glob(f"{_LAUNCH}*"):
-        host, _, rest = path.name.removeprefix(_LAUNCH).rpartition("_")[0].rpartition("_")
+        made = _MADE_BY.fullmatch(path.name)
         with suppress(OSError):
-            here = host == socket.gethostname() and rest.isdigit()
+            here = made is not None and made["host"] == socket.gethostname()
             old = time.time() - path.stat().st_mtime > _OLD_S
-            if old or (here and not psutil.pid_exists(int(rest))):
+            if old or (made and here and not psutil.pid_exists(int(made["process"]))):
                 shutil.rmtree(path, ignore_errors=True)
