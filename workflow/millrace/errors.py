@@ -60,7 +60,8 @@ def tell(error: Exception) -> int:
     if isinstance(error, UserError):
         said, code = str(error), error.exit_code
     elif isinstance(error, MemoryError):
-        said, code = "out of memory: ask for more (mem_mb of the rule), or for smaller batches", 1
+        said = "out of memory: ask for more (mem_mb of the rule), or for smaller batches"
+        code = ExitCode.FAILED
     elif isinstance(error, OSError) and error.strerror:
         said = (
             f"{error.filename or 'a file'}: the system refuses it ({error.strerror}); mend that, and run "
@@ -85,10 +86,8 @@ def exits_with_code(main: Callable[..., int]) -> Callable[..., int]:
     def command(*arguments: object) -> int:
         try:
             return int(main(*arguments))
-        except (
-            BrokenPipeError
-        ):  # who reads the output has seen enough, which the command line knows
-            raise
+        except BrokenPipeError:
+            raise  # who reads the output has seen enough: `millrace.cli` ends quietly
         except Exception as error:
             return tell(error)
 

@@ -114,13 +114,9 @@ def _not_finite(value: Any, name: str = "") -> str:
     """Name the first number in a JSON value that is not finite, by its keys joined by dots; else empty."""
     if isinstance(value, float):
         return "" if math.isfinite(value) else name
-    items = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list | tuple)
-        else ()
-    )
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    items = value.items() if isinstance(value, dict) else ()
     found = (_not_finite(one, f"{name}.{key}".removeprefix(".")) for key, one in items)
     return next(filter(None, found), "")
 

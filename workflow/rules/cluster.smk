@@ -57,9 +57,8 @@ def placed(rule):
     def resource(key):
         def value(wildcards, attempt, rulename):
             job, lacked = rule.format(**wildcards), 0
-            if (
-                attempt > 1
-            ):  # memory helps only those that lacked it, not those whose node was lost
+            # More memory helps those that lacked it, not those whose node was lost.
+            if attempt > 1:
                 of_job = dict(wildcards.items())
                 lacked = count_shortages(cluster.scheduler, rulename, of_job, BEGAN)
             memory = 1 + min(lacked, attempt - 1)

@@ -46,6 +46,11 @@ def test_damaged_weights_are_refused_with_and_without_a_receipt(
     content = bytearray(checkpoint.read_bytes())
     vouches = {"file": "epoch_1.ckpt", "size": len(content), "crc32": zlib.crc32(content)}
     build_trainer(definition | {"train": train}, files, 0, alone)
+    foreign = checkpoint.with_name("weights.ckpt")
+    foreign.write_bytes(content)
+    foreign.with_suffix(".json").write_text('["no receipt"]')
+    elsewhere = train | {"init_from": {"checkpoint": str(foreign)}}
+    build_trainer(definition | {"train": elsewhere}, files, 0, alone)
     content[len(content) // 2] ^= 64
     checkpoint.write_bytes(content)
     with pytest.raises(DataError, match=r"epoch_1\.ckpt: damaged, a checksum inside"):

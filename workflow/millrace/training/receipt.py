@@ -1,5 +1,6 @@
 """Receipts: what lies beside a published checkpoint, describes it, and vouches for its bytes."""
 
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ _REMEDY = (
     "delete it and run the train stage again: it is restored from the run's store, or trained again"
 )
 _VOUCHES = {"file", "size", "crc32"}
+_PUBLISHED = re.compile(r"epoch_\d+\.ckpt")
 
 
 def read_receipt(path: Path, needed: Iterable[str] = ("identity", "checkpoint")) -> dict[str, Any]:
@@ -53,7 +55,8 @@ def check_published(checkpoint: Path) -> None:
     that PyTorch writes into it.
     """
     beside = checkpoint.with_suffix(".json")
-    if beside.is_file():
+    # Beside weights from elsewhere may lie a file of that name which is no receipt.
+    if _PUBLISHED.fullmatch(checkpoint.name) and beside.is_file():
         check_bytes(checkpoint, read_receipt(beside))
         return
     try:
