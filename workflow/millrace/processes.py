@@ -61,6 +61,11 @@ def stop_without_head() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def set_name(name: str) -> None:
+    """Name this process in the lists of `top` and `ps`, with at most 15 letters."""
+    Path("/proc/self/comm").write_text(name)
+
+
 def library_environment() -> dict[str, str]:
     """Variables with which another Python process imports this library, wherever it stands."""
     library = str(Path(__file__).parents[1])

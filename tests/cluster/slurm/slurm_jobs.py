@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 from lab import ACCOUNT
+from pausing import is_rank
 
 from millrace.schedulers import State
 from millrace.training.request import Request
@@ -105,7 +106,7 @@ def workers():
 
 def trainers():
     """Ranks in jobs."""
-    return [p for p in workers() if "RANK" in _environment(p)]
+    return [p for p in workers() if is_rank(p)]
 
 
 def _environment(process):
@@ -118,9 +119,9 @@ def _environment(process):
 def ranks(job):
     """Worker processes of a job, by rank."""
     return {
-        int(env["RANK"]): p
-        for p in workers()
-        if (env := _environment(p)).get("SLURM_JOB_ID") == job and "RANK" in env
+        int(p.name().split()[1]): p
+        for p in trainers()
+        if _environment(p).get("SLURM_JOB_ID") == job
     }
 
 

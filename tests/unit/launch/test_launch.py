@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from pausing import is_rank
 from tiers import slow_for
 
 from millrace.errors import ConfigError, ExitCode
@@ -137,7 +138,7 @@ def test_ranks_that_have_just_begun_end_with_what_started_them(request_for, kill
     running = start(request_for(epochs=5000, layout="n1_gpu2"))
     launcher = psutil.Process(running.pid)
     end = time.monotonic() + 180
-    while not (ranks := [one for one in launcher.children(True) if is_a(one, "launch.rank")]):
+    while not (ranks := [one for one in launcher.children(True) if is_rank(one)]):
         assert time.monotonic() < end
     tree = launcher.children(recursive=True)
     of = {"launcher": [launcher], "agent": tree, "torchrun": [ranks[0].parent()]}[killed]

@@ -40,8 +40,9 @@ def main() -> int:
     parser.add_argument("request")
     given = parser.parse_args()
     alone = given.nodes == 1
-    torchrun = "millrace.launch.one_node" if alone else "torch.distributed.run"
-    command = [sys.executable, "-m", torchrun, f"--nproc-per-node={given.ranks}"]
+    # Unbuffered, so that lines of the ranks come in time.
+    command = [sys.executable, "-u", "-m", "millrace.launch.torchrun"]
+    command += [f"--nproc-per-node={given.ranks}"]
     command += [f"--nnodes={given.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={given.run}"]
     command += [] if alone else [f"--rdzv-endpoint={given.endpoint}"]
     command += [f"--max-restarts={given.restarts}"]
@@ -51,7 +52,7 @@ def main() -> int:
     cpus = min(given.cpus, len(os.sched_getaffinity(0)))
     threads = str(max(1, cpus // given.ranks))
     process = subprocess.Popen(
-        [*command, "-m", "millrace.launch.rank", given.module, given.request],
+        [*command, given.module, given.request],
         env=(_LOOPBACK if alone else {})
         | os.environ
         | _STORE

@@ -1,18 +1,19 @@
-"""A rank, started by torchrun: ``torchrun -m millrace.launch.rank MODULE REQUEST``.
+"""A rank: torchrun runs this file, as ``rank.py MODULE REQUEST``, in a process that it has forked.
 
-It runs the module as ``python -m`` does, but is bound to its torchrun and its agent first, before anything
-is imported that takes long: an agent may be killed while its ranks begin, and they would train on for ever.
+It runs the module as ``python -m`` does, but is bound to its torchrun and its agent first: an agent may be
+killed while its ranks begin, and they would train on for ever.
 """
 
 import os
 import runpy
 import signal
 import sys
+import traceback
 
 import psutil
 
 from millrace.launch.agent import AGENT
-from millrace.processes import die_with_parent
+from millrace.processes import die_with_parent, set_name
 
 
 def main() -> None:
@@ -24,8 +25,15 @@ def main() -> None:
         agent = None
     if agent != int(os.environ[AGENT]):  # torchrun was dead before the kernel was asked
         os.kill(os.getpid(), signal.SIGKILL)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)  # torchrun's own handlers were forked, too
+    set_name(f"rank {os.environ['RANK']}")
     del sys.argv[0]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except Exception:
+        traceback.print_exc()  # here, once: torchrun would repeat it with its own
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,14 @@ def get_model(name: str) -> Any:
     return resolve(_get(models(), name, "model").spec)
 
 
+def import_ahead(definition: Mapping[str, Any]) -> None:
+    """Import what the built-in model of an experiment needs, if it has one, for processes forked later."""
+    found = models().get(definition.get("model", {}).get("name"))
+    if found is not None:
+        resolve(found.spec)
+        resolve(get_kind(found.kind).dataset)
+
+
 def raw_format(dataset: Mapping[str, Any]) -> RawFormat:
     """Format of a dataset's raw files, by its block in the configuration."""
     known = formats()
