@@ -1,8 +1,8 @@
 """torchrun of one node, whose ranks are forked from it: ``python -m millrace.launch.torchrun OPTIONS``.
 
 The imports of a rank take as long as many a short training, and a cluster's file system feels those of
-hundreds of ranks. Here torchrun imports what a training needs, once, and its ranks begin with it. They share
-the memory, too. Without ``--rdzv-endpoint`` all ranks are on this machine: they meet on its loopback
+hundreds of ranks. Here torchrun imports once what a training needs, and its ranks begin with that, in memory
+that they share. Without ``--rdzv-endpoint`` all ranks are on this machine: they meet on its loopback
 interface, and nowhere else. By itself torchrun listens on all interfaces, and needs a name of this machine
 that resolves.
 """
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.distributed.elastic.multiprocessing import api as multiprocessing
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
@@ -23,7 +24,7 @@ from millrace.training.distributed import LOOPBACK, loopback_store
 
 
 def main() -> int:
-    """Run torchrun with the options, then module and request, of the command line; returns its exit code."""
+    """Run torchrun with the command line: its options, a module, and the request. Returns an exit code."""
     *options, module, request = sys.argv[1:]
     import_ahead(json.loads(Path(request).read_text()).get("definition", {}))
     if not any(option.startswith("--rdzv-endpoint") for option in options):
@@ -32,8 +33,7 @@ def main() -> int:
         options += [f"--local-addr={LOOPBACK}"]
     # A GPU that a package has opened while it was imported is of no use to forked processes.
     method = "spawn" if torch.cuda.is_initialized() else "fork"
-    logging.getLogger("torch.distributed.elastic").addFilter(_without_traceback)
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(_without_traceback)
+    logging.getLogger(multiprocessing.__name__).addFilter(_without_traceback)
     try:
         torchrun(
             [*options, f"--start-method={method}", "--run-path", rank.__file__, module, request]
@@ -46,7 +46,7 @@ def main() -> int:
 
 def _without_traceback(record: logging.LogRecord) -> bool:
     """Keep a message of torchrun, but not where in torchrun it noticed that a rank has failed."""
-    record.exc_info = None
+    vars(record).update(exc_info=None)
     return True
 
 
