@@ -1,7 +1,7 @@
 """torchrun of one node, whose ranks are forked from it: ``python -m millrace.launch.torchrun OPTIONS``.
 
 The imports of a rank take as long as many a short training, and a cluster's file system feels those of
-hundreds of ranks. Here torchrun imports once what a training needs, and its ranks begin with that, in memory
+hundreds of ranks. Here torchrun imports once what a training needs, and its ranks begin with it, in memory
 that they share. Without ``--rdzv-endpoint`` all ranks are on this machine: they meet on its loopback
 interface, and nowhere else. By itself torchrun listens on all interfaces, and needs a name of this machine
 that resolves.
