@@ -15,10 +15,10 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from millrace.cluster import LAYOUTS, Cluster
-from millrace.cluster.requests import qsub_arguments
 from millrace.errors import ConfigError
 from millrace.layout import Layout
 from millrace.planning import command, dry_run
+from millrace.schedulers.requests import qsub_arguments
 from millrace.systems.registry import kinds
 
 ROOT = Path(__file__).parents[3]

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from millrace.cluster import display
 from millrace.cluster.facts import FILE, PROFILES, Cluster
-from millrace.cluster.requests import qsub_arguments, sbatch_arguments
 from millrace.command_line import add_command, add_json, make_parser, print_json
 from millrace.errors import ExitCode, exits_with_code
 from millrace.layout import Layout
+from millrace.schedulers.requests import qsub_arguments, sbatch_arguments
 
 
 @exits_with_code

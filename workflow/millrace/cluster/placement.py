@@ -108,7 +108,7 @@ class Placement:
     exclusive: bool = False
 
     def resources(self) -> dict[str, str | int]:
-        """Return the resources by the names of Snakemake's executor and of `millrace.cluster.requests`."""
+        """Return the resources by the names of Snakemake and of `millrace.schedulers.requests`."""
         specific = self._slurm() if self.scheduler == "slurm" else self._pbs()
         shared = {"nodes": self.nodes, "mem_mb": self.memory_mb, "runtime": self.minutes}
         return {key: value for key, value in {**shared, **specific}.items() if value != ""}

@@ -8,7 +8,6 @@ from typing import Any
 
 from millrace.cluster import Cluster, NodeType
 from millrace.cluster.placement import Placement
-from millrace.cluster.requests import qsub_arguments
 from millrace.doctor.checks import Check, any_failed, ask, facts_of
 from millrace.doctor.scheduler import (
     TRY_AGAIN,
@@ -19,6 +18,7 @@ from millrace.doctor.scheduler import (
     missing_account,
 )
 from millrace.layout import Layout
+from millrace.schedulers.requests import qsub_arguments
 
 _COMMANDS = ("qsub", "qstat", "qdel", "pbsnodes")
 _UNUSABLE = ("down", "offline", "unknown", "stale")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from millrace.cluster import Cluster, NodeType
 from millrace.cluster.placement import Placement
-from millrace.cluster.requests import sbatch_arguments
 from millrace.doctor.checks import Check, any_failed, ask, facts_of
 from millrace.doctor.scheduler import (
     TRY_AGAIN,
@@ -18,6 +17,7 @@ from millrace.doctor.scheduler import (
     missing_account,
 )
 from millrace.layout import Layout
+from millrace.schedulers.requests import sbatch_arguments
 from millrace.schedulers.slurm import duration
 
 _COMMANDS = ("sbatch", "squeue", "scancel", "sinfo", "scontrol", "srun")

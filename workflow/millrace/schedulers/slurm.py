@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from millrace.cluster.requests import sbatch_arguments
 from millrace.layout import Layout
 from millrace.schedulers.base import Job, SchedulerError, State, from_here, run_command
+from millrace.schedulers.requests import sbatch_arguments
 
 # After `scontrol requeue` SLURM ends this job; until then it must not end by itself.
 _REQUEUED_S = 90.0

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from millrace.cluster.requests import qsub_arguments
 from millrace.schedulers.base import Job, SchedulerError, State, from_here, run_command
 from millrace.schedulers.memory import LACKS_MEMORY
+from millrace.schedulers.requests import qsub_arguments
 
 DELETED = "deleted (qdel)"
 

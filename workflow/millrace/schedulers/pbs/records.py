@@ -31,7 +31,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from millrace.cluster.requests import qsub_arguments
 from millrace.errors import UserError
 from millrace.files import write_json
 from millrace.schedulers.base import State
@@ -46,6 +45,7 @@ from millrace.schedulers.pbs.queue import (
     patiently,
     seconds,
 )
+from millrace.schedulers.requests import qsub_arguments
 
 # A job that requests to be started again this soon has done nothing but start; after several of them in a
 # row another one would not succeed either.
