@@ -30,7 +30,6 @@ from millrace.training.distributed import (
 )
 from millrace.training.ema import Ema
 from millrace.training.history import EpochSums, best_epoch, is_exhausted
-from millrace.training.parallel.checkpoints import is_sharded
 from millrace.training.parallel.config import ParallelConfig
 from millrace.training.parallel.divided import DividedModel
 from millrace.training.parallel.replicas import check_static_graph, replicated
@@ -46,7 +45,7 @@ from millrace.training.phases import Mark, no_mark
 from millrace.training.precision import LossScaler
 from millrace.training.replay import Replay
 from millrace.training.schedules import factor
-from millrace.training.store import Position
+from millrace.training.store import Position, is_sharded
 from millrace.training.warm_start import warm_start
 from millrace.training.watchdog import Watchdog
 

@@ -32,7 +32,6 @@ from millrace.errors import DataError, first_line
 from millrace.files import atomic_write, output_errors, sync
 from millrace.sealed import checksum, seal, write_sealed
 from millrace.training.owner import Owner
-from millrace.training.parallel.checkpoints import assemble, is_sharded
 
 _STATE, _MANIFEST, _SHARDS = "state.pt", "manifest.json", "shards"
 _FICLONE = 0x40049409  # linux/fs.h
@@ -148,8 +147,16 @@ def load_state(path: Path, full: bool = True) -> dict[str, Any]:
         raise DataError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
     if not is_sharded(state):
         return state
+    # Imported here, because it takes as long as the rest of an evaluation's start.
+    from millrace.training.parallel.checkpoints import assemble
+
     shards = path.parent / _SHARDS
     return assemble(state, shards) if full else state | {"shards": str(shards)}
+
+
+def is_sharded(state: Mapping[str, Any]) -> bool:
+    """Whether the tensors of a state are in shards beside it."""
+    return "sharded" in state
 
 
 def weights_of(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -10,9 +10,6 @@ T steps, V variables.
 """
 
 import torch
-from neuralop.layers.channel_mlp import ChannelMLP
-from neuralop.layers.fno_block import FNOBlocks
-from neuralop.layers.gno_block import GNOBlock
 from torch import Tensor, nn
 
 from millrace.errors import ConfigError
@@ -20,6 +17,7 @@ from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
 from millrace.systems.groundwater.gno import gno
 from millrace.systems.groundwater.network import GraphNetwork, spectral_in_float32
+from millrace.systems.groundwater.neuraloperator import ChannelMLP, FNOBlocks, GNOBlock
 from millrace.systems.groundwater.plane_dataset import PlaneBatch, PlaneDataset, PlaneGeometry
 from millrace.systems.groundwater.settings import GfnoConfig
 

@@ -9,7 +9,6 @@ Shape suffixes: N points, K core points, G latent points, B samples, C channels,
 
 from typing import cast
 
-import neuralop.models
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
 from millrace.systems.groundwater.gno import gno
 from millrace.systems.groundwater.network import GraphNetwork, spectral_in_float32
+from millrace.systems.groundwater.neuraloperator import LibraryGINO
 from millrace.systems.groundwater.patch_dataset import LatentGeometry, PatchBatch, PatchDataset
 from millrace.systems.groundwater.settings import GinoConfig
 
@@ -29,7 +29,7 @@ class GINO(GraphNetwork):
     ) -> None:
         super().__init__(increment_scale_V)
         self.output_shape = (output_steps, len(increment_scale_V))
-        self.net = neuralop.models.GINO(
+        self.net = LibraryGINO(
             in_channels=in_channels,
             out_channels=output_steps * len(increment_scale_V),
             gno_coord_dim=3,

@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from neuralop.layers.channel_mlp import LinearChannelMLP
-from neuralop.layers.gno_block import GNOBlock
 from torch import Tensor, nn
 
 from millrace.systems.groundwater.graph import CSR
+from millrace.systems.groundwater.neuraloperator import GNOBlock, LinearChannelMLP
 
 # Edge tensors of one pass are [E, B, C]; beyond this many elements the samples are taken in turns so
 # that a fine latent grid does not decide the batch size.

@@ -4,12 +4,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from neuralop.layers.gno_block import GNOBlock
-from neuralop.layers.spectral_convolution import SpectralConv
 from torch import Tensor, nn
 
 from millrace.systems.groundwater.gno import embed
 from millrace.systems.groundwater.group_dataset import WindowBatch
+from millrace.systems.groundwater.neuraloperator import GNOBlock, SpectralConv
 
 
 class GraphNetwork(nn.Module):

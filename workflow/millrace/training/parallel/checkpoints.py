@@ -94,11 +94,6 @@ def load_all(directory: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def is_sharded(state: Mapping[str, Any]) -> bool:
-    """Whether the tensors of a state are in shards beside it."""
-    return "sharded" in state
-
-
 def assemble(state: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """Put the shards in a directory together: the state that a single process would have written.
 
