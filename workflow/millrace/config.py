@@ -83,6 +83,7 @@ class Settings(BaseModel):
         strict=True,
         allow_inf_nan=False,
         use_attribute_docstrings=True,
+        defer_build=True,  # each job reads all blocks, and checks few
         protected_namespaces=(),
     )
 
