@@ -16,7 +16,8 @@ from pausing import is_rank
 from tiers import slow_for
 
 from millrace.errors import ConfigError, ExitCode
-from millrace.launch.launcher import launch
+from millrace.launch.launcher import launch, run_workers
+from millrace.layout import Layout
 from millrace.training.request import Request
 
 EPOCHS = 6
@@ -24,7 +25,8 @@ SIGNALS = slow_for([signal.SIGTERM, signal.SIGUSR2, signal.SIGINT], signal.SIGTE
 
 LAUNCH = """
 import json, sys
-from millrace.launch.launcher import launch
+from millrace.launch.launcher import launch, run_workers
+from millrace.layout import Layout
 from millrace.training.request import Request
 sys.exit(launch(Request(**json.loads(sys.argv[1])), cpus=1))
 """
@@ -110,6 +112,9 @@ def test_ranks_of_one_node_listen_on_its_loopback_and_need_no_name(request_for):
     try:
         wait_for_epochs(request, 1)
         below = psutil.Process(running.pid).children(recursive=True)
+        ranks = [one for one in below if is_rank(one)]
+        assert sorted(one.name() for one in ranks) == ["rank 0", "rank 1"]
+        assert {tuple(one.cmdline()) for one in ranks} == {tuple(ranks[0].parent().cmdline())}
         sockets = [one for process in below for one in process.net_connections("inet")]
         assert {one.laddr.ip.removeprefix("::ffff:") for one in sockets} == {"127.0.0.1"}
     finally:
@@ -181,6 +186,20 @@ def test_loss_that_is_not_finite_has_its_own_code(request_for, capfd):
     request = request_for(learning_rate=1e30, clip_norm=None)
     assert launch(request, cpus=1) == ExitCode.NOT_FINITE
     assert "infinite or NaN" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_error_in_a_rank_is_printed_once(tmp_path, monkeypatch, capfd):
+    (tmp_path / "broken.py").write_text("import os\n1 / int(os.environ['RANK'])\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    request = tmp_path / "launch" / "request.json"
+    request.parent.mkdir()
+    request.write_text("{}")
+    assert run_workers("broken", request, Layout.parse("n1_gpu2"), cpus=2)
+    said = capfd.readouterr().err
+    assert said.count("Traceback") == said.count("ZeroDivisionError: division by zero") == 1
+    assert said.strip().splitlines()[-1].startswith("rank 0 ended with exit code 1")
 
 
 def test_several_nodes_are_refused(request_for):

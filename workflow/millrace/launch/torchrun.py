@@ -38,8 +38,11 @@ def main() -> int:
         torchrun(
             [*options, f"--start-method={method}", "--run-path", rank.__file__, module, request]
         )
-    except ChildFailedError as error:  # the rank has said why
-        print(error, file=sys.stderr)
+    except ChildFailedError as error:
+        number, failure = error.get_first_failure()
+        code = failure.exitcode
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        print(f"rank {number} ended with {how}: what it said stands above", file=sys.stderr)
         return 1
     return 0
 
