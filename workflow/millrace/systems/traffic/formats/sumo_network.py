@@ -7,9 +7,7 @@ they lie half a width beside the centre lines, and go around the corners of an i
 Shape suffixes: P points, 2 x and y.
 """
 
-import gzip
 import xml.etree.ElementTree as ElementTree
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +18,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from millrace.errors import DataError
+from millrace.systems.traffic.formats.xml_elements import elements, root
 from millrace.systems.traffic.geometry import Floats, arc_length, cubic, interpolate, resample
 from millrace.systems.traffic.tracks import Polyline
 
@@ -32,6 +31,7 @@ _SAME_WAY = 0.94  # cosine of 20 degrees
 _CORNER = 60.0  # m, longest way around a corner
 _SPACING = 2.0  # m, at which inner sides are compared
 _LEAST = 10.0  # m, parts of a side that are told apart
+_LONGEST = 1e6  # m, of a lane
 _NEAR = 60.0  # m, intersections nearer than this are one
 _TRUE = ("true", "1", "yes", "on", "t", "x")  # as SUMO writes and reads switches
 _DRIVEN = {"bicycle", "bus", "delivery", "motorcycle", "passenger", "private", "taxi", "truck"}
@@ -103,55 +103,6 @@ class _Raw:
     """Lane in front of the traffic light, lane inside the intersection, link."""
 
 
-def elements(path: Path, *tags: str) -> Iterator[ElementTree.Element]:
-    """Elements of an XML file (``.gz`` too), one at a time: earlier elements are not kept in memory.
-
-    Raises
-    ------
-    DataError
-        The file is not XML, or ends in the middle.
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            root, depth = None, 0
-            for event, element in ElementTree.iterparse(file, events=("start", "end")):
-                root = element if root is None else root
-                depth += 1 if event == "start" else -1
-                if event == "end" and element.tag in tags:
-                    yield element
-                if event == "end" and depth == 1:
-                    root.clear()
-    except (OSError, EOFError, zlib.error, ElementTree.ParseError) as error:
-        raise DataError(
-            f"{path}: cannot be read as XML of SUMO ({error}); write it again"
-        ) from error
-
-
-def root(path: Path) -> ElementTree.Element:
-    """The outermost element of an XML file (``.gz`` too), without what is in it.
-
-    Raises
-    ------
-    DataError
-        The file is not XML.
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return next(ElementTree.iterparse(file, events=("start",)))[1]
-    except (OSError, EOFError, zlib.error, ElementTree.ParseError, StopIteration) as error:
-        raise DataError(
-            f"{path}: cannot be read as XML of SUMO ({error}); write it again"
-        ) from error
-
-
-def has_root(path: Path, tag: str) -> bool:
-    """Whether a file is XML whose outermost element has a certain tag."""
-    try:
-        return root(path).tag == tag
-    except DataError:
-        return False
-
-
 def read_network(path: Path) -> Network:
     """Read a network.
 
@@ -202,6 +153,8 @@ def _add(raw: _Raw, element: ElementTree.Element) -> None:
 
 def _lane(get: Mapping[str, str]) -> _Lane:
     points = np.array([[float(v) for v in p.split(",")[:2]] for p in get["shape"].split()])
+    if not arc_length(points)[-1] < _LONGEST:
+        raise ValueError(f"lane {get['id']} is not a line of some kilometres")
     users = set(_DRIVEN)
     if get.get("allow", "all") != "all":
         users &= set(get["allow"].split())
