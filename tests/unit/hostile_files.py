@@ -15,6 +15,7 @@ import socket
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -60,10 +61,10 @@ def case(reader: str, told: str | None = None):
 # Good files
 
 
-def feflow(raw):
+def feflow(raw, steps=8):
     x, y = (one.ravel() for one in np.meshgrid(np.arange(4) * 30.0, np.arange(3) * 40.0))
     (raw / "all").mkdir()
-    for step in range(8):
+    for step in range(steps):
         head = 0.4 + 0.01 * x + 0.2 * np.sin(step)
         table = {"node": np.arange(1, 13), "ts": step, "time (d)": 0.5 * step, "X": x, "Y": y}
         table |= {"Z": -1.0 - y / 100, "slice": 1 + np.arange(12) // 6}
@@ -170,7 +171,7 @@ GOOD = {
     "feflow_csv": feflow, "plane_folders": plane_folders, "icon": icon, "weather": weather,
     "tracks": lambda raw: motion_scenes.write(raw, 4), "highd": highd, "ngsim": ngsim, "sumo": sumo,
     "interaction": interaction, "waymo": waymo, "argoverse2": argoverse2, "init_from": init_from,
-    "configuration": configuration,
+    "configuration": configuration, "init": feflow,
 }  # fmt: skip
 
 # A file of each reader, which takes the place of one that hangs, leads nowhere or has no end.
@@ -491,6 +492,22 @@ def zarr_in_depth(raw, _):
     (raw / "more.zarr/latitude/.zarray").write_text("[" * 100_000)
 
 
+@case("weather", r"more\.zarr/latitude/0: 3\.\d+ MB, but .* hold all values that are declared")
+def packed_chunk(raw, _):
+    zarr_store(raw / "more.zarr", compressor={"id": "gzip", "level": 1}, filters=None)
+    (raw / "more.zarr/latitude/0").unlink()
+    bomb(raw / "more.zarr/latitude/0", bytes(1 << 20))
+
+
+@case("weather", r"more\.nc: not readable as nc")
+def packed_chunk_of_hdf5(raw, _):
+    shutil.copy(raw / "weather.nc", raw / "more.nc")
+    declared(raw / "more.nc", "latitude", (16,), (16,))
+    with h5py.File(raw / "more.nc", "a") as file:
+        packed = zlib.compress(bytes(1 << 30), 9)
+        file["latitude"].id.write_direct_chunk((0,), packed)
+
+
 @case("weather", r"more\.csv: its 20,000 rows are .* places and times together; expected a grid")
 def rows_of_no_grid(raw, _):
     n = np.arange(20_000)
@@ -546,6 +563,12 @@ def names_above(raw, _):
 def endless_lane(raw, _):
     path = raw / "cross.net.xml"
     path.write_text(path.read_text().replace("90,0 0,0", "1e300,0 0,0"))
+
+
+@case("sumo", "not a network of SUMO")
+def lane_of_one_point(raw, _):
+    path = raw / "cross.net.xml"
+    path.write_text(path.read_text().replace("90,0 0,0", "0,0"))
 
 
 @case("interaction", "not a Lanelet2 map")
@@ -746,6 +769,24 @@ for number, name in enumerate(("../../escaped", "/tmp/escaped", "a/b", *ODD_NAME
     CASES[f"configuration-{block}_named_{number}"] = Case(
         "configuration", told, name_of(block, name)
     )
+
+
+@case("configuration")
+def pipe_among_raw_files(raw, _):
+    """Planning looks into the first of them."""
+    feflow(raw, 60)
+    put(raw / "all/0000.csv", os.mkfifo)
+
+    def change(config):
+        config["datasets"]["small"]["source"] = str(raw)
+        config["datasets"]["small"].pop("demo")
+
+    changed(raw, change)
+
+
+@case("init", r"0000\.csv: a pipe; expected a file")
+def pipe_as_first_file(raw, _):
+    put(raw / "all/0000.csv", os.mkfifo)
 
 
 @case("configuration")

@@ -89,6 +89,11 @@ def _configuration(raw: Path, results: Path) -> None:
     Plan(read_files([raw / "config.yaml"]))
 
 
+def _init(raw: Path, results: Path) -> None:
+    init.configuration(*init.choose(None, None, raw), raw)
+    del results
+
+
 def _serve() -> None:
     sys.path.pop(0)  # the directory of the tests
     for line in sys.stdin:
@@ -135,6 +140,7 @@ if __name__ == "__main__":
     from millrace.data.split import SplitConfig
     from millrace.errors import exits_with_code
     from millrace.plan import Plan
+    from millrace.project import init
     from millrace.systems.downscaling.blocks import BlockConfig, extract_blocks
     from millrace.systems.groundwater.plane_folders import convert_plane_folders
     from millrace.systems.groundwater.series import preprocess
@@ -155,5 +161,6 @@ if __name__ == "__main__":
         **{name: functools.partial(_public, name) for name in ADAPTERS},
         "init_from": _init_from,
         "configuration": _configuration,
+        "init": _init,
     }
     _serve()

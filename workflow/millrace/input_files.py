@@ -12,6 +12,7 @@ import os
 import resource
 import stat
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -87,7 +88,7 @@ def open_file(path: Path, longest_line: int | None = LONGEST_LINE) -> BinaryIO:
     than `MOST_UNPACKED` times their size, or a line is longer than ``longest_line``; OSError if it cannot
     be read.
     """
-    return io.BufferedReader(_Reader(path, longest_line), 1 << 20)
+    return io.BufferedReader(_Reader(path, longest_line), 1 << 17)
 
 
 def check_columns(path: Path, header: bytes | None = None) -> None:
@@ -181,22 +182,36 @@ def check_memory(path: Path, needed: float, what: str = "its content") -> None:
         )
 
 
-def free_memory() -> int:
-    """Bytes that this process can still take, by the machine, its control groups and ``ulimit -v``."""
-    free = [psutil.virtual_memory().available]
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process can still take, by the machine, its control groups and ``ulimit -v``.
+
+    Control groups, with which clusters limit jobs, are looked for below ``root``.
+    """
+    free = [psutil.virtual_memory().available, *_free_in_groups(root)]
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         free.append(limit - psutil.Process().memory_info().vms)
-    with suppress(OSError, ValueError, IndexError):
-        name = Path("/proc/self/cgroup").read_text().split("::")[1].strip()
-        group = Path("/sys/fs/cgroup", name.lstrip("/"))
-        for one in (group, *group.parents):
-            with suppress(OSError, ValueError):
-                # What is kept of files that were read is given up when it is needed.
-                kept = dict(line.split() for line in (one / "memory.stat").read_text().splitlines())
-                used = int((one / "memory.current").read_text()) - int(kept["inactive_file"])
-                free.append(int((one / "memory.max").read_text()) - used)
     return max(0, min(free))
+
+
+def _free_in_groups(root: Path) -> Iterator[int]:
+    """Bytes that are left of the limits of this process' control groups, of versions 1 and 2."""
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            if controllers not in ("", "memory"):
+                continue
+            top = root / "sys/fs/cgroup" / controllers
+            names = ("max", "current", "inactive_file")
+            if controllers:
+                names = ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")
+            group = top / name.lstrip("/")
+            for one in [group, *group.parents][: len(group.relative_to(top).parts) + 1]:
+                with suppress(OSError, ValueError, KeyError):
+                    limit, used = (int((one / f"memory.{key}").read_text()) for key in names[:2])
+                    # What is kept of files that were read is given up when it is needed.
+                    kept = dict(row.split() for row in (one / "memory.stat").open())
+                    yield limit - used + int(kept[names[2]])
 
 
 def in_words(size: float) -> str:

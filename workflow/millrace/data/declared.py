@@ -13,11 +13,12 @@ from typing import Any
 import h5py
 
 from millrace.errors import DataError, first_line
-from millrace.input_files import SMALL, check_memory
+from millrace.input_files import SMALL, check_memory, files_below, in_words
 
 _MOST = 100_000
 """Times its size that a file may declare: fields of one value pack to that."""
 _DEEPEST = 32  # groups within each other
+_DESCRIPTION = 1 << 16  # bytes, of an array
 _MOST_OBJECTS = 100_000
 
 
@@ -90,12 +91,25 @@ def check_zarr(path: Path) -> None:
                 )
             size = getattr(one.dtype, "itemsize", 1)
             _check(path, name, one.shape, one.chunks, size)
+            if one.ndim == 1 and one.dtype.kind in "biufMm":  # texts have no size
+                most = 2 * math.prod(one.shards or one.chunks) * size + _DESCRIPTION
+                _check_parts(path / name, most)
     except DataError:
         raise
     except Exception as error:  # of many kinds
         raise DataError(
             f"{path}: not readable as Zarr ({first_line(error)}); copy it again"
         ) from error
+
+
+def _check_parts(folder: Path, most: int) -> None:
+    """Refuse a stored part of an axis that is larger than its values: it would unpack to far more."""
+    for part in files_below(folder, "*"):
+        if part.stat().st_size > most:
+            raise DataError(
+                f"{part}: {in_words(part.stat().st_size)}, but {in_words(most)} hold all values that are "
+                "declared; copy it again"
+            )
 
 
 def _check(

@@ -118,8 +118,15 @@ def read(path: Path, source: Path, account: Account) -> Iterator[Converted]:
         states = written[0] if len(written) == 1 else None
     phases = read_states(states) if states is not None else {}
     parts = _nearest_parts(tracks, network.centre_C2, account)
+    low_R2, high_R2 = (
+        np.array([ends(line.points_P2, axis=0) for line in network.road])
+        for ends in (np.min, np.max)
+    )
     for place, (centre_2, own) in enumerate(zip(network.centre_C2, parts, strict=True)):
-        road = tuple(p for p in network.road if distance(centre_2, p.points_P2) < _REACH + 20)
+        reach = _REACH + 20
+        near_R = ((centre_2 > low_R2 - reach) & (centre_2 < high_R2 + reach)).all(axis=1)
+        lines_near = (network.road[row] for row in np.flatnonzero(near_R))
+        road = tuple(line for line in lines_near if distance(centre_2, line.points_P2) < reach)
         lines = {line.name for line in road} if phases else set()
         signals = {line: links for line, links in network.signals.items() if line in lines}
         lights = partial(_light_states, signals, phases)
