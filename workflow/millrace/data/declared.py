@@ -20,6 +20,7 @@ _MOST = 100_000
 _DEEPEST = 32  # groups within each other
 _DESCRIPTION = 1 << 16  # bytes, of an array
 _MOST_OBJECTS = 100_000
+_MOST_CHUNKS = 1_000
 
 
 def check_hdf5(path: Path) -> None:
@@ -71,6 +72,20 @@ def _check_hdf5(path: Path, size: int, changed: int) -> None:
                     if one.nbytes > most:
                         raise _absurd(path, key, one.shape)
                     _check(path, key, one.shape, one.chunks, one.dtype.itemsize)
+                    if one.chunks:
+                        _check_chunks(path, key, one)
+
+
+def _check_chunks(path: Path, name: str, one: h5py.Dataset) -> None:
+    """Refuse packed chunks that are larger than their values: they would unpack to far more."""
+    chunks = math.prod(-(-n // m) for n, m in zip(one.shape, one.chunks, strict=True))
+    if chunks <= _MOST_CHUNKS:  # of many the sizes take long to read
+        most = 2 * chunks * math.prod(one.chunks) * one.dtype.itemsize + _DESCRIPTION
+        if (stored := one.id.get_storage_size()) > most:
+            raise DataError(
+                f"{path}: {in_words(stored)} for {name!r}, but {in_words(most)} hold all values that are "
+                "declared; copy it again"
+            )
 
 
 def check_zarr(path: Path) -> None:

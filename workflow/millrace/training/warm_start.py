@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from millrace.errors import ConfigError, DataError, listed
+from millrace.input_files import SMALL
 from millrace.training.config import InitFromConfig
 from millrace.training.store import load_state, weights_of
 
@@ -24,19 +26,21 @@ def content_digest(checkpoint: Path) -> str:
 def _weights(checkpoint: Path) -> dict[str, Tensor]:
     """Weights of a checkpoint that may come from anywhere; raises `DataError` if it holds none."""
     state = load_state(checkpoint)
-    weights = weights_of(state) if "model" in state else None
+    weights: Any = weights_of(state) if "model" in state else None
     for name, value in weights.items() if isinstance(weights, dict) else [("", weights)]:
         if not (isinstance(name, str) and isinstance(value, Tensor)):
             raise DataError(
                 f"{checkpoint}: its weights are no tensors; give a checkpoint of Millrace"
             )
         # The shape of a view can be of any size.
-        if value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
+        if value.layout != torch.strided or value.nbytes > max(
+            SMALL, value.untyped_storage().nbytes()
+        ):
             raise DataError(
                 f"{checkpoint}: {name!r} is declared as {' x '.join(map(str, value.shape))} values, which "
                 "the file does not hold; copy or write it again"
             )
-    return weights
+    return dict(weights)
 
 
 def warm_start(

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from xml.parsers import expat
 
 from millrace.errors import DataError
@@ -28,7 +29,8 @@ def elements(path: Path, *tags: str) -> Iterator[ElementTree.Element]:
         The file is not XML, ends in the middle, declares entities, or has elements that are too large or
         too deep in each other.
     """
-    parser, prolog = ElementTree.XMLPullParser(events=("start", "end")), expat.ParserCreate()
+    parser: Any = ElementTree.XMLPullParser(events=("start", "end"))
+    prolog = expat.ParserCreate()
     entities: list[str] = []
     prolog.EntityDeclHandler = lambda name, *_: entities.append(name)
     outermost: ElementTree.Element | None = None
@@ -46,7 +48,7 @@ def elements(path: Path, *tags: str) -> Iterator[ElementTree.Element]:
                         raise _refused(path, f"declares the entity {entities[0][:40]!r}")
                 parser.feed(piece)
                 held += len(piece)
-                for event, element in parser.read_events():  # type: ignore[misc]
+                for event, element in parser.read_events():
                     if outermost is None:
                         outermost = element
                         if not tags:
