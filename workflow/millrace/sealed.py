@@ -13,6 +13,7 @@ from typing import Any
 
 from millrace.errors import DataError
 from millrace.files import write_json
+from millrace.input_files import check_file
 
 _SEAL, _CHUNK = "seal", 2**20
 
@@ -55,6 +56,7 @@ def read_sealed(path: Path, what: str, missing: str, remedy: str) -> dict[str, A
     DataError
         There is no such file, it cannot be read, is no such record, or is not the one that was sealed.
     """
+    check_file(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -72,7 +74,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
     A line that a kill cut short, or that is damaged, is left out.
     """
-    with suppress(OSError):
+    with suppress(OSError, DataError):
+        check_file(path)
         for line in path.read_bytes().splitlines():
             record = _unsealed(line)
             if record is not None:

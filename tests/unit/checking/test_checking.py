@@ -152,7 +152,7 @@ def test_what_cannot_be_checked_is_said_in_a_sentence(plugin, tmp_path, capsys):
             ["gino", "--only", "resume_bitwise"],
             "no such experiment or contract; did you mean 'resumes_b",
         ),
-        (["gino", "--config", "nowhere.yaml"], "--config nowhere.yaml: cannot be read"),
+        (["gino", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
     ):
         assert main(arguments) == 2
         assert told in capsys.readouterr().err

@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import millrace
 from millrace.checking.contracts import OF_MODELS, OF_SAMPLES, Case, ContractError
 from millrace.checking.ranks import RanksError
@@ -22,6 +20,7 @@ from millrace.errors import ConfigError, UserError
 from millrace.plan import Plan
 from millrace.systems import registry
 from millrace.systems.base import Block, dataset_names
+from millrace.yaml_files import read_yaml
 
 Contract = Callable[[Case], None]
 
@@ -157,11 +156,8 @@ def _examples(models: Sequence[str]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {path}: cannot be read ({error})") from None
-    if not isinstance(config, dict) or not isinstance(config.get("experiments"), dict):
+    config = read_yaml(path)
+    if not isinstance(config.get("experiments"), dict):
         raise ConfigError(f"--config {path}: expected a mapping with `datasets` and `experiments`")
     return config
 

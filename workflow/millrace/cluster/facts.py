@@ -6,13 +6,14 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 
 from millrace.cluster.placement import MB_PER_GB, Needs, NodeType, Placement
 from millrace.config import Settings, Text, nearest, option
 from millrace.errors import ConfigError
+from millrace.input_files import is_there
 from millrace.layout import Layout
+from millrace.yaml_files import load_yaml
 
 FILE = "cluster.yaml"
 LAYOUTS = ("n1_gpu1", "n1_gpu2", "n2_gpu1", "n2_gpu2", "n1_gpu4", "n4_gpu1")
@@ -95,13 +96,10 @@ class Cluster(Settings):
             there = (place / name for place in places if (place / name / FILE).is_file())
             directory = next(there, places[0] / name)
         file = directory / FILE
-        try:
-            values = yaml.safe_load(file.read_text())
-        except OSError:
+        if not is_there(file):
             known = {path.parent.name for place in places for path in place.glob(f"*/{FILE}")}
-            raise ConfigError(f"no cluster in {file}; {nearest(directory.name, known)}") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"no cluster in {file}; {nearest(directory.name, known)}")
+        values = load_yaml(file)
         if not isinstance(values, dict):
             raise ConfigError(f"{file}: expected keys and values, got {type(values).__name__}")
         if isinstance(variables := values.get("environment"), dict):
@@ -177,8 +175,8 @@ class Cluster(Settings):
         """Raise `ConfigError` if the ``config.yaml`` beside the facts names another folder as ``site``."""
         file = self.directory / "config.yaml"
         try:
-            options = yaml.safe_load(file.read_text())
-        except (OSError, yaml.YAMLError):
+            options = load_yaml(file)
+        except ConfigError:
             return  # Snakemake will say what is wrong
         given = options.get("default-resources") if isinstance(options, dict) else None
         texts = [f"{key}={given[key]}" for key in given] if isinstance(given, dict) else given or []

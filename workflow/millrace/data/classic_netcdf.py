@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from millrace.errors import DataError
+from millrace.input_files import check_file
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 8, 7: 1, 8: 2, 9: 4, 10: 8, 11: 8}
 """Bytes of each type, by its number in the file."""
+
+_MOST = 1_000_000  # numbers of a header; its library allows 8,192 variables
 
 
 def check_whole(path: Path) -> None:
@@ -15,6 +18,7 @@ def check_whole(path: Path) -> None:
 
     Other files are not looked at; raises OSError if a file cannot be read.
     """
+    check_file(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         magic = file.read(4)
@@ -37,6 +41,7 @@ class _Header:
         self._file, self._bytes = file, size
         self._count = ">Q" if version == 5 else ">I"
         self._offset = ">I" if version == 1 else ">Q"
+        self._numbers = 0
 
     def end(self) -> int:
         """Where the last value ends."""
@@ -68,6 +73,9 @@ class _Header:
         return end
 
     def _number(self, kind: str) -> int:
+        self._numbers += 1
+        if self._numbers > _MOST:
+            raise OverflowError
         found: int = struct.unpack(kind, self._file.read(struct.calcsize(kind)))[0]
         return found
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import numpy as np
 import pandas as pd
 
 from millrace.errors import DataError, first_line
+from millrace.input_files import check_columns, check_file, check_memory, open_file
+
+_PER_BYTE = 4  # bytes of memory for one of a file that is read at once
 
 
 def read_rows(
@@ -22,8 +26,11 @@ def read_rows(
     header, a cell is text or infinite, the text is not UTF-8 or the last line has no newline.
     """
     number, line = 1, ""
+    check_file(path)
     try:
-        with path.open(encoding="utf-8-sig", newline=None) as file:
+        if rows is None:
+            check_memory(path, _PER_BYTE * path.stat().st_size)
+        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline=None) as file:
             header = file.readline()
             names = [name.strip() for name in header.rstrip("\n").split(",")]
             _check_header(path, names)
@@ -64,7 +71,7 @@ def read_rows(
 def header_of(path: Path) -> list[str]:
     """Names of the columns; raises `DataError` if there are none, or one is there twice."""
     try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
+        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="replace") as file:
             names = [name.strip() for name in file.readline().rstrip("\n").split(",")]
     except OSError as error:
         raise DataError(
@@ -75,11 +82,12 @@ def header_of(path: Path) -> list[str]:
 
 
 def _check_header(path: Path, names: Sequence[str]) -> None:
+    check_columns(path, ",".join(names).encode())
     if len(names) == 1:
         separator = next((s for s in ";\t|" if s in names[0]), None)
-        found = f"separator {separator!r}" if separator else f"the header {names[0]!r}"
+        found = f"separator {separator!r}" if separator else f"the header {names[0][:80]!r}"
         raise DataError(f"{path}:1: {found}; expected names of columns separated by ','")
-    twice = next((name for at, name in enumerate(names) if name in names[:at]), None)
+    twice = next((name for name, number in Counter(names).items() if number > 1), None)
     if twice is not None:
         raise DataError(f"{path}:1: column {twice!r} appears twice; expected unique names")
 
@@ -114,9 +122,10 @@ def _numbers(path: Path, table: pd.DataFrame, name: str) -> "pd.Series[float]":
 
 def _line_of(path: Path) -> int:
     """Line of the first byte that is not UTF-8."""
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        try:
-            line.decode()
-        except UnicodeDecodeError:
-            return number
+    with open_file(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
     return 1

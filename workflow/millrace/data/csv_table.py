@@ -22,7 +22,19 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from millrace.data.units import conversion
-from millrace.errors import DataError, first_line
+from millrace.errors import DataError, first_line, listed
+from millrace.input_files import (
+    LONGEST_LINE,
+    MOST_UNPACKED,
+    SMALL,
+    check_columns,
+    check_file,
+    check_memory,
+    free_memory,
+    in_words,
+    open_file,
+    unpacks_to_more,
+)
 
 _BOM = b"\xef\xbb\xbf"
 _BLANK = ("", "NaN", "nan", "NA")
@@ -31,6 +43,7 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 _WITH_UNIT = re.compile(r"(.+?)[ _]*[\[(]([^\[\]()]*)[\])]")
 _LARGEST = float(np.finfo(np.float32).max)
 _DIGITS = 9  # of a number: more do not change its single precision
+_PER_CELL = 32  # bytes of memory while a table is parsed
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,15 +132,18 @@ def read_table(
 
     Other columns are ignored; with ``blanks`` a cell may be empty or NaN. Raises `DataError`, which names
     ``file:line:column`` and what was expected, if the file cannot be read or is no CSV, a column is
-    missing, or a cell is not a number that single precision can hold.
+    missing, or a cell is not a number that single precision can hold; also if memory is too small.
     """
+    check_file(path)
     try:
+        check_memory(path, path.stat().st_size)
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(
             f"{path}:1:1: cannot be read ({_reason(error)}); expected a readable CSV file"
         ) from error
     content = _unpack(path, raw).removeprefix(_BOM)
+    _check_size(path, content)
     if units is not None:
         content = _plain(path, content, columns, units)
     try:
@@ -154,7 +170,9 @@ def read_first(
     path: Path, columns: Sequence[str], rows: int, units: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
     """First rows of a CSV file with all columns; raises `DataError` if it cannot be read."""
-    content = _plain(path, _beginning(path, rows + 1), columns, units or {})
+    content = _beginning(path, rows + 1)
+    check_columns(path, content.split(b"\n", 1)[0])
+    content = _plain(path, content, columns, units or {})
     try:
         return pd.read_csv(io.BytesIO(content))
     except ValueError as error:
@@ -163,9 +181,9 @@ def read_first(
 
 def _beginning(path: Path, lines: int) -> bytes:
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with open_file(path) as file:
             return b"".join(itertools.islice(file, lines)).removeprefix(_BOM)
-    except (OSError, EOFError, zlib.error) as error:
+    except OSError as error:
         raise DataError(f"{path}:1:1: cannot be read ({_reason(error)})") from error
 
 
@@ -200,10 +218,11 @@ def _plain(path: Path, content: bytes, columns: Sequence[str], units: Mapping[st
 
 def _means(path: Path, cell: str, name: str, units: Mapping[str, str]) -> bool:
     """Whether a cell of the header is a column with its unit; raises `DataError` for another unit."""
-    found, wanted = _WITH_UNIT.fullmatch(cell.strip()), _WITH_UNIT.fullmatch(name)
+    wanted = _WITH_UNIT.fullmatch(name)
     plain, unit = wanted.groups() if wanted else (name, units.get(name))
     if cell.strip() == name:
         return True
+    found = _WITH_UNIT.fullmatch(cell.strip()) if plain in cell else None
     if not found or found[1] != plain:
         return False
     # Capitals do not matter: nobody measures in Mg/L.
@@ -224,17 +243,41 @@ def _means(path: Path, cell: str, name: str, units: Mapping[str, str]) -> bool:
 def _unpack(path: Path, raw: bytes) -> bytes:
     if path.suffix != ".gz":
         return raw
+    most, content = max(SMALL, MOST_UNPACKED * len(raw)), io.BytesIO()
     try:
-        return gzip.decompress(raw)
+        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+            while piece := file.read(1 << 20):
+                content.write(piece)
+                if content.tell() > most:
+                    raise DataError(unpacks_to_more(path, most))
     except (OSError, EOFError, zlib.error) as error:
         intact = b""
         with contextlib.suppress(zlib.error):  # the readable part, to say where it ends
-            intact = zlib.decompressobj(wbits=31).decompress(raw)
+            intact = zlib.decompressobj(wbits=31).decompress(raw, most)
         line, column = _place(intact, len(intact))
         raise DataError(
             f"{path}:{line}:{column}: the gzip data ends or is damaged here ({_reason(error)}); "
             "expected a complete .gz file, copy it again"
         ) from error
+    return content.getvalue()
+
+
+def _check_size(path: Path, content: bytes) -> None:
+    """Refuse lines that are none, and more cells than there is memory for."""
+    check_columns(path, content[:LONGEST_LINE].split(b"\n", 1)[0])
+    start = 0
+    while len(content) - start > LONGEST_LINE:
+        bounds = start, start + LONGEST_LINE
+        end = max(content.rfind(b"\n", *bounds), content.rfind(b"\r", *bounds))
+        if end < 0:
+            line, _ = _place(content, start)
+            raise DataError(
+                f"{path}:{line}:1: a line of more than {in_words(LONGEST_LINE)}; expected rows of numbers"
+            )
+        start = end + 1
+    if _PER_CELL * len(content) > max(SMALL, free_memory()):  # if every character were a cell
+        cells = sum(content.count(one) for one in (b",", b";", b"\t", b"\n", b"\r"))
+        check_memory(path, _PER_CELL * cells, f"a table of {cells:,} cells")
 
 
 def _parse(content: bytes, columns: Sequence[str], blanks: bool) -> dict[str, NDArray[np.float64]]:
@@ -305,13 +348,15 @@ def _diagnose(path: Path, content: bytes, columns: Sequence[str], blanks: bool) 
         for separator in (";", "\t", "|", " "):
             if separator in header[0]:
                 fail(1, header[0].index(separator) + 1, f"separator {separator!r}; expected ','")
+    seen = set[str]()
     for field, name in enumerate(header):
-        if name in header[:field]:
+        if name in seen:
             column = _cell_starts(line)[field]
             fail(1, column, f"column {name!r} appears twice; expected unique column names")
+        seen.add(name)
     for name in columns:
-        if name not in header:
-            fail(1, 1, f"column {name!r} is missing; expected it among {', '.join(header)}")
+        if name not in seen:
+            fail(1, 1, f"column {name!r} is missing; expected it among {listed(header, 30)}")
     fields = [(header.index(name), name) for name in columns]
     number = 1
     for number, line in lines:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from millrace.input_files import check_file
+
 _SIGNATURES = (
     (b"CDF", "netcdf", ""),
     (b"\x89HDF", "netcdf", ""),
@@ -30,10 +32,12 @@ _SIGNATURES = (
 def kind_of(path: Path) -> tuple[str, str]:
     """Kind of a file, and for what is not read a clause that says what it is and what to do.
 
-    Both are empty if the first bytes say nothing. Raises OSError if the file cannot be read.
+    Both are empty if the first bytes say nothing. Raises `DataError` for what is no file, and OSError if
+    it cannot be read.
     """
+    check_file(path)
     with path.open("rb") as file:
-        start = file.read(512).lstrip(b"\xef\xbb\xbf \r\n\t") if path.is_file() else b""
+        start = file.read(512).lstrip(b"\xef\xbb\xbf \r\n\t")
     if not start:
         return "", "it is empty: copy it again" if path.stat().st_size == 0 else ""
     return next(

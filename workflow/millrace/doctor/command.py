@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 
 from millrace.cluster import Cluster
@@ -29,6 +28,7 @@ from millrace.doctor.slurm import check_slurm
 from millrace.doctor.submission import check_in_jobs
 from millrace.errors import ConfigError, ExitCode, exits_with_code
 from millrace.layout import Layout
+from millrace.yaml_files import read_yaml
 
 _FOLDER = Path("results/preflight")
 _HERE = "this machine"
@@ -114,8 +114,8 @@ def _directly(layout: Layout, cluster: Cluster | None, cpus: int) -> list[Check]
 def _layouts(configfile: Path) -> list[str]:
     """Layouts that a configuration asks for."""
     try:
-        return list(yaml.safe_load(configfile.read_text())["run"]["layouts"])
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        return list(read_yaml(configfile)["run"]["layouts"])
+    except (ConfigError, KeyError, TypeError):
         raise ConfigError(
             f"{configfile}: no run.layouts to be read; name layouts with --layout, or a file with "
             "--configfile"

@@ -1,12 +1,10 @@
 """Estimate of the disk space of a configuration, from existing checkpoints."""
 
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from millrace.errors import ConfigError
 from millrace.plan import Plan
+from millrace.yaml_files import read_yaml
 
 # Number of steps in a store besides its milestones, with the one that is being written.
 _KEPT = 3
@@ -30,9 +28,9 @@ def wanted_space(config: Path, runs: Path) -> tuple[float, str]:
 def _checkpoints(config: Path) -> int:
     """Number of milestones of all runs, and of the steps that are kept besides."""
     try:
-        described: dict[str, Any] = yaml.safe_load(config.read_text())
+        described = read_yaml(config)
         plan = Plan(described)
-    except (OSError, ConfigError, yaml.YAMLError):
+    except ConfigError:
         return 0  # Snakemake reports what is wrong with it
     run = described["run"]
     per_seed = sum(len(plan.milestones(name)) + _KEPT for name in run["experiments"])

@@ -30,6 +30,7 @@ import torch
 
 from millrace.errors import DataError, first_line
 from millrace.files import atomic_write, output_errors, sync
+from millrace.input_files import check_file
 from millrace.sealed import checksum, seal, write_sealed
 from millrace.training.owner import Owner
 
@@ -139,12 +140,18 @@ def load_state(path: Path, full: bool = True) -> dict[str, Any]:
     Shards are put together with ``full``; otherwise the result has their directory under ``shards``. Raises
     `DataError` if the file is missing or damaged, or holds anything but tensors and plain values.
     """
+    check_file(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such checkpoint; run the train stage first") from None
     except Exception as error:
         raise DataError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
+    if not isinstance(state, dict):
+        raise DataError(
+            f"{path}: not a checkpoint of Millrace, it holds a {type(state).__name__}; give one that the "
+            "train stage wrote"
+        )
     if not is_sharded(state):
         return state
     # Imported here, because it takes as long as the rest of an evaluation's start.

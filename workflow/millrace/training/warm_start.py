@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from millrace.errors import ConfigError, listed
+from millrace.errors import ConfigError, DataError, listed
+from millrace.input_files import SMALL
 from millrace.training.config import InitFromConfig
 from millrace.training.store import load_state, weights_of
 
@@ -15,10 +17,30 @@ from millrace.training.store import load_state, weights_of
 def content_digest(checkpoint: Path) -> str:
     """Hash the weights of a checkpoint, not its path or history; 16 hexadecimal digits."""
     content = hashlib.sha256()
-    for name, value in sorted(weights_of(load_state(checkpoint)).items()):
+    for name, value in sorted(_weights(checkpoint).items()):
         content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         content.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return content.hexdigest()[:16]
+
+
+def _weights(checkpoint: Path) -> dict[str, Tensor]:
+    """Weights of a checkpoint that may come from anywhere; raises `DataError` if it holds none."""
+    state = load_state(checkpoint)
+    weights: Any = weights_of(state) if "model" in state else None
+    for name, value in weights.items() if isinstance(weights, dict) else [("", weights)]:
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            raise DataError(
+                f"{checkpoint}: its weights are no tensors; give a checkpoint of Millrace"
+            )
+        # The shape of a view can be of any size.
+        if value.layout != torch.strided or value.nbytes > max(
+            SMALL, value.untyped_storage().nbytes()
+        ):
+            raise DataError(
+                f"{checkpoint}: {name!r} is declared as {' x '.join(map(str, value.shape))} values, which "
+                "the file does not hold; copy or write it again"
+            )
+    return dict(weights)
 
 
 def warm_start(
@@ -31,7 +53,7 @@ def warm_start(
     a prefix of ``freeze`` matches none, or all are frozen; and `DataError` if the checkpoint is missing or
     damaged.
     """
-    weights = weights_of(load_state(Path(config.checkpoint)))
+    weights = _weights(Path(config.checkpoint))
     # A layer that is used at two places has two names in the checkpoint.
     own = dict(module.named_parameters(remove_duplicate=False))
     problems = _mismatches(own, weights, {name for name, _ in module.named_buffers()})

@@ -16,6 +16,7 @@ import numpy as np
 from millrace.data.account import Account
 from millrace.data.units import converted
 from millrace.errors import DataError
+from millrace.input_files import files_below, is_there
 from millrace.systems.downscaling.icon_csv import open_csv
 from millrace.systems.downscaling.icon_output import (
     CELL_DIMENSIONS,
@@ -50,9 +51,9 @@ def open_source(
     ``account``. Raises `DataError` if files are missing, damaged, or do not fit each other.
     """
     directory, account = Path(directory), account or Account()
-    if (directory / "grid.csv").is_file():
+    if is_there(directory / "grid.csv"):
         return open_csv(directory, variables, levels, missing, account)
-    paths = sorted(directory.rglob("*.nc"))
+    paths = files_below(directory, "*.nc")
     if not paths:
         raise DataError(f"{directory}: no NetCDF file (*.nc) and no grid.csv in it")
     grids: list[Path] = []
@@ -102,7 +103,7 @@ def inspect(directory: Path) -> dict[str, Any]:
     and its cells: at most four, and as many as there are grid files. Raises `DataError` for a damaged file.
     """
     grids, variables = 0, dict[str, None]()
-    for path in sorted(directory.rglob("*.nc")):
+    for path in files_below(directory, "*.nc"):
         with opened(path) as file:
             grids += "parent_cell_index" in file.variables
             for name, one in file.variables.items():

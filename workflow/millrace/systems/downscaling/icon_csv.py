@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from millrace.data.account import Account
 from millrace.data.csv_lines import header_of, read_rows
-from millrace.errors import DataError
+from millrace.errors import DataError, listed
+from millrace.input_files import files_below
 from millrace.systems.downscaling.icon_source import (
     FieldScreening,
     Floats,
@@ -84,7 +85,7 @@ def open_csv(
         land_N=columns.get("land"),
     )
     finest.check()
-    files = sorted(p for p in directory.rglob("*.csv") if p.name != "grid.csv")
+    files = [p for p in files_below(directory, "*.csv") if p.name != "grid.csv"]
     if not files:
         raise DataError(f"{directory}: no CSV file with fields beside grid.csv")
     account.keep("files", 1 + len(files))
@@ -122,7 +123,7 @@ class CsvFields:
             header = header_of(path)
             for name in ("time", "cell", *variables):
                 if name not in header:
-                    raise DataError(f"{path}: no column {name!r}; it has {', '.join(header)}")
+                    raise DataError(f"{path}: no column {name!r}; it has {listed(header, 30)}")
             found = self._times(path)
             if (np.diff(np.concatenate([*times[-1:], found])) <= 0).any():
                 raise DataError(f"{path}: times must increase, also from file to file (by name)")

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from millrace.data.classic_netcdf import check_whole
+from millrace.data.declared import check_hdf5
 from millrace.data.recognise import kind_of
 from millrace.data.units import common, converted
-from millrace.errors import DataError, first_line
+from millrace.errors import DataError, first_line, listed
+from millrace.input_files import check_memory
 from millrace.systems.downscaling.icon_source import (
     FieldScreening,
     Floats,
@@ -102,7 +104,7 @@ class NetcdfFields:
             with opened(files[0].path) as file:
                 known = [n for n, v in file.variables.items() if v.ndim > 1]
             raise DataError(
-                f"{files[0].path}: no variable {name!r}; it has {', '.join(known) or 'no fields'}"
+                f"{files[0].path}: no variable {name!r}; it has {listed(known, 30) or 'no fields'}"
             )
         for before, after in itertools.pairwise(found):
             if after.kind != before.kind:
@@ -202,6 +204,7 @@ def opened(path: Path) -> Iterator[Any]:
     """Open a NetCDF file of any format; `DataError` if it is truncated or damaged."""
     try:
         check_whole(path)
+        check_hdf5(path)
         with netCDF4.Dataset(path) as file:
             yield file
     except (OSError, RuntimeError) as error:
@@ -330,5 +333,6 @@ def angles_of(path: Path, file: Any, names: tuple[str, str]) -> tuple[Floats, Fl
 
 def whole(variable: Any) -> Floats:
     """Values of a variable, flat, NaN where it declares that there is none."""
+    check_memory(Path(variable.group().filepath()), 8.0 * variable.size, variable.name)
     values: Floats = np.ma.filled(np.ma.asarray(variable[:], dtype="f8"), np.nan)
     return values.reshape(-1)

@@ -29,7 +29,8 @@ from millrace.data.account import Account, count_steps
 from millrace.data.hdf5 import create
 from millrace.data.split import SplitConfig, time_split
 from millrace.data.validity import Screening
-from millrace.errors import DataError
+from millrace.errors import DataError, first_line
+from millrace.input_files import check_file
 from millrace.systems.base import Progress
 from millrace.systems.groundwater.planes import BOUNDARY, PlaneWriter, Section
 from millrace.systems.groundwater.screening import odd_concentrations, odd_heads, other_unit
@@ -395,14 +396,19 @@ class _Steps:
 
 
 def _map(path: Path, n_axes: int, last: tuple[int, ...]) -> NDArray:
+    check_file(path)
     try:
         array = np.load(path, mmap_mode="r")
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file; expected {', '.join(_FILES)} in the folder"
         ) from None
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path}: not a whole .npy file ({error}); copy it again") from error
+    except Exception as error:  # of many kinds, by what stands in its header
+        raise DataError(
+            f"{path}: not a whole .npy file ({first_line(error)}); copy it again"
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: an archive of arrays; expected a .npy file of one: unpack it")
     numeric = np.issubdtype(array.dtype, np.floating)
     if array.ndim != n_axes or array.shape[-1] not in last or not array.size or not numeric:
         sizes = " or ".join(map(str, last))

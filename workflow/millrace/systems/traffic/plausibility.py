@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from millrace.data.units import factor
 from millrace.errors import DataError
-from millrace.systems.traffic.geometry import Floats, resample, wrap
+from millrace.systems.traffic.geometry import Floats, arc_length, resample, wrap
 from millrace.systems.traffic.tracks import CLASSES, STEP_S, Polyline, Scenario
 
 _MOVING = 2.0  # m/s, above which a path has a clear direction
@@ -45,6 +45,7 @@ _ANGLES: dict[str, Callable[[Floats], Floats]] = {
 _OFF = 250.0  # m, from the nearest line of the map; no agent is always farther
 _LOST = 500.0  # m, no agent is ever farther
 _USUAL = 100.0  # m, half of all positions are nearer
+_TOGETHER = 1e8  # m, of all lines of a map
 _APART = 5_000.0  # m, between agents of one scenario
 
 
@@ -142,6 +143,12 @@ class MapBelow:
 
     def __init__(self, tracks: Path, map: Path, road: Sequence[Polyline]) -> None:
         self._tracks, self._map = tracks, map
+        length = sum(float(arc_length(line.points_P2)[-1]) for line in road)
+        if not length < _TOGETHER:
+            raise DataError(
+                f"{map}: its lines are {length / 1000:.3g} km long together; expected a map of one place, "
+                "in metres"
+            )
         points = [resample(line.points_P2, 5.0) for line in road]
         self._point_N2 = np.concatenate(points) if points else np.empty((0, 2))
         self._tree = cKDTree(self._point_N2) if points else None

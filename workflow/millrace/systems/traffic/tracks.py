@@ -28,6 +28,7 @@ from millrace.data.account import Account
 from millrace.data.csv_table import CsvTable, read_header, read_table
 from millrace.errors import DataError
 from millrace.files import atomic_write
+from millrace.input_files import is_there
 from millrace.systems.traffic.geometry import Floats
 
 STEPS = 91
@@ -147,7 +148,7 @@ def find_recordings(base: Path) -> list[Recording]:
 
 
 def _find(path: Path) -> Path | None:
-    return next((p for p in (path, path.with_suffix(".csv.gz")) if p.exists()), None)
+    return next((p for p in (path, path.with_suffix(".csv.gz")) if is_there(p)), None)
 
 
 def read_recording(files: Recording, account: Account | None = None) -> Iterator[Scenario]:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from millrace.data.account import Account
 from millrace.data.units import converted
 from millrace.data.validity import Screening
-from millrace.errors import DataError
+from millrace.errors import DataError, listed
+from millrace.input_files import check_memory
 from millrace.systems.weather.series import Series, unit_of
 from millrace.systems.weather.settings import WeatherConfig, WeatherExtraction
 from millrace.systems.weather.source import (
@@ -35,6 +36,7 @@ from millrace.systems.weather.units import (
 
 ALL_BYTES = 1 << 30
 """What is read of all variables at once, at most."""
+_PER_BYTE = 6  # bytes of memory for one of a state in the files
 BLOCK_BYTES = 8 << 20
 """States that are handed on at once."""
 
@@ -107,6 +109,7 @@ class Catalogue:
             self._series[name] = Series(name, holders, levels, self.grid.shape, config.missing)
         self._locate_times()
         per_state = sum(series.bytes_per_state for series in self._series.values())
+        check_memory(source, _PER_BYTE * per_state, "one state")
         for series in self._series.values():
             series.divide(max(1, ALL_BYTES // max(1, per_state)))
 
@@ -141,7 +144,9 @@ class Catalogue:
     def _missing(self, name: str, known: Sequence[str]) -> DataError:
         names = sorted({str(v) for source in self._sources for v in source.data.data_vars})
         one = self._sources[0].path if len(self._sources) == 1 else self._source
-        return DataError(f"{one}: no variable {known[0]!r} (for {name}); it has {', '.join(names)}")
+        return DataError(
+            f"{one}: no variable {known[0]!r} (for {name}); it has {listed(names, 30)}"
+        )
 
     def _locate_times(self) -> None:
         seconds = [

@@ -4,6 +4,7 @@ Shape suffixes: I latitudes, J longitudes, T times, L levels.
 """
 
 import importlib
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 from millrace.data.account import Account
 from millrace.data.classic_netcdf import check_whole
 from millrace.data.csv_lines import header_of, read_rows
+from millrace.data.declared import check_hdf5, check_zarr
 from millrace.data.recognise import kind_of
 from millrace.data.units import conversion
 from millrace.errors import DataError, first_line
+from millrace.input_files import is_there
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -37,6 +40,7 @@ _SINGLE = ("number", "realization", "member", "ensemble", "expver", "height", "s
 _KINDS = (".nc", ".nc4", ".zarr", ".csv")
 _OTHER_NAMES = (".grib", ".grb", ".grib2", ".grb2", ".zip", ".cdf", ".netcdf", "")
 _OTHER_FILE, _FOLDER = "of another kind", "folders that are no Zarr store"
+_SPARSE = 10  # times its rows that a grid may have
 _HIGHEST_PRESSURE = 1_100.0
 """hPa."""
 _COLUMNS = {
@@ -84,7 +88,7 @@ def open_sources(source: Path, account: Account | None = None) -> list[tuple[Pat
         if account is not None:
             for path in set(inside) - set(paths):
                 account.leave_out("files", _FOLDER if path.is_dir() else _OTHER_FILE)
-    if not paths or not paths[0].exists():
+    if not paths or not is_there(paths[0]):
         raise DataError(
             f"{source}: no weather there; expected a Zarr store, or files of NetCDF, GRIB or CSV "
             f"({', '.join(_KINDS)})"
@@ -96,8 +100,9 @@ def _is_weather(path: Path) -> bool:
     """By the name, or, of names that say nothing for certain, by the content."""
     if path.suffix in _KINDS or _is_store(path):
         return True
-    is_open = path.suffix in _OTHER_NAMES and path.is_file()
-    return is_open and kind_of(path)[0] in ("netcdf", "grib")
+    if path.is_dir() or path.suffix not in _OTHER_NAMES or not (path.suffix or path.is_file()):
+        return False
+    return kind_of(path)[0] in ("netcdf", "grib")
 
 
 def _is_store(path: Path) -> bool:
@@ -112,9 +117,13 @@ def _open(path: Path) -> list[xr.Dataset]:
             return [_with_known_axes(data) for data in _from_grib(path, what)]
         if path.suffix == ".csv":
             return [_from_csv(path)]
-        if path.is_file():
+        if _is_store(path):
+            check_zarr(path)
+        else:
             check_whole(path)
-        data = xr.open_dataset(path, engine="zarr" if _is_store(path) else "netcdf4")
+            check_hdf5(path)
+        # Absolute: no name of a file is an address of something else.
+        data = xr.open_dataset(path.absolute(), engine="zarr" if _is_store(path) else "netcdf4")
     except DataError:
         raise
     except Exception as error:
@@ -245,6 +254,12 @@ def _from_csv(path: Path) -> xr.Dataset:
         if rows_of.duplicated(index).any():
             twice = int(np.flatnonzero(rows_of.duplicated(index))[0])
             raise DataError(f"{path}:{rows_of.index[twice]}: this place and time is there twice")
+        cells = math.prod(rows_of[name].nunique() for name in index)
+        if cells > _SPARSE * len(rows_of) + 1000:
+            raise DataError(
+                f"{path}: its {len(rows_of):,} rows are {cells:,} places and times together; expected a "
+                "grid, with a row for each time, latitude, longitude and level"
+            )
         parts.append(rows_of.set_index(index)[used].to_xarray())
     if not parts:
         raise DataError(f"{path}: no values in it")

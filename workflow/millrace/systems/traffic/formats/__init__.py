@@ -11,6 +11,7 @@ from typing import NamedTuple
 from millrace.data.account import Account
 from millrace.errors import DataError
 from millrace.files import safe_name
+from millrace.input_files import files_below
 from millrace.systems.base import Progress
 from millrace.systems.traffic.formats import argoverse, highd, interaction, ngsim, sumo, waymo
 from millrace.systems.traffic.formats.recordings import Converted
@@ -31,7 +32,7 @@ class Adapter(NamedTuple):
 
 
 def _named(pattern: str) -> Callable[[Path], list[Path]]:
-    return lambda source: sorted(path for path in source.rglob(pattern) if path.is_file())
+    return lambda source: files_below(source, pattern)
 
 
 ADAPTERS = {

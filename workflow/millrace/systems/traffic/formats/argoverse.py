@@ -4,6 +4,7 @@ Tracks have the columns of `millrace.systems.traffic.tracks` at 10 Hz, but no si
 a typical one. Of the 110 steps the last 91 are taken. Needs the package ``pyarrow``.
 """
 
+import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from millrace.data.account import Account
-from millrace.errors import ConfigError, DataError
+from millrace.errors import ConfigError, DataError, first_line
+from millrace.input_files import check_file, read_file
 from millrace.systems.traffic.formats.recordings import (
     WITHOUT_FUTURE,
     Converted,
@@ -30,6 +32,7 @@ _SIZES = {
     "motorcyclist": ("cyclist", 2.1, 0.8),
 }
 _OBSERVED = 50  # steps of the test set
+_MOST_ROWS = 10_000_000
 _LEFT_OUT = [name for name, kind in CLASS_OF.items() if kind is None]
 _STATE = ["position_x", "position_y", "heading", "velocity_x", "velocity_y"]
 
@@ -74,13 +77,21 @@ def read(path: Path, source: Path, account: Account) -> Iterator[Converted]:
 
 
 def _read_tracks(path: Path) -> pd.DataFrame:
+    check_file(path)
     try:
+        rows = importlib.import_module("pyarrow.parquet").read_metadata(path).num_rows
+        if rows > _MOST_ROWS:
+            raise DataError(
+                f"{path}: declares {rows:,} rows; expected a scenario of Argoverse 2, of "
+                f"{_MOST_ROWS:,} at most"
+            )
         return pd.read_parquet(path, columns=["track_id", "object_type", "timestep", *_STATE])
     except ImportError:
         raise ConfigError(f"{path}: reading parquet needs pyarrow; pip install pyarrow") from None
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: not a scenario of Argoverse 2 ({reason})") from error
+    except DataError:
+        raise
+    except Exception as error:  # of many kinds
+        raise DataError(f"{path}: not a scenario of Argoverse 2 ({first_line(error)})") from error
 
 
 def read_map(path: Path) -> tuple[Polyline, ...]:
@@ -92,7 +103,7 @@ def read_map(path: Path) -> tuple[Polyline, ...]:
         The file is missing or not such a map.
     """
     try:
-        content: Mapping[str, Any] = json.loads(path.read_text())
+        content: Mapping[str, Any] = json.loads(read_file(path))
         lines = []
         for name, lane in content["lane_segments"].items():
             left, right = (_points(lane[f"{s}_lane_boundary"]) for s in ("left", "right"))
@@ -109,13 +120,24 @@ def read_map(path: Path) -> tuple[Polyline, ...]:
             outline = _points(area["area_boundary"])
             closed = np.concatenate([outline, outline[:1]])
             lines.append(Polyline(f"area{name}", "road_edge", _counter_clockwise(closed)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise DataError(f"{path}: not a map of Argoverse 2 ({error!r})") from error
     return tuple(line for line in lines if len(line.points_P2) > 1)
 
 
 def _points(values: Sequence[Mapping[str, float]]) -> Floats:
-    return np.array([[point["x"], point["y"]] for point in values], dtype=float)
+    points = np.array([[point["x"], point["y"]] for point in values], dtype=float)
+    if not np.isfinite(points).all():
+        raise ValueError("a point without a place")
+    return points
 
 
 def _counter_clockwise(closed: Floats) -> Floats:

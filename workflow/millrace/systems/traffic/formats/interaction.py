@@ -9,7 +9,6 @@ longitudes near 0, projected by UTM relative to the point (0, 0), as the data se
 """
 
 import math
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pandas as pd
 from millrace.data.account import Account
 from millrace.data.csv_table import read_header
 from millrace.errors import DataError
+from millrace.input_files import files_below, is_there
 from millrace.systems.traffic.formats.recordings import (
     Converted,
     Track,
@@ -28,6 +28,7 @@ from millrace.systems.traffic.formats.recordings import (
     read_columns,
     refuse_cell,
 )
+from millrace.systems.traffic.formats.xml_elements import elements
 from millrace.systems.traffic.geometry import Floats, midline
 from millrace.systems.traffic.tracks import Polyline
 
@@ -49,9 +50,9 @@ _LINES = {
 def find(source: Path) -> list[Path]:
     """Files of vehicles, by their names or columns, and files of pedestrians that have none beside."""
     found = []
-    for path in sorted(p for p in source.rglob("*.csv") if p.is_file()):
+    for path in files_below(source, "*.csv"):
         if path.name.startswith("pedestrian_tracks_"):
-            if not path.with_name(path.name.replace("pedestrian", "vehicle")).is_file():
+            if not is_there(path.with_name(path.name.replace("pedestrian", "vehicle"))):
                 found.append(path)
         elif path.name.startswith("vehicle_tracks_") or {*_COLUMNS, "psi_rad"} <= {
             *read_header(path)
@@ -70,7 +71,7 @@ def read(path: Path, source: Path, account: Account) -> Iterator[Converted]:
     frames = []
     if path.name != walkers.name or not number:
         frames.append(_read(path, ("psi_rad", "length", "width")))
-    if number and walkers.is_file():
+    if number and is_there(walkers):
         frames.append(_read(walkers, ()))
     frame = pd.concat(frames, ignore_index=True)
     for column in ("psi_rad", "length", "width"):
@@ -93,7 +94,7 @@ def read(path: Path, source: Path, account: Account) -> Iterator[Converted]:
 
 def _map_of(path: Path, source: Path) -> Path:
     """The map that is named like the beginning of a recording or its folder, or the only one beside."""
-    maps = sorted(source.rglob("*.osm"))
+    maps = files_below(source, "*.osm")
     named = [m for m in maps if path.stem == m.stem or path.stem.startswith(f"{m.stem}_")]
     named = sorted(named, key=lambda m: len(m.stem))[-1:]
     beside = [m for m in maps if m.parent == path.parent]
@@ -144,29 +145,32 @@ def read_map(path: Path) -> tuple[Polyline, ...]:
         The file is not such a map.
     """
     try:
-        tree = ElementTree.parse(path).getroot()
         origin = utm(0.0, 0.0)
-        node = {}
-        for found in tree.iter("node"):
-            x, y = utm(float(found.attrib["lat"]), float(found.attrib["lon"]))
-            node[found.attrib["id"]] = (x - origin[0], y - origin[1])
-        points, kind = {}, {}
-        for way in tree.iter("way"):
-            tags = {tag.attrib["k"]: tag.attrib["v"] for tag in way.iter("tag")}
-            name = way.attrib["id"]
-            points[name] = np.array([node[nd.attrib["ref"]] for nd in way.iter("nd")])
-            if tags.get("type") in _LINES:
-                kind[name] = _LINES[tags["type"]]
+        node, nodes_of, kind, relations = {}, {}, {}, {}
+        for found in elements(path, "node", "way", "relation"):
+            name = found.attrib["id"]
+            if found.tag == "node":
+                x, y = utm(float(found.attrib["lat"]), float(found.attrib["lon"]))
+                if not math.isfinite(x + y):
+                    raise ValueError(f"node {name} has no place")
+                node[name] = (x - origin[0], y - origin[1])
+            elif found.tag == "way":
+                tags = {tag.attrib["k"]: tag.attrib["v"] for tag in found.iter("tag")}
+                nodes_of[name] = [nd.attrib["ref"] for nd in found.iter("nd")]
+                if tags.get("type") in _LINES:
+                    kind[name] = _LINES[tags["type"]]
+            else:
+                sides = {m.attrib["role"]: m.attrib["ref"] for m in found.iter("member")}
+                if {"left", "right"} <= sides.keys():
+                    relations[name] = sides
+        points = {name: np.array([node[one] for one in of]) for name, of in nodes_of.items()}
         lines, on_left = [], dict[str, bool]()
-        for relation in tree.iter("relation"):
-            sides = {m.attrib["role"]: m.attrib["ref"] for m in relation.iter("member")}
-            if not {"left", "right"} <= sides.keys():
-                continue
+        for relation, sides in relations.items():
             for name in (sides["left"], sides["right"]):
                 if len(points[name]) < 2:
                     raise ValueError(f"way {name} of a lanelet has no two points")
             middle = midline(*_same_way(points[sides["left"]], points[sides["right"]]))
-            lines.append(Polyline(f"lane{relation.attrib['id']}", "lane", middle))
+            lines.append(Polyline(f"lane{relation}", "lane", middle))
             for name in (sides["left"], sides["right"]):
                 on_left[name] = _is_left(points[name], middle.mean(axis=0))
         for name, line_type in kind.items():
@@ -174,7 +178,7 @@ def read_map(path: Path) -> tuple[Polyline, ...]:
             line = points[name][::-1] if backward else points[name]
             if len(line) > 1:
                 lines.append(Polyline(f"way{name}", line_type, line))
-    except (OSError, ElementTree.ParseError, KeyError, ValueError) as error:
+    except (KeyError, ValueError, ArithmeticError) as error:
         raise DataError(f"{path}: not a Lanelet2 map in OSM format ({error!r})") from error
     return tuple(lines)
 

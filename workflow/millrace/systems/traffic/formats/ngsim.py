@@ -39,6 +39,7 @@ _WAYS: dict[Any, str] = {1: "eastbound", 2: "northbound", 3: "westbound", 4: "so
 _CAR = 2
 _SHORTEST = 8.0  # feet, median of cars
 _PLACE = 20_000.0  # m, no recorded road is longer
+_ABSURD = 1e7  # m
 _BACK = 5.0  # m
 _STREET = 30.0  # m, between cross streets
 _SMOOTH = 5  # observations: positions are rough, headings must not be
@@ -88,6 +89,9 @@ def _check_feet(path: Path, frame: pd.DataFrame) -> None:
 
 def _check_place(path: Path, frame: pd.DataFrame) -> None:
     """Refuse two places under one name, and conflicting rows; raises `DataError`."""
+    for axis, name in (("x", "Local_Y"), ("y", "Local_X")):
+        far = frame[axis].abs() / _FOOT
+        refuse_cell(path, far.rename(name), far > _ABSURD / _FOOT, "feet on a stretch of road")
     for axis in ("Global_X", "Global_Y"):
         if axis in frame:
             place = pd.to_numeric(frame[axis], errors="coerce")

@@ -4,6 +4,7 @@ Shape suffixes: N observations, T steps.
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from millrace.data.account import Account
 from millrace.errors import DataError
+from millrace.input_files import check_columns, check_memory, open_file
 from millrace.systems.traffic.geometry import Floats, wrap
 from millrace.systems.traffic.tracks import (
     CLASS_OF,
@@ -36,6 +38,8 @@ _SCENARIO_S = STEP_S * STEPS
 _JUMP = 150.0  # m/s, faster than any road user
 _FAR = 500.0  # m
 _STANDING = 0.5  # m/s, below which a path has no direction
+_PER_BYTE = 4  # bytes of memory for one of a table
+_LONGEST = 3e8  # s, of a recording
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +82,12 @@ def read_columns(
     """
     columns = (*numbers, *text, *blanks)
     try:
-        frame = pd.read_csv(path, skipinitialspace=True, skip_blank_lines=False, low_memory=False)
+        check_columns(path)
+        with open_file(path) as file:
+            check_memory(path, _PER_BYTE * path.stat().st_size)
+            frame = pd.read_csv(
+                file, skipinitialspace=True, skip_blank_lines=False, low_memory=False
+            )
     except (OSError, ValueError) as error:
         raise DataError(f"{path}:1:1: cannot be read as CSV ({error})") from error
     with path.open("rb") as file:
@@ -172,17 +181,28 @@ def cut_scenarios(
             account.keep(f"gaps of {GAP_S} s or less, interpolated", number)
     begin = min(float(track.time_N[0]) for track in tracks)
     end = max(float(track.time_N[-1]) for track in tracks)
+    if not end - begin < _LONGEST:
+        raise DataError(
+            f"times reach from {begin:g} to {end:g} s; expected those of one recording, in order"
+        )
     scenarios: list[Scenario] = []
     whole = int((end - begin - STEP_S * (STEPS - 1) + 1e-6) / _SCENARIO_S) + 1
-    for place in range(whole):
+    near: dict[int, list[Track]] = defaultdict(list)  # years may lie between two observations
+    for track in tracks:
+        seen = np.unique((track.time_N - begin) // _SCENARIO_S)
+        for place in np.unique(np.r_[seen - 1, seen, seen + 1]):
+            near[int(place)].append(track)
+    places = sorted(place for place in near if 0 <= place < whole)
+    empty = f"without an agent at step {CURRENT_STEP}"
+    account.leave_out("scenarios", empty, max(0, whole - len(places)))
+    for place in places:
         times = begin + place * _SCENARIO_S + STEP_S * np.arange(STEPS)
-        here = [t for t in tracks if t.time_N[-1] >= times[0] and t.time_N[0] <= times[-1]]
-        sampled = [(track, states_at(track, times)) for track in here]
+        sampled = [(track, states_at(track, times)) for track in near[place]]
         sampled = [(track, state) for track, state in sampled if np.isfinite(state[:, 0]).any()]
         agents = [(track.name, track.kind, track.length, track.width) for track, _ in sampled]
         state_AT5 = np.array([state for _, state in sampled]).reshape(-1, STEPS, 5)
         made = make_scenario(f"{name}_{place:05d}", agents, state_AT5, road, lights(times))
-        account.leave_out("scenarios", f"without an agent at step {CURRENT_STEP}", int(not made))
+        account.leave_out("scenarios", empty, int(not made))
         scenarios += made
     kept = {track for scenario in scenarios for track in scenario.track_A}
     account.keep("tracks", sum(track.name in kept for track in tracks))

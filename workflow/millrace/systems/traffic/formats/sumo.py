@@ -12,6 +12,7 @@ observation belongs to the nearest intersection, around which scenarios are cut.
 Shape suffixes: C intersections, N observations, T steps.
 """
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,15 +27,15 @@ from scipy.spatial import cKDTree
 
 from millrace.data.account import Account
 from millrace.errors import DataError
+from millrace.input_files import check_columns, files_below, is_there, open_file
 from millrace.systems.traffic.formats.recordings import GAP_S, Converted, Track, cut_scenarios
 from millrace.systems.traffic.formats.sumo_network import (
     Link,
     Network,
     distance,
-    elements,
-    has_root,
     read_network,
 )
+from millrace.systems.traffic.formats.xml_elements import elements, has_root
 from millrace.systems.traffic.geometry import Floats, unit, wrap
 from millrace.systems.traffic.tracks import LIGHT_STATES
 
@@ -85,8 +86,8 @@ _STATES |= dict.fromkeys("gG", "green")
 
 def find(source: Path) -> list[Path]:
     """Floating car data, by name (``*.fcd.*``) or, of XML files, by content."""
-    found = {path for path in source.rglob("*.fcd.*") if path.is_file()}
-    xml = [path for end in ("xml", "xml.gz") for path in source.rglob(f"*.{end}")]
+    found = {*files_below(source, "*.fcd.*")}
+    xml = [path for end in ("xml", "xml.gz") for path in files_below(source, f"*.{end}")]
     found |= {path for path in xml if path not in found and has_root(path, "fcd-export")}
     return sorted(found)
 
@@ -117,8 +118,15 @@ def read(path: Path, source: Path, account: Account) -> Iterator[Converted]:
         states = written[0] if len(written) == 1 else None
     phases = read_states(states) if states is not None else {}
     parts = _nearest_parts(tracks, network.centre_C2, account)
+    low_R2, high_R2 = (
+        np.array([ends(line.points_P2, axis=0) for line in network.road])
+        for ends in (np.min, np.max)
+    )
     for place, (centre_2, own) in enumerate(zip(network.centre_C2, parts, strict=True)):
-        road = tuple(p for p in network.road if distance(centre_2, p.points_P2) < _REACH + 20)
+        reach = _REACH + 20
+        near_R = ((centre_2 > low_R2 - reach) & (centre_2 < high_R2 + reach)).all(axis=1)
+        lines_near = (network.road[row] for row in np.flatnonzero(near_R))
+        road = tuple(line for line in lines_near if distance(centre_2, line.points_P2) < reach)
         lines = {line.name for line in road} if phases else set()
         signals = {line: links for line, links in network.signals.items() if line in lines}
         lights = partial(_light_states, signals, phases)
@@ -163,7 +171,7 @@ def _packed(path: Path) -> Path:
 
 
 def _beside(path: Path, name: str) -> Path | None:
-    return next((p for end in ("", ".gz") if (p := path.with_name(name + end)).is_file()), None)
+    return next((p for end in ("", ".gz") if is_there(p := path.with_name(name + end))), None)
 
 
 def read_types(folder: Path, name: str, more: Sequence[Path] = ()) -> dict[str, _Size]:
@@ -235,15 +243,15 @@ def read_tracks(
         # Measured at the front, which does not move when an agent turns on the spot.
         moved = np.hypot(np.diff(x), np.diff(y))
         jumps = moved > np.maximum(speed[1:], speed[:-1]) * np.diff(time_N) + _JUMP
-        parts = np.concatenate([[0], np.cumsum(jumps)])
+        ends = [0, *(np.flatnonzero(jumps) + 1), len(x)]
         tracks += [
-            _part(track, parts == part, f"{track.name}#{part}" if part else track.name)
-            for part in range(parts[-1] + 1)
+            _part(track, slice(*bounds), f"{track.name}#{part}" if part else track.name)
+            for part, bounds in enumerate(itertools.pairwise(ends))
         ]
     return tracks
 
 
-def _part(track: Track, kept_N: NDArray[np.bool_], name: str) -> Track:
+def _part(track: Track, kept_N: NDArray[np.bool_] | slice, name: str) -> Track:
     return replace(track, name=name, time_N=track.time_N[kept_N], state_N5=track.state_N5[kept_N])
 
 
@@ -271,18 +279,21 @@ def _xml(path: Path) -> Iterator[tuple]:
 def _csv(path: Path) -> Iterator[tuple]:
     """The same rows of a CSV table; SUMO itself, unlike its ``xml2csv.py``, writes persons as vehicles."""
     try:
-        for frame in pd.read_csv(path, sep=";", chunksize=_CHUNK, dtype=str):
-            for role in ("vehicle", "person"):
-                columns = [f"{role}_{key}" for key in ("id", "type", *_FIELDS)]
-                if columns[0] not in frame:
-                    continue
-                part = frame[frame[columns[0]].notna()]
-                if role == "person":
-                    part = part[part[f"{role}_vehicle"].isna()]
-                numbers = part[["timestep_time", *columns[2:]]].astype(float)
-                if numbers.isna().any(axis=None):
-                    raise ValueError("an empty cell")
-                yield from pd.concat([part[columns[:2]], numbers], axis=1).itertuples(index=False)
+        check_columns(path)
+        with open_file(path) as file:
+            for frame in pd.read_csv(file, sep=";", chunksize=_CHUNK, dtype=str):
+                for role in ("vehicle", "person"):
+                    columns = [f"{role}_{key}" for key in ("id", "type", *_FIELDS)]
+                    if columns[0] not in frame:
+                        continue
+                    part = frame[frame[columns[0]].notna()]
+                    if role == "person":
+                        part = part[part[f"{role}_vehicle"].isna()]
+                    numbers = part[["timestep_time", *columns[2:]]].astype(float)
+                    if numbers.isna().any(axis=None):
+                        raise ValueError("an empty cell")
+                    part = pd.concat([part[columns[:2]], numbers], axis=1)
+                    yield from part.itertuples(index=False)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
             f"{path}: {error}; expected timestep_time and vehicle_id, vehicle_type, "

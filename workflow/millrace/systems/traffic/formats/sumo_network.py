@@ -7,9 +7,7 @@ they lie half a width beside the centre lines, and go around the corners of an i
 Shape suffixes: P points, 2 x and y.
 """
 
-import gzip
 import xml.etree.ElementTree as ElementTree
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,9 +18,11 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from millrace.errors import DataError
+from millrace.systems.traffic.formats.xml_elements import elements, root
 from millrace.systems.traffic.geometry import Floats, arc_length, cubic, interpolate, resample
 from millrace.systems.traffic.tracks import Polyline
 
+_Arms = dict[str, tuple[list["_Edge"], list["_Edge"]]]
 Link = tuple[str, int]
 """A traffic light, and the index in its states of the signal of one connection between lanes."""
 
@@ -32,6 +32,7 @@ _SAME_WAY = 0.94  # cosine of 20 degrees
 _CORNER = 60.0  # m, longest way around a corner
 _SPACING = 2.0  # m, at which inner sides are compared
 _LEAST = 10.0  # m, parts of a side that are told apart
+_LONGEST = 1e6  # m, of a lane
 _NEAR = 60.0  # m, intersections nearer than this are one
 _TRUE = ("true", "1", "yes", "on", "t", "x")  # as SUMO writes and reads switches
 _DRIVEN = {"bicycle", "bus", "delivery", "motorcycle", "passenger", "private", "taxi", "truck"}
@@ -103,55 +104,6 @@ class _Raw:
     """Lane in front of the traffic light, lane inside the intersection, link."""
 
 
-def elements(path: Path, *tags: str) -> Iterator[ElementTree.Element]:
-    """Elements of an XML file (``.gz`` too), one at a time: earlier elements are not kept in memory.
-
-    Raises
-    ------
-    DataError
-        The file is not XML, or ends in the middle.
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            root, depth = None, 0
-            for event, element in ElementTree.iterparse(file, events=("start", "end")):
-                root = element if root is None else root
-                depth += 1 if event == "start" else -1
-                if event == "end" and element.tag in tags:
-                    yield element
-                if event == "end" and depth == 1:
-                    root.clear()
-    except (OSError, EOFError, zlib.error, ElementTree.ParseError) as error:
-        raise DataError(
-            f"{path}: cannot be read as XML of SUMO ({error}); write it again"
-        ) from error
-
-
-def root(path: Path) -> ElementTree.Element:
-    """The outermost element of an XML file (``.gz`` too), without what is in it.
-
-    Raises
-    ------
-    DataError
-        The file is not XML.
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return next(ElementTree.iterparse(file, events=("start",)))[1]
-    except (OSError, EOFError, zlib.error, ElementTree.ParseError, StopIteration) as error:
-        raise DataError(
-            f"{path}: cannot be read as XML of SUMO ({error}); write it again"
-        ) from error
-
-
-def has_root(path: Path, tag: str) -> bool:
-    """Whether a file is XML whose outermost element has a certain tag."""
-    try:
-        return root(path).tag == tag
-    except DataError:
-        return False
-
-
 def read_network(path: Path) -> Network:
     """Read a network.
 
@@ -164,16 +116,16 @@ def read_network(path: Path) -> Network:
     try:
         for element in elements(path, "edge", "junction", "connection"):
             _add(raw, element)
+        raw.left_hand = root(path).get("lefthand", "").lower() in _TRUE
+        if raw.left_hand:
+            raw.edges = [replace(edge, lanes=edge.lanes[::-1]) for edge in raw.edges]
+        if not raw.edges:
+            raise DataError(f"{path}: no lanes; expected the network that sumo ran on, *.net.xml")
+        road = tuple(line for line in _lines(raw) if len(line.points_P2) > 1)
+        points = np.concatenate([line.points_P2 for line in road])
+        return Network(road, _signals(raw), _centres(raw), points.min(axis=0), points.max(axis=0))
     except (KeyError, ValueError, IndexError) as error:
         raise DataError(f"{path}: not a network of SUMO ({error!r}); expected *.net.xml") from error
-    raw.left_hand = root(path).get("lefthand", "").lower() in _TRUE
-    if raw.left_hand:
-        raw.edges = [replace(edge, lanes=edge.lanes[::-1]) for edge in raw.edges]
-    if not raw.edges:
-        raise DataError(f"{path}: no lanes; expected the network that sumo ran on, *.net.xml")
-    road = tuple(line for line in _lines(raw) if len(line.points_P2) > 1)
-    points = np.concatenate([line.points_P2 for line in road])
-    return Network(road, _signals(raw), _centres(raw), points.min(axis=0), points.max(axis=0))
 
 
 def _add(raw: _Raw, element: ElementTree.Element) -> None:
@@ -202,6 +154,8 @@ def _add(raw: _Raw, element: ElementTree.Element) -> None:
 
 def _lane(get: Mapping[str, str]) -> _Lane:
     points = np.array([[float(v) for v in p.split(",")[:2]] for p in get["shape"].split()])
+    if not arc_length(points)[-1] < _LONGEST:
+        raise ValueError(f"lane {get['id']} is not a line of some kilometres")
     users = set(_DRIVEN)
     if get.get("allow", "all") != "all":
         users &= set(get["allow"].split())
@@ -236,8 +190,9 @@ def _lines(raw: _Raw) -> Iterator[Polyline]:
             yield Polyline(name, "crosswalk", lane.points_P2)
         elif lane.users:
             yield Polyline(name, lane.kind, lane.points_P2)
+    arms = _arms(raw)
     for name in raw.junction:
-        for number, line in enumerate(_corners(raw, name)):
+        for number, line in enumerate(_corners(raw, name, arms[name])):
             yield Polyline(f"{name}|corner{number}", "road_edge", line)
 
 
@@ -305,22 +260,21 @@ def _between(line_P2: Floats, length_P: Floats, begin: float, end: float) -> Flo
     return np.concatenate([ends[:1], line_P2[inside], ends[1:]])
 
 
-def _arms(raw: _Raw, junction: str) -> dict[str, tuple[list[_Edge], list[_Edge]]]:
-    """Edges that lead into an intersection and out of it, by the intersection at their other end."""
-    arms: dict[str, tuple[list[_Edge], list[_Edge]]] = defaultdict(lambda: ([], []))
+def _arms(raw: _Raw) -> dict[str, _Arms]:
+    """Edges that lead into an intersection and out of it, by both and by the one at their other end."""
+    arms: dict[str, _Arms] = defaultdict(lambda: defaultdict(lambda: ([], [])))
     for edge in raw.edges:
-        if edge.end == junction:
-            arms[edge.begin][0].append(edge)
-        elif edge.begin == junction:
-            arms[edge.end][1].append(edge)
+        arms[edge.end][edge.begin][0].append(edge)
+        if edge.begin != edge.end:
+            arms[edge.begin][edge.end][1].append(edge)
     return arms
 
 
-def _corners(raw: _Raw, junction: str) -> Iterator[Floats]:
+def _corners(raw: _Raw, junction: str, meeting: _Arms) -> Iterator[Floats]:
     """Road edges from each arm to the next counter-clockwise, with the road on their left."""
     arms = []
     centre = np.array(raw.junction[junction][:2])
-    for into, out in _arms(raw, junction).values():
+    for into, out in meeting.values():
         # Sides of the arm, looking from the intersection; both lines lead away from it.
         if raw.left_hand:
             right = into[0].side("left")[::-1] if into else out[0].side("right")
@@ -357,16 +311,19 @@ def _signals(raw: _Raw) -> dict[str, list[Link]]:
 
 def _centres(raw: _Raw) -> Floats:
     """Centres of intersections, see `Network.centre_C2`."""
-    places: list[Floats] = []
-    for lights in (True, False):
-        for name, (x, y, has) in raw.junction.items():
-            if has == lights and len(_arms(raw, name)) > 2:
-                place = np.array([x, y])
-                if all(np.linalg.norm(place - other) > _NEAR for other in places):
-                    places.append(place)
-        if places:
-            break
-    return np.array(places).reshape(-1, 2)
+    arms = _arms(raw)
+    crossings = {name: found for name, found in raw.junction.items() if len(arms[name]) > 2}
+    lights = any(has for _, _, has in crossings.values())
+    place_N2 = np.array([[x, y] for x, y, has in crossings.values() if has == lights])
+    if not len(place_N2):
+        return place_N2.reshape(-1, 2)
+    kept, is_near = [], np.zeros(len(place_N2), dtype=bool)
+    tree = cKDTree(place_N2)
+    for number, place_2 in enumerate(place_N2):
+        if not is_near[number]:
+            kept.append(number)
+            is_near[tree.query_ball_point(place_2, _NEAR)] = True
+    return place_N2[kept]
 
 
 def offset(points_P2: Floats, left: float) -> Floats:

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from millrace.data.account import Account
 from millrace.errors import DataError, listed
+from millrace.input_files import check_file, check_memory, in_words
 from millrace.systems.traffic.formats.recordings import (
     WITHOUT_FUTURE,
     Converted,
@@ -73,6 +74,8 @@ _OTHERS = (0, 4)  # unset, other: no road users
 # TrafficSignalLaneState: arrows (1 to 3), discs (4 to 6), flashing lights (7: as red, 8: as yellow).
 _STATES = dict(enumerate(("red", "yellow", "green", "red", "yellow", "green", "red", "yellow"), 1))
 _BIKE_LANE = 3
+_LARGEST = 64 << 20  # bytes of a scenario: they have some hundred kB
+_PER_BYTE = 50  # bytes of memory for one of a message
 
 
 def read(path: Path, source: Path, account: Account) -> Iterator[Converted]:
@@ -88,8 +91,9 @@ def read_records(path: Path) -> Iterator[bytes]:
     Raises
     ------
     DataError
-        The file is truncated, or a checksum is wrong.
+        The file is truncated, a checksum is wrong, or a record is too large for a scenario.
     """
+    check_file(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         while head := file.read(12):
@@ -99,9 +103,14 @@ def read_records(path: Path) -> Iterator[bytes]:
             (length,), (check,) = struct.unpack("<Q", head[:8]), struct.unpack("<I", head[8:])
             if masked_crc(head[:8]) != check:
                 raise DataError(f"{where}: wrong checksum; expected a TFRecord file")
-            body = b"" if length > size else file.read(length + 4)
-            if len(body) < length + 4:
+            if length > size - file.tell() - 4:
                 raise DataError(f"{where}: the file ends in it; copy it again")
+            if length > _LARGEST:
+                raise DataError(
+                    f"{where}: {in_words(length)} long; expected a scenario, of up to {in_words(_LARGEST)}"
+                )
+            check_memory(path, _PER_BYTE * length, "a record")
+            body = file.read(length + 4)
             if masked_crc(body[:length]) != struct.unpack("<I", body[length:])[0]:
                 raise DataError(f"{where}: wrong checksum; the file is damaged, copy it again")
             yield body[:length]

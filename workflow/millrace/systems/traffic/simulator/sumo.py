@@ -21,7 +21,8 @@ import numpy as np
 
 from millrace.errors import ConfigError
 from millrace.systems.base import Progress
-from millrace.systems.traffic.formats.sumo_network import elements, read_network
+from millrace.systems.traffic.formats.sumo_network import read_network
+from millrace.systems.traffic.formats.xml_elements import elements
 from millrace.systems.traffic.settings import SumoConfig
 from millrace.systems.traffic.tracks import STEP_S, STEPS
 

@@ -1,0 +1,144 @@
+"""Whether files of arrays declare what they can hold, before their libraries take memory for it.
+
+A few bytes can declare an axis of 10^12 values or a chunk of gigabytes, which the libraries would fill with
+zeros; or ask them to read other files, or to run what a file holds.
+"""
+
+import functools
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from millrace.errors import DataError, first_line
+from millrace.input_files import SMALL, check_memory, files_below, in_words
+
+_MOST = 100_000
+"""Times its size that a file may declare: fields of one value pack to that."""
+_DEEPEST = 32  # groups within each other
+_DESCRIPTION = 1 << 16  # bytes, of an array
+_MOST_OBJECTS = 100_000
+_MOST_CHUNKS = 1_000
+
+
+def check_hdf5(path: Path) -> None:
+    """Refuse a file of HDF5, such as NetCDF-4, that declares what it cannot hold; others are not looked at.
+
+    Also one whose values lie in other files, or whose groups are in circles. Raises `DataError`, and
+    OSError if the file is damaged.
+    """
+    status = path.stat()
+    if h5py.is_hdf5(path):
+        _check_hdf5(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=10_000)  # files of a run are opened several times
+def _check_hdf5(path: Path, size: int, changed: int) -> None:
+    del changed
+    most = SMALL + _MOST * size
+    with h5py.File(path, "r") as file:
+        groups: list[tuple[Any, int]] = [(file, 0)]
+        count = 0
+        while groups:
+            group, depth = groups.pop()
+            # A group of two names can be within itself.
+            if depth > _DEEPEST or h5py.h5o.get_info(group.id).rc > 1:
+                raise DataError(
+                    f"{path}: its groups are in circles, or more than {_DEEPEST} deep; write it again"
+                )
+            for key in group:
+                count += 1
+                if count > _MOST_OBJECTS:
+                    raise DataError(
+                        f"{path}: more than {_MOST_OBJECTS:,} variables; write it again"
+                    )
+                link = group.get(key, getlink=True)
+                if not isinstance(link, h5py.HardLink):
+                    where = getattr(link, "filename", "") or link.path
+                    raise DataError(
+                        f"{path}: {key!r} is a link to {where}; write it again with what is there"
+                    )
+                one = group[key]
+                if isinstance(one, h5py.Group):
+                    groups.append((one, depth + 1))
+                elif isinstance(one, h5py.Dataset) and one.shape is not None:
+                    if one.external:
+                        raise DataError(
+                            f"{path}: the values of {key!r} lie in another file, {one.external[0][0]}; "
+                            "write it again with its values"
+                        )
+                    if one.nbytes > most:
+                        raise _absurd(path, key, one.shape)
+                    _check(path, key, one.shape, one.chunks, one.dtype.itemsize)
+                    if one.chunks:
+                        _check_chunks(path, key, one)
+
+
+def _check_chunks(path: Path, name: str, one: h5py.Dataset) -> None:
+    """Refuse packed chunks that are larger than their values: they would unpack to far more."""
+    chunks = math.prod(-(-n // m) for n, m in zip(one.shape, one.chunks, strict=True))
+    if chunks <= _MOST_CHUNKS:  # of many the sizes take long to read
+        most = 2 * chunks * math.prod(one.chunks) * one.dtype.itemsize + _DESCRIPTION
+        if (stored := one.id.get_storage_size()) > most:
+            raise DataError(
+                f"{path}: {in_words(stored)} for {name!r}, but {in_words(most)} hold all values that are "
+                "declared; copy it again"
+            )
+
+
+def check_zarr(path: Path) -> None:
+    """Refuse a Zarr store that declares more than memory holds at once, or that would run what it holds.
+
+    Raises `DataError`, also if its description is damaged.
+    """
+    import zarr
+
+    try:
+        group = zarr.open_group(path, mode="r")
+        arrays = list(itertools.islice(group.arrays(), _MOST_OBJECTS))
+        for name, one in arrays:
+            codecs = [*one.filters, *one.compressors]
+            if any("pickle" in type(codec).__name__.lower() for codec in codecs):
+                raise DataError(
+                    f"{path}: {name!r} holds pickled objects, which would be run; write numbers"
+                )
+            size = getattr(one.dtype, "itemsize", 1)
+            _check(path, name, one.shape, one.chunks, size)
+            if one.ndim == 1 and one.dtype.kind in "biufMm":  # texts have no size
+                most = 2 * math.prod(one.shards or one.chunks) * size + _DESCRIPTION
+                _check_parts(path / name, most)
+    except DataError:
+        raise
+    except Exception as error:  # of many kinds
+        raise DataError(
+            f"{path}: not readable as Zarr ({first_line(error)}); copy it again"
+        ) from error
+
+
+def _check_parts(folder: Path, most: int) -> None:
+    """Refuse a stored part of an axis that is larger than its values: it would unpack to far more."""
+    for part in files_below(folder, "*"):
+        if part.stat().st_size > most:
+            raise DataError(
+                f"{part}: {in_words(part.stat().st_size)}, but {in_words(most)} hold all values that are "
+                "declared; copy it again"
+            )
+
+
+def _check(
+    path: Path, name: str, shape: tuple[int, ...], chunks: tuple[int, ...] | None, size: int
+) -> None:
+    """Refuse an axis or a chunk that is larger than memory: both are read at once."""
+    if len(shape) == 1:
+        check_memory(path, shape[0] * size, f"{name!r} of shape {list(shape)}")
+    if chunks:
+        check_memory(path, math.prod(chunks) * size, f"a chunk {list(chunks)} of {name!r}")
+
+
+def _absurd(path: Path, name: str, shape: tuple[int, ...]) -> DataError:
+    return DataError(
+        f"{path}: {name!r} is declared as {' x '.join(map(str, shape))} values, which the "
+        f"{path.stat().st_size:,} bytes of the file do not hold; copy or write it again"
+    )
