@@ -8,10 +8,11 @@ import os
 import runpy
 import signal
 import sys
+from pathlib import Path
 
 import psutil
 
-from millrace.launch.agent import AGENT
+from millrace.launch.agent import AGENT, CANCELLED
 from millrace.processes import die_with_parent
 
 
@@ -24,6 +25,8 @@ def main() -> None:
         agent = None
     if agent != int(os.environ[AGENT]):  # torchrun was dead before the kernel was asked
         os.kill(os.getpid(), signal.SIGKILL)
+    if Path(sys.argv[2]).with_suffix(CANCELLED).exists():
+        return  # one that was told to stop while it began was started again
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
