@@ -1,10 +1,12 @@
 """Trainings that take long and little of the processors, however fast the machine is, and their ranks."""
 
 import contextlib
+import os
 import signal
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import psutil
 
@@ -35,6 +37,33 @@ def slowed(epochs, trainers, seconds=0.4):
     finally:
         over.set()
         thread.join()
+
+
+class Gate:
+    """Holds Python processes where they import a module, until it is opened.
+
+    Those whose program or script has ``of`` in its name, at the module ``at``; ``folder`` is a new one.
+    """
+
+    def __init__(self, folder, of, at):
+        self._folder = folder
+        folder.mkdir()
+        path = [str(Path(__file__).parent / "gate"), os.environ.get("PYTHONPATH", "")]
+        self.environment = {
+            "MILLRACE_TEST_GATE": str(folder),
+            "MILLRACE_TEST_GATE_OF": of,
+            "MILLRACE_TEST_GATE_AT": at,
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        }
+
+    def wait(self, limit=240.0):
+        end = time.monotonic() + limit
+        while not (self._folder / "reached").exists():
+            assert time.monotonic() < end, "nothing came to the gate"
+            time.sleep(0.02)
+
+    def open(self):
+        (self._folder / "open").touch()
 
 
 def wait_between_questions(head, words, seconds=2.0, limit=240.0):

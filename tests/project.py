@@ -15,6 +15,8 @@ from forked_snakemake import snakemake
 from millrace.processes import die_with_parent
 
 REPOSITORY = Path(__file__).parents[1]
+FOLDER = Path("my runs (é)") / "it's"
+"""What folders of users are called."""
 
 CONFIG = {
     "run": {"experiments": ["tiny"], "layouts": ["n1_gpu1"], "seeds": [0]},

@@ -1,9 +1,11 @@
 """Logs, sentences and exit codes of the workflow's jobs."""
 
+import ast
 import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +108,14 @@ def test_progress_is_a_line_now_and_then(monkeypatch, capsys) -> None:
     assert len(lines) == 5
     jobs.progress_in_lines("files")(0, 0)
     assert capsys.readouterr().out.startswith("0/0 files")
+
+
+SCRIPTS = sorted((Path(__file__).parents[2] / "workflow/scripts").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_what_takes_long_is_imported_once_the_job_has_begun(script) -> None:
+    """Until then no death of Snakemake is noticed, and the log does not say why a job failed."""
+    body = ast.parse(script.read_text()).body
+    modules = [node.module for node in body if isinstance(node, ast.ImportFrom)]
+    assert [name for name in modules if name.startswith("millrace")] == ["millrace.job_log"]

@@ -184,3 +184,8 @@ def fake_slurm(cluster: ClusterProject, tmp_path, said=""):
         path.chmod(0o755)
     cluster.path_first = str(folder)
     return note
+
+
+def test_a_folder_whose_name_slurm_cannot_take_is_refused_when_planned(tmp_path):
+    said = ClusterProject(tmp_path / "100%").refused("-n")
+    assert "100%: SLURM replaces what follows a % in the paths of its logs" in said

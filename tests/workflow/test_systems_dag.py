@@ -9,7 +9,7 @@ from typing import Any
 
 import h5py
 import pytest
-from project import Project
+from project import FOLDER, Project
 
 from millrace.errors import ConfigError
 from millrace.systems.traffic.simulator.sumo import program
@@ -188,7 +188,7 @@ def finished_systems(tmp_path_factory):
     def finish(system):
         if system not in made:
             case = CASES[system]
-            project = Project(tmp_path_factory.mktemp(system) / "project")
+            project = Project(tmp_path_factory.mktemp(system) / FOLDER)
             case.prepare(project)
             made[system] = configure(project, case)
             project.run(*case.options)
@@ -216,7 +216,7 @@ def finished(system, finished_systems):
 @pytest.fixture
 def project(finished, case, tmp_path):
     """A finished project to change and plan again."""
-    return configure(finished.copy(tmp_path / "project"), case)
+    return configure(finished.copy(tmp_path / FOLDER), case)
 
 
 def of(*systems):

@@ -7,17 +7,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-
-import psutil
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals by which a user or a scheduler asks a process to stop."""
 _PR_SET_PDEATHSIG = 1
 _LOOK_EVERY_S = 1.0
+_HEAD = "MILLRACE_HEAD"
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -37,23 +36,26 @@ def dying_with_this() -> Callable[[], None]:
     return partial(die_with_parent, os.getpid())
 
 
+def lead_jobs() -> None:
+    """Have the jobs that this process starts end with it, see `stop_without_head`."""
+    os.environ[_HEAD] = _identity(os.getpid()) or ""
+
+
 def stop_without_head() -> None:
     """Ask this process to stop, by SIGTERM, when the Snakemake that has started it is gone.
 
     A Snakemake that is killed leaves the jobs of this machine behind, which nobody waits for any more: they
-    would train on, and be in the way of the same command. Jobs of a scheduler go on: there, the process
-    that the scheduler starts is the topmost Snakemake, and ends with the job.
+    would train on, and be in the way of the same command. It may be dead before its job has come to this
+    call; so it is known by the environment, see `lead_jobs`, not as the parent of this process. Jobs of a
+    scheduler go on: there, the process that the scheduler starts is a Snakemake that leads, too.
     """
-    head = None
-    for ancestor in psutil.Process().parents():
-        with suppress(psutil.Error):
-            if any("snakemake" in Path(word).name for word in ancestor.cmdline()[:4]):
-                head = ancestor
-    if head is None:
+    head = os.environ.get(_HEAD)
+    # In a container with process ids of its own, nothing can be said about those of the machine.
+    if not head or head.split()[0] != _namespace():
         return
 
     def watch() -> None:
-        while head.is_running() and head.status() != psutil.STATUS_ZOMBIE:
+        while _identity(int(head.split()[1])) == head:
             time.sleep(_LOOK_EVERY_S)
         print("Snakemake was killed: this job stops", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -64,6 +66,20 @@ def stop_without_head() -> None:
 def set_name(name: str) -> None:
     """Name this process in the lists of `top` and `ps`, with at most 15 letters."""
     Path("/proc/self/comm").write_text(name)
+
+
+def _identity(pid: int) -> str | None:
+    """Namespace, id and start of a process, which no other one has; None: it does not run."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    state, *fields = text.rpartition(")")[2].split()  # a name may hold anything
+    return None if state in "ZX" else f"{_namespace()} {pid} {fields[18]}"
+
+
+def _namespace() -> str:
+    return str(Path("/proc/self/ns/pid").readlink())
 
 
 def library_environment() -> dict[str, str]:

@@ -31,6 +31,7 @@ def find_cluster():
     for layout in plan.layouts():
         found.place(Layout.parse(layout), ON_LAYOUT[0])
     if workflow.is_main_process:  # not in every job again
+        found.check_folder(Path.cwd())
         check_gpu_memory(plan, found, logger.warning)
     return found
 

@@ -8,7 +8,11 @@ from pathlib import Path
 from millrace.errors import ConfigError, DataError
 from millrace.layout import Layout
 from millrace.plan import Plan
+from millrace.processes import lead_jobs
 from millrace.yaml_files import check_yaml
+
+if not workflow.subprocess_exec:  # which is part of another one
+    lead_jobs()
 
 if not config:
     raise WorkflowError(

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from millrace.job_log import job
-from millrace.sweeps.asking import write_trials
-from millrace.sweeps.sweep import read_sweeps
 
 with job(snakemake):
+    from millrace.sweeps.asking import write_trials
+    from millrace.sweeps.sweep import read_sweeps
+
     write_trials(
         read_sweeps(snakemake.config["experiments"])[snakemake.wildcards.experiment],
         snakemake.input.get("receipts", []),

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from millrace.job_log import job
-from millrace.systems.groundwater.graphs import build_graphs
 
 with job(snakemake):
+    from millrace.systems.groundwater.graphs import build_graphs
+
     shape, radius = snakemake.wildcards.geometry.split("_r")
     build_graphs(
         Path(snakemake.input.patches),

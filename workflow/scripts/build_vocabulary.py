@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from millrace.job_log import job
-from millrace.systems.traffic.figures import vocabulary_plates
-from millrace.systems.traffic.scenarios import TokenConfig, build_vocabulary
 
 with job(snakemake) as progress:
+    from millrace.systems.traffic.figures import vocabulary_plates
+    from millrace.systems.traffic.scenarios import TokenConfig, build_vocabulary
+
     config = TokenConfig.parse(snakemake.params.tokens, "tokens")
     source, output = Path(snakemake.input.source), Path(snakemake.output.vocabulary)
     vocabulary = build_vocabulary(source, output, config, progress("recordings"))

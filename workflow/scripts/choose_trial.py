@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from millrace.job_log import job
-from millrace.sweeps.choosing import write_chosen
-from millrace.sweeps.sweep import read_sweeps
 
 with job(snakemake):
+    from millrace.sweeps.choosing import write_chosen
+    from millrace.sweeps.sweep import read_sweeps
+
     write_chosen(
         read_sweeps(snakemake.config["experiments"])[snakemake.wildcards.experiment],
         snakemake.config,

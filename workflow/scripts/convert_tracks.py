@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from millrace.job_log import job
-from millrace.systems.traffic.formats import convert
 
 with job(snakemake) as progress:
+    from millrace.systems.traffic.formats import convert
+
     source, output = Path(snakemake.input.source), Path(snakemake.output[0])
     convert(snakemake.params.format, source, output, progress("files"))

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from millrace.evaluation.run import evaluate_ensemble
 from millrace.job_log import job
 
 with job(snakemake) as progress:
+    from millrace.evaluation.run import evaluate_ensemble
+
     inputs = dict(snakemake.input.items())
     evaluate_ensemble(
         checkpoints=[Path(path) for path in inputs.pop("checkpoints")],

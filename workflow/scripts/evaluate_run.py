@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from millrace.evaluation.run import evaluate_run
 from millrace.job_log import job
 
 with job(snakemake) as progress:
+    from millrace.evaluation.run import evaluate_run
+
     inputs = dict(snakemake.input.items())
     evaluate_run(
         checkpoint=Path(inputs.pop("checkpoint")),

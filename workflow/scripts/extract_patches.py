@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from millrace.job_log import job
-from millrace.systems.groundwater.figures.maps import patch_map
-from millrace.systems.groundwater.patch_file import read_nodes
-from millrace.systems.groundwater.patches import PatchConfig, extract_patches
 
 with job(snakemake) as progress:
+    from millrace.systems.groundwater.figures.maps import patch_map
+    from millrace.systems.groundwater.patch_file import read_nodes
+    from millrace.systems.groundwater.patches import PatchConfig, extract_patches
+
     config = PatchConfig.parse(snakemake.params.patches, "patches")
     patches = Path(snakemake.output.patches)
     extract_patches(Path(snakemake.input.series), patches, config, progress("time steps"))

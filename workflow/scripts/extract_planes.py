@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from millrace.job_log import job
-from millrace.systems.groundwater.planes import PlaneConfig, extract_planes
 
 with job(snakemake) as progress:
+    from millrace.systems.groundwater.planes import PlaneConfig, extract_planes
+
     config = PlaneConfig.parse(snakemake.params.planes, "planes")
     series, planes = Path(snakemake.input.series), Path(snakemake.output.planes)
     extract_planes(series, planes, config, progress("time steps"))

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from millrace.data.extraction import extract
 from millrace.job_log import job
-from millrace.systems.registry import get_kind
 
 with job(snakemake) as progress:
+    from millrace.data.extraction import extract
+    from millrace.systems.registry import get_kind
+
     extract(
         get_kind(snakemake.wildcards.kind),
         Path(snakemake.input.source),

@@ -2,14 +2,15 @@
 
 import sys
 
-from millrace.cluster import cluster_of_job
 from millrace.job_log import job
-from millrace.job_requests import measure_request
-from millrace.launch.launcher import surroundings_of
-from millrace.layout import Layout
-from millrace.scaling.worker import measure_throughput
 
 with job(snakemake):
+    from millrace.cluster import cluster_of_job
+    from millrace.job_requests import measure_request
+    from millrace.launch.launcher import surroundings_of
+    from millrace.layout import Layout
+    from millrace.scaling.worker import measure_throughput
+
     request = measure_request(
         snakemake.config,
         snakemake.wildcards,

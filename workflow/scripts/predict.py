@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from millrace.job_log import job
-from millrace.systems.base import resolve
-from millrace.systems.registry import kind_of
 
 with job(snakemake) as progress:
+    from millrace.systems.base import resolve
+    from millrace.systems.registry import kind_of
+
     config = snakemake.config
     experiment = config["predictions"][snakemake.wildcards.prediction]["experiment"]
     predict = resolve(kind_of(config["experiments"][experiment]["model"]["name"]).prediction)

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from millrace.cluster import cluster_of_job
-from millrace.doctor.inside import check_layout
 from millrace.job_log import job
-from millrace.layout import Layout
 
 with job(snakemake):
+    from millrace.cluster import cluster_of_job
+    from millrace.doctor.inside import check_layout
+    from millrace.layout import Layout
+
     check_layout(
         Layout.parse(snakemake.wildcards.layout),
         cluster_of_job(snakemake.resources),

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from millrace.data.split import SplitConfig
 from millrace.job_log import job
-from millrace.systems.groundwater.series import preprocess
-from millrace.systems.groundwater.settings import MaskedMissing
 
 with job(snakemake) as progress:
+    from millrace.data.split import SplitConfig
+    from millrace.systems.groundwater.series import preprocess
+    from millrace.systems.groundwater.settings import MaskedMissing
+
     columns = snakemake.params.variables
     clip = snakemake.params.clip
     told = clip if isinstance(clip, dict) else {"clip": clip, "missing": None}

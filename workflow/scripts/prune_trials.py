@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from millrace.job_log import job
-from millrace.sweeps.outcome import write_decision
 
 with job(snakemake):
+    from millrace.sweeps.outcome import write_decision
+
     write_decision(
         snakemake.input.receipts,
         snakemake.params.trials,

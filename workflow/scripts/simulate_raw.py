@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from millrace.data.extraction import simulate
 from millrace.job_log import job
-from millrace.systems.registry import raw_format
 
 with job(snakemake) as progress:
+    from millrace.data.extraction import simulate
+    from millrace.systems.registry import raw_format
+
     made = raw_format(snakemake.config["datasets"][snakemake.wildcards.dataset])
     simulate(made, snakemake.params.demo, Path(snakemake.output[0]), progress("steps"))

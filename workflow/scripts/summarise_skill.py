@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from millrace.evaluation.summary import summarise
 from millrace.job_log import job
 
 others = snakemake.params.others
 
 with job(snakemake):
+    from millrace.evaluation.summary import summarise
+
     summarise(
         [Path(path) for path in snakemake.input.metrics],
         [Path(path) for path in snakemake.input.ensembles],

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from millrace.job_log import job
-from millrace.sweeps.sweep import read_sweeps
-from millrace.sweeps.table import summarise_sweep
 
 with job(snakemake):
+    from millrace.sweeps.sweep import read_sweeps
+    from millrace.sweeps.table import summarise_sweep
+
     summarise_sweep(
         read_sweeps(snakemake.config["experiments"])[snakemake.wildcards.experiment],
         snakemake.input.receipts,

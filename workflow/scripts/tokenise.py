@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from millrace.job_log import job
-from millrace.systems.traffic.scenarios import TokenConfig, tokenise
 
 with job(snakemake) as progress:
+    from millrace.systems.traffic.scenarios import TokenConfig, tokenise
+
     tokenise(
         Path(snakemake.input.source),
         Path(snakemake.input.vocabulary),

@@ -3,15 +3,16 @@
 import sys
 from functools import partial
 
-from millrace.cluster import cluster_of_job
 from millrace.job_log import job
-from millrace.job_requests import segment_request
-from millrace.launch.first_to_start import race_layouts
-from millrace.launch.launcher import launch, surroundings_of
-from millrace.layout import Layout
-from millrace.sweeps.failure import train_or_fail
 
 with job(snakemake):
+    from millrace.cluster import cluster_of_job
+    from millrace.job_requests import segment_request
+    from millrace.launch.first_to_start import race_layouts
+    from millrace.launch.launcher import launch, surroundings_of
+    from millrace.layout import Layout
+    from millrace.sweeps.failure import train_or_fail
+
     request = segment_request(
         snakemake.config,
         snakemake.wildcards,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from pbs_server import KATANA, running_pbs
-from project import Project
+from project import FOLDER, Project
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def pbs(tmp_path, monkeypatch):
 def finished_on_pbs(tmp_path_factory) -> Project:
     """A project whose whole workflow ran as jobs of PBS, with the profile of Katana."""
     root = tmp_path_factory.mktemp("finished_on_pbs")
-    project = Project(root / "project", KATANA)
+    project = Project(root / FOLDER, KATANA)
     with pytest.MonkeyPatch.context() as patch, running_pbs(root / "pbs", patch):
         project.run()
     return project
@@ -28,7 +28,7 @@ def finished_on_pbs(tmp_path_factory) -> Project:
 @pytest.fixture
 def project(finished_on_pbs, tmp_path) -> Project:
     """A copy of it to train more."""
-    return finished_on_pbs.copy(tmp_path / "project")
+    return finished_on_pbs.copy(tmp_path / FOLDER)
 
 
 @pytest.fixture

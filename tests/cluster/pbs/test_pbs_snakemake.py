@@ -152,9 +152,3 @@ def test_only_lack_of_memory_asks_for_more_of_it(pbs, tmp_path, error, times):
         for job in pbs.jobs().values()
     ]
     assert asked == [asked[0], times * asked[0]]
-
-
-def test_workflow_runs_in_a_folder_of_any_name(pbs, tmp_path):
-    project = Project(tmp_path / "my runs (é)" / "it's", KATANA)
-    project.run("--", "results/data/small/raw")
-    assert [job["Exit_status"] for job in pbs.jobs().values()] == [0]

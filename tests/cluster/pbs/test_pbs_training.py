@@ -11,6 +11,7 @@ import pytest
 import torch
 from pausing import is_rank, slowed
 from pbs_server import PATIENCE, is_asking, running_pbs, wait_for
+from project import FOLDER
 
 EPOCHS = 60
 NAME = f"tiny/n1_gpu1/seed5/epoch_{EPOCHS}"
@@ -34,7 +35,7 @@ def long(project):
 def whole(finished_on_pbs, tmp_path_factory):
     """The checkpoint of a training that nothing disturbed."""
     root = tmp_path_factory.mktemp("whole")
-    project = long(finished_on_pbs.copy(root / "project"))
+    project = long(finished_on_pbs.copy(root / FOLDER))
     with pytest.MonkeyPatch.context() as patch, running_pbs(root / "pbs", patch):
         project.run("--", TARGET)
     checkpoint = torch.load(project.path(TARGET), weights_only=True)
@@ -116,6 +117,7 @@ def test_whole_workflow(finished_on_pbs, project):
     jobs = [session["job"] for session in receipt["sessions"]]
     assert all(job.endswith(".pbs") for job in jobs), "training ran outside of PBS"
     assert project.planned() == {}
+    assert "table of test skill" in project.report()
 
 
 def test_job_killed_early_continues_in_a_retry(pbs, project, whole):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from lab import ACCOUNT
 from pausing import slowed, wait_between_questions
-from project import REPOSITORY, Project
+from project import FOLDER, REPOSITORY, Project
 from slurm_jobs import trainers, wait
 
 from millrace.cluster import Cluster
@@ -66,14 +66,14 @@ class SlurmProject(Project):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A project with its samples extracted, on this machine."""
-    project = Project(tmp_path_factory.mktemp("data") / "project")
+    project = Project(tmp_path_factory.mktemp("data") / FOLDER)
     project.run("data")
     return project
 
 
 @pytest.fixture
 def project(data, jobs, tmp_path):
-    copied = data.copy(tmp_path / "project")
+    copied = data.copy(tmp_path / FOLDER)
     copied.__class__ = SlurmProject
     copied.options = ("--profile", "profiles/gilbreth", *QUICK)
     copied.heads = []
@@ -92,7 +92,7 @@ def long_training(project, layout="n1_gpu2", epochs=60):
 
 @pytest.mark.slow
 def test_layouts_from_raw_data_to_scores(tmp_path, jobs, slurm):
-    project = SlurmProject(tmp_path / "project", ("--profile", "profiles/gilbreth", *QUICK))
+    project = SlurmProject(tmp_path / FOLDER, ("--profile", "profiles/gilbreth", *QUICK))
     project.config["run"]["layouts"] = LAYOUTS
     project.config["experiments"]["tiny"]["train"]["milestone_every"] = 4
     began = time.strftime("%Y-%m-%dT%H:%M:%S")
@@ -128,6 +128,9 @@ def test_layouts_from_raw_data_to_scores(tmp_path, jobs, slurm):
             trained[layout] = asked
     assert sorted(trained) == sorted(LAYOUTS)
     assert any("rule_evaluate_run" in comment for comment in requests)
+    project.config["run"]["layouts"] = ["n4_gpu1"]
+    project.run()
+    assert "table of test skill" in project.report()
 
 
 def rules(comment):

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from pausing import is_rank
+from pausing import Gate, is_rank
 from tiers import slow_for
 
 from millrace.errors import ConfigError, ExitCode
@@ -152,6 +152,25 @@ def test_ranks_that_have_just_begun_end_with_what_started_them(request_for, kill
     running.kill()
     running.wait(30)
     assert alive == []
+
+
+@pytest.mark.parametrize("held", slow_for(["one_node", "rank"], "rank".__ne__))
+def test_a_training_that_is_told_to_stop_while_it_begins_imports_no_torch_first(
+    request_for, tmp_path, monkeypatch, held
+):
+    gate = Gate(tmp_path / "gate", f"millrace.launch.{held}", "torch")  # it is never opened
+    for name, value in gate.environment.items():
+        monkeypatch.setenv(name, value)
+    request = request_for(epochs=5000)
+    running = start(request)
+    gate.wait()
+    tree = psutil.Process(running.pid).children(recursive=True)
+    running.terminate()
+    try:
+        assert running.wait(60) == ExitCode.TRY_AGAIN
+        assert psutil.wait_procs(tree, timeout=60)[1] == []
+    finally:
+        running.kill()
 
 
 def is_a(process, module):

@@ -161,3 +161,26 @@ def test_all_layouts_refused(race, use):
     use(Jobs(refuse=LAYOUTS))
     with pytest.raises(SchedulerError, match="n4_gpu1 is refused"):
         run_race(race, poll_s=0)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_interrupt_takes_the_jobs_along_unless_the_workflow_was_killed(
+    race, use, monkeypatch, killed
+):
+    class Interrupted(Jobs):
+        def jobs(self, ids):
+            if self.submitted and self.starts:
+                self.starts.clear()
+                raise KeyboardInterrupt
+            return super().jobs(ids)
+
+    jobs = Interrupted()
+    use(jobs)
+    ancestor = SimpleNamespace(is_running=lambda: not killed)
+    monkeypatch.setattr(
+        module.psutil, "Process", lambda: SimpleNamespace(parents=lambda: [ancestor])
+    )
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as raised:
+        run_race(race, poll_s=0)
+    assert raised.type is (SystemExit if killed else KeyboardInterrupt)
+    assert jobs.cancelled == ([] if killed else list(jobs.submitted))

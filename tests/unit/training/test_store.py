@@ -172,6 +172,14 @@ def test_prune_spares_what_is_committed_before_later_steps(tmp_path) -> None:
     assert steps(store) == [3, 4, 5, 6, 8, 9]
 
 
+def test_prune_keeps_the_last_end_of_an_epoch_for_a_roll_back(tmp_path) -> None:
+    store = make_store(tmp_path)
+    commit(store, (10, 1, 0), (20, 2, 0), (23, 2, 3), (25, 2, 5), (27, 2, 7))
+    assert steps(store) == [20, 25, 27]
+    store.discard_within(2)
+    assert steps(store) == [20]
+
+
 def test_prune_spares_milestones_whose_manifest_cannot_be_read(tmp_path) -> None:
     store = make_store(tmp_path)
     commit(store, (1, 1, 0), milestones={1})

@@ -196,6 +196,14 @@ class Cluster(Settings):
                 f"`account: <name>` in {self.file}"
             )
 
+    def check_folder(self, folder: Path) -> None:
+        """Raise `ConfigError` if jobs cannot be submitted from a folder, because of its name."""
+        if self.scheduler == "slurm" and "%" in str(folder):
+            raise ConfigError(
+                f"{folder}: SLURM replaces what follows a % in the paths of its logs, and no job would "
+                "start: rename the folder, or start from another one"
+            )
+
     def _first_fit(self, nodes: int, gpus: int, needs: Needs) -> NodeType | None:
         if self.max_nodes and nodes > self.max_nodes:
             return None

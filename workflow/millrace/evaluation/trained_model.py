@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from millrace.data.normalisation import Normalisation
 from millrace.data.samples import Files, open_dataset
+from millrace.errors import NotFiniteError
 from millrace.models.spec import ModelSpec
 from millrace.systems.registry import get_model, kind_of
 from millrace.training.receipt import check_bytes, read_receipt
@@ -56,8 +57,18 @@ class TrainedModel:
 
     @torch.no_grad()
     def __call__(self, batch: Any) -> Tensor:
-        """Forecast of a batch in normalised units, see `ModelSpec.predict`."""
-        return self.spec.predict(self.module, batch)
+        """Forecast of a batch in normalised units, see `ModelSpec.predict` and `finite`."""
+        return finite(self.spec.predict(self.module, batch))
+
+
+def finite(forecast: Tensor) -> Tensor:
+    """Return what a model has computed; raises `NotFiniteError` if any of it is infinite or NaN."""
+    if not bool(torch.isfinite(forecast).all()):
+        raise NotFiniteError(
+            "a forecast of the model is infinite or NaN, and nothing is written: look for values in the "
+            "data that are far from those of the training, or train again with a lower train.learning_rate"
+        )
+    return forecast
 
 
 def read_training(receipt: Path) -> dict[str, Any]:

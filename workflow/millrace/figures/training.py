@@ -33,7 +33,8 @@ def training_curves(
     ----------
     histories
         Records in chronological order, each with ``epoch``, ``train_loss``, ``validation_loss`` (or None),
-        ``learning_rate`` and ``session``. A vertical line marks the last epoch of each session.
+        ``learning_rate`` and ``session``; ``roll_backs`` before the epoch, if there were any. A vertical
+        line marks the last epoch of each session, and the one before each roll-back.
     path
         File to write.
     problems
@@ -65,12 +66,17 @@ def training_curves(
             for before, after in pairwise(histories)
             if before["session"] != after["session"]
         ]
-        for i, at in enumerate(resumed):
-            for axes in (top, bottom):
-                axes.axvline(
-                    at, color=REFERENCE_LINE, linewidth=0.9, linestyle=":", gid="resumed",
-                    label="Resumed" if i == 0 and axes is top else None,
-                )  # fmt: skip
+        counts = [0, *(record.get("roll_backs", 0) for record in histories)]
+        rolled_back = [
+            e - 1 for e, (before, now) in zip(epoch, pairwise(counts), strict=True) if now > before
+        ]
+        for places, gid, style in (resumed, "resumed", ":"), (rolled_back, "rolled back", "-."):
+            for i, at in enumerate(places):
+                for axes in (top, bottom):
+                    axes.axvline(
+                        at, color=REFERENCE_LINE, linewidth=0.9, linestyle=style, gid=gid,
+                        label=gid.capitalize() if i == 0 and axes is top else None,
+                    )  # fmt: skip
         start = histories[0].get("initial_validation_loss")
         if start:
             top.plot(

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -63,14 +64,14 @@ def main() -> int:
     )
 
     def warn_workers(number: int) -> None:
-        if number in (signal.SIGTERM, signal.SIGINT):
+        cancelled = number in (signal.SIGTERM, signal.SIGINT)
+        if cancelled:
             Path(given.request).with_suffix(CANCELLED).touch()
-        # torchrun would end its workers before they have saved.
-        try:
-            for worker in psutil.Process(process.pid).children():
-                worker.send_signal(number)
-        except psutil.NoSuchProcess:
-            return
+        with suppress(psutil.NoSuchProcess):
+            workers = psutil.Process(process.pid).children()
+            # torchrun would end its workers before they have saved, but need not begin any.
+            for one in workers or ([process] if cancelled else []):
+                one.send_signal(number)
 
     with forwarding_signals(warn_workers):
         return process.wait()

@@ -110,6 +110,7 @@ def run_race(race: Race, poll_s: float = _POLL_S) -> int:
         try:
             code = _heat(race, jobs, ancestors, poll_s)
         except (KeyboardInterrupt, SchedulerError):
+            _leave_if_alone(ancestors)  # their end stops this process, too
             _cancel_all(race, jobs)
             raise
         if code is not None:
@@ -136,11 +137,15 @@ def _heat(
         if winner is not None:
             # The winner does this, too, but does not know of jobs submitted after its start.
             jobs.cancel(j for j, s in states.items() if j != winner["job"] and not s.is_over)
-        if not all(ancestor.is_running() for ancestor in ancestors):
-            sys.exit(
-                "the workflow has been killed: the jobs stay, and it finds them when it runs again"
-            )
+        _leave_if_alone(ancestors)
         time.sleep(poll_s)
+
+
+def _leave_if_alone(ancestors: Sequence[psutil.Process]) -> None:
+    if not all(ancestor.is_running() for ancestor in ancestors):
+        sys.exit(
+            "the workflow has been killed: the jobs stay, and it finds them when it runs again"
+        )
 
 
 def _submit(race: Race, jobs: Queue) -> dict[str, str]:

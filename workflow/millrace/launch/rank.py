@@ -9,10 +9,11 @@ import runpy
 import signal
 import sys
 import traceback
+from pathlib import Path
 
 import psutil
 
-from millrace.launch.agent import AGENT
+from millrace.launch.agent import AGENT, CANCELLED
 from millrace.processes import die_with_parent, set_name
 
 
@@ -28,6 +29,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)  # torchrun's own handlers were forked, too
     set_name(f"rank {os.environ['RANK']}")
+    if Path(sys.argv[2]).with_suffix(CANCELLED).exists():
+        return  # one that was told to stop while it began was started again
     del sys.argv[0]
     try:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from millrace.errors import ConfigError
-from millrace.processes import library_environment
+from millrace.processes import dying_with_this, library_environment
 
 # Wildcards by which jobs of equal cost differ.
 _REPEATED = ("seed", "epoch", "repeat")
@@ -95,7 +95,13 @@ def run_snakemake(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run ``snakemake`` with the library of this process."""
     # Not the working directory: nothing that Snakemake imports may come from there.
     command = [sys.executable, "-P", "-m", "snakemake", *arguments]
-    return subprocess.run(command, env=library_environment(), capture_output=True, text=True)
+    return subprocess.run(
+        command,
+        env=library_environment(),
+        capture_output=True,
+        text=True,
+        preexec_fn=dying_with_this(),
+    )
 
 
 def _refusal(said: str) -> str:

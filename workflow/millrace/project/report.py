@@ -15,6 +15,7 @@ from millrace.cluster.facts import find_profile
 from millrace.command_line import make_parser
 from millrace.errors import ConfigError, DataError, ExitCode, UserError, exits_with_code
 from millrace.files import output_errors
+from millrace.processes import dying_with_this
 from millrace.project.checkout import snakefile
 
 _OWN = ("Snakefile", "snakefile", "workflow/Snakefile", "workflow/snakefile")
@@ -34,7 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
             command += [f"--{key}", *map(str, given if isinstance(given, list) else [given])]
     with output_errors(options.output):
         options.output.parent.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=dying_with_this(),
+    )
     if done.returncode:
         with contextlib.suppress(OSError):  # not empty
             options.output.parent.rmdir()

@@ -16,6 +16,7 @@ from millrace.runs.inventory import Run, disk_usage, session_statistics
 from millrace.runs.maintenance import Removal
 from millrace.training import run_hash
 from millrace.training.learning import stalled_loss
+from millrace.training.roll_back import told
 
 _COLOURS = {"training": "green", "idle": "", "empty": "yellow", "damaged": "bold red"}
 _HEIGHT, _WIDTH = 9, 64
@@ -39,7 +40,8 @@ def runs_table(runs: Iterable[Run]) -> Table:
             format_number(last.get("validation_loss")),
             str(last.get("session", "–")),
             Text(state, style=_COLOURS[state])
-            + Text("\ndoes not learn" if stalled_loss(run.history) else "", style="bold red"),
+            + Text("\ndoes not learn" if stalled_loss(run.history) else "", style="bold red")
+            + Text(f"\nroll-backs: {last['roll_backs']}" if "roll_backs" in last else "", "yellow"),
             format_bytes(run.size),
             time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed)),
         )
@@ -64,6 +66,7 @@ def record(run: Run) -> dict[str, Any]:
         "epoch": newest.epoch if newest else None,
         "step": newest.step if newest else None,
         **finite,
+        "roll_backs": last.get("roll_backs", 0),
         "size_bytes": run.size,
         "changed_s": run.changed,
     }
@@ -79,6 +82,8 @@ def show(run: Run, console: Console) -> bool:
         state = checkpoint.load()
         console.print("\n[bold]Sessions[/]")
         console.print(sessions_table(state["sessions"], state["history"], checkpoint.manifest.step))
+        for roll_back in state.get("roll_backs", []):
+            console.print(told(roll_back), style="yellow", highlight=False)
     if problem := stalled_loss(run.history):
         console.print(f"\n[bold red]does not learn[/]: {problem}", highlight=False)
     if run.history:

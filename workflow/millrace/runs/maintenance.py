@@ -196,14 +196,22 @@ def _identity_problem(run: Run) -> str | None:
 
 
 def _dispensable(steps: Sequence[Step], keep: int) -> list[Step]:
-    """Steps older than the ``keep`` newest intact ones, without milestones and damaged ones."""
+    """Steps older than the ``keep`` newest intact ones, without milestones and damaged ones.
+
+    The last end of an epoch is none, either: training may be rolled back to it.
+    """
     temporary = [step for step in reversed(steps) if step.manifest and not step.milestone]
+    ends = [step for step in reversed(steps) if step.manifest and not step.manifest.batch]
     intact = 0
     for position, step in enumerate(temporary):
         intact += step.problem() is None
         if intact == keep:
             older = temporary[position + 1 :]
-            return [step for step in reversed(older) if step.problem(thorough=False) is None]
+            return [
+                step
+                for step in reversed(older)
+                if step.problem(thorough=False) is None and step not in ends[:1]
+            ]
     return []
 
 

@@ -67,6 +67,23 @@ class ReplayConfig(Settings):
     """Forecasts kept for each sample of a batch."""
 
 
+class RollBackConfig(Settings):
+    """Go back when the loss, a gradient or the validation loss is infinite or NaN, in place of stopping.
+
+    Training goes on from the end of the epoch before, with a smaller learning rate from there on. After the
+    last roll-back it stops as without. The log, `metrics.jsonl`, the receipt and `millrace runs` tell of
+    each. A resumed run goes back as an uninterrupted one does.
+    """
+
+    times: Count = option()
+    """How often at most, in the whole run."""
+    factor: Share = 0.5
+    """On the learning rate, at each roll-back."""
+    spike: Annotated[float, Field(gt=1)] | None = option(None, examples=[10])
+    """Go back, too, if the training or validation loss of an epoch is more than this times the median of
+    the ten epochs before; null: only if it is infinite or NaN."""
+
+
 class TrainConfig(Settings):
     """The keys of the block ``train`` that decide the weights: part of a run's definition."""
 
@@ -100,6 +117,8 @@ class TrainConfig(Settings):
     """Start from the weights of another run, for fine-tuning; null: from random ones."""
     replay: ReplayConfig | None = None
     """Start some of the samples from the model's own forecasts, for long forecasts; null: all from data."""
+    roll_back: RollBackConfig | None = None
+    """Go back before a loss that is infinite, NaN or a spike, with a smaller learning rate; null: stop."""
 
 
 class ProfileConfig(Settings):

@@ -44,6 +44,7 @@ from millrace.training.passes import Dataset, Passes
 from millrace.training.phases import Mark, no_mark
 from millrace.training.precision import LossScaler
 from millrace.training.replay import Replay
+from millrace.training.roll_back import DivergedError, count, rate_factor, spike
 from millrace.training.schedules import factor
 from millrace.training.store import Position, is_sharded
 from millrace.training.warm_start import warm_start
@@ -64,6 +65,14 @@ class Observer(Protocol):
 
     def on_state(self, trainer: "Trainer", stopping: bool) -> None:
         """When a checkpoint can be taken: at the end of an epoch, or when stopping."""
+
+    def on_begin(self, trainer: "Trainer") -> None:
+        """Before the first step, if training may be rolled back."""
+
+    def on_roll_back(
+        self, trainer: "Trainer", roll_back: Mapping[str, Any]
+    ) -> Mapping[str, Any] | None:
+        """Return the newest state until the end of ``roll_back["epoch"]``; None: there is none."""
 
 
 class Trainer:
@@ -115,7 +124,8 @@ class Trainer:
             self.divided = DividedModel(
                 spec, self.module, self.parallel, ranks, dataset, config.precision, prepare
             )
-        seed_everything(seed, self.divided.data_rank if self.divided else ranks.rank)
+        self._seeds = (seed, self.divided.data_rank if self.divided else ranks.rank)
+        seed_everything(*self._seeds)
         trained = self._called_in_training()
         self._trained = [p for p in self.module.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": group} for group in by_mesh(self._trained)]
@@ -135,6 +145,8 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._initial_loss: float | None = None
         self.sessions: list[dict[str, Any]] = []
+        self.roll_backs: list[dict[str, Any]] = []
+        """See `millrace.training.roll_back`."""
         self.replay: Replay | None = None
         if config.replay is not None:
             if spec.continued is None:
@@ -183,24 +195,51 @@ class Trainer:
         """Train until the end of ``target_epoch``, or until early stopping.
 
         Returns False if training stopped before because of ``deadline``. Raises `NotFiniteError` on all
-        ranks, before anything is saved.
+        ranks, before anything is saved, unless training can be rolled back.
         """
         if self.stopped_early:
             observer.on_state(self, stopping=False)  # its store may have been removed
         if self.step == 0 and self.config.init_from is None:
             # `millrace.training.learning` compares with it; trained weights need not improve.
             self._initial_loss = self.validation_loss()
-            self._require_finite("validation", self._initial_loss)
+            self._check_loss("validation", self._initial_loss)
+        if self.config.roll_back is not None:
+            observer.on_begin(self)
         while self.position.epoch < target_epoch and not self.stopped_early:
-            if not self._run_epoch(deadline, observer):
-                observer.on_state(self, stopping=True)
-                return False
-            with self._watchdog.watching_end_of_epoch(deadline.has_saved):
-                started = time.monotonic()
-                observer.on_epoch(self._finish_epoch())
-                deadline.record_validation(time.monotonic() - started)
-                observer.on_state(self, stopping=False)
+            try:
+                if not self._run_epoch(deadline, observer):
+                    observer.on_state(self, stopping=True)
+                    return False
+                with self._watchdog.watching_end_of_epoch(deadline.has_saved):
+                    started = time.monotonic()
+                    observer.on_epoch(self._finish_epoch())
+                    deadline.record_validation(time.monotonic() - started)
+                    observer.on_state(self, stopping=False)
+            except DivergedError as error:  # on all ranks
+                self._roll_back(error, observer)
         return True
+
+    def _roll_back(self, error: DivergedError, observer: Observer) -> None:
+        """Go back to the end of the epoch before, or an earlier state; raises the error if that is over."""
+        config = self.config.roll_back
+        if config is None:
+            raise error
+        if len(self.roll_backs) == config.times:
+            raise NotFiniteError(
+                f"{error}; train.roll_back went back {config.times} times before"
+            ) from None
+        epoch = (self.step - 1) // len(self._plan)
+        made = {"epoch": epoch, "step": epoch * len(self._plan), "cause": error.cause}
+        roll_backs, sessions = [*self.roll_backs, made], self.sessions
+        state = observer.on_roll_back(self, made)
+        if state is None:
+            raise NotFiniteError(f"{error}; there is no checkpoint to go back to") from None
+        # As in a new process.
+        self.optimizer.state.clear()
+        seed_everything(*self._seeds)
+        self._not_finite.zero_()
+        self.load(state)
+        self.roll_backs, self.sessions = roll_backs, sessions
 
     @property
     def stopped_early(self) -> bool:
@@ -268,39 +307,47 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """Learning rate of the next step."""
+        return self._rate(self.step)
+
+    def _rate(self, rolled_back_until: int) -> float:
+        """The same without roll-backs to a later step."""
         epoch = self.step / len(self._plan)
-        return self.config.learning_rate * factor(self.config.schedule, epoch)
+        planned = self.config.learning_rate * factor(self.config.schedule, epoch)
+        return planned * rate_factor(self.config.roll_back, self.roll_backs, rolled_back_until)
 
     def check_finite(self) -> None:
-        """Raise `NotFiniteError` after a gradient that was not finite."""
+        """Raise `DivergedError` after a gradient that was not finite."""
         # All ranks see the same norm, that of the averaged gradient: there is no need to agree.
         if bool(self._not_finite):
-            raise NotFiniteError(
-                f"the gradient became infinite or NaN before step {self.step}; the last checkpoint is "
-                "intact: lower train.learning_rate or train.clip_norm (a new run), or check the data"
+            raise DivergedError(
+                "the gradient became infinite or NaN",
+                f"before step {self.step}",
+                "lower train.learning_rate or train.clip_norm (a new run), or check the data",
             )
 
-    def _require_finite(self, what: str, loss: float) -> None:
-        """Raise `NotFiniteError` for a mean loss, which is the same on all ranks, that is not finite."""
+    def _check_loss(self, what: str, loss: float) -> None:
+        """Raise `DivergedError` for a mean loss, the same on all ranks, that is not finite or a spike."""
+        name = {"training": "train_loss"}.get(what, f"{what}_loss")
+        cause = spike(self.config.roll_back, self.history, name, loss)
         if not math.isfinite(loss):
-            raise NotFiniteError(
-                f"the {what} loss became infinite or NaN at step {self.step}; the last checkpoint is "
-                f"intact: check the {what} data, or lower train.learning_rate (a new run)"
-            )
+            cause = f"the {what} loss became infinite or NaN"
+        if cause:
+            advice = f"check the {what} data, or lower train.learning_rate (a new run)"
+            raise DivergedError(cause, f"at step {self.step}", advice)
 
     def _finish_epoch(self) -> dict[str, Any]:
         """Validate, and add the record of the epoch to the history."""
         loss, seconds = self._sums.collect()
         validation_loss = self.validation_loss()
         # Before anything of the epoch is kept: what is published is finite.
-        self._require_finite("training", loss)
-        self._require_finite("validation", validation_loss)
+        self._check_loss("training", loss)
+        self._check_loss("validation", validation_loss)
         record: dict[str, Any] = {
             "epoch": self.position.epoch,
             "step": self.step,
             "train_loss": loss,
             "validation_loss": validation_loss,
-            "learning_rate": self.learning_rate,
+            "learning_rate": self._rate(self.step - 1),
             "samples_per_second": float(self.dataset.groups("train").sum()) / max(seconds, 1e-9),
             "seconds": seconds,
             "session": len(self.sessions),
@@ -308,6 +355,8 @@ class Trainer:
         }
         if not self.history and self._initial_loss is not None:
             record["initial_validation_loss"] = self._initial_loss
+        if rolled_back := count(self.roll_backs, self.step - 1):
+            record["roll_backs"] = rolled_back
         self.history.append(record)
         record["best_epoch"] = best_epoch(self.history)
         if self.config.keep_best and record["best_epoch"] == record["epoch"]:
@@ -363,6 +412,8 @@ class Trainer:
             is_only = self.divided is None or self.divided.is_first_of_share
             kept = self.ranks.gather(self.replay.state() if is_only else None)
             state["replay"] = [one for one in kept if one is not None]
+        if self.roll_backs:
+            state["roll_backs"] = self.roll_backs
         return state | {
             "scaler": self.scaler.state(),
             "step": self.step,
@@ -384,6 +435,7 @@ class Trainer:
             )
         self.step = state["step"]
         self.history, self.sessions = list(state["history"]), list(state["sessions"])
+        self.roll_backs = list(state.get("roll_backs", []))
         self._initial_loss = state.get("initial_validation_loss")
         self._sums.load(state["sums"])
         if "scaler" in state:

@@ -28,6 +28,8 @@ class Reporter:
         self, title: str, metrics: Path, history: list[dict[str, Any]], target_epoch: int
     ) -> None:
         self._metrics, self._target = metrics, target_epoch
+        self.reported = history[-1]["epoch"] if history else 0
+        """Last epoch in the file; after a roll-back epochs may come again, computed from an older state."""
         with atomic_write(metrics) as path:
             path.write_text("".join(map(_line, history)))
         self._console = Console(file=sys.stderr)
@@ -70,8 +72,10 @@ class Reporter:
 
     def on_epoch(self, record: dict[str, Any]) -> None:
         """Report an epoch."""
-        with output_errors(self._metrics, UNTOUCHED), self._metrics.open("a") as file:
-            file.write(_line(record))
+        if record["epoch"] > self.reported:
+            self.reported = record["epoch"]
+            with output_errors(self._metrics, UNTOUCHED), self._metrics.open("a") as file:
+                file.write(_line(record))
         losses = f"train {record['train_loss']:.4g}  validation {record['validation_loss']:.4g}"
         self._bar.update(self._task, completed=record["epoch"], description=losses)
         self._last_line, memory = time.monotonic(), ""

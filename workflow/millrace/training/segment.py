@@ -34,6 +34,7 @@ from millrace.training.profiler import StepProfiler, traces
 from millrace.training.progress import Reporter
 from millrace.training.receipt import check_published
 from millrace.training.request import Request
+from millrace.training.roll_back import told
 from millrace.training.store import Checkpoint, CheckpointStore, load_state, publish
 from millrace.training.usage import SessionUsage, write_target
 from millrace.training.warm_start import content_digest
@@ -107,7 +108,7 @@ def run_segment(request: Request, ranks: Ranks) -> Stop:
         found = None
         with _raised_everywhere(ranks):
             if ranks.is_first:
-                found = _starting_point(store, request)
+                found = _starting_point(store, request, request.target_epoch)
         start, origin = ranks.from_first(found)
         if start is not None:
             trainer.load(load_state(Path(start), full=trainer.divided is None))
@@ -129,15 +130,17 @@ def run_segment(request: Request, ranks: Ranks) -> Stop:
     return trainer.stopped
 
 
-def _starting_point(store: CheckpointStore, request: Request) -> tuple[str | None, str]:
+def _starting_point(
+    store: CheckpointStore, request: Request, max_epoch: int
+) -> tuple[str | None, str]:
     """Checkpoint to continue from, None at the beginning, and a description for the user."""
-    checkpoint = store.latest(max_epoch=request.target_epoch)
+    checkpoint = store.latest(max_epoch)
     if checkpoint is not None:
         return str(checkpoint.path), f"continues from {checkpoint.path.parent.name}"
     if request.previous is not None and Path(request.previous).is_file():
         check_published(Path(request.previous))
         state = load_state(Path(request.previous))
-        if state.get("identity") == store.run_hash:
+        if state.get("identity") == store.run_hash and len(state["history"]) <= max_epoch:
             return request.previous, f"continues from {request.previous}: its store is gone"
     return None, "starts from the beginning"
 
@@ -221,9 +224,11 @@ class _Observer:
 
     def on_epoch(self, record: dict[str, Any]) -> None:
         self.usage.lap("validating")
-        if self.reporter is not None:
-            self.reporter.on_epoch(record)
-        for logger in self.loggers:
+        if self.reporter is None:
+            return
+        is_new = record["epoch"] > self.reporter.reported
+        self.reporter.on_epoch(record)
+        for logger in self.loggers if is_new else ():
             logger.log(record)
 
     def on_state(self, trainer: Trainer, stopping: bool) -> None:
@@ -233,12 +238,33 @@ class _Observer:
         self.usage.lap("saving")
         self.usage.write(trainer.step)
 
+    def on_begin(self, trainer: Trainer) -> None:
+        position, ranks = trainer.position, trainer.ranks
+        with _raised_everywhere(ranks):
+            there = ranks.is_first and self.store.latest(max_epoch=position.epoch) is not None
+        if not (position.batch or ranks.from_first(there)):
+            self._save(trainer, milestone=False)
+
+    def on_roll_back(
+        self, trainer: Trainer, roll_back: Mapping[str, Any]
+    ) -> Mapping[str, Any] | None:
+        ranks, epoch, found = trainer.ranks, roll_back["epoch"], None
+        with _raised_everywhere(ranks):
+            if ranks.is_first:
+                self.store.discard_within(epoch)
+                found = _starting_point(self.store, self.request, epoch)
+        start, origin = ranks.from_first(found)
+        if start is None:
+            return None
+        if self.reporter is not None:
+            self.reporter.say(f"{told(roll_back)}; {origin}, with a smaller learning rate")
+        return load_state(Path(start), full=trainer.divided is None)
+
     def _save_if_due(self, trainer: Trainer, stopping: bool) -> None:
         epoch, last, ranks = trainer.position.epoch, trainer.stopped_early, trainer.ranks
         milestone = (epoch == self.request.target_epoch or last) and not stopping
         if not (stopping or milestone or epoch % self.request.save_every == 0):
             return
-        started = time.monotonic()
         if last:
             if self.reporter is not None:
                 self.reporter.say(
@@ -247,6 +273,15 @@ class _Observer:
                 )
             if ranks.from_first(ranks.is_first and self.store.at_epoch(epoch) is not None):
                 return  # saved already: every later milestone comes here again
+        self._save(trainer, milestone)
+        if stopping and self.reporter is not None:
+            self.reporter.say(
+                f"{_REASONS[trainer.stopped]}: stopped at step {trainer.step} and saved; the same command "
+                "continues from there"
+            )
+
+    def _save(self, trainer: Trainer, milestone: bool) -> None:
+        started, ranks = time.monotonic(), trainer.ranks
         state, tensors = trainer.checkpoint()
         if self.reporter is None:
             if tensors:
@@ -258,11 +293,6 @@ class _Observer:
         state |= {"identity": self.store.run_hash}
         self.store.commit(state, trainer.position, milestone, write_shards)
         self.deadline.record_save(time.monotonic() - started)
-        if stopping:
-            self.reporter.say(
-                f"{_REASONS[trainer.stopped]}: stopped at step {trainer.step} and saved; the same command "
-                "continues from there"
-            )
 
 
 def _benign_changes(sessions: list[dict[str, Any]]) -> list[str]:
@@ -306,6 +336,7 @@ def _receipt(
         "dataset": dataset.preparation,
         "history": state["history"],
         "sessions": state["sessions"],
+        **({"roll_backs": state["roll_backs"]} if "roll_backs" in state else {}),
         "provenance": provenance(),
     }
 

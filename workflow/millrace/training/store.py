@@ -270,6 +270,14 @@ class CheckpointStore:
                     return checkpoint
         return None
 
+    def discard_within(self, epoch: int) -> None:
+        """Remove the steps in the midst of the epoch after ``epoch``, which is trained anew."""
+        for directory in self.root.glob("step_*"):
+            record = Manifest.read(directory)
+            if record is not None and record.epoch == epoch and record.batch:
+                with contextlib.suppress(OSError):
+                    discard(directory)
+
     def keep_permanently(self, checkpoint: Checkpoint) -> None:
         """Make a step a milestone."""
         if not checkpoint.manifest.milestone:
@@ -286,13 +294,15 @@ class CheckpointStore:
     def _prune(self, newest: Path) -> None:
         """Remove all steps but milestones and the last few, both those up to ``newest`` and those of all.
 
-        Steps beyond ``newest`` exist when a run is asked for an epoch that it has passed. A step whose
-        manifest cannot be read may be a milestone, and is kept.
+        The last end of an epoch stays, too: training may be rolled back to it. Steps beyond ``newest``
+        exist when a run is asked for an epoch that it has passed. A step whose manifest cannot be read may
+        be a milestone, and is kept.
         """
         manifests = {path: Manifest.read(path) for path in sorted(self.root.glob("step_*"))}
         passing = [path for path, record in manifests.items() if record and not record.milestone]
         until = [path for path in passing if path <= newest]
-        for path in {*passing[: -self._keep]} - {*until[-self._keep :]}:
+        ends = [p for p, record in manifests.items() if record and not record.batch and p <= newest]
+        for path in {*passing[: -self._keep]} - {*until[-self._keep :], *ends[-1:]}:
             with contextlib.suppress(OSError):
                 discard(path)
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from millrace.data.split import Split
+from millrace.evaluation.trained_model import finite
 from millrace.systems.base import Progress
 from millrace.systems.downscaling import baselines
 from millrace.systems.downscaling.dataset import BlockDataset
@@ -94,7 +95,7 @@ def _downscaled(
     coarse_MV = dataset.coarse_physical(batch.coarse_BMV)[0]
     own_NV = np.repeat(coarse_MV, len(dataset.area_N) // len(coarse_MV), axis=0)
     truth_NV = dataset.to_physical(batch.y_BNV)[0] + own_NV
-    ensemble_ENV = dataset.to_physical(drawn_ENV) + own_NV
+    ensemble_ENV = dataset.to_physical(finite(drawn_ENV)) + own_NV
     return Example(float(dataset.time[step]), truth_NV, coarse_MV, ensemble_ENV)
 
 

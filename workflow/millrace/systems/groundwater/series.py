@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import multiprocessing
+import os
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -155,7 +156,7 @@ def _snapshots(
         return
     # Forked workers do not import the main module again, which may be a script without a guard.
     fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, fork, _begin_work, (reader,)) as pool:
+    with ProcessPoolExecutor(workers, fork, _begin_work, (reader, os.getpid())) as pool:
         pending: deque[Future[Snapshot]] = deque()
         try:
             for index in range(1, len(reader)):
@@ -182,9 +183,9 @@ def _kept_nodes(stream: Iterable[Snapshot], missing: float) -> NDArray[np.bool_]
 _reader_of_worker: FeflowReader
 
 
-def _begin_work(reader: FeflowReader) -> None:
+def _begin_work(reader: FeflowReader, parent: int) -> None:
     global _reader_of_worker
-    die_with_parent()  # a worker whose parent was killed would wait for work for ever
+    die_with_parent(parent)  # a worker whose parent was killed would wait for work for ever
     _reader_of_worker = reader
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from millrace.evaluation.trained_model import finite
 from millrace.systems.base import Progress
 from millrace.systems.traffic.dataset import ScenarioBatch, ScenarioDataset
 from millrace.systems.traffic.geometry import Floats, global_poses
@@ -84,7 +85,7 @@ def token_scores(
     sums_C5 = np.zeros((len(CLASSES), 5))
     for batch in _batches(dataset, split, progress):
         with torch.no_grad():
-            logits = module(batch)[0][:, :, HISTORY - 1 :]
+            logits = finite(module(batch)[0])[:, :, HISTORY - 1 :]
         token = batch.token_BAK[:, :, HISTORY:]
         valid = batch.valid_BAK[:, :, HISTORY:] & batch.valid_BAK[:, :, HISTORY - 1 : -1]
         log = logits.float().log_softmax(dim=-1).gather(-1, token[..., None])[..., 0]

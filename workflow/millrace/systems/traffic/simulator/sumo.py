@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from millrace.errors import ConfigError
+from millrace.processes import dying_with_this
 from millrace.systems.base import Progress
 from millrace.systems.traffic.formats.sumo_network import read_network
 from millrace.systems.traffic.formats.xml_elements import elements
@@ -178,7 +179,8 @@ def _seed(random: np.random.Generator) -> int:
 
 
 def _run(*command: object) -> None:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=dying_with_this())
     print(done.stdout + done.stderr, end="")  # to the log of the job
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("Error")]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from millrace.config import Count, Positive, Seed, Settings
+from millrace.evaluation.trained_model import finite
 from millrace.systems.traffic.dataset import ScenarioBatch
 from millrace.systems.traffic.smart.network import Cache, Smart
 from millrace.systems.traffic.tokens import HISTORY, STRIDE, TOKENS
@@ -84,7 +85,7 @@ def rollout(
         else:
             everything = (torch.stack(parts, dim=2) for parts in (token, pose, valid))
             logits = module.decode(module.encode_map(batch), kind, size, *everything)[:, :, -1]
-        chosen = sample(logits, uniform[:, :, step], config)
+        chosen = sample(finite(logits), uniform[:, :, step], config)
         path = module.token_poses(pose[-1], kind, chosen)
         paths.append(path[:, :, 1:])
         token.append(chosen)
