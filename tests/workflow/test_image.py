@@ -46,5 +46,6 @@ def test_the_script_of_a_rule_runs_in_the_image(project, image):
     [call] = image.calls
     assert "build_graph.py" in call["command"][-1]
     assert call["options"]["flags"] == ["--nv"]
-    assert call["options"]["--home"] == [call["directory"]] == [str(project.root)]
+    assert call["directory"] == str(project.root)
+    assert not {".cache", ".config"} & {path.name for path in project.root.iterdir()}
     assert graph.read_bytes() == before

@@ -1,5 +1,6 @@
 """The image that jobs run in, if the profile says `software-deployment-method: apptainer`."""
 
+from millrace.errors import UserError
 from millrace.launch.container import command, image_of, shown
 
 
@@ -16,7 +17,7 @@ def find_image():
 
 try:
     image, in_image = find_image()
-except ConfigError as error:
+except UserError as error:
     raise WorkflowError(str(error)) from None
 
 

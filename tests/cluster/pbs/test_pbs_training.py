@@ -129,9 +129,10 @@ def test_jobs_run_in_an_image_and_train_the_same_bits(pbs, project, monkeypatch)
         profile.write("software-deployment-method: apptainer\napptainer-args: --nv\n")
     name = "results/train/tiny/n1_gpu1/seed0/epoch_4.ckpt"
     before = torch.load(project.path(name), weights_only=True)
-    shutil.rmtree(project.path("runs"))  # the second segment starts from the file of the first
-    project.path(name).unlink()
     target = "results/evaluate/tiny/n1_gpu1/seed0/metrics.json"
+    shutil.rmtree(project.path("runs"))  # the second segment starts from the file of the first
+    for file in (name, target):
+        project.path(file).unlink()
     project.run("--rerun-triggers", "mtime", "params", "input", "--", target)
     training, scoring = image.calls
     assert {"millrace.launch.agent", "millrace.launch.train"} <= {*training["command"]}
@@ -139,6 +140,7 @@ def test_jobs_run_in_an_image_and_train_the_same_bits(pbs, project, monkeypatch)
     for call in (training, scoring):
         assert call["options"]["flags"] == ["--nv"]
         assert call["directory"] == str(project.root)
+    assert not {".cache", ".config"} & {path.name for path in project.root.iterdir()}
     assert_same(project.path(name), before, sessions=2)
 
 

@@ -142,7 +142,7 @@ def test_ranks_of_two_nodes_start_in_an_image_and_train_the_same_bits(project, m
     monkeypatch.setenv("PATH", with_apptainer(os.environ["PATH"]))
     image = Image(project.path("millrace.sif"))
     project.config["container"] = "millrace.sif"
-    project.config["experiments"]["tiny"]["train"]["milestone_every"] = 4
+    project.config["experiments"]["tiny"]["train"] |= {"epochs": 2, "milestone_every": 2}
     project.config["run"]["layouts"] = ["n2_gpu1"]
     project.facts(train_segment={"cores": 1})
     with project.path("profiles/gilbreth/config.yaml").open("a") as profile:
@@ -157,7 +157,7 @@ def test_ranks_of_two_nodes_start_in_an_image_and_train_the_same_bits(project, m
     project.config["run"]["layouts"] = ["n1_gpu2"]
     project.run("train")
     states = [
-        load_state(project.path(f"results/train/tiny/{layout}/seed0/epoch_4.ckpt"))
+        load_state(project.path(f"results/train/tiny/{layout}/seed0/epoch_2.ckpt"))
         for layout in ("n2_gpu1", "n1_gpu2")
     ]
     same_state(*states)

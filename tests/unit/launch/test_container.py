@@ -53,7 +53,9 @@ def test_jobs_see_what_lies_elsewhere_each_folder_once(place, tmp_path, monkeypa
     options = shown("--nv", [raw / "below", raw, place / "own", tmp_path / "none"])
     words = shlex.split(options)
     bound = [word for before, word in itertools.pairwise(words) if before == "--bind"]
-    assert words[0] == "--nv"
+    assert words[:3] == ["--home", str(place / ".snakemake/millrace/home"), "--nv"]
+    assert Path(words[1]).is_dir()
+    assert bound.pop(0) == str(place)
     assert {str(raw), str(scratch), str(plugins)} <= {*bound}
     assert any(ROOT.joinpath("workflow").is_relative_to(one) for one in bound[:-1]), "the library"
     assert len(bound) == len({*bound}), "a folder twice"

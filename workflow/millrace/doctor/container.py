@@ -12,7 +12,7 @@ from millrace.cluster import Cluster
 from millrace.doctor import look_inside
 from millrace.doctor.checks import Answer, Check, ask
 from millrace.doctor.environment import ROOT, compare_with_lock, dependencies, oldest_python
-from millrace.errors import ConfigError
+from millrace.errors import ConfigError, UserError
 from millrace.launch.container import DEFINITION, command, image_of, shown
 from millrace.plan import Plan
 from millrace.schedulers.base import run_command
@@ -41,7 +41,7 @@ def check_container(
         described = read_files([configfile] if configfile.is_file() else [])
         image, outside = image_of(described), _outside(described)
         run = command(image, shown(arguments, outside))
-    except ConfigError as error:
+    except UserError as error:
         remedy = "Until then, no job of the workflow starts; see profiles/README.md."
         return [*checks, Check.failed("image", str(error), remedy)], None
     checks.append(Check.ok("image", image))

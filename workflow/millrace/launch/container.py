@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from millrace.errors import ConfigError
+from millrace.files import output_errors
 
 DEFINITION = "envs/millrace.def"
 _BUILD = f"apptainer build millrace.sif {DEFINITION}"
 # Without the variables of the host, ranks know neither their job nor its GPUs and deadline; in a process
 # namespace of their own, nobody can tell who holds a run.
 _HIDING = {"-e", "--cleanenv", "-C", "--containall", "-p", "--pid"}
+_HOME = Path(".snakemake/millrace/home")
 _LIBRARY = Path(__file__).parents[2]
 
 
@@ -34,7 +36,7 @@ def image_of(config: Mapping[str, Any]) -> str:
             f"named; make one (`{_BUILD}`) and write `container: millrace.sif`"
         )
     image = str(image)
-    if "://" in image or not re.fullmatch(r"[\w./+@=-]+", image):
+    if "://" in image or not re.fullmatch(r"[\w./+@=][\w./+@=-]*", image):
         raise ConfigError(
             f"config: container: {image!r}: expected the path of a file, of letters, digits and ./+@=-_; "
             f"make one of an image that is elsewhere: `apptainer build millrace.sif {image}`"
@@ -48,8 +50,8 @@ def shown(arguments: str, paths: Iterable[Path]) -> str:
     """Return options of ``apptainer exec``, as text for a shell: ``arguments``, and what jobs must see.
 
     That is the library, folders of ``PYTHONPATH`` and of plug-ins, the temporary directory of each node,
-    and those of ``paths`` that exist, outside of the working directory. Raises `ConfigError` if Apptainer
-    cannot show one, or an argument hides what jobs need.
+    the working directory, and those of ``paths`` that exist outside of it. Raises `ConfigError` if
+    Apptainer cannot show one, or an argument hides what jobs need; `OutputError` if no home can be made.
     """
     try:
         words = shlex.split(arguments)
@@ -60,8 +62,14 @@ def shown(arguments: str, paths: Iterable[Path]) -> str:
             f"apptainer-args: {hiding[0]} hides the variables or processes of a job from its ranks; "
             "leave it out"
         )
-    bound = [f"--bind {shlex.quote(str(path))}" for path in visible(paths)]
-    return " ".join([arguments, *bound, '--bind "${TMPDIR:-/tmp}"']).strip()
+    # Snakemake says that the working directory is the home, where libraries would leave their caches.
+    home = _HOME.absolute()
+    with output_errors(home):
+        home.mkdir(parents=True, exist_ok=True)
+    bound = [f"--bind {shlex.quote(str(path))}" for path in (Path.cwd(), *visible(paths))]
+    return (
+        f'--home {shlex.quote(str(home))} {arguments} {" ".join(bound)} --bind "${{TMPDIR:-/tmp}}"'
+    )
 
 
 def visible(paths: Iterable[Path]) -> list[Path]:
@@ -88,5 +96,4 @@ def visible(paths: Iterable[Path]) -> list[Path]:
 
 def command(image: str, options: str) -> str:
     """Return what runs another command in the image, as text for a shell; ``options`` are of `shown`."""
-    # As Snakemake does it for the scripts of rules.
-    return f"apptainer exec --home {shlex.quote(str(Path.cwd()))} {options} {image}"
+    return f"apptainer exec {options} {image}"
