@@ -1,4 +1,4 @@
-"""An image for the stand-in of Apptainer in tests/apptainer, which runs its commands on this machine."""
+"""An image for the stand-in of Apptainer in tests/apptainer, which runs commands on this machine."""
 
 import json
 import os
