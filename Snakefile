@@ -21,6 +21,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/container.smk"
 include: "workflow/rules/cluster.smk"
 include: "workflow/rules/preflight.smk"
 include: "workflow/rules/samples.smk"

@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import importlib.util
 import re
+import subprocess
 import sys
 import tomllib
 from functools import cache
@@ -115,6 +116,29 @@ def test_running_environment_is_the_lock():
 def test_conda_pins_agree_with_lock(path: Path):
     pins, lock = conda_pins(path), LOCK | (SUMO if path.name == "sumo.yaml" else {})
     assert pins == {name: lock.get(name) for name in pins}
+
+
+IMAGES = (ROOT / "envs/Containerfile", ROOT / "envs/millrace.def")
+
+
+def installed_by(text: str) -> list[str]:
+    """What pip is told, step by step, with the same words for the same things."""
+    text = re.sub(r"/opt/millrace/requirements[.]lock|[$][(]LOCK[)]", "LOCK", text)
+    text = re.sub(r"[$]TORCH_PIP_ARGS|{{ TORCH_PIP_ARGS }}|[$][(]TORCH_PIP_ARGS[)]", "ARGS", text)
+    text = text.replace('"$(TORCH)"', "TORCH").replace("\"$(grep '^torch==' LOCK)\"", "TORCH")
+    return re.findall(r"(?:pip install --no-cache-dir|@[$][(]PIP[)]) (.*)", text)
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
+def test_image_installs_the_lock_as_make_setup_does(path: Path):
+    makefile, text = (ROOT / "Makefile").read_text(), path.read_text()
+    assert "TORCH ?= $(shell grep '^torch==' $(LOCK))" in makefile
+    by_make = installed_by(makefile.partition("\n$(STAMP):")[2])
+    assert installed_by(text) == by_make[:2] == ["ARGS TORCH", "-r LOCK"]
+    assert re.search(r"requirements\.lock /opt/millrace/", text)
+    [base] = re.findall("^from:? (.*)$", text, re.MULTILINE | re.IGNORECASE)
+    pythons = {re.search("python =(.*)", env.read_text())[1] for env in ENVS}
+    assert {f"python:{version}-slim" for version in pythons} == {base}
 
 
 def test_sumo_is_installed_by_its_own_target_alone():
@@ -235,6 +259,15 @@ def test_conda_file_has_what_its_rules_import(path: Path):
     pins = conda_pins(path)
     missing = {name: third_party(modules) - pins.keys() for name, modules in rules.items()}
     assert missing == {name: set() for name in rules}
+
+
+def test_what_starts_ranks_outside_of_the_image_needs_no_torch():
+    rules = ("train_segment", "measure_throughput", "preflight_layout")
+    scripts = [ROOT / f"workflow/scripts/{rule}.py" for rule in rules]
+    modules = sorted(set().union(*map(script_imports, scripts)))
+    code = f"import sys; sys.modules.update(torch=None, neuralop=None); import {', '.join(modules)}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_library_declares_what_it_imports():

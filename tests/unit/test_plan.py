@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -96,6 +97,15 @@ def test_each_seed_starts_from_its_own_checkpoint() -> None:
     assert request.definition["train"]["init_from"] == expected
     assert request.runs == "below/runs/head/n1_gpu1/seed7", "beside results/"
     assert plan.definition("head")["train"]["init_from"] == init_from, "one for all seeds"
+
+
+def test_what_the_user_names_is_known_to_the_image() -> None:
+    made = changed("datasets/coast/source", "/data/coast")
+    made["experiments"]["head"]["train"]["init_from"] = {"checkpoint": "/old/s{seed}/epoch_3.ckpt"}
+    run = {"experiment": "head", "layout": "n1_gpu1", "seed": 0}
+    made["predictions"] = {"a": run | {"source": "coast"}, "b": run | {"source": "/data/finer"}}
+    assert Plan(made).outside() == [Path("/data/coast"), Path("/data/finer"), Path("/old")]
+    assert Plan(config()).outside() == []
 
 
 def test_measurements_start_from_the_checkpoint_of_the_first_seed() -> None:

@@ -133,6 +133,9 @@ class Configuration(Settings):
     plugins: Names = ()
     """Systems and models from outside: files such as `my_gru.py`, or modules of installed packages,
     each with a System under the name SYSTEM."""
+    container: Text | None = option(None, examples=["millrace.sif"])
+    """File of the image that jobs run in under a profile with `software-deployment-method: apptainer`, made
+    from `envs/millrace.def`; without effect under others."""
 
 
 def read_configuration(

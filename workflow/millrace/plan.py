@@ -362,6 +362,16 @@ class Plan:
         source = self.predictions[prediction]["source"]
         return self.fingerprint(source) if source in self.datasets else fingerprint(source)
 
+    def outside(self) -> list[Path]:
+        """Return what the user names and jobs read: raw files, folders of checkpoints to start from."""
+        blocks = [*self.datasets.values(), *self.predictions.values()]
+        paths = [Path(b["source"]) for b in blocks if b["source"] not in ("demo", *self.datasets)]
+        for experiment in self.config["experiments"].values():
+            if init_from := experiment["train"].get("init_from"):
+                before = init_from["checkpoint"].partition("{seed}")[0]
+                paths.append(Path(before.rpartition("/")[0]))
+        return paths
+
     def predicted_files(self) -> list[str]:
         """Return the paths of all configured predictions."""
         return [f"results/predict/{name}/predictions.h5" for name in self.predictions]

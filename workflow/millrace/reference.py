@@ -19,6 +19,8 @@ Made by `millrace config explain` from the code that checks them. How files comb
 [config/README.md](../../config/README.md). A key that is not listed is refused. *required* means that
 there is no default.
 """
+# Keys beside the blocks.
+_ALONE = ("plugins", "container")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def blocks() -> list[Block]:
     found += _nested("predictions.<name>", "", _of_names(whole["predictions"]))
     found += _nested("scaling", "", whole["scaling"])
     top = schema_of(Configuration)
-    return [Block("plugins", "", {**top, "properties": {"plugins": whole["plugins"]}}), *found]
+    alone = (Block(key, "", {**top, "properties": {key: whole[key]}}) for key in _ALONE)
+    return [*alone, *found]
 
 
 def explain(key: str) -> str:
@@ -85,7 +88,7 @@ def explain(key: str) -> str:
     known: dict[str, None] = {}
     for block in blocks():
         for name, node in block.items():
-            path = f"{block.path}.{name}" if name != "plugins" else name
+            path = f"{block.path}.{name}" if block.path not in _ALONE else name
             known[path.rpartition(">.")[2]] = known[name] = None
             if f".{path}".endswith(wanted):
                 where = f"{path} {block.when}".strip().replace("`", "")
@@ -117,7 +120,7 @@ def _section(same: list[Block]) -> str:
         for key, node in block.items()
     ]
     text = block.schema.get("about") or block.schema.get("description", "")
-    text = "" if block.path == "plugins" else text
+    text = "" if block.path in _ALONE else text
     table = ["| key | takes | default | unit | meaning |", "|---|---|---|---|---|", *rows]
     return "\n".join([f"## {title}", "", *([text, ""] if text else []), *table, ""])
 

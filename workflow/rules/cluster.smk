@@ -70,7 +70,8 @@ def placed(rule):
 
     RULES.add(rule)
     keys = RESOURCES if cluster else ()
-    return {"site": site} | {key: resource(key) for key in keys}
+    starting = {"container": inside} if rule in ON_LAYOUT else {}
+    return {"site": site} | starting | {key: resource(key) for key in keys}
 
 
 def site(wildcards):

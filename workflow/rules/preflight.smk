@@ -10,6 +10,8 @@ rule preflight_layout:
         "benchmarks/preflight_layout/{layout}.tsv"
     conda:
         "../../envs/train.yaml"
+    container:
+        None
     threads: cores("preflight_layout", local=ranks)
     resources:
         **placed("preflight_layout"),

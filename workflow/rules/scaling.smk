@@ -18,6 +18,8 @@ rule measure_throughput:
         layout=LAYOUT,
     conda:
         "../../envs/train.yaml"
+    container:
+        None
     threads: cores("measure_throughput", local=all_cores)
     resources:
         **placed("measure_throughput"),

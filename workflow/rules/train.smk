@@ -23,6 +23,8 @@ rule train_segment:
         layout=LAYOUT,
     conda:
         "../../envs/train.yaml"
+    container:
+        None
     threads: cores("train_segment", local=ranks)
     resources:
         **placed("train_segment"),
@@ -45,3 +47,4 @@ use rule train_segment as train_race with:
     threads: 1 if cluster else ranks
     resources:
         site=site,
+        container=inside,

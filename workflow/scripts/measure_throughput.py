@@ -21,4 +21,5 @@ with job(snakemake):
     cluster = cluster_of_job(snakemake.resources)
     # Here a rank is one thread on every layout: it stands in for a device.
     cpus = snakemake.threads if cluster else Layout.parse(request.layout).gpus_per_node
-    sys.exit(measure_throughput(request, cpus, surroundings_of(cluster)))
+    around = surroundings_of(cluster, snakemake.resources.get("container"))
+    sys.exit(measure_throughput(request, cpus, around))

@@ -14,4 +14,5 @@ with job(snakemake):
         cluster_of_job(snakemake.resources),
         Path(snakemake.output[0]),
         cpus=snakemake.threads,
+        container=snakemake.resources.get("container"),
     )

@@ -21,10 +21,11 @@ with job(snakemake):
         snakemake.output,
     )
     cluster, cpus = cluster_of_job(snakemake.resources), snakemake.threads
+    container = snakemake.resources.get("container")
     race = len(Layout.entrants(request.layout)) > 1
     train = (
-        partial(race_layouts, request, cluster, cpus)
+        partial(race_layouts, request, cluster, cpus, container)
         if race
-        else partial(launch, request, cpus, surroundings_of(cluster))
+        else partial(launch, request, cpus, surroundings_of(cluster, container))
     )
     sys.exit(train_or_fail(request, snakemake.config["experiments"], train))

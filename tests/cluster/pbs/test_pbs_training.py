@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 
 import psutil
 import pytest
 import torch
+from images import Image, with_apptainer
 from pausing import is_rank, slowed
 from pbs_server import PATIENCE, is_asking, running_pbs, wait_for
 from project import FOLDER
@@ -118,6 +120,30 @@ def test_whole_workflow(finished_on_pbs, project):
     assert all(job.endswith(".pbs") for job in jobs), "training ran outside of PBS"
     assert project.planned() == {}
     assert "table of test skill" in project.report()
+
+
+def test_jobs_run_in_an_image_and_train_the_same_bits(pbs, project, monkeypatch):
+    """By the stand-in of Apptainer; the programs of PBS are not inside."""
+    monkeypatch.setenv("PATH", with_apptainer(os.environ["PATH"]))
+    image = Image(project.path("millrace.sif"))
+    project.config["container"] = "millrace.sif"
+    with project.path("profiles/katana/config.yaml").open("a") as profile:
+        profile.write("software-deployment-method: apptainer\napptainer-args: --nv\n")
+    name = "results/train/tiny/n1_gpu1/seed0/epoch_4.ckpt"
+    before = torch.load(project.path(name), weights_only=True)
+    target = "results/evaluate/tiny/n1_gpu1/seed0/metrics.json"
+    shutil.rmtree(project.path("runs"))  # the second segment starts from the file of the first
+    for file in (name, target):
+        project.path(file).unlink()
+    project.run("--rerun-triggers", "mtime", "params", "input", "--", target)
+    training, scoring = image.calls
+    assert {"millrace.launch.agent", "millrace.launch.train"} <= {*training["command"]}
+    assert "evaluate_run.py" in scoring["command"][-1]
+    for call in (training, scoring):
+        assert call["options"]["flags"] == ["--nv"]
+        assert call["directory"] == str(project.root)
+    assert not {".cache", ".config"} & {path.name for path in project.root.iterdir()}
+    assert_same(project.path(name), before, sessions=2)
 
 
 def test_job_killed_early_continues_in_a_retry(pbs, project, whole):

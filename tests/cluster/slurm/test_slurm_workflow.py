@@ -9,10 +9,11 @@ import time
 
 import pytest
 import yaml
+from images import Image, with_apptainer
 from lab import ACCOUNT
 from pausing import slowed, wait_between_questions
 from project import FOLDER, REPOSITORY, Project
-from slurm_jobs import trainers, wait
+from slurm_jobs import same_state, trainers, wait
 
 from millrace.cluster import Cluster
 from millrace.layout import Layout
@@ -136,6 +137,33 @@ def test_layouts_from_raw_data_to_scores(tmp_path, jobs, slurm):
 def rules(comment):
     names = ("simulate_raw", "preprocess", "extract_patches", "build_graph", "evaluate_run")
     return [name for name in (*names, "train_segment") if f"rule_{name}" in comment]
+
+
+@pytest.mark.slow
+def test_ranks_of_two_nodes_start_in_an_image_and_train_the_same_bits(project, monkeypatch):
+    """By the stand-in of Apptainer; the weights are those of two processes on this machine without it."""
+    monkeypatch.setenv("PATH", with_apptainer(os.environ["PATH"]))
+    image = Image(project.path("millrace.sif"))
+    project.config["container"] = "millrace.sif"
+    project.config["experiments"]["tiny"]["train"] |= {"epochs": 2, "milestone_every": 2}
+    project.config["run"]["layouts"] = ["n2_gpu1"]
+    project.facts(train_segment={"cores": 1})
+    with project.path("profiles/gilbreth/config.yaml").open("a") as profile:
+        profile.write("software-deployment-method: apptainer\napptainer-args: --nv\n")
+    project.run("train", "--rerun-triggers", "mtime", "params", "input")
+    first, second = image.calls
+    assert first["node"] != second["node"]
+    for call in (first, second):
+        assert {"millrace.launch.agent", "--nodes=2"} <= {*call["command"]}
+        assert call["options"]["flags"] == ["--nv"]
+    project.options = ("--profile", "profiles/local")
+    project.config["run"]["layouts"] = ["n1_gpu2"]
+    project.run("train")
+    states = [
+        load_state(project.path(f"results/train/tiny/{layout}/seed0/epoch_2.ckpt"))
+        for layout in ("n2_gpu1", "n1_gpu2")
+    ]
+    same_state(*states)
 
 
 @pytest.mark.slow

@@ -170,7 +170,7 @@ def test_a_sum_that_is_wrong_is_noticed(monkeypatch, alone):
 
 def test_a_rank_says_what_it_does_not_see(tmp_path, monkeypatch):
     folder = prepare(tmp_path)
-    request = preflight.Request(**json.loads((folder / inside.REQUEST).read_text()))
+    request = inside.Request(**json.loads((folder / inside.REQUEST).read_text()))
     assert look(folder, request)["sees_folder"]
     assert not look(tmp_path, request)["sees_folder"]
     monkeypatch.setattr(preflight, "resolves", lambda host: host != "k1")

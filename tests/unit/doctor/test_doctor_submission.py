@@ -52,10 +52,12 @@ def check(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(submission, "EVERY_S", 0.0)
     monkeypatch.setattr(submission, "VISIBLE_AFTER_S", 0.0)
 
-    def run(batch, *layouts, patience_s=60.0):
+    def run(batch, *layouts, patience_s=60.0, **given):
         monkeypatch.setattr(submission, "queue", lambda name: {"slurm": batch}[name])
         told = []
-        found = submission.check_in_jobs(cluster, layouts, tmp_path / "p", patience_s, told.append)
+        found = submission.check_in_jobs(
+            cluster, layouts, tmp_path / "p", patience_s, told.append, **given
+        )
         return {str(layout): checks for layout, checks in found}, told
 
     return run
@@ -77,6 +79,13 @@ def test_jobs_are_submitted_awaited_and_read(check, tmp_path):
     assert command[command.index("--cpus") + 1] == "16"
     assert list((tmp_path / "p").iterdir()) == []
     assert batch.cancelled == []
+
+
+def test_ranks_in_jobs_start_in_the_image(check):
+    batch = Batch({"n1_gpu2": [State.DONE]})
+    check(batch, N1, container="apptainer exec --nv millrace.sif")
+    command, _, _ = batch.submitted["n1_gpu2"]
+    assert doctor.parser().parse_args(command[4:]).container == "apptainer exec --nv millrace.sif"
 
 
 def test_a_refused_job_does_not_keep_the_others(check):

@@ -12,11 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from images import Image, with_apptainer
 from pausing import Gate, is_rank
 from tiers import slow_for
 
 from millrace.errors import ConfigError, ExitCode
-from millrace.launch.launcher import launch, run_workers
+from millrace.launch.container import command, shown
+from millrace.launch.launcher import Surroundings, launch, run_workers
 from millrace.layout import Layout
 from millrace.training.request import Request
 
@@ -65,6 +67,20 @@ def test_ranks_share_the_threads_of_the_job(request_for, monkeypatch):
     assert launch(request, cpus=2) == ExitCode.OK
     [session] = json.loads(Path(request.receipt).read_text())["sessions"]
     assert (session["ranks"], session["threads"]) == (2, 1)
+
+
+def test_ranks_start_in_an_image_and_train_the_same_bits(request_for, whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", with_apptainer(os.environ["PATH"]))
+    image = Image(tmp_path / "millrace.sif")
+    inside = Surroundings(container=command("millrace.sif", shown("--nv", [])))
+    request = request_for()
+    assert launch(request, 1, inside) == ExitCode.OK
+    [agent] = image.calls
+    assert agent["command"][:3] == ["python", "-m", "millrace.launch.agent"]
+    assert agent["options"]["flags"] == ["--nv"]
+    assert agent["directory"] == str(tmp_path)
+    assert_same(torch.load(request.checkpoint, weights_only=True)["model"], whole)
 
 
 def test_a_launch_leaves_nothing_in_the_machines_temporary_folder(

@@ -1,8 +1,8 @@
 """Check a cluster, or this machine, before work is sent there.
 
-On the login node: packages, scheduler, account, partitions, node types, file system, space. Then, by
-a short job for each layout: GPUs, shared folder, host names, all-reduce, clocks. The exit code is 1 if
-a check failed.
+On the login node: packages, scheduler, account, partitions, node types, file system, space, and what is
+seen in the image, if jobs run in one. Then, by a short job for each layout: GPUs, shared folder, host
+names, all-reduce, clocks. The exit code is 1 if a check failed.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from millrace.cluster import Cluster
 from millrace.cluster.facts import FILE, find_profile
 from millrace.command_line import make_parser, print_json
 from millrace.doctor.checks import Check, any_failed, as_json, summary, table, write
+from millrace.doctor.container import check_container
 from millrace.doctor.environment import check_environment
 from millrace.doctor.filesystem import check_filesystem
 from millrace.doctor.inside import prepare, run
@@ -66,18 +67,25 @@ def _sections(
     """What is checked, in order."""
     if options.here is not None:  # inside a job, for one that waits outside
         for layout in layouts:
-            yield str(layout), run(options.here, layout, cluster, options.cpus)
+            yield str(layout), run(options.here, layout, cluster, options.cpus, options.container)
         return
-    yield _HERE, _outside(options, cluster, layouts)
+    inside, container = check_container(options.profile, options.configfile, cluster)
+    yield _HERE, _outside(options, cluster, layouts) + inside
     if options.no_job:
+        return
+    if container is None:
+        for layout in layouts:
+            yield str(layout), [Check.skipped("job", "jobs need the image, see above")]
         return
     if cluster is None or options.direct:
         for layout in layouts:
-            yield str(layout), _directly(layout, cluster, options.cpus)
+            yield str(layout), _directly(layout, cluster, options.cpus, container)
         return
     with console.status("submitting …") as status:
         patience_s = 60 * options.patience
-        for layout, checks in check_in_jobs(cluster, layouts, _FOLDER, patience_s, status.update):
+        for layout, checks in check_in_jobs(
+            cluster, layouts, _FOLDER, patience_s, status.update, container
+        ):
             yield str(layout), checks
 
 
@@ -99,10 +107,10 @@ def _outside(
     return checks + check_filesystem(directory, need, why, cluster is not None)
 
 
-def _directly(layout: Layout, cluster: Cluster | None, cpus: int) -> list[Check]:
+def _directly(layout: Layout, cluster: Cluster | None, cpus: int, container: str) -> list[Check]:
     folder = prepare(_FOLDER.absolute())
     try:
-        return run(folder, layout, cluster, cpus)
+        return run(folder, layout, cluster, cpus, container)
     except ConfigError as error:
         return [Check.not_applicable("job", str(error))]
     finally:
@@ -142,4 +150,5 @@ def parser() -> argparse.ArgumentParser:
     cpus = len(os.sched_getaffinity(0))
     add("--cpus", type=int, default=cpus, metavar="N", help="CPUs of a node for the ranks")
     add("--here", type=Path, metavar="DIR", help=argparse.SUPPRESS)
+    add("--container", default="", help=argparse.SUPPRESS)
     return made

@@ -4,14 +4,17 @@ import platform
 import re
 import sys
 import tomllib
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from millrace.doctor.checks import Check
 
 ROOT = Path(__file__).parents[3]
+LOCK = "envs/requirements.lock"
 # File systems that other machines see as well; all others are local.
 _SHARED = re.compile(
     r"nfs|lustre|gpfs|mmfs|beegfs|ceph|cifs|smb|afs|panfs|wekafs|vast|glusterfs|orangefs|pvfs|daos"
@@ -28,28 +31,55 @@ def check_environment(directory: Path) -> list[Check]:
 def check_packages(root: Path) -> Check:
     """Compare the installed dependencies of Millrace with ``envs/requirements.lock`` of a checkout."""
     name = "packages"
-    lock, project = root / "envs/requirements.lock", root / "pyproject.toml"
-    if not (lock.is_file() and project.is_file()):
+    lock = root / LOCK
+    if not (lock.is_file() and (root / "pyproject.toml").is_file()):
         return Check.skipped(name, f"{lock}: not there, so nothing to compare with")
-    wanted = [_name(line) for line in tomllib.loads(project.read_text())["project"]["dependencies"]]
-    pins = dict(line.split("==") for line in lock.read_text().split() if "==" in line)
-    pins = {_name(package): version for package, version in pins.items()}
-    missing, other = [], []
-    for package in wanted:
-        found = _version(package)
-        if found is None:
-            missing.append(package)
-        elif package in pins and found != pins[package]:
-            other.append(f"{package} {found}, locked {pins[package]}")
+    wanted = dependencies(root)
+    missing, other = compare_with_lock(root, {package: _version(package) for package in wanted})
     if missing:
         detail = f"not installed for {sys.executable}: {', '.join(missing)}"
         remedy = "Run `make setup` in the project's folder and use .venv/bin/python."
         return Check.failed(name, detail, remedy)
     if other:
-        detail = f"{len(wanted) - len(other)} of {len(wanted)} as locked, but {'; '.join(other)}"
+        same, differ = len(wanted) - len(other), "; ".join(other.values())
+        detail = f"{same} of {len(wanted)} as locked, but {differ}"
         return Check.warning(name, detail, "Run `make setup` for the versions that were tested.")
     version = platform.python_version()
     return Check.ok(name, f"Python {version}, {len(wanted)} packages as in {lock.name}")
+
+
+def compare_with_lock(
+    root: Path, versions: Mapping[str, str | None]
+) -> tuple[list[str], dict[str, str]]:
+    """Compare versions of packages with the lock of a checkout.
+
+    Returns those that are missing, whose version is None, and those of another version than the locked one,
+    with a text that names both.
+    """
+    pins = dict(line.split("==") for line in (root / LOCK).read_text().split() if "==" in line)
+    pins = {_name(package): version for package, version in pins.items()}
+    other = {
+        package: f"{package} {version}, locked {pins[package]}"
+        for package, version in versions.items()
+        # Without the label of a build of torch, such as +cu130.
+        if version and package in pins and version.partition("+")[0] != pins[package]
+    }
+    missing = [package for package, version in versions.items() if version is None]
+    return missing, other
+
+
+def dependencies(root: Path) -> list[str]:
+    """Return the names of the packages that Millrace depends on, by a checkout."""
+    return [_name(line) for line in _project(root)["dependencies"]]
+
+
+def oldest_python(root: Path) -> tuple[int, ...]:
+    """Return the oldest version of Python that a checkout runs with."""
+    return tuple(map(int, re.findall(r"\d+", _project(root)["requires-python"])))
+
+
+def _project(root: Path) -> dict[str, Any]:
+    return dict(tomllib.loads((root / "pyproject.toml").read_text())["project"])
 
 
 def check_interpreter(directory: Path) -> Check:
@@ -86,13 +116,13 @@ def is_shared(kind: str) -> bool:
     return bool(_SHARED.search(kind))
 
 
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _name(requirement: str) -> str:
     match = re.match(r"[\w.-]+", requirement)
     return re.sub(r"[-_.]+", "-", match[0]).lower() if match else requirement
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package).partition("+")[0]
-    except metadata.PackageNotFoundError:
-        return None

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from rich.console import Console
 
 from millrace.cluster import Cluster, NodeType
 from millrace.doctor.checks import Check, Result, table, write
-from millrace.doctor.worker import Request
 from millrace.errors import UserError, listed
 from millrace.files import write_json
 from millrace.launch.launcher import run_workers, surroundings_of
@@ -24,6 +23,16 @@ from millrace.layout import Layout
 
 class FailedError(UserError):
     """A layout cannot be trained here."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Request to the workers, which is passed as a JSON file."""
+
+    token: str
+    """Name and content of a file beside the request, which was written before the job started."""
+    patience_s: float = 120.0
+    """How long to wait for files of other nodes, and for the process group."""
 
 
 REQUEST = "request.json"
@@ -47,14 +56,21 @@ def prepare(directory: Path) -> Path:
     return folder
 
 
-def run(folder: Path, layout: Layout, cluster: Cluster | None, cpus: int) -> list[Check]:
+def run(
+    folder: Path,
+    layout: Layout,
+    cluster: Cluster | None,
+    cpus: int,
+    container: str | None = None,
+) -> list[Check]:
     """Start the ranks of a layout in this job, or on this machine, and judge their reports.
 
     The folder was made by `prepare`, possibly on another machine; each node has ``cpus``. Reports are
-    compared with the facts of ``cluster``, if there is one. Raises `ConfigError` if this job does not have
-    the nodes of the layout.
+    compared with the facts of ``cluster``, if there is one. For ``container`` see
+    `millrace.launch.launcher.Surroundings`. Raises `ConfigError` if this job does not have the nodes of the
+    layout.
     """
-    around = surroundings_of(cluster)
+    around = surroundings_of(cluster, container)
     node_type = None if cluster is None else cluster.place(layout, RULE).node_type
     code = run_workers("millrace.doctor.worker", folder / REQUEST, layout, cpus, around)
     reports = {
@@ -71,14 +87,20 @@ def run(folder: Path, layout: Layout, cluster: Cluster | None, cpus: int) -> lis
     return checks + judge_together(layout, json.loads(together.read_text()), logs, infiniband)
 
 
-def check_layout(layout: Layout, cluster: Cluster | None, output: Path, cpus: int) -> None:
-    """Check a layout in this job, print the checks and write them to a file.
+def check_layout(
+    layout: Layout,
+    cluster: Cluster | None,
+    output: Path,
+    cpus: int,
+    container: str | None = None,
+) -> None:
+    """Check a layout in this job as `run` does, print the checks and write them to a file.
 
     Raises `FailedError`, which names the first check that failed, if any did; no file is written then.
     """
     folder = prepare(output.parent)
     try:
-        checks = run(folder, layout, cluster, cpus)
+        checks = run(folder, layout, cluster, cpus, container)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     Console(width=160, highlight=False).print(table(checks, str(layout)))
@@ -164,7 +186,8 @@ def _gpus(layout: Layout, reports: Reports, node_type: NodeType | None) -> Check
             name,
             "PyTorch sees no GPU on any node",
             "See that the job asks for GPUs (`gpus` of the node type), and that torch is a CUDA build "
-            "that the nodes' driver can run (`nvidia-smi` on a node, `torch.version.cuda`).",
+            "that the nodes' driver can run (`nvidia-smi` on a node, `torch.version.cuda`); jobs in an "
+            "image need `apptainer-args: --nv`.",
         )
     if few := sorted(node for node, count in counts.items() if count < layout.gpus_per_node):
         found = f"{listed(few, 4)} shows {counts[few[0]]}"

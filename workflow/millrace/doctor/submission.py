@@ -44,18 +44,20 @@ def check_in_jobs(
     directory: Path,
     patience_s: float,
     show: Callable[[str], None],
+    container: str = "",
 ) -> Iterator[tuple[Layout, list[Check]]]:
     """Submit the checks of layouts as short jobs, and yield the checks of each when it is over.
 
     Logs and reports of the jobs lie in a directory that all nodes must see. Jobs are cancelled that wait in
-    the queue for longer than ``patience_s``; ``show`` is called with a line on their state.
+    the queue for longer than ``patience_s``; ``show`` is called with a line on their state. Ranks run in
+    ``container``, see `millrace.launch.launcher.Surroundings`.
     """
     batch = queue(cluster.scheduler)
     waiting: dict[str, _Submitted] = {}
     since = time.monotonic()
     try:
         for layout in layouts:
-            sent = _submit(cluster, layout, directory, batch)
+            sent = _submit(cluster, layout, directory, batch, container)
             if isinstance(sent, Check):
                 yield layout, [sent]
             else:
@@ -79,10 +81,13 @@ def check_in_jobs(
         batch.cancel(list(waiting))
 
 
-def _submit(cluster: Cluster, layout: Layout, directory: Path, batch: Queue) -> _Submitted | Check:
+def _submit(
+    cluster: Cluster, layout: Layout, directory: Path, batch: Queue, container: str
+) -> _Submitted | Check:
     folder = prepare(directory.absolute())
     command = [sys.executable, "-m", "millrace.cli", "doctor", "--here", str(folder)]
     command += ["--profile", str(cluster.directory), "--layout", str(layout)]
+    command += ["--container", container] if container else []
     try:
         placement = cluster.place(layout, RULE)
         command += ["--cpus", str(placement.cpus_per_node)]

@@ -11,7 +11,6 @@ import os
 import socket
 import sys
 import time
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from millrace.doctor.filesystem import make_directory
+from millrace.doctor.inside import Request
 from millrace.errors import exits_with_code
 from millrace.files import write_json
 from millrace.training.distributed import Ranks, node_name, process_group
@@ -31,21 +31,11 @@ _ROUNDS, _WARM_UP = 5, 2
 _VARIABLES = ("NCCL_", "GLOO_", "TORCH_NCCL_", "CUDA_VISIBLE_DEVICES", "MASTER_ADDR")
 
 
-@dataclass(frozen=True)
-class Request:
-    """Request to the workers, which is passed as a JSON file."""
-
-    token: str
-    """Name and content of a file beside the request, which was written before the job started."""
-    patience_s: float = 120.0
-    """How long to wait for files of other nodes, and for the process group."""
-
-
 @exits_with_code
 def main() -> int:
     """Write the report of this rank, then the common measurements, into files beside the request."""
     parser = argparse.ArgumentParser(description="Check a job from inside; start it with torchrun.")
-    parser.add_argument("request", type=Path, help="JSON file, see millrace.doctor.worker.Request")
+    parser.add_argument("request", type=Path, help="JSON file, see millrace.doctor.inside.Request")
     path: Path = parser.parse_args().request
     request = Request(**json.loads(path.read_text()))
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -80,21 +80,24 @@ class Race:
         )
 
 
-def race_layouts(request: Request, cluster: Cluster | None, cpus: int) -> int:
+def race_layouts(
+    request: Request, cluster: Cluster | None, cpus: int, container: str | None = None
+) -> int:
     """Train a segment on the layout of the cluster whose job starts first; returns an `ExitCode`.
 
-    On a machine without a queue there is no race: the first layout with one node trains, with ``cpus``.
+    On a machine without a queue there is no race: the first layout with one node trains, with ``cpus``. For
+    ``container`` see `millrace.launch.launcher.Surroundings`.
     """
-    layouts = Layout.entrants(request.layout)
+    layouts, around = Layout.entrants(request.layout), surroundings_of(cluster, container)
     if cluster is None:
         first = next((one for one in layouts if one.nodes == 1), layouts[0])
-        return launch(replace(request, won_by=str(first)), cpus)
+        return launch(replace(request, won_by=str(first)), cpus, around)
     placements = {str(one): cluster.place(one, "train_segment") for one in layouts}
     entrants = [
         Entrant(layout, place.cpus_per_node, place.resources())
         for layout, place in placements.items()
     ]
-    return run_race(Race(request, cluster.scheduler, entrants, surroundings_of(cluster)))
+    return run_race(Race(request, cluster.scheduler, entrants, around))
 
 
 def run_race(race: Race, poll_s: float = _POLL_S) -> int:

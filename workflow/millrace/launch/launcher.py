@@ -47,13 +47,15 @@ class Surroundings:
     """Environment variables, for example of NCCL."""
     modules: Sequence[str] = ()
     """Environment modules to load."""
+    container: str = ""
+    """What runs a command in an image, see `millrace.launch.container.command`; empty: no image."""
 
 
-def surroundings_of(cluster: Cluster | None) -> Surroundings:
-    """Surroundings that a cluster needs; none for this machine."""
+def surroundings_of(cluster: Cluster | None, container: str | None = None) -> Surroundings:
+    """Surroundings that a cluster needs, none for this machine, and the image that ranks run in."""
     if cluster is None:
-        return Surroundings()
-    return Surroundings(cluster.environment, cluster.modules)
+        return Surroundings(container=container or "")
+    return Surroundings(cluster.environment, cluster.modules, container or "")
 
 
 @dataclass(frozen=True)
@@ -133,13 +135,15 @@ def run_workers(
     `UserError` that a worker has left beside the request, which is printed.
     """
     here, around = allocation(), surroundings or Surroundings()
-    agent = [sys.executable, "-m", "millrace.launch.agent", f"--nodes={layout.nodes}"]
+    python = "python" if around.container else sys.executable
+    agent = [python, "-m", "millrace.launch.agent", f"--nodes={layout.nodes}"]
     agent += [f"--ranks={layout.gpus_per_node}", f"--cpus={cpus}", f"--restarts={restarts}"]
     agent += [f"--endpoint={_endpoint(layout)}"] if layout.nodes > 1 else []
     agent += [f"--run={request.parent.name}", module, str(request.absolute())]
-    if around.modules:
-        loaded = f'module load {" ".join(around.modules)} && exec "$@"'
-        agent = ["bash", "-lc", loaded, "bash", *agent]
+    if around.modules or around.container:
+        load = f"module load {' '.join(around.modules)} && " if around.modules else ""
+        start = f'{load}exec {around.container} "$@"'
+        agent = ["bash", "-lc" if around.modules else "-c", start, "bash", *agent]
     # In a conda environment Snakemake sets the path for the job only, not for its children. The user's own
     # entries stay.
     path = [str(Path(millrace.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
