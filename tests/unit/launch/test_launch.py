@@ -70,16 +70,18 @@ def test_ranks_share_the_threads_of_the_job(request_for, monkeypatch):
 
 
 def test_ranks_start_in_an_image_and_train_the_same_bits(request_for, whole, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "my runs (é)" / "it's"
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
     monkeypatch.setenv("PATH", with_apptainer(os.environ["PATH"]))
-    image = Image(tmp_path / "millrace.sif")
+    image = Image(place / "millrace.sif")
     inside = Surroundings(container=command("millrace.sif", shown("--nv", [])))
     request = request_for()
     assert launch(request, 1, inside) == ExitCode.OK
     [agent] = image.calls
     assert agent["command"][:3] == ["python", "-m", "millrace.launch.agent"]
     assert agent["options"]["flags"] == ["--nv"]
-    assert agent["directory"] == str(tmp_path)
+    assert agent["directory"] == str(place)
     assert_same(torch.load(request.checkpoint, weights_only=True)["model"], whole)
 
 
