@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from millrace.data.csv_table import read_table
 from millrace.errors import DataError
 from millrace.input_files import (
     MOST_UNPACKED,
     SMALL,
+    check_columns,
     check_memory,
     files_below,
     free_memory,
@@ -72,6 +74,13 @@ def test_packed_files_are_read_piece_by_piece(tmp_path):
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(DataError, match="the gzip data ends or is damaged"):
         read_file(path)
+
+
+def test_lines_may_end_as_on_old_machines(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"a,b\r" + b"1,2\r" * 20_000)
+    check_columns(path)
+    assert len(read_table(path, ["a", "b"])) == 20_000
 
 
 def test_rows_that_pack_well_are_read(tmp_path):

@@ -9,6 +9,7 @@ import fnmatch
 import gzip
 import io
 import os
+import re
 import resource
 import stat
 import zlib
@@ -92,11 +93,15 @@ def open_file(path: Path, longest_line: int | None = LONGEST_LINE) -> BinaryIO:
 
 
 def check_columns(path: Path, header: bytes | None = None) -> None:
-    """Refuse a table with more columns than any has, by its first line: pandas is slow with them."""
+    """Refuse a table with more columns than any has, by its first line: pandas is slow with them.
+
+    The line is that of a file, or the first one of ``header``.
+    """
     if header is None:
         with open_file(path) as file:
-            header = file.readline()
-    columns = 1 + max(header.count(separator) for separator in (b",", b";", b"\t"))
+            header = file.read(LONGEST_LINE)
+    line = re.split(rb"[\r\n]", header, maxsplit=1)[0]
+    columns = 1 + max(line.count(separator) for separator in (b",", b";", b"\t"))
     if columns > MOST_COLUMNS:
         raise DataError(
             f"{path}: {columns:,} columns; expected a table of {MOST_COLUMNS:,} at most"

@@ -171,7 +171,7 @@ def read_first(
 ) -> pd.DataFrame:
     """First rows of a CSV file with all columns; raises `DataError` if it cannot be read."""
     content = _beginning(path, rows + 1)
-    check_columns(path, content.split(b"\n", 1)[0])
+    check_columns(path, content)
     content = _plain(path, content, columns, units or {})
     try:
         return pd.read_csv(io.BytesIO(content))
@@ -264,7 +264,7 @@ def _unpack(path: Path, raw: bytes) -> bytes:
 
 def _check_size(path: Path, content: bytes) -> None:
     """Refuse lines that are none, and more cells than there is memory for."""
-    check_columns(path, content[:LONGEST_LINE].split(b"\n", 1)[0])
+    check_columns(path, content[:LONGEST_LINE])
     start = 0
     while len(content) - start > LONGEST_LINE:
         bounds = start, start + LONGEST_LINE

@@ -30,8 +30,12 @@ def check_hdf5(path: Path) -> None:
     OSError if the file is damaged.
     """
     status = path.stat()
-    if h5py.is_hdf5(path):
+    if not h5py.is_hdf5(path):
+        return
+    try:
         _check_hdf5(path, status.st_size, status.st_mtime_ns)
+    except (KeyError, RuntimeError, ValueError) as error:  # those of h5py
+        raise OSError(first_line(error)) from error
 
 
 @functools.lru_cache(maxsize=10_000)  # files of a run are opened several times
@@ -69,18 +73,22 @@ def _check_hdf5(path: Path, size: int, changed: int) -> None:
                             f"{path}: the values of {key!r} lie in another file, {one.external[0][0]}; "
                             "write it again with its values"
                         )
-                    if one.nbytes > most:
-                        raise _absurd(path, key, one.shape)
-                    _check(path, key, one.shape, one.chunks, one.dtype.itemsize)
+                    bytes_each = one.id.get_type().get_size()
+                    if math.prod(one.shape) * bytes_each > most:
+                        raise DataError(
+                            f"{path}: {key!r} is declared as {' x '.join(map(str, one.shape))} values, "
+                            f"which the {size:,} bytes of the file do not hold; copy or write it again"
+                        )
+                    _check(path, key, one.shape, one.chunks, bytes_each)
                     if one.chunks:
-                        _check_chunks(path, key, one)
+                        _check_chunks(path, key, one, bytes_each)
 
 
-def _check_chunks(path: Path, name: str, one: h5py.Dataset) -> None:
+def _check_chunks(path: Path, name: str, one: h5py.Dataset, bytes_each: int) -> None:
     """Refuse packed chunks that are larger than their values: they would unpack to far more."""
     chunks = math.prod(-(-n // m) for n, m in zip(one.shape, one.chunks, strict=True))
     if chunks <= _MOST_CHUNKS:  # of many the sizes take long to read
-        most = 2 * chunks * math.prod(one.chunks) * one.dtype.itemsize + _DESCRIPTION
+        most = 2 * chunks * math.prod(one.chunks) * bytes_each + _DESCRIPTION
         if (stored := one.id.get_storage_size()) > most:
             raise DataError(
                 f"{path}: {in_words(stored)} for {name!r}, but {in_words(most)} hold all values that are "
@@ -93,7 +101,7 @@ def check_zarr(path: Path) -> None:
 
     Raises `DataError`, also if its description is damaged.
     """
-    import zarr
+    import zarr  # takes longer than all else where no store is read
 
     try:
         group = zarr.open_group(path, mode="r")
@@ -135,10 +143,3 @@ def _check(
         check_memory(path, shape[0] * size, f"{name!r} of shape {list(shape)}")
     if chunks:
         check_memory(path, math.prod(chunks) * size, f"a chunk {list(chunks)} of {name!r}")
-
-
-def _absurd(path: Path, name: str, shape: tuple[int, ...]) -> DataError:
-    return DataError(
-        f"{path}: {name!r} is declared as {' x '.join(map(str, shape))} values, which the "
-        f"{path.stat().st_size:,} bytes of the file do not hold; copy or write it again"
-    )

@@ -36,7 +36,7 @@ from millrace.systems.weather.units import (
 
 ALL_BYTES = 1 << 30
 """What is read of all variables at once, at most."""
-_PER_BYTE = 6  # bytes of memory for one of a state in the files
+_PER_BYTE = 3  # bytes of memory for one of a state in the files
 BLOCK_BYTES = 8 << 20
 """States that are handed on at once."""
 
