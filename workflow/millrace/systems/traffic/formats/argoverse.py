@@ -85,7 +85,11 @@ def _read_tracks(path: Path) -> pd.DataFrame:
                 f"{path}: declares {rows:,} rows; expected a scenario of Argoverse 2, of "
                 f"{_MOST_ROWS:,} at most"
             )
-        return pd.read_parquet(path, columns=["track_id", "object_type", "timestep", *_STATE])
+        frame = pd.read_parquet(path, columns=["track_id", "object_type", "timestep", *_STATE])
+        whole = frame["timestep"].dtype.kind in "iu"
+        if not (whole and np.isfinite(frame[_STATE].to_numpy(float)).all()):
+            raise ValueError("a timestep is no whole number, or a state is not finite")
+        return frame
     except ImportError:
         raise ConfigError(f"{path}: reading parquet needs pyarrow; pip install pyarrow") from None
     except DataError:
