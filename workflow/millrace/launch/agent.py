@@ -40,8 +40,8 @@ def main() -> int:
     parser.add_argument("request")
     given = parser.parse_args()
     alone = given.nodes == 1
-    torchrun = "millrace.launch.one_node" if alone else "torch.distributed.run"
-    command = [sys.executable, "-m", torchrun, f"--nproc-per-node={given.ranks}"]
+    command = [sys.executable, "-m", "millrace.launch.torchrun"]
+    command += [f"--nproc-per-node={given.ranks}"]
     command += [f"--nnodes={given.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={given.run}"]
     command += [] if alone else [f"--rdzv-endpoint={given.endpoint}"]
     command += [f"--max-restarts={given.restarts}"]
