@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals by which a user or a scheduler asks a process to stop."""
 _PR_SET_PDEATHSIG = 1
 _LOOK_EVERY_S = 1.0
+_HEAD = "MILLRACE_HEAD"
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -37,6 +39,11 @@ def dying_with_this() -> Callable[[], None]:
     return partial(die_with_parent, os.getpid())
 
 
+def name_head() -> None:
+    """Tell jobs of this Snakemake by which process they are started, see `stop_without_head`."""
+    os.environ[_HEAD] = f"{_here()} {os.getpid()}"
+
+
 def stop_without_head() -> None:
     """Ask this process to stop, by SIGTERM, when the Snakemake that has started it is gone.
 
@@ -50,15 +57,25 @@ def stop_without_head() -> None:
             if any("snakemake" in Path(word).name for word in ancestor.cmdline()[:4]):
                 head = ancestor
     if head is None:
-        return
+        # Killed before this process has come so far; elsewhere, as in a container, it cannot be seen.
+        where, _, named = os.environ.get(_HEAD, "").rpartition(" ")
+        if where != _here():
+            return
+        with suppress(psutil.NoSuchProcess):
+            head = psutil.Process(int(named))
 
     def watch() -> None:
-        while head.is_running() and head.status() != psutil.STATUS_ZOMBIE:
+        while head and head.is_running() and head.status() != psutil.STATUS_ZOMBIE:
             time.sleep(_LOOK_EVERY_S)
         print("Snakemake was killed: this job stops", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _here() -> str:
+    """Host, and processes that can be seen."""
+    return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
 
 
 def library_environment() -> dict[str, str]:
@@ -70,10 +87,14 @@ def library_environment() -> dict[str, str]:
 
 @contextmanager
 def forwarding_signals(send: Callable[[int], None]) -> Iterator[None]:
-    """Pass `STOP_SIGNALS` on to ``send`` while the context is open, instead of being ended by them."""
+    """Pass `STOP_SIGNALS` on to ``send`` while the context is open, instead of being ended by them.
+
+    SIGINT is passed on as SIGTERM, which means the same: a Python that is still importing would answer it
+    with a traceback.
+    """
 
     def forward(number: int, frame: FrameType | None) -> None:
-        send(number)
+        send(signal.SIGTERM if number == signal.SIGINT else number)
 
     before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:

@@ -8,7 +8,10 @@ from pathlib import Path
 from millrace.errors import ConfigError, DataError
 from millrace.layout import Layout
 from millrace.plan import Plan
+from millrace.processes import name_head
 from millrace.yaml_files import check_yaml
+
+name_head()
 
 if not config:
     raise WorkflowError(
