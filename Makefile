@@ -27,7 +27,7 @@ SNAKEMAKE := $(BIN)/snakemake --profile profiles/local
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-sumo test test-all test-nightly test-times test-docs test-mutation coverage fuzz reference lint doctor bench \
+.PHONY: help setup demo demo-sumo test test-all test-nightly test-times test-docs test-mutation coverage fuzz chaos reference lint doctor bench \
   bench-gpu lock clean unknown-system FORCE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -86,8 +86,8 @@ unknown-system:
 	@echo "SYSTEM=$(SYSTEM) is not a demo; choose one of: $(SYSTEMS)." >&2; exit 1
 
 # Tests run side by side, so each keeps to one thread.
-test test-all test-nightly test-times test-docs test-mutation coverage fuzz: export OMP_NUM_THREADS := 1
-test test-all test-nightly test-times test-docs test-mutation coverage fuzz: export OPENBLAS_NUM_THREADS := 1
+test test-all test-nightly test-times test-docs test-mutation coverage fuzz chaos: export OMP_NUM_THREADS := 1
+test test-all test-nightly test-times test-docs test-mutation coverage fuzz chaos: export OPENBLAS_NUM_THREADS := 1
 PYTEST = $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test: lint ## lint, then the tests that fail often: before every commit
@@ -113,6 +113,12 @@ test-mutation: $(STAMP) ## does the suite notice faults? One changed line at a t
 
 fuzz: $(STAMP) ## 2,000 mutated raw files of each system: read rightly or refused, never silently wrong
 	@MILLRACE_MUTATIONS=$${MILLRACE_MUTATIONS:-2000} $(PYTEST) $$(find tests/unit -name "test_mutated_*.py")
+
+# Half an hour on two cores.
+CHAOS_ARGS ?= --seed 1 --kills 280 --heads 20 --damages 1000 --full-disks 100 --clocks 50 --lies 50
+
+chaos: $(STAMP) ## kill, damage, fill disks, set clocks, lie: nothing silent, no traceback, no orphan
+	@$(BIN)/python tests/chaos/run.py $(CHAOS_ARGS)
 
 reference: $(STAMP) ## write the reference of the configuration's keys and its schema for editors anew
 	@$(BIN)/millrace config explain > docs/reference/config.md

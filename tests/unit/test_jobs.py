@@ -81,6 +81,21 @@ def test_what_the_system_refuses_is_one_sentence(tmp_path, body, sentence, code)
     assert (done.returncode, done.stdout, done.stderr) == (code, "before\n", "")
 
 
+def test_where_the_log_cannot_be_written_the_console_says_why():
+    for log, code in (("/dev/full", 74), ("/nowhere/job.log", 65)):
+        text = f"""
+            from types import SimpleNamespace
+            from millrace.job_log import job
+            with job(SimpleNamespace(log=["{log}"], config={{}})):
+                print("to the log", flush=True)
+            """
+        command = [sys.executable, "-c", textwrap.dedent(text)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code
+        assert "the system refuses it" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+
 def test_any_other_error_is_called_a_mistake_of_ours_after_its_traceback(tmp_path) -> None:
     done, log = run(tmp_path, "print('out'); {}['key']")
     assert log.startswith("out\nTraceback (most recent call last)")

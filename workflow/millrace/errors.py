@@ -51,32 +51,38 @@ def listed(things: Sequence[object], shown: int = 3) -> str:
     return ", ".join(map(str, things[:shown])) + more
 
 
-def tell(error: Exception) -> int:
-    """Print an error that ends a command or a job, as the last line; returns the exit code.
-
-    Of a `UserError` and of what the system refuses it is one sentence. Anything else is a fault of ours,
-    and comes after its traceback.
-    """
+def explain(error: BaseException) -> tuple[str, int] | None:
+    """Return sentence and exit code of what a user, data or the system can cause; None: a fault of ours."""
     if isinstance(error, UserError):
-        said, code = str(error), error.exit_code
-    elif isinstance(error, MemoryError):
+        return str(error), int(error.exit_code)
+    if isinstance(error, MemoryError):
         said = "out of memory: ask for more (mem_mb of the rule), or for smaller batches"
-        code = ExitCode.FAILED
-    elif isinstance(error, OSError) and error.strerror:
+        return said, int(ExitCode.FAILED)
+    if isinstance(error, OSError) and error.strerror:
         said = (
             f"{error.filename or 'a file'}: the system refuses it ({error.strerror}); mend that, and run "
             "the same command again"
         )
-        code = ExitCode.NO_SPACE if error.errno in REFUSED else ExitCode.DATA
-    else:
+        return said, int(ExitCode.NO_SPACE if error.errno in REFUSED else ExitCode.DATA)
+    return None
+
+
+def tell(error: Exception) -> int:
+    """Print an error that ends a command or a job, as the last line; returns the exit code.
+
+    Of what `explain` explains it is one sentence. Anything else is a fault of ours, and comes after its
+    traceback.
+    """
+    explained = explain(error)
+    if explained is None:
         traceback.print_exception(error)
         said = (
             f"{type(error).__name__}: {first_line(error)}. This is a mistake in Millrace or in a plug-in, "
             "not yours: please report it with the lines above"
         )
-        code = ExitCode.FAILED
-    print(f"error: {said}", file=sys.stderr)
-    return int(code)
+        explained = said, int(ExitCode.FAILED)
+    print(f"error: {explained[0]}", file=sys.stderr)
+    return explained[1]
 
 
 def exits_with_code(main: Callable[..., int]) -> Callable[..., int]:

@@ -20,7 +20,8 @@ def job(snakemake: Any) -> Iterator[Callable[[str], Progress]]:
     """Redirect output, also of child processes, to the job's log, and load systems from outside.
 
     An error ends the process with a sentence, as the last line of the log, and its exit code, see
-    `millrace.errors.tell`. The console stays silent, because Snakemake reports there.
+    `millrace.errors.tell`. The console stays silent, because Snakemake reports there, unless the log cannot
+    be written.
 
     Yields
     ------
@@ -28,7 +29,12 @@ def job(snakemake: Any) -> Iterator[Callable[[str], Progress]]:
         Takes a plural noun ("files") and returns the progress callback ``(done, total)``, which writes a
         line to the log every few seconds.
     """
-    with open(snakemake.log[0], "w", buffering=1) as file:  # noqa: PTH123  descriptor needed below
+    try:
+        file = open(snakemake.log[0], "w", buffering=1)  # noqa: PTH123, SIM115  descriptor needed below
+    except OSError as error:
+        sys.exit(tell(error))
+    untold = None
+    with file:
         sys.stdout.flush()
         sys.stderr.flush()
         console = [os.dup(descriptor) for descriptor in (1, 2)]
@@ -42,13 +48,20 @@ def job(snakemake: Any) -> Iterator[Callable[[str], Progress]]:
             finally:
                 sys.stdout.flush()  # the reason of a failure is the last line of the log
         except Exception as error:
-            sys.exit(tell(error))
+            untold = error
+            with contextlib.suppress(OSError):  # the disk of the log is full
+                code = tell(error)
+                sys.stderr.flush()
+                sys.exit(code)
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
             for descriptor, copy in zip((1, 2), console, strict=True):
                 os.dup2(copy, descriptor)
                 os.close(copy)
+    if untold is not None:
+        sys.exit(tell(untold))
 
 
 def progress_in_lines(what: str) -> Progress:

@@ -91,10 +91,14 @@ def library_environment() -> dict[str, str]:
 
 @contextmanager
 def forwarding_signals(send: Callable[[int], None]) -> Iterator[None]:
-    """Pass `STOP_SIGNALS` on to ``send`` while the context is open, instead of being ended by them."""
+    """Pass `STOP_SIGNALS` on to ``send`` while the context is open, instead of being ended by them.
+
+    SIGINT is passed on as SIGTERM, which means the same: a Python that is still importing would answer it
+    with a traceback.
+    """
 
     def forward(number: int, frame: FrameType | None) -> None:
-        send(number)
+        send(signal.SIGTERM if number == signal.SIGINT else number)
 
     before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:

@@ -82,6 +82,18 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield record
 
 
+def damaged_lines(path: Path) -> list[int]:
+    """Return the numbers of the lines that `read_lines` leaves out, but for a last one that is cut short.
+
+    Raises `DataError` if the file cannot be read.
+    """
+    try:
+        *lines, _ = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    return [number for number, line in enumerate(lines, 1) if _unsealed(line) is None]
+
+
 def _unsealed(content: bytes) -> dict[str, Any] | None:
     """Return what was sealed; None: it is no object, or damaged."""
     try:

@@ -1,9 +1,7 @@
 """Input functions of sweeps: which trials there are, how far each goes, and which one is chosen."""
 
-import json
-
 from millrace.sweeps.choosing import read_chosen
-from millrace.sweeps.outcome import ended
+from millrace.sweeps.outcome import ended, read_trials
 
 SWEPT = "|".join(plan.sweeps) or "(?!)"
 
@@ -14,7 +12,15 @@ if workflow.is_main_process:  # not in every job again
 
 def read(checkpoint, key, **wildcards):
     """What a checkpoint has written; Snakemake puts the question off until then."""
-    return json.loads(Path(checkpoint.get(**wildcards).output[0]).read_text())[key]
+    return from_file(read_trials, checkpoint.get(**wildcards).output[0])[key]
+
+
+def from_file(read, path):
+    """What a function reads from a file that may be damaged."""
+    try:
+        return read(Path(path))
+    except DataError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def asked(experiment, generation):
@@ -52,7 +58,7 @@ def all_receipts(wildcards):
 def chosen(experiment):
     """The chosen trial of a sweep."""
     found = checkpoints.choose_trial.get(experiment=experiment).output[0]
-    return read_chosen(Path(found))
+    return from_file(read_chosen, found)
 
 
 def of_chosen(answer):

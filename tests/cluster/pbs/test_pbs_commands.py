@@ -1,6 +1,7 @@
 """The three commands of Snakemake's plugin, as it calls them."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -113,6 +114,18 @@ def test_success_is_known_where_pbs_keeps_no_history(pbs, jobscript):
     pbs.wait("1.pbs")
     pbs.wait("2.pbs")
     assert (status("1.pbs"), status("2.pbs")) == ("success", "failed")
+
+
+@pytest.mark.parametrize(("command", "state"), [("true", "success"), ("false", "failed")])
+def test_end_that_pbs_does_not_tell_is_that_of_the_jobs_shell(
+    pbs, jobscript, quick, tmp_path, monkeypatch, command, state
+):
+    quick.submit(jobscript(command))
+    pbs.wait("1.pbs")
+    (tmp_path / "qstat").write_text("#!/bin/bash\nprintf 'Job Id: 1.pbs\n    job_state = F\n'\n")
+    (tmp_path / "qstat").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert quick.status("1.pbs") == state
 
 
 def test_running_job_is_not_taken_for_gone_where_pbs_keeps_no_history(pbs, jobscript, quick):

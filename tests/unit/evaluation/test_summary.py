@@ -88,7 +88,7 @@ def test_the_page_tells_what_became_of_the_raw_files(tmp_path):
     page = outputs[0].read_text()
     assert 'site_<wbr>a</td><td class="name">time steps</td><td>1,207</td><td>1,200</td>' in page
     assert "<div>7 after a gap of 3 steps</div>" in page
-    assert "damaged" not in page
+    assert "damaged/samples.json: damaged, it is not an account of samples" in page
 
 
 def test_crps_and_spread_of_three_members_are_held_back_and_the_mean_is_not(tmp_path, table):

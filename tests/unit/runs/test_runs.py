@@ -16,6 +16,7 @@ from millrace.runs.command import main
 from millrace.runs.display import loss_chart
 from millrace.runs.inventory import disk_usage, find_runs, select, select_one, session_statistics
 from millrace.runs.maintenance import clean, plan_cleaning, verify, verify_outputs
+from millrace.sealed import write_sealed
 from millrace.training import run_hash
 from millrace.training.owner import LockedError
 from millrace.training.store import CheckpointStore, Position, publish
@@ -207,13 +208,56 @@ def test_list_and_latest(base, run, capsys):
     assert row[8:10] == ["2", "idle"]
     flip(run.steps[-1].path / "state.pt")
     assert main(["latest"]) == ExitCode.OK
-    assert capsys.readouterr().out == f"runs/{run.name}/step_0000000050/state.pt\n"
+    told = capsys.readouterr()
+    assert told.out == f"runs/{run.name}/step_0000000050/state.pt\n"
+    assert "step_0000000060: damaged, the checksum of state.pt" in told.err
 
 
-@pytest.mark.parametrize("kind", ["state", "manifest", "identity", "output", "missing", "receipt"])
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("metrics.jsonl", "", "it lacks the records of epochs 1, 2, 3 and 3 more"),
+        ("metrics.jsonl", None, "it lacks the records of epochs 1, 2, 3 and 3 more"),
+        ("sessions.jsonl", '{"begun"\n', "its lines 1 are damaged and left out"),
+        (
+            "sessions.jsonl",
+            '{"begun": 1, "seconds": {}, "end_step": 50, "job": ""}\n',
+            "it ends at step 50, before the newest checkpoint",
+        ),
+        ("target.json", "{}", "it names no milestone"),
+        ("target.json", "{", "it is not the target of a run as it was written"),
+    ],
+)
+def test_records_that_are_damaged_are_named(run, file, content, told, capsys):
+    path = run.path / file
+    path.unlink(missing_ok=True) if content is None else path.write_text(content)
+    assert main(["list"]) == ExitCode.OK
+    assert f"{path}: damaged, " in capsys.readouterr().err.replace(
+        "runs/", f"{run.path.parents[3]}/"
+    )
+    assert main(["verify"]) == ExitCode.DATA
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "state",
+        "manifest",
+        "identity",
+        "output",
+        "missing",
+        "receipt",
+        "unsigned",
+        "other",
+        "scores",
+    ],
+)
 def test_verify_finds_all_damage(base, run, kind, capsys):
+    scores = base / "results/evaluate/salt/n1_gpu1/seed0/metrics.json"
+    write_sealed(scores, {"test": {"head": 0.5}})
     assert main(["verify"]) == ExitCode.OK
-    assert f"{EPOCHS + 2} intact, 0 damaged" in capsys.readouterr().out
+    assert f"{EPOCHS + 4} intact, 0 damaged" in capsys.readouterr().out
     output = base / "results/train/salt/n1_gpu1/seed0/epoch_2.ckpt"
     if kind == "state":
         flip(run.steps[2].path / "state.pt")
@@ -225,10 +269,17 @@ def test_verify_finds_all_damage(base, run, kind, capsys):
         flip(output)
     elif kind == "missing":
         output.unlink()
+    elif kind == "unsigned":
+        output.with_suffix(".json").unlink()
+    elif kind == "other":
+        receipt = output.with_suffix(".json")
+        receipt.write_text(receipt.read_text().replace("epoch_2.ckpt", "epoch_4.ckpt"))
+    elif kind == "scores":
+        scores.write_text(scores.read_text().replace("0.5", "0.4"))
     else:
         output.with_suffix(".json").write_text("{")
     assert main(["verify"]) == ExitCode.DATA
-    assert f"{EPOCHS + 1} intact, 1 damaged" in capsys.readouterr().out
+    assert f"{EPOCHS + 3} intact, 1 damaged" in capsys.readouterr().out
     found = [*verify(find_runs(base / "runs")), *verify_outputs(base / "results")]
     assert sum(finding.problem is not None for finding in found) == 1
 
@@ -364,7 +415,7 @@ def test_a_backup_that_a_full_disk_stops_keeps_whole_steps_alone(base, run, caps
     assert "the steps copied before are intact: make room and run the same command again" in said
     (copy,) = find_runs(base / "safe")
     assert steps(copy.path) == [10, 20]
-    assert [one.problem for one in verify([copy])][1:] == [None, None]
+    assert [one.problem for one in verify([copy])][-2:] == [None, None]
     assert copy.leftovers == []
     monkeypatch.undo()
     monkeypatch.chdir(base)

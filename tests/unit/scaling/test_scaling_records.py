@@ -29,9 +29,18 @@ def altered(tmp_path, change):
     path = tmp_path / "run.json"
     records.write(make_run("n1_gpu2"), path)
     values = json.loads(path.read_text())
+    del values["seal"]
     change(values)
     path.write_text(json.dumps(values))
     return path
+
+
+def test_a_digit_that_damage_has_changed_is_noticed(tmp_path) -> None:
+    path = tmp_path / "run.json"
+    records.write(make_run("n1_gpu2", batch=64), path)
+    path.write_text(path.read_text().replace('"global_batch": 64', '"global_batch": 74'))
+    with pytest.raises(DataError, match=r"run\.json: damaged"):
+        records.read(path)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,14 @@ from millrace.plan import Plan
 from millrace.sweeps.asking import ask
 from millrace.sweeps.choosing import read_chosen, write_chosen
 from millrace.sweeps.failure import DIVERGED, train_or_fail
-from millrace.sweeps.outcome import Outcome, ended, going_on, read_outcomes, write_decision
+from millrace.sweeps.outcome import (
+    Outcome,
+    ended,
+    going_on,
+    read_outcomes,
+    read_trials,
+    write_decision,
+)
 from millrace.sweeps.table import summarise_sweep
 from millrace.training.request import Request
 
@@ -148,9 +155,12 @@ def test_outcomes_are_read_from_receipts(done, tmp_path):
     assert [one.loss() for one in outcomes] == pytest.approx([0.5, 0.2, 0.25, math.inf])
     trials = [one.trial for one in outcomes]
     write_decision(done.receipts, trials, 4, tmp_path / "decision.json")
-    decided = json.loads((tmp_path / "decision.json").read_text())
+    decided = read_trials(tmp_path / "decision.json")
     assert decided["going_on"] == trials[1:3]
     assert decided["losses"][trials[3]] is None
+    (tmp_path / "decision.json").write_text('{"going_on"')
+    with pytest.raises(DataError, match=r"decision\.json: damaged"):
+        read_trials(tmp_path / "decision.json")
 
 
 def test_the_chosen_settings_are_a_configuration(done, tmp_path):
@@ -162,6 +172,9 @@ def test_the_chosen_settings_are_a_configuration(done, tmp_path):
     assert alone.definition(best) == done.plan.definition(best)
     assert alone.final_checkpoints() == done.plan.final_checkpoints([best])
     assert alone.sweeps == {}
+    path.write_text("experiments: [")
+    with pytest.raises(DataError, match="names no chosen trial; delete it"):
+        read_chosen(path)
 
 
 def test_a_sweep_of_which_all_trials_failed_is_one_sentence(done, tmp_path):

@@ -1,16 +1,15 @@
 """What became of everything that was read: nothing is left out without being counted."""
 
-import json
 import sys
 from collections import Counter, defaultdict
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.files import write_json
+from millrace.errors import DataError
+from millrace.sealed import read_sealed, write_sealed
 
 
 class Account:
@@ -52,7 +51,7 @@ class Account:
             reasons = "".join(f"; {number} {why}" for why, number in counts["left_out"].items())
             # Not to the output of a command, which a script may read.
             print(f"{what}: {counts['read']} read, {counts['kept']} kept{reasons}", file=sys.stderr)
-        write_json(path, found)
+        write_sealed(path, found)
 
 
 def count_steps(account: Account, what: str, ranges: NDArray[np.int64]) -> None:
@@ -64,21 +63,25 @@ def count_steps(account: Account, what: str, ranges: NDArray[np.int64]) -> None:
     )
 
 
-def read_accounts(results: Path) -> list[dict[str, Any]]:
-    """Return the accounts of all extractions and conversions below a folder of results.
+def read_accounts(results: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the accounts of extractions and conversions below a folder of results, and what is damaged.
 
-    Each has ``dataset``, ``what``, ``read``, ``kept`` and ``left_out``. Extractions of earlier versions
-    have none, and what cannot be read is left out: accounts are told, nothing is computed from them.
+    Each account has ``dataset``, ``what``, ``read``, ``kept`` and ``left_out``. Extractions of earlier
+    versions have none. Nothing is computed from them, so that a damaged one is a sentence.
     """
-    found = []
+    found, damaged = [], []
     for path in sorted(
         [*results.glob("data/*/*/account.json"), *results.glob("data/*/samples.json")]
     ):
-        with suppress(OSError, ValueError, AttributeError):
-            dataset = path.relative_to(results / "data").parts[0]
-            found += [
-                {"dataset": dataset, "what": what, **counts}
-                for what, counts in json.loads(path.read_text()).items()
-                if counts.keys() >= {"read", "kept", "left_out"}
-            ]
-    return found
+        dataset = path.relative_to(results / "data").parts[0]
+        try:
+            account = read_sealed(path, "an account of samples", "", "make the samples again")
+        except DataError as error:
+            damaged.append(str(error))
+            continue
+        found += [
+            {"dataset": dataset, "what": what, **counts}
+            for what, counts in account.items()
+            if isinstance(counts, dict) and counts.keys() >= {"read", "kept", "left_out"}
+        ]
+    return found, damaged

@@ -86,7 +86,8 @@ def summarise(
     with atomic_write(csv) as partial:
         rows.drop(columns=["settings", "identity"]).to_csv(partial, index=False)
     with atomic_write(table) as partial:
-        partial.write_text(_page(parts, left_out, read_accounts(table.parents[1])))
+        accounts, damaged = read_accounts(table.parents[1])
+        partial.write_text(_page(parts, left_out + damaged, accounts))
     asked = rows[rows["asked"]]
     named = asked.assign(experiment=asked["experiment"] + "\n" + asked["layout"])
     baselines = {_table(one).baseline for one in runs if one["asked"]}

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing import api as multiprocessing
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
@@ -40,10 +41,12 @@ def main() -> int:
         )
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
-        code = failure.exitcode
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
         print(f"rank {number} ended with {how}: what it said stands above", file=sys.stderr)
         return 1
+    except SignalException as error:
+        print(f"torchrun was ended by {error.sigval.name}", file=sys.stderr)
+        return 128 + error.sigval
     return 0
 
 

@@ -45,17 +45,21 @@ def _list(options: argparse.Namespace, console: Console) -> int:
 
 def _show(options: argparse.Namespace, console: Console) -> int:
     run = select_one(find_runs(options.root), options.run)
+    _warn(run)
     return ExitCode.OK if display.show(run, console) else ExitCode.DATA
 
 
 def _latest(options: argparse.Namespace, console: Console) -> int:
-    runs = _runs(options)
+    runs = select(find_runs(options.root), options.runs)
     if not runs:
         raise DataError(f"no runs under {options.root}")
     run = max(runs, key=lambda run: run.changed)
     checkpoint = run.store().latest()
+    _warn(run, beyond=checkpoint.manifest.step if checkpoint else 0)
     if checkpoint is None:
-        raise DataError(f"{run.name}: no intact checkpoint")
+        raise DataError(
+            f"{run.path}: no intact checkpoint; the same Snakemake command trains again"
+        )
     print(checkpoint.path)
     return ExitCode.OK
 
@@ -66,7 +70,7 @@ def _du(options: argparse.Namespace, console: Console) -> int:
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
-    findings = list(maintenance.verify(_runs(options)))
+    findings = list(maintenance.verify(select(find_runs(options.root), options.runs)))
     if not options.runs:  # outputs are checked along with all runs
         findings += maintenance.verify_outputs(options.results)
     damaged = [finding for finding in findings if finding.problem]
@@ -145,7 +149,22 @@ def _efficiency(options: argparse.Namespace, console: Console) -> int:
 
 
 def _runs(options: argparse.Namespace) -> list[Run]:
-    return select(find_runs(options.root), options.runs)
+    """The runs that were asked for; says what of them is damaged."""
+    runs = select(find_runs(options.root), options.runs)
+    for run in runs:
+        _warn(run)
+    return runs
+
+
+def _warn(run: Run, beyond: int | None = None) -> None:
+    """Say what is damaged: records, steps by their sizes, those ``beyond`` a step by their checksums."""
+    found = dict(run.records)
+    for step in run.steps:
+        passed_over = beyond is not None and (step.manifest is None or step.manifest.step > beyond)
+        found[step.path] = step.problem(thorough=passed_over)
+    for path, problem in found.items():
+        if problem:
+            print(f"warning: {path}: damaged, {problem}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:

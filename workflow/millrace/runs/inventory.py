@@ -5,17 +5,19 @@ Nothing here writes. Manifests and checksums are read by `millrace.training.stor
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from millrace.errors import DataError
-from millrace.sealed import read_lines
-from millrace.training import owner
+from millrace.errors import DataError, listed
+from millrace.sealed import damaged_lines, read_lines
+from millrace.training import owner, run_hash
 from millrace.training.store import CheckpointStore, Manifest
+from millrace.training.usage import SESSIONS, TARGET, check_target, read_sessions
 
+METRICS = "metrics.jsonl"
 _LEFTOVERS = ("tmp_*", ".*.partial", ".owner.json.[0-9a-f]*")
 
 
@@ -91,7 +93,38 @@ class Run:
     @cached_property
     def history(self) -> list[dict[str, Any]]:
         """Records of the epochs in ``metrics.jsonl``, without lines cut short or damaged."""
-        return [one for one in read_lines(self.path / "metrics.jsonl") if "epoch" in one]
+        return [one for one in read_lines(self.path / METRICS) if "epoch" in one]
+
+    @cached_property
+    def records(self) -> dict[Path, str | None]:
+        """The files beside the steps, and what is wrong with each; None: nothing.
+
+        Training needs none of them; they tell how it went.
+        """
+        newest = self.newest
+        found: dict[str, str | None] = {}
+        done = {record["epoch"] for record in self.history}
+        epochs = range(1, newest.epoch + 1 if newest else 1)
+        if missing := [epoch for epoch in epochs if epoch not in done]:
+            found[METRICS] = f"it lacks the records of epochs {listed(missing)}"
+        ended = [session["end_step"] for session in read_sessions(self.path)]
+        if newest and ended and ended[-1] < newest.step:
+            found[SESSIONS] = f"it ends at step {ended[-1]}, before the newest checkpoint"
+        checks: dict[str, Callable[[Path], object]] = {
+            "identity.json": lambda path: run_hash.read_definition(path.parent),
+            METRICS: _check_lines,
+            SESSIONS: _check_lines,
+            TARGET: lambda path: check_target(path.parent),
+        }
+        for name, check in checks.items():
+            path = self.path / name
+            if path.exists() or name == "identity.json":
+                found.setdefault(name, None)
+                try:
+                    check(path)
+                except DataError as error:
+                    found[name] = str(error).removeprefix(f"{path}: ")
+        return {self.path / name: problem for name, problem in found.items()}
 
     @property
     def holder(self) -> str | None:
@@ -113,7 +146,7 @@ class Run:
     def changed(self) -> float:
         """Time of the last change, in seconds since 1970."""
         files = [step.path / "manifest.json" for step in self.steps]
-        files += [self.path / name for name in ("metrics.jsonl", "identity.json")]
+        files += [self.path / name for name in (METRICS, "identity.json")]
         return max((path.stat().st_mtime for path in files if path.is_file()), default=0.0)
 
     @property
@@ -129,6 +162,11 @@ class Run:
     def store(self) -> CheckpointStore:
         """Return the store, to write to it or to find its newest intact step."""
         return CheckpointStore(self.path, self.run_hash, "")
+
+
+def _check_lines(path: Path) -> None:
+    if damaged := damaged_lines(path):
+        raise DataError(f"{path}: its lines {listed(damaged)} are damaged and left out")
 
 
 def find_runs(root: Path) -> list[Run]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from millrace.errors import DataError
+from millrace.evaluation.training_record import read_scores
 from millrace.files import atomic_write, output_errors, sync
-from millrace.runs.inventory import Run, Step, disk_usage, newest_of_family
+from millrace.runs.inventory import METRICS, Run, Step, disk_usage, newest_of_family
 from millrace.sealed import checksum
-from millrace.training import run_hash
 from millrace.training.owner import LockedError
 from millrace.training.receipt import read_receipt
 from millrace.training.store import Manifest, discard
@@ -43,9 +43,9 @@ class Removal:
 
 
 def verify(runs: Iterable[Run]) -> Iterator[Finding]:
-    """Compare the checksum of every step with its manifest, and each run hash with its name."""
+    """Compare the checksum of every step with its manifest, and look at the records of each run."""
     for run in runs:
-        yield Finding(run.path / "identity.json", _identity_problem(run))
+        yield from (Finding(path, problem) for path, problem in run.records.items())
         for step in run.steps:
             problem = step.problem()
             # A run in training may remove an old step while it is being read.
@@ -54,18 +54,29 @@ def verify(runs: Iterable[Run]) -> Iterator[Finding]:
 
 
 def verify_outputs(results: Path) -> Iterator[Finding]:
-    """Compare the published checkpoints below ``results/train`` with their receipts."""
+    """Compare the published checkpoints below ``results/train`` with their receipts, and look at scores."""
     for path, receipt in receipts(results):
         if isinstance(receipt, str):
             yield Finding(path, receipt)
             continue
         expected = receipt["checkpoint"]
-        file, problem = path.with_name(expected["file"]), None
+        file, problem = path.with_suffix(".ckpt"), None
         if not file.is_file():
             problem = "it is missing; the workflow restores it from the store"
+        elif file.name != expected["file"]:
+            problem = f"its receipt is that of {expected['file']}"
         elif file.stat().st_size != expected["size"] or checksum(file) != expected["crc32"]:
             problem = "its size or checksum is not the one of its receipt"
         yield Finding(file, problem)
+    for path in sorted((results / "train").glob("*/*/seed*/epoch_*.ckpt")):
+        if not path.with_suffix(".json").exists():
+            yield Finding(path, "its receipt is missing; the workflow makes both again")
+    for path in sorted((results / "evaluate").glob("*/*/*/metrics.json")):
+        try:
+            read_scores(path)
+            yield Finding(path, None)
+        except DataError as error:
+            yield Finding(path, str(error).removeprefix(f"{path}: "))
 
 
 def receipts(results: Path) -> Iterator[tuple[Path, dict[str, Any] | str]]:
@@ -147,7 +158,7 @@ def backup(run: Run, destination: Path) -> Iterator[tuple[Step, str]]:
             yield step, _copy_step(step, copy.path / step.path.name)
         _copy_file(run.path / "identity.json", copy.path / "identity.json")
         if len(run.history) >= len(copy.history):
-            for name in ("metrics.jsonl", SESSIONS, TARGET):
+            for name in (METRICS, SESSIONS, TARGET):
                 _copy_file(run.path / name, copy.path / name)
 
 
@@ -185,14 +196,6 @@ def _copy_file(source: Path, target: Path) -> None:
     if source.is_file():
         with atomic_write(target) as partial:
             shutil.copy2(source, partial)
-
-
-def _identity_problem(run: Run) -> str | None:
-    try:
-        run_hash.read_definition(run.path)
-    except DataError as error:
-        return str(error).partition(": ")[2]
-    return None
 
 
 def _dispensable(steps: Sequence[Step], keep: int) -> list[Step]:

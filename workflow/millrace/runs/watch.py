@@ -151,7 +151,7 @@ class Watcher:
             job=job,
             node=", ".join(seen.nodes) if seen else owner.host if owner and alive else "",
             end=seen.end if seen and seen.state is State.RUNNING else None,
-            reason=reason,
+            reason="; ".join(filter(None, [reason, *_damaged(run)])),
         )
 
     def _stopped_early(self, run: Run) -> bool:
@@ -165,6 +165,10 @@ class Watcher:
             if receipt["identity"] == run.run_hash and receipt.get("stopped_early"):
                 return True
         return False
+
+
+def _damaged(run: Run) -> list[str]:
+    return [f"{path.name} is damaged" for path, problem in run.records.items() if problem]
 
 
 def _table(runs: Sequence[RunStatus], now: float) -> Table:

@@ -1,15 +1,14 @@
 """History of step times by commit, one file for each kind of hardware, and changes between commits."""
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from millrace.errors import DataError
-from millrace.files import write_json
 from millrace.scaling.quantity import MEASURED, Quantity
 from millrace.scaling.results import Analysis, Change, LayoutResult, Study
+from millrace.sealed import read_sealed, write_sealed
 
 SCHEMA = "millrace.scaling_history/1"
 
@@ -36,7 +35,7 @@ def remember(analysis: Analysis, folder: Path) -> list[Path]:
             if one.label == MEASURED:
                 entry = {"commit": commit, "study": study.key, "layout": one.layout}
                 entries.append(entry | dataclasses.asdict(one.step))
-        write_json(path, {"schema": SCHEMA, "hardware": hardware(study), "entries": entries})
+        write_sealed(path, {"schema": SCHEMA, "hardware": hardware(study), "entries": entries})
         written[path] = None
     return list(written)
 
@@ -102,8 +101,9 @@ def _commit(study: Study) -> str | None:
 def _entries(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
+    what, remedy = f"the history of scaling runs, {SCHEMA}", "restore or remove the file"
+    content = read_sealed(path, what, remedy, remedy)
     try:
-        content = json.loads(path.read_text())
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']!r}")
         needed = {"commit", "study", "layout", *(f.name for f in dataclasses.fields(Quantity))}
@@ -111,6 +111,4 @@ def _entries(path: Path) -> list[dict[str, Any]]:
             raise ValueError("incomplete entries")
         return list(content["entries"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path}: expected the history of scaling runs, {SCHEMA} ({error}): restore or remove the file"
-        ) from error
+        raise DataError(f"{path}: expected {what} ({error}): {remedy}") from error

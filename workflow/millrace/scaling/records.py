@@ -8,7 +8,6 @@ Shape suffixes: R ranks, S steps.
 """
 
 import dataclasses
-import json
 import math
 from dataclasses import field
 from pathlib import Path
@@ -20,9 +19,9 @@ from pydantic.dataclasses import dataclass
 
 from millrace.config import nearest, parse
 from millrace.errors import DataError, UserError
-from millrace.files import write_json
 from millrace.layout import Layout
 from millrace.scaling.quantity import LABELS, MEASURED, MODELLED, Floats
+from millrace.sealed import read_sealed, write_sealed
 
 SCHEMA = "millrace.scaling_run/1"
 MODES, DEVICE_KINDS, LINKS = ("strong", "weak"), ("cpu", "gpu"), ("intra", "inter")
@@ -245,25 +244,19 @@ class ScalingRun:
 def read(path: Path) -> ScalingRun:
     """Read the record of a run.
 
-    Raises `DataError` if the file is not JSON, a key is unknown or missing, or values contradict each
-    other.
+    Raises `DataError` if the file is missing or damaged, a key is unknown or missing, or values contradict
+    each other.
     """
+    values = read_sealed(path, "the JSON file of a scaling run", *["measure it again"] * 2)
     try:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise DataError(f"expected one JSON object, got {type(values).__name__}")
         return parse(ScalingRun, values, "run")
     except UserError as error:
         raise DataError(f"{path}: {error}") from error
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: expected the JSON file of a scaling run ({error}): measure it again"
-        ) from error
 
 
 def write(run: ScalingRun, path: Path) -> None:
     """Write the record of a run atomically; raises `millrace.files.OutputError` if there is no space."""
-    write_json(path, dataclasses.asdict(run))
+    write_sealed(path, dataclasses.asdict(run))
 
 
 def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:

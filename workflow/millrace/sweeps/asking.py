@@ -14,7 +14,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from millrace.files import write_json
+from millrace.sealed import write_sealed
 from millrace.sweeps.outcome import Outcome, read_outcomes
 from millrace.sweeps.parameter import Parameter, Range
 from millrace.sweeps.sweep import Sweep
@@ -31,7 +31,7 @@ def write_trials(
     ``receipts`` are those of the trials of earlier generations at the milestones where they ended.
     """
     names = ask(sweep, read_outcomes(receipts), last_epoch, generation)
-    write_json(output, {"trials": names, "values": {name: sweep.values(name) for name in names}})
+    write_sealed(output, {"trials": names, "values": {name: sweep.values(name) for name in names}})
 
 
 def ask(sweep: Sweep, outcomes: Sequence[Outcome], last_epoch: int, generation: int) -> list[str]:

@@ -58,6 +58,11 @@ def write_chosen(
 
 
 def read_chosen(path: Path) -> str:
-    """Return the name of the chosen trial."""
-    [name] = yaml.safe_load(path.read_text())["experiments"]
+    """Return the name of the chosen trial; raises `DataError` if the file is damaged."""
+    try:
+        [name] = yaml.safe_load(path.read_text())["experiments"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        raise DataError(
+            f"{path}: damaged, it names no chosen trial; delete it: the workflow makes it again"
+        ) from None
     return str(name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from millrace.files import write_json
+from millrace.sealed import read_sealed, write_sealed
 from millrace.training.receipt import read_receipt
 
 # Below so many trials at a milestone a median says little, and none is stopped.
@@ -87,7 +87,15 @@ def write_decision(
     outcomes = read_outcomes(receipts)
     losses = {one.trial: one.loss(epoch) for one in outcomes if one.epoch >= epoch}
     known = {trial: loss if loss < math.inf else None for trial, loss in losses.items()}
-    write_json(output, {"going_on": going_on(outcomes, trials, epoch), "losses": known})
+    write_sealed(output, {"going_on": going_on(outcomes, trials, epoch), "losses": known})
+
+
+def read_trials(path: Path) -> dict[str, Any]:
+    """Read what `write_decision`, or `millrace.sweeps.asking.write_trials`, wrote; raises `DataError`."""
+    what = "the trials of a sweep"
+    return read_sealed(
+        path, what, "the workflow makes it", "delete it: the workflow makes it again"
+    )
 
 
 def ended(

@@ -62,10 +62,21 @@ def write_target(store: Path, milestone: int, final: int | None) -> None:
 def read_target(store: Path) -> tuple[int | None, int | None]:
     """Read the epoch that is or was last trained to, and the last configured one; None: not known."""
     try:
-        record = read_sealed(store / TARGET, "the target", "", "")
-        return record["milestone"], record["final"] or record["milestone"]
-    except (DataError, KeyError):
+        record = check_target(store)
+    except DataError:
         return None, None
+    return record["milestone"], record["final"] or record["milestone"]
+
+
+def check_target(store: Path) -> dict[str, Any]:
+    """Read what `write_target` has written; raises `DataError` if it is missing or damaged."""
+    path = store / TARGET
+    record = read_sealed(
+        path, "the target of a run", "training writes it", "training writes it anew"
+    )
+    if not {"milestone", "final"} <= record.keys():
+        raise DataError(f"{path}: damaged, it names no milestone; training writes it anew")
+    return record
 
 
 def read_sessions(store: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from millrace.schedulers.memory import LACKS_MEMORY
 from millrace.schedulers.requests import qsub_arguments
 
 DELETED = "deleted (qdel)"
+NO_STATUS = "ended without an exit status: never started, or its node was lost"
 
 STARTED = "MILLRACE_PBS_STARTED"
 """Variable with the start of the job, in seconds since 1970 on the clock of its node."""
@@ -185,7 +186,7 @@ def _ended(fields: Mapping[str, str]) -> tuple[State, str]:
     if code == _KILLED_AT_WALLTIME:
         return State.FAILED, "killed at the end of its walltime"
     if code is None:
-        return State.FAILED, "ended without an exit status: never started, or its node was lost"
+        return State.FAILED, NO_STATUS
     if code < 0:
         return State.FAILED, f"ended by PBS (Exit_status {code}): {fields.get('comment', '')}"
     if code > 256:

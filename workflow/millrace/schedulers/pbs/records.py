@@ -39,6 +39,7 @@ from millrace.schedulers.pbs import allocation
 from millrace.schedulers.pbs.queue import (
     DELETED,
     MARK_START,
+    NO_STATUS,
     BusyError,
     PbsQueue,
     exports,
@@ -146,13 +147,15 @@ class Records:
         job = self.queue.jobs([last])[last]
         if not job.state.is_over:
             return "running"
-        if job.state is State.DONE or (job.state is State.GONE and self._exit_code(last) == 0):
+        # Where PBS says nothing of the end, the job's own shell has.
+        untold = job.state is State.GONE or job.reason == NO_STATUS
+        if job.state is State.DONE or (untold and self._exit_code(last) == 0):
             return "success"
         may_continue = submission.script and not self._is_cancelled(submission)
         if job.reason != DELETED and may_continue and self._requeued_after(last) is not None:
             with self._lock():
                 return self._submit_again(id, last)
-        code = self._exit_code(last) if job.state is State.GONE else None
+        code = self._exit_code(last) if untold else None
         reason = job.reason if code is None else f"exit code {code}"
         if job.lacked_memory or lacks_memory(_outputs(submission, last)):
             note_shortage(submission.rule, submission.wildcards)

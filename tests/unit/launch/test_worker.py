@@ -1,0 +1,64 @@
+"""What becomes of the errors of a rank, and of torchrun's when a rank fails."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch.distributed as dist
+
+from millrace.launch.worker import work_on
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """Raise an error on the only rank: (exit code, what the launcher will print)."""
+    path = tmp_path / "request.json"
+    path.write_text("{}")
+    monkeypatch.setattr(sys, "argv", ["train", str(path)])
+
+    def run(error):
+        def fail(*_):
+            raise error
+
+        code = work_on(lambda: SimpleNamespace(plugins=[]), fail)
+        told = path.with_suffix(".error")
+        return code, json.loads(told.read_text()) if told.exists() else None
+
+    return run
+
+
+def test_what_the_system_refuses_is_told_by_the_launcher(work):
+    code, (sentence, told) = work(IsADirectoryError(21, "Is a directory", "metrics.jsonl"))
+    assert code == told == 65
+    assert sentence.startswith("metrics.jsonl: the system refuses it (Is a directory)")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[../third_party/gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:1"),
+        dist.DistNetworkError("failed to recv, got 0 bytes"),
+        ConnectionResetError(104, "Connection reset by peer"),
+    ],
+)
+def test_a_rank_that_has_lost_the_others_says_so_and_is_started_again(work, error, capsys):
+    assert work(error) == (1, None)
+    assert capsys.readouterr().err.startswith("rank 0 has lost the others: ")
+
+
+def test_any_other_error_keeps_its_traceback(work):
+    with pytest.raises(KeyError):
+        work(KeyError("key"))
+
+
+def test_torchrun_tells_of_a_failed_rank_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "millrace.launch.torchrun", "--nnodes=1"]
+    command += ["--nproc-per-node=1", "--rdzv-backend=c10d", f"--log-dir={tmp_path}"]
+    command += ["--no-python", "false"]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "rank 0 ended with exit code 1"
