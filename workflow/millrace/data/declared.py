@@ -5,7 +5,6 @@ zeros; or ask them to read other files, or to run what a file holds.
 """
 
 import functools
-import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ from typing import Any
 import h5py
 
 from millrace.errors import DataError, first_line
-from millrace.input_files import SMALL, check_memory, files_below, in_words
+from millrace.input_files import SMALL, check_memory, in_words
 
 _MOST = 100_000
 """Times its size that a file may declare: fields of one value pack to that."""
 _DEEPEST = 32  # groups within each other
-_DESCRIPTION = 1 << 16  # bytes, of an array
-_MOST_OBJECTS = 100_000
+DESCRIPTION = 1 << 16
+"""Bytes that an array may take besides its values."""
+MOST_OBJECTS = 100_000
 _MOST_CHUNKS = 1_000
 
 
@@ -54,10 +54,8 @@ def _check_hdf5(path: Path, size: int, changed: int) -> None:
                 )
             for key in group:
                 count += 1
-                if count > _MOST_OBJECTS:
-                    raise DataError(
-                        f"{path}: more than {_MOST_OBJECTS:,} variables; write it again"
-                    )
+                if count > MOST_OBJECTS:
+                    raise DataError(f"{path}: more than {MOST_OBJECTS:,} variables; write it again")
                 link = group.get(key, getlink=True)
                 if not isinstance(link, h5py.HardLink):
                     where = getattr(link, "filename", "") or link.path
@@ -79,7 +77,7 @@ def _check_hdf5(path: Path, size: int, changed: int) -> None:
                             f"{path}: {key!r} is declared as {' x '.join(map(str, one.shape))} values, "
                             f"which the {size:,} bytes of the file do not hold; copy or write it again"
                         )
-                    _check(path, key, one.shape, one.chunks, bytes_each)
+                    check_shape(path, key, one.shape, one.chunks, bytes_each)
                     if one.chunks:
                         _check_chunks(path, key, one, bytes_each)
 
@@ -88,7 +86,7 @@ def _check_chunks(path: Path, name: str, one: h5py.Dataset, bytes_each: int) -> 
     """Refuse packed chunks that are larger than their values: they would unpack to far more."""
     chunks = math.prod(-(-n // m) for n, m in zip(one.shape, one.chunks, strict=True))
     if chunks <= _MOST_CHUNKS:  # of many the sizes take long to read
-        most = 2 * chunks * math.prod(one.chunks) * bytes_each + _DESCRIPTION
+        most = 2 * chunks * math.prod(one.chunks) * bytes_each + DESCRIPTION
         if (stored := one.id.get_storage_size()) > most:
             raise DataError(
                 f"{path}: {in_words(stored)} for {name!r}, but {in_words(most)} hold all values that are "
@@ -96,46 +94,7 @@ def _check_chunks(path: Path, name: str, one: h5py.Dataset, bytes_each: int) -> 
             )
 
 
-def check_zarr(path: Path) -> None:
-    """Refuse a Zarr store that declares more than memory holds at once, or that would run what it holds.
-
-    Raises `DataError`, also if its description is damaged.
-    """
-    import zarr  # takes longer than all else where no store is read
-
-    try:
-        group = zarr.open_group(path, mode="r")
-        arrays = list(itertools.islice(group.arrays(), _MOST_OBJECTS))
-        for name, one in arrays:
-            codecs = [*one.filters, *one.compressors]
-            if any("pickle" in type(codec).__name__.lower() for codec in codecs):
-                raise DataError(
-                    f"{path}: {name!r} holds pickled objects, which would be run; write numbers"
-                )
-            size = getattr(one.dtype, "itemsize", 1)
-            _check(path, name, one.shape, one.chunks, size)
-            if one.ndim == 1 and one.dtype.kind in "biufMm":  # texts have no size
-                most = 2 * math.prod(one.shards or one.chunks) * size + _DESCRIPTION
-                _check_parts(path / name, most)
-    except DataError:
-        raise
-    except Exception as error:  # of many kinds
-        raise DataError(
-            f"{path}: not readable as Zarr ({first_line(error)}); copy it again"
-        ) from error
-
-
-def _check_parts(folder: Path, most: int) -> None:
-    """Refuse a stored part of an axis that is larger than its values: it would unpack to far more."""
-    for part in files_below(folder, "*"):
-        if part.stat().st_size > most:
-            raise DataError(
-                f"{part}: {in_words(part.stat().st_size)}, but {in_words(most)} hold all values that are "
-                "declared; copy it again"
-            )
-
-
-def _check(
+def check_shape(
     path: Path, name: str, shape: tuple[int, ...], chunks: tuple[int, ...] | None, size: int
 ) -> None:
     """Refuse an axis or a chunk that is larger than memory: both are read at once."""

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from millrace.data.account import Account
 from millrace.data.classic_netcdf import check_whole
 from millrace.data.csv_lines import header_of, read_rows
-from millrace.data.declared import check_hdf5, check_zarr
+from millrace.data.declared import check_hdf5
 from millrace.data.recognise import kind_of
 from millrace.data.units import conversion
 from millrace.errors import DataError, first_line
 from millrace.input_files import is_there
+from millrace.systems.weather.zarr_stores import check_zarr
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
