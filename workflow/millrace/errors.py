@@ -125,6 +125,6 @@ class ExitCode(IntEnum):
         75,
         "training stopped in an orderly way before its last epoch: run the same command again",
     )
-    NOT_FINITE = 76, "training became infinite or NaN"
+    NOT_FINITE = 76, "training or a forecast became infinite or NaN"
     LOCKED = 77, "another process writes to the same run"
     INTERRUPTED = 130, "Ctrl-C"

@@ -20,6 +20,7 @@ from millrace.errors import ConfigError, ExitCode
 from millrace.launch.container import command, shown
 from millrace.launch.launcher import Surroundings, launch, run_workers
 from millrace.layout import Layout
+from millrace.processes import die_with_parent
 from millrace.training.request import Request
 
 EPOCHS = 6
@@ -29,6 +30,7 @@ LAUNCH = """
 import json, sys
 from millrace.launch.launcher import launch, run_workers
 from millrace.layout import Layout
+from millrace.processes import die_with_parent
 from millrace.training.request import Request
 sys.exit(launch(Request(**json.loads(sys.argv[1])), cpus=1))
 """
@@ -180,10 +182,10 @@ def test_a_training_that_is_told_to_stop_while_it_begins_imports_no_torch_first(
         monkeypatch.setenv(name, value)
     request = request_for(epochs=5000)
     running = start(request)
-    gate.wait()
-    tree = psutil.Process(running.pid).children(recursive=True)
-    running.terminate()
     try:
+        gate.wait()
+        tree = psutil.Process(running.pid).children(recursive=True)
+        running.terminate()
         assert running.wait(60) == ExitCode.TRY_AGAIN
         assert psutil.wait_procs(tree, timeout=60)[1] == []
     finally:
@@ -246,7 +248,11 @@ def test_several_nodes_are_refused(request_for):
 def start(request, *within):
     command = [*within, sys.executable, "-c", LAUNCH, json.dumps(asdict(request))]
     return subprocess.Popen(
-        command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env=os.environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=die_with_parent,  # of a test that is killed
     )
 
 
