@@ -7,6 +7,7 @@ imported when it is asked for; an object that is at hand may stand there itself.
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, cast
 
 from pydantic import Field, create_model
@@ -68,10 +69,14 @@ class RawFormat:
         made: type[DatasetSettings] = resolve(self.settings)
         if self.simulation is None:
             return made
-        simulator = resolve(self.simulation)
-        text = made.model_fields["demo"].description
-        demo = (simulator, Field(default_factory=simulator, description=text))
-        return create_model(made.__name__, __base__=made, __doc__=made.__doc__, demo=demo)
+        return _with_demo(made, resolve(self.simulation))
+
+
+@cache
+def _with_demo(settings: type[DatasetSettings], simulator: type[Settings]) -> type[DatasetSettings]:
+    text = settings.model_fields["demo"].description
+    demo = (simulator, Field(default_factory=simulator, description=text))
+    return create_model(settings.__name__, __base__=settings, __doc__=settings.__doc__, demo=demo)
 
 
 @dataclass(frozen=True, eq=False)
