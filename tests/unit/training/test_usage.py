@@ -1,11 +1,21 @@
 """What sessions write of their time, after kills and full disks."""
 
+import psutil
 import pytest
 
 from millrace.sealed import damaged_lines
 from millrace.training.usage import SESSIONS, SessionUsage, read_sessions
 
 SESSION = {"session": 1, "step": 8, "started": "2026-01-02", "host": "a", "job": "", "ranks": 1}
+
+
+def test_the_imports_of_torchrun_count_once(tmp_path, monkeypatch):
+    for restarts, process in (("0", psutil.Process().parent()), ("1", psutil.Process())):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+        (tmp_path / restarts).mkdir()
+        SessionUsage(tmp_path / restarts, SESSION)
+        [found] = read_sessions(tmp_path / restarts)
+        assert found["begun"] == round(process.create_time(), 3)
 
 
 @pytest.mark.parametrize("cut", [b'{"begun": 17', b"\0" * 5000, b'{"seconds": {"start'])

@@ -33,7 +33,7 @@ class SessionUsage:
         self._path = store and store / SESSIONS
         self._session = session
         self._seconds = dict.fromkeys(PHASES, 0.0)
-        self._begun = psutil.Process().create_time()
+        self._begun = _begun()
         self._since = time.monotonic() - max(0.0, time.time() - self._begun)
         self.lap("starting")
         self.write(int(session["step"]))
@@ -64,6 +64,14 @@ def _drop_unfinished(file: IO[bytes]) -> None:
     finished = start + file.read().rfind(b"\n") + 1
     if finished < end:
         file.truncate(finished)
+
+
+def _begun() -> float:
+    """When this rank was started, seconds since 1970, with the imports of the torchrun that forked it."""
+    process = psutil.Process()
+    is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+    torchrun = process.parent() if is_first else None
+    return float((torchrun or process).create_time())
 
 
 def write_target(store: Path, milestone: int, final: int | None) -> None:
