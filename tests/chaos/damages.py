@@ -129,15 +129,14 @@ class Damages(Single):
             return OTHER, "it hangs"
         if TRACE in done.said or BUG in done.said:
             return TRACEBACK, done.last
-        step = target.parent.name.removeprefix("step_").lstrip("0")  # as a table shows it
-        named = any(one in done.said for one in (target.name, target.parent.name, f" {step} "))
+        named = _is_named(target, done.said)
         if done.code in CODES:
             return (REFUSED, "") if named else (OTHER, f"names no file: {done.last}")
         if done.code != 0:
             return OTHER, f"exit code {done.code}: {done.last}"
         made, said = action.made(project), shown(done.said)
         page = (project / action.tells).read_text() if action.tells else done.said
-        told = "damaged" in page and target.name in page
+        told = "damaged" in page and _is_named(target, page)
         if name == "runs verify":  # it finds all that can be found
             return (RESTORED, "") if unnoticeable else (SILENT, done.last)
         if (made, said if action.shows else "") == (self._truth[name][0], self._truth[name][1]):
@@ -166,6 +165,11 @@ class Damages(Single):
         return forked(action.work, project, said, action.seconds)
 
 
+def _is_named(target, text):
+    step = target.parent.name.removeprefix("step_").lstrip("0")  # as a table shows it
+    return any(one in text for one in (target.name, target.parent.name, f" {step} "))
+
+
 def _says_the_same(target, before):
     """Whether damage cannot be found, because nothing is lost that a reader could miss.
 
@@ -174,7 +178,7 @@ def _says_the_same(target, before):
     if not target.is_file():
         return False
     now = target.read_bytes()
-    if target.suffix == ".jsonl" and (before.startswith(now) or now.startswith(before)):
+    if target.suffix == ".jsonl" and before.startswith(now.rpartition(b"\n")[0]):
         return True
     with suppress(ValueError, RecursionError):
         return [*map(json.loads, now.splitlines())] == [*map(json.loads, before.splitlines())]

@@ -59,15 +59,17 @@ class Heads:
             end = (time.monotonic() if young else begun) + wait
             while not started.is_over() and time.monotonic() < end:
                 time.sleep(0.01)
-            at, victims = time.monotonic() - begun, self._find(started, victim, random)
+            while not (victims := self._find(started, victim, random)) and not started.is_over():
+                time.sleep(0.02)
+            at = time.monotonic() - begun
             for process in victims:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
             code = started.wait()
             left = left_over(started.mark)
-            share *= 0.8
-            if victims or code:
+            if victims or code != 0:
                 break
+            share, self._lasts = 0.7 * share, at
         when = f"{wait:.2f} s after its start" if young else f"after {at:.2f} s"
         what = f"SIGKILL to {victim} {when}; exit code {code}"
         said = started.text() + self._logs(project)

@@ -25,7 +25,7 @@ from warm import TRACE
 from millrace.processes import dying_with_this
 
 KIND = "kills"
-EPOCHS = 40
+EPOCHS = 16
 ORPHANED_S = 5.0
 PATIENCE_S = 240.0
 MARK = "CHAOS_RUN"
@@ -153,9 +153,8 @@ class Kills:
             victim, young = "launcher", False
         ahead, later = random.choice([-86400, 0, 3600]), random.choice([-7200, 864000])
         clock = f"{ahead},{random.uniform(0, 3)},{later}" if random.random() < 0.3 else ""
-        victims = []
-        while not victims:  # it was over before
-            if self._is_done(folder, layout):
+        while True:
+            if self._is_done(folder, layout):  # it was over before
                 folder = self._fresh(layout)
             started = Started(self._command(folder), folder, clock)
             begun = time.monotonic()
@@ -165,15 +164,17 @@ class Kills:
             end = (time.monotonic() if young else begun) + wait
             while not started.is_over() and time.monotonic() < end:
                 time.sleep(0.005)
-            at, victims = time.monotonic() - begun, started.find(victim, random)
+            while not (victims := started.find(victim, random)) and not started.is_over():
+                time.sleep(0.02)
+            at = time.monotonic() - begun
             for process in victims:
                 with contextlib.suppress(psutil.Error):
                     process.send_signal(which)
             code = started.wait()
             left = left_over(started.mark)
-            share *= 0.8
-            if code and not victims:
+            if victims or code != 0:
                 break
+            share, self._lasts = 0.7 * share, at
         when = f"{wait:.2f} s after its start" if young else f"after {at:.2f} s"
         what = f"{layout}: {which.name} to {victim} {when}; exit code {code}"
         result, why = RESTORED, ""

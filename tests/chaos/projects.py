@@ -42,6 +42,7 @@ for _module in (
 RUN = "tiny/n1_gpu1/seed0"
 TRAINED, STORE = f"results/train/{RUN}", f"runs/{RUN}"
 DATA, SCALING = "results/data/small", "results/scaling"
+PATCHES, GRAPH = f"{DATA}/patches.h5", f"{DATA}/graph_4x4x3_r0.6.h5"
 EPOCHS = 4
 LAYOUTS = ("n1_gpu1", "n1_gpu2", "n1_gpu4")
 
@@ -94,14 +95,13 @@ def request(root: Path, epoch: int, layout="n1_gpu1", seed=0, every=2) -> Reques
         for key, suffix in (("checkpoint", "ckpt"), ("receipt", "json"))
     }
     before = f"results/train/{run}/epoch_{epoch - every}.ckpt" if epoch > every else None
-    [graph] = (root / DATA).glob("graph_*.h5")
     return Request(
         experiment="tiny",
         layout=layout,
         seed=seed,
         target_epoch=epoch,
         definition=described["definition"],
-        files={"patches": f"{DATA}/patches.h5", "graph": f"{DATA}/{graph.name}"},
+        files={"patches": PATCHES, "graph": GRAPH},
         runs=f"runs/{run}",
         previous=before,
         **outputs,
@@ -138,13 +138,13 @@ class _Named(dict):
     __getattr__ = dict.__getitem__
 
 
-def job(script, inputs=None, outputs=None, log="logs/job.log", **given):
+def job(script, inputs, outputs, log="logs/job.log", **given):
     """Work of a job: the script of its rule, with what Snakemake would tell it."""
 
     def work():
         told = SimpleNamespace(
-            input=_Named(inputs() if callable(inputs) else inputs or {}),
-            output=_Named(outputs or {}),
+            input=_Named(inputs),
+            output=_Named(outputs),
             log=[log],
             config={},
             threads=1,
@@ -308,21 +308,25 @@ def _backed_up(root):
     )
 
 
-_SAMPLES = (f"{DATA}/patches.h5", f"{DATA}/graph_*.h5")
+_SAMPLES = (PATCHES, GRAPH)
 _STEPS = (f"{STORE}/*/step_*", f"{STORE}/*/step_*/*")
 _RECORDS = tuple(f"{STORE}/*/{n}" for n in ("identity.json", "metrics.jsonl", "sessions.jsonl"))
 _TARGET = f"{STORE}/*/target.json"
 _PUBLISHED = (f"{TRAINED}/epoch_{EPOCHS}.ckpt", f"{TRAINED}/epoch_{EPOCHS}.json")
 _SCORES = f"results/evaluate/{RUN}/metrics.json"
 _GRAPH = "again/graph.h5"
+_MEASURED = tuple(
+    f"{SCALING}/model_a/{layout}/strong/run_{repeat}.json"
+    for layout in LAYOUTS
+    for repeat in (0, 1)
+)
 _SKILL = {n: f"again/skill.{s}" for n, s in (("table", "html"), ("csv", "csv"), ("figure", "png"))}
 _REPORT = {name: f"again/{name}" for name in ("html", "csv", "json", "extrap", "badges", "figures")}
 
 
-def _evaluated():
-    [graph] = Path(DATA).glob("graph_*.h5")
-    files = {"patches": f"{DATA}/patches.h5", "graph": str(graph)}
-    return files | {"checkpoint": _PUBLISHED[0], "receipt": _PUBLISHED[1]}
+_EVALUATED = {"patches": PATCHES, "graph": GRAPH} | dict(
+    zip(("checkpoint", "receipt"), _PUBLISHED, strict=True)
+)
 
 
 ACTIONS = {
@@ -339,7 +343,7 @@ ACTIONS = {
         without_figures(
             job(
                 "evaluate_run",
-                _evaluated,
+                _EVALUATED,
                 {
                     "metrics": "again/metrics.json",
                     "figures": "again/figures",
@@ -376,22 +380,22 @@ ACTIONS = {
         without_figures(
             job(
                 "analyse_scaling",
-                lambda: {"runs": sorted(map(str, Path(SCALING).rglob("run_*.json")))},
+                {"runs": _MEASURED},
                 _REPORT,
                 params={"settings": {"draws": 200}},
             )
         ),
-        (f"{SCALING}/*/*/*/run_*.json",),
+        _MEASURED,
         _json(_REPORT["json"]),
     ),
     "build graph": Action(
         job(
             "build_graph",
-            {"patches": f"{DATA}/patches.h5"},
+            {"patches": PATCHES},
             {"graph": _GRAPH},
             wildcards={"geometry": "4x4x3_r0.6"},
         ),
-        (f"{DATA}/patches.h5",),
+        (PATCHES,),
         _hdf5(_GRAPH),
     ),
     "runs verify": Action(millrace("runs", "verify"), (*_STEPS, *_RECORDS, _TARGET, *_PUBLISHED)),
@@ -408,7 +412,7 @@ ACTIONS = {
 }
 """By name."""
 
-_SIZES = re.compile(r"[\d.,]+ ?[KMGT]?i?B\b|\d\d:\d\d(:\d\d)?|[─━┏┓┗┛┃│╇┡┩╭╮╰╯ \n]+")
+_SIZES = re.compile(r"[\d.,]+ ?[kMGT]?B\b|\d\d:\d\d(:\d\d)?|[─━┏┓┗┛┃│╇┡┩╭╮╰╯ \n]+")
 
 
 def shown(said: str) -> str:

@@ -55,13 +55,7 @@ def test_a_tenth_of_the_faults(finished, numbers):
             {"kills": 8},
             "ORPHANS",
         ),
-        (
-            "files.py",
-            "if error.errno not in REFUSED:",
-            "if True:",
-            {"full_disks": 20},
-            "exit code",
-        ),
+        ("errors.py", "errno.ENOSPC, ", "", {"full_disks": 9}, "exit code 65"),
     ],
 )
 def test_a_fault_of_the_library_is_found(finished, tmp_path, file, line, fault, numbers, found):

@@ -244,6 +244,7 @@ def test_records_that_are_damaged_are_named(run, file, content, told, capsys):
     [
         "state",
         "manifest",
+        "file",
         "identity",
         "output",
         "missing",
@@ -263,6 +264,9 @@ def test_verify_finds_all_damage(base, run, kind, capsys):
         flip(run.steps[2].path / "state.pt")
     elif kind == "manifest":
         flip(run.steps[2].path / "manifest.json")
+    elif kind == "file":
+        shutil.rmtree(run.steps[2].path)
+        run.steps[2].path.write_bytes(b"")
     elif kind == "identity":
         (run.path / "identity.json").write_text('{"seed": 8}')
     elif kind == "output":

@@ -81,7 +81,6 @@ class Run:
         return tuple(
             Step(path, Manifest.read(path), self.run_hash)
             for path in sorted(self.path.glob("step_*"))
-            if path.is_dir()
         )
 
     @cached_property

@@ -6,10 +6,11 @@ epochs that were requested last. Neither is needed to train or to resume: they a
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -17,6 +18,7 @@ from millrace.errors import DataError
 from millrace.sealed import read_lines, read_sealed, sealed, write_sealed
 
 SESSIONS, TARGET = "sessions.jsonl", "target.json"
+_LONGEST_LINE = 2**16
 PHASES = ("starting", "training", "validating", "saving")
 
 
@@ -31,7 +33,7 @@ class SessionUsage:
         self._path = store and store / SESSIONS
         self._session = session
         self._seconds = dict.fromkeys(PHASES, 0.0)
-        self._begun = psutil.Process().create_time()
+        self._begun = _begun()
         self._since = time.monotonic() - max(0.0, time.time() - self._begun)
         self.lap("starting")
         self.write(int(session["step"]))
@@ -50,8 +52,26 @@ class SessionUsage:
         keys = ("session", "started", "host", "job", "ranks", "device", "step")
         record = {key: self._session.get(key) for key in keys}
         record |= {"begun": round(self._begun, 3), "end_step": step, "seconds": seconds}
-        with contextlib.suppress(OSError), self._path.open("a") as file:
-            file.write(json.dumps(sealed(record)) + "\n")
+        with contextlib.suppress(OSError), self._path.open("a+b") as file:
+            _drop_unfinished(file)
+            file.write(json.dumps(sealed(record)).encode() + b"\n")
+
+
+def _drop_unfinished(file: IO[bytes]) -> None:
+    """Remove a last line that a kill or a full disk has cut short: the next one would be added to it."""
+    end = file.seek(0, os.SEEK_END)
+    start = file.seek(max(0, end - _LONGEST_LINE))
+    finished = start + file.read().rfind(b"\n") + 1
+    if finished < end:
+        file.truncate(finished)
+
+
+def _begun() -> float:
+    """When this rank was started, seconds since 1970, with the imports of the torchrun that forked it."""
+    process = psutil.Process()
+    is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+    torchrun = process.parent() if is_first else None
+    return float((torchrun or process).create_time())
 
 
 def write_target(store: Path, milestone: int, final: int | None) -> None:
