@@ -13,12 +13,13 @@ class Saver:
     """Writes one checkpoint at a time in a thread, and says when the next one is due.
 
     An error of the thread is raised by the call after it. ``steps`` and ``minutes`` are between checkpoints
-    within an epoch; None: there are none. Leaving the context waits for what is written.
+    within an epoch; None: there are none. Training begins after ``step`` steps. Leaving the context waits
+    for what is written.
     """
 
-    def __init__(self, steps: int | None = None, minutes: float | None = None) -> None:
+    def __init__(self, steps: int | None, minutes: float | None, step: int) -> None:
         self._steps, self._seconds = steps, None if minutes is None else 60 * minutes
-        self._begun, self._saved_step = time.monotonic(), -1
+        self.begin(step)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
