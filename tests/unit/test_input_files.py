@@ -18,13 +18,21 @@ from millrace.input_files import (
     open_file,
     read_file,
 )
+from millrace.provenance import fingerprint
 
 
 @pytest.mark.parametrize(
     ("controller", "names"),
     [
-        ("", ("max", "current", "inactive_file")),
-        ("memory", ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")),
+        ("", ("max", "current", "inactive_file 600\nactive_file 300\nslab_reclaimable 100")),
+        (
+            "memory",
+            (
+                "limit_in_bytes",
+                "usage_in_bytes",
+                "total_inactive_file 700\ntotal_active_file 300\ninactive_file 9",
+            ),
+        ),
     ],
 )
 def test_the_tightest_control_group_above_a_process_says_what_is_free(tmp_path, controller, names):
@@ -33,7 +41,7 @@ def test_the_tightest_control_group_above_a_process_says_what_is_free(tmp_path, 
         (groups / name).mkdir(parents=True)
         for key, value in zip(names[:2], (limit, used), strict=True):
             (groups / name / f"memory.{key}").write_text(f"{value}\n")
-        (groups / name / "memory.stat").write_text(f"anon 7\n{names[2]} 1000\n")
+        (groups / name / "memory.stat").write_text(f"anon 7\n{names[2]}\n")
     (tmp_path / "proc/self").mkdir(parents=True)
     path = tmp_path / "proc/self/cgroup"
     path.write_text(f"3:cpu,cpuacct:/job/step\n0:{controller}:/job/step\n")
@@ -50,14 +58,19 @@ def test_what_needs_more_memory_than_there_is_is_refused(tmp_path):
         check_memory(tmp_path / "x", 1e18)
 
 
-def test_files_of_a_name_are_found_in_all_folders_and_links_to_folders_are_not_followed(tmp_path):
-    for name in ("b/c/2.nc", "1.nc", "b/other.csv"):
+def test_files_of_a_name_are_found_once_in_all_folders_and_where_links_lead(tmp_path):
+    raw = tmp_path / "raw"
+    for name in ("raw/b/c/2.nc", "raw/1.nc", "raw/b/other.csv", "raw/lost+found/3.nc", "far/4.nc"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / "b/up").symlink_to(tmp_path)
-    (tmp_path / "link.nc").symlink_to(tmp_path / "1.nc")
-    found = [path.relative_to(tmp_path) for path in files_below(tmp_path, "*.nc")]
-    assert found == [Path("1.nc"), Path("b/c/2.nc"), Path("link.nc")]
+    before = fingerprint(raw)
+    (raw / "b/up").symlink_to(raw)
+    assert fingerprint(raw) == before
+    (raw / "link.nc").symlink_to(raw / "1.nc")
+    (raw / "year").symlink_to(tmp_path / "far")
+    found = [path.relative_to(raw) for path in files_below(raw, "*.nc")]
+    assert found == [Path("1.nc"), Path("b/c/2.nc"), Path("link.nc"), Path("year/4.nc")]
+    assert fingerprint(raw) != before
     assert files_below(tmp_path / "nowhere", "*") == []
 
 

@@ -30,12 +30,15 @@ SMALL = 64 << 20
 MOST_UNPACKED = 100
 """Times its size that a packed file may unpack to: tables of numbers come to 30, deflate to 1,032."""
 
+_NOT_OURS = {"lost+found", ".snapshot", ".snapshots", ".zfs"}
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+# What is kept of files that were read; the kernel gives it up when memory is needed.
+_GIVEN_UP = ("inactive_file", "active_file", "slab_reclaimable")
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -64,22 +67,38 @@ def is_there(path: Path) -> bool:
 
 
 def files_below(directory: Path, pattern: str) -> list[Path]:
-    """Files of a directory and all folders below it, by their names; links to folders are not followed.
+    """Files of a directory and all folders below it, by their names; links to folders are followed.
 
-    Raises `DataError` for something of such a name that is no file, see `check_file`, and for a folder that
-    cannot be read.
+    Folders of file systems (`_NOT_OURS`) are left out. Raises `DataError` for something of such a name that
+    is no file, see `check_file`, and for a folder that cannot be read.
     """
     found = []
-    for folder, _, names in os.walk(directory, onerror=_cannot_read):
-        found += [Path(folder, name) for name in fnmatch.filter(names, pattern)]
+    for folder, names in folders_below(directory):
+        found += [folder / name for name in fnmatch.filter(names, pattern)]
     for path in found:
         check_file(path)
     return sorted(found)
 
 
+def folders_below(directory: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and all below it, each once, though links may lead to it again, with names of files."""
+    seen = set()
+    for folder, below, names in os.walk(directory, onerror=_cannot_read, followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        below[:] = sorted(set(below) - _NOT_OURS)
+        yield Path(folder), names
+
+
 def _cannot_read(error: OSError) -> None:
     if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); mend that")
+        raise DataError(
+            f"{error.filename}: cannot be read ({error.strerror}); give permission to read it, or name a "
+            "folder without it as source"
+        )
 
 
 def open_file(path: Path, longest_line: int | None = LONGEST_LINE) -> BinaryIO:
@@ -104,17 +123,9 @@ def check_columns(path: Path, header: bytes | None = None) -> None:
     columns = 1 + max(line.count(separator) for separator in (b",", b";", b"\t"))
     if columns > MOST_COLUMNS:
         raise DataError(
-            f"{path}: {columns:,} columns; expected a table of {MOST_COLUMNS:,} at most"
+            f"{path}: {columns:,} columns; expected a table of {MOST_COLUMNS:,} at most, with a row for "
+            "each time or place"
         )
-
-
-def check_unpacked(path: Path) -> None:
-    """Refuse a ``.gz`` file that unpacks to too much, before what is slower than unpacking begins."""
-    check_file(path)
-    if path.suffix == ".gz":
-        with open_file(path, longest_line=None) as file:
-            while file.read(1 << 20):
-                pass
 
 
 def read_file(path: Path) -> bytes:
@@ -158,7 +169,8 @@ class _Reader(io.RawIOBase):
             self._line = self._line + len(piece) if end < 0 else len(piece) - end - 1
             if self._line > self._longest:
                 raise DataError(
-                    f"{self._path}: a line of more than {in_words(self._longest)}; expected a text file"
+                    f"{self._path}: a line of more than {in_words(self._longest)}; expected rows of a "
+                    "table, each on a line of its own"
                 )
         return len(piece)
 
@@ -207,16 +219,16 @@ def _free_in_groups(root: Path) -> Iterator[int]:
             if controllers not in ("", "memory"):
                 continue
             top = root / "sys/fs/cgroup" / controllers
-            names = ("max", "current", "inactive_file")
+            names, prefix = ("max", "current"), ""
             if controllers:
-                names = ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")
+                names, prefix = ("limit_in_bytes", "usage_in_bytes"), "total_"
             group = top / name.lstrip("/")
             for one in [group, *group.parents][: len(group.relative_to(top).parts) + 1]:
                 with suppress(OSError, ValueError, KeyError):
-                    limit, used = (int((one / f"memory.{key}").read_text()) for key in names[:2])
-                    # What is kept of files that were read is given up when it is needed.
+                    limit, used = (int((one / f"memory.{key}").read_text()) for key in names)
                     kept = dict(row.split() for row in (one / "memory.stat").open())
-                    yield limit - used + int(kept[names[2]])
+                    given_up = (int(kept.get(f"{prefix}{key}", 0)) for key in _GIVEN_UP)
+                    yield limit - used + sum(given_up)
 
 
 def in_words(size: float) -> str:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -65,7 +65,8 @@ def stop_without_head() -> None:
 
 def set_name(name: str) -> None:
     """Name this process in the lists of `top` and `ps`, with at most 15 letters."""
-    Path("/proc/self/comm").write_text(name)
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
 
 
 def _identity(pid: int) -> str | None:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from millrace import __version__
 from millrace.errors import DataError
+from millrace.input_files import folders_below
 
 _RECORDED = ("numpy", "torch", "h5py")
 
 
 def fingerprint(directory: str | Path) -> str:
-    """Hash the names and sizes of all files below a directory, 16 hexadecimal digits.
+    """Hash the names and sizes of all files below a directory, 16 hexadecimal digits; links are followed.
 
     Modification times are left out on purpose: copying or touching raw data must not start days of
     training again. A change that keeps every size goes unnoticed: force the rule by its name then. Raises
@@ -29,7 +30,8 @@ def fingerprint(directory: str | Path) -> str:
         raise DataError(
             f"{root}: no such directory; set `source` of the dataset to `demo` or to yours"
         )
-    files = (path for path in sorted(root.rglob("*")) if path.is_file())
+    below = sorted(folder / name for folder, names in folders_below(root) for name in names)
+    files = (path for path in below if path.is_file())
     text = "\n".join(f"{path.relative_to(root)} {path.stat().st_size}" for path in files)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -49,6 +49,12 @@ def test_jobs_see_what_lies_elsewhere_each_folder_once(place, tmp_path, monkeypa
     for folder in (raw / "below", scratch, plugins, place / "own"):
         folder.mkdir(parents=True)
     (place / "results").symlink_to(scratch)
+    year, archive = place / "own" / "2020", tmp_path / "archive"
+    year.mkdir()
+    archive.mkdir()
+    for name in ("a.nc", "b.nc"):
+        (archive / name).touch()
+        (year / name).symlink_to(archive / name)
     monkeypatch.syspath_prepend(plugins)
     options = shown("--nv", [raw / "below", raw, place / "own", tmp_path / "none"])
     words = shlex.split(options)
@@ -56,7 +62,7 @@ def test_jobs_see_what_lies_elsewhere_each_folder_once(place, tmp_path, monkeypa
     assert words[:3] == ["--home", str(place / ".snakemake/millrace/home"), "--nv"]
     assert Path(words[1]).is_dir()
     assert bound.pop(0) == str(place)
-    assert {str(raw), str(scratch), str(plugins)} <= {*bound}
+    assert {str(raw), str(scratch), str(plugins), str(archive)} <= {*bound}
     assert any(ROOT.joinpath("workflow").is_relative_to(one) for one in bound[:-1]), "the library"
     assert len(bound) == len({*bound}), "a folder twice"
     assert not [

@@ -1,12 +1,15 @@
 """What becomes of the errors of a rank, and of torchrun's when a rank fails."""
 
+import errno
 import json
 import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 import torch.distributed as dist
 
+from millrace.launch import torchrun
 from millrace.launch.worker import work_on
 
 
@@ -45,6 +48,36 @@ def test_what_the_system_refuses_is_told_by_the_launcher(work):
 def test_a_rank_that_has_lost_the_others_says_so_and_is_started_again(work, error, capsys):
     assert work(error) == (1, None)
     assert capsys.readouterr().err.startswith("rank 0 has lost the others: ")
+
+
+def test_what_nccl_says_is_told_in_full(work, capsys):
+    error = dist.DistBackendError(
+        "NCCL error in: x.cpp:1, invalid usage\nLast error:\nDuplicate GPU"
+    )
+    assert work(error) == (1, None)
+    said = capsys.readouterr().err
+    assert said.startswith("rank 0 cannot reach the others: ")
+    assert "Duplicate GPU" in said
+
+
+def test_ranks_start_again_when_a_file_server_was_away(work, capsys):
+    assert work(OSError(errno.ESTALE, "Stale file handle", "state.pt")) == (1, None)
+    assert "state.pt: the system refuses it (Stale file handle)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_ranks_are_forked_only_without_gpus(tmp_path, monkeypatch, has_gpu):
+    given = []
+    request = tmp_path / "request.json"
+    request.write_text("{}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torchrun, "torchrun", given.extend)
+    monkeypatch.setattr(
+        sys, "argv", ["torchrun", "--nnodes=1", "millrace.launch.train", str(request)]
+    )
+    assert torchrun.main() == 0
+    assert ("--start-method=fork" in given) is not has_gpu
+    assert ("millrace.launch.rank" in given) is has_gpu
 
 
 def test_any_other_error_keeps_its_traceback(work):

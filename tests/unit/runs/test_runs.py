@@ -20,6 +20,7 @@ from millrace.sealed import write_sealed
 from millrace.training import run_hash
 from millrace.training.owner import LockedError
 from millrace.training.store import CheckpointStore, Position, publish
+from millrace.training.usage import write_target
 
 EPOCHS = 6
 MILESTONES = (2, 4)
@@ -221,8 +222,8 @@ def test_list_and_latest(base, run, capsys):
         ("sessions.jsonl", '{"begun"\n', "its lines 1 are damaged and left out"),
         (
             "sessions.jsonl",
-            '{"begun": 1, "seconds": {}, "end_step": 50, "job": ""}\n',
-            "it ends at step 50, before the newest checkpoint",
+            '{"begun": 1, "seconds": {}, "end_step": 20, "job": ""}\n',
+            "it ends at step 20, before the newest checkpoints",
         ),
         ("target.json", "{}", "it names no milestone"),
         ("target.json", "{", "it is not the target of a run as it was written"),
@@ -237,6 +238,15 @@ def test_records_that_are_damaged_are_named(run, file, content, told, capsys):
     )
     assert main(["verify"]) == ExitCode.DATA
     assert told in capsys.readouterr().out
+
+
+def test_fewer_epochs_and_a_time_that_was_not_written_any_more_are_no_damage(run, capsys):
+    write_target(run.path, 3, None)
+    metrics = run.path / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:3]))
+    sessions = '{"begun": 1, "seconds": {}, "end_step": 50, "job": ""}\n'  # of steps up to 60
+    (run.path / "sessions.jsonl").write_text(sessions)
+    assert main(["verify"]) == ExitCode.OK, capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ def _check_hdf5(path: Path, size: int, changed: int) -> None:
                 if count > MOST_OBJECTS:
                     raise DataError(f"{path}: more than {MOST_OBJECTS:,} variables; write it again")
                 link = group.get(key, getlink=True)
-                if not isinstance(link, h5py.HardLink):
+                inside = isinstance(link, h5py.SoftLink) and group.get(key, getclass=True)
+                if not isinstance(link, h5py.HardLink) and inside is not h5py.Dataset:
                     where = getattr(link, "filename", "") or link.path
                     raise DataError(
                         f"{path}: {key!r} is a link to {where}; write it again with what is there"
@@ -66,9 +67,12 @@ def _check_hdf5(path: Path, size: int, changed: int) -> None:
                 if isinstance(one, h5py.Group):
                     groups.append((one, depth + 1))
                 elif isinstance(one, h5py.Dataset) and one.shape is not None:
-                    if one.external:
+                    if one.external or one.is_virtual:
+                        files = one.external or [
+                            [source.file_name] for source in one.virtual_sources()
+                        ]
                         raise DataError(
-                            f"{path}: the values of {key!r} lie in another file, {one.external[0][0]}; "
+                            f"{path}: the values of {key!r} lie in another file, {files[0][0]}; "
                             "write it again with its values"
                         )
                     bytes_each = one.id.get_type().get_size()

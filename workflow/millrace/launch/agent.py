@@ -17,7 +17,7 @@ CANCELLED = ".cancelled"
 AGENT = "MILLRACE_AGENT"
 """Environment variable of the ranks: the process id of their agent."""
 FAILED = ".error"
-"""Suffix of a file beside the request with message and exit code of a worker's `UserError`."""
+"""Suffix of a file beside the request with sentence and exit code of an error in a rank."""
 
 # Snakemake sets these to the threads of the whole job; each rank gets its share.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -41,8 +41,7 @@ def main() -> int:
     parser.add_argument("request")
     given = parser.parse_args()
     alone = given.nodes == 1
-    # Unbuffered, so that lines of the ranks come in time.
-    command = [sys.executable, "-u", "-m", "millrace.launch.torchrun"]
+    command = [sys.executable, "-m", "millrace.launch.torchrun"]
     command += [f"--nproc-per-node={given.ranks}"]
     command += [f"--nnodes={given.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={given.run}"]
     command += [] if alone else [f"--rdzv-endpoint={given.endpoint}"]
@@ -64,7 +63,7 @@ def main() -> int:
     )
 
     def warn_workers(number: int) -> None:
-        cancelled = number in (signal.SIGTERM, signal.SIGINT)
+        cancelled = number == signal.SIGTERM
         if cancelled:
             Path(given.request).with_suffix(CANCELLED).touch()
         with suppress(psutil.NoSuchProcess):

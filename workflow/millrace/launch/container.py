@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,9 @@ def shown(arguments: str, paths: Iterable[Path]) -> str:
     """Return options of ``apptainer exec``, as text for a shell: ``arguments``, and what jobs must see.
 
     That is the library, folders of ``PYTHONPATH`` and of plug-ins, the temporary directory of each node,
-    the working directory, and those of ``paths`` that exist outside of it. Raises `ConfigError` if
-    Apptainer cannot show one, or an argument hides what jobs need; `OutputError` if no home can be made.
+    the working directory, those of ``paths`` that exist outside of it, and where links in all these lead.
+    Raises `ConfigError` if Apptainer cannot show one, or an argument hides what jobs need; `OutputError` if
+    no home can be made.
     """
     try:
         words = shlex.split(arguments)
@@ -79,8 +81,10 @@ def visible(paths: Iterable[Path]) -> list[Path]:
     own = [p for p in imported if not any(map(p.is_relative_to, (sys.prefix, sys.base_prefix)))]
     # The revision of the code is that of its repository.
     code = _LIBRARY.parent if (_LIBRARY.parent / ".git").exists() else _LIBRARY
-    links = [path for path in here.iterdir() if path.is_symlink()]
-    given = [path for path in (code, *own, *links, *paths) if path.exists()]
+    paths = [Path(path) for path in paths]
+    links = [here.glob("*"), *(p.glob(below) for p in paths for below in ("*", "*/*"))]
+    led_to = (_led_to(path) for path in chain.from_iterable(links) if path.is_symlink())
+    given = [path for path in (code, *own, *paths, *led_to) if path.exists()]
     wanted = {place for path in given for place in (path.absolute(), path.resolve())}
     for path in (here, *wanted):
         if re.search("[:,]", str(path)):
@@ -92,6 +96,13 @@ def visible(paths: Iterable[Path]) -> list[Path]:
         if not any(map(path.is_relative_to, (here, *found))):
             found.append(path)
     return found
+
+
+def _led_to(link: Path) -> Path:
+    """The folder to which a link leads, or that of the file; there may be thousands of files."""
+    target = link.resolve()
+    is_file = target.is_file() and len(target.parents) > 1
+    return target.parent if is_file else target
 
 
 def command(image: str, options: str) -> str:

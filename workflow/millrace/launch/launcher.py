@@ -132,7 +132,7 @@ def run_workers(
 
     The request is a file that all nodes can read. Each node has ``cpus`` for all its ranks together; if one
     dies, all are started again up to ``restarts`` times. Returns 0, or the exit code of an agent or of the
-    `UserError` that a worker has left beside the request, which is printed.
+    error that a rank has left beside the request, which is printed.
     """
     here, around = allocation(), surroundings or Surroundings()
     python = "python" if around.container else sys.executable

@@ -1,4 +1,4 @@
-"""A rank: torchrun runs this file, as ``rank.py MODULE REQUEST``, in a process that it has forked.
+"""A rank, as torchrun starts it: ``rank.py MODULE REQUEST``, in a process that may be forked from torchrun.
 
 It runs the module as ``python -m`` does, but is bound to its torchrun and its agent first: an agent may be
 killed while its ranks begin, and they would train on for ever.
@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from millrace.launch.agent import AGENT, CANCELLED
-from millrace.processes import die_with_parent, set_name
+from millrace.processes import STOP_SIGNALS, die_with_parent, set_name
 
 
 def main() -> None:
@@ -29,6 +29,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)  # torchrun's own handlers were forked, too
     set_name(f"rank {os.environ['RANK']}")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if Path(sys.argv[2]).with_suffix(CANCELLED).exists():
         return  # one that was told to stop while it began was started again
     del sys.argv[0]
@@ -37,6 +39,9 @@ def main() -> None:
     except Exception:
         traceback.print_exc()  # here, once: torchrun would repeat it with its own
         sys.exit(1)
+    finally:
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)  # a forked rank waits for the others to end
 
 
 if __name__ == "__main__":

@@ -1,44 +1,49 @@
-"""torchrun of one node, whose ranks are forked from it: ``python -m millrace.launch.torchrun OPTIONS``.
+"""torchrun of one node: ``python -m millrace.launch.torchrun OPTIONS MODULE REQUEST``.
 
-The imports of a rank take as long as many a short training, and a cluster's file system feels those of
-hundreds of ranks. Here torchrun imports once what a training needs, and its ranks begin with it, in memory
-that they share. Without ``--rdzv-endpoint`` all ranks are on this machine: they meet on its loopback
-interface, and nowhere else. By itself torchrun listens on all interfaces, and needs a name of this machine
-that resolves.
+Without GPUs its ranks are forked from it. The imports of a rank take as long as many a short training:
+here they are done once, and shared. A forked process cannot use GPUs that its parent has looked at, as
+torchrun does, so that ranks with GPUs are started anew.
+
+Without ``--rdzv-endpoint`` all ranks are on this machine: they meet on its loopback interface, and nowhere
+else. By itself torchrun listens on all interfaces, needs a name of this machine that resolves, and answers
+the death of a rank, and a signal, with a traceback.
 """
 
+import importlib
 import json
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing import api as multiprocessing
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.run import main as torchrun
 
+from millrace.errors import first_line
 from millrace.launch import rank
 from millrace.systems.registry import import_ahead
-from millrace.training import segment  # noqa: F401 - so that the ranks have it
 from millrace.training.distributed import LOOPBACK, loopback_store
 
 
 def main() -> int:
-    """Run torchrun with the command line: its options, a module, and the request. Returns an exit code."""
+    """Run torchrun with the command line; returns its exit code."""
     *options, module, request = sys.argv[1:]
-    import_ahead(json.loads(Path(request).read_text()).get("definition", {}))
-    if not any(option.startswith("--rdzv-endpoint") for option in options):
+    started = ["-m", rank.__name__]
+    if not torch.cuda.is_available():
+        _import_for(Path(request))
+        started = ["--start-method=fork", "--run-path", rank.__file__]
+    endpoint = next((one for one in options if one.startswith("--rdzv-endpoint=")), None)
+    if endpoint is None:
         store = loopback_store(wait_for_workers=False)
-        options += [f"--rdzv-endpoint={LOOPBACK}:{store.port}", "--rdzv-conf=is_host=0"]
-        options += [f"--local-addr={LOOPBACK}"]
-    # A GPU that a package has opened while it was imported is of no use to forked processes.
-    method = "spawn" if torch.cuda.is_initialized() else "fork"
+        endpoint = f"--rdzv-endpoint={LOOPBACK}:{store.port}"
+        options += [endpoint, "--rdzv-conf=is_host=0", f"--local-addr={LOOPBACK}"]
     logging.getLogger(multiprocessing.__name__).addFilter(_without_traceback)
     try:
-        torchrun(
-            [*options, f"--start-method={method}", "--run-path", rank.__file__, module, request]
-        )
+        torchrun([*options, *started, module, request])
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
         how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
@@ -47,7 +52,18 @@ def main() -> int:
     except SignalException as error:
         print(f"torchrun was ended by {error.sigval.name}", file=sys.stderr)
         return 128 + error.sigval
+    except RendezvousError as error:
+        where = endpoint.partition("=")[2]
+        print(f"the nodes did not meet at {where}: {first_line(error)}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _import_for(request: Path) -> None:
+    """Import what the ranks of a request will need."""
+    importlib.import_module("millrace.training.segment")
+    with suppress(Exception):  # what cannot be imported, the ranks tell in a sentence
+        import_ahead(json.loads(request.read_text()).get("definition", {}))
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""Worker of a training segment, started by torchrun: ``torchrun -m millrace.launch.train request.json``."""
+"""A rank of a training segment, see `millrace.launch.rank`."""
 
 import sys
 from pathlib import Path

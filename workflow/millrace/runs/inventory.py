@@ -15,7 +15,7 @@ from millrace.errors import DataError, listed
 from millrace.sealed import damaged_lines, read_lines
 from millrace.training import owner, run_hash
 from millrace.training.store import CheckpointStore, Manifest
-from millrace.training.usage import SESSIONS, TARGET, check_target, read_sessions
+from millrace.training.usage import SESSIONS, TARGET, check_target, read_sessions, read_target
 
 METRICS = "metrics.jsonl"
 _LEFTOVERS = ("tmp_*", ".*.partial", ".owner.json.[0-9a-f]*")
@@ -86,8 +86,16 @@ class Run:
     @cached_property
     def newest(self) -> Manifest | None:
         """Manifest of the newest committed step; its data is not checked."""
-        sound = [step.manifest for step in self.steps if step.problem(thorough=False) is None]
-        return sound[-1] if sound else None
+        return self.sound[-1] if self.sound else None
+
+    @cached_property
+    def sound(self) -> list[Manifest]:
+        """Manifests of the committed steps, by number; their data is not checked."""
+        return [
+            step.manifest
+            for step in self.steps
+            if step.manifest and step.problem(thorough=False) is None
+        ]
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
@@ -100,15 +108,7 @@ class Run:
 
         Training needs none of them; they tell how it went.
         """
-        newest = self.newest
-        found: dict[str, str | None] = {}
-        done = {record["epoch"] for record in self.history}
-        epochs = range(1, newest.epoch + 1 if newest else 1)
-        if missing := [epoch for epoch in epochs if epoch not in done]:
-            found[METRICS] = f"it lacks the records of epochs {listed(missing)}"
-        ended = [session["end_step"] for session in read_sessions(self.path)]
-        if newest and ended and ended[-1] < newest.step:
-            found[SESSIONS] = f"it ends at step {ended[-1]}, before the newest checkpoint"
+        found = {} if self.holder else self._missing_records()
         checks: dict[str, Callable[[Path], object]] = {
             "identity.json": lambda path: run_hash.read_definition(path.parent),
             METRICS: _check_lines,
@@ -124,6 +124,22 @@ class Run:
                 except DataError as error:
                     found[name] = str(error).removeprefix(f"{path}: ")
         return {self.path / name: problem for name, problem in found.items()}
+
+    def _missing_records(self) -> dict[str, str | None]:
+        """Files that say less than the committed steps, and what they lack."""
+        found: dict[str, str | None] = {}
+        steps = [manifest.step for manifest in self.sound]
+        newest, done = self.newest, {record["epoch"] for record in self.history}
+        # A run that was last asked for fewer epochs than it has done tells of those alone.
+        asked, _ = read_target(self.path)
+        last = min(newest.epoch, newest.epoch if asked is None else asked) if newest else 0
+        if missing := [epoch for epoch in range(1, last + 1) if epoch not in done]:
+            found[METRICS] = f"it lacks the records of epochs {listed(missing)}"
+        ended = max((session["end_step"] for session in read_sessions(self.path)), default=None)
+        # The time of the newest step may not have been written any more.
+        if ended is not None and len(steps) > 1 and ended < steps[-2]:
+            found[SESSIONS] = f"it ends at step {ended}, before the newest checkpoints"
+        return found
 
     @property
     def holder(self) -> str | None:

@@ -328,7 +328,7 @@ class Trainer:
         return self._rate(self.step)
 
     def _rate(self, rolled_back_until: int) -> float:
-        """The same without roll-backs to a later step."""
+        """Learning rate of the next step, reduced by the roll-backs to that step or before alone."""
         epoch = self.step / len(self._plan)
         planned = self.config.learning_rate * factor(self.config.schedule, epoch)
         return planned * rate_factor(self.config.roll_back, self.roll_backs, rolled_back_until)
