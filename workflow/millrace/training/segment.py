@@ -175,7 +175,8 @@ def _observer(
     deadline: Deadline,
     origin: str,
 ) -> Iterator["_Observer"]:
-    session, saver = trainer.sessions[-1], Saver(request.save_steps, request.save_minutes)
+    session = trainer.sessions[-1]
+    saver = Saver(request.save_steps, request.save_minutes, trainer.step)
     if not trainer.ranks.is_first:
         yield _Observer(request, store, deadline, SessionUsage(None, session), saver)
         return
