@@ -11,7 +11,6 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from millrace.files import OutputError
-from millrace.training import store as store_module
 from millrace.training.deadline import Deadline, Stop
 from millrace.training.engine import Trainer
 from millrace.training.request import Request
@@ -27,7 +26,7 @@ def segment(experiments, alone, monkeypatch, tmp_path):
     """(name, saving) -> what continues training and the steps in its store, after two epochs."""
     monkeypatch.setattr(Deadline, "listen", lambda self: None)
     monkeypatch.setattr("millrace.training.engine.AGREE_EVERY_S", 0.0)
-    monkeypatch.setattr(CheckpointStore, "_prune", lambda *_: None)
+    monkeypatch.setattr("millrace.training.store.discard", lambda *_, **__: None)
     definition, files = experiments["gino"]
 
     def run(name, **saving):
@@ -91,13 +90,13 @@ def test_a_clock_asks_for_checkpoints_once_the_one_before_is_written(segment):
 def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(
     segment, monkeypatch
 ):
-    written, stepped = store_module._write_state, threading.Event()
+    commit, stepped = CheckpointStore.commit, threading.Event()
     step = Trainer.train_step
 
-    def write_later(state, path):
+    def commit_later(self, state, *arguments):
         if state["step"] == 5:
             assert stepped.wait(60), "training waits"
-        written(state, path)
+        return commit(self, state, *arguments)
 
     def train_step(self, batch):
         loss = step(self, batch)
@@ -107,7 +106,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(
 
     _, saved = segment("at_once", save_steps=5)
     expected = load_state(saved[5] / "state.pt")
-    monkeypatch.setattr(store_module, "_write_state", write_later)
+    monkeypatch.setattr(CheckpointStore, "commit", commit_later)
     monkeypatch.setattr(Trainer, "train_step", train_step)
     _, saved = segment("later", save_steps=5)
     found = load_state(saved[5] / "state.pt")
@@ -116,9 +115,9 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(
 
 
 def test_a_full_disk_is_told_though_it_was_met_beside_the_training(segment, monkeypatch):
-    def fails(state, path):
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    def fails(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "state.pt")
 
-    monkeypatch.setattr(store_module, "_write_state", fails)
+    monkeypatch.setattr("millrace.training.store.checksum", fails)
     with pytest.raises(OutputError, match="No space left on device"):
         segment("full", save_steps=5)
