@@ -85,7 +85,7 @@ def test_stores_and_outputs_are_listed_shown_and_verified(config, capsys):
     assert f"{runs[1].history[-1]['validation_loss']:.4g}" in capsys.readouterr().out
     assert command.main(["verify"]) == ExitCode.OK
     # Of each store its name and steps, and all outputs.
-    assert capsys.readouterr().out == "9 intact, 0 damaged\n"
+    assert capsys.readouterr().out == "23 intact, 0 damaged\n"
 
 
 @pytest.fixture

@@ -33,6 +33,8 @@ def segment_request(
         checkpoint=outputs["checkpoint"],
         receipt=outputs["receipt"],
         save_every=train.get("save_every", 1),
+        save_steps=train.get("save_steps"),
+        save_minutes=train.get("save_minutes"),
         previous=str(inputs.get("previous") or "") or None,
         final_epoch=train["epochs"],
     )

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -65,10 +65,14 @@ def whole(request_for):
 @pytest.mark.slow
 def test_ranks_share_the_threads_of_the_job(request_for, monkeypatch):
     monkeypatch.setenv("MKL_NUM_THREADS", "2")  # as Snakemake sets it for a job of two threads
-    request = request_for(layout="n1_gpu2", epochs=1)
+    request = replace(request_for(layout="n1_gpu2", epochs=1), save_steps=2)
     assert launch(request, cpus=2) == ExitCode.OK
-    [session] = json.loads(Path(request.receipt).read_text())["sessions"]
+    receipt = json.loads(Path(request.receipt).read_text())
+    [session] = receipt["sessions"]
     assert (session["ranks"], session["threads"]) == (2, 1)
+    kept = {int(path.name[5:]) for path in Path(request.runs).glob("*/step_*")}
+    assert receipt["step"] in kept
+    assert [step for step in kept if step < receipt["step"]], "checkpoints within the epoch"
 
 
 def test_ranks_start_in_an_image_and_train_the_same_bits(request_for, whole, tmp_path, monkeypatch):

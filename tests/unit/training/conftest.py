@@ -7,10 +7,11 @@ import torch
 
 from millrace.training.config import ExecutionConfig
 from millrace.training.deadline import Deadline
+from millrace.training.engine import Observer
 from millrace.training.segment import build_trainer
 
 
-class Recorder:
+class Recorder(Observer):
     """Keeps the last state, and asks for a stop after a given step."""
 
     def __init__(self, stop_after=None):

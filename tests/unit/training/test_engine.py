@@ -55,10 +55,12 @@ def test_more_epochs_continue_the_same_run(make_trainer, run, uninterrupted):
 
 
 def test_stops_before_saving_what_is_not_finite(make_trainer):
-    broken, observer = make_trainer(learning_rate=1e30, clip_norm=None), Mock()
+    broken = make_trainer(learning_rate=1e30, clip_norm=None)
+    observer = Mock(**{"saves_at.return_value": False, "is_late.return_value": False})
     with pytest.raises(NotFiniteError, match="infinite or NaN before step"):
         broken.run(EPOCHS, Deadline(), observer)
     observer.on_state.assert_not_called()
+    observer.on_due.assert_not_called()
 
 
 def test_each_step_has_the_rate_of_its_place_in_the_epochs(make_trainer):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from millrace.config import UNIQUE, Count, Settings, Share, Text, option
+from millrace.config import UNIQUE, Count, Positive, Settings, Share, Text, option
 from millrace.models.settings import LossConfig
 from millrace.training.schedules import ScheduleConfig
 
@@ -163,7 +163,12 @@ class LengthConfig(Settings):
     """Between checkpoints that are outputs, each made by its own job, so that a job fits into the
     walltime; null: only the last."""
     save_every: Count = option(1, unit="epochs")
-    """Between checkpoints in the run's store: what a kill can cost. Larger if epochs take seconds."""
+    """Between checkpoints in the run's store, at the ends of epochs. Larger if epochs take seconds."""
+    save_steps: Count | None = option(None, unit="optimiser steps")
+    """Between further checkpoints, within epochs; null: none."""
+    save_minutes: Positive | None = option(None, unit="minutes", examples=[10])
+    """Between further checkpoints, within epochs that are long: what a kill can cost; null: none. Training
+    waits only until the state is copied, and a checkpoint that is still being written is not overtaken."""
 
     def model_post_init(self, _: Any) -> None:
         """Check that there are not more jobs than anybody wants."""
@@ -178,6 +183,6 @@ class LengthConfig(Settings):
 class TrainSettings(ExecutionConfig, TrainConfig, LengthConfig):
     """How a model is trained.
 
-    The first three keys say how long and how often, the last five how it is computed and what is told of
+    The first five keys say how long and how often, the last five how it is computed and what is told of
     it; changing them, or the block `parallel`, never starts a new run. Changing any other does.
     """

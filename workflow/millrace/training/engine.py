@@ -66,6 +66,17 @@ class Observer(Protocol):
     def on_state(self, trainer: "Trainer", stopping: bool) -> None:
         """When a checkpoint can be taken: at the end of an epoch, or when stopping."""
 
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due at a step within an epoch: the same on all ranks."""
+        return False
+
+    def is_late(self) -> bool:
+        """Whether a checkpoint is due within an epoch by the clock; one rank that says so is enough."""
+        return False
+
+    def on_due(self, trainer: "Trainer") -> None:
+        """When a checkpoint that is due can be taken, within an epoch."""
+
     def on_begin(self, trainer: "Trainer") -> None:
         """Before the first step, if training may be rolled back."""
 
@@ -208,8 +219,12 @@ class Trainer:
         while self.position.epoch < target_epoch and not self.stopped_early:
             try:
                 if not self._run_epoch(deadline, observer):
-                    observer.on_state(self, stopping=True)
-                    return False
+                    if self.stopped is not Stop.NO:
+                        observer.on_state(self, stopping=True)
+                        return False
+                    with self._watchdog.watching_end_of_epoch(deadline.has_saved):
+                        observer.on_due(self)
+                    continue
                 with self._watchdog.watching_end_of_epoch(deadline.has_saved):
                     started = time.monotonic()
                     observer.on_epoch(self._finish_epoch())
@@ -247,16 +262,19 @@ class Trainer:
         return self.position.batch == 0 and is_exhausted(self.history, self.config.early_stopping)
 
     def _run_epoch(self, deadline: Deadline, observer: Observer) -> bool:
-        """Train for the rest of an epoch; returns False if stopped before its end."""
+        """Train for the rest of an epoch; False: not to its end, but to stop or to take a checkpoint."""
         self.module.train()
         position, agree_at = self.position, self.step
         started = time.monotonic()
         with self._watchdog.watching_steps():
             for batch in self.batches(position.epoch, start=position.batch):
-                if self.step >= agree_at:
-                    stop, seconds = self.ranks.maximum(deadline.stop, self._sums.seconds_per_step)
+                is_due = observer.saves_at(self.step)
+                if is_due or self.step >= agree_at:
+                    stop, is_late, seconds = self.ranks.maximum(
+                        deadline.stop, observer.is_late(), self._sums.seconds_per_step
+                    )
                     self.check_finite()
-                    if stop:
+                    if stop or is_due or is_late:
                         self.stopped = Stop(int(stop))
                         return False
                     agree_at = self.step + max(1, int(AGREE_EVERY_S / max(seconds, 1e-3)))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-LENGTHS = ("epochs", "milestone_every", "save_every")
+LENGTHS = ("epochs", "milestone_every", "save_every", "save_steps", "save_minutes")
 """Keys of the section ``train`` that do not decide the weights: more epochs continue the same run."""
 EXECUTION = ("micro_batch", "compile", "activation_checkpointing", "profile", "log")
 """Keys of the section ``train`` that do not decide the weights, but how they are computed:
@@ -36,7 +36,11 @@ class Request:
     receipt: str
     """Output: what the checkpoint is and how it was made."""
     save_every: int = 1
-    """Epochs between checkpoints in the store, and so the most that a kill can cost."""
+    """Epochs between checkpoints in the store."""
+    save_steps: int | None = None
+    """Optimiser steps between further checkpoints within epochs."""
+    save_minutes: float | None = None
+    """Minutes between further checkpoints within epochs."""
     execution: dict[str, Any] = field(default_factory=dict)
     """Keys of the section ``train`` that do not decide the weights."""
     parallel: dict[str, Any] = field(default_factory=dict)

@@ -35,6 +35,7 @@ from millrace.training.progress import Reporter
 from millrace.training.receipt import check_published
 from millrace.training.request import Request
 from millrace.training.roll_back import told
+from millrace.training.saving import Saver, snapshot
 from millrace.training.store import Checkpoint, CheckpointStore, load_state, publish
 from millrace.training.usage import SessionUsage, write_target
 from millrace.training.warm_start import content_digest
@@ -175,8 +176,9 @@ def _observer(
     origin: str,
 ) -> Iterator["_Observer"]:
     session = trainer.sessions[-1]
+    saver = Saver(request.save_steps, request.save_minutes, trainer.step)
     if not trainer.ranks.is_first:
-        yield _Observer(request, store, deadline, SessionUsage(None, session))
+        yield _Observer(request, store, deadline, SessionUsage(None, session), saver)
         return
     execution, name = trainer.execution, request.name
     metrics = store.root / "metrics.jsonl"
@@ -200,7 +202,8 @@ def _observer(
             reporter.say(note)
         usage = SessionUsage(store.root, session)
         stack.callback(lambda: usage.write(trainer.step))
-        yield _Observer(request, store, deadline, usage, reporter, profiler, loggers)
+        stack.enter_context(saver)
+        yield _Observer(request, store, deadline, usage, saver, reporter, profiler, loggers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,6 +214,7 @@ class _Observer:
     store: CheckpointStore
     deadline: Deadline
     usage: SessionUsage
+    saver: Saver
     reporter: Reporter | None = None
     profiler: StepProfiler | None = None
     loggers: Sequence[Logger] = ()
@@ -238,6 +242,17 @@ class _Observer:
         self.usage.lap("saving")
         self.usage.write(trainer.step)
 
+    def saves_at(self, step: int) -> bool:
+        return self.saver.saves_at(step)
+
+    def is_late(self) -> bool:
+        return self.reporter is not None and self.saver.is_late()
+
+    def on_due(self, trainer: Trainer) -> None:
+        self._save(trainer, milestone=False)
+        self.usage.lap("saving")
+        self.usage.write(trainer.step)
+
     def on_begin(self, trainer: Trainer) -> None:
         position, ranks = trainer.position, trainer.ranks
         with _raised_everywhere(ranks):
@@ -251,6 +266,7 @@ class _Observer:
         ranks, epoch, found = trainer.ranks, roll_back["epoch"], None
         with _raised_everywhere(ranks):
             if ranks.is_first:
+                self.saver.wait()
                 self.store.discard_within(epoch)
                 found = _starting_point(self.store, self.request, epoch)
         start, origin = ranks.from_first(found)
@@ -273,15 +289,17 @@ class _Observer:
                 )
             if ranks.from_first(ranks.is_first and self.store.at_epoch(epoch) is not None):
                 return  # saved already: every later milestone comes here again
-        self._save(trainer, milestone)
+        self._save(trainer, milestone, at_once=stopping)
         if stopping and self.reporter is not None:
             self.reporter.say(
                 f"{_REASONS[trainer.stopped]}: stopped at step {trainer.step} and saved; the same command "
                 "continues from there"
             )
 
-    def _save(self, trainer: Trainer, milestone: bool) -> None:
+    def _save(self, trainer: Trainer, milestone: bool, at_once: bool = False) -> None:
+        """Save, in the background if training goes on without the checkpoint."""
         started, ranks = time.monotonic(), trainer.ranks
+        self.saver.begin(trainer.step)
         state, tensors = trainer.checkpoint()
         if self.reporter is None:
             if tensors:
@@ -291,8 +309,17 @@ class _Observer:
             return
         write_shards = partial(save, tensors, ranks=ranks) if tensors else None
         state |= {"identity": self.store.run_hash}
-        self.store.commit(state, trainer.position, milestone, write_shards)
-        self.deadline.record_save(time.monotonic() - started)
+        position = trainer.position
+
+        def commit(state: Mapping[str, Any]) -> None:
+            self.store.commit(state, position, milestone, write_shards)
+            self.deadline.record_save(time.monotonic() - started)
+
+        if milestone or at_once or tensors:  # shards are written by all ranks together
+            self.saver.wait()
+            commit(state)
+        else:
+            self.saver.start(partial(commit, snapshot(state)))
 
 
 def _benign_changes(sessions: list[dict[str, Any]]) -> list[str]:

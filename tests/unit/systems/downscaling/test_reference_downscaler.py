@@ -16,6 +16,7 @@ from millrace.systems.downscaling.scores import DownscalingScores
 from millrace.systems.downscaling.settings import BlockDatasetConfig
 from millrace.systems.downscaling.simulator.climate import ClimateConfig, write_climate
 from millrace.training.deadline import Deadline
+from millrace.training.engine import Observer
 from millrace.training.segment import build_trainer
 from millrace.training.store import weights_of
 
@@ -88,7 +89,7 @@ def test_the_reference_fails_the_bars(scores):
     assert max(scores["spectrum_ratio"][-20:]) > 2, "there is noise at small scales"
 
 
-class Quiet:
+class Quiet(Observer):
     def on_step(self, *_): ...
 
     def on_epoch(self, record): ...
