@@ -127,15 +127,18 @@ reference: $(STAMP) ## write the reference of the configuration's keys and its s
 coverage: $(STAMP) ## all tests, then the lines of each package that they ran
 	@$(PYTEST) -m 'not nightly' --cov --cov-report= && $(BIN)/python tests/coverage_by_package.py
 
+# mypy takes as long as all others together, on one core.
 lint: $(STAMP) ## check format, style, types, import direction, spelling, dead code and the workflow
-	@echo "==> ruff";       $(BIN)/ruff check; $(BIN)/ruff format --check
-	@echo "==> codespell";  $(BIN)/codespell
-	@echo "==> snakefmt";   $(BIN)/snakefmt --check Snakefile workflow/rules examples/darcy/Snakefile
-	@echo "==> mypy";       $(BIN)/mypy
-	@echo "==> lint-imports"; $(BIN)/lint-imports
-	@echo "==> vulture";    $(BIN)/python tests/dead_code.py
-	@echo "==> snakemake --lint"; $(BIN)/snakemake --lint
-	@echo "==> check-jsonschema"; $(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@types=$$(mktemp); $(BIN)/mypy > "$$types" 2>&1 & mypy=$$!; \
+	trap 'kill $$mypy 2>/dev/null || true; rm -f "$$types"' EXIT; \
+	echo "==> ruff";       $(BIN)/ruff check; $(BIN)/ruff format --check; \
+	echo "==> codespell";  $(BIN)/codespell; \
+	echo "==> snakefmt";   $(BIN)/snakefmt --check Snakefile workflow/rules examples/darcy/Snakefile; \
+	echo "==> lint-imports"; $(BIN)/lint-imports; \
+	echo "==> vulture";    $(BIN)/python tests/dead_code.py; \
+	echo "==> snakemake --lint"; $(BIN)/snakemake --lint; \
+	echo "==> check-jsonschema"; $(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml; \
+	echo "==> mypy"; wait $$mypy || { cat "$$types"; exit 1; }; cat "$$types"
 
 # Exit code 1 if a check failed. What it does: .venv/bin/millrace doctor --help
 doctor: $(STAMP) ## check a cluster before work goes there: make doctor PROFILE=gilbreth

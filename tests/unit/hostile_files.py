@@ -420,7 +420,7 @@ def virtual_values(raw, _):
         file["tas"].dims[1].label = "ncells"
 
 
-@case("icon", r"more\.nc: its groups are in circles")
+@case("icon", r"more\.nc: a group has two names")
 def groups_in_circles(raw, _):
     with h5py.File(raw / "run/more.nc", "w") as file:
         file.create_group("a/b")
@@ -440,7 +440,7 @@ def link_to_another_file(raw, _):
         file["tas"] = h5py.ExternalLink("/etc/passwd", "/tas")
 
 
-@case("icon", r"more\.nc: its groups are in circles, or more than 32 deep")
+@case("icon", r"more\.nc: a group has two names, or is more than 32 deep")
 def deep_groups(raw, _):
     with h5py.File(raw / "run/more.nc", "w") as file:
         file.create_group("a/" * 5_000)

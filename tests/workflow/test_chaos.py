@@ -37,7 +37,7 @@ def test_a_tenth_of_the_faults(finished, numbers):
     assert code == 0, said
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("file", "line", "fault", "numbers", "found"),
     [

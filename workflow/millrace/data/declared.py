@@ -50,7 +50,8 @@ def _check_hdf5(path: Path, size: int, changed: int) -> None:
             # A group of two names can be within itself.
             if depth > _DEEPEST or h5py.h5o.get_info(group.id).rc > 1:
                 raise DataError(
-                    f"{path}: its groups are in circles, or more than {_DEEPEST} deep; write it again"
+                    f"{path}: a group has two names, or is more than {_DEEPEST} deep; expected a tree of "
+                    "groups, write it again"
                 )
             for key in group:
                 count += 1

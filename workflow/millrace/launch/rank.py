@@ -26,8 +26,6 @@ def main() -> None:
         agent = None
     if agent != int(os.environ[AGENT]):  # torchrun was dead before the kernel was asked
         os.kill(os.getpid(), signal.SIGKILL)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)  # torchrun's own handlers were forked, too
     set_name(f"rank {os.environ['RANK']}")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]

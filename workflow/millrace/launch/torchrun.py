@@ -12,8 +12,11 @@ the death of a rank, and a signal, with a traceback.
 import importlib
 import json
 import logging
+import os
+import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +31,9 @@ from millrace.launch import rank
 from millrace.systems.registry import import_ahead
 from millrace.training.distributed import LOOPBACK, loopback_store
 
+_HANDLED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
+"""Signals for which torchrun has handlers."""
+
 
 def main() -> int:
     """Run torchrun with the command line; returns its exit code."""
@@ -35,6 +41,7 @@ def main() -> int:
     started = ["-m", rank.__name__]
     if not torch.cuda.is_available():
         _import_for(Path(request))
+        _fork_without_handlers()
         started = ["--start-method=fork", "--run-path", rank.__file__]
     endpoint = next((one for one in options if one.startswith("--rdzv-endpoint=")), None)
     if endpoint is None:
@@ -64,6 +71,21 @@ def _import_for(request: Path) -> None:
     importlib.import_module("millrace.training.segment")
     with suppress(Exception):  # what cannot be imported, the ranks tell in a sentence
         import_ahead(json.loads(request.read_text()).get("definition", {}))
+
+
+def _fork_without_handlers() -> None:
+    """Have a signal that meets a process while it is forked end it: torchrun's handler would raise in it."""
+
+    def begin() -> None:
+        for number in _HANDLED:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+
+    os.register_at_fork(
+        before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, _HANDLED),
+        after_in_parent=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _HANDLED),
+        after_in_child=begin,
+    )
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

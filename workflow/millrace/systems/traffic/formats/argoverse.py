@@ -86,9 +86,11 @@ def _read_tracks(path: Path) -> pd.DataFrame:
                 f"{_MOST_ROWS:,} at most"
             )
         frame = pd.read_parquet(path, columns=["track_id", "object_type", "timestep", *_STATE])
-        whole = frame["timestep"].dtype.kind in "iu"
-        if not (whole and np.isfinite(frame[_STATE].to_numpy(float)).all()):
-            raise ValueError("a timestep is no whole number, or a state is not finite")
+        if frame["timestep"].dtype.kind not in "iu":
+            raise ValueError("column timestep: expected whole numbers")
+        rows, columns = np.nonzero(~np.isfinite(frame[_STATE].to_numpy(float)))
+        if len(rows):
+            raise ValueError(f"column {_STATE[columns[0]]}, row {rows[0]}: not a finite number")
         return frame
     except ImportError:
         raise ConfigError(f"{path}: reading parquet needs pyarrow; pip install pyarrow") from None
