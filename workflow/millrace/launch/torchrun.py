@@ -74,7 +74,7 @@ def _import_for(request: Path) -> None:
 
 
 def _fork_without_handlers() -> None:
-    """Have a signal that meets a process while it is forked end it: torchrun's handler would raise there."""
+    """Have a signal that meets a process while it is forked end it: torchrun's handler would fail there."""
 
     def begin() -> None:
         for number in _HANDLED:
