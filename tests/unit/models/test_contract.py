@@ -8,10 +8,10 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
+from observers import silent
 from tiers import slow_for
 
 from millrace.checking import contracts
@@ -50,7 +50,7 @@ def test_contract(make_case, model, contract):
 @pytest.mark.parametrize("model", models())
 def test_losses_follow_the_golden_curve(make_case, model, request):
     trainer = make_case(model).trainer()
-    trainer.run(2, Deadline(), Mock())
+    trainer.run(2, Deadline(), silent())
     curve = {
         key: [record[key] for record in trainer.history]
         for key in ("train_loss", "validation_loss")

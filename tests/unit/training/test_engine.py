@@ -1,9 +1,8 @@
 """The training loop on one process: stopping, resuming, refusing what is not finite."""
 
-from unittest.mock import Mock
-
 import numpy as np
 import pytest
+from observers import silent
 from tensors import assert_same
 
 from millrace.checking.contracts import advance
@@ -56,7 +55,7 @@ def test_more_epochs_continue_the_same_run(make_trainer, run, uninterrupted):
 
 def test_stops_before_saving_what_is_not_finite(make_trainer):
     broken = make_trainer(learning_rate=1e30, clip_norm=None)
-    observer = Mock(**{"saves_at.return_value": False, "is_late.return_value": False})
+    observer = silent()
     with pytest.raises(NotFiniteError, match="infinite or NaN before step"):
         broken.run(EPOCHS, Deadline(), observer)
     observer.on_state.assert_not_called()

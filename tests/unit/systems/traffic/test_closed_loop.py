@@ -1,11 +1,11 @@
 """Training of SMART on its own rollouts near the ground truth (CAT-K)."""
 
 import copy
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from observers import silent
 
 from millrace.checking import contracts
 from millrace.errors import ConfigError
@@ -110,7 +110,7 @@ def second_stage(experiments, alone, tmp_path):
     definition, files = copy.deepcopy(experiments["smart"])
     definition["train"]["learning_rate"] = 1e-2
     first = build_trainer(definition, files, 0, alone)[0]
-    first.run(4, Deadline(), Mock())
+    first.run(4, Deadline(), silent())
     path = tmp_path / "first.ckpt"
     torch.save(first.state(), path)
     definition["model"]["closed_loop"] = 8
@@ -121,7 +121,7 @@ def second_stage(experiments, alone, tmp_path):
 def test_fine_tuning_lowers_the_error_of_driving_alone(second_stage, batch):
     trainer = second_stage.trainer()
     before = errors(batch, cat_k_rollout(trainer.module, batch, 1)[0]).mean()
-    trainer.run(6, Deadline(), Mock())
+    trainer.run(6, Deadline(), silent())
     after = errors(batch, cat_k_rollout(trainer.module, batch, 1)[0]).mean()
     assert after < 0.9 * before
 
