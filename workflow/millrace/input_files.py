@@ -128,6 +128,15 @@ def check_columns(path: Path, header: bytes | None = None) -> None:
         )
 
 
+def check_unpacked(path: Path) -> None:
+    """Refuse a ``.gz`` file that unpacks to too much, before what is slower than unpacking begins."""
+    check_file(path)
+    if path.suffix == ".gz":
+        with open_file(path, longest_line=None) as file:
+            while file.read(1 << 20):
+                pass
+
+
 def read_file(path: Path) -> bytes:
     """Content of a file, ``.gz`` too; errors like `open_file`, and `DataError` if memory is too small."""
     check_file(path)

@@ -70,7 +70,7 @@ class Observer(Protocol):
         """Whether a checkpoint is due at a step within an epoch: the same on all ranks."""
         return False
 
-    def is_late(self) -> bool:
+    def is_late(self, step: int) -> bool:
         """Whether a checkpoint is due within an epoch by the clock; one rank that says so is enough."""
         return False
 
@@ -271,7 +271,7 @@ class Trainer:
                 is_due = observer.saves_at(self.step)
                 if is_due or self.step >= agree_at:
                     stop, is_late, seconds = self.ranks.maximum(
-                        deadline.stop, observer.is_late(), self._sums.seconds_per_step
+                        deadline.stop, observer.is_late(self.step), self._sums.seconds_per_step
                     )
                     self.check_finite()
                     if stop or is_due or is_late:

@@ -245,8 +245,8 @@ class _Observer:
     def saves_at(self, step: int) -> bool:
         return self.saver.saves_at(step)
 
-    def is_late(self) -> bool:
-        return self.reporter is not None and self.saver.is_late()
+    def is_late(self, step: int) -> bool:
+        return self.reporter is not None and self.saver.is_late(step)
 
     def on_due(self, trainer: Trainer) -> None:
         self._save(trainer, milestone=False)

@@ -11,7 +11,7 @@ from typing import Any
 from xml.parsers import expat
 
 from millrace.errors import DataError
-from millrace.input_files import in_words, open_file
+from millrace.input_files import check_unpacked, in_words, open_file
 
 _LARGEST = 64 << 20  # bytes of an element below the outermost one, and of what stands before that
 _DEEPEST = 50  # elements within each other
@@ -36,6 +36,8 @@ def elements(path: Path, *tags: str) -> Iterator[ElementTree.Element]:
     outermost: ElementTree.Element | None = None
     depth = held = 0
     try:
+        if tags:
+            check_unpacked(path)
         with open_file(path, longest_line=None) as file:
             while piece := file.read(_PIECE):
                 if outermost is None:
