@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cases import OTHER, REFUSED, RESTORED, SILENT, TRACEBACK, UNEQUAL, Outcome, Single, chance
-from projects import ACTIONS, copy_to, shown
+from projects import ACTIONS, copy_for, shown
 from warm import HUNG, TRACE, forked
 
 from millrace.errors import ExitCode
@@ -109,7 +109,7 @@ class Damages(Single):
         action = ACTIONS[name]
         if name not in self._truth:
             self._truth[name] = self._undisturbed(name, action)
-        project = self._copy(action)
+        project = copy_for(action, self._base, self._folder)
         patterns = [one for one in action.reads if any(project.glob(one))]
         target = random.choice(sorted(project.glob(random.choice(patterns))))
         if action.shows:
@@ -148,16 +148,10 @@ class Damages(Single):
         return (UNEQUAL if "continue" in name else SILENT), done.last
 
     def _undisturbed(self, name, action):
-        project = self._copy(action)
+        project = copy_for(action, self._base, self._folder)
         done = self._work(action, project)
         assert done.code == 0, f"{name} fails without damage: {done.said}"
         return action.made(project), shown(done.said) if action.shows else ""
-
-    def _copy(self, action):
-        project = copy_to(self._base, self._folder)
-        before = forked(lambda: action.before() and 0, project, self._folder / "said")
-        assert before.code == 0, before.said
-        return project
 
     def _work(self, action, project):
         said = self._folder / "said"

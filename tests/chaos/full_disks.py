@@ -13,7 +13,7 @@ from pathlib import Path
 import projects
 from cases import OTHER, REFUSED, RESTORED, SILENT, TRACEBACK, UNEQUAL, Outcome, Single, chance
 from damages import BUG
-from projects import ACTIONS, copy_to
+from projects import ACTIONS, copy_for
 from warm import HUNG, TRACE, forked
 
 from millrace.errors import ExitCode
@@ -43,7 +43,7 @@ class FullDisks(Single):
             self._truth[name] = self._undisturbed(action)
         made, most = self._truth[name]
         after = random.randrange(most)
-        project = self._copy(action)
+        project = copy_for(action, self._base, self._folder)
         before = _content(project)
         done = self._work(action, project, after)
         what = f"{name}; full after {after} of {most}"
@@ -62,7 +62,7 @@ class FullDisks(Single):
 
     def _undisturbed(self, action):
         """What is made, and how many operations it takes, or the size of the largest file."""
-        project = self._copy(action)
+        project = copy_for(action, self._base, self._folder)
         told = self._folder / "operations"
 
         def work():
@@ -94,12 +94,6 @@ class FullDisks(Single):
         said.unlink(missing_ok=True)
         work = action.work if after is None else self._filled(action.work, after)
         return forked(work, project, said, action.seconds)
-
-    def _copy(self, action):
-        project = copy_to(self._base, self._folder)
-        before = forked(lambda: action.before() and 0, project, self._folder / "said")
-        assert before.code == 0, before.said
-        return project
 
 
 def _judged(done, project, before):

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -52,16 +53,8 @@ class Heads:
             if project.path(self._target).exists():  # it was over before
                 project = self._fresh()
             started = Started(project.command("--", self._target), project.root)
-            begun = time.monotonic()
             wait = share if young else share * self._lasts
-            while young and not started.is_over() and not self._find(started, victim, random):
-                time.sleep(0.02)
-            end = (time.monotonic() if young else begun) + wait
-            while not started.is_over() and time.monotonic() < end:
-                time.sleep(0.01)
-            while not (victims := self._find(started, victim, random)) and not started.is_over():
-                time.sleep(0.02)
-            at = time.monotonic() - begun
+            victims, at = started.meet(partial(self._find, started, victim, random), wait, young)
             for process in victims:
                 with contextlib.suppress(psutil.Error):
                     process.kill()

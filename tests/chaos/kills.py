@@ -14,6 +14,7 @@ import sys
 import time
 import uuid
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -119,6 +120,18 @@ class Started:
         found = [one for one in alive if role(one, self.process.pid) == victim]
         return [random.choice(found)] if found else []
 
+    def meet(self, find, wait: float, young: bool) -> tuple[list[psutil.Process], float]:
+        """Wait some seconds, if ``young`` from the start of the victims on; the victims, and the time."""
+        begun = time.monotonic()
+        while young and not self.is_over() and not find():
+            time.sleep(0.02)
+        end = (time.monotonic() if young else begun) + wait
+        while not self.is_over() and time.monotonic() < end:
+            time.sleep(0.005)
+        while not (victims := find()) and not self.is_over():
+            time.sleep(0.02)
+        return victims, time.monotonic() - begun
+
     def text(self) -> str:
         return self.said.read_text(errors="replace")
 
@@ -157,16 +170,8 @@ class Kills:
             if self._is_done(folder, layout):  # it was over before
                 folder = self._fresh(layout)
             started = Started(self._command(folder), folder, clock)
-            begun = time.monotonic()
             wait = share if young else share * self._lasts
-            while young and not started.is_over() and not started.find(victim, random):
-                time.sleep(0.02)
-            end = (time.monotonic() if young else begun) + wait
-            while not started.is_over() and time.monotonic() < end:
-                time.sleep(0.005)
-            while not (victims := started.find(victim, random)) and not started.is_over():
-                time.sleep(0.02)
-            at = time.monotonic() - begun
+            victims, at = started.meet(partial(started.find, victim, random), wait, young)
             for process in victims:
                 with contextlib.suppress(psutil.Error):
                     process.send_signal(which)

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from project import REPOSITORY, Project
 from segment import train_all
 from synthetic import series
+from warm import forked
 
 from millrace import cli
 from millrace.launch import launcher
@@ -78,6 +79,14 @@ def copy_to(base: Path, folder: Path) -> Path:
     project = folder / "project"
     shutil.rmtree(project, ignore_errors=True)
     shutil.copytree(base, project, copy_function=_copy)
+    return project
+
+
+def copy_for(action, base: Path, folder: Path) -> Path:
+    """A fresh copy in which an action can begin."""
+    project = copy_to(base, folder)
+    before = forked(lambda: action.before() and 0, project, folder / "said")
+    assert before.code == 0, before.said
     return project
 
 

@@ -230,6 +230,7 @@ class _Observer:
         self.usage.lap("validating")
         if self.reporter is None:
             return
+        self.saver.wait()  # an epoch is told of once the checkpoint before it is there
         is_new = record["epoch"] > self.reporter.reported
         self.reporter.on_epoch(record)
         for logger in self.loggers if is_new else ():
