@@ -58,6 +58,8 @@ rule data:
         stage(
             "data",
             "extract_samples",
+            "extract_part",
+            "gather_samples",
             *plan.rules_of_data(),
             files=plan.sample_files(),
         ),

@@ -222,6 +222,8 @@ def named_by_systems(rule: str, env: str) -> set[str]:
             one.simulate for one in formats().values() if f"{one.environment}.yaml" == env
         ],
         "extract_samples": [one.extraction.run for one in kinds().values() if one.extraction],
+        "extract_part": [one.extraction.run_part for one in kinds().values() if one.extraction],
+        "gather_samples": [one.extraction.gather for one in kinds().values() if one.extraction],
         "train_segment": trained,
         "train_race": trained,
         "measure_throughput": trained,

@@ -8,7 +8,7 @@ import pytest
 RUN = "tiny/n1_gpu1/seed0"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_dead_run_is_named_in_log_table_and_report(project):
     train = {"epochs": 3, "global_batch": 1, "learning_rate": 1e-12}  # nothing moves in 120 steps
     project.config["experiments"]["tiny"]["train"] = train

@@ -60,7 +60,7 @@ def test_a_trial_that_diverges_does_not_stop_the_sweep(project):
     assert project.planned("sweep") == {}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # three sweeps
 def test_a_sweep_that_is_killed_twice_chooses_what_an_undisturbed_one_does(swept, tmp_path):
     undisturbed = swept.copy(tmp_path / "undisturbed")
     undisturbed.config = swept.config

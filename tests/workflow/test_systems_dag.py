@@ -106,6 +106,7 @@ CASES = {
                 "demo": {"steps": 40, "spin_up": 0.5},
                 "split": {"train": 0.5, "validation": 0.2, "gap": 3},
                 "weather": {"surface": ["2t"], "air": ["z"], "levels": [500, 850]},
+                "parts": 3,
             }
         },
         experiments={
@@ -127,7 +128,7 @@ CASES = {
             "2t": {"by_lead.png", "maps.png", "spectra.png"},
             "z": {"by_lead.png", "maps.png", "spectra.png"},
         },
-        remade={"extract_samples": 1},
+        remade={"extract_part": 3, "gather_samples": 1},
     ),
     "traffic": Case(
         datasets={
@@ -338,8 +339,16 @@ def test_how_it_is_computed_decides_nothing(project):
     assert project.planned() == {}
     project.config["datasets"]["planet"]["weather"] = {"surface": ["2t"], "air": ["z"]}
     planned = project.planned()
-    assert (planned["extract_samples"], planned["train_segment"]) == (1, 3)
+    assert (planned["extract_part"], planned["gather_samples"]) == (3, 1)
+    assert planned["train_segment"] == 3
     assert "simulate_raw" not in planned
+
+
+@of("weather")
+def test_a_lost_part_is_made_alone(project):
+    project.path("results/data/planet/parts/weather_1.h5").unlink()
+    planned = project.planned("results/data/planet/weather.h5", "-R", "gather_samples")
+    assert planned == {"extract_part": 1, "gather_samples": 1}
 
 
 @of("traffic")

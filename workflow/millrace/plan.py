@@ -12,7 +12,7 @@ from millrace.configuration import read_configuration
 from millrace.data.split import check_periods
 from millrace.errors import ConfigError, DataError
 from millrace.layout import Layout
-from millrace.provenance import fingerprint
+from millrace.provenance import fingerprint, raw_bytes
 from millrace.scaling.settings import AnalysisSettings, ScalingSettings
 from millrace.sweeps.experiments import Experiments
 from millrace.sweeps.sweep import Sweep, read_sweeps
@@ -33,6 +33,8 @@ _MEASURED = ScalingSettings.model_fields.keys() - AnalysisSettings.model_fields.
 
 MOST_RUNS = 10_000
 """Of a configuration, sweeps aside."""
+PART_BYTES, MOST_PARTS = 16 << 30, 1_000
+"""Raw files that a job extracts samples of, and the most jobs unless the configuration says more."""
 
 
 class Plan:
@@ -278,18 +280,62 @@ class Plan:
         """Return a pattern of the names of datasets whose raw files the rule ``simulate_raw`` makes."""
         return _pattern(n for n, block in self.datasets.items() if raw_format(block).simulate)
 
-    def extracted(self) -> str:
-        """Return a pattern of the names of datasets whose samples the rule ``extract_samples`` makes.
+    def extracted(self, in_parts: bool = False) -> str:
+        """Return a pattern of the names of datasets whose samples are extracted by a generic rule.
 
-        The pattern looks ahead to the kind in ``{dataset}/{kind}.h5``: rules of the systems make other
-        samples of the same datasets.
+        That is ``extract_samples``, or of those that are made in parts ``gather_samples``. The pattern
+        looks ahead to the kind in ``{dataset}/{kind}.h5``: rules of the systems make other samples of the
+        same datasets.
         """
         return _pattern(
-            f"{name}(?=/{kind.name}[.])"
+            f"{name}(?=/{kind}[.])"
+            for name, kind in self._extractions()
+            if (self.parts(name, kind) > 1) == in_parts
+        )
+
+    def parted(self) -> str:
+        """Return a pattern of the names of datasets in ``{dataset}/parts/{kind}_{part}.h5``."""
+        return _pattern(
+            f"{name}(?=/parts/{kind}_)"
+            for name, kind in self._extractions()
+            if self.parts(name, kind) > 1
+        )
+
+    def _extractions(self) -> list[tuple[str, str]]:
+        """Datasets and the kinds of samples that are extracted of them in one step."""
+        return [
+            (name, kind.name)
             for name, block in self.datasets.items()
             for kind in kinds().values()
             if kind.extracts(raw_format(block))
-        )
+        ]
+
+    def parts(self, dataset: str, kind: str) -> int:
+        """Return the number of jobs that extract samples, by the configuration or the size of raw files."""
+        block, extraction = self.datasets[dataset], kinds()[kind].extraction
+        if extraction is None or extraction.run_part is None:
+            return 1
+        if block.get("parts"):
+            return int(block["parts"])
+        folder, source = self._root / f"results/data/{dataset}", Path(block["source"])
+        there = len([*folder.glob(f"parts/{kind}_*.h5")])
+        if block["source"] == "demo" or (not there and (folder / f"{kind}.h5").is_file()):
+            return 1  # or made in one piece before
+        if not source.is_dir():  # archived
+            return max(1, there)
+        return min(MOST_PARTS, max(1, -(-raw_bytes(source) // PART_BYTES)))
+
+    def count_parts(self) -> None:
+        """Write the numbers of parts into the configuration: jobs take them from it, and count no files."""
+        for name, kind in self._extractions():
+            extraction = kinds()[kind].extraction
+            if extraction and extraction.run_part:
+                self.config["datasets"][name]["parts"] = self.parts(name, kind)
+
+    def part_files(self, dataset: str, kind: str) -> list[str]:
+        """Return the paths of the parts of samples, in order."""
+        folder = f"results/data/{dataset}/parts"
+        return [f"{folder}/{kind}_{number}.h5" for number in range(self.parts(dataset, kind))]
 
     def extractions(self) -> list[str]:
         """Return the names of the jobs of ``extract_samples`` in a cluster's facts: one for each kind."""

@@ -25,15 +25,24 @@ def fingerprint(directory: str | Path) -> str:
     training again. A change that keeps every size goes unnoticed: force the rule by its name then. Raises
     `DataError` if the directory does not exist.
     """
-    root = Path(directory)
+    text = "\n".join(f"{path} {size}" for path, size in _sizes(Path(directory)))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def raw_bytes(directory: str | Path) -> int:
+    """Size of all files below a directory; links are followed. Raises errors like `fingerprint`."""
+    return sum(size for _, size in _sizes(Path(directory)))
+
+
+def _sizes(root: Path) -> list[tuple[Path, int]]:
+    """Files below a directory, relative to it, and their sizes."""
     if not root.is_dir():
         raise DataError(
             f"{root}: no such directory; set `source` of the dataset to `demo` or to yours"
         )
     below = sorted(folder / name for folder, names in folders_below(root) for name in names)
     files = (path for path in below if path.is_file())
-    text = "\n".join(f"{path.relative_to(root)} {path.stat().st_size}" for path in files)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return [(path.relative_to(root), path.stat().st_size) for path in files]
 
 
 def code_version() -> str:

@@ -34,7 +34,8 @@ try:
             Path(p).parent for p in (workflow.main_snakefile, *workflow.configfiles)
         ],
     )
-except ConfigError as error:
+    plan.count_parts()
+except (ConfigError, DataError) as error:
     raise WorkflowError(str(error)) from None
 
 config.update(plan.config)  # as the plan reads it, for the jobs as well
@@ -58,6 +59,7 @@ wildcard_constraints:
     seed=r"\d+",
     mode="strong|weak",
     repeat=r"\d+",
+    part=r"\d+",
     epoch=r"\d+",
     geometry=r"[\dx]+_r[\d.]+",
 

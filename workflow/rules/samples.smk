@@ -1,4 +1,4 @@
-"""Raw data and samples of all systems: what takes one step needs no rule of its own."""
+"""Raw data and samples of all systems, made whole or in parts: what takes one step needs no rule of its own."""
 
 
 rule simulate_raw:
@@ -49,3 +49,56 @@ rule extract_samples:
         split=dataset_block("split"),
     script:
         "../scripts/extract_samples.py"
+
+
+rule extract_part:
+    input:
+        # Its time means nothing, see raw_fingerprint.
+        source=ancient(raw_source),
+    output:
+        samples=ensure(
+            "results/data/{dataset}/parts/{kind}_{part}.h5", non_empty=True
+        ),
+    log:
+        "logs/extract_part/{dataset}/{kind}_{part}.log",
+    benchmark:
+        "benchmarks/extract_part/{dataset}/{kind}_{part}.tsv"
+    wildcard_constraints:
+        dataset=plan.parted(),
+    conda:
+        "../../envs/data.yaml"
+    threads: cores("extract_{kind}")
+    resources:
+        **placed("extract_{kind}"),
+    params:
+        fingerprint=raw_fingerprint,
+        parts=lambda wildcards: plan.parts(wildcards.dataset, wildcards.kind),
+        # With `output` as argument it is not compared with the last run; the two after it are.
+        section=lambda wildcards, output: plan.section(
+            wildcards.dataset, wildcards.kind
+        ),
+        variables=lambda wildcards: plan.compared(wildcards.dataset, wildcards.kind)[0],
+        settings=lambda wildcards: plan.compared(wildcards.dataset, wildcards.kind)[1],
+        split=dataset_block("split"),
+    script:
+        "../scripts/extract_part.py"
+
+
+rule gather_samples:
+    input:
+        parts=by(plan.part_files, "dataset", "kind"),
+    output:
+        samples=ensure("results/data/{dataset}/{kind}.h5", non_empty=True),
+    log:
+        "logs/gather_samples/{dataset}/{kind}.log",
+    benchmark:
+        "benchmarks/gather_samples/{dataset}/{kind}.tsv"
+    wildcard_constraints:
+        dataset=plan.extracted(in_parts=True),
+    conda:
+        "../../envs/data.yaml"
+    threads: cores("gather_samples")
+    resources:
+        **placed("gather_samples"),
+    script:
+        "../scripts/gather_samples.py"

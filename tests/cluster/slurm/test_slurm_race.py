@@ -11,6 +11,7 @@ import pytest
 import torch
 from lab import ACCOUNT
 from slurm_jobs import GPU_NODES, wait
+from tiers import nightly_for
 
 from millrace.files import write_json
 from millrace.launch.first_to_start import Entrant, Race
@@ -63,7 +64,10 @@ def test_simultaneous_starts(start, slurm):
     assert_one_winner([start(f"race{n}") for n in range(8)], slurm, {"n1_gpu1", "n1_gpu2"})
 
 
-@pytest.mark.parametrize(("busy", "wins"), [("gpu", "n1_gpu2"), ("a100-80gb", "n1_gpu1")])
+@pytest.mark.parametrize(
+    ("busy", "wins"),
+    nightly_for([("gpu", "n1_gpu2"), ("a100-80gb", "n1_gpu1")], lambda case: case[0] == "gpu"),
+)
 def test_one_partition_is_full(start, slurm, busy, wins):
     """Three races each in which one of the two has to wait, and is removed while it does."""
     nodes = {"gpu": 1, "a100-80gb": 4}[busy]

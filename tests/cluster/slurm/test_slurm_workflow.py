@@ -139,7 +139,7 @@ def rules(comment):
     return [name for name in (*names, "train_segment") if f"rule_{name}" in comment]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # on PBS, and one node, more often
 def test_ranks_of_two_nodes_start_in_an_image_and_train_the_same_bits(project, monkeypatch):
     """By the stand-in of Apptainer; the weights are those of two processes on this machine without it."""
     monkeypatch.setenv("PATH", with_apptainer(os.environ["PATH"]))
@@ -166,7 +166,7 @@ def test_ranks_of_two_nodes_start_in_an_image_and_train_the_same_bits(project, m
     same_state(*states)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # two minutes; on one node more often
 def test_models_and_systems_from_outside_train_on_two_nodes(project, tmp_path):
     """Their folders are on no path: planner, jobs and ranks of both nodes import them all the same."""
     [code] = re.findall(
@@ -222,7 +222,7 @@ def accounting(slurm, began):
     return jobs
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # jobs of a minute, that end by themselves; on PBS more often
 def test_short_jobs_run_to_the_end_from_one_command(project):
     """Jobs of a minute for epochs that take longer together, as Gilbreth's standby with its four hours."""
     run = long_training(project)
@@ -252,7 +252,7 @@ def test_interrupted_head_takes_its_jobs_along(project, slurm):
     assert project.epochs(run) == list(range(1, 61))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # the interrupted and the killed one run more often
 def test_terminated_head_waits_for_its_jobs(project):
     run = long_training(project)
     head = project.start("train")

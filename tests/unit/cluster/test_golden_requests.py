@@ -35,7 +35,8 @@ class Resources(dict):
 def rules() -> list[str]:
     text = "".join(path.read_text() for path in sorted((ROOT / "workflow/rules").glob("*.smk")))
     names = [name for name in re.findall(r"^rule (\w+):", text, flags=re.M) if name not in LOCAL]
-    names.remove("extract_samples")  # a cluster's facts name its jobs by the kind of samples
+    for name in ("extract_samples", "extract_part"):
+        names.remove(name)  # a cluster's facts name its jobs by the kind of samples
     names += [f"extract_{kind.name}" for kind in kinds().values() if kind.extraction]
     return list(dict.fromkeys(names))
 

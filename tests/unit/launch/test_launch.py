@@ -14,7 +14,7 @@ import pytest
 import torch
 from images import Image, with_apptainer
 from pausing import Gate, is_rank
-from tiers import slow_for
+from tiers import nightly_for, slow_for
 
 from millrace.errors import ConfigError, ExitCode
 from millrace.launch.container import command, shown
@@ -24,7 +24,7 @@ from millrace.processes import die_with_parent
 from millrace.training.request import Request
 
 EPOCHS = 6
-SIGNALS = slow_for([signal.SIGTERM, signal.SIGUSR2, signal.SIGINT], signal.SIGTERM.__ne__)
+SIGNALS = nightly_for([signal.SIGTERM, signal.SIGUSR2, signal.SIGINT], signal.SIGTERM.__ne__)
 
 LAUNCH = """
 import json, sys

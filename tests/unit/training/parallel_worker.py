@@ -7,7 +7,9 @@ import gc
 import itertools
 import warnings
 from collections import Counter
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -123,6 +125,18 @@ def gradients(trainer, job, ranks) -> dict:
     }
 
 
+class AtOnce(Executor):
+    """Does in this thread what it is given."""
+
+    def __init__(self, *_):
+        pass
+
+    def submit(self, do, *arguments):
+        done = Future()
+        done.set_result(do(*arguments))
+        return done
+
+
 def memory(trainer, ranks) -> dict:
     """Bytes that each rank holds in the second step when it holds most, as the allocator saw it."""
     steps(trainer, 1, ranks)
@@ -130,7 +144,11 @@ def memory(trainer, ranks) -> dict:
     held = [*trainer.module.parameters(), *(v for v in state if torch.is_tensor(v))]
     before = sum(local(x).numel() * x.element_size() for x in held)
     gc.collect()
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
+    # The profiler sees the memory of this thread alone: the next samples are gathered in it.
+    with (
+        patch("millrace.training.ahead.ThreadPoolExecutor", AtOnce),
+        torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile,
+    ):
         steps(trainer, 1, ranks)
     events = profile.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")

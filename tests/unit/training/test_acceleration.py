@@ -28,7 +28,7 @@ def test_checkpointed_blocks_keep_less(make_trainer, model):
     def kept_bytes(execution):
         trainer = make_trainer(model, execution)
         first = next(trainer.batches(0))
-        batch = trainer.passes.samples("train", rank_shares(first, 0, 1)[0], trainer.position)
+        batch = trainer.passes.samples("train", rank_shares(first, 0, 1)[0], trainer.position.epoch)
         total = 0
 
         def pack(tensor):

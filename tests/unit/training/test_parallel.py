@@ -56,10 +56,16 @@ HALVES = {
 }
 """Mode that sends weights in half precision, steps of a rollout -> one that rounds the same sums and sends
 none."""
+NIGHTLY_HALVES = {"hsdp4", "pp2_interleaved_fsdp2", "tp2_fsdp2"}
 ROUNDING = 1e-2
 """Relative difference of gradients that are added up in half precision, in another order."""
 STEPS = 3
 GRADIENTS, MOVING = "test_gradients_are_those_of_one_process", "test_checkpoints_move_between_modes"
+HALVED, SENT = (
+    "test_gradients_in_half_precision_are_those_of_one_process",
+    "test_shards_are_sent_as_predicted",
+)
+VARYING = "test_all_options_work_in_every_mode"
 VARIANTS = {
     "accumulated": {"execution": {"micro_batch": 1, "activation_checkpointing": True}},
     "bfloat16": {"train": {"precision": "bfloat16"}},
@@ -69,6 +75,12 @@ VARIANTS = {
 }
 """Variants of the training -> their keys."""
 VARIED = ["fsdp2", "pp2", "tp2"]
+IN_PAIRS = {
+    *(("fsdp2", one) for one in ("accumulated", "float16", "odd")),
+    *(("pp2", one) for one in ("bfloat16", "clipped")),
+    *(("tp2", one) for one in ("bfloat16", "odd")),
+}
+"""Each mode and each variant are tried before the night."""
 AGAIN = {"execution": {"activation_checkpointing": True}}
 HALF = {"train": {"precision": "bfloat16"}}
 MEMORY = {
@@ -93,10 +105,18 @@ def is_nightly_move(pair):
     return "alone" not in pair and pair not in NEIGHBOURS
 
 
+def is_nightly_half(given):
+    return given[0] in NIGHTLY_HALVES
+
+
 def is_nightly_rollout(given):
     """`NIGHTLY`, and rollouts, which pass through all that a step does twice: fewer processes show it."""
     mode, rollout = given
-    return mode in NIGHTLY or (rollout > 1 and MODES[mode][0] > 2 and given not in HALVES)
+    return (
+        mode in NIGHTLY
+        or mode in NIGHTLY_HALVES
+        or (rollout > 1 and MODES[mode][0] > 2 and given not in HALVES)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +145,11 @@ def results(request, blocks, directory, alone):
     for item in request.session.items:
         if item.module is request.module and hasattr(item, "callspec"):
             given.setdefault(item.originalname, []).append(item.callspec.params)
-    rollouts = {(one["mode"], one["rollout"]) for one in given.get(GRADIENTS, [])}
+    halves = {
+        (one["mode"], one["rollout"]) for test in (HALVED, SENT) for one in given.get(test, [])
+    }
+    rollouts = halves | {(one["mode"], one["rollout"]) for one in given.get(GRADIENTS, [])}
+    varied = {(one["mode"], one["variant"]) for one in given.get(VARYING, [])}
     moves = {(one["before"], one["after"]) for one in given.get(MOVING, [])}
 
     def run(ranks, jobs):
@@ -135,9 +159,9 @@ def results(request, blocks, directory, alone):
             return
         done.update(on_ranks(ranks, perform_all, mine, directory=directory, seconds=600.0))
 
-    first = gradient_jobs(blocks, directory, alone, rollouts) | variant_jobs(blocks)
+    first = gradient_jobs(blocks, directory, alone, rollouts) | variant_jobs(blocks, varied)
     first |= first_parts(blocks, directory) | memory_jobs(blocks)
-    first |= half_jobs(blocks, directory)
+    first |= half_jobs(blocks, directory, halves)
     later = second_parts(blocks, directory, moves)
     run(1, first)
     run(4, first)
@@ -151,7 +175,7 @@ def results(request, blocks, directory, alone):
 
 def gradient_jobs(blocks, directory, alone, rollouts):
     """Gradients of a step or a rollout in a mode, at perturbed weights."""
-    wanted = {("alone", 1), ("alone", 2), *HALVES, *((mode, 1) for mode in HELD), *rollouts}
+    wanted = {("alone", 1), ("alone", 2), *((mode, 1) for mode in HELD), *rollouts}
     jobs = {}
     for rollout in (1, 2):
         job = blocks(data={"output_steps": rollout}) | {
@@ -170,10 +194,10 @@ def gradient_jobs(blocks, directory, alone, rollouts):
     return jobs
 
 
-def half_jobs(blocks, directory):
+def half_jobs(blocks, directory, halves):
     """Gradients sample by sample in half precision: all round the same numbers then."""
     jobs = {}
-    wanted = {*HALVES, *((name, rollout) for (_, rollout), name in HALVES.items())}
+    wanted = {*halves, *((HALVES[mode, rollout], rollout) for mode, rollout in halves)}
     for name, rollout in sorted(wanted):
         ranks, block, _ = ({"alone": ALONE} | MODES)[name]
         job = blocks(data={"output_steps": rollout}, **HALF) | {
@@ -186,13 +210,13 @@ def half_jobs(blocks, directory):
     return jobs
 
 
-def variant_jobs(blocks):
+def variant_jobs(blocks, varied):
     jobs = {}
     for variant, keys in VARIANTS.items():
         job = blocks(train=keys.get("train", {})) | {"do": "train", "steps": STEPS}
         job["execution"] = keys.get("execution", {})
         for name, (ranks, block, _) in ({"alone": ALONE} | MODES).items():
-            if name in ("alone", *VARIED):
+            if name == "alone" or (name, variant) in varied:
                 jobs[f"{variant} {name}"] = (ranks, job | {"parallel": block})
     return jobs
 
@@ -257,7 +281,7 @@ def test_gradients_are_those_of_one_process(results, directory, mode, rollout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "rollout"), HALVES)
+@pytest.mark.parametrize(("mode", "rollout"), nightly_for(HALVES, is_nightly_half))
 def test_gradients_in_half_precision_are_those_of_one_process(results, directory, mode, rollout):
     def tolerance(name):
         # Steps add up in half precision in one process only, what all blocks give to the embedding of time
@@ -289,7 +313,7 @@ def check_gradients(results, directory, kind, mode, reference, tolerance):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "rollout"), HALVES)
+@pytest.mark.parametrize(("mode", "rollout"), nightly_for(HALVES, is_nightly_half))
 @pytest.mark.parametrize("kind", ["gradients", "halves"])
 def test_shards_are_sent_as_predicted(results, blocks, kind, mode, rollout):
     half = kind == "halves"
@@ -351,8 +375,10 @@ def test_no_process_writes_the_whole_model(results, directory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("mode", VARIED)
+@pytest.mark.parametrize(
+    ("mode", "variant"),
+    nightly_for([*itertools.product(VARIED, VARIANTS)], lambda pair: pair not in IN_PAIRS),
+)
 def test_all_options_work_in_every_mode(results, mode, variant):
     alone, found = results[f"{variant} alone"], results[f"{variant} {mode}"]
     half = variant in ("bfloat16", "float16")

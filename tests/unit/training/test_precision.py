@@ -7,7 +7,7 @@ import pytest
 import torch
 from neuralop.layers.spectral_convolution import SpectralConv
 from tensors import assert_same
-from tiers import slow_for
+from tiers import nightly_for
 
 from millrace.errors import NotFiniteError
 from millrace.systems.groundwater import gno
@@ -23,12 +23,12 @@ SMOOTH = {"learning_rate": 1e-3, "schedule": {"kind": "cosine", "horizon": float
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("model", slow_for(models(), lambda model: model in ("aurora", "smart")))
+@pytest.mark.parametrize("model", nightly_for(models(), lambda model: model in ("aurora", "smart")))
 def test_final_loss_is_that_of_float32(make_trainer, run, model):
     check_final_losses(make_trainer, run, model, "relative_l2", ("bfloat16", "float16"))
 
 
-@pytest.mark.parametrize("model", slow_for(["gino", "aurora"], "aurora".__eq__))
+@pytest.mark.parametrize("model", nightly_for(["gino", "aurora"], "aurora".__eq__))
 def test_final_square_error_is_that_of_float32(make_trainer, run, model):
     check_final_losses(make_trainer, run, model, "mse", ("bfloat16",))
 
@@ -52,7 +52,7 @@ def check_final_losses(make_trainer, run, model, loss, kinds):
 def test_gradients_are_those_of_float32_to_rounding(make_trainer, model):
     trainer = make_trainer(model)
     [share, *_] = rank_shares(next(trainer.batches(0)), 0, 1)
-    samples = trainer.passes.samples("train", share, trainer.position)
+    samples = trainer.passes.samples("train", share, trainer.position.epoch)
     gradients = {}
     for name in ("float32", "bfloat16"):
         with autocast(name, CPU):

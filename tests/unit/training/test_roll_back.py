@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from roll_back_worker import EPOCHS, Fault, KilledError, train, train_on_ranks
 from tensors import assert_same
-from tiers import slow_for
+from tiers import nightly_for
 
 from millrace.checking.ranks import on_ranks
 from millrace.errors import NotFiniteError
@@ -157,7 +157,7 @@ def test_a_spike_is_one_beside_the_epochs_before(problem, alone, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "parallel", "step"),
-    slow_for([("gino", {}, 29), ("aurora", {"dp_shard": 2}, 1)], lambda case: case[0] != "gino"),
+    nightly_for([("gino", {}, 29), ("aurora", {"dp_shard": 2}, 1)], lambda case: case[0] != "gino"),
 )
 def test_one_rank_that_is_hit_takes_all_back(experiments, tmp_path, name, parallel, step):
     definition, files = experiments[name]

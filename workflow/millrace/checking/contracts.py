@@ -86,7 +86,7 @@ def samples_of(trainer: Trainer, number: int | None = None) -> Any:
     parts = [part for batch in trainer.batches(0) for part in batch.parts]
     group, index = next((part for part in parts if len(part[1]) > 1), parts[0])
     [share] = rank_shares(GlobalBatch(((group, index[:number]),)), 0, 1)
-    return trainer.passes.samples("train", share, trainer.position)
+    return trainer.passes.samples("train", share, trainer.position.epoch)
 
 
 def target(batch: Any) -> tuple[Tensor, str]:

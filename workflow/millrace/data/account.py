@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ class Account:
         """Count what is left out."""
         if number:
             self._left_out[what][reason] += int(number)
+
+    def add(self, found: Mapping[str, Mapping[str, Any]]) -> None:
+        """Count what another account says, as `to_json` returns it."""
+        for what, counts in found.items():
+            self.keep(what, counts["kept"])
+            for reason, number in counts["left_out"].items():
+                self.leave_out(what, reason, number)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: ``{what: {"read", "kept", "left_out": {reason: number}}}``."""

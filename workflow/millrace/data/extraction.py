@@ -1,12 +1,12 @@
-"""What the rules `simulate_raw` and `extract_samples` do for every system."""
+"""What the rules of samples do for every system: simulate raw files, extract samples, whole or in parts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError
-from millrace.systems.base import Progress, RawFormat, SampleKind, resolve
+from millrace.systems.base import Extraction, Progress, RawFormat, SampleKind, resolve
 from millrace.systems.registry import raw_format
 
 
@@ -29,24 +29,45 @@ def extract(
     section: Mapping[str, Any],
     split: Mapping[str, Any] | None,
     progress: Progress | None = None,
+    part: tuple[int, int] | None = None,
 ) -> None:
-    """Make the sample file of a kind from raw files.
+    """Make the sample file of a kind from raw files, or one of its parts.
 
     The kind must be extracted in one step from the raw files in the directory ``source``; the HDF5 file
     ``output`` appears only when it is complete. ``section`` are settings of the extraction, checked against
     its dataclass. ``split`` is that of the dataset, see `SplitConfig`; None: the raw files say what is
-    training, validation and test.
+    training, validation and test. ``part`` is the number of a part, from 0, and how many there are.
 
-    Raises `ConfigError` if the kind is made by rules of its own, or a setting is wrong, and `DataError` if
-    a raw file is malformed.
+    Raises `ConfigError` if the kind is made by rules of its own, or not in parts, or a setting is wrong,
+    and `DataError` if a raw file is malformed.
     """
+    extraction = _extraction(kind)
+    config: Any = None
+    if extraction.config is not None:
+        config = resolve(extraction.config).parse(section, kind.name)
+    divided = None if split is None else SplitConfig.parse(split, "split")
+    if part is None:
+        resolve(extraction.run)(source, output, config, divided, progress)
+        return
+    if extraction.run_part is None:
+        raise ConfigError(f"samples of {kind.name} are made in one piece: leave parts out")
+    resolve(extraction.run_part)(source, output, config, divided, *part, progress)
+
+
+def gather(
+    kind: SampleKind, parts: Sequence[Path], output: Path, progress: Progress | None = None
+) -> None:
+    """Make the sample file of a kind from the files of its parts.
+
+    Raises `DataError` if one of them is damaged, or they are not of the same raw files and settings.
+    """
+    resolve(_extraction(kind).gather)(parts, output, progress)
+
+
+def _extraction(kind: SampleKind) -> Extraction:
     if kind.extraction is None:
         raise ConfigError(f"samples of {kind.name} are made by rules of their own")
-    config: Any = None
-    if kind.extraction.config is not None:
-        config = resolve(kind.extraction.config).parse(section, kind.name)
-    parts = None if split is None else SplitConfig.parse(split, "split")
-    resolve(kind.extraction.run)(source, output, config, parts, progress)
+    return kind.extraction
 
 
 def prepare(
@@ -63,8 +84,7 @@ def prepare(
     if not kind.extracts(raw_format(dataset)):
         made: dict[str, Path] = resolve(kind.prepare)(source, directory, dataset, model)
         return made
-    assert kind.extraction is not None
     [(role, name)] = kind.sample_files(model).items()
-    section = kind.extraction.section(dataset)
+    section = _extraction(kind).section(dataset)
     extract(kind, source, directory / name, section, dataset.get("split"))
     return {role: directory / name}

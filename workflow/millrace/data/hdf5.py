@@ -6,6 +6,7 @@ metadata, so that a flipped bit anywhere causes an error instead of a wrong numb
 
 import contextlib
 import io
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,33 @@ def create_dataset(
     return group.create_dataset(name, shape, dtype, data, chunks=chunks, fletcher32=True)
 
 
+def create_virtual(
+    file: h5py.File,
+    name: str,
+    parts: Sequence[tuple[Path, tuple[int, ...]]],
+    dtype: DTypeLike,
+    folder: Path,
+) -> h5py.Dataset:
+    """Add a dataset whose rows stay in those of the same name in other files, in the order of ``parts``.
+
+    Each part is a file and the shape of its dataset. They are named relative to ``folder``, in which this
+    file will be, and `open_checked` refuses it where one of them is missing or has changed: HDF5 would read
+    no values there.
+    """
+    rows = sum(shape[0] for _, shape in parts)
+    layout = h5py.VirtualLayout((rows, *parts[0][1][1:]), dtype)
+    begin, names, sizes = 0, [], []
+    for path, shape in parts:
+        names.append(os.path.relpath(path, folder))
+        sizes.append(path.stat().st_size)
+        if shape[0]:
+            source = h5py.VirtualSource(names[-1], name, shape, dtype)
+            layout[begin : begin + shape[0]] = source
+        begin += shape[0]
+    file.attrs["parts"], file.attrs["part_sizes"] = strings(names), np.array(sizes)
+    return file.create_virtual_dataset(name, layout, fillvalue=np.nan)
+
+
 def rows_per_chunk(shape: Sequence[int], dtype: DTypeLike) -> int:
     """Rows of an array of this shape in a chunk of at most `CHUNK_BYTES` (at least one)."""
     row = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
@@ -115,6 +143,7 @@ def open_checked(path: Path, schema: str) -> Iterator[h5py.File]:
                 raise DataError(
                     f"{path}: expected schema {schema!r}, found {what}; delete it and make it again"
                 )
+            _check_parts(path, file)
             yield file
     except (OSError, KeyError, RuntimeError) as error:
         message = str(error.args[0]) if error.args else ""
@@ -124,3 +153,15 @@ def open_checked(path: Path, schema: str) -> Iterator[h5py.File]:
         raise DataError(
             f"{path}: truncated or damaged HDF5 ({message.splitlines()[0]}); delete it and make it again"
         ) from error
+
+
+def _check_parts(path: Path, file: h5py.File) -> None:
+    """Refuse a file whose rows are in files that are not there as they were."""
+    sizes = file.attrs.get("part_sizes", ())
+    for name, size in zip(file.attrs.get("parts", ()), sizes, strict=True):
+        part = path.parent / name
+        if not part.is_file() or part.stat().st_size != size:
+            what = "is missing" if not part.is_file() else f"has {part.stat().st_size} bytes"
+            raise DataError(
+                f"{part}: {what}, but {path} reads its {size} bytes; make the samples again"
+            )

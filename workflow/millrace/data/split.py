@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,19 +96,55 @@ class Moments:
         count = np.full(values.shape[1], len(values)) if weight is None else weight.sum(axis=0)
         begins = (self._count == 0) & (count > 0)
         if begins.any():
-            weighted = np.ascontiguousarray(values) if weight is None else values * weight
-            self._shift = np.where(begins, weighted.sum(axis=0) / np.maximum(count, 1), self._shift)
+            shift = (
+                self.shift_of(values)
+                if weight is None
+                else (values * weight).sum(axis=0) / np.maximum(count, 1)
+            )
+            self._shift = np.where(begins, shift, self._shift)
         if weight is None:
-            deviation = values - self._shift
-            # The last digits of sums depend on the order in memory. Statistics of earlier versions were
-            # multiplied with weights, which brought small arrays into this one.
-            if deviation.nbytes < _REORDERED_BYTES:
-                deviation = np.ascontiguousarray(deviation)
+            total, square = self.terms(values, self._shift)
         else:
             deviation = (values - self._shift) * weight
+            total, square = deviation.sum(axis=0), np.square(deviation).sum(axis=0)
         self._count += count
-        self._sum += deviation.sum(axis=0)
-        self._square += np.square(deviation, out=deviation).sum(axis=0)
+        self._sum += total
+        self._square += square
+
+    @staticmethod
+    def shift_of(values_NC: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Value of each column that sums are taken relative to, of the rows that are added first."""
+        return np.ascontiguousarray(values_NC).sum(axis=0) / max(1, len(values_NC))
+
+    @staticmethod
+    def terms(
+        values_NC: NDArray[np.float64], shift_C: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Sums of the rows and of their squares, less ``shift_C``; see `of_terms`."""
+        deviation = values_NC - shift_C
+        # The last digits of sums depend on the order in memory. Statistics of earlier versions were
+        # multiplied with weights, which brought small arrays into this one.
+        if deviation.nbytes < _REORDERED_BYTES:
+            deviation = np.ascontiguousarray(deviation)
+        total = deviation.sum(axis=0)
+        return total, np.square(deviation, out=deviation).sum(axis=0)
+
+    @classmethod
+    def of_terms(
+        cls,
+        rows: int,
+        shift_C: NDArray[np.float64],
+        sum_TC: NDArray[np.float64],
+        square_TC: NDArray[np.float64],
+    ) -> Self:
+        """As if ``rows`` rows had been added T times, whose `terms` were made apart, in this order."""
+        made = cls(len(shift_C))
+        made._shift = np.array(shift_C)
+        for total, square in zip(sum_TC, square_TC, strict=True):
+            made._count += rows
+            made._sum += total
+            made._square += square
+        return made
 
     @property
     def mean(self) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ number: it lies beside the others, is not as far away, or inside the range that 
 possible.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -163,6 +163,18 @@ class Screening:
     def span(self) -> tuple[float, float] | None:
         """Least and greatest value of all pieces, without candidates; None if there are none."""
         return (self._low, self._high) if self._low <= self._high else None
+
+    def to_json(self, place: Callable[[int, int], Any]) -> dict[str, Any]:
+        """What was seen, for `add_seen`; ``place`` tells a place by its piece and index."""
+        found = [[value, count, place(*at)] for value, (count, *at) in self._found.items()]
+        return {"low": self._low, "high": self._high, "found": found}
+
+    def add_seen(self, seen: Mapping[str, Any], places: list[Any]) -> None:
+        """Add what another screening saw; ``places`` gets its places, which count as pieces here."""
+        self._low, self._high = min(self._low, seen["low"]), max(self._high, seen["high"])
+        for value, count, place in seen["found"]:
+            self._found.setdefault(value, [0, len(places), 0])[0] += count
+            places.append(place)
 
     def suspects(self) -> list[Suspect]:
         """No-data values of all pieces, the most frequent first."""

@@ -19,7 +19,7 @@ from millrace.errors import ConfigError
 from millrace.processes import dying_with_this, library_environment
 
 # Wildcards by which jobs of equal cost differ.
-_REPEATED = ("seed", "epoch", "repeat")
+_REPEATED = ("seed", "epoch", "repeat", "part")
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,12 @@ class Extraction:
     """`Settings` of these; None: there are none."""
     formats: tuple[str, ...] | None = None
     """Raw files that it reads; None: all formats of the kind."""
+    run_part: Reference | None = None
+    """(source, output, section, split, part, parts, progress) -> None: the samples of one of several parts,
+    by the rule ``extract_part``; ``part`` counts from 0. None: they are made in one piece."""
+    gather: Reference | None = None
+    """(files of all parts, output, progress) -> None: what ``run`` writes, bit by bit, from parts, by the
+    rule ``gather_samples``; their files may go on holding the samples."""
 
 
 @dataclass(frozen=True)

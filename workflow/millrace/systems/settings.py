@@ -60,3 +60,11 @@ class SplitDatasetSettings(DatasetSettings):
 
     split: SplitConfig
     """Shares of the steps for training, validation and test."""
+
+
+class PartedDatasetSettings(SplitDatasetSettings):
+    """A dataset whose samples can be extracted in parts."""
+
+    parts: int | None = option(None, ge=1, le=10_000)
+    """Jobs that extract the samples, each a range of times; what they make does not depend on it. null: one
+    for every 16 GiB of raw files."""

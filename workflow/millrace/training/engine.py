@@ -199,8 +199,11 @@ class Trainer:
         return Position(self.step, epoch, batch)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[GlobalBatch]:
-        """Iterate over the batches of an epoch, beginning with batch ``start``, the same on all ranks."""
-        return self._plan.epoch(epoch, start)
+        """Iterate over the batches of an epoch, beginning with batch ``start``, the same on all ranks.
+
+        The samples of the next ones are gathered meanwhile.
+        """
+        return self.passes.iterate("train", self._plan.epoch(epoch, start), epoch)
 
     def run(self, target_epoch: int, deadline: Deadline, observer: Observer) -> bool:
         """Train until the end of ``target_epoch``, or until early stopping.
@@ -387,7 +390,7 @@ class Trainer:
         self.module.eval()
         total, count = 0.0, 0
         with self._averaged():
-            for batch in self._validation.epoch(0):
+            for batch in self.passes.iterate("validation", self._validation.epoch(0), 0):
                 total += self.passes.loss_sum(batch, self.position)
                 count += batch.size
         return self.ranks.sum(total)[0] / count

@@ -1,7 +1,9 @@
 """Forward and backward passes of a rank's samples, for losses and gradients."""
 
 import contextlib
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from millrace.models.spec import ModelSpec
+from millrace.training.ahead import Ahead
 from millrace.training.batches import (
     GlobalBatch,
     RankShare,
@@ -61,6 +64,24 @@ class Passes:
     replay: Replay | None
     """Forecasts to start from; None: all samples start from data."""
     mark: Mark
+    _ahead: list[Ahead] = field(default_factory=list)
+    """Of the batches that are iterated over, the latest last."""
+
+    def iterate(
+        self, split: str, batches: Iterable[GlobalBatch], epoch: int
+    ) -> Iterator[GlobalBatch]:
+        """Iterate over the batches of an epoch, and gather the samples of the next ones meanwhile."""
+        if self.replay is not None and split == "train":  # what they are depends on the step before
+            yield from batches
+            return
+        now, later = itertools.tee(batches)
+        wanted = (part for batch in later for part in self._parts(batch))
+        with Ahead(lambda part: self.samples(split, part, epoch), wanted) as ahead:
+            self._ahead.append(ahead)
+            try:
+                yield from now
+            finally:
+                self._ahead.remove(ahead)
 
     def backward(self, batch: GlobalBatch, position: Position) -> Tensor:
         """Add up the gradients of this rank's samples; returns their part of the mean loss of the batch.
@@ -69,10 +90,9 @@ class Passes:
         exchanges gradients, so that no rank waits for another that has no micro-batches left.
         """
         if self.divided is not None:
-            [share] = self._shares(batch)
-            return self._backward_divided(self.divided, share, position)
+            return self._backward_divided(self.divided, self._parts(batch), position)
         total = torch.zeros((), device=self.ranks.device)
-        *first, last = micro_batches(self._shares(batch), self.execution.micro_batch)
+        *first, last = self._parts(batch)
         without_exchange: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if first and isinstance(self.trained, DistributedDataParallel):
             without_exchange = self.trained.no_sync()
@@ -83,34 +103,43 @@ class Passes:
 
     def loss_sum(self, batch: GlobalBatch, position: Position) -> float:
         """Sum of the validation losses of this rank's samples; the sum over ranks is that of the batch."""
-        shares = self._shares(batch)
+        parts = self._parts(batch)
         if self.divided is not None and self.divided.is_pipeline:
-            [share] = shares
-            samples = self._in_micro_batches(self.divided, "validation", share, position)
+            samples = [self._taken("validation", part, position) for part in parts]
             return float(self._through_stages(self.divided, samples)) / self.divided.counted
-        parts = micro_batches(shares, self.execution.micro_batch)
         losses = (
             self._losses("validation", part, position, self.module).double().sum() for part in parts
         )
         return sum(map(float, losses)) / (self.divided.counted if self.divided else 1)
 
-    def samples(self, split: str, part: RankShare, position: Position) -> Any:
+    def samples(self, split: str, part: RankShare, epoch: int) -> Any:
         """Gather samples, with their random numbers of this epoch."""
         samples = self.dataset.batch(split, part.group, part.index, part.weight)
         if self.spec.add_noise is not None:
             # Validation uses the same random numbers in every epoch: its losses can be compared.
-            epoch = position.epoch if split == "train" else 0
-            seeds = sample_seeds(self.seed, split, epoch, part.group, part.index)
+            drawn_in = epoch if split == "train" else 0
+            seeds = sample_seeds(self.seed, split, drawn_in, part.group, part.index)
             samples = self.spec.add_noise(self.model_config, samples, seeds)
         return samples
 
-    def _shares(self, batch: GlobalBatch) -> list[RankShare]:
-        """This rank's shares of a batch."""
+    def _taken(self, split: str, part: RankShare, position: Position) -> Any:
+        """`samples`, which may have been gathered already."""
+        for ahead in reversed(self._ahead):
+            if (samples := ahead.take(part)) is not None:
+                return samples
+        return self.samples(split, part, position.epoch)
+
+    def _parts(self, batch: GlobalBatch) -> list[RankShare]:
+        """This rank's micro-batches of a batch."""
+        size = self.execution.micro_batch
         if self.divided is None:
-            return rank_shares(batch, self.ranks.rank, self.ranks.world_size)
+            return micro_batches(rank_shares(batch, self.ranks.rank, self.ranks.world_size), size)
         # All samples of a model that can be divided belong to one group.
         [share] = rank_shares(batch, self.divided.data_rank, self.divided.data_size)
-        return [self.divided.padded(share, self.config.global_batch)]
+        share = self.divided.padded(share, self.config.global_batch)
+        if self.divided.is_pipeline:
+            size = len(share.index) // (self.divided.config.micro_batches or 1)
+        return micro_batches([share], size)
 
     def _backward_part(self, part: RankShare, position: Position, factor: float) -> Tensor:
         loss = self._losses("train", part, position, self.trained).sum() / part.batch_size
@@ -120,26 +149,20 @@ class Passes:
         return loss.detach()
 
     def _backward_divided(
-        self, divided: DividedModel, share: RankShare, position: Position
+        self, divided: DividedModel, parts: list[RankShare], position: Position
     ) -> Tensor:
         if divided.is_pipeline:
-            samples = self._in_micro_batches(divided, "train", share, position)
-            factor = divided.loss_factor * self.scaler.scale / share.batch_size
-            total = self._through_stages(divided, samples, factor) / share.batch_size
+            samples = [self._taken("train", part, position) for part in parts]
+            size = parts[0].batch_size
+            factor = divided.loss_factor * self.scaler.scale / size
+            total = self._through_stages(divided, samples, factor) / size
         else:
             total = torch.zeros((), device=self.ranks.device)
-            parts = micro_batches([share], self.execution.micro_batch)
             for number, part in enumerate(parts, start=1):
                 divided.exchanging(number == len(parts))
                 total += self._backward_part(part, position, divided.loss_factor)
         divided.finish_gradients()
         return total / divided.counted  # other processes report the same loss
-
-    def _in_micro_batches(
-        self, divided: DividedModel, split: str, share: RankShare, position: Position
-    ) -> list[Any]:
-        size = len(share.index) // (divided.config.micro_batches or 1)
-        return [self.samples(split, part, position) for part in micro_batches([share], size)]
 
     def _through_stages(
         self, divided: DividedModel, samples: list[Any], backward: float | None = None
@@ -169,7 +192,7 @@ class Passes:
                 loss_B, past = self.spec.continued(model, samples, self.config.loss)
             self.replay.keep(draw, past)
         else:
-            samples = self.samples(split, part, position)
+            samples = self._taken(split, part, position)
             self.mark("forward")
             with self._autocast():
                 loss_B = self.spec.loss(model, samples, self.config.loss)

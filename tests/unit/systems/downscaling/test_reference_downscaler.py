@@ -26,6 +26,8 @@ from reference_downscaler import ALPHA_BAR, Reference, context_of
 
 MEMBERS, EPOCHS = 2, 10
 
+pytestmark = pytest.mark.nightly  # a minute and a half
+
 
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory):
@@ -80,7 +82,6 @@ def test_its_training_never_sees_noise_alone():
     assert float(ALPHA_BAR[-1]) == pytest.approx(0.603, abs=1e-3)
 
 
-@pytest.mark.slow
 def test_the_reference_fails_the_bars(scores):
     assert scores["rmse"] > scores["copy_rmse"], "copying the block mean is better"
     assert scores["crps"] > scores["copy_mae"], "also as an ensemble"
@@ -97,7 +98,6 @@ class Quiet(Observer):
     def on_state(self, trainer, stopping): ...
 
 
-@pytest.mark.slow
 def test_the_same_network_with_other_noise_passes(dataset, blocks, alone):
     definition = {
         "data": {},

@@ -8,6 +8,7 @@ Shape suffixes: T times, C channels, F static fields, L levels, I latitudes, J l
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -162,17 +163,22 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.time)
 
-    def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """States in the order of time, some at once: index of the first one, and float32[S, C, I, J].
+    @property
+    def steps_per_chunk(self) -> int:
+        """States that are stored together in the source, the most of all variables."""
+        return max(series.steps_per_chunk for series in self._series.values())
+
+    def blocks(self, times: range) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """States of a range of times, some at once: index of the first one, and float32[S, C, I, J].
 
         The array is used again for the next ones. Raises `DataError` if a value is not finite.
         """
         channels = len(self._config.surface) + len(self._config.air) * len(self.grid.level)
         state = 4 * channels * self.grid.shape[0] * self.grid.shape[1]
-        rows = min(len(self), max(1, BLOCK_BYTES // state))
+        rows = min(len(times), max(1, BLOCK_BYTES // state))
         every_SCIJ = np.empty((rows, channels, *self.grid.shape), dtype=np.float32)
-        for begin in range(0, len(self), rows):
-            block_SCIJ = every_SCIJ[: len(self) - begin]
+        for begin in times[:: max(1, rows)]:
+            block_SCIJ = every_SCIJ[: times.stop - begin]
             channel = 0
             for series in self._series.values():
                 part = block_SCIJ[:, channel : channel + series.channels]
@@ -199,10 +205,14 @@ class Catalogue:
                 )
             first += series.channels
 
-    def check_no_data(self) -> None:
-        """Refuse no-data values among the states, which have all been read before."""
+    def look_at(self, times: range) -> None:
+        """Look for what is no data in this range alone: other states may be read in the same pieces."""
         for series in self._series.values():
-            series.check_no_data()
+            series.looked_at = slice(times.start, times.stop)
+
+    def evidence(self) -> list[dict[str, Any]]:
+        """What may be no-data values among the states that were read, for `series.refuse_no_data`."""
+        return [one for series in self._series.values() for one in series.evidence()]
 
     def static(self) -> Floats:
         """Fields that do not change, [F, I, J]; what several files have has to be the same."""

@@ -10,25 +10,42 @@ variable of the air level by level; ``static`` float32[F, I, J]; ``time`` (days 
 ``longitude``, ``level`` (hPa); ``split``; of the training period ``climatology``, the mean state [C, I, J],
 and ``stats`` of each channel.
 
-Shape suffixes: T times, C channels, F static fields, L levels, I latitudes, J longitudes.
+Ranges of times can be extracted in parts, each in a file of its own (`extract_part`); `gather` makes a file
+whose ``state`` is read through to theirs. Everything in it is the same, bit by bit, whatever the number of
+parts: sums and digests are those of single states, and mean states those of blocks of `BLOCK` states, added
+in the order of time.
+
+Shape suffixes: T times, S times at once, C channels, F static fields, L levels, I latitudes, J longitudes,
+N blocks.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from millrace.data import hdf5
 from millrace.data.account import Account
 from millrace.data.split import Moments, SplitConfig, time_split
 from millrace.errors import DataError
 from millrace.systems.base import Progress
+from millrace.systems.settings import MissingConfig
 from millrace.systems.weather.catalogue import Catalogue
+from millrace.systems.weather.series import refuse_no_data
 from millrace.systems.weather.settings import WeatherConfig, WeatherExtraction
 from millrace.systems.weather.source import AXES, Floats, open_sources
 from millrace.systems.weather.units import SCHEMA
+
+BLOCK = 16
+"""States whose sum is kept, for the mean state."""
+PART_SCHEMA = "millrace.weather_part/1"
 
 
 def extract_weather(
@@ -45,67 +62,294 @@ def extract_weather(
     out for which reason. Raises `DataError` if the files are not readable, do not fit each
     other, lack something, or hold what is not finite.
     """
-    wanted = WeatherExtraction.model_validate(config.model_dump())
-    account = Account()
-    reader = Catalogue(source, open_sources(source, account), wanted)
-    ranges = time_split(len(reader.time), split)
-    names = channel_names(config.surface, config.air, reader.grid.level)
-    shape = (len(reader.time), len(names), *reader.grid.shape)
-    moments, changes = Moments(len(names)), Moments(len(names))
-    chunks = (1, hdf5.rows_per_chunk(shape[1:], np.float32), *reader.grid.shape)
-    content = hashlib.sha256()
-    total_CIJ, previous_CIJ = np.zeros(shape[1:]), None
+    raw = _Raw.open(source, config, split)
+    times = range(len(raw.reader.time))
+    total = _Total(raw.shape[1:])
     with hdf5.create(output) as file:
-        state = hdf5.create_dataset(file, "state", shape=shape, dtype=np.float32, chunks=chunks)
-        for begin, block_SCIJ in reader.blocks():
-            end = begin + len(block_SCIJ)
-            state[begin:end] = block_SCIJ
-            content.update(block_SCIJ.data)
-            for index in range(begin, min(end, int(ranges[0, 1]))):
-                values_CIJ = block_SCIJ[index - begin].astype(np.float64)
-                total_CIJ += values_CIJ
-                moments.add(_columns(values_CIJ))
-                if previous_CIJ is not None:
-                    changes.add(_columns(values_CIJ - previous_CIJ))
-                previous_CIJ = values_CIJ
+        sums = raw.copy(times, _create_states(file, raw.shape), total.add, progress)
+        raw.write_axes(file)
+        _finish(file, raw.facts(), sums, total.sum_CIJ, [raw.reader.evidence()])
+    raw.account.write(output.with_name("samples.json"))
+
+
+def extract_part(
+    source: Path,
+    output: Path,
+    config: WeatherConfig | WeatherExtraction,
+    split: SplitConfig,
+    part: int,
+    parts: int,
+    progress: Progress | None = None,
+) -> None:
+    """Write the states of one of several ranges of times, for `gather`.
+
+    ``part`` counts from 0. Ranges are whole blocks of `BLOCK` states and, if they are long enough, whole
+    chunks of the source; the last ones may be empty. Raises errors like `extract_weather`.
+    """
+    raw = _Raw.open(source, config, split)
+    unit = math.lcm(BLOCK, raw.reader.steps_per_chunk)
+    n_times = raw.shape[0]
+    times = _part(n_times, part, parts, unit if unit * parts <= n_times else BLOCK)
+    with hdf5.create(output) as file:
+        state = _create_states(file, (len(times), *raw.shape[1:]))
+        trained = len(range(times.start, min(times.stop, raw.trained)))
+        shape = (-(-trained // BLOCK), *raw.shape[1:])
+        sum_NCIJ = hdf5.create_dataset(
+            file, "block_sum", shape=shape, dtype=np.float64, chunks=(1, 1, *shape[2:])
+        )
+        number = iter(range(shape[0]))
+
+        def keep(block_CIJ: Floats) -> None:
+            sum_NCIJ[next(number)] = block_CIJ
+
+        sums = raw.copy(times, state, keep, progress)
+        raw.write_axes(file)
+        for name in ("digest", "term", "shift"):
+            hdf5.create_dataset(file, f"sums/{name}", getattr(sums, name))
+        file.attrs.update(
+            schema=PART_SCHEMA,
+            first=times.start,
+            facts=json.dumps(raw.facts(), sort_keys=True),
+            evidence=json.dumps(raw.reader.evidence()),
+            account=json.dumps(raw.account.to_json()),
+        )
+
+
+def gather(parts: Sequence[Path], output: Path, progress: Progress | None = None) -> None:
+    """Write ``weather.h5`` of the files of all parts, in which its states stay.
+
+    ``progress`` is called with (parts done, all). Raises `DataError` if a part is missing, damaged, or not
+    of the same raw files and settings as the first.
+    """
+    sums: list[_Sums] = []
+    evidence, states, account, facts = [], [], Account(), {}
+    total: _Total | None = None
+    with hdf5.create(output) as file:
+        for number, path in enumerate(parts):
+            with hdf5.open_checked(path, PART_SCHEMA) as part:
+                found = json.loads(part.attrs["facts"])
+                if number == 0:
+                    facts, shape = found, part["state"].shape[1:]
+                    total = _Total(shape)
+                    account.add(json.loads(part.attrs["account"]))
+                    for name in ("static", "time", *AXES, "split"):
+                        hdf5.create_dataset(file, name, part[name][()])
+                if found != facts:
+                    raise DataError(
+                        f"{path}: not of the same raw files and settings as {parts[0]}; delete it and make "
+                        "it again"
+                    )
+                first = sum(len(one.digest) for one in sums)
+                if part.attrs["first"] != first:
+                    raise DataError(
+                        f"{path}: begins with state {part.attrs['first']}, expected state {first}; delete "
+                        "the parts and make them again"
+                    )
+                assert total is not None
+                for block_CIJ in part["block_sum"]:
+                    total.add(block_CIJ)
+                names = ("digest", "term", "shift")
+                sums.append(_Sums(*(part["sums"][name][()] for name in names)))
+                evidence.append(json.loads(part.attrs["evidence"]))
+                states.append((path, part["state"].shape))
             if progress is not None:
-                progress(end, len(reader.time))
-        reader.check_no_data()
-        constant = _constant(moments.std, names)
-        if constant:
-            raise DataError(
-                f"{source}: {constant} is the same everywhere at all times of the training period; "
-                "leave it out of the dataset's variables"
-            )
-        mean_CIJ = total_CIJ / (ranges[0, 1] - ranges[0, 0])
+                progress(number + 1, len(parts))
+        if total is None or sum(len(one.digest) for one in sums) != len(file["time"]):
+            raise DataError(f"{output}: its parts do not hold all times; make all of them again")
+        hdf5.create_virtual(file, "state", states, np.float32, output.parent)
+        _finish(file, facts, _Sums.joined(sums), total.sum_CIJ, evidence)
+    account.write(output.with_name("samples.json"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """What the digest and the statistics are made of, state by state."""
+
+    digest: NDArray[np.uint8]
+    """SHA-256 of each state, [T, 32]."""
+    term: Floats
+    """Of the training period, sums of values and their squares, and of changes, less ``shift``:
+    [T, 4, C]."""
+    shift: Floats
+    """Means of the first state and of the first change, [2, C]."""
+
+    @classmethod
+    def joined(cls, sums: "Sequence[_Sums]") -> "_Sums":
+        """Those of all ranges, in the order of time."""
+        digest, term = (np.concatenate([getattr(s, n) for s in sums]) for n in ("digest", "term"))
+        return cls(digest, term, sums[0].shift)
+
+
+class _Total:
+    """Sum of blocks in their order."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.sum_CIJ = np.zeros(shape)
+
+    def add(self, block_CIJ: Floats) -> None:
+        self.sum_CIJ += block_CIJ
+
+
+@dataclass(frozen=True, eq=False)
+class _Raw:
+    """Raw files, opened, and what is taken from them."""
+
+    source: Path
+    config: WeatherExtraction
+    reader: Catalogue
+    ranges: NDArray[np.int64]
+    names: tuple[str, ...]
+    static_FIJ: NDArray[np.float32]
+    account: Account
+
+    @classmethod
+    def open(
+        cls, source: Path, config: WeatherConfig | WeatherExtraction, split: SplitConfig
+    ) -> "_Raw":
+        wanted, account = WeatherExtraction.model_validate(config.model_dump()), Account()
+        reader = Catalogue(source, open_sources(source, account), wanted)
+        ranges = time_split(len(reader.time), split)
+        static_FIJ = reader.static().astype(np.float32)
+        reader.count(account, ranges)
+        names = channel_names(wanted.surface, wanted.air, reader.grid.level)
+        return cls(source, wanted, reader, ranges, names, static_FIJ, account)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of all states."""
+        return len(self.reader.time), len(self.names), *self.reader.grid.shape
+
+    @property
+    def trained(self) -> int:
+        """States of the training period, which is at the beginning."""
+        return int(self.ranges[0, 1])
+
+    def facts(self) -> dict[str, Any]:
+        """What describes the samples and is the same in all parts."""
+        described = {**self.config.model_dump(exclude_none=True), "split": self.ranges.tolist()}
+        axes = [getattr(self.reader.grid, axis) for axis in AXES]
+        content = b"".join(np.ascontiguousarray(one).tobytes() for one in (self.reader.time, *axes))
+        return {
+            "source": str(self.source),
+            "config": json.dumps(described, sort_keys=True),
+            "hours": float(self.config.hours),
+            "surface": list(self.config.surface),
+            "air": list(self.config.air),
+            "static": list(self.config.static),
+            "channels": list(self.names),
+            "axes": hashlib.sha256(content).hexdigest(),
+        }
+
+    def write_axes(self, file: h5py.File) -> None:
+        """Write what is not of single states."""
         for name, values in (
-            ("static", reader.static().astype(np.float32)),
-            ("time", reader.time),
-            *((axis, getattr(reader.grid, axis)) for axis in AXES),
-            ("split", ranges),
-            ("climatology", mean_CIJ.astype(np.float32)),
-            ("stats/mean", moments.mean),
-            ("stats/std", moments.std),
-            ("stats/increment_std", changes.std),
+            ("static", self.static_FIJ),
+            ("time", self.reader.time),
+            *((axis, getattr(self.reader.grid, axis)) for axis in AXES),
+            ("split", self.ranges),
         ):
             hdf5.create_dataset(file, name, values)
-        described = json.dumps(
-            {**config.model_dump(exclude_none=True), "split": ranges.tolist()}, sort_keys=True
+
+    def copy(
+        self,
+        times: range,
+        state: h5py.Dataset,
+        on_block: Any,
+        progress: Progress | None,
+    ) -> _Sums:
+        """Write the states of a range; ``on_block`` is called with the sum of each of its blocks."""
+        self.reader.look_at(times)
+        shift_2C = self._shifts()
+        digest = np.zeros((len(times), 32), dtype=np.uint8)
+        term = np.zeros((len(times), 4, len(self.names)))
+        block_CIJ = np.zeros(self.shape[1:])
+        previous_CIJ = None
+        if 0 < times.start < self.trained:
+            [previous_CIJ] = self._states(range(times.start - 1, times.start))
+        for begin, block_SCIJ in self.reader.blocks(times):
+            at = begin - times.start
+            state[at : at + len(block_SCIJ)] = block_SCIJ
+            for index, raw_CIJ in enumerate(block_SCIJ, begin):
+                row = index - times.start
+                digest[row] = np.frombuffer(hashlib.sha256(raw_CIJ.data).digest(), dtype=np.uint8)
+                if index >= self.trained:
+                    continue
+                values_CIJ = raw_CIJ.astype(np.float64)
+                block_CIJ += values_CIJ
+                if (index + 1) % BLOCK == 0 or index + 1 == self.trained:
+                    on_block(block_CIJ)
+                    block_CIJ[:] = 0
+                term[row, :2] = Moments.terms(_columns(values_CIJ), shift_2C[0])
+                if previous_CIJ is not None:
+                    change = _columns(values_CIJ - previous_CIJ)
+                    term[row, 2:] = Moments.terms(change, shift_2C[1])
+                previous_CIJ = values_CIJ
+            if progress is not None:
+                progress(at + len(block_SCIJ), len(times))
+        return _Sums(digest, term, shift_2C)
+
+    def _shifts(self) -> Floats:
+        """Means of the first state and of the first change: all parts take them from the same states."""
+        first, *second = self._states(range(min(2, self.trained)))
+        change = second[0] - first if second else np.zeros_like(first)
+        return np.array([Moments.shift_of(_columns(values)) for values in (first, change)])
+
+    def _states(self, times: range) -> list[Floats]:
+        return [
+            state.astype(np.float64) for _, block in self.reader.blocks(times) for state in block
+        ]
+
+
+def _part(units: int, part: int, parts: int, together: int) -> range:
+    """Units of a part: all parts but the last have the same number of them, a multiple of ``together``."""
+    length = -(-units // (parts * together)) * together
+    return range(min(part * length, units), min((part + 1) * length, units))
+
+
+def _create_states(file: h5py.File, shape: tuple[int, ...]) -> h5py.Dataset:
+    chunks = (1, hdf5.rows_per_chunk(shape[1:], np.float32), *shape[2:])
+    return hdf5.create_dataset(file, "state", shape=shape, dtype=np.float32, chunks=chunks)
+
+
+def _finish(
+    file: h5py.File,
+    facts: dict[str, Any],
+    sums: _Sums,
+    total_CIJ: Floats,
+    evidence: Sequence[list[dict[str, Any]]],
+) -> None:
+    """Add statistics, digest and attributes; refuses no-data values and channels without variation."""
+    config, ranges = json.loads(facts["config"]), file["split"][()]
+    given = config.get("missing")
+    refuse_no_data(evidence, None if given is None else MissingConfig.parse(given, "missing"))
+    names, trained = facts["channels"], int(ranges[0, 1])
+    cells = int(np.prod(total_CIJ.shape[1:]))
+    term = sums.term[:trained]
+    moments = Moments.of_terms(cells, sums.shift[0], term[:, 0], term[:, 1])
+    changes = Moments.of_terms(cells, sums.shift[1], term[1:, 2], term[1:, 3])
+    constant = ", ".join(name for name, std in zip(names, moments.std, strict=True) if not std > 0)
+    if constant:
+        raise DataError(
+            f"{facts['source']}: {constant} is the same everywhere at all times of the training period; "
+            "leave it out of the dataset's variables"
         )
-        content.update(described.encode())
-        content.update(reader.time.tobytes())
-        file.attrs.update(
-            schema=SCHEMA,
-            surface=hdf5.strings(config.surface),
-            air=hdf5.strings(config.air),
-            static=hdf5.strings(config.static),
-            channels=hdf5.strings(names),
-            config=described,
-            hours=float(config.hours),
-            digest=content.hexdigest()[:16],
-        )
-    reader.count(account, ranges)
-    account.write(output.with_name("samples.json"))
+    for name, values in (
+        ("climatology", (total_CIJ / trained).astype(np.float32)),
+        ("stats/mean", moments.mean),
+        ("stats/std", moments.std),
+        ("stats/increment_std", changes.std),
+    ):
+        hdf5.create_dataset(file, name, values)
+    content = hashlib.sha256(sums.digest.tobytes())
+    content.update(facts["config"].encode())
+    content.update(file["time"][()].tobytes())
+    file.attrs.update(
+        schema=SCHEMA,
+        **{key: hdf5.strings(facts[key]) for key in ("surface", "air", "static", "channels")},
+        config=facts["config"],
+        hours=facts["hours"],
+        digest=content.hexdigest()[:16],
+    )
 
 
 def channel_names(
@@ -113,11 +357,6 @@ def channel_names(
 ) -> tuple[str, ...]:
     """Names of the channels in the order of a state: ``2t``, ..., ``z_500``, ..."""
     return (*surface, *(f"{name}_{level:g}" for name in air for level in levels))
-
-
-def _constant(std_C: Floats, names: Sequence[str]) -> str:
-    """Names of channels without any variation."""
-    return ", ".join(name for name, std in zip(names, std_C, strict=True) if not std > 0)
 
 
 def _columns(values_CIJ: Floats) -> Floats:

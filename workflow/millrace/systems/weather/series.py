@@ -4,9 +4,11 @@ Shape suffixes: T times, S times read at once, P parts of files, L levels, I lat
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -61,6 +63,8 @@ class Series:
         self._name, self._holders, self._level_L = name, holders, level_L
         self._unit = SI.get(short_name(name)) or common(unit_of(v) for _, v in self._holders)
         self._shape, self._missing = shape, missing
+        self.looked_at = slice(None)
+        """Times whose values are looked at for what is no data."""
         for source, variable in self._holders:
             # Units are checked before anything is read.
             converted(np.zeros(1), unit_of(variable), self._unit, f"{source.path}: {variable.name}")
@@ -68,7 +72,7 @@ class Series:
         self._parts: list[_Part] = []
         self._kept: dict[int, NDArray] = {}
         self._checked: set[int] = set()
-        self._looked_at: set[int] = set()
+        self._seen_parts: set[int] = set()
         # By level and unit: what is far from all others in one may be among them in another.
         self._screened: dict[tuple[int, str | None], tuple[Screening, list[_Piece]]] = {}
 
@@ -158,6 +162,11 @@ class Series:
         for part_T in part_LT:
             np.maximum.at(self._last_P, part_T, np.arange(part_LT.shape[1]))
 
+    @property
+    def steps_per_chunk(self) -> int:
+        """Steps that are stored together, the most of all files."""
+        return max(_steps_per_chunk(variable) for _, variable in self._holders)
+
     def origin(self, index: int, level: int) -> tuple[Path, str]:
         """File and name of the variable at a time and level."""
         source, variable = self._holders[int(self._at_LT[level][0][index])]
@@ -186,9 +195,9 @@ class Series:
         values = self._kept.pop(number, None)
         if values is None:
             values = self._read(self._parts[number])
-            if number not in self._looked_at:
+            if number not in self._seen_parts:
                 self._look_at(self._parts[number], values)
-                self._looked_at.add(number)
+                self._seen_parts.add(number)
         # Where times of a file are in no order, what was not used for longest is read again.
         while self._kept and sum(v.nbytes for v in self._kept.values()) + values.nbytes > max(
             self._most_bytes, values.nbytes
@@ -223,9 +232,11 @@ class Series:
     def _screen(self, holder: int, first: int, raw_TLIJ: NDArray, unit: str | None) -> None:
         """Look for no-data values among the steps and levels of a part that are used."""
         for at, (holder_T, step_T) in enumerate(self._at_LT):
-            step_S = step_T[holder_T == holder]
+            step_S = step_T[self.looked_at][holder_T[self.looked_at] == holder]
             step_S = step_S[(step_S >= first) & (step_S < first + len(raw_TLIJ))]
             values = raw_TLIJ[:, self._row(holder, at)]
+            if not len(step_S):
+                continue
             if len(step_S) < len(values):
                 values = values[step_S - first]
             new: tuple[Screening, list[_Piece]] = (Screening.of(self._missing), [])
@@ -233,30 +244,47 @@ class Series:
             screening.add(values)
             pieces.append(_Piece(holder, step_S))
 
-    def check_no_data(self) -> None:
-        """Refuse no-data values that were read, with file, time and place."""
-        for screening, pieces in self._screened.values():
-            for suspect in screening.suspects():
-                piece = pieces[suspect.piece]
-                source, variable = self._holders[piece.holder]
-                step, row, column = np.unravel_index(
-                    suspect.index, (len(piece.step_S), *self._shape)
-                )
-                second = int(source.second_T[piece.step_S[step]])
-                when = np.datetime64(second, "s").astype("datetime64[m]")
-                at = (
-                    f" at {when}, latitude {source.latitude[row]:g}, longitude "
-                    f"{source.longitude[column]:g}"
-                )
-                raise DataError(
-                    f"{source.path}: {suspect.sentence(str(variable.name), 'missing', at)}"
-                )
+    def evidence(self) -> list[dict[str, Any]]:
+        """What may be no-data values among all that was read, for `refuse_no_data`."""
+        return [
+            {
+                "of": [self._name, at, unit],
+                "seen": screening.to_json(partial(self._place, pieces)),
+            }
+            for (at, unit), (screening, pieces) in self._screened.items()
+        ]
+
+    def _place(self, pieces: Sequence[_Piece], number: int, index: int) -> tuple[str, str, str]:
+        """File, variable, and time and cell in words."""
+        piece = pieces[number]
+        source, variable = self._holders[piece.holder]
+        step, row, column = np.unravel_index(index, (len(piece.step_S), *self._shape))
+        when = np.datetime64(int(source.second_T[piece.step_S[step]]), "s").astype("datetime64[m]")
+        at = (
+            f" at {when}, latitude {source.latitude[row]:g}, longitude {source.longitude[column]:g}"
+        )
+        return str(source.path), str(variable.name), at
 
     def _row(self, holder: int, at: int) -> int:
         """Where a file has a level."""
         if self._level_L is None:
             return 0
         return int(np.argmin(np.abs(self._holders[holder][0].level_L - self._level_L[at])))
+
+
+def refuse_no_data(
+    evidence: Iterable[Iterable[Mapping[str, Any]]], missing: MissingConfig | None
+) -> None:
+    """Raise `DataError` for a no-data value in what `Series.evidence` says of all ranges of times."""
+    merged: dict[tuple[Any, ...], tuple[Screening, list[Any]]] = {}
+    for one in itertools.chain.from_iterable(evidence):
+        new: tuple[Screening, list[Any]] = (Screening.of(missing), [])
+        screening, places = merged.setdefault(tuple(one["of"]), new)
+        screening.add_seen(one["seen"], places)
+    for screening, places in merged.values():
+        for suspect in screening.suspects():
+            path, name, at = places[suspect.piece]
+            raise DataError(f"{path}: {suspect.sentence(name, 'missing', at)}")
 
 
 def _bytes_per_step(variable: xr.DataArray) -> int:

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from millrace.config import UNIQUE, Count, Names, Positive, Seed, Settings, SomeNames, option
-from millrace.systems.settings import MissingConfig, SplitDatasetSettings
+from millrace.systems.settings import MissingConfig, PartedDatasetSettings
 
 
 class BarotropicConfig(Settings):
@@ -47,7 +47,7 @@ class WeatherExtraction(WeatherConfig):
     """What a no-data value such as -999 means."""
 
 
-class WeatherDatasetSettings(SplitDatasetSettings):
+class WeatherDatasetSettings(PartedDatasetSettings):
     """States of the atmosphere: a Zarr store, or a directory of NetCDF, GRIB, Zarr or CSV files."""
 
     weather: WeatherConfig = WeatherConfig()

@@ -159,6 +159,8 @@ SYSTEM = System(
                 f"{_HERE}.extract:extract_weather",
                 section=lambda dataset: with_missing(dataset, dataset.get("weather", {})),
                 config=f"{_HERE}.settings:WeatherExtraction",
+                run_part=f"{_HERE}.extract:extract_part",
+                gather=f"{_HERE}.extract:gather",
             ),
             check=_check,
             window=lambda data: WeatherWindowConfig.parse(data, "data").length,

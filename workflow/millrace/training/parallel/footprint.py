@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from millrace.models.spec import ModelSpec
 from millrace.training.acceleration import checkpoint_activations
+from millrace.training.ahead import DEPTH
 from millrace.training.config import TrainConfig
 from millrace.training.parallel.config import ParallelConfig
 from millrace.training.parallel.order import Work, bubbles, order
@@ -210,7 +211,8 @@ class _Process:
         whole = self.workload.batch(self.size * (self.parts if is_pipeline else 1))
         part = self.workload.batch(self.size)
         borders = self._borders(part) if is_pipeline else []
-        fixed = _size(whole)
+        # Beside the samples of this step those of the next micro-batches, unless they are forecasts of it.
+        fixed = _size(whole) + (0 if self.workload.train.replay else DEPTH * _size(part))
         if is_pipeline:
             fixed += _size(self.division.inputs(whole)) + self._buffers(borders)
         tally.ignore([*self.module.parameters(), *self.module.buffers(), whole, part, borders])

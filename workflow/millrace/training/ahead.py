@@ -1,0 +1,64 @@
+"""Samples of the next micro-batches, gathered in a thread while the step runs.
+
+The order of the samples is known from (seed, epoch), so that nothing is gathered that is not used, and
+what a step gets does not depend on the thread. One thread makes all samples: datasets need no locks. On a
+GPU it submits its work to the same stream as the step, which orders both without events; files are read
+and values are normalised on the CPU meanwhile.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from millrace.training.batches import RankShare
+
+DEPTH = 2
+"""Micro-batches that are gathered before they are asked for: one that is ready, and one in the making."""
+
+Gather = Callable[[RankShare], Any]
+
+
+class Ahead:
+    """Samples of the shares ``wanted``, which are gathered in this order and are taken in this order.
+
+    Leaving the context drops what was not taken.
+    """
+
+    def __init__(self, gather: Gather, wanted: Iterator[RankShare]) -> None:
+        self._gather, self._wanted = gather, wanted
+        self._thread = ThreadPoolExecutor(1, "samples")
+        self._begun: deque[tuple[RankShare, Future[Any]]] = deque()
+
+    def take(self, share: RankShare) -> Any | None:
+        """Return the samples of a share if they are the next ones, and begin with others; None otherwise.
+
+        Raises the error of gathering them.
+        """
+        if not self._begun or not _same(self._begun[0][0], share):
+            return None
+        _, samples = self._begun.popleft()
+        made = samples.result()
+        self._fill()
+        return made
+
+    def _fill(self) -> None:
+        while len(self._begun) < DEPTH and (share := next(self._wanted, None)) is not None:
+            self._begun.append((share, self._thread.submit(self._gather, share)))
+
+    def __enter__(self) -> "Ahead":
+        self._fill()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+
+def _same(one: RankShare, other: RankShare) -> bool:
+    return (
+        one.group == other.group
+        and np.array_equal(one.index, other.index)
+        and np.array_equal(one.weight, other.weight)
+    )

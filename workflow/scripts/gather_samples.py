@@ -1,0 +1,16 @@
+"""Rule gather_samples: the parts of the samples of a kind, as one file."""
+
+from pathlib import Path
+
+from millrace.job_log import job
+
+with job(snakemake) as progress:
+    from millrace.data.extraction import gather
+    from millrace.systems.registry import get_kind
+
+    gather(
+        get_kind(snakemake.wildcards.kind),
+        [Path(path) for path in snakemake.input.parts],
+        Path(snakemake.output.samples),
+        progress("parts"),
+    )
