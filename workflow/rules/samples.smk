@@ -56,9 +56,7 @@ rule extract_part:
         # Its time means nothing, see raw_fingerprint.
         source=ancient(raw_source),
     output:
-        samples=ensure(
-            "results/data/{dataset}/parts/{kind}_{part}.h5", non_empty=True
-        ),
+        samples=ensure("results/data/{dataset}/parts/{kind}_{part}.h5", non_empty=True),
     log:
         "logs/extract_part/{dataset}/{kind}_{part}.log",
     benchmark:
