@@ -75,7 +75,8 @@ def _tracks(raw: Path, results: Path) -> None:
 
 
 def _public(name: str, raw: Path, results: Path) -> None:
-    convert(name, raw, results / "tracks")
+    config = TokenConfig(motion=64, road=16, train=0.6, validation=0.2, seed=25)
+    build_vocabulary(raw, results / "vocabulary.h5", config, raw=name)
 
 
 def _init_from(raw: Path, results: Path) -> None:
@@ -144,7 +145,7 @@ if __name__ == "__main__":
     from millrace.systems.downscaling.blocks import BlockConfig, extract_blocks
     from millrace.systems.groundwater.plane_folders import convert_plane_folders
     from millrace.systems.groundwater.series import preprocess
-    from millrace.systems.traffic.formats import ADAPTERS, convert
+    from millrace.systems.traffic.formats import ADAPTERS
     from millrace.systems.traffic.scenarios import TokenConfig, build_vocabulary
     from millrace.systems.weather.extract import WeatherConfig, extract_weather
     from millrace.training.receipt import check_published

@@ -5,15 +5,14 @@ import struct
 import numpy as np
 import pandas as pd
 
-from millrace.systems.traffic.formats import convert
+from millrace.data.account import Account
+from millrace.systems.traffic.formats import Traffic
 from millrace.systems.traffic.formats.waymo import masked_crc, message
 from millrace.systems.traffic.tracks import (
     STEP_S,
     STEPS,
     Polyline,
     Scenario,
-    find_recordings,
-    read_recording,
     write_recording,
 )
 
@@ -88,17 +87,10 @@ def write(base, scenarios=12):
     return written
 
 
-def read(base):
-    """Read the scenarios of all recordings of a directory."""
-    return [one for files in find_recordings(base) for one in read_recording(files)]
-
-
-def converted(name, source, output):
-    """Convert a directory of a public data set, and read the scenarios."""
-    count = convert(name, source, output)
-    scenarios = read(output)
-    assert len(scenarios) == count
-    return scenarios
+def read(base, name="tracks", account=None):
+    """Read the scenarios of all files of a directory in a format."""
+    traffic, account = Traffic(name, base), account or Account()
+    return [one for n in range(len(traffic.files)) for one in traffic.scenarios(n, account)]
 
 
 def write_highd(base, rate=25, seconds=12):

@@ -14,7 +14,7 @@ from millrace.errors import ConfigError, DataError
 from millrace.job_requests import measure_request, segment_request
 from millrace.plan import Plan
 from millrace.systems.registry import get_model, kinds, models
-from millrace.systems.traffic.system import ADAPTED
+from millrace.systems.traffic.system import FORMATS
 from millrace.training import run_hash
 
 
@@ -178,7 +178,7 @@ def test_all_formats_of_traffic_become_scenarios(kind, tmp_path) -> None:
     made["datasets"]["town"] |= {"format": kind, "source": str(tmp_path)}
     plan = Plan(made)
     assert plan.sample_files() == ["results/data/town/scenarios.h5"]
-    assert plan.datasets_in("tracks", *ADAPTED) == "town"
+    assert plan.datasets_in(*FORMATS) == "town"
     assert plan.source("town") == str(tmp_path)
 
 

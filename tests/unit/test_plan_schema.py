@@ -13,7 +13,7 @@ from millrace.plan import Plan
 from millrace.systems.base import resolve
 from millrace.systems.registry import formats, get_model, kinds, models
 from millrace.systems.traffic.formats import ADAPTERS
-from millrace.systems.traffic.system import ADAPTED
+from millrace.systems.traffic.system import FORMATS
 from millrace.yaml_files import merged, read_yaml
 
 SHIPPED = [
@@ -80,4 +80,4 @@ def test_what_systems_name_is_there() -> None:
 
 def test_every_adapter_is_a_format() -> None:
     assert set(kinds()["scenarios"].formats) == {"tracks", *ADAPTERS}
-    assert set(ADAPTED) == set(ADAPTERS)
+    assert set(FORMATS) == {"tracks", *ADAPTERS}

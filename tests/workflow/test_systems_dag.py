@@ -398,13 +398,14 @@ def test_a_second_stage_waits_for_the_first(project):
 
 
 @of("traffic")
-def test_a_recording_in_another_format_is_converted(project):
+def test_a_recording_in_another_format_is_tokenised_at_once(project):
     project.run("results/data/motorway/scenarios.h5")
     with h5py.File(project.path("results/data/motorway/scenarios.h5")) as file:
         assert len(file["name"]) >= 10
         assert set(file["split"][()]) == {0, 1, 2}
     project.config["run"]["experiments"] = ["flow"]
-    assert "convert_tracks" not in project.planned()
+    planned = project.planned()
+    assert not {"build_vocabulary", "tokenise"} & planned.keys()
 
 
 def simulator_installed():
@@ -415,10 +416,10 @@ def simulator_installed():
 
 
 @of("traffic")
-def test_sumo_simulates_before_its_files_are_converted(project):
+def test_sumo_simulates_before_its_files_are_read(project):
     project.config["run"]["experiments"] = ["sumo"]
     planned = project.planned("results/data/simulated/scenarios.h5")
-    jobs = ("simulate_raw", "convert_tracks", "build_vocabulary", "tokenise")
+    jobs = ("simulate_raw", "build_vocabulary", "tokenise")
     assert planned == dict.fromkeys(jobs, 1)
     if not simulator_installed():
         done = project.run("results/data/simulated/raw", check=False)

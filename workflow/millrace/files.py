@@ -1,22 +1,17 @@
 """Output files that are either complete or absent."""
 
 import contextlib
-import hashlib
 import json
 import math
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from millrace.errors import REFUSED, DataError, ExitCode, NotFiniteError, UserError
 
 # Separators of directories, what no file system takes, and dots at the beginning.
-_UNSAFE = re.compile(r"^\.|[/\\:%\x00-\x1f\x7f]|[\ud800-\udfff]")
-_LONGEST_NAME = 180  # bytes: file systems take 255, with suffixes
 
 
 class OutputError(UserError):
@@ -76,25 +71,6 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def safe_name(name: str) -> str:
-    """Name of a file after an identifier that comes with data, which may be any text.
-
-    Different identifiers have different names, none of which leads out of its directory; ordinary ones stay
-    as they are. Characters that may not occur are written as in addresses of the web (``%2F``).
-
-    Raises
-    ------
-    DataError
-        The identifier is empty.
-    """
-    if not name:
-        raise DataError("an identifier is empty; expected one after which a file can be named")
-    safe = _UNSAFE.sub(lambda found: quote(found[0], safe="").replace(".", "%2E"), name)
-    if len(safe.encode()) > _LONGEST_NAME:
-        safe = f"{safe[:40]}%{hashlib.sha256(name.encode(errors='replace')).hexdigest()}"
-    return safe
 
 
 def write_json(path: Path, value: Any) -> None:

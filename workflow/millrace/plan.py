@@ -312,8 +312,8 @@ class Plan:
 
     def parts(self, dataset: str, kind: str) -> int:
         """Return the number of jobs that extract samples, by the configuration or the size of raw files."""
-        block, extraction = self.datasets[dataset], kinds()[kind].extraction
-        if extraction is None or extraction.run_part is None:
+        block = self.datasets[dataset]
+        if not kinds()[kind].in_parts:
             return 1
         if block.get("parts"):
             return int(block["parts"])
@@ -327,15 +327,16 @@ class Plan:
 
     def count_parts(self) -> None:
         """Write the numbers of parts into the configuration: jobs take them from it, and count no files."""
-        for name, kind in self._extractions():
-            extraction = kinds()[kind].extraction
-            if extraction and extraction.run_part:
-                self.config["datasets"][name]["parts"] = self.parts(name, kind)
+        for name, block in self.datasets.items():
+            for kind in kinds().values():
+                if kind.in_parts and raw_format(block).name in kind.formats:
+                    self.config["datasets"][name]["parts"] = self.parts(name, kind.name)
 
-    def part_files(self, dataset: str, kind: str) -> list[str]:
-        """Return the paths of the parts of samples, in order."""
+    def part_files(self, dataset: str, kind: str, stem: str | None = None) -> list[str]:
+        """Return the paths of the parts of samples in order, or of what is made of the same parts."""
         folder = f"results/data/{dataset}/parts"
-        return [f"{folder}/{kind}_{number}.h5" for number in range(self.parts(dataset, kind))]
+        numbers = range(self.parts(dataset, kind))
+        return [f"{folder}/{stem or kind}_{number}.h5" for number in numbers]
 
     def extractions(self) -> list[str]:
         """Return the names of the jobs of ``extract_samples`` in a cluster's facts: one for each kind."""
@@ -366,10 +367,16 @@ class Plan:
         """Return the rules of the systems that make sample files."""
         return [rule for system in systems().values() for rule in system.rules]
 
-    def datasets_in(self, *formats: str) -> str:
-        """Return a pattern of the names of datasets whose raw files have one of these formats."""
+    def datasets_in(self, *formats: str, kind: str | None = None, in_parts: bool = False) -> str:
+        """Return a pattern of the names of datasets whose raw files have one of these formats.
+
+        With a ``kind``, only of those whose samples are made whole, or ``in_parts``.
+        """
         return _pattern(
-            n for n, block in self.datasets.items() if raw_format(block).name in formats
+            name
+            for name, block in self.datasets.items()
+            if raw_format(block).name in formats
+            and (kind is None or (self.parts(name, kind) > 1) == in_parts)
         )
 
     def source(self, dataset: str) -> str:
@@ -385,6 +392,17 @@ class Plan:
         made = self._root / f"results/data/{dataset}/{raw.read_into}"
         _check_directory(source, f"datasets.{dataset}", "demo", made, raw.holds)
         return source
+
+    def readable(self, dataset: str) -> tuple[str, str]:
+        """Return the directory of the raw files and their format, or those of what they were converted to.
+
+        Earlier versions of the workflow converted some; what was made of it stays valid.
+        """
+        raw = raw_format(self.datasets[dataset])
+        folder = f"results/data/{dataset}/{raw.converted}"
+        if raw.converted and (self._root / folder).is_dir():
+            return folder, raw.converted
+        return self.source(dataset), raw.name
 
     def fingerprint(self, dataset: str) -> Any:
         """Return a value that changes with the content of the raw files, not with their times."""

@@ -1,43 +1,14 @@
-"""Recorded traffic to tokens: convert, build vocabularies, tokenise once."""
+"""Recorded traffic to tokens: build vocabularies, tokenise once; whole, or in parts."""
 
-from millrace.systems.traffic.system import ADAPTED
+from millrace.systems.traffic.system import FORMATS
 
-# Directory of tracks: simulated, the user's, or converted from another format.
-tracks = lambda wildcards: (
-    raw_source(wildcards)
-    if plan.datasets[wildcards.dataset]["format"] == "tracks"
-    else f"results/data/{wildcards.dataset}/tracks"
-)
-
-
-rule convert_tracks:
-    input:
-        # Its time means nothing, see raw_fingerprint.
-        source=ancient(raw_source),
-    output:
-        directory("results/data/{dataset}/tracks"),
-    log:
-        "logs/convert_tracks/{dataset}.log",
-    benchmark:
-        "benchmarks/convert_tracks/{dataset}.tsv"
-    wildcard_constraints:
-        dataset=plan.datasets_in(*ADAPTED),
-    conda:
-        "../../envs/data.yaml"
-    threads: cores("convert_tracks")
-    resources:
-        **placed("convert_tracks"),
-    params:
-        fingerprint=raw_fingerprint,
-        format=dataset_block("format"),
-    script:
-        "../scripts/convert_tracks.py"
+raw_traffic = configured(lambda dataset: plan.readable(dataset)[0], "dataset")
 
 
 rule build_vocabulary:
     input:
         # Its time means nothing, see raw_fingerprint.
-        source=ancient(tracks),
+        source=ancient(raw_traffic),
     output:
         vocabulary=ensure("results/data/{dataset}/vocabulary.h5", non_empty=True),
         plates=report(
@@ -51,7 +22,7 @@ rule build_vocabulary:
     benchmark:
         "benchmarks/build_vocabulary/{dataset}.tsv"
     wildcard_constraints:
-        dataset=plan.datasets_in("tracks", *ADAPTED),
+        dataset=plan.datasets_in(*FORMATS, kind="scenarios"),
     conda:
         "../../envs/data.yaml"
     threads: cores("build_vocabulary")
@@ -59,15 +30,74 @@ rule build_vocabulary:
         **placed("build_vocabulary"),
     params:
         fingerprint=raw_fingerprint,
+        # With `output` as argument it is not compared with the last run.
+        format=lambda wildcards, output: plan.readable(wildcards.dataset)[1],
         tokens=dataset_block("tokens", default={}),
     script:
         "../scripts/build_vocabulary.py"
 
 
+rule sample_motion:
+    input:
+        # Its time means nothing, see raw_fingerprint.
+        source=ancient(raw_traffic),
+    output:
+        sample=ensure("results/data/{dataset}/parts/motion_{part}.h5", non_empty=True),
+    log:
+        "logs/sample_motion/{dataset}/{part}.log",
+    benchmark:
+        "benchmarks/sample_motion/{dataset}/{part}.tsv"
+    wildcard_constraints:
+        dataset=plan.datasets_in(*FORMATS, kind="scenarios", in_parts=True),
+    conda:
+        "../../envs/data.yaml"
+    threads: cores("build_vocabulary")
+    resources:
+        **placed("build_vocabulary"),
+    params:
+        fingerprint=raw_fingerprint,
+        parts=lambda wildcards: plan.parts(wildcards.dataset, "scenarios"),
+        # With `output` as argument it is not compared with the last run.
+        format=lambda wildcards, output: plan.readable(wildcards.dataset)[1],
+        tokens=dataset_block("tokens", default={}),
+    script:
+        "../scripts/sample_motion.py"
+
+
+rule gather_vocabulary:
+    input:
+        parts=lambda wildcards: plan.part_files(
+            wildcards.dataset, "scenarios", "motion"
+        ),
+    output:
+        vocabulary=ensure("results/data/{dataset}/vocabulary.h5", non_empty=True),
+        plates=report(
+            "results/data/{dataset}/vocabulary.png",
+            caption="../report/vocabulary.rst",
+            category="Data",
+            labels={"dataset": "{dataset}", "figure": "vocabularies"},
+        ),
+    log:
+        "logs/gather_vocabulary/{dataset}.log",
+    benchmark:
+        "benchmarks/gather_vocabulary/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=plan.datasets_in(*FORMATS, kind="scenarios", in_parts=True),
+    conda:
+        "../../envs/data.yaml"
+    threads: cores("build_vocabulary")
+    resources:
+        **placed("build_vocabulary"),
+    params:
+        tokens=dataset_block("tokens", default={}),
+    script:
+        "../scripts/gather_vocabulary.py"
+
+
 rule tokenise:
     input:
         # Its time means nothing, see raw_fingerprint.
-        source=ancient(tracks),
+        source=ancient(raw_traffic),
         vocabulary="results/data/{dataset}/vocabulary.h5",
     output:
         scenarios=ensure("results/data/{dataset}/scenarios.h5", non_empty=True),
@@ -76,7 +106,7 @@ rule tokenise:
     benchmark:
         "benchmarks/tokenise/{dataset}.tsv"
     wildcard_constraints:
-        dataset=plan.datasets_in("tracks", *ADAPTED),
+        dataset=plan.datasets_in(*FORMATS, kind="scenarios"),
     conda:
         "../../envs/data.yaml"
     threads: cores("tokenise")
@@ -84,6 +114,61 @@ rule tokenise:
         **placed("tokenise"),
     params:
         fingerprint=raw_fingerprint,
+        # With `output` as argument it is not compared with the last run.
+        format=lambda wildcards, output: plan.readable(wildcards.dataset)[1],
         tokens=dataset_block("tokens", default={}),
     script:
         "../scripts/tokenise.py"
+
+
+rule tokenise_part:
+    input:
+        # Its time means nothing, see raw_fingerprint.
+        source=ancient(raw_traffic),
+        vocabulary="results/data/{dataset}/vocabulary.h5",
+    output:
+        scenarios=ensure(
+            "results/data/{dataset}/parts/scenarios_{part}.h5", non_empty=True
+        ),
+    log:
+        "logs/tokenise_part/{dataset}/{part}.log",
+    benchmark:
+        "benchmarks/tokenise_part/{dataset}/{part}.tsv"
+    wildcard_constraints:
+        dataset=plan.datasets_in(*FORMATS, kind="scenarios", in_parts=True),
+    conda:
+        "../../envs/data.yaml"
+    threads: cores("tokenise")
+    resources:
+        **placed("tokenise"),
+    params:
+        fingerprint=raw_fingerprint,
+        parts=lambda wildcards: plan.parts(wildcards.dataset, "scenarios"),
+        # With `output` as argument it is not compared with the last run.
+        format=lambda wildcards, output: plan.readable(wildcards.dataset)[1],
+        tokens=dataset_block("tokens", default={}),
+    script:
+        "../scripts/tokenise_part.py"
+
+
+rule gather_scenarios:
+    input:
+        parts=lambda wildcards: plan.part_files(wildcards.dataset, "scenarios"),
+        vocabulary="results/data/{dataset}/vocabulary.h5",
+    output:
+        scenarios=ensure("results/data/{dataset}/scenarios.h5", non_empty=True),
+    log:
+        "logs/gather_scenarios/{dataset}.log",
+    benchmark:
+        "benchmarks/gather_scenarios/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=plan.datasets_in(*FORMATS, kind="scenarios", in_parts=True),
+    conda:
+        "../../envs/data.yaml"
+    threads: cores("gather_samples")
+    resources:
+        **placed("gather_samples"),
+    params:
+        tokens=dataset_block("tokens", default={}),
+    script:
+        "../scripts/gather_scenarios.py"

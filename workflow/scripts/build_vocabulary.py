@@ -10,5 +10,6 @@ with job(snakemake) as progress:
 
     config = TokenConfig.parse(snakemake.params.tokens, "tokens")
     source, output = Path(snakemake.input.source), Path(snakemake.output.vocabulary)
-    vocabulary = build_vocabulary(source, output, config, progress("recordings"))
+    raw = snakemake.params.format
+    vocabulary = build_vocabulary(source, output, config, progress("files"), raw)
     vocabulary_plates(vocabulary, Path(snakemake.output.plates))

@@ -12,5 +12,6 @@ with job(snakemake) as progress:
         Path(snakemake.input.vocabulary),
         Path(snakemake.output.scenarios),
         TokenConfig.parse(snakemake.params.tokens, "tokens"),
-        progress("recordings"),
+        progress("files"),
+        snakemake.params.format,
     )

@@ -100,18 +100,21 @@ def create_virtual(
     file will be, and `open_checked` refuses it where one of them is missing or has changed: HDF5 would read
     no values there.
     """
-    rows = sum(shape[0] for _, shape in parts)
-    layout = h5py.VirtualLayout((rows, *parts[0][1][1:]), dtype)
-    begin, names, sizes = 0, [], []
-    for path, shape in parts:
-        names.append(os.path.relpath(path, folder))
-        sizes.append(path.stat().st_size)
-        if shape[0]:
-            source = h5py.VirtualSource(names[-1], name, shape, dtype)
-            layout[begin : begin + shape[0]] = source
+    used = [(os.path.relpath(path, folder), path, shape) for path, shape in parts if shape[0]]
+    if not used:
+        return create_dataset(file, name, shape=parts[0][1], dtype=dtype)
+    rows = sum(shape[0] for *_, shape in used)
+    layout = h5py.VirtualLayout((rows, *used[0][2][1:]), dtype)
+    begin = 0
+    for relative, _, shape in used:
+        source = h5py.VirtualSource(relative, name, shape, dtype)
+        layout[begin : begin + shape[0]] = source
         begin += shape[0]
-    file.attrs["parts"], file.attrs["part_sizes"] = strings(names), np.array(sizes)
-    return file.create_virtual_dataset(name, layout, fillvalue=np.nan)
+    sizes = dict(zip(file.attrs.get("parts", ()), file.attrs.get("part_sizes", ()), strict=True))
+    sizes |= {relative: path.stat().st_size for relative, path, _ in used}
+    file.attrs["parts"], file.attrs["part_sizes"] = strings([*sizes]), np.array([*sizes.values()])
+    fill = np.nan if np.issubdtype(np.dtype(dtype), np.floating) else None
+    return file.create_virtual_dataset(name, layout, fillvalue=fill)
 
 
 def rows_per_chunk(shape: Sequence[int], dtype: DTypeLike) -> int:

@@ -51,6 +51,9 @@ class RawFormat:
     """`Settings` of the simulator."""
     environment: str = "data"
     """Conda environment of the simulator, a file of envs/."""
+    converted: str | None = None
+    """Format, and folder below ``results/data/{dataset}``, to which earlier versions converted such
+    files."""
     settings: Reference = SplitDatasetSettings
     """`millrace.systems.settings.DatasetSettings` of its block, in a module without torch; the key
     ``demo`` is added if there is a simulator."""
@@ -149,6 +152,8 @@ class SampleKind:
     whose role is the name of the kind."""
     extraction: Extraction | None = None
     """None: rules of the system's own make the files."""
+    in_parts: bool = False
+    """Whether several jobs can make the files, each a part of them; the dataset has the key ``parts``."""
     prepare: Reference | None = None
     """(source, directory, dataset block, model block) -> sample files by role: what rules of the system's
     own do, in one process and without Snakemake."""

@@ -1,7 +1,9 @@
 """Blocks of datasets that are the same for all systems, without numpy and torch."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from millrace.config import Settings, Share, Text, option
 
@@ -44,6 +46,10 @@ def with_missing(dataset: Mapping[str, Any], section: Mapping[str, Any]) -> dict
     return {**section, **({} if value is None else {"missing": value})}
 
 
+Parts = Annotated[int | None, Field(ge=1, le=10_000)]
+"""Jobs that extract samples; None: by the size of the raw files."""
+
+
 class DatasetSettings(Settings):
     """What all datasets have; each raw format adds its keys."""
 
@@ -60,11 +66,3 @@ class SplitDatasetSettings(DatasetSettings):
 
     split: SplitConfig
     """Shares of the steps for training, validation and test."""
-
-
-class PartedDatasetSettings(SplitDatasetSettings):
-    """A dataset whose samples can be extracted in parts."""
-
-    parts: int | None = option(None, ge=1, le=10_000)
-    """Jobs that extract the samples, each a range of times; what they make does not depend on it. null: one
-    for every 16 GiB of raw files."""

@@ -1,13 +1,12 @@
 """SUMO's files, written here as SUMO writes them: one intersection, four arms, a lane each way."""
 
 import gzip
-import json
-import shutil
 
 import motion_scenes
 import numpy as np
 import pytest
 
+from millrace.data.account import Account
 from millrace.errors import DataError
 from millrace.systems.traffic.formats.sumo_network import offset, read_network
 from millrace.systems.traffic.tracks import LIGHT_STATES
@@ -101,7 +100,7 @@ def base(tmp_path):
 
 
 def converted(source):
-    return motion_scenes.converted("sumo", source, source.parent / "out")
+    return motion_scenes.read(source, "sumo")
 
 
 def agent(scenario, name):
@@ -328,7 +327,6 @@ def test_a_scenario_is_read_by_its_configuration_whatever_its_files_are_called(b
         '<configuration><input><net-file value="nets/town.xml"/>'
         f'<route-files value="demand/none.xml, demand/types.xml"/></input>{written}</configuration>'
     )
-    shutil.rmtree(base.parent / "out")
     (scenario,) = converted(base)
     assert scenario.name == "trace_0_00000"
     np.testing.assert_array_equal(scenario.pose_AT3, expected.pose_AT3)
@@ -346,7 +344,9 @@ def test_what_lies_far_from_intersections_and_off_roads_is_counted(base):
         return (element, name, kind, x + 70, *rest) if name == "c" else row
 
     write_fcd(base / "cross.fcd.xml", change=away)
-    converted(base)
-    account = json.loads((base.parent / "out/account.json").read_text())
-    assert account["tracks"]["left_out"] == {"of the type 'metro', not on roads": 1}
-    assert account["observations"]["left_out"] == {"100 m or more from each intersection": 101}
+    account = Account()
+    motion_scenes.read(base, "sumo", account)
+    assert account.to_json()["tracks"]["left_out"] == {"of the type 'metro', not on roads": 1}
+    assert account.to_json()["observations"]["left_out"] == {
+        "100 m or more from each intersection": 101
+    }

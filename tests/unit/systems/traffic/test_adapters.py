@@ -6,10 +6,10 @@ import struct
 import numpy as np
 import pandas as pd
 import pytest
-from motion_scenes import converted, write_highd
+from motion_scenes import read, write_highd
 
 from millrace.errors import DataError
-from millrace.systems.traffic.formats import ADAPTERS, convert
+from millrace.systems.traffic.formats import ADAPTERS
 from millrace.systems.traffic.formats.interaction import utm
 from millrace.systems.traffic.formats.recordings import Track, cut_scenarios, heading_of, states_at
 from millrace.systems.traffic.formats.waymo import masked_crc, message
@@ -23,7 +23,7 @@ def line_of(scenario, name):
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_an_empty_directory_is_refused(tmp_path, name):
     with pytest.raises(DataError, match="no file"):
-        convert(name, tmp_path, tmp_path / "out")
+        read(tmp_path, name)
 
 
 # highD
@@ -31,7 +31,7 @@ def test_an_empty_directory_is_refused(tmp_path, name):
 
 def test_highd(tmp_path):
     write_highd(tmp_path)
-    (scenario,) = converted("highd", tmp_path, tmp_path / "out")
+    (scenario,) = read(tmp_path, "highd")
     assert scenario.track_A == ("1", "2")
     one, two = scenario.pose_AT3
     # The first frame is number 1, at 0.04 s; corners are 2.5 and 1 m from the middle; y goes up.
@@ -59,7 +59,7 @@ def test_ngsim(tmp_path):
     time = np.arange(120)
     rows = {"Global_Time": 1118846980200 + 100 * time, "Local_Y": 100 + 4.0 * time, "v_Class": 2}
     pd.DataFrame(NGSIM | rows).to_csv(tmp_path / "us101.csv", index=False)
-    (scenario,) = converted("ngsim", tmp_path, tmp_path / "out")
+    (scenario,) = read(tmp_path, "ngsim")
     foot = 0.3048
     # Its front is 100 feet along the road and 18 feet right of the left edge.
     expected = [(100 - 7.5) * foot, -18 * foot, 0]
@@ -74,7 +74,7 @@ def test_ngsim_gives_one_number_to_several_vehicles(tmp_path):
     rows = {"Global_Time": 100 * time, "Local_Y": 4.0 * (time % 1000)}
     rows["v_Class"] = [2] * 100 + [1] * 100
     pd.DataFrame(NGSIM | rows).to_csv(tmp_path / "i80.csv", index=False)
-    scenarios = converted("ngsim", tmp_path, tmp_path / "out")
+    scenarios = read(tmp_path, "ngsim")
     assert {scenario.track_A for scenario in scenarios} == {("7_0",), ("7_1",)}
     assert {int(scenario.kind_A[0]) for scenario in scenarios} == {0, 2}
 
@@ -112,7 +112,7 @@ def write_interaction(base):
 
 def test_interaction(tmp_path):
     write_interaction(tmp_path)
-    (scenario,) = converted("interaction", tmp_path, tmp_path / "out")
+    (scenario,) = read(tmp_path, "interaction")
     assert scenario.track_A == ("1", "P1")
     np.testing.assert_allclose(scenario.pose_AT3[0, 10], [1 + 0.5 * 11, 2, 0.05], atol=1e-3)
     np.testing.assert_allclose(scenario.pose_AT3[1, 0, 2], np.pi / 2, atol=1e-3)
@@ -165,7 +165,7 @@ def test_argoverse(tmp_path):
         "drivable_areas": {"3": {"area_boundary": points((0, 0), (0, 10), (90, 10), (90, 0))}},
     }
     (folder / "log_map_archive_abc.json").write_text(json.dumps(content))
-    (scenario,) = converted("argoverse2", tmp_path, tmp_path / "out")
+    (scenario,) = read(tmp_path, "argoverse2")
     assert scenario.track_A == ("9", "AV")
     np.testing.assert_allclose(scenario.pose_AT3[1, 0], [0.8 * 19, 5, 0.1], atol=1e-3)
     np.testing.assert_allclose(scenario.pose_AT3[1, -1, 0], 0.8 * 109, atol=1e-3)
@@ -208,7 +208,7 @@ def write_waymo(path, steps=91):
 
 def test_waymo(tmp_path):
     write_waymo(tmp_path / "training.tfrecord-00000-of-01000")
-    (scenario,) = converted("waymo", tmp_path, tmp_path / "out")
+    (scenario,) = read(tmp_path, "waymo")
     assert scenario.name == "f00d"
     assert scenario.track_A == ("40", "41"), "other objects are left out"
     np.testing.assert_allclose(scenario.pose_AT3[1, 10], [15, -2, 0.25], atol=1e-3)
@@ -240,13 +240,13 @@ def test_damaged_tfrecord_is_refused(tmp_path, damage, told):
         content[1000] ^= 4
     path.write_bytes(content[: -3 if damage == "cut" else None])
     with pytest.raises(DataError, match=told):
-        convert("waymo", tmp_path, tmp_path / "out")
+        read(tmp_path, "waymo")
 
 
 def test_scenario_without_the_expected_current_step_is_refused(tmp_path):
     write_waymo(tmp_path / "a.tfrecord", steps=120)
     with pytest.raises(DataError, match="'f00d' has 120 steps"):
-        convert("waymo", tmp_path, tmp_path / "out")
+        read(tmp_path, "waymo")
 
 
 # What they share

@@ -8,13 +8,14 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from motion_scenes import record, waymo
+from motion_scenes import record, scenario, waymo
 
 from millrace.data.split import SPLITS
 from millrace.errors import DataError
-from millrace.systems.traffic.formats import convert
+from millrace.systems.traffic.formats.waymo import message
 from millrace.systems.traffic.scenarios import TokenConfig, build_vocabulary, tokenise
 from millrace.systems.traffic.splits import named_split
+from millrace.systems.traffic.tracks import write_recording
 
 OFFICIAL = TokenConfig(motion=16, road=8, tolerance=0.2, splits="official")
 PLACES = {
@@ -61,10 +62,10 @@ def write_waymo(base, places=PLACES, test_steps=11):
     return names
 
 
-def splits(base, config):
-    """Split of each scenario of a directory of tracks, as it is trained on."""
-    build_vocabulary(base, base.parent / "v.h5", config)
-    tokenise(base, base.parent / "v.h5", base.parent / "s.h5", config)
+def splits(base, config, raw="waymo"):
+    """Split of each scenario of a directory, as it is trained on."""
+    build_vocabulary(base, base.parent / "v.h5", config, raw=raw)
+    tokenise(base, base.parent / "v.h5", base.parent / "s.h5", config, raw=raw)
     with h5py.File(base.parent / "s.h5") as file:
         numbers = zip(file["name"][()], file["split"][()], strict=True)
         return {name.decode(): SPLITS[number] for name, number in numbers}
@@ -72,11 +73,10 @@ def splits(base, config):
 
 def test_the_split_of_waymo_is_used_and_its_test_set_without_futures_counted(tmp_path):
     names = write_waymo(tmp_path / "raw")
-    assert convert("waymo", tmp_path / "raw", tmp_path / "tracks") == 20
-    account = json.loads((tmp_path / "tracks/account.json").read_text())["scenarios"]
+    found = splits(tmp_path / "raw", OFFICIAL)
+    account = json.loads((tmp_path / "samples.json").read_text())["scenarios"]
     reason = "of a test set, whose futures are not published"
     assert account == {"read": 24, "kept": 20, "left_out": {reason: 4}}
-    found = splits(tmp_path / "tracks", OFFICIAL)
     training, more, validation, _ = names.values()
     assert {name for name, split in found.items() if split == "train"} == {*training, *more}
     rest = [found[name] for name in validation]
@@ -87,8 +87,7 @@ def test_the_split_of_waymo_is_used_and_its_test_set_without_futures_counted(tmp
 
 def test_an_official_test_set_with_futures_is_the_test_set(tmp_path):
     names = write_waymo(tmp_path / "raw", test_steps=91)
-    convert("waymo", tmp_path / "raw", tmp_path / "tracks")
-    found = splits(tmp_path / "tracks", OFFICIAL)
+    found = splits(tmp_path / "raw", OFFICIAL)
     *_, validation, test = names.values()
     assert {found[name] for name in validation} == {"validation"}
     assert {found[name] for name in test} == {"test"}
@@ -97,9 +96,8 @@ def test_an_official_test_set_with_futures_is_the_test_set(tmp_path):
 
 def test_without_the_key_scenarios_are_split_by_name_as_before(tmp_path, capsys):
     write_waymo(tmp_path / "raw")
-    convert("waymo", tmp_path / "raw", tmp_path / "tracks")
     config = OFFICIAL.replaced(splits="by_name")
-    found = splits(tmp_path / "tracks", config)
+    found = splits(tmp_path / "raw", config)
     assert found == {name: SPLITS[config.split(name)] for name in found}
     assert "set tokens.splits to official" in capsys.readouterr().out
     with h5py.File(tmp_path / "s.h5") as file:
@@ -107,52 +105,61 @@ def test_without_the_key_scenarios_are_split_by_name_as_before(tmp_path, capsys)
 
 
 def test_validation_scenarios_do_not_reach_the_vocabulary(tmp_path):
-    write_waymo(tmp_path / "raw")
-    convert("waymo", tmp_path / "raw", tmp_path / "tracks")
-    one = build_vocabulary(tmp_path / "tracks", tmp_path / "v.h5", OFFICIAL)
-    for path in (tmp_path / "tracks/tracks").glob("*vali.csv"):
-        table = pd.read_csv(path, dtype=str)
-        table.assign(position_x=[str(0.05 * n) for n in range(91)]).to_csv(path, index=False)
-    other = build_vocabulary(tmp_path / "tracks", tmp_path / "w.h5", OFFICIAL)
+    names = write_waymo(tmp_path / "raw")
+    one = build_vocabulary(tmp_path / "raw", tmp_path / "v.h5", OFFICIAL, raw="waymo")
+    (path,) = [path for path in PLACES if path.endswith("00150") and "validation" in path]
+    moving = []
+    for name in names[path]:
+        scenario = message("Scenario")
+        scenario.ParseFromString(waymo(name))
+        for t, state in enumerate(scenario.tracks[0].states):
+            state.center_x += 0.05 * t
+        moving.append(record(scenario.SerializeToString()))
+    (tmp_path / "raw" / path).write_bytes(b"".join(moving))
+    other = build_vocabulary(tmp_path / "raw", tmp_path / "w.h5", OFFICIAL, raw="waymo")
     assert one.digest == other.digest
 
 
 @pytest.mark.parametrize(
     ("places", "told"),
     [
-        ({"a.tfrecord": 3}, r"splits\.csv: no such file, and tokens\.splits is official"),
-        ({"training/a.tfrecord": 3}, r"splits\.csv: no scenario is official validation"),
+        ({"a.tfrecord": 3}, r"raw: nothing says what is training, and tokens\.splits is official"),
+        ({"training/a.tfrecord": 3}, r"raw: no scenario is official validation"),
         (
             {
                 "training/a.tfrecord": 3,
                 "validation/b.tfrecord": 2,
                 "validation/training.tfrecord": 1,
             },
-            r"splits\.csv: scenario '.*trai' is in no split; .* contradict each other",
+            r"training\.tfrecord: scenario '.*trai' is in no split; .* contradict each other",
         ),
     ],
 )
 def test_data_that_do_not_say_their_split_are_refused(tmp_path, places, told):
     write_waymo(tmp_path / "raw", places)
-    convert("waymo", tmp_path / "raw", tmp_path / "tracks")
     with pytest.raises(DataError, match=told):
-        splits(tmp_path / "tracks", OFFICIAL)
+        splits(tmp_path / "raw", OFFICIAL)
 
 
 def test_a_table_of_splits_beside_tracks_is_checked(tmp_path):
-    names = write_waymo(tmp_path / "raw", {"training/a.tfrecord": 3, "val/b.tfrecord": 2})
-    convert("waymo", tmp_path / "raw", tmp_path / "tracks")
+    random = np.random.default_rng(0)
+    names = [f"scene{n}" for n in range(5)]
+    scenes = [scenario(name, random) for name in names]
+    write_recording(tmp_path / "tracks", "place", scenes)
     path = tmp_path / "tracks/splits.csv"
+    said = ["training"] * 3 + ["validation"] * 2
+    pd.DataFrame({"scenario_id": names, "split": said}).to_csv(path, index=False)
+    found = splits(tmp_path / "tracks", OFFICIAL, "tracks")
+    assert [one for one, split in found.items() if split == "train"] == names[:3]
     text = path.read_text()
     path.write_text(text.replace("validation", "dev"))
     with pytest.raises(
         DataError, match=r"splits\.csv:5:\d+: split 'dev'; expected one of training, "
     ):
-        splits(tmp_path / "tracks", OFFICIAL)
-    name = names["training/a.tfrecord"][0]
-    path.write_text(f"{text}{name},test\n")
-    with pytest.raises(DataError, match=rf"scenario_id '{name}'; expected each scenario only once"):
-        splits(tmp_path / "tracks", OFFICIAL)
+        splits(tmp_path / "tracks", OFFICIAL, "tracks")
+    path.write_text(f"{text}scene0,test\n")
+    with pytest.raises(DataError, match="scenario_id 'scene0'; expected each scenario only once"):
+        splits(tmp_path / "tracks", OFFICIAL, "tracks")
 
 
 def write_argoverse(folder, steps):
@@ -176,10 +183,9 @@ def test_the_split_of_argoverse_is_used_and_its_test_set_without_futures_counted
     for split, number, steps in (("train", 3, 110), ("val", 12, 110), ("test", 2, 50)):
         for n in range(number):
             write_argoverse(tmp_path / f"raw/{split}/{n:02d}-{split}", steps)
-    assert convert("argoverse2", tmp_path / "raw", tmp_path / "tracks") == 15
-    account = json.loads((tmp_path / "tracks/account.json").read_text())["scenarios"]
-    assert sum(account["left_out"].values()) == 2
-    found = splits(tmp_path / "tracks", OFFICIAL)
+    found = splits(tmp_path / "raw", OFFICIAL, "argoverse2")
+    account = json.loads((tmp_path / "samples.json").read_text())["scenarios"]
+    assert (account["kept"], sum(account["left_out"].values())) == (15, 2)
     assert {name for name, split in found.items() if split == "train"} == {
         f"{n:02d}-train" for n in range(3)
     }

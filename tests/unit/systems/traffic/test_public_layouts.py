@@ -1,21 +1,22 @@
 """Variants of public formats, each as its data set or its users have it, and identifiers as they come."""
 
-import json
 import struct
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from motion_scenes import converted, record, waymo, write_highd
+from motion_scenes import read, record, waymo, write_highd
 
+from millrace.data.account import Account
 from millrace.errors import DataError
-from millrace.files import safe_name
-from millrace.systems.traffic.formats import convert
 from millrace.systems.traffic.formats.interaction import read_map, utm
 from millrace.systems.traffic.formats.sumo_network import offset, read_network
 from millrace.systems.traffic.formats.waymo import masked_crc, message, read_records, read_scenario
+from millrace.systems.traffic.preparation import prepare
 
 FOOT = 0.3048
+TOKENS = {"motion": 16, "road": 8, "tolerance": 0.2, "train": 0.9, "validation": 0.05, "block": 1}
 
 
 def line_of(scenario, name):
@@ -45,7 +46,7 @@ def vehicles(*drives, steps=100):
 
 def test_the_columns_of_ngsims_own_download_are_read(tmp_path):
     vehicles((1, 6.0, 0.0, 0.0, 4.0, {})).to_csv(tmp_path / "ngsim.csv", index=False)
-    (scenario,) = converted("ngsim", tmp_path, tmp_path / "out")
+    (scenario,) = read(tmp_path, "ngsim")
     np.testing.assert_allclose(scenario.size_A2, [[15 * FOOT, 6.5 * FOOT]], atol=1e-3)
     np.testing.assert_allclose(scenario.pose_AT3[0, 0], [-7.5 * FOOT, -6 * FOOT, 0], atol=1e-3)
 
@@ -58,7 +59,7 @@ def test_two_directions_of_a_road_are_two_lanes(tmp_path, given):
     if not given:
         table = table.drop(columns="Direction")
     table.to_csv(tmp_path / "ngsim.csv", index=False)
-    (scenario,) = converted("ngsim", tmp_path, tmp_path / "out")
+    (scenario,) = read(tmp_path, "ngsim")
     names = ("northbound", "southbound") if given else ("forward", "backward")
     for name, y, way in zip(names, (-20 * FOOT, 20 * FOOT), (1, -1), strict=True):
         points = line_of(scenario, f"lane1_{name}").points_P2
@@ -73,7 +74,7 @@ def test_cross_streets_are_lanes_of_their_own_and_open_the_edges(tmp_path):
     across = ((n, -100.0, y, 2.0, 0.0, {"Direction": 1}) for n, y in ((3, 150.0), (4, 650.0)))
     main = (1, 20.0, 0.0, 0.0, 9.0, {})
     vehicles(main, *across).to_csv(tmp_path / "ngsim.csv", index=False)
-    (scenario,) = converted("ngsim", tmp_path, tmp_path / "out")
+    (scenario,) = read(tmp_path, "ngsim")
     for street, feet in enumerate((150, 650)):
         points = line_of(scenario, f"lane1_eastbound_{street}").points_P2
         np.testing.assert_allclose(points[:, 0], feet * FOOT, atol=1e-3)
@@ -86,7 +87,7 @@ def test_cross_streets_are_lanes_of_their_own_and_open_the_edges(tmp_path):
 def test_places_of_one_file_are_recordings_of_their_own(tmp_path):
     table = vehicles((1, 6.0, 0.0, 0.0, 4.0, {}), (1, 30.0, 0.0, 0.0, 2.0, {"Location": "i-80"}))
     table.to_csv(tmp_path / "ngsim.csv", index=False)
-    found = {one.name: one for one in converted("ngsim", tmp_path, tmp_path / "out")}
+    found = {one.name: one for one in read(tmp_path, "ngsim")}
     assert set(found) == {"ngsim_i-80_00000", "ngsim_us-101_00000"}
     for one in found.values():
         assert len(one.track_A) == 1
@@ -113,28 +114,28 @@ def test_what_ngsim_does_not_hold_is_refused(tmp_path, change, told):
         tmp_path / "ngsim.csv", index=False
     )
     with pytest.raises(DataError, match=told):
-        convert("ngsim", tmp_path, tmp_path / "out")
+        read(tmp_path, "ngsim")
 
 
 def test_two_positions_of_a_vehicle_at_a_time_are_refused_and_equal_ones_counted(tmp_path):
     table = vehicles((1, 6.0, 0.0, 0.0, 4.0, {}))
     pd.concat([table, table]).to_csv(tmp_path / "ngsim.csv", index=False)
-    converted("ngsim", tmp_path, tmp_path / "out")
-    account = json.loads((tmp_path / "out/account.json").read_text())
-    assert account["observations"]["left_out"] == {"given twice": 100}
+    account = Account()
+    read(tmp_path, "ngsim", account)
+    assert account.to_json()["observations"]["left_out"] == {"given twice": 100}
     other = vehicles((1, 40.0, 0.0, 0.0, 4.0, {}))
     pd.concat([table, other]).to_csv(tmp_path / "ngsim.csv", index=False)
     with pytest.raises(DataError, match=r"ngsim\.csv:102: .*one position of a vehicle at a time"):
-        convert("ngsim", tmp_path, tmp_path / "out")
+        read(tmp_path, "ngsim")
 
 
 def test_a_missing_observation_is_interpolated_and_counted(tmp_path):
     table = vehicles((1, 6.0, 0.0, 0.0, 4.0, {})).reset_index(drop=True)
     table.drop(index=50).to_csv(tmp_path / "ngsim.csv", index=False)
-    (scenario,) = converted("ngsim", tmp_path, tmp_path / "out")
+    account = Account()
+    (scenario,) = read(tmp_path, "ngsim", account)
     assert scenario.observed_AT[0].all()
-    account = json.loads((tmp_path / "out/account.json").read_text())
-    assert account["gaps of 0.25 s or less, interpolated"]["kept"] == 1
+    assert account.to_json()["gaps of 0.25 s or less, interpolated"]["kept"] == 1
 
 
 # INTERACTION 1.2
@@ -184,7 +185,7 @@ def cases(tmp_path):
 
 
 def test_cases_of_interaction_1_2_are_read_on_the_map_of_their_place(cases):
-    one, two = converted("interaction", cases, cases / "out")
+    one, two = read(cases, "interaction")
     assert (one.name, two.name) == tuple(
         f"DR_USA_Intersection_MA_train_{case}_00000" for case in ("1.0", "2.0")
     )
@@ -213,7 +214,7 @@ def test_cells_of_interaction_that_are_wrong_are_refused(cases, old, new, told):
     assert old in text
     path.write_text(text.replace(old, new))
     with pytest.raises(DataError, match=told):
-        convert("interaction", cases, cases / "out")
+        read(cases, "interaction")
 
 
 def test_a_map_of_another_place_is_refused(cases):
@@ -222,7 +223,7 @@ def test_a_map_of_another_place_is_refused(cases):
         r"scenario 'DR_USA_.*, track '\w+', step \d+: at .* km from the nearest line of .*tion\.osm"
     )
     with pytest.raises(DataError, match=told):
-        convert("interaction", cases, cases / "out")
+        read(cases, "interaction")
 
 
 def test_a_lanelet_of_an_empty_way_is_refused(tmp_path):
@@ -241,41 +242,32 @@ def test_a_lanelet_of_an_empty_way_is_refused(tmp_path):
 def test_identifiers_of_scenarios_name_no_paths(tmp_path):
     source, mine = tmp_path / "src", tmp_path / "precious.csv"
     source.mkdir()
+    (tmp_path / "x").mkdir()
     mine.write_text("mine\n")
     names = [str(tmp_path / "precious"), "../../../up", "..", "a.csv.b", "x" * 300]
     (source / "a.tfrecord").write_bytes(b"".join(record(waymo(name)) for name in names))
-    scenarios = converted("waymo", source, tmp_path / "x/tracks")
-    assert {one.name for one in scenarios} == set(names), "what is read is not renamed"
+    prepare(source, tmp_path / "x", {"format": "waymo", "tokens": TOKENS}, {})
+    with h5py.File(tmp_path / "x/scenarios.h5") as file:
+        found = {name.decode() for name in file["name"][()]}
+    assert found == set(names), "what is read is not renamed"
     assert mine.read_text() == "mine\n"
-    outside = [path for path in tmp_path.rglob("*.csv") if path.parents[2] != tmp_path / "x"]
-    assert outside == [mine]
+    made = {"vocabulary.h5", "scenarios.h5", "samples.json"}
+    assert {path.name for path in (tmp_path / "x").rglob("*")} == made
 
 
 def test_an_identifier_of_two_lines_is_refused(tmp_path):
     (tmp_path / "a.tfrecord").write_bytes(record(waymo("two\nlines")))
-    with pytest.raises(DataError, match=r"recording 'two.nlines': expected a name without control"):
-        convert("waymo", tmp_path, tmp_path / "out")
-
-
-def test_names_of_files_are_different_and_ordinary_ones_stay():
-    names = ["a", "A b-c.d_é", "a/b", "a%2Fb", "..", "%2E.", ".", "\\", "x" * 400, "x" * 401]
-    made = [safe_name(name) for name in names]
-    assert made[:2] == names[:2]
-    assert len(set(made)) == len(made)
-    for name in made:
-        assert not set(name) & set("/\\\0")
-        assert name[0] != "."
-        assert len(name.encode()) < 200
-    with pytest.raises(DataError, match="an identifier is empty"):
-        safe_name("")
+    with pytest.raises(DataError, match=r"scenario 'two.nlines': expected a name without control"):
+        read(tmp_path, "waymo")
 
 
 def test_two_scenarios_of_one_identifier_are_refused_with_both_files(tmp_path):
     (tmp_path / "a.tfrecord").write_bytes(record(waymo()))
     (tmp_path / "b.tfrecord").write_bytes(record(waymo(x=2.0)))
-    told = r"b\.tfrecord: recording 's' is in .*a\.tfrecord, too; expected each once"
+    told = r"b\.tfrecord: scenario 's' is in .*a\.tfrecord, too; expected different names"
     with pytest.raises(DataError, match=told):
-        convert("waymo", tmp_path, tmp_path / "out")
+        prepare(tmp_path, tmp_path, {"format": "waymo", "tokens": TOKENS}, {})
+    assert not (tmp_path / "scenarios.h5").exists()
 
 
 def test_records_of_other_messages_are_named(tmp_path):
@@ -293,7 +285,7 @@ def test_records_of_other_messages_are_named(tmp_path):
     ):
         path.write_bytes(record(content))
         with pytest.raises(DataError, match=rf"{told}; expected the files of the folder scenario"):
-            convert("waymo", tmp_path, tmp_path / "out")
+            read(tmp_path, "waymo")
 
 
 @pytest.mark.parametrize(
@@ -323,10 +315,10 @@ def test_objects_of_other_types_are_counted(tmp_path):
     other = scenario.tracks.add(id=2, object_type=4)
     other.states.extend(scenario.tracks[0].states)
     (tmp_path / "a.tfrecord").write_bytes(record(scenario.SerializeToString()))
-    convert("waymo", tmp_path, tmp_path / "out")
-    account = json.loads((tmp_path / "out/account.json").read_text())
+    account = Account()
+    read(tmp_path, "waymo", account)
     left = {"of the type other or unset": 1}
-    assert account["tracks"] == {"read": 2, "kept": 1, "left_out": left}
+    assert account.to_json()["tracks"] == {"read": 2, "kept": 1, "left_out": left}
 
 
 # SUMO: networks
@@ -415,7 +407,7 @@ def test_a_recording_of_highds_relatives_is_named(tmp_path):
         tmp_path / "01_tracks.csv", index=False
     )
     with pytest.raises(DataError, match="xCenter is a column of inD, rounD, exiD and uniD"):
-        convert("highd", tmp_path, tmp_path / "out")
+        read(tmp_path, "highd")
 
 
 @pytest.mark.parametrize(
@@ -449,7 +441,7 @@ def test_cells_of_highd_that_cannot_be_are_refused(tmp_path, file, column, value
     table.loc[min(1, len(table) - 1), column] = value
     table.to_csv(tmp_path / file, index=False)
     with pytest.raises(DataError, match=told):
-        convert("highd", tmp_path, tmp_path / "out")
+        read(tmp_path, "highd")
 
 
 def test_a_table_that_is_cut_in_its_last_line_is_refused(tmp_path):
@@ -457,4 +449,4 @@ def test_a_table_that_is_cut_in_its_last_line_is_refused(tmp_path):
     path = tmp_path / "01_tracks.csv"
     path.write_text(path.read_text()[:-2])
     with pytest.raises(DataError, match=r"01_tracks\.csv: the last line does not end"):
-        convert("highd", tmp_path, tmp_path / "out")
+        read(tmp_path, "highd")

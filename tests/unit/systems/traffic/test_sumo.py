@@ -5,9 +5,9 @@ import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
 
+import motion_scenes
 import numpy as np
 import pytest
-from motion_scenes import converted
 
 from millrace.errors import ConfigError
 from millrace.systems.traffic.formats.sumo_network import distance
@@ -102,7 +102,7 @@ def scenarios(tmp_path_factory):
 
 def read(base):
     simulate(CONFIG, base / "raw")
-    return converted("sumo", base / "raw", base / "tracks")
+    return motion_scenes.read(base / "raw", "sumo")
 
 
 def test_all_classes_occur(scenarios):

@@ -23,8 +23,8 @@ from millrace.data.hdf5 import open_checked
 from millrace.data.normalisation import Normalisation
 from millrace.data.split import SPLITS
 from millrace.errors import ConfigError
-from millrace.systems.traffic.scenarios import ROWS, SCHEMA, TokenConfig
-from millrace.systems.traffic.settings import ScenarioConfig
+from millrace.systems.traffic.scenario_file import ROWS, SCHEMA
+from millrace.systems.traffic.settings import ScenarioConfig, TokenConfig
 from millrace.systems.traffic.tokens import HISTORY, TOKENS
 from millrace.systems.traffic.vocabulary import Vocabulary
 

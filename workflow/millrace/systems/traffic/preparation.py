@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from millrace.systems.base import Block
-from millrace.systems.traffic.formats import convert
 from millrace.systems.traffic.scenarios import TokenConfig, build_vocabulary, tokenise
 
 
@@ -13,11 +12,8 @@ def prepare(source: Path, directory: Path, dataset: Block, model: Block) -> dict
     ``dataset`` and ``model`` are blocks of the configuration, ``source`` is the directory of the raw files.
     """
     del model
-    if dataset["format"] != "tracks":
-        convert(dataset["format"], source, directory / "tracks")
-        source = directory / "tracks"
     config = TokenConfig.parse(dataset.get("tokens", {}), "tokens")
     vocabulary, scenarios = directory / "vocabulary.h5", directory / "scenarios.h5"
-    build_vocabulary(source, vocabulary, config)
-    tokenise(source, vocabulary, scenarios, config)
+    build_vocabulary(source, vocabulary, config, raw=dataset["format"])
+    tokenise(source, vocabulary, scenarios, config, raw=dataset["format"])
     return {"scenarios": scenarios}

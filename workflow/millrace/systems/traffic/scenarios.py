@@ -1,70 +1,59 @@
-"""The rules `build_vocabulary` and `tokenise`: from a directory of tracks to `scenarios.h5`.
-
-Scenarios have different numbers of agents, road segments and traffic lights. The rows of all scenarios lie
-one after the other, and ``first`` of each kind of row says where those of a scenario begin.
-"""
+"""The rules `build_vocabulary` and `tokenise`: from a directory of raw traffic to `scenarios.h5`."""
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
 from millrace.data.account import Account
-from millrace.data.hdf5 import create, create_dataset, open_checked, strings
+from millrace.data.hdf5 import create, create_dataset, create_virtual, open_checked
+from millrace.data.parts import part_of
 from millrace.data.split import SPLITS
 from millrace.errors import DataError
 from millrace.systems.base import Progress
-from millrace.systems.traffic.geometry import Floats
-from millrace.systems.traffic.plausibility import checked
+from millrace.systems.traffic.formats import Traffic, content
+from millrace.systems.traffic.motion_sample import MotionSample
+from millrace.systems.traffic.scenario_file import (
+    OF_SCENARIO,
+    ROWS,
+    SCHEMA,
+    TOGETHER,
+    Writer,
+    datasets_of_rows,
+    write_columns,
+)
 from millrace.systems.traffic.settings import TokenConfig
 from millrace.systems.traffic.splits import splits_of
 from millrace.systems.traffic.tokens import (
     STRIDE,
-    TokenisedScenario,
     Tokeniser,
-    motion_segments,
-    road_segments,
 )
-from millrace.systems.traffic.tracks import CLASSES, CURRENT_STEP, find_recordings, read_recording
+from millrace.systems.traffic.tracks import CURRENT_STEP
 from millrace.systems.traffic.vocabulary import NAMES, ROAD, Vocabulary, k_disks
 
-SCHEMA = "millrace.scenarios/2"
 VOCABULARY_SCHEMA = "millrace.vocabulary/1"
+PART_SCHEMA, SAMPLE_SCHEMA = "millrace.scenarios_part/1", "millrace.motion_sample/1"
 
-_TOGETHER = 64  # scenarios that are tokenised at once
-_CHUNK = 1 << 16  # bytes: a scenario is read at a time, not a file
-_GOLDEN = 0.6180339887
-_SEGMENTS = 200_000  # of a class; more do not change its vocabulary
-
-ROWS: dict[str, dict[str, tuple[str, Any]]] = {
-    "agent": {
-        "kind": ("kind_A", np.int8),
-        "size": ("size_A2", np.float32),
-        "token": ("token_AK", np.int16),
-        "pose": ("pose_AK3", np.float32),
-        "valid": ("valid_AK", np.uint8),
-        "true": ("true_AT3", np.float32),
-    },
-    "road": {
-        "token": ("token_M", np.int16),
-        "type": ("type_M", np.int8),
-        "point": ("point_M32", np.float32),
-        "next": ("next_M", np.int32),
-        "light": ("light_M", np.int32),
-    },
-    "light": {"state": ("light_LK", np.int8)},
-}
-"""Columns of each kind of row: attribute of `TokenisedScenario`, and type in the file."""
+_SEGMENTS = 200_000  # of a class, or of roads; more do not change their vocabulary
 
 
 def build_vocabulary(
-    source: Path, output: Path, config: TokenConfig, progress: Progress | None = None
+    source: Path,
+    output: Path,
+    config: TokenConfig,
+    progress: Progress | None = None,
+    raw: str = "tracks",
 ) -> Vocabulary:
-    """Build the vocabularies from the training scenarios of a directory of tracks.
+    """Build the vocabularies from training scenarios of a directory of raw traffic of the format ``raw``.
+
+    Of many scenarios some are taken, see `millrace.systems.traffic.motion_sample`. ``progress`` is called
+    with (files done, all).
 
     Raises
     ------
@@ -72,35 +61,98 @@ def build_vocabulary(
         The files are malformed or not plausible, no scenario is in the training split, or no map has a
         line.
     """
-    random = np.random.default_rng(config.seed)
-    # A class that does not occur still has the token of standing still.
-    segments: list[list[Floats]] = [[np.empty((0, 6, 3))] for _ in CLASSES] + [[]]
-    recordings, split_of = find_recordings(source), splits_of(source, config)
-    for number, files in enumerate(recordings):
-        trained = None
-        for scenario in checked(files.tracks, files.map, read_recording(files)):
-            if split_of(scenario.name) == 0:
-                trained = scenario
-                for kind in range(len(CLASSES)):
-                    segments[kind].append(motion_segments(scenario, kind))
-        # Scenarios of a recording share its map; one of validation and test scenarios alone stays unseen.
-        if trained is not None:
-            segments[ROAD].append(road_segments(trained.road).local_M32)
+    traffic = Traffic(raw, source)
+    sample, has_test = _sampled(traffic, range(len(traffic.files)), config, progress)
+    return _write_vocabulary(source, output, config, sample, has_test)
+
+
+def sample_motion(
+    source: Path,
+    output: Path,
+    config: TokenConfig,
+    part: int,
+    parts: int,
+    progress: Progress | None = None,
+    raw: str = "tracks",
+) -> None:
+    """Write what `gather_vocabulary` needs of one of several parts of the files, counted from 0."""
+    traffic = Traffic(raw, source)
+    files = part_of(len(traffic.files), part, parts)
+    sample, has_test = _sampled(traffic, files, config, progress)
+    with create(output) as file:
+        sample.write(file.create_group("sample"))
+        described = {"source": str(source), "config": config.written()}
+        file.attrs.update(
+            schema=SAMPLE_SCHEMA, facts=json.dumps(described, sort_keys=True), has_test=has_test
+        )
+
+
+def gather_vocabulary(
+    parts: Sequence[Path], output: Path, config: TokenConfig, progress: Progress | None = None
+) -> Vocabulary:
+    """Build the vocabularies of what `sample_motion` wrote: those of `build_vocabulary`, bit by bit."""
+    sample, has_test, facts = MotionSample(config.seed), False, None
+    for number, path in enumerate(parts):
+        with open_checked(path, SAMPLE_SCHEMA) as file:
+            facts = _same_facts(file, facts, path)
+            sample.merge(MotionSample.read(file["sample"], config.seed))
+            has_test = has_test or bool(file.attrs["has_test"])
         if progress is not None:
-            progress(number + 1, len(recordings))
-    if not segments[ROAD]:
+            progress(number + 1, len(parts))
+    source = json.loads(facts)["source"] if facts else ""
+    return _write_vocabulary(Path(source), output, config, sample, has_test)
+
+
+def _same_facts(file: h5py.File, facts: str | None, path: Path) -> str:
+    """What describes a part; raises `DataError` if it is not that of the parts before."""
+    found = str(file.attrs["facts"])
+    if facts not in (None, found):
+        raise DataError(
+            f"{path}: not of the same raw files and settings as the parts before; delete it and make it "
+            "again"
+        )
+    return found
+
+
+def _sampled(
+    traffic: Traffic, files: range, config: TokenConfig, progress: Progress | None
+) -> tuple[MotionSample, bool]:
+    """Sample of the training scenarios of some files, and whether an official test set has futures."""
+    split_of = splits_of(traffic, config, has_test=True)
+    sample, account, has_test = MotionSample(config.seed), Account(), False
+    asks = config.splits == "official"
+
+    def is_wanted(number: int, name: str) -> bool:
+        if asks and not has_test and traffic.official_split(number, name) == "test":
+            return True
+        return split_of(number, name) == 0 and sample.wants(name)
+
+    for number in files:
+        for scenario in traffic.scenarios(number, account, partial(is_wanted, number)):
+            if split_of(number, scenario.name) == 0:
+                sample.add(number, scenario)
+            else:
+                has_test = True
+        if progress is not None:
+            progress(number + 1 - files.start, len(files))
+    return sample, has_test
+
+
+def _write_vocabulary(
+    source: Path, output: Path, config: TokenConfig, sample: MotionSample, has_test: bool
+) -> Vocabulary:
+    segments = sample.segments()
+    if not len(sample):
         raise DataError(
             f"{source}: no scenario is in the training split; expected more scenarios, or a larger "
             "tokens.train"
         )
-    if not sum(map(len, segments[ROAD])):
+    if not len(segments[ROAD]):
         raise DataError(f"{source}: the maps hold no lines; expected lanes and road edges")
-    tokens, coverage = [], {}
-    for kind, name in enumerate(NAMES):
-        found, size = np.concatenate(segments[kind]), config.motion
-        if kind == ROAD:
-            size = config.road
-        elif not len(found):
+    random, tokens, coverage = np.random.default_rng(config.seed), [], {}
+    for kind, (name, found) in enumerate(zip(NAMES, segments, strict=True)):
+        size = config.road if kind == ROAD else config.motion
+        if not len(found):
             found = np.zeros((1, 6, 3))
         elif len(found) > _SEGMENTS:
             found = found[random.permutation(len(found))[:_SEGMENTS]]
@@ -111,6 +163,7 @@ def build_vocabulary(
     with create(output) as file:
         file.attrs["schema"] = VOCABULARY_SCHEMA
         file.attrs["config"] = json.dumps(config.written(), sort_keys=True)
+        file.attrs["has_test"] = has_test
         vocabulary.write(file.create_group("vocabulary"))
     return vocabulary
 
@@ -127,10 +180,12 @@ def tokenise(
     output: Path,
     config: TokenConfig,
     progress: Progress | None = None,
+    raw: str = "tracks",
 ) -> int:
-    """Tokenise the scenarios of a directory of tracks, without those between blocks of different splits.
+    """Tokenise the scenarios of a directory of raw traffic of the format ``raw``.
 
-    `samples.json` beside ``output`` says what was read, kept, and left out for which reason.
+    Those between blocks of different splits are left out. `samples.json` beside ``output`` says what was
+    read, kept, and left out for which reason.
 
     Returns
     -------
@@ -142,120 +197,192 @@ def tokenise(
     DataError
         The files are malformed, two scenarios have one name, or one is in no official split.
     """
-    vocabulary = read_vocabulary(vocabulary_file)
-    tokeniser = Tokeniser(vocabulary, config.margin, config.max_agents)
-    content = hashlib.sha256(vocabulary.digest.encode())
-    recordings, split_of = find_recordings(source), splits_of(source, config)
-    account, places, appeared = Account(), dict[str, Path](), 0
-    official = config.splits == "official"
-    if not official and (source / "splits.csv").is_file():
+    vocabulary, traffic = read_vocabulary(vocabulary_file), Traffic(raw, source)
+    if traffic.official_splits() and config.splits != "official":
         print(
             "splits: by the names of scenarios, but the data set says what is training, validation and "
             "test; set tokens.splits to official to use that"
         )
     with create(output) as file:
-        writer = _Writer(file)
-        for number, files in enumerate(recordings):
-            scenarios = read_recording(files, account)
-            while together := list(islice(scenarios, _TOGETHER)):
-                for one in together:
-                    if one.name in places:
-                        raise DataError(
-                            f"{files.tracks}: scenario {one.name!r} is in {places[one.name]}, too; "
-                            "expected different names"
-                        )
-                    places[one.name] = files.tracks
-                for scenario in tokeniser(together, account):
-                    split = split_of(scenario.name)
-                    if split is None:
-                        account.leave_out("scenarios", "between blocks of different splits")
-                    else:
-                        account.keep("scenarios")
-                        if official:
-                            account.keep(f"scenarios for {SPLITS[split]}")
-                        writer.add(scenario, split)
-                        late = np.isnan(scenario.true_AT3[:, CURRENT_STEP - STRIDE, 0])
-                        appeared += int(late.sum())
-            of_recording = hashlib.sha256()
-            for path in (files.tracks, files.map, files.lights):
-                if path is not None:
-                    of_recording.update(path.read_bytes())
-            content.update(of_recording.digest())
+        writer, made = Writer(file), _Made()
+        split_of = _splits_with(vocabulary_file, traffic, config)
+        for number in range(len(traffic.files)):
+            made.add(_tokenise_file(traffic, number, vocabulary, config, split_of, writer))
             if progress is not None:
-                progress(number + 1, len(recordings))
-        file.attrs["schema"] = SCHEMA
-        file.attrs["config"] = json.dumps(config.written(), sort_keys=True)
-        content.update(file.attrs["config"].encode())
-        if official:
-            content.update((source / "splits.csv").read_bytes())
-        if appeared:  # earlier versions left them out: these are other samples
-            content.update(b"agents without a past")
-        file.attrs["digest"] = content.hexdigest()[:16]
-        vocabulary.write(file.create_group("vocabulary"))
+                progress(number + 1, len(traffic.files))
         written = writer.finish()
-    if appeared:
-        print(
-            f"agents: {appeared} were not observed half a second before step {CURRENT_STEP}; their past "
-            "is straight, at the velocity of their first observation"
-        )
-    account.write(output.with_name("samples.json"))
+        _describe(file, vocabulary, config, traffic.bytes_of_splits(config), made)
+    made.account.write(output.with_name("samples.json"))
     return written
 
 
-class _Writer:
-    """Appends scenarios to growing HDF5 datasets, a buffer at a time."""
+def tokenise_part(
+    source: Path,
+    vocabulary_file: Path,
+    output: Path,
+    config: TokenConfig,
+    part: int,
+    parts: int,
+    progress: Progress | None = None,
+    raw: str = "tracks",
+) -> None:
+    """Tokenise one of several parts of the files, counted from 0, for `gather_scenarios`."""
+    vocabulary, traffic = read_vocabulary(vocabulary_file), Traffic(raw, source)
+    files = part_of(len(traffic.files), part, parts)
+    with create(output) as file:
+        writer, made = Writer(file), _Made()
+        split_of = _splits_with(vocabulary_file, traffic, config)
+        for number in files:
+            made.add(_tokenise_file(traffic, number, vocabulary, config, split_of, writer))
+            if progress is not None:
+                progress(number + 1 - files.start, len(files))
+        writer.finish(may_be_empty=True)
+        made.write(file)
+        described = {"source": str(source), "config": config.written()}
+        described["vocabulary"] = vocabulary.digest
+        splits = np.frombuffer(traffic.bytes_of_splits(config), dtype=np.uint8)
+        create_dataset(file, "splits", splits)
+        file.attrs.update(schema=PART_SCHEMA, facts=json.dumps(described, sort_keys=True))
 
-    def __init__(self, file: h5py.File) -> None:
-        self._file = file
-        self._buffer: dict[str, list[np.ndarray]] = {}
-        self._first: dict[str, list[int]] = {kind: [0] for kind in ROWS}
-        self._names: list[str] = []
-        self._tracks: list[str] = []
-        self._split: list[int] = []
-        self._origin: list[Floats] = []
 
-    def add(self, scenario: TokenisedScenario, split: int) -> None:
-        for kind, columns in ROWS.items():
-            for name, (attribute, dtype) in columns.items():
-                rows = np.asarray(getattr(scenario, attribute), dtype=dtype)
-                self._buffer.setdefault(f"{kind}/{name}", []).append(rows)
-            self._first[kind].append(self._first[kind][-1] + len(rows))
-        self._names.append(scenario.name)
-        self._tracks += scenario.track_A
-        self._split.append(split)
-        self._origin.append(scenario.origin_2)
-        if len(self._names) % _TOGETHER == 0:
-            self._flush()
+def gather_scenarios(
+    parts: Sequence[Path],
+    vocabulary_file: Path,
+    output: Path,
+    config: TokenConfig,
+    progress: Progress | None = None,
+) -> int:
+    """Write what `tokenise` writes, bit by bit, from the files of all parts, in which the scenarios stay.
 
-    def _flush(self) -> None:
-        for name, parts in self._buffer.items():
-            rows = np.concatenate(parts)
-            shape = rows.shape[1:]
-            if name not in self._file:
-                row_bytes = rows.dtype.itemsize * int(np.prod(shape))
-                chunks = (max(1, _CHUNK // row_bytes), *shape)
-                self._file.create_dataset(
-                    name,
-                    (0, *shape),
-                    rows.dtype,
-                    maxshape=(None, *shape),
-                    chunks=chunks,
-                    fletcher32=True,
-                )
-            dataset = self._file[name]
-            n = len(dataset)
-            dataset.resize(n + len(rows), axis=0)
-            dataset[n:] = rows
-        self._buffer = {}
+    Returns their number. Raises `DataError` if a part is missing, damaged, or not of the same raw files and
+    settings, or two scenarios have one name.
+    """
+    vocabulary, made, facts, splits = read_vocabulary(vocabulary_file), _Made(), None, b""
+    first = {kind: [0] for kind in ROWS}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in OF_SCENARIO}
+    shapes: dict[str, list[tuple[Path, tuple[int, ...]]]] = {}
+    with create(output) as file:
+        for number, path in enumerate(parts):
+            with open_checked(path, PART_SCHEMA) as part:
+                facts = _same_facts(part, facts, path)
+                splits = bytes(part["splits"][()])
+                made.add(_Made.read(part))
+                for kind, bounds in first.items():
+                    bounds.extend((bounds[-1] + part["first"][kind][1:]).tolist())
+                for name, found in columns.items():
+                    found.append(part[name][()])
+                for name, _ in datasets_of_rows():
+                    if name in part:
+                        shapes.setdefault(name, []).append((path, part[name].shape))
+            if progress is not None:
+                progress(number + 1, len(parts))
+        for name, dtype in datasets_of_rows():
+            if name in shapes:
+                create_virtual(file, name, shapes[name], dtype, output.parent)
+        of_scenarios = {name: np.concatenate(found) for name, found in columns.items()}
+        written = write_columns(file, first, of_scenarios)
+        _describe(file, vocabulary, config, splits, made)
+    made.account.write(output.with_name("samples.json"))
+    return written
 
-    def finish(self) -> int:
-        self._flush()
-        if not self._names:
-            raise DataError("no scenario has an agent at its current step, 10; expected agents")
-        for kind, first in self._first.items():
-            create_dataset(self._file, f"first/{kind}", np.array(first, dtype=np.int64))
-        create_dataset(self._file, "split", np.array(self._split, dtype=np.int8))
-        create_dataset(self._file, "origin", np.array(self._origin))
-        self._file.create_dataset("name", data=strings(self._names))
-        self._file.create_dataset("track", data=strings(self._tracks))
-        return len(self._names)
+
+@dataclass
+class _Made:
+    """What was made of files, in their order."""
+
+    account: Account = field(default_factory=Account)
+    digests: list[bytes] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)
+    """File of each scenario that was read."""
+    appeared: int = 0
+    """Agents without a past."""
+
+    def add(self, other: "_Made") -> None:
+        """Add what was made of the next files; raises `DataError` if a scenario was there before."""
+        for name in other.places.keys() & self.places.keys():
+            raise _twice(other.places[name], name, self.places[name])
+        self.places |= other.places
+        self.account.add(other.account.to_json())
+        self.digests += other.digests
+        self.appeared += other.appeared
+
+    def write(self, file: h5py.File) -> None:
+        """Store in an HDF5 file."""
+        places = json.dumps(self.places).encode()
+        create_dataset(file, "places", np.frombuffer(places, dtype=np.uint8))
+        digests = np.frombuffer(b"".join(self.digests), dtype=np.uint8).reshape(-1, 32)
+        create_dataset(file, "digests", digests)
+        file.attrs.update(account=json.dumps(self.account.to_json()), appeared=self.appeared)
+
+    @classmethod
+    def read(cls, file: h5py.File) -> "_Made":
+        """Read what `write` stored."""
+        account = Account()
+        account.add(json.loads(file.attrs["account"]))
+        digests = [bytes(row) for row in file["digests"][()]]
+        places = json.loads(bytes(file["places"][()]))
+        return cls(account, digests, places, int(file.attrs["appeared"]))
+
+
+def _tokenise_file(
+    traffic: Traffic,
+    number: int,
+    vocabulary: Vocabulary,
+    config: TokenConfig,
+    split_of: Callable[[int, str], int | None],
+    writer: "Writer",
+) -> _Made:
+    tokeniser, made = Tokeniser(vocabulary, config.margin, config.max_agents), _Made()
+    path, contents = str(traffic.files[number]), list[bytes]()
+    scenarios = traffic.scenarios(number, made.account)
+    while together := list(islice(scenarios, TOGETHER)):
+        for one in together:
+            if one.name in made.places:
+                raise _twice(path, one.name, path)
+            made.places[one.name] = path
+            contents.append(content(one))
+        for scenario in tokeniser(together, made.account):
+            split = split_of(number, scenario.name)
+            if split is None:
+                made.account.leave_out("scenarios", "between blocks of different splits")
+                continue
+            made.account.keep("scenarios")
+            if config.splits == "official":
+                made.account.keep(f"scenarios for {SPLITS[split]}")
+            writer.add(scenario, split)
+            late = np.isnan(scenario.true_AT3[:, CURRENT_STEP - STRIDE, 0])
+            made.appeared += int(late.sum())
+    made.digests.append(traffic.digest(number, contents))
+    return made
+
+
+def _twice(path: str, name: str, other: str) -> DataError:
+    return DataError(f"{path}: scenario {name!r} is in {other}, too; expected different names")
+
+
+def _splits_with(
+    vocabulary_file: Path, traffic: Traffic, config: TokenConfig
+) -> Callable[[int, str], int | None]:
+    """Split of each scenario, by what was found out when the vocabulary was built."""
+    with open_checked(vocabulary_file, VOCABULARY_SCHEMA) as file:
+        has_test = bool(file.attrs.get("has_test", "test" in traffic.official_splits()))
+    return splits_of(traffic, config, has_test)
+
+
+def _describe(
+    file: h5py.File, vocabulary: Vocabulary, config: TokenConfig, splits: bytes, made: _Made
+) -> None:
+    """Add vocabulary, digest and attributes."""
+    file.attrs["schema"] = SCHEMA
+    file.attrs["config"] = json.dumps(config.written(), sort_keys=True)
+    digest = hashlib.sha256(vocabulary.digest.encode())
+    for one in (*made.digests, file.attrs["config"].encode(), splits):
+        digest.update(one)
+    if made.appeared:  # earlier versions left them out: these are other samples
+        digest.update(b"agents without a past")
+        print(
+            f"agents: {made.appeared} were not observed half a second before step {CURRENT_STEP}; their "
+            "past is straight, at the velocity of their first observation"
+        )
+    file.attrs["digest"] = digest.hexdigest()[:16]
+    vocabulary.write(file.create_group("vocabulary"))

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from millrace.config import Count, Seed, Settings, Share, option
-from millrace.systems.settings import DatasetSettings
+from millrace.systems.settings import DatasetSettings, Parts
 
 _GOLDEN = 0.6180339887
 Rate = Annotated[float, Field(ge=0, le=10_000, json_schema_extra={"unit": "1/min"})]
@@ -132,10 +132,13 @@ class TokenConfig(Settings):
 
 
 class TrafficDataset(DatasetSettings):
-    """Recorded traffic, as tracks and maps or in files that are converted to these."""
+    """Recorded traffic, as tracks and maps or in the files of a public data set."""
 
     tokens: TokenConfig = TokenConfig()
     """Vocabularies, and what of a scenario is kept."""
+    parts: Parts = None
+    """Jobs that extract the samples; what they make does not depend on their number. null: one for every
+    16 GiB of raw files."""
 
 
 class ScenarioConfig(Settings):

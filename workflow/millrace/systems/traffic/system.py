@@ -10,7 +10,16 @@ _HERE = "millrace.systems.traffic"
 
 def _format(name: str, holds: str, *files: str, **simulator: Any) -> RawFormat:
     settings = f"{_HERE}.settings:TrafficDataset"
-    return RawFormat(name, holds, "scenarios.h5", settings=settings, files=files, **simulator)
+    converted = None if name == "tracks" else "tracks"
+    return RawFormat(
+        name,
+        holds,
+        "scenarios.h5",
+        settings=settings,
+        files=files,
+        converted=converted,
+        **simulator,
+    )
 
 
 _FORMATS = (
@@ -37,8 +46,7 @@ _FORMATS = (
     ),
     _format("waymo", "Waymo Open Motion TFRecords of scenarios", "**/*tfrecord*"),
 )
-ADAPTED = tuple(one.name for one in _FORMATS if one.name != "tracks")
-"""Formats that are converted to tracks first."""
+FORMATS = tuple(one.name for one in _FORMATS)
 
 
 def _check(name: str, experiment: Block, dataset: Block) -> None:
@@ -149,11 +157,12 @@ SYSTEM = System(
     kinds=(
         SampleKind(
             name="scenarios",
-            formats=("tracks", *ADAPTED),
+            formats=FORMATS,
             dataset=f"{_HERE}.dataset:ScenarioDataset",
             settings=f"{_HERE}.settings:ScenarioConfig",
             evaluation=f"{_HERE}.evaluation:EVALUATION",
             caption=_CAPTION,
+            in_parts=True,
             prepare=f"{_HERE}.preparation:prepare",
             check=_check,
             example={
@@ -195,5 +204,8 @@ SYSTEM = System(
             },
         ),
     ),
-    rules=("convert_tracks", "build_vocabulary", "tokenise"),
+    rules=(
+        *("build_vocabulary", "sample_motion", "gather_vocabulary"),
+        *("tokenise", "tokenise_part", "gather_scenarios"),
+    ),
 )

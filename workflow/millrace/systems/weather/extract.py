@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from millrace.data import hdf5
 from millrace.data.account import Account
+from millrace.data.parts import part_of
 from millrace.data.split import Moments, SplitConfig, time_split
 from millrace.errors import DataError
 from millrace.systems.base import Progress
@@ -89,7 +90,7 @@ def extract_part(
     raw = _Raw.open(source, config, split)
     unit = math.lcm(BLOCK, raw.reader.steps_per_chunk)
     n_times = raw.shape[0]
-    times = _part(n_times, part, parts, unit if unit * parts <= n_times else BLOCK)
+    times = part_of(n_times, part, parts, unit if unit * parts <= n_times else BLOCK)
     with hdf5.create(output) as file:
         state = _create_states(file, (len(times), *raw.shape[1:]))
         trained = len(range(times.start, min(times.stop, raw.trained)))
@@ -298,12 +299,6 @@ class _Raw:
         return [
             state.astype(np.float64) for _, block in self.reader.blocks(times) for state in block
         ]
-
-
-def _part(units: int, part: int, parts: int, together: int) -> range:
-    """Units of a part: all parts but the last have the same number of them, a multiple of ``together``."""
-    length = -(-units // (parts * together)) * together
-    return range(min(part * length, units), min((part + 1) * length, units))
 
 
 def _create_states(file: h5py.File, shape: tuple[int, ...]) -> h5py.Dataset:

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from millrace.config import UNIQUE, Count, Names, Positive, Seed, Settings, SomeNames, option
-from millrace.systems.settings import MissingConfig, PartedDatasetSettings
+from millrace.systems.settings import MissingConfig, Parts, SplitDatasetSettings
 
 
 class BarotropicConfig(Settings):
@@ -47,13 +47,16 @@ class WeatherExtraction(WeatherConfig):
     """What a no-data value such as -999 means."""
 
 
-class WeatherDatasetSettings(PartedDatasetSettings):
+class WeatherDatasetSettings(SplitDatasetSettings):
     """States of the atmosphere: a Zarr store, or a directory of NetCDF, GRIB, Zarr or CSV files."""
 
     weather: WeatherConfig = WeatherConfig()
     """What is taken from the files."""
     missing: MissingConfig | None = None
     """What a no-data value such as -999 means; those that look like one are refused."""
+    parts: Parts = None
+    """Jobs that extract the samples; what they make does not depend on their number. null: one for every
+    16 GiB of raw files."""
 
 
 class WeatherWindowConfig(Settings):

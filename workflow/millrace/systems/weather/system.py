@@ -162,6 +162,7 @@ SYSTEM = System(
                 run_part=f"{_HERE}.extract:extract_part",
                 gather=f"{_HERE}.extract:gather",
             ),
+            in_parts=True,
             check=_check,
             window=lambda data: WeatherWindowConfig.parse(data, "data").length,
             replay=True,

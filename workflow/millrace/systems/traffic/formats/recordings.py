@@ -5,7 +5,7 @@ Shape suffixes: N observations, T steps.
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -56,13 +56,17 @@ class Track:
     """x, y, heading, and the velocity along x and y."""
 
 
+Wanted = Callable[[str], bool]
+"""Name of a scenario -> whether it is asked for."""
+
+
 class Converted(NamedTuple):
-    """A recording: consecutive scenarios of one place."""
+    """A recording: consecutive scenarios of one place, which share their map."""
 
     name: str
     map: Path
     """File from which the map comes."""
-    scenarios: list[Scenario]
+    scenarios: Iterable[Scenario]
 
 
 def read_columns(
@@ -241,10 +245,12 @@ def make_scenario(
     """Make a scenario, or none if no agent is observed at the current step.
 
     Agents are given by the name of the track, one of `CLASSES`, length and width (m), and by their states,
-    see `Track`.
+    see `Track`. They come in the order of these names.
     """
     if not np.isfinite(state_AT5[:, CURRENT_STEP, 0]).any():
         return []
+    order = sorted(range(len(agents)), key=lambda a: agents[a][0])
+    agents, state_AT5 = [agents[a] for a in order], state_AT5[order]
     tracks, kinds, lengths, widths = zip(*agents, strict=True)
     kind_A = np.array([CLASSES.index(kind) for kind in kinds], dtype=np.int8)
     size_A2, pose_AT3 = np.column_stack([lengths, widths]), state_AT5[..., :3]

@@ -7,11 +7,13 @@ that are needed are described here, and the others are skipped. Units and angles
 """
 
 import functools
+import operator
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
@@ -22,6 +24,7 @@ from millrace.input_files import check_file, check_memory, in_words
 from millrace.systems.traffic.formats.recordings import (
     WITHOUT_FUTURE,
     Converted,
+    Wanted,
     make_scenario,
 )
 from millrace.systems.traffic.tracks import CURRENT_STEP, LIGHT_STATES, STEPS, Polyline, Scenario
@@ -56,6 +59,8 @@ _MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
         ("speed_bump", 9, "Area"),
         ("driveway", 10, "Area"),
     ),
+    # A scenario of which no more is read.
+    "Name": (("scenario_id", 5, "string"),),
     # tf.Example, which the data set offers as well: only to say so.
     "Entry": (("key", 1, "string"),),
     "Features": (("entry", 1, "*Entry"),),
@@ -73,16 +78,32 @@ _KINDS = {1: "vehicle", 2: "pedestrian", 3: "cyclist"}
 _OTHERS = (0, 4)  # unset, other: no road users
 # TrafficSignalLaneState: arrows (1 to 3), discs (4 to 6), flashing lights (7: as red, 8: as yellow).
 _STATES = dict(enumerate(("red", "yellow", "green", "red", "yellow", "green", "red", "yellow"), 1))
+_STATE = operator.attrgetter(
+    *("center_x", "center_y", "heading", "velocity_x", "velocity_y", "length", "width", "valid")
+)
 _BIKE_LANE = 3
 _LARGEST = 64 << 20  # bytes of a scenario: they have some hundred kB
 _PER_BYTE = 50  # bytes of memory for one of a message
 
 
-def read(path: Path, source: Path, account: Account) -> Iterator[Converted]:
+def read(
+    path: Path, source: Path, account: Account, wanted: Wanted = lambda _: True
+) -> Iterator[Converted]:
     """Read the scenarios of a file, see `millrace.systems.traffic.formats.Adapter`."""
     for content in read_records(path):
-        name, scenarios = read_scenario(content, path, account)
-        yield Converted(name, path, scenarios)
+        if wanted(_name(content)):
+            name, scenarios = read_scenario(content, path, account)
+            yield Converted(name, path, scenarios)
+
+
+def _name(content: bytes) -> str:
+    """Identifier of a serialised ``Scenario``, whose other fields are skipped; empty if there is none."""
+    named = message("Name")
+    try:
+        named.ParseFromString(content)
+    except DecodeError:  # said where the whole message is read
+        named.Clear()
+    return str(named.scenario_id)
 
 
 def read_records(path: Path) -> Iterator[bytes]:
@@ -118,7 +139,7 @@ def read_records(path: Path) -> Iterator[bytes]:
 
 def masked_crc(content: bytes) -> int:
     """CRC-32C, rotated and offset as in TFRecord files."""
-    crc = _crc32c(content)
+    crc = google_crc32c.value(content)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -168,21 +189,22 @@ def read_scenario(
     tracks = [track for track in scenario.tracks if track.object_type in _KINDS]
     seen = [track for track in tracks if any(state.valid for state in track.states)]
     account.leave_out("tracks", "never valid", len(tracks) - len(seen))
+    values = [_STATE(state) for track in seen for state in track.states]
+    value_ATF = np.array(values, dtype=np.float64).reshape(len(seen), steps, -1)
+    valid_AT = value_ATF[..., -1] > 0
+    wrong = np.argwhere(valid_AT & ~np.isfinite(value_ATF[..., :5]).all(axis=-1))
+    if len(wrong):
+        a, t = map(int, wrong[0])
+        raise DataError(
+            f"{at}, track {seen[a].id}, step {t}: a valid state with {value_ATF[a, t, :5].tolist()}; "
+            "expected finite numbers"
+        )
     states = np.full((len(seen), STEPS, 5), np.nan)
+    states[:, :steps] = np.where(valid_AT[..., None], value_ATF[..., :5], np.nan)
     agents = []
-    for a, track in enumerate(seen):
-        size = (0.5, 0.5)
-        for t, state in enumerate(track.states):
-            if state.valid:
-                pose = state.center_x, state.center_y, state.heading
-                states[a, t] = *pose, state.velocity_x, state.velocity_y
-                if not np.isfinite(states[a, t]).all():
-                    raise DataError(
-                        f"{at}, track {track.id}, step {t}: a valid state with {states[a, t].tolist()}; "
-                        "expected finite numbers"
-                    )
-                if t <= CURRENT_STEP:
-                    size = max(state.length, 0.1), max(state.width, 0.1)
+    for track, value_TF, valid_T in zip(seen, value_ATF, valid_AT, strict=True):
+        known = np.flatnonzero(valid_T[: CURRENT_STEP + 1])
+        size = np.maximum(value_TF[known[-1], 5:7], 0.1).tolist() if len(known) else (0.5, 0.5)
         agents.append((str(track.id), _KINDS[track.object_type], *size))
     if len({agent[0] for agent in agents}) < len(agents):
         raise DataError(f"{at}: two tracks of one id; expected different ones, copy the file again")
@@ -269,27 +291,3 @@ def _classes() -> dict[str, Any]:
         name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"womd.{name}"))
         for name in _MESSAGES
     }
-
-
-@functools.cache
-def _crc_tables() -> list[list[int]]:
-    """Slicing-by-8 tables of CRC-32C (Castagnoli), 8 times 256."""
-    crc: np.ndarray = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        crc = crc >> 1 ^ (crc & 1) * np.uint32(0x82F63B78)
-    tables = [crc]
-    for _ in range(7):
-        tables.append(tables[-1] >> 8 ^ crc[tables[-1] & 0xFF])
-    return np.stack(tables).tolist()
-
-
-def _crc32c(content: bytes) -> int:
-    t0, t1, t2, t3, t4, t5, t6, t7 = _crc_tables()
-    crc, n = 0xFFFFFFFF, len(content) // 8 * 8
-    for low, high in struct.iter_unpack("<II", content[:n]):
-        low ^= crc
-        crc = t7[low & 255] ^ t6[low >> 8 & 255] ^ t5[low >> 16 & 255] ^ t4[low >> 24]
-        crc ^= t3[high & 255] ^ t2[high >> 8 & 255] ^ t1[high >> 16 & 255] ^ t0[high >> 24]
-    for byte in content[n:]:
-        crc = crc >> 8 ^ t0[(crc ^ byte) & 255]
-    return crc ^ 0xFFFFFFFF

@@ -1,0 +1,18 @@
+"""Rule sample_motion: segments for vocabularies, of one of several parts of the files."""
+
+from pathlib import Path
+
+from millrace.job_log import job
+
+with job(snakemake) as progress:
+    from millrace.systems.traffic.scenarios import TokenConfig, sample_motion
+
+    sample_motion(
+        Path(snakemake.input.source),
+        Path(snakemake.output.sample),
+        TokenConfig.parse(snakemake.params.tokens, "tokens"),
+        int(snakemake.wildcards.part),
+        snakemake.params.parts,
+        progress("files"),
+        snakemake.params.format,
+    )

@@ -1,0 +1,19 @@
+"""Rule tokenise_part: the scenarios of one of several parts of the files as tokens."""
+
+from pathlib import Path
+
+from millrace.job_log import job
+
+with job(snakemake) as progress:
+    from millrace.systems.traffic.scenarios import TokenConfig, tokenise_part
+
+    tokenise_part(
+        Path(snakemake.input.source),
+        Path(snakemake.input.vocabulary),
+        Path(snakemake.output.scenarios),
+        TokenConfig.parse(snakemake.params.tokens, "tokens"),
+        int(snakemake.wildcards.part),
+        snakemake.params.parts,
+        progress("files"),
+        snakemake.params.format,
+    )
