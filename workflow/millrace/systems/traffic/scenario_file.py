@@ -91,6 +91,9 @@ class Writer:
                     rows.dtype,
                     maxshape=(None, *shape),
                     chunks=chunks,
+                    compression="gzip",
+                    compression_opts=1,
+                    shuffle=True,
                     fletcher32=True,
                 )
             dataset = self._file[name]
