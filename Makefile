@@ -28,7 +28,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-sumo test test-all test-nightly test-times test-docs test-mutation coverage fuzz chaos reference lint doctor bench \
-  bench-gpu lock clean unknown-system FORCE
+  bench-data bench-gpu lock clean unknown-system FORCE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -146,6 +146,9 @@ doctor: $(STAMP) ## check a cluster before work goes there: make doctor PROFILE=
 
 bench: $(STAMP) ## measure on this machine's CPU
 	@for file in $(wildcard tests/bench/bench_*.py); do echo "==> $$file"; $(BIN)/python $$file; done
+
+bench-data: $(STAMP) ## measure what jobs on raw files take, beside what `millrace plan` says
+	@for file in $(wildcard tests/bench/data_*.py); do echo "==> $$file"; PYTHONPATH=tests/bench $(BIN)/python $$file; done
 
 bench-gpu: $(STAMP) ## measure on this machine's GPUs
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \

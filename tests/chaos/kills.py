@@ -180,6 +180,9 @@ class Kills:
             if victims or code != 0:
                 break
             share, self._lasts = 0.7 * share, at
+        if code != 0:  # Snakemake removes what a job has made that does not end well
+            for path in self._outputs(folder, layout):
+                path.unlink(missing_ok=True)
         when = f"{wait:.2f} s after its start" if young else f"after {at:.2f} s"
         what = f"{layout}: {which.name} to {victim} {when}; exit code {code}"
         result, why = RESTORED, ""
@@ -232,8 +235,12 @@ class Kills:
         (folder / "segments.json").write_text(json.dumps([asdict(segment)]))
         return folder
 
+    def _outputs(self, folder, layout):
+        stem = folder / f"results/train/tiny/{layout}/seed1/epoch_{EPOCHS}"
+        return stem.with_suffix(".ckpt"), stem.with_suffix(".json")
+
     def _is_done(self, folder, layout):
-        return (folder / f"results/train/tiny/{layout}/seed1/epoch_{EPOCHS}.json").is_file()
+        return all(path.is_file() for path in self._outputs(folder, layout))
 
     @staticmethod
     def _command(folder):

@@ -65,6 +65,7 @@ _JOB = """#!/bin/bash
 cd {here}
 mkdir running || touch twice
 sleep 0.3
+while [ -e hold ]; do sleep 0.05; done
 echo done >> count
 rmdir running
 if [ $(wc -l < count) -lt {jobs} ]; then
@@ -138,10 +139,14 @@ def _chain(folder, jobs, killed):
     }
     here = Path.cwd()
     script.write_text(_JOB.format(properties=json.dumps(properties), here=here, jobs=jobs))
+    hold = Path("hold")
+    if killed:  # the job lives for certain when Snakemake starts again
+        hold.touch()
     id, end = _said(["submit", str(script)]), time.monotonic() + ENDED_S
     while (state := _said(["status", id])) == "running":
-        if killed and Path("count").exists():
+        if killed and Path("running").exists():
             killed, id = False, _said(["submit", str(script)])
+            hold.unlink()
         if time.monotonic() > end:
             print("it is never found to be over")
             return 1

@@ -35,6 +35,7 @@ class LogHandler(LogHandlerBase):
         job = {
             "rule": said["rule_name"],
             "wildcards": dict(said["wildcards"]),
+            "input": list(said["input"]),
             "output": list(said["output"]),
             "benchmark": said["benchmark"],
             "threads": said["threads"],

@@ -2,12 +2,14 @@
 
 import errno
 import json
+import signal
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import SignalException
 
 from millrace.launch import torchrun
 from millrace.launch.worker import work_on
@@ -65,6 +67,17 @@ def test_ranks_start_again_when_a_file_server_was_away(work, capsys):
     assert "state.pt: the system refuses it (Stale file handle)" in capsys.readouterr().err
 
 
+@pytest.fixture
+def signals():
+    """Signals that torchrun handles; afterwards their handlers are as before."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield numbers
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals")
 @pytest.mark.parametrize("has_gpu", [False, True])
 def test_ranks_are_forked_only_without_gpus(tmp_path, monkeypatch, has_gpu):
     given = []
@@ -83,3 +96,22 @@ def test_ranks_are_forked_only_without_gpus(tmp_path, monkeypatch, has_gpu):
 def test_any_other_error_keeps_its_traceback(work):
     with pytest.raises(KeyError):
         work(KeyError("key"))
+
+
+def test_a_signal_while_torchrun_ends_prints_no_traceback(tmp_path, monkeypatch, capsys, signals):
+    """Its handlers raise errors, one of which came out of the end of Python itself."""
+    request = tmp_path / "request.json"
+    request.write_text("{}")
+
+    def raising(number, _):
+        raise SignalException("ended", signal.Signals(number))
+
+    def ended(_):
+        for number in signals:
+            signal.signal(number, raising)
+
+    monkeypatch.setattr(torchrun, "torchrun", ended)
+    monkeypatch.setattr(sys, "argv", ["torchrun", "millrace.launch.train", str(request)])
+    assert torchrun.main() == 0
+    assert {signal.getsignal(number) for number in signals} == {signal.SIG_DFL}
+    assert capsys.readouterr().err == ""

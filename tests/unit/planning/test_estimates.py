@@ -6,6 +6,7 @@ import pytest
 
 from millrace.planning.dry_run import Job
 from millrace.planning.estimates import summarised
+from millrace.systems.registry import systems
 
 
 def training(seed, epoch, gpus=2):
@@ -72,3 +73,45 @@ def test_other_jobs_are_expected_by_their_benchmarks(tmp_path):
     (tmp_path / "0.tsv").write_text("s\th:m:s\n7200.0\t2:00:00\n")
     [row] = summarised([scored(0), scored(1)], [scored(1)], tmp_path)
     assert (row.stage, row.hours_expected, row.hours_asked) == ("evaluate", 2.0, None)
+
+
+def part(number, source="era5"):
+    return Job(
+        rule="extract_part",
+        wildcards={"dataset": "globe", "kind": "weather", "part": str(number)},
+        input=[source],
+        output=[f"results/data/globe/parts/weather_{number}.h5"],
+        benchmark=f"{number}.tsv",
+        threads=1,
+        resources={},
+    )
+
+
+def test_jobs_on_raw_files_are_expected_by_the_size_of_these(tmp_path):
+    (tmp_path / "era5").mkdir()
+    (tmp_path / "era5/a.nc").write_bytes(b"0" * 3_000_000)
+    parts = [part(n) for n in range(3)]
+    cost = systems()["weather"].costs["extract_weather"]
+    [row] = summarised(parts, parts[1:], tmp_path)
+    assert row.by_size
+    assert row.hours_expected == pytest.approx(2 * cost.seconds * 1e-3 / 3600)
+    assert row.disk_gb == pytest.approx(2e6 * cost.written / 2**30)
+    held = cost.memory_gb + cost.held * 1e6 / 2**30
+    assert row.memory_expected_gb == pytest.approx(held)
+
+
+def test_a_finished_part_says_more_than_sizes(tmp_path):
+    (tmp_path / "era5").mkdir()
+    (tmp_path / "era5/a.nc").write_bytes(b"0")
+    (tmp_path / "0.tsv").write_text("s\th:m:s\n3600.0\t1:00:00\n")
+    parts = [part(n) for n in range(3)]
+    (tmp_path / parts[0].output[0]).parent.mkdir(parents=True)
+    (tmp_path / parts[0].output[0]).write_bytes(b"0" * 2**20)
+    [row] = summarised(parts, parts[1:], tmp_path)
+    assert not row.by_size
+    assert (row.hours_expected, row.disk_gb) == (2.0, pytest.approx(2 * 2**20 / 2**30))
+
+
+def test_raw_files_that_are_not_there_say_nothing(tmp_path):
+    [row] = summarised([part(0)], [part(0)], tmp_path)
+    assert (row.hours_expected, row.disk_gb, row.memory_expected_gb) == (None, None, None)

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from millrace.errors import DataError
+from millrace.errors import DataError, first_line
 from millrace.files import atomic_write
 
 CHUNK_BYTES = 1 << 20
@@ -113,6 +113,7 @@ def create_virtual(
     sizes = dict(zip(file.attrs.get("parts", ()), file.attrs.get("part_sizes", ()), strict=True))
     sizes |= {relative: path.stat().st_size for relative, path, _ in used}
     file.attrs["parts"], file.attrs["part_sizes"] = strings([*sizes]), np.array([*sizes.values()])
+    file.attrs["part_names"] = strings([*file.attrs.get("part_names", ()), name])
     fill = np.nan if np.issubdtype(np.dtype(dtype), np.floating) else None
     return file.create_virtual_dataset(name, layout, fillvalue=fill)
 
@@ -138,16 +139,22 @@ def open_checked(path: Path, schema: str) -> Iterator[h5py.File]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; run the stage of the workflow that makes it")
+    with reading(path), h5py.File(path, "r") as file:
+        found: Any = file.attrs.get("schema")
+        if found != schema:
+            what = "no schema" if found is None else f"schema {found!r}"
+            raise DataError(
+                f"{path}: expected schema {schema!r}, found {what}; delete it and make it again"
+            )
+        _check_parts(path, file)
+        yield file
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn errors of HDF5 about a damaged file into a `DataError`, where the file stays open."""
     try:
-        with h5py.File(path, "r") as file:
-            found: Any = file.attrs.get("schema")
-            if found != schema:
-                what = "no schema" if found is None else f"schema {found!r}"
-                raise DataError(
-                    f"{path}: expected schema {schema!r}, found {what}; delete it and make it again"
-                )
-            _check_parts(path, file)
-            yield file
+        yield
     except (OSError, KeyError, RuntimeError) as error:
         message = str(error.args[0]) if error.args else ""
         # Errors of the HDF5 library, except those about a name that does not exist.
@@ -159,12 +166,25 @@ def open_checked(path: Path, schema: str) -> Iterator[h5py.File]:
 
 
 def _check_parts(path: Path, file: h5py.File) -> None:
-    """Refuse a file whose rows are in files that are not there as they were."""
-    sizes = file.attrs.get("part_sizes", ())
-    for name, size in zip(file.attrs.get("parts", ()), sizes, strict=True):
-        part = path.parent / name
+    """Refuse a file whose rows are in files that are not there as they were, or cannot be opened."""
+    sizes = dict(zip(file.attrs.get("parts", ()), file.attrs.get("part_sizes", ()), strict=True))
+    read: dict[str, list[str]] = {relative: [] for relative in sizes}
+    for name in file.attrs.get("part_names", ()):
+        for source in file[name].virtual_sources():
+            read[source.file_name].append(source.dset_name)
+    for relative, size in sizes.items():
+        part = path.parent / relative
         if not part.is_file() or part.stat().st_size != size:
             what = "is missing" if not part.is_file() else f"has {part.stat().st_size} bytes"
             raise DataError(
                 f"{part}: {what}, but {path} reads its {size} bytes; make the samples again"
             )
+        try:
+            with h5py.File(part, "r") as opened:
+                for name in read[relative]:
+                    _ = opened[name].shape
+        except (OSError, KeyError, RuntimeError) as error:
+            raise DataError(
+                f"{part}: truncated or damaged HDF5 ({first_line(error)}), which {path} reads; delete it "
+                "and make the samples again"
+            ) from error

@@ -37,6 +37,17 @@ _HANDLED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 
 def main() -> int:
     """Run torchrun with the command line; returns its exit code."""
+    try:
+        return _run()
+    except SignalException as error:
+        print(f"torchrun was ended by {error.sigval.name}", file=sys.stderr)
+        return 128 + error.sigval
+    finally:  # torchrun's handlers raise errors, of which nothing would catch one while Python ends
+        for number in _HANDLED:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _run() -> int:
     *options, module, request = sys.argv[1:]
     started = ["-m", rank.__name__]
     if not torch.cuda.is_available():
@@ -56,9 +67,6 @@ def main() -> int:
         how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
         print(f"rank {number} ended with {how}: what it said stands above", file=sys.stderr)
         return 1
-    except SignalException as error:
-        print(f"torchrun was ended by {error.sigval.name}", file=sys.stderr)
-        return 128 + error.sigval
     except RendezvousError as error:
         where = endpoint.partition("=")[2]
         print(f"the nodes did not meet at {where}: {first_line(error)}", file=sys.stderr)

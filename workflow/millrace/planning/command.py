@@ -54,7 +54,7 @@ def plan_table(rows: Sequence[Row]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     headings = (
         *("stage", "rule", "layout", ">jobs", ">done", ">left", ">hours\nasked", ">expected"),
-        *(">memory\nGB", ">GPUs", ">GPU-hours\nasked", ">expected", ">disk\nGB"),
+        *(">memory\nGB", ">expected", ">GPUs", ">GPU-hours\nasked", ">expected", ">disk\nGB"),
     )
     for heading in headings:
         table.add_column(heading.lstrip(">"), justify="right" if heading[0] == ">" else "left")
@@ -66,8 +66,10 @@ def plan_table(rows: Sequence[Row]) -> Table:
             row.layout,
             *(str(n) for n in (row.jobs, row.jobs - row.left, row.left)),
             _number(row.hours_asked),
-            _number(row.hours_expected),
+            ("~" if row.by_size and row.hours_expected is not None else "")
+            + _number(row.hours_expected),
             _number(row.memory_gb),
+            "" if row.memory_expected_gb is None else f"~{_number(row.memory_expected_gb)}",
             str(row.gpus or ""),
             _number(row.gpu_hours_asked),
             _number(row.gpu_hours_expected),
@@ -77,7 +79,7 @@ def plan_table(rows: Sequence[Row]) -> Table:
     sums = [_lower_bound(rows, key) for key in _SUMMED]
     jobs, left = sum(row.jobs for row in rows), sum(row.left for row in rows)
     counts = (str(jobs), str(jobs - left), str(left))
-    table.add_row("all", "", "", *counts, *sums[:2], "", "", *sums[2:], style="bold")
+    table.add_row("all", "", "", *counts, *sums[:2], "", "", "", *sums[2:], style="bold")
     return table
 
 
@@ -109,7 +111,8 @@ def _explained(profile: str | None, rows: Sequence[Row]) -> str:
     return (
         f"{where}. Asked: walltimes, upper bounds for the first attempt of each job that is left. "
         "Expected: modelled from the median of finished jobs of the same rule, experiment and layout, "
-        "trainings by epoch, and only from GPUs where GPUs are asked for; –: there are none."
+        "trainings by epoch, and only from GPUs where GPUs are asked for; ~: modelled from the sizes of "
+        "raw files, CPU time of one core; –: neither is possible."
     )
 
 

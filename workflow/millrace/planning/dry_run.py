@@ -33,6 +33,7 @@ class Job:
     threads: int
     resources: Mapping[str, Any]
     """Of the first attempt, by the names of Snakemake's executor."""
+    input: Sequence[str] = ()
 
     @property
     def stage(self) -> str:

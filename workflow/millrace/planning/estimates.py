@@ -12,6 +12,7 @@ from typing import Any
 from millrace.cluster.placement import MB_PER_GB
 from millrace.errors import DataError
 from millrace.planning.dry_run import Job
+from millrace.planning.raw_sizes import expected_of_sizes
 from millrace.training.receipt import read_receipt
 
 _GB = 2**30
@@ -22,7 +23,8 @@ class Row:
     """Jobs of one rule on one layout. Hours, GB of disk and GPU-hours are sums over the jobs that are left.
 
     *Asked* is what jobs request, an upper bound; None: nothing is requested, on this machine. *Expected* is
-    modelled from finished jobs of the same kind; None: there is none for some of the jobs.
+    modelled from finished jobs of the same kind, or of jobs on raw files from the sizes of these; None:
+    that is not possible for some of the jobs.
     """
 
     stage: str
@@ -40,7 +42,11 @@ class Row:
     gpu_hours_asked: float | None
     gpu_hours_expected: float | None
     disk_gb: float | None
-    """Size of the outputs, modelled from those of finished jobs."""
+    """Size of the outputs, modelled like the hours."""
+    memory_expected_gb: float | None
+    """Of the job with the most, modelled from the sizes of raw files."""
+    by_size: bool
+    """Whether something is modelled from the sizes of raw files."""
     request: Mapping[str, Any]
     """What the first of the jobs asks a cluster for; empty on this machine."""
     threads: int
@@ -67,6 +73,18 @@ def summarised(every: Sequence[Job], left: Sequence[Job], root: Path) -> list[Ro
     done = [job for job in every if not is_left(job)]
     seconds = _medians(done, lambda job: _each(_seconds(job, *begin(job), root), epochs(job)))
     sizes = _medians(done, lambda job: _bytes(job, root))
+    of_raw = expected_of_sizes(every, root)
+
+    def hours(job: Job) -> float | None:
+        if (one := seconds.get(job.kind)) is not None:
+            return one * epochs(job) / 3600
+        by_size = of_raw.get(tuple(job.output))
+        return None if by_size is None else by_size.seconds / 3600
+
+    def written(job: Job) -> float | None:
+        by_size = of_raw.get(tuple(job.output))
+        return sizes.get(job.kind, None if by_size is None else by_size.written)
+
     grouped: dict[tuple[str, str, str], list[Job]] = defaultdict(list)
     for job in every:
         grouped[job.stage, job.rule, job.wildcards.get("layout", "")].append(job)
@@ -76,11 +94,9 @@ def summarised(every: Sequence[Job], left: Sequence[Job], root: Path) -> list[Ro
         jobs = grouped[key]
         these = [job for job in jobs if is_left(job)]
         asked = [job.walltime for job in these]
-        expected = [
-            None if (one := seconds.get(job.kind)) is None else one * epochs(job) / 3600
-            for job in these
-        ]
-        disk = [sizes.get(job.kind) for job in these]
+        expected = [hours(job) for job in these]
+        disk = [written(job) for job in these]
+        by_size = [one for job in these if (one := of_raw.get(tuple(job.output))) is not None]
         requested = jobs[0].walltime is not None
         rows.append(
             Row(
@@ -94,6 +110,10 @@ def summarised(every: Sequence[Job], left: Sequence[Job], root: Path) -> list[Ro
                 gpu_hours_asked=_sum(_weighted(asked, these)),
                 gpu_hours_expected=_sum(_weighted(expected, these)),
                 disk_gb=None if (total := _sum(disk)) is None else total / _GB,
+                memory_expected_gb=max((one.memory / _GB for one in by_size), default=None),
+                by_size=any(
+                    job.kind not in seconds for job in these if tuple(job.output) in of_raw
+                ),
                 request=jobs[0].request if requested else {},
                 threads=jobs[0].threads,
             )

@@ -227,6 +227,20 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a job on raw files takes, by their size: measured on one core, see ``make bench-data``."""
+
+    seconds: float
+    """CPU time for a GB of raw files, where it is read first as where what was made of it is."""
+    written: float
+    """Bytes that are written for one of the raw files."""
+    memory_gb: float = 1.0
+    """Memory of a job, whatever it reads."""
+    held: float = 0.0
+    """Bytes of memory for one of the raw files of a job."""
+
+
+@dataclass(frozen=True)
 class System:
     """A field: its raw data, its samples and its models. Any part may be empty."""
 
@@ -236,6 +250,8 @@ class System:
     models: tuple[Model, ...] = ()
     rules: tuple[str, ...] = ()
     """Rules of its own that make sample files, which ``-R data`` runs again."""
+    costs: Mapping[str, Cost] = field(default_factory=dict)
+    """By the names that a cluster's facts give to jobs on raw files: of a rule, or ``extract_<kind>``."""
     project: str = ""
     """``"package:file"``: Jinja template of the configuration that ``millrace init`` writes, see
     `millrace.project.init`; empty: it is made of the examples of kinds and models."""

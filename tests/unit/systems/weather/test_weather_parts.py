@@ -88,13 +88,24 @@ def test_batches_come_from_the_parts_wherever_the_folder_is(raw, tmp_path):
     assert np.array_equal(whole.y_BKCIJ, parted.y_BKCIJ)
 
 
-@pytest.mark.parametrize("damage", ["missing", "another"])
+def _header_of(path, name):
+    """Where the description of a dataset is."""
+    with h5py.File(path) as file:
+        return h5py.h5o.get_info(file[name].id).addr
+
+
+@pytest.mark.parametrize("damage", ["missing", "another", "superblock", "header"])
 def test_a_part_that_is_not_there_as_it_was_is_no_missing_value(raw, tmp_path, damage):
     part = in_parts(raw, tmp_path, 3)[1]
+    content = bytearray(part.read_bytes())
     if damage == "missing":
         part.unlink()
+    elif damage == "another":
+        part.write_bytes(content[:-1])
     else:
-        part.write_bytes(part.read_bytes()[:-1])
+        # HDF5 reads no values, without a word, where it cannot open what a dataset refers to.
+        content[9 if damage == "superblock" else _header_of(part, "state") + 8] ^= 0xFF
+        part.write_bytes(content)
     with (
         pytest.raises(DataError, match=r"parts/weather_1\.h5: .* make the samples again"),
         open_checked(tmp_path / "weather.h5", SCHEMA),

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from millrace.data.hdf5 import open_checked
+from millrace.data.hdf5 import open_checked, reading
 from millrace.data.normalisation import Normalisation
 from millrace.data.split import SPLITS
 from millrace.errors import ConfigError
@@ -86,7 +87,7 @@ class ScenarioDataset:
     device : torch.device, optional
         Device of the batches; by default the CPU.
     cache_bytes : int
-        Smaller files are read once and kept in memory; others are read scenario by scenario.
+        Fewer scenarios are read once and kept in memory; others are read one by one.
     statistics : Normalisation, optional
         Not used: nothing is normalised.
     """
@@ -114,13 +115,15 @@ class ScenarioDataset:
             self.split = file["split"][()]
             self.names = [name.decode() for name in file["name"][()]]
             tokens = TokenConfig(**json.loads(file.attrs["config"]))
+            size = sum(file[kind][name].nbytes for kind in ROWS for name in ROWS[kind])
         blocks = np.array([tokens.block_of(name) for name in self.names], dtype=str)
         self.block = np.unique(blocks, axis=0, return_inverse=True)[1].ravel()
         """Number of the block of each scenario, int64[N]; see `TokenConfig.block`."""
         self.normalisation = VocabularyBinding(self.vocabulary.digest)
         self.preparation: Mapping[str, Any] | None = None
         self._rows: dict[str, dict[str, np.ndarray]] | None = None
-        self._keep = self.path.stat().st_size <= cache_bytes
+        self._keep = size <= cache_bytes
+        self._file: h5py.File | None = None
         self._size = {kind: np.diff(first) for kind, first in self._first.items()}
         # In any unit: agents attend at every token, the map is encoded once.
         self._cost = self._size["agent"] * TOKENS + self._size["road"] / 4
@@ -205,10 +208,13 @@ class ScenarioDataset:
     def rows(self, kind: str, scenario: int) -> dict[str, np.ndarray]:
         """Rows of a scenario by column, for one of the kinds of `ROWS`."""
         part = slice(*self._first[kind][scenario : scenario + 2].tolist())
+        if not self._keep:
+            with reading(self.path):
+                if self._file is None:
+                    self._file = h5py.File(self.path, "r")
+                return {name: self._file[kind][name][part] for name in ROWS[kind]}
         if self._rows is None:
             with open_checked(self.path, SCHEMA) as file:
-                if not self._keep:
-                    return {name: file[kind][name][part] for name in ROWS[kind]}
                 self._rows = {k: {name: file[k][name][()] for name in ROWS[k]} for k in ROWS}
         return {name: values[part] for name, values in self._rows[kind].items()}
 

@@ -205,9 +205,10 @@ def tokenise(
         )
     with create(output) as file:
         writer, made = Writer(file), _Made()
+        tokeniser = Tokeniser(vocabulary, config.margin, config.max_agents)
         split_of = _splits_with(vocabulary_file, traffic, config)
         for number in range(len(traffic.files)):
-            made.add(_tokenise_file(traffic, number, vocabulary, config, split_of, writer))
+            made.add(_tokenise_file(traffic, number, tokeniser, config, split_of, writer))
             if progress is not None:
                 progress(number + 1, len(traffic.files))
         written = writer.finish()
@@ -231,9 +232,10 @@ def tokenise_part(
     files = part_of(len(traffic.files), part, parts)
     with create(output) as file:
         writer, made = Writer(file), _Made()
+        tokeniser = Tokeniser(vocabulary, config.margin, config.max_agents)
         split_of = _splits_with(vocabulary_file, traffic, config)
         for number in files:
-            made.add(_tokenise_file(traffic, number, vocabulary, config, split_of, writer))
+            made.add(_tokenise_file(traffic, number, tokeniser, config, split_of, writer))
             if progress is not None:
                 progress(number + 1 - files.start, len(files))
         writer.finish(may_be_empty=True)
@@ -327,13 +329,12 @@ class _Made:
 def _tokenise_file(
     traffic: Traffic,
     number: int,
-    vocabulary: Vocabulary,
+    tokeniser: Tokeniser,
     config: TokenConfig,
     split_of: Callable[[int, str], int | None],
-    writer: "Writer",
+    writer: Writer,
 ) -> _Made:
-    tokeniser, made = Tokeniser(vocabulary, config.margin, config.max_agents), _Made()
-    path, contents = str(traffic.files[number]), list[bytes]()
+    made, path, contents = _Made(), str(traffic.files[number]), list[bytes]()
     scenarios = traffic.scenarios(number, made.account)
     while together := list(islice(scenarios, TOGETHER)):
         for one in together:

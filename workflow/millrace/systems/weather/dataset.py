@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from millrace.data.hdf5 import open_checked
+from millrace.data.hdf5 import open_checked, reading
 from millrace.data.normalisation import Normalisation
 from millrace.data.window_dataset import CACHE_BYTES, WindowDataset
 from millrace.systems.weather.settings import WeatherWindowConfig
@@ -180,9 +180,10 @@ class WeatherDataset(WindowDataset):
             index = torch.from_numpy(steps).to(self.device)
             return self._series(0).state_TCIJ[index]
         unique, back = np.unique(steps, return_inverse=True)
-        if self._file is None:
-            self._file = h5py.File(self._path, "r")
-        values = self._normalised_states(self._file["state"], unique)
+        with reading(self._path):
+            if self._file is None:
+                self._file = h5py.File(self._path, "r")
+            values = self._normalised_states(self._file["state"], unique)
         return values[torch.from_numpy(back.reshape(steps.shape)).to(self.device)]
 
     def _read(self, group: int) -> _States:

@@ -7,6 +7,7 @@ from typing import Any
 from millrace.errors import ConfigError
 from millrace.systems.base import (
     Block,
+    Cost,
     DivisionLimits,
     Extraction,
     Model,
@@ -124,6 +125,7 @@ _TABLE = Table(
 )
 SYSTEM = System(
     name="weather",
+    costs={"extract_weather": Cost(seconds=20, written=1.0, memory_gb=0.5)},
     project=f"{_HERE}:project.yaml.j2",
     formats=(
         RawFormat(

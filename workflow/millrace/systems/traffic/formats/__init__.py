@@ -130,8 +130,8 @@ class Traffic:
         """SHA-256 of a file, which has scenarios of these `content`."""
         made = hashlib.sha256()
         if self._adapter is not None:
-            for content in contents:
-                made.update(content)
+            for one in contents:
+                made.update(one)
             return made.digest()
         files = self._recordings[number]
         for path in (files.tracks, files.map, files.lights):

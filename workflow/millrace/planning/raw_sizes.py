@@ -1,0 +1,71 @@
+"""What jobs on raw files will take, by the sizes of these, before any job of their kind has finished."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from millrace.planning.dry_run import Job
+from millrace.provenance import raw_bytes
+from millrace.systems.base import Cost
+from millrace.systems.registry import systems
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a job will take; modelled."""
+
+    seconds: float
+    """CPU time on one core."""
+    written: float
+    """Bytes."""
+    memory: float
+    """Bytes."""
+
+
+def expected_of_sizes(jobs: Sequence[Job], root: Path) -> dict[tuple[str, ...], Expected]:
+    """What the jobs on raw files will take, by their outputs, as far as the raw files are there.
+
+    ``jobs`` are all of the workflow, whose paths start from ``root``. Jobs of one rule on one dataset share
+    its raw files.
+    """
+    costs = {name: cost for system in systems().values() for name, cost in system.costs.items()}
+    sizes = _raw_sizes(jobs, root)
+    mine = [
+        (job, cost)
+        for job in jobs
+        if (cost := costs.get(_name(job))) and job.wildcards.get("dataset") in sizes
+    ]
+    shared = Counter((job.rule, job.wildcards["dataset"]) for job, _ in mine)
+    found = {}
+    for job, cost in mine:
+        dataset = job.wildcards["dataset"]
+        found[tuple(job.output)] = _expected(cost, sizes[dataset] / shared[job.rule, dataset])
+    return found
+
+
+def _name(job: Job) -> str:
+    """Name by which a cluster's facts call a job."""
+    if job.rule in ("extract_samples", "extract_part"):
+        return f"extract_{job.wildcards['kind']}"
+    return {"sample_motion": "build_vocabulary", "tokenise_part": "tokenise"}.get(
+        job.rule, job.rule
+    )
+
+
+def _raw_sizes(jobs: Sequence[Job], root: Path) -> Mapping[str, int]:
+    """Bytes of the raw files of each dataset: directories that jobs read and none but a simulator makes."""
+    made = {name for job in jobs if job.rule != "simulate_raw" for name in job.output}
+    sources = {
+        job.wildcards["dataset"]: root / name
+        for job in jobs
+        if "dataset" in job.wildcards
+        for name in job.input
+        if name not in made and (root / name).is_dir()
+    }
+    return {dataset: raw_bytes(source) for dataset, source in sources.items()}
+
+
+def _expected(cost: Cost, size: float) -> Expected:
+    memory = cost.memory_gb * 2**30 + cost.held * size
+    return Expected(cost.seconds * size / 1e9, cost.written * size, memory)
