@@ -158,8 +158,7 @@ def test_the_example_runs_on_one_and_two_ranks_and_is_reported(tmp_path):
     assert "inputs, ground truth, prediction and error of three test samples" in report
 
 
-@pytest.mark.slow
-@pytest.mark.slow
+@pytest.mark.nightly  # a minute: `millrace check` of another system runs more often
 def test_the_example_keeps_all_contracts(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "millrace.cli", "check", str(PLUGIN)],

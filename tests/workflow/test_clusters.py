@@ -7,6 +7,7 @@ import sys
 import pytest
 from project import REPOSITORY, Project
 
+QUICK = ("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1")
 SIX = ["n1_gpu1", "n1_gpu2", "n2_gpu1", "n2_gpu2", "n1_gpu4", "n4_gpu1"]
 
 
@@ -110,7 +111,7 @@ def test_a_mistake_in_the_facts_is_one_sentence(cluster):
 def test_replaced_default_resources_are_noticed_before_anything_is_submitted(cluster, tmp_path):
     submitted = fake_slurm(cluster, tmp_path)
     cluster.account = "lab"
-    message = cluster.refused("--default-resources", "mem_mb=4000", "--retries", "0")
+    message = cluster.refused("--default-resources", "mem_mb=4000", "--retries", "0", *QUICK)
     assert "no cluster is known" in message
     assert "add site=<name of the cluster>" in message
     assert not submitted.exists()
@@ -122,7 +123,7 @@ def test_replaced_default_resources_are_noticed_before_anything_is_submitted(clu
 def test_a_missing_account_is_refused_only_when_jobs_would_be_submitted(cluster, tmp_path):
     submitted = fake_slurm(cluster, tmp_path)
     assert cluster.planned()["train_segment"] == 2
-    message = cluster.refused("--retries", "0")
+    message = cluster.refused("--retries", "0", *QUICK)
     assert "gilbreth: jobs need an account: set it with `export MILLRACE_ACCOUNT=<name>`" in message
     assert not submitted.exists()
 
