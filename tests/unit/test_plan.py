@@ -282,3 +282,64 @@ def test_planning_needs_no_torch() -> None:
     given = json.dumps([*map(small, models())])
     done = subprocess.run([sys.executable, "-c", program], input=given, text=True)
     assert done.returncode == 0
+
+
+def parted(tmp_path, monkeypatch, **keys) -> Plan:
+    """A plan of traffic in raw files of 25 bytes, of which a job takes 10."""
+    (tmp_path / "raw").mkdir(exist_ok=True)
+    (tmp_path / "raw/a.tfrecord").write_bytes(b"0" * 25)
+    monkeypatch.setattr("millrace.plan.PART_BYTES", 10)
+    made = traffic()
+    made["datasets"]["town"] |= {"format": "waymo", "source": str(tmp_path / "raw"), **keys}
+    return Plan(made, root=tmp_path)
+
+
+def test_parts_follow_from_the_size_of_raw_files_or_the_configuration(
+    tmp_path, monkeypatch
+) -> None:
+    plan = parted(tmp_path, monkeypatch)
+    assert plan.parts("town", "scenarios") == 3
+    files = [f"results/data/town/parts/scenarios_{n}.h5" for n in range(3)]
+    assert plan.part_files("town", "scenarios") == files
+    assert parted(tmp_path, monkeypatch, parts=7).parts("town", "scenarios") == 7
+    monkeypatch.setattr("millrace.plan.MOST_PARTS", 2)
+    assert plan.parts("town", "scenarios") == 2
+
+
+def test_jobs_count_no_raw_files(tmp_path, monkeypatch) -> None:
+    plan = parted(tmp_path, monkeypatch)
+    plan.count_parts()
+    assert plan.config["datasets"]["town"]["parts"] == 3
+    (tmp_path / "raw/b.tfrecord").write_bytes(b"0" * 50)
+    assert Plan(plan.config, root=tmp_path).parts("town", "scenarios") == 3
+
+
+def test_what_was_made_whole_stays_whole_and_archived_files_keep_their_parts(
+    tmp_path, monkeypatch
+) -> None:
+    plan, made = parted(tmp_path, monkeypatch), tmp_path / "results/data/town"
+    (made / "parts").mkdir(parents=True)
+    (made / "scenarios.h5").touch()
+    assert plan.parts("town", "scenarios") == 1
+    for number in range(3):
+        (made / f"parts/scenarios_{number}.h5").touch()
+    assert plan.parts("town", "scenarios") == 3
+    (tmp_path / "raw/a.tfrecord").unlink()
+    (tmp_path / "raw").rmdir()
+    assert plan.parts("town", "scenarios") == 3
+
+
+def test_tracks_that_an_earlier_version_converted_are_used(tmp_path, monkeypatch) -> None:
+    plan = parted(tmp_path, monkeypatch)
+    assert plan.readable("town") == (str(tmp_path / "raw"), "waymo")
+    (tmp_path / "results/data/town/tracks").mkdir(parents=True)
+    assert plan.readable("town") == ("results/data/town/tracks", "tracks")
+
+
+def test_datasets_are_made_whole_or_in_parts(tmp_path, monkeypatch) -> None:
+    in_three, whole = (parted(tmp_path, monkeypatch, parts=n) for n in (3, 1))
+    for plan, expected in ((in_three, ("(?!)", "town")), (whole, ("town", "(?!)"))):
+        found = [
+            plan.datasets_in("waymo", kind="scenarios", in_parts=parts) for parts in (False, True)
+        ]
+        assert tuple(found) == expected
