@@ -5,6 +5,7 @@ from typing import Any
 
 from millrace.systems.base import (
     Block,
+    Cost,
     Extraction,
     Model,
     RawFormat,
@@ -112,6 +113,7 @@ _TABLE = Table(
 )
 SYSTEM = System(
     name="downscaling",
+    costs={"extract_blocks": Cost(seconds=15, written=1.0)},
     project=f"{_HERE}:project.yaml.j2",
     formats=(
         RawFormat(

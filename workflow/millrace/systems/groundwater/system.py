@@ -7,6 +7,7 @@ from typing import Any
 from millrace.errors import ConfigError
 from millrace.systems.base import (
     Block,
+    Cost,
     Extraction,
     Model,
     RawFormat,
@@ -254,6 +255,11 @@ _IN_TIME: dict[str, Any] = {
 """What both kinds of samples have in common."""
 SYSTEM = System(
     name="groundwater",
+    costs={
+        "preprocess": Cost(seconds=37, written=0.32),
+        "extract_patches": Cost(seconds=6, written=0.42),
+        "extract_planes": Cost(seconds=9, written=0.5),
+    },
     project=f"{_HERE}:project.yaml.j2",
     formats=(
         RawFormat(

@@ -3,7 +3,7 @@
 from typing import Any
 
 from millrace.errors import ConfigError
-from millrace.systems.base import Block, Model, RawFormat, SampleKind, System, Table
+from millrace.systems.base import Block, Cost, Model, RawFormat, SampleKind, System, Table
 
 _HERE = "millrace.systems.traffic"
 
@@ -152,6 +152,10 @@ _TABLE = Table(
 )
 SYSTEM = System(
     name="traffic",
+    costs={
+        "build_vocabulary": Cost(seconds=60, written=0.0),
+        "tokenise": Cost(seconds=68, written=0.11),
+    },
     project=f"{_HERE}:project.yaml.j2",
     formats=_FORMATS,
     kinds=(

@@ -125,7 +125,7 @@ _TABLE = Table(
 )
 SYSTEM = System(
     name="weather",
-    costs={"extract_weather": Cost(seconds=20, written=1.0, memory_gb=0.5)},
+    costs={"extract_weather": Cost(seconds=10, written=1.0, memory_gb=1.5)},
     project=f"{_HERE}:project.yaml.j2",
     formats=(
         RawFormat(
