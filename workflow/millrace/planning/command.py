@@ -54,7 +54,7 @@ def plan_table(rows: Sequence[Row]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     headings = (
         *("stage", "rule", "layout", ">jobs", ">done", ">left", ">hours\nasked", ">expected"),
-        *(">memory\nGB", ">expected", ">GPUs", ">GPU-hours\nasked", ">expected", ">disk\nGB"),
+        *(">memory\nGB", ">GPUs", ">GPU-hours\nasked", ">expected", ">disk\nGB"),
     )
     for heading in headings:
         table.add_column(heading.lstrip(">"), justify="right" if heading[0] == ">" else "left")
@@ -68,8 +68,7 @@ def plan_table(rows: Sequence[Row]) -> Table:
             _number(row.hours_asked),
             ("~" if row.by_size and row.hours_expected is not None else "")
             + _number(row.hours_expected),
-            _number(row.memory_gb),
-            "" if row.memory_expected_gb is None else f"~{_number(row.memory_expected_gb)}",
+            _memory(row),
             str(row.gpus or ""),
             _number(row.gpu_hours_asked),
             _number(row.gpu_hours_expected),
@@ -79,7 +78,7 @@ def plan_table(rows: Sequence[Row]) -> Table:
     sums = [_lower_bound(rows, key) for key in _SUMMED]
     jobs, left = sum(row.jobs for row in rows), sum(row.left for row in rows)
     counts = (str(jobs), str(jobs - left), str(left))
-    table.add_row("all", "", "", *counts, *sums[:2], "", "", "", *sums[2:], style="bold")
+    table.add_row("all", "", "", *counts, *sums[:2], "", "", *sums[2:], style="bold")
     return table
 
 
@@ -98,6 +97,13 @@ def _lower_bound(rows: Sequence[Row], key: str) -> str:
         return _number(None if values else 0)
     is_partial = None in values and not key.endswith("asked")
     return ("≥ " if is_partial else "") + _number(totals(rows)[key])
+
+
+def _memory(row: Row) -> str:
+    """What is asked for, or where nothing is what is expected."""
+    if row.memory_gb is None and row.memory_expected_gb is not None:
+        return f"~{_number(row.memory_expected_gb)}"
+    return _number(row.memory_gb)
 
 
 def _number(value: float | None) -> str:
