@@ -1,6 +1,7 @@
 """Provenance tells versions and nothing of the environment."""
 
 import json
+import os
 import subprocess
 
 import numpy as np
@@ -60,3 +61,17 @@ def test_a_foreign_repository_does_not_speak_for_the_package(monkeypatch) -> Non
     monkeypatch.setattr(subprocess, "run", run)
     assert provenance.code_version() == __version__
     assert provenance.provenance()["git_revision"] is None
+
+
+def test_raw_files_are_known_by_their_names_and_sizes(tmp_path):
+    """Not by their times: a copy starts nothing again."""
+    (tmp_path / "a.csv").write_text("1,2\n")
+    before = provenance.fingerprint(tmp_path)
+    os.utime(tmp_path / "a.csv", (0, 0))
+    assert provenance.fingerprint(tmp_path) == before
+    (tmp_path / "a.csv").write_text("1,23\n")
+    longer = provenance.fingerprint(tmp_path)
+    assert longer != before
+    (tmp_path / "a.csv").rename(tmp_path / "b.csv")
+    assert provenance.fingerprint(tmp_path) not in (before, longer)
+    assert provenance.raw_bytes(tmp_path) == 5
