@@ -11,8 +11,6 @@ from typing import Any
 
 from millrace.errors import REFUSED, DataError, ExitCode, NotFiniteError, UserError
 
-# Separators of directories, what no file system takes, and dots at the beginning.
-
 
 class OutputError(UserError):
     """The file system refused to store an output; nothing of it is left behind."""

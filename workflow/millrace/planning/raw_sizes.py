@@ -45,12 +45,10 @@ def expected_of_sizes(jobs: Sequence[Job], root: Path) -> dict[tuple[str, ...], 
 
 
 def _name(job: Job) -> str:
-    """Name by which a cluster's facts call a job."""
+    """Name by which a system says what a job costs, see `System.costs`."""
     if job.rule in ("extract_samples", "extract_part"):
         return f"extract_{job.wildcards['kind']}"
-    return {"sample_motion": "build_vocabulary", "tokenise_part": "tokenise"}.get(
-        job.rule, job.rule
-    )
+    return job.rule
 
 
 def _raw_sizes(jobs: Sequence[Job], root: Path) -> Mapping[str, int]:

@@ -251,7 +251,7 @@ class System:
     rules: tuple[str, ...] = ()
     """Rules of its own that make sample files, which ``-R data`` runs again."""
     costs: Mapping[str, Cost] = field(default_factory=dict)
-    """By the names that a cluster's facts give to jobs on raw files: of a rule, or ``extract_<kind>``."""
+    """Of jobs on raw files, by their rule, or ``extract_<kind>`` for what the generic rules extract."""
     project: str = ""
     """``"package:file"``: Jinja template of the configuration that ``millrace init`` writes, see
     `millrace.project.init`; empty: it is made of the examples of kinds and models."""

@@ -64,8 +64,8 @@ class Passes:
     replay: Replay | None
     """Forecasts to start from; None: all samples start from data."""
     mark: Mark
-    _ahead: list[Ahead] = field(default_factory=list)
-    """Of the batches that are iterated over, the latest last."""
+    _ahead: dict[tuple[str, int], Ahead] = field(default_factory=dict)
+    """Of the batches that are iterated over, by split and epoch."""
 
     def iterate(
         self, split: str, batches: Iterable[GlobalBatch], epoch: int
@@ -77,11 +77,12 @@ class Passes:
         now, later = itertools.tee(batches)
         wanted = (part for batch in later for part in self._parts(batch))
         with Ahead(lambda part: self.samples(split, part, epoch), wanted) as ahead:
-            self._ahead.append(ahead)
+            self._ahead[split, epoch] = ahead
             try:
                 yield from now
             finally:
-                self._ahead.remove(ahead)
+                if self._ahead.get((split, epoch)) is ahead:
+                    del self._ahead[split, epoch]
 
     def backward(self, batch: GlobalBatch, position: Position) -> Tensor:
         """Add up the gradients of this rank's samples; returns their part of the mean loss of the batch.
@@ -113,21 +114,21 @@ class Passes:
         return sum(map(float, losses)) / (self.divided.counted if self.divided else 1)
 
     def samples(self, split: str, part: RankShare, epoch: int) -> Any:
-        """Gather samples, with their random numbers of this epoch."""
+        """Gather samples, with their random numbers of this epoch; that of validation is always 0."""
         samples = self.dataset.batch(split, part.group, part.index, part.weight)
         if self.spec.add_noise is not None:
             # Validation uses the same random numbers in every epoch: its losses can be compared.
-            drawn_in = epoch if split == "train" else 0
-            seeds = sample_seeds(self.seed, split, drawn_in, part.group, part.index)
+            seeds = sample_seeds(self.seed, split, epoch, part.group, part.index)
             samples = self.spec.add_noise(self.model_config, samples, seeds)
         return samples
 
     def _taken(self, split: str, part: RankShare, position: Position) -> Any:
         """`samples`, which may have been gathered already."""
-        for ahead in reversed(self._ahead):
-            if (samples := ahead.take(part)) is not None:
-                return samples
-        return self.samples(split, part, position.epoch)
+        # Validation is the same in every epoch.
+        epoch = position.epoch if split == "train" else 0
+        ahead = self._ahead.get((split, epoch))
+        gathered = None if ahead is None else ahead.take(part)
+        return self.samples(split, part, epoch) if gathered is None else gathered
 
     def _parts(self, batch: GlobalBatch) -> list[RankShare]:
         """This rank's micro-batches of a batch."""

@@ -163,3 +163,30 @@ def test_scenarios_that_are_not_wanted_are_not_read(tmp_path, monkeypatch):
     build_vocabulary(tmp_path, tmp_path / "v.h5", CONFIG, raw="waymo")
     assert 2 <= len(read) < 18
     assert len(Traffic("waymo", tmp_path).files) == 9
+
+
+def test_parts_that_are_not_all_are_refused(raw, tmp_path):
+    folder, (_, _, config) = in_parts(raw, tmp_path / "made", 3), raw
+    output = tmp_path / "scenarios.h5"
+    motion, scenarios = (
+        [folder / f"parts/{stem}_{n}.h5" for n in range(3)] for stem in ("motion", "scenarios")
+    )
+    for files, told in (
+        (scenarios[:2], "its parts do not hold all files"),
+        (scenarios[1:], "expected file 0"),
+    ):
+        with pytest.raises(DataError, match=told):
+            gather_scenarios(files, folder / "vocabulary.h5", output, config)
+    with pytest.raises(DataError, match="its parts do not hold all files"):
+        gather_vocabulary(motion[:2], tmp_path / "v.h5", config)
+    assert not output.exists()
+
+
+def test_parts_of_another_vocabulary_are_refused(tmp_path):
+    write_tracks(tmp_path / "raw")
+    folder = in_parts((tmp_path / "raw", "tracks", CONFIG), tmp_path / "made", 2)
+    build_vocabulary(tmp_path / "raw", tmp_path / "other.h5", CONFIG.replaced(motion=8))
+    scenarios, output = [folder / f"parts/scenarios_{n}.h5" for n in range(2)], tmp_path / "s.h5"
+    with pytest.raises(DataError, match="its parts are of another vocabulary"):
+        gather_scenarios(scenarios, tmp_path / "other.h5", output, CONFIG)
+    assert not output.exists()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -30,10 +31,7 @@ from millrace.systems.traffic.scenario_file import (
 )
 from millrace.systems.traffic.settings import TokenConfig
 from millrace.systems.traffic.splits import splits_of
-from millrace.systems.traffic.tokens import (
-    STRIDE,
-    Tokeniser,
-)
+from millrace.systems.traffic.tokens import STRIDE, Tokeniser
 from millrace.systems.traffic.tracks import CURRENT_STEP
 from millrace.systems.traffic.vocabulary import NAMES, ROAD, Vocabulary, k_disks
 
@@ -81,37 +79,68 @@ def sample_motion(
     sample, has_test = _sampled(traffic, files, config, progress)
     with create(output) as file:
         sample.write(file.create_group("sample"))
-        described = {"source": str(source), "config": config.written()}
-        file.attrs.update(
-            schema=SAMPLE_SCHEMA, facts=json.dumps(described, sort_keys=True), has_test=has_test
-        )
+        _describe_part(file, traffic, files, config)
+        file.attrs.update(schema=SAMPLE_SCHEMA, has_test=has_test)
 
 
 def gather_vocabulary(
     parts: Sequence[Path], output: Path, config: TokenConfig, progress: Progress | None = None
 ) -> Vocabulary:
     """Build the vocabularies of what `sample_motion` wrote: those of `build_vocabulary`, bit by bit."""
-    sample, has_test, facts = MotionSample(config.seed), False, None
+    sample, has_test, whole = MotionSample(config.seed), False, _Whole()
     for number, path in enumerate(parts):
         with open_checked(path, SAMPLE_SCHEMA) as file:
-            facts = _same_facts(file, facts, path)
+            whole.add(file, path)
             sample.merge(MotionSample.read(file["sample"], config.seed))
             has_test = has_test or bool(file.attrs["has_test"])
         if progress is not None:
             progress(number + 1, len(parts))
-    source = json.loads(facts)["source"] if facts else ""
-    return _write_vocabulary(Path(source), output, config, sample, has_test)
+    whole.check(output)
+    return _write_vocabulary(Path(whole.facts["source"]), output, config, sample, has_test)
 
 
-def _same_facts(file: h5py.File, facts: str | None, path: Path) -> str:
-    """What describes a part; raises `DataError` if it is not that of the parts before."""
-    found = str(file.attrs["facts"])
-    if facts not in (None, found):
-        raise DataError(
-            f"{path}: not of the same raw files and settings as the parts before; delete it and make it "
-            "again"
-        )
-    return found
+def _describe_part(
+    file: h5py.File, traffic: Traffic, files: range, config: TokenConfig, vocabulary: str = ""
+) -> None:
+    """Write which files a part is of, and what all parts have in common."""
+    facts = {
+        "source": str(traffic.source),
+        "config": config.written(),
+        "files": len(traffic.files),
+        "vocabulary": vocabulary,
+    }
+    file.attrs.update(facts=json.dumps(facts, sort_keys=True), first=files.start, count=len(files))
+
+
+class _Whole:
+    """Parts in their order, which have to be all of the same raw files and settings."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+        self._files = 0
+
+    def add(self, part: h5py.File, path: Path) -> None:
+        """Raises `DataError` if a part is another than the one that follows."""
+        facts = json.loads(part.attrs["facts"])
+        if self.facts not in ({}, facts):
+            raise DataError(
+                f"{path}: not of the same raw files and settings as the parts before; delete it and make "
+                "it again"
+            )
+        if part.attrs["count"] and part.attrs["first"] != self._files:
+            raise DataError(
+                f"{path}: begins with file {part.attrs['first']}, expected file {self._files}; delete the "
+                "parts and make them again"
+            )
+        self.facts = facts
+        self._files += int(part.attrs["count"])
+
+    def check(self, output: Path, vocabulary: str = "") -> None:
+        """Raises `DataError` if files are missing, or the parts are of another vocabulary."""
+        if not self.facts or self._files != self.facts["files"]:
+            raise DataError(f"{output}: its parts do not hold all files; make all of them again")
+        if self.facts["vocabulary"] != vocabulary:
+            raise DataError(f"{output}: its parts are of another vocabulary; make them again")
 
 
 def _sampled(
@@ -204,13 +233,9 @@ def tokenise(
             "test; set tokens.splits to official to use that"
         )
     with create(output) as file:
-        writer, made = Writer(file), _Made()
-        tokeniser = Tokeniser(vocabulary, config.margin, config.max_agents)
+        writer, files = Writer(file), range(len(traffic.files))
         split_of = _splits_with(vocabulary_file, traffic, config)
-        for number in range(len(traffic.files)):
-            made.add(_tokenise_file(traffic, number, tokeniser, config, split_of, writer))
-            if progress is not None:
-                progress(number + 1, len(traffic.files))
+        made = _tokenise_files(traffic, files, vocabulary, config, split_of, writer, progress)
         written = writer.finish()
         _describe(file, vocabulary, config, traffic.bytes_of_splits(config), made)
     made.account.write(output.with_name("samples.json"))
@@ -231,20 +256,15 @@ def tokenise_part(
     vocabulary, traffic = read_vocabulary(vocabulary_file), Traffic(raw, source)
     files = part_of(len(traffic.files), part, parts)
     with create(output) as file:
-        writer, made = Writer(file), _Made()
-        tokeniser = Tokeniser(vocabulary, config.margin, config.max_agents)
+        writer = Writer(file)
         split_of = _splits_with(vocabulary_file, traffic, config)
-        for number in files:
-            made.add(_tokenise_file(traffic, number, tokeniser, config, split_of, writer))
-            if progress is not None:
-                progress(number + 1 - files.start, len(files))
+        made = _tokenise_files(traffic, files, vocabulary, config, split_of, writer, progress)
         writer.finish(may_be_empty=True)
         made.write(file)
-        described = {"source": str(source), "config": config.written()}
-        described["vocabulary"] = vocabulary.digest
+        _describe_part(file, traffic, files, config, vocabulary.digest)
         splits = np.frombuffer(traffic.bytes_of_splits(config), dtype=np.uint8)
         create_dataset(file, "splits", splits)
-        file.attrs.update(schema=PART_SCHEMA, facts=json.dumps(described, sort_keys=True))
+        file.attrs["schema"] = PART_SCHEMA
 
 
 def gather_scenarios(
@@ -259,14 +279,15 @@ def gather_scenarios(
     Returns their number. Raises `DataError` if a part is missing, damaged, or not of the same raw files and
     settings, or two scenarios have one name.
     """
-    vocabulary, made, facts, splits = read_vocabulary(vocabulary_file), _Made(), None, b""
+    vocabulary, made, splits = read_vocabulary(vocabulary_file), _Made(), b""
+    whole = _Whole()
     first = {kind: [0] for kind in ROWS}
     columns: dict[str, list[np.ndarray]] = {name: [] for name in OF_SCENARIO}
     shapes: dict[str, list[tuple[Path, tuple[int, ...]]]] = {}
     with create(output) as file:
         for number, path in enumerate(parts):
             with open_checked(path, PART_SCHEMA) as part:
-                facts = _same_facts(part, facts, path)
+                whole.add(part, path)
                 splits = bytes(part["splits"][()])
                 made.add(_Made.read(part))
                 for kind, bounds in first.items():
@@ -278,6 +299,7 @@ def gather_scenarios(
                         shapes.setdefault(name, []).append((path, part[name].shape))
             if progress is not None:
                 progress(number + 1, len(parts))
+        whole.check(output, vocabulary.digest)
         for name, dtype in datasets_of_rows():
             if name in shapes:
                 create_virtual(file, name, shapes[name], dtype, output.parent)
@@ -324,6 +346,23 @@ class _Made:
         digests = [bytes(row) for row in file["digests"][()]]
         places = json.loads(bytes(file["places"][()]))
         return cls(account, digests, places, int(file.attrs["appeared"]))
+
+
+def _tokenise_files(
+    traffic: Traffic,
+    files: range,
+    vocabulary: Vocabulary,
+    config: TokenConfig,
+    split_of: Callable[[int, str], int | None],
+    writer: Writer,
+    progress: Progress | None,
+) -> _Made:
+    tokeniser, made = Tokeniser(vocabulary, config.margin, config.max_agents), _Made()
+    for number in files:
+        made.add(_tokenise_file(traffic, number, tokeniser, config, split_of, writer))
+        if progress is not None:
+            progress(number + 1 - files.start, len(files))
+    return made
 
 
 def _tokenise_file(

@@ -153,8 +153,8 @@ _TABLE = Table(
 SYSTEM = System(
     name="traffic",
     costs={
-        "build_vocabulary": Cost(seconds=60, written=0.0),
-        "tokenise": Cost(seconds=68, written=0.11),
+        **dict.fromkeys(("build_vocabulary", "sample_motion"), Cost(seconds=60, written=0.0)),
+        **dict.fromkeys(("tokenise", "tokenise_part"), Cost(seconds=68, written=0.11)),
     },
     project=f"{_HERE}:project.yaml.j2",
     formats=_FORMATS,
