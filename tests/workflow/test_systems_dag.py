@@ -330,7 +330,10 @@ def test_the_table_compares_with_the_better_baseline(finished, case):
     assert float(rows[0]["skill"]) == pytest.approx(1 - at_24["model"] / best)
     assert float(rows[0]["climatology_h24"]) == pytest.approx(at_24["climatology"])
     assert rows[0]["h120_skill"] == "", "the test period is shorter"
-    assert "ACC of persistence, 24 h" in finished.path("results/report/skill.html").read_text()
+    page = finished.path("results/report/skill.html").read_text()
+    assert "ACC of persistence, 24 h" in page
+    taken = page.partition("What reading took")[2]
+    assert '>planet</td><td class="name">extract_<wbr>weather</td><td>3</td>' in taken
 
 
 @of("weather")

@@ -393,6 +393,18 @@ class Plan:
         _check_directory(source, f"datasets.{dataset}", "demo", made, raw.holds)
         return source
 
+    def raw_folders(self) -> dict[str, tuple[str, int]]:
+        """Return the folder of the raw files of each dataset, and in how many parts it is read."""
+        return {
+            name: (
+                str(self._root / f"results/data/{name}/raw")
+                if block["source"] == "demo"
+                else block["source"],
+                block.get("parts", 1),
+            )
+            for name, block in self.datasets.items()
+        }
+
     def readable(self, dataset: str) -> tuple[str, str]:
         """Return the directory of the raw files and their format, or those of what they were converted to.
 

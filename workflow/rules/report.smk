@@ -32,5 +32,7 @@ rule summarise_skill:
         # Of runs that are not asked for. `...` is not compared with the last time, so that tables of earlier
         # versions stay.
         others=plan.other_metrics() or ...,
+        # With `output` as argument it is not compared either: raw files may be archived.
+        datasets=lambda wildcards, output: plan.raw_folders(),
     script:
         "../scripts/summarise_skill.py"

@@ -1,12 +1,14 @@
 """The table of scores over runs and ensembles."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
 
 from millrace.data.account import Account
 from millrace.evaluation.summary import FEWEST_MEMBERS, format_score, summarise
+from millrace.planning.taken import Taken
 
 CPU, GPU = {"device": "CPU", "ranks": 2}, {"device": "NVIDIA H200", "ranks": 4}
 
@@ -89,6 +91,16 @@ def test_the_page_tells_what_became_of_the_raw_files(tmp_path):
     assert 'site_<wbr>a</td><td class="name">time steps</td><td>1,207</td><td>1,200</td>' in page
     assert "<div>7 after a gap of 3 steps</div>" in page
     assert "damaged/samples.json: damaged, it is not an account of samples" in page
+
+
+def test_the_page_tells_what_reading_took_and_what_was_expected(tmp_path):
+    outputs = [tmp_path / name for name in ("skill.html", "skill.csv", "skill.png")]
+    for taken in ([], [Taken("site_a", "preprocess", 3, 117.5, 4500.0, 4.3, 0.912, 1.0)]):
+        summarise([write_run(tmp_path)], [], *outputs, taken=taken)
+        assert ("What reading took" in outputs[0].read_text()) == bool(taken)
+    cells = outputs[0].read_text().partition("What reading took")[2]
+    found = re.findall(r"<td[^>]*>(.*?)</td>", cells.partition("</tbody>")[0])
+    assert found == ["site_<wbr>a", "preprocess", "3", "118", "75 min", "4.3 s", "0.912", "1"]
 
 
 def test_crps_and_spread_of_three_members_are_held_back_and_the_mean_is_not(tmp_path, table):

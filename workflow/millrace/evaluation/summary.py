@@ -59,6 +59,7 @@ def summarise(
     csv: Path,
     figure: Path,
     others: Iterable[Path] = (),
+    taken: Sequence[Any] = (),
 ) -> None:
     """Put the test scores of all runs into an HTML table, a CSV file and a figure.
 
@@ -68,7 +69,8 @@ def summarise(
     row for each experiment, layout and variable with mean ± standard deviation over seeds. Scores of the
     ensemble are repeated in all rows of its seeds. The figure shows what the configuration asks for.
     Under the table stands what became of the raw files of each dataset in the folder of results that holds
-    the table's folder, see `millrace.data.account`.
+    the table's folder, see `millrace.data.account`, and what reading them took beside what was expected,
+    ``taken`` (`millrace.planning.taken.Taken`).
     """
     found = [read_metrics(path) | {"asked": True} for path in (*metrics, *ensembles)]
     left_out = []
@@ -87,7 +89,7 @@ def summarise(
         rows.drop(columns=["settings", "identity"]).to_csv(partial, index=False)
     with atomic_write(table) as partial:
         accounts, damaged = read_accounts(table.parents[1])
-        partial.write_text(_page(parts, left_out + damaged, accounts))
+        partial.write_text(_page(parts, left_out + damaged, accounts, taken))
     asked = rows[rows["asked"]]
     named = asked.assign(experiment=asked["experiment"] + "\n" + asked["layout"])
     baselines = {_table(one).baseline for one in runs if one["asked"]}
@@ -167,7 +169,10 @@ def _told(table: Table, runs: list[dict]) -> list[list[str]]:
 
 
 def _page(
-    parts: dict[Table, pd.DataFrame], left_out: list[str], accounts: list[dict[str, Any]]
+    parts: dict[Table, pd.DataFrame],
+    left_out: list[str],
+    accounts: list[dict[str, Any]],
+    taken: Sequence[Any],
 ) -> str:
     environment = Environment(
         loader=PackageLoader("millrace.evaluation", "."),
@@ -175,6 +180,10 @@ def _page(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+    )
+    environment.filters["duration"] = _duration
+    environment.filters["figure"] = lambda value: (
+        f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
     )
     environment.filters["breakable"] = lambda name: escape(name).replace("_", Markup("_<wbr>"))
     homes = {kind.table: system.name for system in systems().values() for kind in system.kinds}
@@ -189,6 +198,7 @@ def _page(
         problems=marked[["experiment", "layout", "seed", "problems"]].to_dict("records"),
         left_out=left_out,
         accounts=accounts,
+        taken=taken,
         fewest_members=FEWEST_MEMBERS,
     )
 
@@ -286,14 +296,14 @@ def _of_run(name: str, values: pd.Series) -> str:
         )
         return f"{mean / scale:.3g}{unit}"
     if name == "training_s":
-        return (
-            f"{mean:.3g} s"
-            if mean < 120
-            else f"{mean / 60:.3g} min"
-            if mean < 7200
-            else f"{mean / 3600:.3g} h"
-        )
+        return _duration(mean)
     return f"{mean:.2g}" if mean < 100 else f"{mean:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
 
 
 def format_score(mean: float, deviation: float | None = None) -> str:

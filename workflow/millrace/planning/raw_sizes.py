@@ -10,6 +10,9 @@ from millrace.provenance import raw_bytes
 from millrace.systems.base import Cost
 from millrace.systems.registry import systems
 
+_START = 2.0
+"""CPU seconds that the start of a job takes, whatever it reads."""
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -29,19 +32,30 @@ def expected_of_sizes(jobs: Sequence[Job], root: Path) -> dict[tuple[str, ...], 
     ``jobs`` are all of the workflow, whose paths start from ``root``. Jobs of one rule on one dataset share
     its raw files.
     """
-    costs = {name: cost for system in systems().values() for name, cost in system.costs.items()}
-    sizes = _raw_sizes(jobs, root)
+    known, sizes = costs(), _raw_sizes(jobs, root)
     mine = [
         (job, cost)
         for job in jobs
-        if (cost := costs.get(_name(job))) and job.wildcards.get("dataset") in sizes
+        if (cost := known.get(_name(job))) and job.wildcards.get("dataset") in sizes
     ]
     shared = Counter((job.rule, job.wildcards["dataset"]) for job, _ in mine)
     found = {}
     for job, cost in mine:
         dataset = job.wildcards["dataset"]
-        found[tuple(job.output)] = _expected(cost, sizes[dataset] / shared[job.rule, dataset])
+        size = sizes[dataset] / shared[job.rule, dataset]
+        found[tuple(job.output)] = expected_of_size(cost, size)
     return found
+
+
+def costs() -> dict[str, Cost]:
+    """What jobs on raw files take, of all systems."""
+    return {name: cost for system in systems().values() for name, cost in system.costs.items()}
+
+
+def expected_of_size(cost: Cost, size: float) -> Expected:
+    """What a job on so many bytes of raw files will take."""
+    memory = cost.memory_gb * 2**30 + cost.held * size
+    return Expected(_START + cost.seconds * size / 1e9, cost.written * size, memory)
 
 
 def _name(job: Job) -> str:
@@ -62,8 +76,3 @@ def _raw_sizes(jobs: Sequence[Job], root: Path) -> Mapping[str, int]:
         if name not in made and (root / name).is_dir()
     }
     return {dataset: raw_bytes(source) for dataset, source in sources.items()}
-
-
-def _expected(cost: Cost, size: float) -> Expected:
-    memory = cost.memory_gb * 2**30 + cost.held * size
-    return Expected(cost.seconds * size / 1e9, cost.written * size, memory)

@@ -238,6 +238,8 @@ class Cost:
     """Memory of a job, whatever it reads."""
     held: float = 0.0
     """Bytes of memory for one of the raw files of a job."""
+    of_part: bool | None = None
+    """Whether it is of the jobs that make parts, or the samples whole; None: there are such jobs anyway."""
 
 
 @dataclass(frozen=True)

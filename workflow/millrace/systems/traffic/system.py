@@ -153,8 +153,10 @@ _TABLE = Table(
 SYSTEM = System(
     name="traffic",
     costs={
-        **dict.fromkeys(("build_vocabulary", "sample_motion"), Cost(seconds=60, written=0.0)),
-        **dict.fromkeys(("tokenise", "tokenise_part"), Cost(seconds=68, written=0.11)),
+        "build_vocabulary": Cost(seconds=60, written=0.0, of_part=False),
+        "sample_motion": Cost(seconds=60, written=0.0, of_part=True),
+        "tokenise": Cost(seconds=68, written=0.11, of_part=False),
+        "tokenise_part": Cost(seconds=68, written=0.11, of_part=True),
     },
     project=f"{_HERE}:project.yaml.j2",
     formats=_FORMATS,
