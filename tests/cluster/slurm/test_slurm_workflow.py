@@ -3,15 +3,19 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 
+import h5py
+import numpy as np
 import pytest
 import yaml
 from images import Image, with_apptainer
 from lab import ACCOUNT
-from pausing import slowed, wait_between_questions
+from pausing import Gate, slowed, wait_between_questions
 from project import FOLDER, REPOSITORY, Project
 from slurm_jobs import same_state, trainers, wait
 
@@ -220,6 +224,55 @@ def accounting(slurm, began):
             "state": state,
         }
     return jobs
+
+
+@pytest.mark.nightly  # two minutes; the DAG suite makes a lost part again more often
+def test_a_node_that_dies_costs_its_parts_alone(tmp_path, slurm, jobs, monkeypatch):
+    """Twelve jobs on four nodes; those of the lost node run twice, the others once."""
+    project = SlurmProject(tmp_path / FOLDER, ("--profile", "profiles/gilbreth", *QUICK))
+    project.config["datasets"]["planet"] = {
+        "source": "demo",
+        "format": "weather",
+        "demo": {"steps": 200, "spin_up": 0.5},
+        "split": {"train": 0.5, "validation": 0.2, "gap": 3},
+        "weather": {"surface": ["2t"], "air": ["z"], "levels": [500, 850]},
+        "parts": 12,
+    }
+    samples = "results/data/planet/weather.h5"
+    project.facts(extract_weather={"gpus": 1, "node_types": ["K"]})
+    project.run("--profile", "profiles/local", "results/data/planet/raw")
+    gate = Gate(tmp_path / "gate", of="extract_part", at="millrace.systems.weather.extract")
+    for name, value in gate.environment.items():
+        monkeypatch.setenv(name, value)
+    began = time.strftime("%Y-%m-%dT%H:%M:%S")
+    head = project.start(samples, "--jobs", "12")
+    nodes = [f"gilbreth-k{number:03d}" for number in range(4)]
+
+    def running():
+        lines = slurm.run("squeue", "-h", "-t", "R", "-o", "%N").stdout.split()
+        return {node: lines.count(node) for node in lines}
+
+    gate.wait()
+    wait(240, lambda: running() == dict.fromkeys(nodes, 2), "two jobs on each node")
+    try:
+        slurm.kill_node(nodes[2])
+        gate.open()
+        assert head.wait(480) == 0, project.path("head.log").read_text()[-5000:]
+    finally:
+        slurm.start_node(nodes[2])
+        slurm.run("scontrol", "update", f"NodeName={nodes[2]}", "State=RESUME")
+    fields = slurm.run("sacct", "-aXDPn", "-S", began, "-o", "Comment,State").stdout.splitlines()
+    runs = Counter(line.partition("|")[0] for line in fields if "extract_part" in line)
+    assert sorted(runs.values()) == [1] * 10 + [2] * 2, fields
+    with h5py.File(project.path(samples)) as file:
+        digest, states = file.attrs["digest"], file["state"][()]
+    del project.config["datasets"]["planet"]["parts"]
+    project.path(samples).unlink()
+    shutil.rmtree(project.path("results/data/planet/parts"))
+    project.run("--profile", "profiles/local", samples)
+    with h5py.File(project.path(samples)) as file:
+        assert file.attrs["digest"] == digest
+        np.testing.assert_array_equal(file["state"][()], states)
 
 
 @pytest.mark.nightly  # jobs of a minute, that end by themselves; on PBS more often
