@@ -1,0 +1,106 @@
+"""What checkpoints within epochs cost a training, on the demo and one core.
+
+A run that saves every few steps takes turns with one that does not; the difference, over the number of
+checkpoints, is the cost of one, and that over 20 s the share of a training with ``save_minutes: 0.333``
+(modelled: a demo is too short to be measured so). The thread that writes has no core of its own here.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from millrace.data.extraction import prepare, simulate
+from millrace.plan import Plan
+from millrace.systems.registry import raw_format
+from millrace.training.distributed import Ranks
+from millrace.training.request import Request
+from millrace.training.segment import run_segment
+from millrace.yaml_files import DEFAULT, read_files
+
+INTERVAL, GOAL, ROUNDS = 20.0, 0.01, 7
+DEMOS = {"gino": 10, "downscaler": 3, "aurora": 10, "smart": 5}
+"""Steps between checkpoints, about a second."""
+
+
+def train(request: Request) -> tuple[float, float]:
+    """Wall and CPU seconds of a run."""
+    started = time.perf_counter(), time.process_time()
+    run_segment(request, Ranks(0, 1, torch.device("cpu")))
+    return time.perf_counter() - started[0], time.process_time() - started[1]
+
+
+def requested(demo: str, folder: Path) -> Request:
+    """A run of two epochs on the samples of a demo."""
+    config: dict[str, Any]
+    config = read_files([DEFAULT, Path(f"config/demo/{demo}.yaml")], [])
+    plan = Plan(config)
+    name = config["run"]["experiments"][0]
+    experiment, kind = plan.experiments[name], plan.kind(name)
+    dataset = plan.datasets[experiment["dataset"]]
+    raw = raw_format(dataset)
+    simulate(raw, dataset.get("demo", {}), folder / "raw")
+    files = prepare(kind, folder / "raw", folder, dataset, experiment["model"])
+    return Request(
+        experiment=name,
+        layout="n1_gpu1",
+        seed=0,
+        target_epoch=2,
+        definition=plan.definition(name),
+        files={role: str(path) for role, path in files.items()},
+        runs="",
+        checkpoint="",
+        receipt="",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("demos", nargs="*", default=list(DEMOS), help=f"of {', '.join(DEMOS)}")
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    print(
+        "demo: a checkpoint (wall, CPU seconds), a step, share of a training that saves every 20 s"
+    )
+    for demo in parser.parse_args().demos:
+        with tempfile.TemporaryDirectory() as made:
+            measure(demo, Path(made))
+
+
+def measure(demo: str, folder: Path) -> None:
+    base = requested(demo, folder)
+    taken: dict[int | None, list[tuple[float, float]]] = {None: [], DEMOS[demo]: []}
+    steps = 0
+    for turn in range(ROUNDS):
+        for every, times in taken.items():
+            here = folder / f"{turn}_{every}"
+            paths = {key: str(here / key) for key in ("runs", "checkpoint", "receipt")}
+            times.append(train(replace(base, save_steps=every, **paths)))
+            steps = json.loads((here / "receipt").read_text())["step"]
+    per_epoch = steps // base.target_epoch
+    saved = sum(step % per_epoch > 0 for step in range(0, steps, DEMOS[demo]))
+    wall, cpu = (
+        statistics.median(
+            (saving[i] - plain[i]) / saved
+            for plain, saving in zip(taken[None], taken[DEMOS[demo]], strict=True)
+        )
+        for i in (0, 1)
+    )
+    step = statistics.median(one[0] for one in taken[None]) / steps
+    share = wall / INTERVAL
+    print(
+        f"{demo}: {wall:.4f}, {cpu:.4f}; {step:.3f} s; {share:.2%}, "
+        f"{'reached' if share <= GOAL else 'MISSED'}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
