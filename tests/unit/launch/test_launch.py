@@ -35,6 +35,16 @@ from millrace.training.request import Request
 sys.exit(launch(Request(**json.loads(sys.argv[1])), cpus=1))
 """
 
+TELLS_COPIES = """
+import os, pathlib
+from millrace.data.samples import LOCAL_COPIES
+from millrace.systems.base import System
+SYSTEM = System("told")
+if LOCAL_COPIES in os.environ:
+    text = pathlib.Path(os.environ[LOCAL_COPIES]).read_text()
+    pathlib.Path(__file__).with_suffix(".json").write_text(text)
+"""
+
 
 @pytest.fixture
 def request_for(samples, definition, tmp_path):
@@ -63,10 +73,25 @@ def whole(request_for):
 
 
 @pytest.mark.slow
-def test_ranks_share_the_threads_of_the_job(request_for, monkeypatch):
+def test_ranks_share_the_threads_of_the_job_and_copies_of_the_samples(
+    request_for, tmp_path, monkeypatch
+):
     monkeypatch.setenv("MKL_NUM_THREADS", "2")  # as Snakemake sets it for a job of two threads
-    request = replace(request_for(layout="n1_gpu2", epochs=1), save_steps=2)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "node"))
+    (tmp_path / "node").mkdir()
+    plugin = tmp_path / "told.py"
+    plugin.write_text(TELLS_COPIES)
+    request = replace(
+        request_for(layout="n1_gpu2", epochs=1),
+        save_steps=2,
+        execution={"local_copies": True},
+        plugins=[str(plugin)],
+    )
     assert launch(request, cpus=2) == ExitCode.OK
+    copies = json.loads((tmp_path / "told.json").read_text())
+    assert copies.keys() == {*request.files.values()}
+    assert all(Path(copy).is_relative_to(tmp_path / "node") for copy in copies.values())
+    assert not [*(tmp_path / "node").glob("millrace_samples*")]
     receipt = json.loads(Path(request.receipt).read_text())
     [session] = receipt["sessions"]
     assert (session["ranks"], session["threads"]) == (2, 1)

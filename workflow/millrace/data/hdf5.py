@@ -118,6 +118,15 @@ def create_virtual(
     return file.create_virtual_dataset(name, layout, fillvalue=fill)
 
 
+def parts_of(path: Path) -> list[str]:
+    """Files in which rows of a file are, relative to its folder, see `create_virtual`.
+
+    Raises `DataError` if the file is missing or damaged.
+    """
+    with reading(path), h5py.File(path, "r") as file:
+        return [str(name) for name in file.attrs.get("parts", ())]
+
+
 def rows_per_chunk(shape: Sequence[int], dtype: DTypeLike) -> int:
     """Rows of an array of this shape in a chunk of at most `CHUNK_BYTES` (at least one)."""
     row = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize

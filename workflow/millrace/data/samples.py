@@ -1,5 +1,7 @@
 """Opening the samples of an experiment: files by role, a kind of samples, one dataset or several."""
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +34,10 @@ Files = Mapping[str, str | Path | Sequence[str | Path]]
 """Sample files by role; a list holds the files of several datasets, in the same order for each role."""
 
 
+LOCAL_COPIES = "MILLRACE_LOCAL_COPIES"
+"""Environment variable: a JSON file of sample files and their copies on this node."""
+
+
 def open_dataset(
     kind: str,
     files: Files,
@@ -42,18 +48,26 @@ def open_dataset(
     """Open samples of a kind with an experiment's section ``data``.
 
     ``statistics`` are those of other data, on which a model was trained; by default the statistics of the
-    files are used. Files of several datasets make one `JointDataset`. Raises `ConfigError` if the kind is
+    files are used. Files of several datasets make one `JointDataset`. Copies on this node, see
+    `millrace.launch.local_copies`, are opened instead of the files. Raises `ConfigError` if the kind is
     unknown or the section does not fit it.
     """
     opened = dataset_class(kind)
     section: Any = opened.config_type.parse(config, "data")
 
     def open_one(part: Mapping[str, Path], normalisation: Normalisation | None) -> Any:
-        given = (part[role] for role in opened.roles if role in part)
+        given = (_nearest(part[role]) for role in opened.roles if role in part)
         return opened(*given, config=section, device=device, statistics=normalisation)
 
     parts = datasets_of(files)
     return open_one(parts[0], statistics) if len(parts) == 1 else open_joint(open_one, parts)
+
+
+def _nearest(path: Path) -> Path:
+    """The copy of a sample file on this node, or the file itself."""
+    if LOCAL_COPIES not in os.environ:
+        return path
+    return Path(json.loads(Path(os.environ[LOCAL_COPIES]).read_text()).get(str(path), path))
 
 
 def dataset_class(kind: str) -> DatasetClass:

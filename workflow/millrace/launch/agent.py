@@ -1,11 +1,13 @@
 """Agent that the launcher starts on each node of a job: torchrun with the ranks of the node."""
 
 import argparse
+import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -51,22 +53,34 @@ def main() -> int:
     # More threads than cores slow everything down, whatever the scheduler calls a CPU.
     cpus = min(given.cpus, len(os.sched_getaffinity(0)))
     threads = str(max(1, cpus // given.ranks))
+    environment = (_LOOPBACK if alone else {}) | os.environ | _STORE | {AGENT: str(os.getpid())}
+    environment |= dict.fromkeys(_THREADS, threads)
+    with _local_copies(Path(given.request)) as copies:
+        return _run(
+            [*command, given.module, given.request], {**environment, **copies}, given.request
+        )
+
+
+def _local_copies(request: Path) -> contextlib.AbstractContextManager[Mapping[str, str]]:
+    """Environment of ranks that read samples on this node, if the request asks for it."""
+    asked = json.loads(request.read_text())
+    if not asked.get("execution", {}).get("local_copies"):
+        return contextlib.nullcontext({})
+    from millrace.launch.local_copies import local_copies  # takes a second
+
+    return local_copies(asked["files"])
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], request: str) -> int:
     process = subprocess.Popen(
-        [*command, given.module, given.request],
-        env=(_LOOPBACK if alone else {})
-        | os.environ
-        | _STORE
-        | {AGENT: str(os.getpid())}
-        | dict.fromkeys(_THREADS, threads),
-        start_new_session=True,
-        preexec_fn=dying_with_this(),
+        command, env=environment, start_new_session=True, preexec_fn=dying_with_this()
     )
 
     def warn_workers(number: int) -> None:
         cancelled = number == signal.SIGTERM
         if cancelled:
-            Path(given.request).with_suffix(CANCELLED).touch()
-        with suppress(psutil.NoSuchProcess):
+            Path(request).with_suffix(CANCELLED).touch()
+        with contextlib.suppress(psutil.NoSuchProcess):
             workers = psutil.Process(process.pid).children()
             # torchrun would end its workers before they have saved, but need not begin any.
             for one in workers or ([process] if cancelled else []):

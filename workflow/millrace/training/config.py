@@ -148,6 +148,9 @@ class ExecutionConfig(Settings):
     activation_checkpointing: bool = False
     """Compute activations of the large blocks again in the backward pass instead of keeping them, if
     memory is short; costs about a third more time."""
+    local_copies: bool = False
+    """Copy the samples to `$TMPDIR` of each node first and read them there, if the nodes' own disks are
+    faster than the file system that they share; without room for them they are read where they are."""
     profile: ProfileConfig | None = None
     """Trace some steps, to find out where time goes; null: none."""
     log: Annotated[tuple[Literal["tensorboard", "wandb"], ...], *UNIQUE] = ()

@@ -6,7 +6,10 @@ from typing import Any
 
 LENGTHS = ("epochs", "milestone_every", "save_every", "save_steps", "save_minutes")
 """Keys of the section ``train`` that do not decide the weights: more epochs continue the same run."""
-EXECUTION = ("micro_batch", "compile", "activation_checkpointing", "profile", "log")
+EXECUTION = (
+    *("micro_batch", "compile", "activation_checkpointing"),
+    *("local_copies", "profile", "log"),
+)
 """Keys of the section ``train`` that do not decide the weights, but how they are computed:
 `millrace.training.config.ExecutionConfig`."""
 
