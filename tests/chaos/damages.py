@@ -156,7 +156,7 @@ class Damages(Single):
     def _work(self, action, project):
         said = self._folder / "said"
         said.unlink(missing_ok=True)
-        return forked(action.work, project, said, action.seconds)
+        return forked(action.work, project, said)
 
 
 def _is_named(target, text):

@@ -93,7 +93,7 @@ class FullDisks(Single):
         said = self._folder / "said"
         said.unlink(missing_ok=True)
         work = action.work if after is None else self._filled(action.work, after)
-        return forked(work, project, said, action.seconds)
+        return forked(work, project, said)
 
 
 def _judged(done, project, before):

@@ -21,14 +21,13 @@ import psutil
 from cases import ORPHAN, OTHER, RESTORED, TRACEBACK, UNEQUAL, Outcome, chance
 from damages import BUG
 from projects import request, weights
-from warm import TRACE
+from warm import PATIENCE_S, TRACE
 
 from millrace.processes import dying_with_this
 
 KIND = "kills"
 EPOCHS = 16
-ORPHANED_S = 5.0
-PATIENCE_S = 240.0
+ORPHANED_S = 30.0
 MARK = "CHAOS_RUN"
 SEGMENT = Path(__file__).with_name("segment.py")
 CLOCK = Path(__file__).parent / "clock"

@@ -178,7 +178,7 @@ def _said(arguments):
 
 def _end_all(folder):
     """Processes that the stand-in has left, which are ended."""
-    mark, end = f"PBS_STANDIN={folder / 'pbs'}".encode(), time.monotonic() + 5
+    mark, end = f"PBS_STANDIN={folder / 'pbs'}".encode(), time.monotonic() + 30
     while True:
         left = []
         for process in psutil.process_iter():

@@ -138,7 +138,6 @@ class Action:
     """Whether what it says is its output, of files that are there: removed ones are not missed."""
     tells: str = ""
     """A file in which it tells what is damaged."""
-    seconds: float = 60.0
 
 
 class _Named(dict):

@@ -11,6 +11,8 @@ from pathlib import Path
 from millrace.processes import die_with_parent
 
 HUNG = None
+PATIENCE_S = 900.0
+"""Longer than anything takes on a machine that is busy with much else."""
 TRACE = "Traceback (most recent call last)"
 
 
@@ -29,14 +31,14 @@ class Done:
         return self.said.strip()[-600:]
 
 
-def forked(work, directory, said: Path, seconds=120.0):
+def forked(work, directory, said: Path):
     """Call ``work()`` in a child whose current directory is ``directory``; it returns the exit code."""
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if not child:
         _work(work, directory, said)
-    end, status = time.monotonic() + seconds, (0, 0)
+    end, status = time.monotonic() + PATIENCE_S, (0, 0)
     while not status[0] and time.monotonic() < end:
         status = os.waitpid(child, os.WNOHANG)
         time.sleep(0.002)
