@@ -199,6 +199,6 @@ def browser():
     def run(*options):
         fixed = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
         command = [found, *fixed, *options]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
     return run

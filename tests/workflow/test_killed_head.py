@@ -41,7 +41,7 @@ def test_jobs_of_a_killed_snakemake_save_and_stop_and_the_same_command_continues
         jobs = head.children(recursive=True)
         running.kill()
         running.wait()
-        _, alive = psutil.wait_procs(jobs, timeout=120)
+        _, alive = psutil.wait_procs(jobs, timeout=300)
     assert alive == []
     done = epochs()
     assert 8 <= done < 60
@@ -81,7 +81,7 @@ def test_jobs_that_have_just_begun_end_with_their_snakemake(
     running.wait()
     if module == "millrace":  # nothing of ours is there before, and nothing else takes long
         gate.open()
-    _, alive = psutil.wait_procs(jobs, timeout=60)
+    _, alive = psutil.wait_procs(jobs, timeout=300)
     gate.open()
     assert jobs
     assert alive == []

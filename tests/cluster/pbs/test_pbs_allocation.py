@@ -111,7 +111,7 @@ def test_output_and_exit_code_of_all_nodes_reach_the_log(pbs, workdir, queue):
 def test_lost_node_does_not_keep_the_others(pbs, workdir, queue):
     """Its command has ended, but nobody tells pbsdsh."""
     pbs.set(lost_nodes=[1])
-    assert pbs.wait(start(queue, 2, "print('ready')"), timeout=60)["Exit_status"] == 0
+    assert pbs.wait(start(queue, 2, "print('ready')"), timeout=300)["Exit_status"] == 0
     assert (workdir / "train.log").read_text() == "ready\n" * 2
 
 

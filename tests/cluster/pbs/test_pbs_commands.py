@@ -26,7 +26,7 @@ ASK_AGAIN = (
 
 def call(*arguments, check=True):
     command = [sys.executable, "-m", "millrace.schedulers.pbs", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if check:
         assert done.returncode == 0, done.stderr
     return done
@@ -349,7 +349,7 @@ def test_cancel_deletes_the_newest_job_of_a_chain(pbs, jobscript, workdir):
     pbs.wait("1.pbs")
     assert quick.status("1.pbs") == "running"
     pbs.wait("3.pbs", "R")
-    subprocess.run([CANCEL, "1.pbs", other, "99.pbs"], check=True, timeout=60)
+    subprocess.run([CANCEL, "1.pbs", other, "99.pbs"], check=True, timeout=300)
     wait_for(lambda: pbs.job("3.pbs")["substate"] == 91, "not deleted")
     wait_for(lambda: pbs.job(other)["substate"] == 91, "not deleted")
     assert quick.status("1.pbs") == "failed"

@@ -113,7 +113,7 @@ class SlurmLab:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command of SLURM."""
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
     def stop(self) -> None:
         """Cancel all jobs and stop all daemons."""

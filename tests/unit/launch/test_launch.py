@@ -145,7 +145,7 @@ def test_signal_saves_and_asks_to_try_again(request_for, number):
     running = start(request)
     wait_for_epochs(request, 3)
     running.send_signal(number)
-    assert running.wait(90) == ExitCode.TRY_AGAIN
+    assert running.wait(300) == ExitCode.TRY_AGAIN
     steps = [path.name for path in Path(request.runs).glob("*/step_*")]
     assert steps
     done = len(next(Path(request.runs).glob("*/metrics.jsonl")).read_text().splitlines())
@@ -168,7 +168,7 @@ def test_ranks_of_one_node_listen_on_its_loopback_and_need_no_name(request_for):
         assert {one.laddr.ip.removeprefix("::ffff:") for one in sockets} == {"127.0.0.1"}
     finally:
         running.terminate()
-        running.wait(90)
+        running.wait(300)
 
 
 def test_killed_launcher_leaves_no_process_and_the_next_one_no_files(request_for):
@@ -178,8 +178,8 @@ def test_killed_launcher_leaves_no_process_and_the_next_one_no_files(request_for
     below = psutil.Process(running.pid).children(recursive=True)
     assert len(below) >= 2
     running.kill()
-    running.wait(30)
-    _, alive = psutil.wait_procs(below, timeout=60)
+    running.wait(300)
+    _, alive = psutil.wait_procs(below, timeout=300)
     assert alive == []
     [left] = Path(request.runs).glob(".launch_*")
     left.rename(left.with_name(f"{left.name[:-8]}a_1_b_2c"))  # as tempfile may name it
@@ -197,9 +197,9 @@ def test_ranks_that_have_just_begun_end_with_what_started_them(request_for, kill
     tree = launcher.children(recursive=True)
     of = {"launcher": [launcher], "agent": tree, "torchrun": [ranks[0].parent()]}[killed]
     next(one for one in of if killed != "agent" or is_a(one, "launch.agent")).kill()
-    _, alive = psutil.wait_procs([*ranks, *tree], timeout=60)
+    _, alive = psutil.wait_procs([*ranks, *tree], timeout=300)
     running.kill()
-    running.wait(30)
+    running.wait(300)
     assert alive == []
 
 
@@ -215,8 +215,8 @@ def test_a_training_that_is_told_to_stop_while_it_begins_imports_no_torch_first(
         gate.wait()
         tree = psutil.Process(running.pid).children(recursive=True)
         running.terminate()
-        assert running.wait(60) == ExitCode.TRY_AGAIN
-        assert psutil.wait_procs(tree, timeout=60)[1] == []
+        assert running.wait(300) == ExitCode.TRY_AGAIN
+        assert psutil.wait_procs(tree, timeout=300)[1] == []
     finally:
         running.kill()
 
@@ -238,7 +238,7 @@ def test_second_launch_on_the_same_run_is_refused_by_name(request_for, capfd):
         assert "in use by process" in capfd.readouterr().err
     finally:
         running.terminate()
-        running.wait(90)
+        running.wait(300)
 
 
 def test_user_error_is_the_last_line(request_for, capfd):

@@ -191,7 +191,7 @@ def test_a_slow_scheduler_is_not_waited_for_and_not_asked_often(monkeypatch):
 
     class Slow(Scheduler):
         def jobs(self, ids):
-            assert answers.wait(60)
+            assert answers.wait(300)
             return super().jobs(ids)
 
     queue = Slow(Job("1", State.RUNNING))

@@ -115,7 +115,7 @@ def test_two_ranks_agree() -> None:
         )
         for rank in range(2)
     ]
-    first, second = (json.loads(worker.communicate(timeout=60)[0]) for worker in workers)
+    first, second = (json.loads(worker.communicate(timeout=300)[0]) for worker in workers)
     assert (first.pop("first"), second.pop("first")) == (True, False)
     assert first.pop("gather") == [{"rank": 0}, {"rank": 1}]
     assert second.pop("gather") == []

@@ -259,7 +259,7 @@ def test_eight_processes_race_for_one_lock(lock) -> None:
         racer.stdin.flush()
     tokens = []
     for racer in racers:
-        output, _ = racer.communicate(timeout=60)
+        output, _ = racer.communicate(timeout=300)
         assert racer.returncode == 0
         tokens += [int(line) for line in output.split()]
     assert len(tokens) > 8

@@ -95,7 +95,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(
 
     def commit_later(self, state, *arguments):
         if state["step"] == 5:
-            assert stepped.wait(60), "training waits"
+            assert stepped.wait(300), "training waits"
         return commit(self, state, *arguments)
 
     def train_step(self, batch):

@@ -215,7 +215,7 @@ def test_a_full_disk(two_steps) -> None:
                 print(int(error.exit_code), error)
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     lines = done.stdout.splitlines()
     assert len(lines) == 3, done.stderr
     assert all(line.startswith(f"74 {two_steps.root}: cannot be written") for line in lines)
