@@ -52,8 +52,8 @@ def jobs(slurm):
     over.set()
     hastening.join()
     slurm.run("scancel", "--user", getpass.getuser())
-    wait(120, lambda: not slurm.run("squeue", "-h").stdout, "the end of all jobs")
-    wait(60, lambda: not workers(), "the end of all workers")
+    wait(600, lambda: not slurm.run("squeue", "-h").stdout, "the end of all jobs")
+    wait(600, lambda: not workers(), "the end of all workers")
 
 
 @pytest.fixture

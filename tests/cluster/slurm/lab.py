@@ -78,7 +78,7 @@ class SlurmLab:
         self._start_munge()
         self._start_accounting()
         self._daemon("slurmctld", "slurmctld", "-D", "-f", self._path("slurm.conf"))
-        _wait(120, lambda: self.run("scontrol", "ping").returncode == 0, "slurmctld")
+        _wait(600, lambda: self.run("scontrol", "ping").returncode == 0, "slurmctld")
         for name in self.nodes:
             self.start_node(name)
         idle = "idle,alloc,mix"
@@ -186,7 +186,7 @@ class SlurmLab:
             f"--log-file={self._path('log/munged.log')}",
             f"--seed-file={self._path('run/munged.seed')}",
         )
-        _wait(120, lambda: self.run("munge", f"--socket={socket_}", "-n").returncode == 0, "munge")
+        _wait(600, lambda: self.run("munge", f"--socket={socket_}", "-n").returncode == 0, "munge")
 
     def _start_accounting(self) -> None:
         database, socket_ = self.directory / "db", self._path("run/mysql.sock")
@@ -215,7 +215,7 @@ class SlurmLab:
             "--performance-schema=OFF",
         )
         client = ("mariadb", "--no-defaults", "-S", socket_, "-e")
-        _wait(120, lambda: self.run(*client, "select 1").returncode == 0, "mariadbd")
+        _wait(600, lambda: self.run(*client, "select 1").returncode == 0, "mariadbd")
         self._checked(
             *client,
             "create database if not exists slurm_acct_db;"
@@ -226,7 +226,7 @@ class SlurmLab:
         )
         self._daemon("slurmdbd", "slurmdbd", "-D")
         manager = ("sacctmgr", "-in")
-        _wait(120, lambda: self.run(*manager, "list", "cluster").returncode == 0, "slurmdbd")
+        _wait(600, lambda: self.run(*manager, "list", "cluster").returncode == 0, "slurmdbd")
         for words in (
             ("cluster", _CLUSTER),
             ("qos", "standby"),

@@ -78,10 +78,10 @@ class Training:
         files = Path(request.runs).glob("*/metrics.jsonl")
         return [json.loads(line)["epoch"] for f in files for line in f.read_text().splitlines()]
 
-    def wait_for_epoch(self, request, epoch, seconds=180):
+    def wait_for_epoch(self, request, epoch, seconds=900):
         wait(seconds, lambda: max(self.epochs(request), default=0) >= epoch, f"epoch {epoch}")
 
-    def wait_for_end(self, request, job, seconds=480):
+    def wait_for_end(self, request, job, seconds=900):
         wait(seconds, lambda: self.jobs.jobs([job])[job].state.is_over, f"the end of {job}")
         state = self.jobs.jobs([job])[job].state
         assert state is State.DONE, self.log(request)[-3000:]

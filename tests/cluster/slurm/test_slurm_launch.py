@@ -30,12 +30,12 @@ def test_requeued_job_continues_and_a_cancelled_one_saves(training, jobs, slurm,
     with slowed(lambda: len(training.epochs(request)), trainers):
         training.wait_for_epoch(request, 5)
         assert slurm.run("scontrol", "requeue", job).returncode == 0
-        wait(60, lambda: not ranks(job), "the end of all ranks")
+        wait(600, lambda: not ranks(job), "the end of all ranks")
         training.wait_for_epoch(request, max(training.epochs(request)) + 5)
         jobs.cancel([job])
-        wait(60, lambda: jobs.jobs([job])[job].state.is_over, "the end of the job")
+        wait(600, lambda: jobs.jobs([job])[job].state.is_over, "the end of the job")
     assert jobs.jobs([job])[job].state is State.FAILED
-    wait(60, lambda: not workers(), "the end of all workers")
+    wait(600, lambda: not workers(), "the end of all workers")
     done = max(training.epochs(request))
     assert done < 60, "cancelled too late to prove anything"
     again = training.submit(request)
@@ -54,7 +54,7 @@ def test_node_that_dies_is_replaced(training, slurm, whole):
     lost = training.jobs.jobs([job])[job].nodes[1]
     slurm.kill_node(lost)
     try:
-        training.wait_for_end(request, job, seconds=480)
+        training.wait_for_end(request, job, seconds=900)
     finally:
         slurm.start_node(lost)
         slurm.run("scontrol", "update", f"NodeName={lost}", "State=RESUME")
@@ -73,7 +73,7 @@ def test_dead_and_hanging_ranks_are_started_again_and_another_job_takes_over(tra
         training.wait_for_epoch(request, max(training.epochs(request), default=0) + 5)
         victims.append(ranks(first)[1])
         victims[-1].send_signal(number)
-        wait(120, lambda: not victims[-1].is_running(), "the end of the rank")
+        wait(600, lambda: not victims[-1].is_running(), "the end of the rank")
     with slowed(lambda: len(training.epochs(request)), trainers):
         training.wait_for_epoch(request, max(training.epochs(request)) + 5)
         said = training.log(request)
@@ -81,7 +81,7 @@ def test_dead_and_hanging_ranks_are_started_again_and_another_job_takes_over(tra
         assert "connectFullMesh failed" not in said, "they looked for those before"
         # As after a killed Snakemake: the job it has forgotten still trains.
         second = training.submit(request)
-        wait(120, lambda: jobs.jobs([first])[first].state.is_over, "the end of the first")
+        wait(600, lambda: jobs.jobs([first])[first].state.is_over, "the end of the first")
     training.wait_for_end(request, second)
     assert jobs.jobs([first])[first].state is State.FAILED
     state = load_state(Path(request.checkpoint))

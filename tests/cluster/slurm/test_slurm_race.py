@@ -75,7 +75,9 @@ def test_one_partition_is_full(start, slurm, busy, wins):
         *("sbatch", "--parsable", "-A", ACCOUNT, "-p", busy, f"--nodes={nodes}"),
         *("--exclusive", "--mem=100", "-t", "10", "-o", "/dev/null", "--wrap", "sleep 600"),
     ).stdout.strip()
-    wait(60, lambda: full in slurm.run("squeue", "-h", "-t", "R", "-o", "%i").stdout, "the blocker")
+    wait(
+        600, lambda: full in slurm.run("squeue", "-h", "-t", "R", "-o", "%i").stdout, "the blocker"
+    )
     assert_one_winner([start(f"race{n}") for n in range(3)], slurm, {wins}, others={full})
 
 
@@ -109,7 +111,7 @@ def test_killed_head_finds_its_jobs_again(start, training, slurm):
     head.kill()
     head.wait()
     _, again = start("race", epochs=60)
-    output, _ = again.communicate(timeout=200)
+    output, _ = again.communicate(timeout=900)
     assert again.returncode == 0
     assert "continues to wait for" in output
     assert "submitted" not in output
@@ -120,9 +122,9 @@ def test_interrupted_head_cancels_its_jobs(start, training, slurm):
     race, head = start("race", epochs=2000)
     training.wait_for_epoch(race.request, 3)
     head.terminate()
-    head.communicate(timeout=180)
+    head.communicate(timeout=900)
     assert head.returncode != 0
-    wait(60, lambda: not slurm.run("squeue", "-h").stdout, "the end of all jobs")
+    wait(600, lambda: not slurm.run("squeue", "-h").stdout, "the end of all jobs")
     assert not Path(race.request.checkpoint).exists()
     assert any(Path(race.request.runs).glob("*/step_*")), "nothing was saved"
 
@@ -132,7 +134,7 @@ def test_cancelled_winner_ends_the_race(start, training, slurm):
     training.wait_for_epoch(race.request, 3)
     [winner] = slurm.run("squeue", "-h", "-t", "R", "-o", "%i").stdout.split()
     slurm.run("scancel", winner)
-    output, _ = head.communicate(timeout=180)
+    output, _ = head.communicate(timeout=900)
     assert head.returncode not in (0, None), output
     assert output.count("submitted") == 1
     assert not slurm.run("squeue", "-h").stdout

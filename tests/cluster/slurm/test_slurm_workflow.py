@@ -253,11 +253,11 @@ def test_a_node_that_dies_costs_its_parts_alone(tmp_path, slurm, jobs, monkeypat
         return {node: lines.count(node) for node in lines}
 
     gate.wait()
-    wait(240, lambda: running() == dict.fromkeys(nodes, 2), "two jobs on each node")
+    wait(600, lambda: running() == dict.fromkeys(nodes, 2), "two jobs on each node")
     try:
         slurm.kill_node(nodes[2])
         gate.open()
-        assert head.wait(480) == 0, project.path("head.log").read_text()[-5000:]
+        assert head.wait(900) == 0, project.path("head.log").read_text()[-5000:]
     finally:
         slurm.start_node(nodes[2])
         slurm.run("scontrol", "update", f"NodeName={nodes[2]}", "State=RESUME")
@@ -293,13 +293,13 @@ def test_interrupted_head_takes_its_jobs_along(project, slurm):
     run = long_training(project)
     head = project.start("train", "--seconds-between-status-checks", "12")
     with slowed(lambda: len(project.epochs(run)), trainers):
-        wait(240, lambda: max(project.epochs(run), default=0) >= 5, "training")
+        wait(600, lambda: max(project.epochs(run), default=0) >= 5, "training")
     # However long the head takes to cancel: what is left takes minutes.
     with slowed(lambda: len(project.epochs(run)), trainers, seconds=5.0):
         wait_between_questions(head, ["sacct", "squeue"])
         os.kill(head.pid, signal.SIGINT)
-        head.wait(180)
-        wait(120, lambda: not slurm.run("squeue", "-h").stdout, "the end of all jobs")
+        head.wait(900)
+        wait(600, lambda: not slurm.run("squeue", "-h").stdout, "the end of all jobs")
     assert max(project.epochs(run)) < 60
     project.run("train")
     assert project.epochs(run) == list(range(1, 61))
@@ -310,11 +310,11 @@ def test_terminated_head_waits_for_its_jobs(project):
     run = long_training(project)
     head = project.start("train")
     with slowed(lambda: len(project.epochs(run)), trainers):
-        wait(240, lambda: max(project.epochs(run), default=0) >= 5, "training")
+        wait(600, lambda: max(project.epochs(run), default=0) >= 5, "training")
         os.kill(head.pid, signal.SIGTERM)
         assert max(project.epochs(run)) < 60, "terminated too late to prove anything"
         time.sleep(3)  # in which it could cancel them
-    head.wait(400)
+    head.wait(900)
     assert project.epochs(run) == list(range(1, 61))
     project.run("train")
     assert len(project.receipt(run, 60)["sessions"]) == 1
@@ -325,14 +325,14 @@ def test_killed_head_and_a_new_one_do_not_train_twice(project, jobs, slurm):
     run = long_training(project)
     head = project.start("train")
     with slowed(lambda: len(project.epochs(run)), trainers, seconds=1.5):
-        wait(240, lambda: max(project.epochs(run), default=0) >= 5, "training")
+        wait(600, lambda: max(project.epochs(run), default=0) >= 5, "training")
         os.kill(head.pid, signal.SIGKILL)
         head.wait()
         [first] = slurm.run("squeue", "-h", "-t", "R", "-o", "%i").stdout.split()
         project.run("--unlock")
         head = project.start("train")
-        wait(240, lambda: jobs.jobs([first])[first].state.is_over, "the end of the first job")
-    assert head.wait(240) == 0, project.path("head.log").read_text()[-5000:]
+        wait(600, lambda: jobs.jobs([first])[first].state.is_over, "the end of the first job")
+    assert head.wait(900) == 0, project.path("head.log").read_text()[-5000:]
     assert not slurm.run("squeue", "-h").stdout
     receipt = project.receipt(run, 60)
     by = [session["job"] for session in receipt["sessions"]]
