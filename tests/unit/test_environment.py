@@ -25,7 +25,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # Installed by those who need them; the others by `make setup`.
-NOT_IN_LOCK = {"grib"}
+NOT_IN_LOCK = {"grib", "remote"}
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
 CUDA = re.compile(r"nvidia-|cuda-|triton$")
 # The launcher starts this module in a process of its own, which no import shows.

@@ -165,6 +165,20 @@ def test_raw_files_of_the_demo_and_of_the_user(tmp_path) -> None:
         Plan(changed("datasets/coast/source", str(tmp_path / "x"))).fingerprint("coast")
 
 
+def test_an_address_is_planned_without_a_look_at_it() -> None:
+    made, address = weather(), "https://nowhere.invalid/era5.zarr"
+    made["datasets"]["planet"] |= {"source": address, "store": "reference"}
+    plan = Plan(made)
+    assert plan.source("planet") == plan.fingerprint("planet") == address
+    assert plan.section("planet", "weather") == {"store": "reference"}
+    assert plan.parts("planet", "weather") == 1
+    assert plan.outside() == []
+    made["datasets"]["planet"]["store"] = "copy"
+    assert Plan(made).section("planet", "weather") == {}, "samples that are there stay valid"
+    with pytest.raises(DataError, match=r"coast\.source: no directory 'https://nowhere"):
+        Plan(changed("datasets/coast/source", address)).source("coast")
+
+
 def test_samples_follow_from_the_model() -> None:
     plan = Plan(icon())
     assert plan.sample_files() == ["results/data/globe/blocks.h5"]

@@ -319,6 +319,13 @@ def test_periods_that_are_too_short_are_refused_with_the_largest_gap(split, told
         Plan(changed("datasets/coast/split", split))
 
 
+def test_states_of_the_demo_are_copied() -> None:
+    made = weather()
+    made["datasets"]["planet"]["store"] = "reference"
+    with pytest.raises(ConfigError, match=r"planet\.store: the demo writes NetCDF"):
+        Plan(made)
+
+
 def test_raw_files_are_counted_and_other_sources_are_left_alone(tmp_path) -> None:
     made = changed("datasets/coast/source", str(tmp_path))
     Plan(made)

@@ -15,7 +15,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any, BinaryIO
 
 import psutil
@@ -30,6 +30,9 @@ SMALL = 64 << 20
 MOST_UNPACKED = 100
 """Times its size that a packed file may unpack to: tables of numbers come to 30, deflate to 1,032."""
 
+ADDRESS_SUFFIX = ".address"
+"""Of a file that holds the address of what is elsewhere: rules have files as input."""
+_ADDRESS = re.compile(r"(https?|s3|gs):/{1,2}[^/]")  # as a path it has one slash
 _NOT_OURS = {"lost+found", ".snapshot", ".snapshots", ".zfs"}
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -59,6 +62,26 @@ def check_file(path: Path) -> None:
         return
     if kind in _KINDS:
         raise DataError(f"{path}: {_KINDS[kind]}; expected a file: remove it, or copy its content")
+
+
+class Address(PosixPath):
+    """Address of files that are elsewhere, such as ``https://host/era5.zarr``, where code takes a path."""
+
+    def __str__(self) -> str:
+        return super().__str__().replace(":/", "://", 1)
+
+
+def is_address(source: str | Path) -> bool:
+    """Whether a source is an address, ``http(s)://``, ``s3://`` or ``gs://``, and no directory."""
+    return _ADDRESS.match(str(source)) is not None
+
+
+def resolve_address(source: str | Path) -> Path:
+    """Return the `Address` that a source is, or that stands in it if it is a file of addresses."""
+    path = Path(source)
+    if path.suffix == ADDRESS_SUFFIX and path.is_file():
+        source = path.read_text().strip()
+    return Address(source) if is_address(source) else path
 
 
 def is_there(path: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from millrace.configuration import read_configuration
 from millrace.data.split import check_periods
 from millrace.errors import ConfigError, DataError
+from millrace.input_files import is_address
 from millrace.layout import Layout
 from millrace.provenance import fingerprint, raw_bytes
 from millrace.scaling.settings import AnalysisSettings, ScalingSettings
@@ -380,15 +381,17 @@ class Plan:
         )
 
     def source(self, dataset: str) -> str:
-        """Return the directory of the raw files: simulated by the workflow, or the user's.
+        """Return the directory of the raw files: simulated by the workflow, or the user's, or an address.
 
         Raises `DataError` if the user's directory does not exist and nothing was read from it before. (Raw
-        files may be archived once they were read.)
+        files may be archived once they were read.) Whether something is at an address, jobs find out.
         """
         block = self.datasets[dataset]
         source, raw = block["source"], raw_format(block)
         if source == "demo":
             return f"results/data/{dataset}/raw"
+        if raw.remote and is_address(source):
+            return str(source)
         made = self._root / f"results/data/{dataset}/{raw.read_into}"
         _check_directory(source, f"datasets.{dataset}", "demo", made, raw.holds)
         return source
@@ -441,7 +444,9 @@ class Plan:
     def outside(self) -> list[Path]:
         """Return what the user names and jobs read: raw files, folders of checkpoints to start from."""
         blocks = [*self.datasets.values(), *self.predictions.values()]
-        paths = [Path(b["source"]) for b in blocks if b["source"] not in ("demo", *self.datasets)]
+        elsewhere = ("demo", *self.datasets)
+        sources = (b["source"] for b in blocks if not is_address(b["source"]))
+        paths = [Path(source) for source in sources if source not in elsewhere]
         for experiment in self.config["experiments"].values():
             if init_from := experiment["train"].get("init_from"):
                 before = init_from["checkpoint"].partition("{seed}")[0]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from millrace import __version__
 from millrace.errors import DataError
-from millrace.input_files import folders_below
+from millrace.input_files import folders_below, is_address
 
 _RECORDED = ("numpy", "torch", "h5py")
 
@@ -22,9 +22,12 @@ def fingerprint(directory: str | Path) -> str:
     """Hash the names and sizes of all files below a directory, 16 hexadecimal digits; links are followed.
 
     Modification times are left out on purpose: copying or touching raw data must not start days of
-    training again. A change that keeps every size goes unnoticed: force the rule by its name then. Raises
-    `DataError` if the directory does not exist.
+    training again. A change that keeps every size goes unnoticed: force the rule by its name then. An
+    address stands for itself, so that planning needs no network: what is there, the jobs that read it
+    compare. Raises `DataError` if the directory does not exist.
     """
+    if is_address(directory):
+        return str(directory)
     text = "\n".join(f"{path} {size}" for path, size in _sizes(Path(directory)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from millrace.errors import ConfigError, DataError
+from millrace.files import atomic_write
+from millrace.input_files import ADDRESS_SUFFIX, is_address
 from millrace.layout import Layout
 from millrace.plan import Plan
 from millrace.processes import lead_jobs
@@ -93,22 +95,30 @@ def configured(answer, *names):
         if "".join(found).startswith(("results/data/", "results/train/")):
             return found
         given = [found] if isinstance(found, str) else found
-        plain = [without_braces(path) for path in given]
+        plain = [as_file(path) for path in given]
         return local(plain[0] if isinstance(found, str) else plain)
 
     return path
 
 
-def without_braces(path):
+def as_file(path):
     """A path that Snakemake takes as it is: a link, if it would see wildcards in the user's.
 
-    The link is made where the workflow is planned, and is the same in every job.
+    What is elsewhere stands as its address in a file. Both are made where the workflow is planned, and are
+    the same in every job.
     """
-    if not re.search(r"\{\s*\w+\s*(,[^{}]*)?\}", path):
+    elsewhere = is_address(path)
+    if not elsewhere and not re.search(r"\{\s*\w+\s*(,[^{}]*)?\}", path):
         return path
     safe = re.sub(r"[^\w.-]", "_", Path(path).name)
     digest = hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:12]
     link = Path(".snakemake/millrace/paths", digest, safe)
+    if elsewhere:
+        file = link.with_name(f"{safe}{ADDRESS_SUFFIX}")
+        if not file.exists():
+            with atomic_write(file) as partial:
+                partial.write_text(f"{path}\n")
+        return str(file)
     link.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         link.symlink_to(Path(path).absolute())

@@ -63,6 +63,8 @@ class RawFormat:
     """Dataset block -> number of times, as far as it is known without reading; None: it is not."""
     files: tuple[str, ...] = ()
     """Patterns of files by which ``millrace init`` recognises the directory; none: it does not."""
+    remote: bool = False
+    """Whether ``source`` may be an address, see `millrace.input_files.is_address`."""
     inspect: Reference | None = None
     """(directory) -> what the template of the system's ``project`` wants to know, such as the columns;
     raises `DataError`."""

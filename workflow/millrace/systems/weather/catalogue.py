@@ -188,6 +188,25 @@ class Catalogue:
                 self._refuse(begin, block_SCIJ)
             yield begin, block_SCIJ
 
+    def state(self, index: int) -> NDArray[np.float32]:
+        """One state, float32[C, I, J], of which nothing is kept; threads may read at once."""
+        channels = sum(series.channels for series in self._series.values())
+        state_CIJ = np.empty((channels, *self.grid.shape), dtype=np.float32)
+        channel = 0
+        for series in self._series.values():
+            series.read_one(index, state_CIJ[channel : channel + series.channels])
+            channel += series.channels
+        return state_CIJ
+
+    def refuse_to_refer(self) -> None:
+        """Raise `DataError` unless states are in Zarr stores whose chunks hold whole fields of one time."""
+        for series in self._series.values():
+            series.refuse_to_refer()
+
+    def stores(self) -> list[Path]:
+        """Files that hold states."""
+        return sorted({path for series in self._series.values() for path in series.paths})
+
     def _refuse(self, begin: int, block_SCIJ: NDArray[np.float32]) -> None:
         """Name the first value that is not finite."""
         row, channel = np.argwhere(~np.isfinite(block_SCIJ).all(axis=(2, 3)))[0]

@@ -7,6 +7,7 @@ Shape suffixes: T times, B samples, K cells, S steps, C channels (also V), F sta
 """
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,9 @@ class _States:
 class WeatherDataset(WindowDataset):
     """Windows of ``weather.h5``, the file of the rule ``extract_samples``; batches are made on ``device``.
 
-    If its states are larger than ``cache_bytes``, it is read batch by batch. ``statistics`` are those of
-    the data that a model was trained on.
+    States may be in the raw files that it refers to, see `millrace.systems.weather.in_place`. If they are
+    larger than ``cache_bytes``, they are read batch by batch. ``statistics`` are those of the data that a
+    model was trained on.
     """
 
     config_type = WeatherWindowConfig
@@ -107,7 +109,14 @@ class WeatherDataset(WindowDataset):
             static_FIJ = file["static"][()].astype(np.float64)
             time, split = file["time"][()], file["split"][()]
             stats = {name: file["stats"][name][()] for name in file["stats"]}
-            self._small = file["state"].size * 4 <= cache_bytes
+            check = file["check"][()] if "reference" in attributes else None
+        self._small = 4 * len(time) * len(names) * math.prod(self.shape) <= cache_bytes
+        self._in_place: Any = None
+        if check is not None:
+            # Only here: copies need nothing that reads raw files.
+            from millrace.systems.weather.in_place import StatesInPlace
+
+            self._in_place = StatesInPlace(attributes, time, check)
         self.variables = names
         """Names of the channels."""
         self.step_hours, self.digest = float(attributes["hours"]), str(attributes["digest"])
@@ -180,15 +189,21 @@ class WeatherDataset(WindowDataset):
             index = torch.from_numpy(steps).to(self.device)
             return self._series(0).state_TCIJ[index]
         unique, back = np.unique(steps, return_inverse=True)
-        with reading(self._path):
-            if self._file is None:
-                self._file = h5py.File(self._path, "r")
-            values = self._normalised_states(self._file["state"], unique)
+        if self._in_place is not None:
+            values = self._normalised_states(self._in_place, unique)
+        else:
+            with reading(self._path):
+                if self._file is None:
+                    self._file = h5py.File(self._path, "r")
+                values = self._normalised_states(self._file["state"], unique)
         return values[torch.from_numpy(back.reshape(steps.shape)).to(self.device)]
 
     def _read(self, group: int) -> _States:
+        every = np.arange(len(self.time))
+        if self._in_place is not None:
+            return _States(self._normalised_states(self._in_place, every))
         with open_checked(self._path, SCHEMA) as file:
-            return _States(self._normalised_states(file["state"], np.arange(len(self.time))))
+            return _States(self._normalised_states(file["state"], every))
 
     def _normalised_states(self, data: Any, steps: np.ndarray) -> Tensor:
         result = np.empty((len(steps), len(self.mean), *self.shape), dtype=np.float32)

@@ -10,6 +10,10 @@ variable of the air level by level; ``static`` float32[F, I, J]; ``time`` (days 
 ``longitude``, ``level`` (hPa); ``split``; of the training period ``climatology``, the mean state [C, I, J],
 and ``stats`` of each channel.
 
+Where states stay in the source there is no ``state``, but ``check``, a checksum of each, uint32[T], and the
+attribute ``reference``: the source and a hash of its metadata, see `millrace.systems.weather.in_place`. All
+else is the same, also the digest.
+
 Ranges of times can be extracted in parts, each in a file of its own (`extract_part`); `gather` makes a file
 whose ``state`` is read through to theirs. Everything in it is the same, bit by bit, whatever the number of
 parts: sums and digests are those of single states, and mean states those of blocks of `BLOCK` states, added
@@ -23,7 +27,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +40,11 @@ from millrace.data.account import Account
 from millrace.data.parts import part_of
 from millrace.data.split import Moments, SplitConfig, time_split
 from millrace.errors import DataError
+from millrace.input_files import resolve_address
 from millrace.systems.base import Progress
 from millrace.systems.settings import MissingConfig
 from millrace.systems.weather.catalogue import Catalogue
+from millrace.systems.weather.in_place import checksum, reference_to
 from millrace.systems.weather.series import refuse_no_data
 from millrace.systems.weather.settings import WeatherConfig, WeatherExtraction
 from millrace.systems.weather.source import AXES, Floats, open_sources
@@ -58,16 +64,16 @@ def extract_weather(
 ) -> None:
     """Read raw weather and write ``weather.h5``, with statistics of the training period.
 
-    The source is a file of NetCDF, GRIB or CSV, a Zarr store, or a directory of them. ``progress`` is
-    called with (times written, all). `samples.json` beside ``output`` says what was read, kept, and left
-    out for which reason. Raises `DataError` if the files are not readable, do not fit each
+    The source is a file of NetCDF, GRIB or CSV, a Zarr store or its `Address`, or a directory of them.
+    ``progress`` is called with (times written, all). `samples.json` beside ``output`` says what was read,
+    kept, and left out for which reason. Raises `DataError` if the files are not readable, do not fit each
     other, lack something, or hold what is not finite.
     """
     raw = _Raw.open(source, config, split)
     times = range(len(raw.reader.time))
     total = _Total(raw.shape[1:])
     with hdf5.create(output) as file:
-        sums = raw.copy(times, _create_states(file, raw.shape), total.add, progress)
+        sums = raw.copy(times, raw.create_states(file, raw.shape), total.add, progress)
         raw.write_axes(file)
         _finish(file, raw.facts(), sums, total.sum_CIJ, [raw.reader.evidence()])
     raw.account.write(output.with_name("samples.json"))
@@ -92,7 +98,7 @@ def extract_part(
     n_times = raw.shape[0]
     times = part_of(n_times, part, parts, unit if unit * parts <= n_times else BLOCK)
     with hdf5.create(output) as file:
-        state = _create_states(file, (len(times), *raw.shape[1:]))
+        state = raw.create_states(file, (len(times), *raw.shape[1:]))
         trained = len(range(times.start, min(times.stop, raw.trained)))
         shape = (-(-trained // BLOCK), *raw.shape[1:])
         sum_NCIJ = hdf5.create_dataset(
@@ -105,7 +111,7 @@ def extract_part(
 
         sums = raw.copy(times, state, keep, progress)
         raw.write_axes(file)
-        for name in ("digest", "term", "shift"):
+        for name in _SUMS:
             hdf5.create_dataset(file, f"sums/{name}", getattr(sums, name))
         file.attrs.update(
             schema=PART_SCHEMA,
@@ -130,8 +136,8 @@ def gather(parts: Sequence[Path], output: Path, progress: Progress | None = None
             with hdf5.open_checked(path, PART_SCHEMA) as part:
                 found = json.loads(part.attrs["facts"])
                 if number == 0:
-                    facts, shape = found, part["state"].shape[1:]
-                    total = _Total(shape)
+                    facts = found
+                    total = _Total(part["block_sum"].shape[1:])
                     account.add(json.loads(part.attrs["account"]))
                     for name in ("static", "time", *AXES, "split"):
                         hdf5.create_dataset(file, name, part[name][()])
@@ -149,15 +155,16 @@ def gather(parts: Sequence[Path], output: Path, progress: Progress | None = None
                 assert total is not None
                 for block_CIJ in part["block_sum"]:
                     total.add(block_CIJ)
-                names = ("digest", "term", "shift")
-                sums.append(_Sums(*(part["sums"][name][()] for name in names)))
+                sums.append(_Sums(*(part["sums"][name][()] for name in _SUMS)))
                 evidence.append(json.loads(part.attrs["evidence"]))
-                states.append((path, part["state"].shape))
+                if "state" in part:
+                    states.append((path, part["state"].shape))
             if progress is not None:
                 progress(number + 1, len(parts))
         if total is None or sum(len(one.digest) for one in sums) != len(file["time"]):
             raise DataError(f"{output}: its parts do not hold all times; make all of them again")
-        hdf5.create_virtual(file, "state", states, np.float32, output.parent)
+        if states:
+            hdf5.create_virtual(file, "state", states, np.float32, output.parent)
         _finish(file, facts, _Sums.joined(sums), total.sum_CIJ, evidence)
     account.write(output.with_name("samples.json"))
 
@@ -173,12 +180,20 @@ class _Sums:
     [T, 4, C]."""
     shift: Floats
     """Means of the first state and of the first change, [2, C]."""
+    check: NDArray[np.uint32]
+    """Checksum of each state, [T], of those that stay where they are; else empty."""
 
     @classmethod
     def joined(cls, sums: "Sequence[_Sums]") -> "_Sums":
         """Those of all ranges, in the order of time."""
-        digest, term = (np.concatenate([getattr(s, n) for s in sums]) for n in ("digest", "term"))
-        return cls(digest, term, sums[0].shift)
+        digest, term, check = (
+            np.concatenate([getattr(one, name) for one in sums])
+            for name in ("digest", "term", "check")
+        )
+        return cls(digest, term, sums[0].shift, check)
+
+
+_SUMS = tuple(field.name for field in fields(_Sums))
 
 
 class _Total:
@@ -202,18 +217,22 @@ class _Raw:
     names: tuple[str, ...]
     static_FIJ: NDArray[np.float32]
     account: Account
+    reference: dict[str, str] | None
+    """What is said of the source if states stay there."""
 
     @classmethod
     def open(
         cls, source: Path, config: WeatherConfig | WeatherExtraction, split: SplitConfig
     ) -> "_Raw":
         wanted, account = WeatherExtraction.model_validate(config.model_dump()), Account()
-        reader = Catalogue(source, open_sources(source, account), wanted)
+        source, stays = resolve_address(source), wanted.store == "reference"
+        reader = Catalogue(source, open_sources(source, account, whole=stays), wanted)
+        reference = reference_to(reader, source) if stays else None
         ranges = time_split(len(reader.time), split)
         static_FIJ = reader.static().astype(np.float32)
         reader.count(account, ranges)
         names = channel_names(wanted.surface, wanted.air, reader.grid.level)
-        return cls(source, wanted, reader, ranges, names, static_FIJ, account)
+        return cls(source, wanted, reader, ranges, names, static_FIJ, account, reference)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -227,7 +246,8 @@ class _Raw:
 
     def facts(self) -> dict[str, Any]:
         """What describes the samples and is the same in all parts."""
-        described = {**self.config.model_dump(exclude_none=True), "split": self.ranges.tolist()}
+        described = self.config.model_dump(exclude_none=True, exclude={"store"})
+        described["split"] = self.ranges.tolist()
         axes = [getattr(self.reader.grid, axis) for axis in AXES]
         content = b"".join(np.ascontiguousarray(one).tobytes() for one in (self.reader.time, *axes))
         return {
@@ -239,6 +259,7 @@ class _Raw:
             "static": list(self.config.static),
             "channels": list(self.names),
             "axes": hashlib.sha256(content).hexdigest(),
+            "reference": self.reference,
         }
 
     def write_axes(self, file: h5py.File) -> None:
@@ -251,28 +272,42 @@ class _Raw:
         ):
             hdf5.create_dataset(file, name, values)
 
+    def create_states(self, file: h5py.File, shape: tuple[int, ...]) -> h5py.Dataset | None:
+        """Add the dataset of states, unless they stay where they are."""
+        if self.reference is not None:
+            return None
+        chunks = (1, hdf5.rows_per_chunk(shape[1:], np.float32), *shape[2:])
+        return hdf5.create_dataset(file, "state", shape=shape, dtype=np.float32, chunks=chunks)
+
     def copy(
         self,
         times: range,
-        state: h5py.Dataset,
+        state: h5py.Dataset | None,
         on_block: Any,
         progress: Progress | None,
     ) -> _Sums:
-        """Write the states of a range; ``on_block`` is called with the sum of each of its blocks."""
+        """Write the states of a range, or look at those that stay where they are.
+
+        ``on_block`` is called with the sum of each of its blocks.
+        """
         self.reader.look_at(times)
         shift_2C = self._shifts()
         digest = np.zeros((len(times), 32), dtype=np.uint8)
         term = np.zeros((len(times), 4, len(self.names)))
+        check = np.zeros(len(times) if state is None else 0, dtype=np.uint32)
         block_CIJ = np.zeros(self.shape[1:])
         previous_CIJ = None
         if 0 < times.start < self.trained:
             [previous_CIJ] = self._states(range(times.start - 1, times.start))
         for begin, block_SCIJ in self.reader.blocks(times):
             at = begin - times.start
-            state[at : at + len(block_SCIJ)] = block_SCIJ
+            if state is not None:
+                state[at : at + len(block_SCIJ)] = block_SCIJ
             for index, raw_CIJ in enumerate(block_SCIJ, begin):
                 row = index - times.start
                 digest[row] = np.frombuffer(hashlib.sha256(raw_CIJ.data).digest(), dtype=np.uint8)
+                if state is None:
+                    check[row] = checksum(raw_CIJ)
                 if index >= self.trained:
                     continue
                 values_CIJ = raw_CIJ.astype(np.float64)
@@ -287,7 +322,7 @@ class _Raw:
                 previous_CIJ = values_CIJ
             if progress is not None:
                 progress(at + len(block_SCIJ), len(times))
-        return _Sums(digest, term, shift_2C)
+        return _Sums(digest, term, shift_2C, check)
 
     def _shifts(self) -> Floats:
         """Means of the first state and of the first change: all parts take them from the same states."""
@@ -299,11 +334,6 @@ class _Raw:
         return [
             state.astype(np.float64) for _, block in self.reader.blocks(times) for state in block
         ]
-
-
-def _create_states(file: h5py.File, shape: tuple[int, ...]) -> h5py.Dataset:
-    chunks = (1, hdf5.rows_per_chunk(shape[1:], np.float32), *shape[2:])
-    return hdf5.create_dataset(file, "state", shape=shape, dtype=np.float32, chunks=chunks)
 
 
 def _finish(
@@ -335,6 +365,9 @@ def _finish(
         ("stats/increment_std", changes.std),
     ):
         hdf5.create_dataset(file, name, values)
+    if facts["reference"] is not None:
+        hdf5.create_dataset(file, "check", sums.check)
+        file.attrs["reference"] = json.dumps(facts["reference"], sort_keys=True)
     content = hashlib.sha256(sums.digest.tobytes())
     content.update(facts["config"].encode())
     content.update(file["time"][()].tobytes())

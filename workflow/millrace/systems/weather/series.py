@@ -19,11 +19,13 @@ from millrace.data.validity import Screening
 from millrace.errors import DataError
 from millrace.systems.settings import MissingConfig
 from millrace.systems.weather.source import (
+    SINGLE,
     TIME_NAMES,
     Floats,
     Ints,
     Source,
     index_of,
+    is_store,
     listed_levels,
 )
 from millrace.systems.weather.units import SI, check_units, short_name
@@ -190,6 +192,41 @@ class Series:
                     )
         self._kept = {part: v for part, v in self._kept.items() if self._last_P[part] >= end}
 
+    def read_one(self, index: int, out_LIJ: NDArray[np.float32]) -> None:
+        """Read the fields of one time, of which nothing is kept: threads may do so at once."""
+        raw: dict[int, NDArray] = {}
+        for at, (holder_T, step_T) in enumerate(self._at_LT):
+            holder, step = int(holder_T[index]), int(step_T[index])
+            if holder not in raw:
+                raw[holder] = self._read(_Part(holder, step, step + 1))[0]
+            source, variable = self._holders[holder]
+            values_IJ, what = raw[holder][self._row(holder, at)], f"{source.path}: {variable.name}"
+            with np.errstate(over="ignore"):
+                out_LIJ[at] = converted(values_IJ, unit_of(variable), self._unit, what)
+
+    def refuse_to_refer(self) -> None:
+        """Raise `DataError` unless each chunk holds whole fields of one time, in a Zarr store."""
+        for source, variable in self._holders:
+            if not is_store(source.path):
+                raise DataError(
+                    f"{source.path}: no Zarr store, so that its states cannot be read one by one as "
+                    "`store: reference` does; take `store: copy`"
+                )
+            sizes, chunks = source.data[variable.name].sizes, _chunks(variable)
+            whole = all(chunks.get(a, 0) >= sizes[a] for a in ("latitude", "longitude"))
+            if chunks.get("time", 1) != 1 or not whole:
+                found = " x ".join(f"{chunks.get(str(a), '?')} {a}" for a in variable.dims)
+                raise DataError(
+                    f"{source.path}: {variable.name} has chunks of {found}, of "
+                    f"{sizes['latitude']} x {sizes['longitude']} cells; `store: reference` needs whole "
+                    "fields of one time: take `store: copy`, or write the store again with such chunks"
+                )
+
+    @property
+    def paths(self) -> list[Path]:
+        """Files that hold the variable."""
+        return [source.path for source, _ in self._holders]
+
     def _values(self, number: int) -> NDArray:
         """Values of a part as they stand in the file, [T, L, I, J]."""
         values = self._kept.pop(number, None)
@@ -295,6 +332,15 @@ def _steps_per_chunk(variable: xr.DataArray) -> int:
     """Steps of a file that are stored, and perhaps packed, together."""
     chunks = variable.encoding.get("preferred_chunks") or {}
     return max(1, int(next((chunks[name] for name in TIME_NAMES if name in chunks), 1)))
+
+
+def _chunks(variable: xr.DataArray) -> dict[str, int]:
+    """Sizes of the pieces in which a variable is stored, by axis; empty if they are not known."""
+    stored = variable.encoding.get("preferred_chunks") or {}
+    # Under the names of the file; axes of one entry are dropped.
+    sizes = [int(size) for name, size in stored.items() if name not in SINGLE]
+    fits = len(sizes) == variable.ndim
+    return dict(zip(map(str, variable.dims), sizes, strict=True)) if fits else {}
 
 
 def unit_of(variable: xr.DataArray) -> str | None:

@@ -1,6 +1,6 @@
 """Blocks of the configuration that belong to weather, without torch; `model` is in `aurora.config`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from millrace.config import UNIQUE, Count, Names, Positive, Seed, Settings, SomeNames, option
 from millrace.systems.settings import MissingConfig, Parts, SplitDatasetSettings
@@ -19,6 +19,9 @@ class BarotropicConfig(Settings):
     """Of the first disturbances and the mountains: another planet of the same kind."""
     spin_up: float = option(25.0, ge=0, le=1_000, unit="d")
     """Simulated before the first output, until the jets break up."""
+
+
+Store = Literal["copy", "reference"]
 
 
 class WeatherConfig(Settings):
@@ -45,15 +48,23 @@ class WeatherExtraction(WeatherConfig):
 
     missing: MissingConfig | None = None
     """What a no-data value such as -999 means."""
+    store: Store = "copy"
+    """Whether states are copied, or stay where they are."""
 
 
 class WeatherDatasetSettings(SplitDatasetSettings):
-    """States of the atmosphere: a Zarr store, or a directory of NetCDF, GRIB, Zarr or CSV files."""
+    """States of the atmosphere: a Zarr store, or a directory of NetCDF, GRIB, Zarr or CSV files.
+
+    `source` may be the address of a Zarr store, `https://`, `s3://` or `gs://`.
+    """
 
     weather: WeatherConfig = WeatherConfig()
     """What is taken from the files."""
     missing: MissingConfig | None = None
     """What a no-data value such as -999 means; those that look like one are refused."""
+    store: Store = "copy"
+    """`copy` the states, or leave them where they are and read them from there when training asks for them
+    (`reference`): of a Zarr store whose chunks hold whole fields of one time."""
     parts: Parts = None
     """Jobs that extract the samples; what they make does not depend on their number. null: one for every
     16 GiB of raw files."""

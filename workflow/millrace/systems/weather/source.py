@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,8 +23,8 @@ from millrace.data.declared import check_hdf5
 from millrace.data.recognise import kind_of
 from millrace.data.units import conversion
 from millrace.errors import DataError, first_line
-from millrace.input_files import is_there
-from millrace.systems.weather.zarr_stores import check_zarr
+from millrace.input_files import Address, is_there
+from millrace.systems.weather.zarr_stores import check_zarr, open_store
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -36,7 +37,7 @@ _NAMES = {
 }  # fmt: skip
 TIME_NAMES = ("time", *(name for name, axis in _NAMES.items() if axis == "time"))
 """Names of the axis of time in files."""
-_SINGLE = ("number", "realization", "member", "ensemble", "expver", "height", "surface", "step")
+SINGLE = ("number", "realization", "member", "ensemble", "expver", "height", "surface", "step")
 """Axes that are dropped if they have one entry."""
 _KINDS = (".nc", ".nc4", ".zarr", ".csv")
 _OTHER_NAMES = (".grib", ".grb", ".grib2", ".grb2", ".zip", ".cdf", ".netcdf", "")
@@ -73,15 +74,24 @@ class Source:
     """Times in seconds since 1970 in the order of the file; empty if it has none."""
 
 
-def open_sources(source: Path, account: Account | None = None) -> list[tuple[Path, xr.Dataset]]:
+def open_sources(
+    source: Path,
+    account: Account | None = None,
+    whole: bool = False,
+    cache: Path | None = None,
+) -> list[tuple[Path, xr.Dataset]]:
     """Open a file of NetCDF, GRIB or CSV, a Zarr store or a directory of them, lazily.
 
-    A file of GRIB may be several datasets. ``account`` counts what is no such file. Raises `DataError` if
-    nothing of the kind is there, or it is not readable.
+    A file of GRIB may be several datasets. ``account`` counts what is no such file. The source may be the
+    `Address` of a Zarr store, whose chunks are kept in the directory ``cache``, see `ReliableStore`; with
+    ``whole`` a chunk that is missing here is an error, too. Raises `DataError` if nothing of the kind is
+    there, or it is not readable.
     """
+    if isinstance(source, Address):
+        return [(source, data) for data in _open(source, whole, cache)]
     source = Path(source)
     paths = [source]
-    if source.is_dir() and not _is_store(source):
+    if source.is_dir() and not is_store(source):
         inside = sorted(source.iterdir())
         paths = [path for path in inside if _is_weather(path)]
         # An archive beside what was unpacked from it is no fault.
@@ -94,37 +104,43 @@ def open_sources(source: Path, account: Account | None = None) -> list[tuple[Pat
             f"{source}: no weather there; expected a Zarr store, or files of NetCDF, GRIB or CSV "
             f"({', '.join(_KINDS)})"
         )
-    return [(path, data) for path in paths for data in _open(path)]
+    return [(path, data) for path in paths for data in _open(path, whole)]
 
 
 def _is_weather(path: Path) -> bool:
     """By the name, or, of names that say nothing for certain, by the content."""
-    if path.suffix in _KINDS or _is_store(path):
+    if path.suffix in _KINDS or is_store(path):
         return True
     if path.is_dir() or path.suffix not in _OTHER_NAMES or not (path.suffix or path.is_file()):
         return False
     return kind_of(path)[0] in ("netcdf", "grib")
 
 
-def _is_store(path: Path) -> bool:
-    return path.suffix == ".zarr" or any((path / one).exists() for one in ("zarr.json", ".zgroup"))
+def is_store(path: Path) -> bool:
+    """Whether a path is that of a Zarr store; at an address nothing else is read."""
+    known = isinstance(path, Address) or path.suffix == ".zarr"
+    return known or any((path / one).exists() for one in ("zarr.json", ".zgroup"))
 
 
-def _open(path: Path) -> list[xr.Dataset]:
-    kind, what = ("", "") if path.is_dir() else kind_of(path)
+def _open(path: Path, whole: bool = False, cache: Path | None = None) -> list[xr.Dataset]:
+    in_store = is_store(path)
+    on_disk = not isinstance(path, Address) and not path.is_dir()
+    kind, what = kind_of(path) if on_disk else ("", "")
     name = "GRIB" if kind == "grib" else path.suffix[1:] or "NetCDF"
     try:
         if kind == "grib":
             return [_with_known_axes(data) for data in _from_grib(path, what)]
         if path.suffix == ".csv":
             return [_from_csv(path)]
-        if _is_store(path):
+        if in_store:
             check_zarr(path)
         else:
             check_whole(path)
             check_hdf5(path)
+        careful = whole or isinstance(path, Address)
         # Absolute: no name of a file is an address of something else.
-        data = xr.open_dataset(path.absolute(), engine="zarr" if _is_store(path) else "netcdf4")
+        opened: Any = open_store(path, cache) if in_store and careful else path.absolute()
+        data = xr.open_dataset(opened, engine="zarr" if in_store else "netcdf4")
     except DataError:
         raise
     except Exception as error:
@@ -179,7 +195,7 @@ def _with_known_axes(data: xr.Dataset) -> xr.Dataset:
             data = data.drop_vars("time")
             if valid.ndim == 1:  # the steps of one forecast
                 data = data.swap_dims({str(valid.dims[0]): "valid_time"})
-    single = [axis for axis in _SINGLE if data.sizes.get(axis) == 1]
+    single = [axis for axis in SINGLE if data.sizes.get(axis) == 1]
     data = data.squeeze(single, drop=True)
     names: dict[str, str] = {}
     for name, variable in data.variables.items():

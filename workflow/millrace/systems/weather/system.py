@@ -35,6 +35,19 @@ def _steps(dataset: Block) -> int | None:
     return None if steps is None else max(0, steps - 1) * 6 // hours + 1
 
 
+def _kept(dataset: Block) -> dict[str, Any]:
+    """Settings of the extraction that are keys of the dataset itself; of copies there are none."""
+    return {} if dataset.get("store", "copy") == "copy" else {"store": dataset["store"]}
+
+
+def _check_dataset(name: str, dataset: Block) -> None:
+    if dataset["source"] == "demo" and dataset.get("store", "copy") != "copy":
+        raise ConfigError(
+            f"config: datasets.{name}.store: the demo writes NetCDF, of which states cannot be read one "
+            "by one; leave store out"
+        )
+
+
 def _check(name: str, experiment: Block, dataset: Block) -> None:
     window = WeatherWindowConfig.parse(experiment["data"], "data")
     replay, reach = experiment["train"].get("replay"), 2 * window.output_steps
@@ -135,6 +148,8 @@ SYSTEM = System(
             simulate=f"{_HERE}.simulator.barotropic:write_weather",
             simulation=f"{_HERE}.settings:BarotropicConfig",
             settings=f"{_HERE}.settings:WeatherDatasetSettings",
+            check=_check_dataset,
+            remote=True,
             files=(
                 "zarr.json",
                 ".zgroup",
@@ -159,7 +174,9 @@ SYSTEM = System(
             caption=_CAPTION,
             extraction=Extraction(
                 f"{_HERE}.extract:extract_weather",
-                section=lambda dataset: with_missing(dataset, dataset.get("weather", {})),
+                section=lambda dataset: with_missing(
+                    dataset, {**dataset.get("weather", {}), **_kept(dataset)}
+                ),
                 config=f"{_HERE}.settings:WeatherExtraction",
                 run_part=f"{_HERE}.extract:extract_part",
                 gather=f"{_HERE}.extract:gather",
