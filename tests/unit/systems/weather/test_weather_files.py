@@ -211,8 +211,8 @@ def spoilt(data, value, count):
         ),
         (
             lambda d: {"w": d.isel(longitude=slice(0, 20))},
-            r"w\.nc: longitudes .* none between 213\.75 and 360; rows from pole to pole .* are needed, "
-            "because the model takes no states at the borders of a region: give files of the whole globe",
+            r"w\.nc: longitudes .* none between 213\.75 and 360; rows from pole to pole .* are needed: "
+            "give files of the whole globe, or say by weather.area what part of it is wanted",
         ),
         (
             lambda d: {"w": d.isel(latitude=slice(3, 9))},

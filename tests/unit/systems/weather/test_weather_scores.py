@@ -8,6 +8,7 @@ from millrace.systems.weather.scores import (
     anomaly_correlation,
     area_mean,
     latitude_weights,
+    wave_numbers,
     zonal_spectrum,
 )
 
@@ -74,7 +75,8 @@ def test_scores_of_known_forecasts():
 
 def test_spectrum_of_a_wave():
     wave = 3 * np.cos(np.deg2rad(4 * LONGITUDE)) * np.ones((36, 1))
-    power = zonal_spectrum(wave, LATITUDE)
+    power = zonal_spectrum(wave, LATITUDE, LONGITUDE)
+    assert wave_numbers(LONGITUDE)[4] == 4
     assert power[4] == pytest.approx(4.5)
     assert np.delete(power, 4) == pytest.approx(0, abs=1e-12)
 
@@ -84,4 +86,23 @@ def test_spectrum_adds_up_to_the_mean_square():
     rows = np.abs(LATITUDE) <= 60
     weight = np.cos(np.deg2rad(LATITUDE[rows]))
     mean_square = ((field[rows] ** 2).mean(axis=1) * weight).sum() / weight.sum()
-    assert zonal_spectrum(field, LATITUDE).sum() == pytest.approx(mean_square)
+    assert zonal_spectrum(field, LATITUDE, LONGITUDE).sum() == pytest.approx(mean_square)
+    area = (LATITUDE, LONGITUDE / 2)
+    assert zonal_spectrum(field, *area).sum() == pytest.approx(mean_square)
+
+
+def test_spectrum_of_an_area_has_waves_of_the_globe():
+    longitude = -30 + 0.5 * np.arange(120)
+    wave = np.cos(np.deg2rad(24 * (longitude - longitude[0] + 0.25))) * np.ones((36, 1))
+    power, number = zonal_spectrum(wave, LATITUDE, longitude), wave_numbers(longitude)
+    assert number[np.argmax(power)] == pytest.approx(24)
+    assert power.max() == pytest.approx(0.5)
+    # A slope is no wave that jumps from east to west.
+    slope = np.linspace(0, 1, 120) * np.ones((36, 1))
+    assert zonal_spectrum(slope, LATITUDE, longitude)[20:].sum() < 1e-4
+
+
+def test_spectrum_of_rows_near_a_pole_is_that_of_these():
+    field = np.cos(np.deg2rad(3 * LONGITUDE)) * np.ones((3, 1))
+    power = zonal_spectrum(field, np.array([88.0, 80.0, 72.0]), LONGITUDE)
+    assert power[3] == pytest.approx(0.5)

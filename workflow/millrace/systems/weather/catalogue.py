@@ -19,6 +19,7 @@ from millrace.data.units import converted
 from millrace.data.validity import Screening
 from millrace.errors import DataError, listed
 from millrace.input_files import check_memory
+from millrace.systems.weather.grids import MULTIPLE, goes_round
 from millrace.systems.weather.series import Series, unit_of
 from millrace.systems.weather.settings import WeatherConfig, WeatherExtraction
 from millrace.systems.weather.source import (
@@ -51,7 +52,7 @@ class Grid:
     latitude: Floats
     """Degrees, descending."""
     longitude: Floats
-    """Degrees from 0 on, ascending."""
+    """Degrees, ascending: from 0 on, or in an area from its west on."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,7 +62,7 @@ class Grid:
 
 def grid_of(files: Sequence[tuple[Path, xr.Dataset]], config: WeatherConfig) -> Grid:
     """Axes of the states by those of the files, whose variables need not be there yet."""
-    sources = [locate(path, data) for path, data in _relevant(files, config)]
+    sources = [locate(path, data, config.area) for path, data in _relevant(files, config)]
     present = np.unique(np.concatenate([source.level_L for source in sources]))
     level = np.sort(np.array(config.levels or present, dtype=float))
     return Grid(level, sources[0].latitude, sources[0].longitude)
@@ -80,7 +81,7 @@ class Catalogue:
         self._source, self._config = source, config
         found = _relevant(files, config)
         self._files = {path for path, _ in files}
-        sources = [locate(path, data) for path, data in found]
+        sources = [locate(path, data, config.area) for path, data in found]
         for other in sources[1:]:
             if not same_cells(sources[0], other):
                 raise DataError(
@@ -154,6 +155,10 @@ class Catalogue:
             self._sources[s].second_T for holders in self._holders.values() for s, _ in holders
         ]
         hours = np.unique(np.concatenate(seconds)) / 3600.0
+        every = len(hours)
+        if self._config.years is not None:
+            hours = _within(hours, self._config.years, self._source)
+        self._other_years = every - len(hours)
         kept = _every(hours, self._config.hours, self._source)
         self.time: Floats = hours[kept] / 24.0
         self._times = len(hours)
@@ -263,11 +268,11 @@ class Catalogue:
                 f"{what} has the axes {', '.join(map(str, variable.dims))}; expected latitude, longitude"
             )
         if "time" in variable.dims:
-            first, last = (variable.isel(time=at).values for at in (0, -1))
+            first, last = (source.cut(variable).isel(time=at).values for at in (0, -1))
             if not np.array_equal(first, last, equal_nan=True):
                 raise DataError(f"{what} changes in time; expected a static field")
             variable = variable.isel(time=0)
-        raw = variable.transpose("latitude", "longitude").values.astype(np.float64)
+        raw = source.cut(variable).transpose("latitude", "longitude").values.astype(np.float64)
         raw = raw[source.rows_at][:, source.columns_at]
         if not np.isfinite(raw).all():
             raise DataError(
@@ -299,13 +304,20 @@ class Catalogue:
             account.leave_out("levels", "not asked for", len(levels) - len(self.grid.level))
         rows, columns = self.grid.shape
         account.keep("cells", rows * columns)
-        last = self._sources[0].data.sizes["latitude"] - rows
-        account.leave_out("cells", "in the last of an odd number of rows", last * columns)
+        source = self._sources[0]
+        one_row = source.cells_cut == columns and goes_round(self.grid.longitude)
+        several = f"in the last rows and columns, cut to multiples of {MULTIPLE}"
+        cut = "in the last of an odd number of rows" if one_row else several
+        account.leave_out("cells", cut, source.cells_cut)
+        every = source.data.sizes["latitude"] * source.data.sizes["longitude"]
+        outside = every - rows * columns - source.cells_cut
+        account.leave_out("cells", "outside of the area", outside)
         kept = int((ranges[:, 1] - ranges[:, 0]).sum())
         account.keep("states", kept)
         account.leave_out("states", "in the gaps of the split", len(self) - kept)
         between = f"at times between those every {self._config.hours} h"
         account.leave_out("states", between, self._times - len(self))
+        account.leave_out("states", "at times of other years", self._other_years)
 
 
 def _relevant(
@@ -340,6 +352,19 @@ def _static_variables(data: xr.Dataset, known: Sequence[str]) -> list[xr.DataArr
     # With a level of its own, geopotential is that of the air.
     is_air = [v.name in ALIASES["z"] and (at_level or "level" in v.dims) for v in found]
     return [v for v, air in zip(found, is_air, strict=True) if not air]
+
+
+def _within(hours: Floats, years: tuple[int, int], path: Path) -> Floats:
+    """Times, in hours since 1970, from the first to the last of the years."""
+    edges = np.array([f"{years[0]:04}-01-01", f"{years[1] + 1:04}-01-01"], dtype="datetime64[h]")
+    begin, end = edges.astype(np.int64)
+    inside = hours[(hours >= begin) & (hours < end)]
+    if not len(inside):
+        has = [np.datetime64(int(hour), "h") for hour in hours[[0, -1]]]
+        raise DataError(
+            f"{path}: no times in weather.years {years[0]} to {years[1]}; it has {has[0]} to {has[1]}"
+        )
+    return inside
 
 
 def _every(hours: Floats, step: int, path: Path) -> NDArray[np.int64]:

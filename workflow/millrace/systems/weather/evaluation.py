@@ -19,6 +19,7 @@ from millrace.systems.weather.figures import (
     zonal_spectra,
 )
 from millrace.systems.weather.rollout import Example, score_weather
+from millrace.systems.weather.scores import wave_numbers
 from millrace.systems.weather.units import SI, short_name
 
 # The validation period is for comparison with the test only.
@@ -65,7 +66,8 @@ def _draw(
             for power_SCM in (example.spectrum_truth_SCM, example.spectrum_forecast_SCM)
         )
         with attempt(folder / "spectra.png") as path:
-            zonal_spectra(truth, forecasts, example.hours, unit, path)
+            waves = wave_numbers(dataset.longitude)
+            zonal_spectra(truth, forecasts, example.hours, unit, path, waves)
         mapped = min(1, len(shown) - 1)
         true = factor * example.truth_SCIJ[:, at[mapped]]
         made = factor * example.forecast_SCIJ[:, at[mapped]]

@@ -28,6 +28,7 @@ from millrace.figures.style import (
     TRUTH,
     figure,
 )
+from millrace.systems.weather.grids import goes_round
 
 _CARD_HOURS = (6, 24, 48, 72, 96, 120)
 _LOOKS: Mapping[str, dict[str, Any]] = {
@@ -142,7 +143,11 @@ def weather_maps(
     latitude, longitude = (np.asarray(axis, dtype=float) for axis in axes)
     low, high = np.quantile(truth, (0.002, 0.998))
     most = max(float(np.quantile(np.abs(forecast - truth), 0.995)), 1e-30)
-    with figure(path, PAGE_WIDTH, 0.5 + 1.35 * len(hours), layout="compressed") as fig:
+    round_ = goes_round(longitude)
+    # Three maps side by side, of a globe twice as wide as high.
+    shape = np.ptp(latitude) / np.ptp(longitude)
+    height = 1.35 if round_ else float(np.clip(2.7 * shape, 0.9, 4.0))
+    with figure(path, PAGE_WIDTH, 0.5 + height * len(hours), layout="compressed") as fig:
         if issued is not None:
             when = np.datetime64("1970-01-01") + np.timedelta64(round(issued * 1440), "m")
             fig.suptitle(f"Forecast issued {str(when).replace('T', ' ')} UTC", fontsize=9)
@@ -158,7 +163,9 @@ def weather_maps(
                     longitude, latitude, values, cmap=cmap, vmin=least, vmax=top, rasterized=True
                 )
                 one.set_title(f"{title}, {hour:g} h")
-                one.set(xticks=[0, 90, 180, 270], yticks=[-60, 0, 60], aspect="equal")
+                one.set_aspect("equal")
+                if round_:
+                    one.set(xticks=[0, 90, 180, 270], yticks=[-60, 0, 60])
                 one.grid(visible=False)
                 if land_IJ is not None:
                     coast: dict[str, Any] = {"levels": [0.5], "colors": "black", "linewidths": 0.4}
@@ -185,16 +192,19 @@ def zonal_spectra(
     hours: Sequence[float],
     unit: str,
     path: str | Path,
+    waves_M: ArrayLike | None = None,
 ) -> None:
     """Draw the power by zonal wave number of ground truth and forecasts, and their ratios.
 
-    Both are channel -> power [S, M] from wave number 0, by lead time (h); each channel has a row.
+    Both are channel -> power [S, M], by lead time (h); each channel has a row. ``waves_M`` are the wave
+    numbers from 0 on, by default the whole ones.
     """
     power = f"Power ({_squared(unit)})" if unit else "Power"
     with figure(path, PAGE_WIDTH, 0.7 + 1.8 * len(truth)) as fig:
         rows = fig.subplots(len(truth), 2, sharex=True, squeeze=False)
         for (left, right), name in zip(rows, truth, strict=True):
-            wave = np.arange(1, truth[name].shape[1])
+            every = np.arange(truth[name].shape[1]) if waves_M is None else np.asarray(waves_M)
+            wave = every[1:]
             left.plot(wave, truth[name].mean(axis=0)[1:], color=TRUTH, label="Ground truth")
             for hour, colour, true, made in zip(
                 hours, CATEGORIES, truth[name], forecast[name], strict=False

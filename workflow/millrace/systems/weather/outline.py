@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from millrace.input_files import resolve_address
 from millrace.systems.base import Block
 from millrace.systems.weather.catalogue import grid_of
 from millrace.systems.weather.dataset import WeatherBatch
 from millrace.systems.weather.extract import WeatherConfig
+from millrace.systems.weather.grids import columns_of, rows_of
 from millrace.systems.weather.settings import WeatherWindowConfig
 from millrace.systems.weather.simulator import barotropic
+from millrace.systems.weather.simulator.sphere import Sphere
 from millrace.systems.weather.source import open_sources
 
 
@@ -30,8 +33,11 @@ def outline(
 def _size(source: str, weather: WeatherConfig) -> tuple[tuple[int, int], int]:
     """Rows and columns, and pressure levels, of the demo or of the headers of raw files."""
     if source == "demo":
-        return (barotropic.ROWS, 2 * barotropic.ROWS), len(barotropic.LEVELS)
-    grid = grid_of(open_sources(Path(source)), weather)
+        sphere, demo = Sphere(0, barotropic.ROWS), Path(source)
+        rows, _ = rows_of(demo, sphere.latitude_J, weather.area)
+        columns, *_ = columns_of(demo, sphere.longitude_I, weather.area)
+        return (len(rows), len(columns)), len(barotropic.LEVELS)
+    grid = grid_of(open_sources(resolve_address(source)), weather)
     return grid.shape, len(grid.level)
 
 
@@ -42,7 +48,7 @@ class WeatherOutline:
     weather: WeatherConfig
     config: WeatherWindowConfig
     shape: tuple[int, int]
-    """Rows and columns of cells, of the whole globe."""
+    """Rows and columns of cells, spread over the whole globe."""
     pressure_levels: int
 
     @property

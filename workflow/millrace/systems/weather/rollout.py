@@ -71,7 +71,8 @@ def score_weather(
         scores.add(truth[1:], forecast, truth[0])
         pair = (truth[1:][shown], forecast[shown])
         shares.append(share)
-        spectra.append([zonal_spectrum(fields, dataset.latitude) for fields in pair])
+        axes = (dataset.latitude, dataset.longitude)
+        spectra.append([zonal_spectrum(fields, *axes) for fields in pair])
         if number == len(chosen) // 2:
             fields = [field.astype(np.float32) for field in pair]
             issued = float(dataset.time[start + past - 1])

@@ -2,7 +2,8 @@
 
 They are those of WeatherBench 2 (Rasp et al. 2024, arXiv:2308.15560): cells count by their area.
 
-Shape suffixes: S starts, L lead times, C channels, I latitudes, J longitudes, B baselines.
+Shape suffixes: S starts, L lead times, C channels, I latitudes, J longitudes, B baselines,
+M wave numbers.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.fft import dct
+
+from millrace.systems.weather.grids import goes_round
 
 Floats = NDArray[np.float64]
 
@@ -96,19 +100,37 @@ class WeatherScores:
         return {"lead_hours": _plain(self.lead_hours), "starts": self._starts, "channels": channels}
 
 
-def zonal_spectrum(field_IJ: Floats, latitude_I: Floats, within: float = 60.0) -> Floats:
-    """Mean power at each zonal wave number, [..., J // 2 + 1], over the latitudes within a limit.
+def zonal_spectrum(
+    field_IJ: Floats, latitude_I: Floats, longitude_J: Floats, within: float = 60.0
+) -> Floats:
+    """Mean power at each of the `wave_numbers`, [..., M], over the latitudes within a limit.
 
     The powers add up to the mean square of the field (Parseval), weighted with the cosine of latitude.
-    Rows nearer to the poles are left out: their circles are short.
+    Rows nearer to the poles are left out, as their circles are short, unless there are no others. Fields of
+    an area end at its borders, where waves of a Fourier transform would jump: theirs are those of a cosine
+    transform (Denis et al. 2002, Mon. Weather Rev. 130).
     """
     rows = np.abs(latitude_I) <= within
+    rows = rows if rows.any() else ~rows
     columns = field_IJ.shape[-1]
-    power = np.abs(np.fft.rfft(field_IJ[..., rows, :], axis=-1) / columns) ** 2
-    twice = np.full(power.shape[-1], 2.0)
-    twice[[0, -1] if columns % 2 == 0 else 0] = 1.0
+    if goes_round(longitude_J):
+        power = np.abs(np.fft.rfft(field_IJ[..., rows, :], axis=-1) / columns) ** 2
+        twice = np.full(power.shape[-1], 2.0)
+        twice[[0, -1] if columns % 2 == 0 else 0] = 1.0
+        power = power * twice
+    else:
+        power = dct(field_IJ[..., rows, :], norm="ortho", axis=-1) ** 2 / columns
     weight = np.cos(np.deg2rad(latitude_I[rows]))
-    return (power * twice * weight[:, None]).sum(axis=-2) / weight.sum()
+    return (power * weight[:, None]).sum(axis=-2) / weight.sum()
+
+
+def wave_numbers(longitude_J: Floats) -> Floats:
+    """Waves around the globe that the powers of `zonal_spectrum` are of, [M]; in an area also fractions."""
+    columns = len(longitude_J)
+    if goes_round(longitude_J):
+        return np.arange(columns // 2 + 1.0)
+    width = columns * (longitude_J[-1] - longitude_J[0]) / (columns - 1)
+    return np.arange(columns) * 180.0 / width
 
 
 def _plain(values: Any) -> list[float | None]:

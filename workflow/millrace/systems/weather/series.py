@@ -62,7 +62,13 @@ class Series:
         shape: tuple[int, int],
         missing: MissingConfig | None,
     ) -> None:
-        self._name, self._holders, self._level_L = name, holders, level_L
+        self._name, self._level_L = name, level_L
+        read = [self._asked(source) for source, _ in holders]
+        self._holders = [
+            (source, _cut(source, variable, at))
+            for (source, variable), at in zip(holders, read, strict=True)
+        ]
+        self._levels_read = [one.level_L[at] for (one, _), at in zip(holders, read, strict=True)]
         self._unit = SI.get(short_name(name)) or common(unit_of(v) for _, v in self._holders)
         self._shape, self._missing = shape, missing
         self.looked_at = slice(None)
@@ -77,6 +83,13 @@ class Series:
         self._seen_parts: set[int] = set()
         # By level and unit: what is far from all others in one may be among them in another.
         self._screened: dict[tuple[int, str | None], tuple[Screening, list[_Piece]]] = {}
+
+    def _asked(self, source: Source) -> Ints:
+        """Levels of a file that are asked for; all if none is."""
+        if self._level_L is None:
+            return np.arange(len(source.level_L))
+        asked = np.isclose(source.level_L[:, None], self._level_L).any(axis=1)
+        return np.flatnonzero(asked if asked.any() else ~asked)
 
     def locate_times(self, second_T: Ints) -> None:
         """Find the file and the step of each level and time."""
@@ -137,17 +150,20 @@ class Series:
     def divide(self, most: int) -> None:
         """Divide the files into parts of at most ``most`` steps that are read at once.
 
-        They are whole chunks, or, of chunks that are too long, such that all parts lie in one of them.
+        They are whole chunks, or, of chunks that are too long, such that all parts lie in one of them. Only
+        chunks between the first and the last step that is used are among them.
         """
         self._most_bytes = most * self.bytes_per_state
         first_of = [len(self._parts)]
         for holder, (_, variable) in enumerate(self._holders):
             steps = variable.sizes.get("time", 1)
+            used = np.concatenate([step_T[of_T == holder] for of_T, step_T in self._at_LT])
             chunk = min(_steps_per_chunk(variable), steps)
             wanted = max(1, _PART_BYTES // _bytes_per_step(variable) // chunk) * chunk
             span = wanted if wanted <= most else max(chunk, most // chunk * chunk)
             length = -(-span // -(-span // most))
-            for start in range(0, steps, span):
+            begin, end = (int(used.min()), int(used.max()) + 1) if len(used) else (0, 0)
+            for start in range(begin // chunk * chunk, end, span):
                 stop = min(start + span, steps)
                 for first in range(start, stop, length):
                     self._parts.append(_Part(holder, first, min(first + length, stop)))
@@ -263,7 +279,7 @@ class Series:
         self._screen(part.holder, part.first, raw_TLIJ, unit)
         if part.holder not in self._checked and np.isfinite(raw_TLIJ[0]).all():
             what = f"{source.path}: {variable.name}"
-            check_units(self._name, raw_TLIJ[0], unit, source.level_L, what)
+            check_units(self._name, raw_TLIJ[0], unit, self._levels_read[part.holder], what)
             self._checked.add(part.holder)
 
     def _screen(self, holder: int, first: int, raw_TLIJ: NDArray, unit: str | None) -> None:
@@ -303,10 +319,10 @@ class Series:
         return str(source.path), str(variable.name), at
 
     def _row(self, holder: int, at: int) -> int:
-        """Where a file has a level."""
+        """Where a level is in what is read of a file."""
         if self._level_L is None:
             return 0
-        return int(np.argmin(np.abs(self._holders[holder][0].level_L - self._level_L[at])))
+        return int(np.argmin(np.abs(self._levels_read[holder] - self._level_L[at])))
 
 
 def refuse_no_data(
@@ -322,6 +338,12 @@ def refuse_no_data(
         for suspect in screening.suspects():
             path, name, at = places[suspect.piece]
             raise DataError(f"{path}: {suspect.sentence(name, 'missing', at)}")
+
+
+def _cut(source: Source, variable: xr.DataArray, levels: Ints) -> xr.DataArray:
+    """The part of a variable that is read, lazily."""
+    variable = source.cut(variable)
+    return variable.isel(level=index_of(levels)) if "level" in variable.dims else variable
 
 
 def _bytes_per_step(variable: xr.DataArray) -> int:

@@ -1,6 +1,8 @@
 """Blocks of the configuration that belong to weather, without torch; `model` is in `aurora.config`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from millrace.config import UNIQUE, Count, Names, Positive, Seed, Settings, SomeNames, option
 from millrace.systems.settings import MissingConfig, Parts, SplitDatasetSettings
@@ -21,7 +23,36 @@ class BarotropicConfig(Settings):
     """Simulated before the first output, until the jets break up."""
 
 
+Year = Annotated[int, Field(ge=1, le=9999)]
 Store = Literal["copy", "reference"]
+
+
+class AreaConfig(Settings):
+    """A part of the globe: cells whose middles are in it, going east from `west`, also across 0 or 180."""
+
+    north: float = option(90.0, ge=-90, le=90, unit="degrees")
+    """Latitude of its northern edge."""
+    south: float = option(-90.0, ge=-90, le=90, unit="degrees")
+    """Of its southern edge."""
+    west: float = option(-180.0, ge=-360, le=360, unit="degrees")
+    """Longitude of its western edge, from 0 or from -180."""
+    east: float = option(180.0, ge=-360, le=360, unit="degrees")
+    """Of its eastern edge."""
+
+    def model_post_init(self, _: Any) -> None:
+        """Check that there is something in it."""
+        if self.south >= self.north:
+            raise ValueError(f"south {self.south:g} is not below north {self.north:g}")
+        if self.east == self.west or self.east - self.west > 360:
+            raise ValueError(
+                f"west {self.west:g} and east {self.east:g} are no edges of an area; expected two that "
+                "differ, by 360 at most"
+            )
+
+    @property
+    def width(self) -> float:
+        """Degrees from west to east."""
+        return (self.east - self.west) % 360.0 or 360.0
 
 
 class WeatherConfig(Settings):
@@ -41,6 +72,15 @@ class WeatherConfig(Settings):
     """Pressure levels; none named: all of the files. Fewer need less memory."""
     hours: Count = option(6, unit="h")
     """Between two states; files may hold more of them."""
+    years: tuple[Year, Year] | None = None
+    """First and last year; null: all of the files."""
+    area: AreaConfig | None = None
+    """Part of the globe, also if files hold no more than that; null: all of it."""
+
+    def model_post_init(self, _: Any) -> None:
+        """Check that the years are in order."""
+        if self.years and self.years[0] > self.years[1]:
+            raise ValueError(f"years {list(self.years)}: expected the first and the last one")
 
 
 class WeatherExtraction(WeatherConfig):

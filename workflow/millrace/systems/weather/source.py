@@ -6,7 +6,7 @@ Shape suffixes: I latitudes, J longitudes, T times, L levels.
 import importlib
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from millrace.data.recognise import kind_of
 from millrace.data.units import conversion
 from millrace.errors import DataError, first_line
 from millrace.input_files import Address, is_there
+from millrace.systems.weather.grids import MULTIPLE, columns_of, rows_of
+from millrace.systems.weather.settings import AreaConfig
 from millrace.systems.weather.zarr_stores import check_zarr, open_store
 
 Floats = NDArray[np.float64]
@@ -49,10 +51,6 @@ _COLUMNS = {
     "latitude": "lat", "longitude": "lon", "valid_time": "time", "pressure_level": "level", "plev": "level",
 }  # fmt: skip
 """Other names of the columns of CSV."""
-_NEEDED = (
-    "rows from pole to pole and columns all round are needed, because the model takes no states at the "
-    "borders of a region: give files of the whole globe"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +63,22 @@ class Source:
     latitude: Floats
     """Degrees, descending."""
     longitude: Floats
-    """Degrees from 0 on, ascending."""
+    """Degrees, ascending."""
+    part: Mapping[str, Index]
+    """What is read of the axes of latitude and longitude."""
     rows_at: Index
     columns_at: Index
+    """Where rows and columns of the grid are in that."""
+    cells_cut: int
+    """Cells that are left out so that patches tile the grid."""
     level_L: Floats
     """Pressure levels (hPa) in the order of the file; empty if it has none."""
     second_T: Ints
     """Times in seconds since 1970 in the order of the file; empty if it has none."""
+
+    def cut(self, variable: xr.DataArray) -> xr.DataArray:
+        """The part of a variable that is read."""
+        return variable.isel({axis: at for axis, at in self.part.items() if axis in variable.dims})
 
 
 def open_sources(
@@ -264,20 +271,20 @@ def _from_csv(path: Path) -> xr.Dataset:
     no_level = np.zeros(len(table), dtype=bool)
     at_levels = table["level"].notna() if "level" in table and not static else no_level
     parts = []
-    for rows_of, index in ((table[~at_levels], axes), (table[at_levels], [*axes, "level"])):
-        used = [name for name in values if rows_of[name].notna().any()]
+    for these, index in ((table[~at_levels], axes), (table[at_levels], [*axes, "level"])):
+        used = [name for name in values if these[name].notna().any()]
         if not used:
             continue
-        if rows_of.duplicated(index).any():
-            twice = int(np.flatnonzero(rows_of.duplicated(index))[0])
-            raise DataError(f"{path}:{rows_of.index[twice]}: this place and time is there twice")
-        cells = math.prod(rows_of[name].nunique() for name in index)
-        if cells > _SPARSE * len(rows_of) + 1000:
+        if these.duplicated(index).any():
+            twice = int(np.flatnonzero(these.duplicated(index))[0])
+            raise DataError(f"{path}:{these.index[twice]}: this place and time is there twice")
+        cells = math.prod(these[name].nunique() for name in index)
+        if cells > _SPARSE * len(these) + 1000:
             raise DataError(
-                f"{path}: its {len(rows_of):,} rows are {cells:,} places and times together; expected a "
+                f"{path}: its {len(these):,} rows are {cells:,} places and times together; expected a "
                 "grid, with a row for each time, latitude, longitude and level"
             )
-        parts.append(rows_of.set_index(index)[used].to_xarray())
+        parts.append(these.set_index(index)[used].to_xarray())
     if not parts:
         raise DataError(f"{path}: no values in it")
     data = xr.merge(parts, join="outer", compat="no_conflicts")
@@ -285,11 +292,12 @@ def _from_csv(path: Path) -> xr.Dataset:
     return data.transpose(*order).rename({"lat": "latitude", "lon": "longitude"})
 
 
-def locate(path: Path, data: xr.Dataset) -> Source:
-    """Find times, levels and the cells of the globe in a dataset, by their coordinates.
+def locate(path: Path, data: xr.Dataset, area: AreaConfig | None = None) -> Source:
+    """Find times, levels and the cells of the globe, or of an ``area``, in a dataset by their coordinates.
 
-    The last row is left out where the number of rows is odd (both poles are there): patches must tile the
-    grid. Raises `DataError` if an axis is missing, not that of the whole globe, or in an unknown unit.
+    Patches must tile the grid: of an odd number of rows with both poles the last one is left out, and an
+    area is cut to multiples of `MULTIPLE`. Raises `DataError` if an axis is missing, has holes, does not
+    cover the area, or is in an unknown unit.
     """
     for axis in AXES[1:]:
         if axis not in data.variables:
@@ -305,60 +313,39 @@ def locate(path: Path, data: xr.Dataset) -> Source:
         raise DataError(f"{path}: a latitude or longitude is not a number; mend the axis")
     if np.abs(latitude).max(initial=0) > 90.001:
         raise DataError(f"{path}: latitudes reach {np.abs(latitude).max():g}; expected degrees")
-    rows = np.argsort(-latitude)
-    _check_rows(path, latitude[rows])
-    rows = rows[: len(rows) // 2 * 2]
-    east = longitude % 360.0
-    east = np.where(east > 360.0 - 1e-4, east - 360.0, east)
-    columns = np.argsort(east)
-    _check_columns(path, east[columns])
+    rows, all_rows = rows_of(path, latitude, area)
+    columns, east, all_columns = columns_of(path, longitude, area)
+    if min(len(rows), len(columns)) < MULTIPLE:
+        raise DataError(
+            f"{path}: {all_rows} x {all_columns} cells; expected {MULTIPLE} x {MULTIPLE} or more"
+        )
+    in_store = is_store(path)
+    latitudes, rows_at = _within(rows, in_store)
+    longitudes, columns_at = _within(columns, in_store)
     return Source(
-        path,
-        data,
-        latitude[rows],
-        east[columns],
-        index_of(rows),
-        index_of(columns),
-        _levels(path, data),
-        _seconds(path, data),
+        path=path,
+        data=data,
+        latitude=latitude[rows],
+        longitude=east,
+        part={"latitude": latitudes, "longitude": longitudes},
+        rows_at=rows_at,
+        columns_at=columns_at,
+        cells_cut=all_rows * all_columns - len(rows) * len(columns),
+        level_L=_levels(path, data),
+        second_T=_seconds(path, data),
     )
 
 
-def _check_columns(path: Path, east_J: Floats) -> None:
-    """Refuse columns, from 0 degrees on, that are not those of the whole globe, each once."""
-    gaps = np.diff(np.append(east_J, east_J[:1] + 360.0))
-    if len(east_J) > 1 and gaps.min() < 1e-3:
-        raise DataError(
-            f"{path}: longitude {east_J[int(np.argmin(gaps))]:g} is there twice (0 and 360 are one); "
-            "expected columns all round, each once"
-        )
-    if len(east_J) < 2 or not np.allclose(gaps, 360.0 / len(east_J), atol=1e-3):
-        after = int(np.argmax(gaps))
-        raise DataError(
-            f"{path}: longitudes do not go once around the globe in equal steps, as there are none between "
-            f"{east_J[after]:g} and {east_J[after] + gaps[after]:g}; {_NEEDED}"
-        )
+def _within(at: Ints, in_store: bool) -> tuple[Index, Index]:
+    """What is read of an axis so that the entries ``at`` are among it, and where they are in that.
 
-
-def _check_rows(path: Path, latitude_I: Floats) -> None:
-    """Refuse rows, from north to south, that are not those of the whole globe, each once."""
-    steps = -np.diff(latitude_I)
-    if len(steps) < 1 or steps.min() < 1e-6:
-        raise DataError(f"{path}: expected at least two latitudes, each once")
-    step = float(np.median(steps))
-    if steps.max() > 1.5 * step:
-        after = int(np.argmax(steps))
-        raise DataError(
-            f"{path}: no latitude between {latitude_I[after]:g} and {latitude_I[after + 1]:g}, where "
-            f"others are {step:g} degrees apart; add the rows that are missing"
-        )
-    # Of a grid with both poles that of the south may be cut off: it is not used.
-    north, south = 90.0 - latitude_I[0], 90.0 + latitude_I[-1]
-    reach = 1.01 if north < 1e-3 else 0.8
-    if north > 0.8 * step or south > reach * step:
-        raise DataError(
-            f"{path}: latitudes reach from {latitude_I[-1]:g} to {latitude_I[0]:g}; {_NEEDED}"
-        )
+    A store gives what is asked for, and each chunk once; files are read from the first to the last.
+    """
+    first, last = int(at.min()), int(at.max())
+    if in_store and last - first >= len(at):
+        read = np.sort(at)
+        return read, index_of(np.searchsorted(read, at))
+    return slice(first, last + 1), index_of(at - first)
 
 
 def _levels(path: Path, data: xr.Dataset) -> Floats:

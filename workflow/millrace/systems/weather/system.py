@@ -31,7 +31,10 @@ HEADLINE = 24
 
 def _steps(dataset: Block) -> int | None:
     """Times of the demo, every six hours, that are used."""
-    steps, hours = steps_of_demo(dataset), dataset.get("weather", {}).get("hours", 6)
+    weather = dataset.get("weather", {})
+    steps, hours = steps_of_demo(dataset), weather.get("hours", 6)
+    if weather.get("years"):
+        return None
     return None if steps is None else max(0, steps - 1) * 6 // hours + 1
 
 

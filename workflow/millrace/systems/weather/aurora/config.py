@@ -13,7 +13,8 @@ class AuroraConfig(Settings):
     """Aurora; the defaults are those of the published large model (1.26 G parameters).
 
     The small one (113 M) is in `config/experiments/weather.yaml`. Rows and columns of the grid are
-    multiples of `patch_size`; of files with both poles the last row is left out.
+    multiples of `patch_size`; of files with both poles the last row is left out, and areas are cut to
+    multiples of 4. In an area nothing is exchanged between its east and its west.
     """
 
     embed_dim: int = option(512, ge=4, le=10**6, multiple_of=4)

@@ -38,11 +38,13 @@ def place_encodings(
     """Encodings of the position and of the area of each patch, [L, D] both, row by row.
 
     Latitudes and longitudes (degrees) are those of the rows and columns of cells; ``patch`` is the number
-    of cells along a side, ``channels`` is D.
+    of cells along a side, ``channels`` is D. A place has the same encoding whether the grid is the globe or
+    an area that crosses 0 degrees.
     """
     centres = (axis.reshape(-1, patch).mean(axis=1) for axis in (latitude_H, longitude_W))
     lat_L, lon_L = (v.ravel() for v in np.meshgrid(*centres, indexing="ij"))
-    parts = [fourier(torch.from_numpy(v), POSITION, channels // 2) for v in (lat_L, lon_L)]
+    places = (lat_L, lon_L % 360.0)
+    parts = [fourier(torch.from_numpy(v), POSITION, channels // 2) for v in places]
     position = torch.cat(parts, dim=-1)
     dlat = np.abs(np.gradient(latitude_H)).mean() * patch / 2
     dlon = np.deg2rad(np.abs(np.diff(longitude_W)).mean() * patch)

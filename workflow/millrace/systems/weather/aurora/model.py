@@ -56,7 +56,8 @@ class Aurora(nn.Module):
         self.config, self.hours = config, grid.hours
         rows, columns = (cells // config.patch_size for cells in shape)
         self.encoder = Encoder(config, grid, steps)
-        self.blocks = _backbone(config, (config.latent_levels, rows, columns))
+        size = (config.latent_levels, rows, columns)
+        self.blocks = _backbone(config, size, grid.periodic)
         self.decoder = Decoder(config, grid, rows)
         kinds = [type(block) for block in self.blocks]
         self._saved = kinds.index(PatchMerging)
@@ -187,7 +188,7 @@ def stage_inputs(batch: Any) -> Mapping[str, Tensor]:
     return {"past_BTCIJ": batch.past_BTCIJ, "hours_B": batch.hours_B}
 
 
-def _backbone(config: AuroraConfig, size: Size) -> nn.ModuleList:
+def _backbone(config: AuroraConfig, size: Size, periodic: bool) -> nn.ModuleList:
     sizes = [size, coarser(size), coarser(coarser(size))]
     blocks: list[nn.Module] = []
     rates = iter(np.linspace(0, config.drop_path, config.swin_blocks).tolist())
@@ -196,7 +197,8 @@ def _backbone(config: AuroraConfig, size: Size) -> nn.ModuleList:
         width = config.embed_dim << level
         for index in range(depth):
             shifted = index % 2 == 1
-            blocks.append(SwinBlock(config, width, heads, sizes[level], shifted, next(rates)))
+            drop = next(rates)
+            blocks.append(SwinBlock(config, width, heads, sizes[level], shifted, drop, periodic))
 
     for level in range(3):
         add(level, config.encoder_depths[level], config.encoder_heads[level])

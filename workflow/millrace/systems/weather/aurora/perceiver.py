@@ -38,6 +38,8 @@ class Grid:
     """Numbers of variables S and A."""
     hours: float
     """Length of a step."""
+    periodic: bool = True
+    """Whether the last column is beside the first one, as it is not in an area."""
 
 
 class CrossAttention(nn.Module):

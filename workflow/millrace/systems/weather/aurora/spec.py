@@ -23,6 +23,7 @@ from millrace.systems.weather.aurora.model import (
 from millrace.systems.weather.aurora.perceiver import Grid
 from millrace.systems.weather.aurora.swin import SwinBlock
 from millrace.systems.weather.dataset import WeatherBatch, WeatherDataset, as_points
+from millrace.systems.weather.grids import goes_round
 
 
 def _build(config: AuroraConfig, dataset: WeatherDataset) -> Aurora:
@@ -35,6 +36,7 @@ def _build(config: AuroraConfig, dataset: WeatherDataset) -> Aurora:
         surface=len(dataset.surface),
         air=len(dataset.air),
         hours=dataset.step_hours,
+        periodic=goes_round(dataset.longitude),
     )
     scale_C = torch.from_numpy(dataset.increment_scale)
     model = Aurora(config, grid, dataset.shape, dataset.config.input_steps, scale_C)

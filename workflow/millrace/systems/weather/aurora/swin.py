@@ -104,6 +104,7 @@ class SwinBlock(nn.Module):
     """Windowed attention and an MLP, each normalised after and added.
 
     ``size`` is tokens along levels, latitude, longitude; ``shifted`` windows are moved by half of theirs.
+    With ``periodic`` the last longitude is beside the first one.
     """
 
     labels_WS: Tensor | None
@@ -116,6 +117,7 @@ class SwinBlock(nn.Module):
         size: Size,
         shifted: bool,
         drop_path: float,
+        periodic: bool = True,
     ) -> None:
         super().__init__()
         self.size, self.drop_path = size, drop_path
@@ -128,7 +130,7 @@ class SwinBlock(nn.Module):
         self.norm1 = AdaptiveNorm(channels, config.embed_dim)
         self.mlp = Mlp(channels, int(config.mlp_ratio * channels))
         self.norm2 = AdaptiveNorm(channels, config.embed_dim)
-        labels = window_labels(size, self.window, self.shift)
+        labels = window_labels(size, self.window, self.shift, periodic)
         tensor = None if labels is None else torch.tensor(labels, device="cpu")
         self.register_buffer("labels_WS", tensor, persistent=False)
 
@@ -175,15 +177,18 @@ def from_windows(x_WSC: Tensor, window: Size, size: tuple[int, ...]) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def window_labels(size: Size, window: Size, shift: Size) -> np.ndarray | None:
+def window_labels(
+    size: Size, window: Size, shift: Size, periodic: bool = True
+) -> np.ndarray | None:
     """Which tokens of a window belong together, int16[W, S]; None: all of each window.
 
-    Shifted windows wrap around. Longitudes do too, so that only the levels and latitudes that met by
-    wrapping are kept apart; what pads the grid looks at nothing but itself.
+    Shifted windows wrap around. Longitudes of the globe do too (``periodic``), so that only the levels and
+    latitudes that met by wrapping are kept apart, and in an area the longitudes; what pads the grid looks
+    at nothing but itself.
     """
     padded = [-(-s // w) * w for s, w in zip(size, window, strict=True)]
     label = np.zeros(padded, dtype=np.int16)
-    for axis in (0, 1):
+    for axis in (0, 1) if periodic else (0, 1, 2):
         if shift[axis]:
             wrapped = (np.arange(padded[axis]) < shift[axis]).astype(np.int16)
             label += np.expand_dims(wrapped << axis, tuple(a for a in range(3) if a != axis))
