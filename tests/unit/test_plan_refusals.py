@@ -319,6 +319,13 @@ def test_periods_that_are_too_short_are_refused_with_the_largest_gap(split, told
         Plan(changed("datasets/coast/split", split))
 
 
+def test_states_that_are_not_written_are_not_rounded() -> None:
+    made = weather()
+    made["datasets"]["planet"] |= {"store": "reference", "compress": {"keep_bits": 10}}
+    with pytest.raises(ConfigError, match=r"planet\.compress: states that stay where they are"):
+        Plan(made)
+
+
 def test_states_of_the_demo_are_copied() -> None:
     made = weather()
     made["datasets"]["planet"]["store"] = "reference"

@@ -19,6 +19,11 @@ class Account:
     def __init__(self) -> None:
         self._kept: Counter[str] = Counter()
         self._left_out: dict[str, Counter[str]] = defaultdict(Counter)
+        self._notes: dict[str, Mapping[str, Any]] = {}
+
+    def note(self, what: str, values: Mapping[str, Any]) -> None:
+        """Add what is no count, such as an error; it stands in the file and the log beside the counts."""
+        self._notes[what] = values
 
     def keep(self, what: str, number: int = 1) -> None:
         """Count what is kept."""
@@ -59,7 +64,9 @@ class Account:
             reasons = "".join(f"; {number} {why}" for why, number in counts["left_out"].items())
             # Not to the output of a command, which a script may read.
             print(f"{what}: {counts['read']} read, {counts['kept']} kept{reasons}", file=sys.stderr)
-        write_sealed(path, found)
+        for what, values in self._notes.items():
+            print(f"{what}: {', '.join(f'{k} {v}' for k, v in values.items())}", file=sys.stderr)
+        write_sealed(path, {**found, **self._notes})
 
 
 def count_steps(account: Account, what: str, ranges: NDArray[np.int64]) -> None:

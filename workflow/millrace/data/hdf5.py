@@ -70,11 +70,12 @@ def create_dataset(
     shape: tuple[int, ...] | None = None,
     dtype: DTypeLike | None = None,
     chunks: tuple[int, ...] | None = None,
+    packed: bool = False,
 ) -> h5py.Dataset:
     """Add a chunked dataset with checksums, from ``data`` or empty with ``shape`` and ``dtype``.
 
     By default a chunk holds rows of the first axis, about `CHUNK_BYTES` in all; if a single row is larger
-    than that, give ``chunks``.
+    than that, give ``chunks``. With ``packed`` chunks are packed without loss, byte by byte of the numbers.
     """
     if data is not None:
         data = np.asarray(data, dtype=dtype)
@@ -84,7 +85,8 @@ def create_dataset(
     if 0 in shape:  # HDF5 has no chunks without elements
         return group.create_dataset(name, shape, dtype)
     chunks = chunks or (rows_per_chunk(shape, np.dtype(dtype)), *shape[1:])
-    return group.create_dataset(name, shape, dtype, data, chunks=chunks, fletcher32=True)
+    packing = {"shuffle": True, "compression": "gzip", "compression_opts": 3} if packed else {}
+    return group.create_dataset(name, shape, dtype, data, chunks=chunks, fletcher32=True, **packing)
 
 
 def create_virtual(

@@ -12,7 +12,8 @@ and ``stats`` of each channel.
 
 Where states stay in the source there is no ``state``, but ``check``, a checksum of each, uint32[T], and the
 attribute ``reference``: the source and a hash of its metadata, see `millrace.systems.weather.in_place`. All
-else is the same, also the digest.
+else is the same, also the digest. States that are rounded have the attribute ``compression``: how, and the
+largest errors. Statistics and digest are those of the states as they are written.
 
 Ranges of times can be extracted in parts, each in a file of its own (`extract_part`); `gather` makes a file
 whose ``state`` is read through to theirs. Everything in it is the same, bit by bit, whatever the number of
@@ -26,7 +27,7 @@ N blocks.
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from millrace.systems.base import Progress
 from millrace.systems.settings import MissingConfig
 from millrace.systems.weather.catalogue import Catalogue
 from millrace.systems.weather.in_place import checksum, reference_to
+from millrace.systems.weather.rounding import Rounding
 from millrace.systems.weather.series import refuse_no_data
 from millrace.systems.weather.settings import WeatherConfig, WeatherExtraction
 from millrace.systems.weather.source import AXES, Floats, open_sources
@@ -76,6 +78,7 @@ def extract_weather(
         sums = raw.copy(times, raw.create_states(file, raw.shape), total.add, progress)
         raw.write_axes(file)
         _finish(file, raw.facts(), sums, total.sum_CIJ, [raw.reader.evidence()])
+        _name_error(file, raw.rounding, raw.account)
     raw.account.write(output.with_name("samples.json"))
 
 
@@ -120,6 +123,8 @@ def extract_part(
             evidence=json.dumps(raw.reader.evidence()),
             account=json.dumps(raw.account.to_json()),
         )
+        if raw.rounding is not None:
+            file.attrs["rounding"] = raw.rounding.to_json()
 
 
 def gather(parts: Sequence[Path], output: Path, progress: Progress | None = None) -> None:
@@ -131,12 +136,14 @@ def gather(parts: Sequence[Path], output: Path, progress: Progress | None = None
     sums: list[_Sums] = []
     evidence, states, account, facts = [], [], Account(), {}
     total: _Total | None = None
+    rounding: Rounding | None = None
     with hdf5.create(output) as file:
         for number, path in enumerate(parts):
             with hdf5.open_checked(path, PART_SCHEMA) as part:
                 found = json.loads(part.attrs["facts"])
                 if number == 0:
                     facts = found
+                    rounding = _rounding(facts["keep_bits"], len(facts["channels"]))
                     total = _Total(part["block_sum"].shape[1:])
                     account.add(json.loads(part.attrs["account"]))
                     for name in ("static", "time", *AXES, "split"):
@@ -157,6 +164,8 @@ def gather(parts: Sequence[Path], output: Path, progress: Progress | None = None
                     total.add(block_CIJ)
                 sums.append(_Sums(*(part["sums"][name][()] for name in _SUMS)))
                 evidence.append(json.loads(part.attrs["evidence"]))
+                if rounding is not None:
+                    rounding.add(part.attrs["rounding"])
                 if "state" in part:
                     states.append((path, part["state"].shape))
             if progress is not None:
@@ -166,6 +175,7 @@ def gather(parts: Sequence[Path], output: Path, progress: Progress | None = None
         if states:
             hdf5.create_virtual(file, "state", states, np.float32, output.parent)
         _finish(file, facts, _Sums.joined(sums), total.sum_CIJ, evidence)
+        _name_error(file, rounding, account)
     account.write(output.with_name("samples.json"))
 
 
@@ -219,6 +229,7 @@ class _Raw:
     account: Account
     reference: dict[str, str] | None
     """What is said of the source if states stay there."""
+    rounding: Rounding | None
 
     @classmethod
     def open(
@@ -232,7 +243,8 @@ class _Raw:
         static_FIJ = reader.static().astype(np.float32)
         reader.count(account, ranges)
         names = channel_names(wanted.surface, wanted.air, reader.grid.level)
-        return cls(source, wanted, reader, ranges, names, static_FIJ, account, reference)
+        rounding = _rounding(wanted.keep_bits, len(names))
+        return cls(source, wanted, reader, ranges, names, static_FIJ, account, reference, rounding)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -246,7 +258,7 @@ class _Raw:
 
     def facts(self) -> dict[str, Any]:
         """What describes the samples and is the same in all parts."""
-        described = self.config.model_dump(exclude_none=True, exclude={"store"})
+        described = self.config.model_dump(exclude_none=True, exclude={"store", "compress"})
         described["split"] = self.ranges.tolist()
         axes = [getattr(self.reader.grid, axis) for axis in AXES]
         content = b"".join(np.ascontiguousarray(one).tobytes() for one in (self.reader.time, *axes))
@@ -260,6 +272,7 @@ class _Raw:
             "channels": list(self.names),
             "axes": hashlib.sha256(content).hexdigest(),
             "reference": self.reference,
+            "keep_bits": self.config.keep_bits,
         }
 
     def write_axes(self, file: h5py.File) -> None:
@@ -277,7 +290,10 @@ class _Raw:
         if self.reference is not None:
             return None
         chunks = (1, hdf5.rows_per_chunk(shape[1:], np.float32), *shape[2:])
-        return hdf5.create_dataset(file, "state", shape=shape, dtype=np.float32, chunks=chunks)
+        packed = self.rounding is not None
+        return hdf5.create_dataset(
+            file, "state", shape=shape, dtype=np.float32, chunks=chunks, packed=packed
+        )
 
     def copy(
         self,
@@ -299,7 +315,7 @@ class _Raw:
         previous_CIJ = None
         if 0 < times.start < self.trained:
             [previous_CIJ] = self._states(range(times.start - 1, times.start))
-        for begin, block_SCIJ in self.reader.blocks(times):
+        for begin, block_SCIJ in self._blocks(times):
             at = begin - times.start
             if state is not None:
                 state[at : at + len(block_SCIJ)] = block_SCIJ
@@ -331,9 +347,27 @@ class _Raw:
         return np.array([Moments.shift_of(_columns(values)) for values in (first, change)])
 
     def _states(self, times: range) -> list[Floats]:
-        return [
-            state.astype(np.float64) for _, block in self.reader.blocks(times) for state in block
-        ]
+        return [state.astype(np.float64) for _, block in self._blocks(times) for state in block]
+
+    def _blocks(self, times: range) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """States as they are written, see `Catalogue.blocks`."""
+        for begin, block_SCIJ in self.reader.blocks(times):
+            if self.rounding is not None:
+                self.rounding.apply(block_SCIJ)
+            yield begin, block_SCIJ
+
+
+def _rounding(keep_bits: int | None, channels: int) -> Rounding | None:
+    return None if keep_bits is None else Rounding(keep_bits, channels)
+
+
+def _name_error(file: h5py.File, rounding: Rounding | None, account: Account) -> None:
+    """Say in the file, the account and the log how far states are from those of the raw files."""
+    if rounding is not None:
+        channels = [str(name) for name in file.attrs["channels"]]
+        found = rounding.summary(channels, file["stats/increment_std"][()])
+        file.attrs["compression"] = json.dumps(found)
+        account.note("compression", found)
 
 
 def _finish(

@@ -1,7 +1,7 @@
 """Rows and columns of a grid: of the whole globe, or of an area of it.
 
-Longitudes of the whole globe ascend from 0. Those of an area ascend from its west without a jump:
-below 0 if they cross 0, and exceed 180 if they cross the date line.
+Longitudes of the whole globe ascend from 0. Those of an area ascend from its west without a jump: they
+begin below 0 if they cross 0, and exceed 180 if they cross the date line.
 
 Shape suffixes: I latitudes, J longitudes.
 """

@@ -55,6 +55,14 @@ class AreaConfig(Settings):
         return (self.east - self.west) % 360.0 or 360.0
 
 
+class CompressConfig(Settings):
+    """States that are rounded and packed: smaller files of slightly other numbers."""
+
+    keep_bits: int = option(ge=1, le=23, unit="bits")
+    """Bits of the mantissa of each number that are kept, for a relative error up to 2^-(bits + 1); with 23
+    nothing is rounded."""
+
+
 class WeatherConfig(Settings):
     """What is taken from the raw files, by the short names of ECMWF.
 
@@ -90,6 +98,13 @@ class WeatherExtraction(WeatherConfig):
     """What a no-data value such as -999 means."""
     store: Store = "copy"
     """Whether states are copied, or stay where they are."""
+    compress: CompressConfig | None = None
+    """How copies are rounded and packed."""
+
+    @property
+    def keep_bits(self) -> int | None:
+        """Bits of the mantissa that are kept; None: copies are as they were."""
+        return self.compress.keep_bits if self.compress else None
 
 
 class WeatherDatasetSettings(SplitDatasetSettings):
@@ -105,6 +120,8 @@ class WeatherDatasetSettings(SplitDatasetSettings):
     store: Store = "copy"
     """`copy` the states, or leave them where they are and read them from there when training asks for them
     (`reference`): of a Zarr store whose chunks hold whole fields of one time."""
+    compress: CompressConfig | None = None
+    """Round and pack copies, which changes their numbers; null: they are those of the raw files."""
     parts: Parts = None
     """Jobs that extract the samples; what they make does not depend on their number. null: one for every
     16 GiB of raw files."""

@@ -40,11 +40,19 @@ def _steps(dataset: Block) -> int | None:
 
 def _kept(dataset: Block) -> dict[str, Any]:
     """Settings of the extraction that are keys of the dataset itself; of copies there are none."""
-    return {} if dataset.get("store", "copy") == "copy" else {"store": dataset["store"]}
+    kept = {} if dataset.get("store", "copy") == "copy" else {"store": dataset["store"]}
+    return kept if dataset.get("compress") is None else {**kept, "compress": dataset["compress"]}
 
 
 def _check_dataset(name: str, dataset: Block) -> None:
-    if dataset["source"] == "demo" and dataset.get("store", "copy") != "copy":
+    if dataset.get("store", "copy") == "copy":
+        return
+    if dataset.get("compress") is not None:
+        raise ConfigError(
+            f"config: datasets.{name}.compress: states that stay where they are (`store: reference`) are "
+            "not written; leave it out"
+        )
+    if dataset["source"] == "demo":
         raise ConfigError(
             f"config: datasets.{name}.store: the demo writes NetCDF, of which states cannot be read one "
             "by one; leave store out"
