@@ -214,8 +214,7 @@ def server(tmp_path):
 @pytest.fixture
 def served(server, tmp_path, monkeypatch):
     """Samples that refer to a store of the server; nothing is kept here."""
-    for name in ("MILLRACE_CACHE", "TMPDIR"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("MILLRACE_CACHE", raising=False)
     monkeypatch.setattr(zarr_stores, "RETRY_AFTER", [0.01, 0.01])
     source = write(server.folder / "w.zarr", waves(STEPS))
     extract_weather(source, tmp_path / "copy.h5", COPY, SPLIT)

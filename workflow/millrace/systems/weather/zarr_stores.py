@@ -116,10 +116,11 @@ def _write(path: Path, content: bytes) -> None:
 def cache_folder(digest: str) -> Path | None:
     """Directory in which chunks of samples from elsewhere are kept; None if none is named.
 
-    It is below ``MILLRACE_CACHE``, or else ``TMPDIR``. The name holds the ``digest`` of the samples: chunks
-    of other samples, also of the same address, are not among them.
+    It is below ``MILLRACE_CACHE``, and nowhere by default: temporary folders of nodes may be in memory, or
+    stay full when the job has ended. The name holds the ``digest`` of the samples: chunks of other samples,
+    also of the same address, are not among them.
     """
-    named = os.environ.get("MILLRACE_CACHE") or os.environ.get("TMPDIR")
+    named = os.environ.get("MILLRACE_CACHE")
     return Path(named) / f"millrace-{os.getuid()}" / digest if named else None
 
 
