@@ -96,8 +96,12 @@ def shuffled(data):
         ({**ACROSS, "west": 90.0, "east": 179.0}, (61.6, -16.8), (90.0, 168.75)),
         ({"west": -45.0, "east": 0.0}, (84.0, -84.0), (-45.0, -11.25)),
         ({"north": -10.0}, (-16.8, -50.4), (0.0, 348.75)),
+        ({"west": -45.0, "east": 310.0}, (84.0, -84.0), (0.0, 348.75)),
     ],
-    ids=["across 0", "from 0 to 360", "across the date line", "inside", "pole to pole", "a band"],
+    ids=[
+        "across 0", "from 0 to 360", "across the date line", "inside", "pole to pole", "a band",
+        "all columns",
+    ],
 )  # fmt: skip
 def test_an_area_is_what_its_labels_say(tmp_path, suffix, changed, area, rows, columns):
     data, path = waves(STEPS), tmp_path / f"w.{suffix}"
