@@ -112,7 +112,8 @@ def test_parts_are_rounded_as_the_whole_is(tmp_path, source):
     with h5py.File(tmp_path / "whole.h5") as one, h5py.File(tmp_path / "gathered.h5") as other:
         for name in ("digest", "compression"):
             assert one.attrs[name] == other.attrs[name]
-        assert np.array_equal(one["stats/std"], other["stats/std"])
+        for name in ("mean", "std", "increment_std"):
+            assert np.array_equal(one[f"stats/{name}"], other[f"stats/{name}"])
     steps = np.arange(STEPS)
     states = [
         WeatherDataset(tmp_path / f"{name}.h5", WeatherWindowConfig(), cache_bytes=1).core_states(
