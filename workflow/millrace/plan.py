@@ -17,7 +17,7 @@ from millrace.provenance import fingerprint, raw_bytes
 from millrace.scaling.settings import AnalysisSettings, ScalingSettings
 from millrace.sweeps.experiments import Experiments
 from millrace.sweeps.sweep import Sweep, read_sweeps
-from millrace.systems.base import SampleKind, dataset_names, known
+from millrace.systems.base import RawFormat, SampleKind, dataset_names, known
 from millrace.systems.registry import (
     kinds,
     models,
@@ -312,9 +312,12 @@ class Plan:
         ]
 
     def parts(self, dataset: str, kind: str) -> int:
-        """Return the number of jobs that extract samples, by the configuration or the size of raw files."""
+        """Return the number of jobs that extract samples, by the configuration or the size of raw files.
+
+        ``kind`` is that of the samples, or the stem of what raw files are read into before.
+        """
         block = self.datasets[dataset]
-        if not kinds()[kind].in_parts:
+        if kind not in _in_parts(raw_format(block)):
             return 1
         if block.get("parts"):
             return int(block["parts"])
@@ -329,9 +332,8 @@ class Plan:
     def count_parts(self) -> None:
         """Write the numbers of parts into the configuration: jobs take them from it, and count no files."""
         for name, block in self.datasets.items():
-            for kind in kinds().values():
-                if kind.in_parts and raw_format(block).name in kind.formats:
-                    self.config["datasets"][name]["parts"] = self.parts(name, kind.name)
+            for kind in _in_parts(raw_format(block)):
+                self.config["datasets"][name]["parts"] = self.parts(name, kind)
 
     def part_files(self, dataset: str, kind: str, stem: str | None = None) -> list[str]:
         """Return the paths of the parts of samples in order, or of what is made of the same parts."""
@@ -584,6 +586,12 @@ class Plan:
 
 def _definition(block: Mapping[str, Any]) -> dict[str, Any]:
     return {"data": block["data"], "model": block["model"], "train": decisive(block["train"])}
+
+
+def _in_parts(raw: RawFormat) -> list[str]:
+    """What several jobs can make of raw files: kinds of samples, and what these are made of."""
+    found = [k.name for k in kinds().values() if k.in_parts and raw.name in k.formats]
+    return [*found, Path(raw.read_into).stem] if raw.in_parts else found
 
 
 def _check_directory(source: str, key: str, other: str, made: Path, holds: str = "all/") -> None:

@@ -3,6 +3,7 @@
 columns, units = dataset_block("variables"), dataset_block("units")
 clip = dataset_block("clip_negative_concentration", default=False)
 missing = dataset_block("missing")
+in_parts = plan.datasets_in("feflow_csv", kind="series", in_parts=True)
 
 
 rule preprocess:
@@ -15,6 +16,8 @@ rule preprocess:
         "logs/preprocess/{dataset}.log",
     benchmark:
         "benchmarks/preprocess/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=plan.datasets_in("feflow_csv", kind="series"),
     conda:
         "../../envs/data.yaml"
     threads: cores("preprocess", local=2)
@@ -36,6 +39,109 @@ rule preprocess:
         split=dataset_block("split"),
     script:
         "../scripts/preprocess.py"
+
+
+rule find_missing:
+    input:
+        # Its time means nothing, see raw_fingerprint.
+        source=ancient(raw_source),
+    output:
+        nodes=ensure("results/data/{dataset}/parts/missing_{part}.h5", non_empty=True),
+    log:
+        "logs/find_missing/{dataset}/{part}.log",
+    benchmark:
+        "benchmarks/find_missing/{dataset}/{part}.tsv"
+    wildcard_constraints:
+        dataset=in_parts,
+    conda:
+        "../../envs/data.yaml"
+    threads: cores("preprocess", local=2)
+    resources:
+        **placed("preprocess"),
+    params:
+        fingerprint=raw_fingerprint,
+        parts=lambda wildcards: plan.parts(wildcards.dataset, "series"),
+        variables=columns,
+        units=units,
+        missing=missing,
+    script:
+        "../scripts/find_missing.py"
+
+
+rule gather_missing:
+    input:
+        parts=lambda wildcards: plan.part_files(wildcards.dataset, "series", "missing"),
+    output:
+        nodes=ensure("results/data/{dataset}/missing.h5", non_empty=True),
+    log:
+        "logs/gather_missing/{dataset}.log",
+    benchmark:
+        "benchmarks/gather_missing/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=in_parts,
+    conda:
+        "../../envs/data.yaml"
+    threads: cores("gather_samples")
+    resources:
+        **placed("gather_samples"),
+    script:
+        "../scripts/gather_missing.py"
+
+
+rule preprocess_part:
+    input:
+        # Its time means nothing, see raw_fingerprint.
+        source=ancient(raw_source),
+        # Which nodes are left out is known when all times were looked at.
+        missing=lambda wildcards: (
+            f"results/data/{wildcards.dataset}/missing.h5"
+            if (missing(wildcards) or {}).get("then") == "mask"
+            else []
+        ),
+    output:
+        series=ensure("results/data/{dataset}/parts/series_{part}.h5", non_empty=True),
+    log:
+        "logs/preprocess_part/{dataset}/{part}.log",
+    benchmark:
+        "benchmarks/preprocess_part/{dataset}/{part}.tsv"
+    wildcard_constraints:
+        dataset=in_parts,
+    conda:
+        "../../envs/data.yaml"
+    threads: cores("preprocess", local=2)
+    resources:
+        **placed("preprocess"),
+    params:
+        fingerprint=raw_fingerprint,
+        parts=lambda wildcards: plan.parts(wildcards.dataset, "series"),
+        variables=columns,
+        units=units,
+        forcings=dataset_block("forcings", default=[]),
+        clip_negative_concentration=clip,
+        missing=missing,
+        split=dataset_block("split"),
+    script:
+        "../scripts/preprocess_part.py"
+
+
+rule gather_series:
+    input:
+        parts=lambda wildcards: plan.part_files(wildcards.dataset, "series"),
+    output:
+        series=ensure("results/data/{dataset}/series.h5", non_empty=True),
+    log:
+        "logs/gather_series/{dataset}.log",
+    benchmark:
+        "benchmarks/gather_series/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=in_parts,
+    conda:
+        "../../envs/data.yaml"
+    threads: cores("gather_samples")
+    resources:
+        **placed("gather_samples"),
+    script:
+        "../scripts/gather_series.py"
 
 
 rule extract_patches:

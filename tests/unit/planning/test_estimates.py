@@ -1,6 +1,7 @@
 """What is left of a plan, and what finished jobs say of it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -99,6 +100,18 @@ def test_jobs_on_raw_files_are_expected_by_the_size_of_these(tmp_path):
     assert row.disk_gb == pytest.approx(2e6 * cost.written / 2**30)
     held = cost.memory_gb + cost.held * 1e6 / 2**30
     assert row.memory_expected_gb == pytest.approx(held)
+
+
+@pytest.mark.parametrize("rule", ["find_missing", "preprocess_part"])
+def test_parts_of_a_series_share_its_raw_files(tmp_path, rule):
+    (tmp_path / "feflow").mkdir()
+    (tmp_path / "feflow/a.csv").write_bytes(b"0" * 3_000_000)
+    made = [replace(part(n, "feflow"), rule=rule) for n in range(3)]
+    cost = systems()["groundwater"].costs[rule]
+    [row] = summarised(made, made[1:], tmp_path)
+    assert (row.by_size, row.jobs, row.left) == (True, 3, 2)
+    assert row.hours_expected == pytest.approx(2 * cost.seconds * 1e-3 / 3600)
+    assert (row.disk_gb or 0) == pytest.approx(2e6 * cost.written / 2**30)
 
 
 def test_a_finished_part_says_more_than_sizes(tmp_path):

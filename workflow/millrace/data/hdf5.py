@@ -102,10 +102,10 @@ def create_virtual(
     file will be, and `open_checked` refuses it where one of them is missing or has changed: HDF5 would read
     no values there.
     """
-    used = [(os.path.relpath(path, folder), path, shape) for path, shape in parts if shape[0]]
+    rows = sum(shape[0] for _, shape in parts)
+    used = [(os.path.relpath(path, folder), path, shape) for path, shape in parts if all(shape)]
     if not used:
-        return create_dataset(file, name, shape=parts[0][1], dtype=dtype)
-    rows = sum(shape[0] for *_, shape in used)
+        return create_dataset(file, name, shape=(rows, *parts[0][1][1:]), dtype=dtype)
     layout = h5py.VirtualLayout((rows, *used[0][2][1:]), dtype)
     begin = 0
     for relative, _, shape in used:

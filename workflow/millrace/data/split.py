@@ -12,6 +12,7 @@ from millrace.systems.settings import SplitConfig
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Floats = NDArray[np.float64]
 
 MINIMUM_STD = 1e-6
 """Smallest standard deviation, relative to max(1, |mean|): a field that does not vary in the training
@@ -93,66 +94,68 @@ class Moments:
         """Add rows; a value whose mask is 0 does not count."""
         values = np.asarray(values_NC, dtype=np.float64)
         weight = None if mask_NC is None else mask_NC.astype(np.float64)
-        count = np.full(values.shape[1], len(values)) if weight is None else weight.sum(axis=0)
+        count = self.count_of(values, weight)
         begins = (self._count == 0) & (count > 0)
         if begins.any():
-            shift = (
-                self.shift_of(values)
-                if weight is None
-                else (values * weight).sum(axis=0) / np.maximum(count, 1)
-            )
-            self._shift = np.where(begins, shift, self._shift)
-        if weight is None:
-            total, square = self.terms(values, self._shift)
-        else:
-            deviation = (values - self._shift) * weight
-            total, square = deviation.sum(axis=0), np.square(deviation).sum(axis=0)
+            self._shift = np.where(begins, self.shift_of(values, weight), self._shift)
+        total, square = self.terms(values, self._shift, weight)
         self._count += count
         self._sum += total
         self._square += square
 
     @staticmethod
-    def shift_of(values_NC: NDArray[np.float64]) -> NDArray[np.float64]:
+    def count_of(values_NC: Floats, weight_NC: Floats | None = None) -> Floats:
+        """Values of each column, without those of weight 0."""
+        if weight_NC is None:
+            return np.full(values_NC.shape[1], float(len(values_NC)))
+        return np.asarray(weight_NC.sum(axis=0))
+
+    @staticmethod
+    def shift_of(values_NC: Floats, weight_NC: Floats | None = None) -> Floats:
         """Value of each column that sums are taken relative to, of the rows that are added first."""
-        return np.ascontiguousarray(values_NC).sum(axis=0) / max(1, len(values_NC))
+        if weight_NC is None:
+            return np.ascontiguousarray(values_NC).sum(axis=0) / max(1, len(values_NC))
+        return (values_NC * weight_NC).sum(axis=0) / np.maximum(weight_NC.sum(axis=0), 1)
 
     @staticmethod
     def terms(
-        values_NC: NDArray[np.float64], shift_C: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        values_NC: Floats, shift_C: Floats, weight_NC: Floats | None = None
+    ) -> tuple[Floats, Floats]:
         """Sums of the rows and of their squares, less ``shift_C``; see `of_terms`."""
         deviation = values_NC - shift_C
+        if weight_NC is not None:
+            deviation = deviation * weight_NC
         # The last digits of sums depend on the order in memory. Statistics of earlier versions were
         # multiplied with weights, which brought small arrays into this one.
-        if deviation.nbytes < _REORDERED_BYTES:
+        elif deviation.nbytes < _REORDERED_BYTES:
             deviation = np.ascontiguousarray(deviation)
         total = deviation.sum(axis=0)
         return total, np.square(deviation, out=deviation).sum(axis=0)
 
     @classmethod
     def of_terms(
-        cls,
-        rows: int,
-        shift_C: NDArray[np.float64],
-        sum_TC: NDArray[np.float64],
-        square_TC: NDArray[np.float64],
+        cls, rows: int | Floats, shift_C: Floats, sum_TC: Floats, square_TC: Floats
     ) -> Self:
-        """As if ``rows`` rows had been added T times, whose `terms` were made apart, in this order."""
+        """As if rows had been added T times, whose `terms` were made apart, in this order.
+
+        ``rows`` is their number, or that of each time and column, [T, C].
+        """
         made = cls(len(shift_C))
         made._shift = np.array(shift_C)
-        for total, square in zip(sum_TC, square_TC, strict=True):
-            made._count += rows
+        counts = np.broadcast_to(rows, sum_TC.shape)
+        for count, total, square in zip(counts, sum_TC, square_TC, strict=True):
+            made._count += count
             made._sum += total
             made._square += square
         return made
 
     @property
-    def mean(self) -> NDArray[np.float64]:
+    def mean(self) -> Floats:
         """Mean of each column; 0 if nothing was added."""
         return self._shift + self._sum / np.maximum(self._count, 1)
 
     @property
-    def std(self) -> NDArray[np.float64]:
+    def std(self) -> Floats:
         """Standard deviation of each column (population); 0 if nothing was added."""
         count = np.maximum(self._count, 1)
         variance = self._square / count - (self._sum / count) ** 2

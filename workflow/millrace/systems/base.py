@@ -44,6 +44,9 @@ class RawFormat:
     """What the directory holds, for messages."""
     read_into: str
     """File that is read from the raw files, which may be archived then."""
+    in_parts: bool = False
+    """Whether several jobs can read them into it, each a part, and its rules make samples of it; the
+    dataset has the key ``parts``. See `SampleKind.in_parts` for files that hold samples."""
     simulate: Reference | None = None
     """(settings, directory, progress) -> None: simulate such files; the settings are the dataset's block
     ``demo``, checked against ``simulation``."""

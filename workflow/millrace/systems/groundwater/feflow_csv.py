@@ -30,6 +30,8 @@ _OLD_NAMES = {"head_bc": "hydraulic_head_bc"}
 _NODE, TIME, SLICE, PLACE = "node", "time (d)", "slice", ("X", "Y", "Z")
 _NAME = re.compile(r"(\d+)\.csv(\.gz)?")
 Order = NDArray[np.int64] | slice
+Place = tuple[str, str, int]
+"""A file, a column as it is called there, and the id of a node."""
 _UNITS = {
     **UNITS,
     **dict.fromkeys([*PLACE, "head_bc", "hydraulic_head_bc", "sea_level_forcing"], "m"),
@@ -124,15 +126,17 @@ class FeflowReader:
             _check_end(forcing, first, self._endings[1])
         return self._snapshot(table, order, forcing)
 
-    def error(self, index: int, node: int, column: str, message: str) -> DataError:
-        """Make an error about a value of an output time, in some column, at a row of the mesh."""
-        if column in (*self.variables, TIME, *PLACE, SLICE):
-            table = _read_fields(self.files.fields[index], self.variables, self.units)
-        else:
-            table = _read_forcings(self.files.forcings[index], self._forcing_columns)
+    def place(self, index: int, node: int, column: str) -> Place:
+        """Where a value of an output time stands, in some column, at a row of the mesh."""
+        path = self.files.fields[index]
+        if column not in (*self.variables, TIME, *PLACE, SLICE):
+            path = self.files.forcings[index]
             column = self._forcing_columns[self.forcings.index(column)]
-        row = int(np.argmax(table.columns[_NODE] == self.mesh.node[node]))
-        return table.error(row, column, message)
+        return str(path), column, int(self.mesh.node[node])
+
+    def error(self, index: int, node: int, column: str, message: str) -> DataError:
+        """Make an error about the value at a `place`."""
+        return error_at(self.place(index, node, column), message, self.units)
 
     def _snapshot(self, table: CsvTable, order: Order, forcing: CsvTable | None) -> Snapshot:
         times = table.columns[TIME]
@@ -158,6 +162,13 @@ class FeflowReader:
             digest=table.digest + (forcing.digest if forcing else b""),
             where=table.location(0, TIME),
         )
+
+
+def error_at(place: Place, message: str, units: Mapping[str, str]) -> DataError:
+    """Make an error about the value at a place, with the line that it stands in."""
+    path, column, node = place
+    table = read_table(Path(path), [_NODE, column], blanks=True, units={**_UNITS, **units})
+    return table.error(int(np.argmax(table.columns[_NODE] == node)), column, message)
 
 
 def count_files(base: Path, reader: FeflowReader, account: Account) -> None:

@@ -1,15 +1,95 @@
-"""What the HDF5 files of this system have in common: statistics, origin, groups."""
+"""What the HDF5 files of this system have in common: statistics, parts, origin, groups."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
-from millrace.data.hdf5 import create_dataset, strings
+from millrace.data.hdf5 import create_dataset, open_checked, strings
 from millrace.data.split import MINIMUM_STD, Moments
+from millrace.errors import DataError
 from millrace.provenance import code_version
+from millrace.systems.base import Progress
+
+
+class Terms:
+    """Sums over the values of single times, of which `Moments` are made in the order of time.
+
+    They are relative to the first values of each column, as those of `Moments`: times that are summed apart
+    give the same moments, bit by bit, if `begin` gets what came first.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self._shift, self._begun = np.zeros(columns), np.zeros(columns, bool)
+        self._times: list[NDArray[np.float64]] = []
+
+    def begin(self, values_NC: NDArray, mask_NC: NDArray | None = None) -> None:
+        """Take sums relative to these values, in columns that have had none before."""
+        values, weight = _weighted(values_NC, mask_NC)
+        new = ~self._begun & (Moments.count_of(values, weight) > 0)
+        if new.any():
+            self._shift = np.where(new, Moments.shift_of(values, weight), self._shift)
+            self._begun |= new
+
+    def add(self, values_NC: NDArray, mask_NC: NDArray | None = None) -> None:
+        """Add the values of the next time; one whose mask is 0 does not count."""
+        self.begin(values_NC, mask_NC)
+        values, weight = _weighted(values_NC, mask_NC)
+        count = Moments.count_of(values, weight)
+        self._times.append(np.stack([count, *Moments.terms(values, self._shift, weight)]))
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def fits(self, later: "Terms") -> bool:
+        """Whether the sums of later times are relative to the same values.
+
+        They are not in a column that had no values at the very first time: who summed the later times could
+        not know what came first.
+        """
+        both = self._begun & later._begun
+        return np.array_equal(self._shift[both], later._shift[both])
+
+    def join(self, later: "Terms") -> None:
+        """Add later times that fit."""
+        self._shift = np.where(self._begun, self._shift, later._shift)
+        self._begun |= later._begun
+        self._times += later._times
+
+    def moments(self) -> Moments:
+        """Moments of all values that were added."""
+        terms = self._array()
+        return Moments.of_terms(terms[:, 0], self._shift, terms[:, 1], terms[:, 2])
+
+    def write(self, group: h5py.Group) -> None:
+        """Store in an HDF5 file."""
+        create_dataset(group, "shift", self._shift)
+        create_dataset(group, "begun", self._begun, dtype=np.uint8)
+        create_dataset(group, "times", self._array())
+
+    def _array(self) -> NDArray[np.float64]:
+        """Number of values, their sum and that of their squares, [T, 3, columns]."""
+        return np.array(self._times).reshape(len(self._times), 3, len(self._shift))
+
+    @classmethod
+    def read(cls, group: h5py.Group) -> Self:
+        """Read what `write` stored."""
+        made = cls(len(group["shift"]))
+        made._shift, made._begun = group["shift"][()], group["begun"][()].astype(bool)
+        made._times = [*group["times"][()]]
+        return made
+
+
+def _weighted(
+    values_NC: NDArray, mask_NC: NDArray | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    weight = None if mask_NC is None else mask_NC.astype(np.float64)
+    return np.asarray(values_NC, dtype=np.float64), weight
 
 
 class Statistics:
@@ -30,6 +110,46 @@ class Statistics:
             create_dataset(file, f"stats/{name}_std", np.maximum(values.std, minimum))
             if values is size:
                 create_dataset(file, f"stats/{name}_mean", values.mean)
+
+
+def describe_part(file: h5py.File, schema: str, facts: Mapping[str, Any], times: range) -> None:
+    """Write as attributes which times a part is of, and ``facts`` that are the same in all parts.
+
+    Among them is the number of all ``times``.
+    """
+    text = json.dumps(facts, sort_keys=True)
+    file.attrs.update(schema=schema, facts=text, first=times.start, count=len(times))
+
+
+def open_parts(
+    parts: Sequence[Path], schema: str, output: Path, progress: Progress | None = None
+) -> Iterator[tuple[Path, h5py.File, dict[str, Any]]]:
+    """Open the parts of ``output`` one after the other: path, content, and the facts of all.
+
+    ``progress`` is called with (parts done, all). Raises `DataError` if a part is missing, damaged, or
+    another than the one that follows.
+    """
+    facts: dict[str, Any] = {}
+    times = 0
+    for number, path in enumerate(parts):
+        with open_checked(path, schema) as part:
+            found = json.loads(part.attrs["facts"])
+            if facts not in ({}, found):
+                raise DataError(
+                    f"{path}: not of the same raw files and settings as {parts[0]}; delete it and make it "
+                    "again"
+                )
+            if part.attrs["first"] != times:
+                raise DataError(
+                    f"{path}: begins with time {part.attrs['first']}, expected time {times}; delete the "
+                    "parts and make them again"
+                )
+            facts, times = found, times + int(part.attrs["count"])
+            yield path, part, facts
+        if progress is not None:
+            progress(number + 1, len(parts))
+    if not facts or times != facts["times"]:
+        raise DataError(f"{output}: its parts do not hold all times; make all of them again")
 
 
 def write_origin(

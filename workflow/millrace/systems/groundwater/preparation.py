@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-from millrace.data.split import SplitConfig
 from millrace.systems.base import Block
 from millrace.systems.groundwater.graphs import build_graphs
 from millrace.systems.groundwater.patches import PatchConfig, extract_patches
 from millrace.systems.groundwater.planes import PlaneConfig, extract_planes
-from millrace.systems.groundwater.series import preprocess
-from millrace.systems.groundwater.settings import MaskedMissing
+from millrace.systems.groundwater.series import preprocess, series_options
 from millrace.systems.registry import kind_of
 
 
@@ -22,19 +20,8 @@ def prepare(
     parse raw files. Returns the sample files by role. Raises `DataError` if a raw file is malformed,
     `ConfigError` if a setting is wrong or the mesh cannot be cut like this.
     """
-    given = dataset.get("missing")
     series, kind = directory / "series.h5", kind_of(model["name"])
-    preprocess(
-        source,
-        series,
-        variables=dataset["variables"],
-        units=dataset.get("units"),
-        forcings=dataset.get("forcings", []),
-        split=SplitConfig.parse(dataset["split"], "split"),
-        clip_negative_concentration=dataset.get("clip_negative_concentration", False),
-        missing=MaskedMissing.parse(given, "missing") if given else None,
-        workers=workers,
-    )
+    preprocess(source, series, **series_options(dataset), workers=workers)
     files = {role: directory / name for role, name in kind.sample_files(model).items()}
     if kind.name == "planes":
         config = PlaneConfig.parse(dataset.get("planes", {}), "planes")

@@ -4,15 +4,24 @@ Shape suffixes: N nodes, C fields, F forcings.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from millrace.data.units import conversion
-from millrace.data.validity import Screening, same
-from millrace.systems.groundwater.feflow_csv import PLACE, SLICE, TIME, FeflowReader, Snapshot
+from millrace.data.validity import Screening, Suspect, same
+from millrace.systems.groundwater.feflow_csv import (
+    PLACE,
+    SLICE,
+    TIME,
+    FeflowReader,
+    Place,
+    Snapshot,
+    error_at,
+)
 from millrace.systems.groundwater.settings import MaskedMissing
 from millrace.systems.groundwater.units import POSSIBLE, UNITS
 
@@ -43,63 +52,72 @@ _SAMPLE, _FEWEST = 10_000, 10  # nodes that are looked at
 
 
 class StateScreening:
-    """Takes all states of a series, and refuses or warns in the end.
+    """Takes the states of a series in the order of time; `judge` refuses or warns in the end.
 
     ``units`` are those of the fields; only what is in the unit of `UNITS` is checked for plausibility.
+    ``first`` is the number of the first state, and ``before`` the state before it, if there is one.
     """
 
     def __init__(
-        self, reader: FeflowReader, missing: MaskedMissing | None, units: Mapping[str, str]
+        self,
+        reader: FeflowReader,
+        missing: MaskedMissing | None,
+        units: Mapping[str, str],
+        first: int = 0,
+        before: Snapshot | None = None,
     ) -> None:
         self._reader, self._missing, self._units = reader, missing, units
         self._screenings = {
             name: Screening.of(missing, POSSIBLE.get(name))
             for name in (*reader.variables, *reader.forcings)
         }
-        self._ranges: dict[str, list[tuple[float, float]]] = {name: [] for name in units}
-        self._first: dict[str, Floats] = {}
+        self._spans: dict[str, tuple[float, float]] = {}
         self._times = Screening.of(missing)
-        self._last: Snapshot | None = None
-        self._added = 0
+        self._first, self._next, self._last = first, first, before
+        self._of_mesh: dict[str, Any] = {}
 
     def add(self, snapshot: Snapshot) -> None:
         """Add the next output time; raises `DataError` if its unit is not that of the one before."""
         self._times.add(snapshot.time)
         if self._last is not None:
             self._compare(snapshot, self._last)
-        self._last, self._added = snapshot, self._added + 1
+        if self._next == 0:
+            self._look_at_mesh(snapshot)
+        self._last, self._next = snapshot, self._next + 1
         columns = [*snapshot.fields_NC.T, *given_values(snapshot).T]
         for (name, screening), values_N in zip(self._screenings.items(), columns, strict=True):
             screening.add(values_N)
-            if name in self._reader.variables:
-                if np.isfinite(values_N).any():
-                    span = float(np.nanmin(values_N)), float(np.nanmax(values_N))
-                    self._ranges[name].append(span)
-                self._first.setdefault(name, values_N.astype(np.float64))
+            if name in self._reader.variables and np.isfinite(values_N).any():
+                span = float(np.nanmin(values_N)), float(np.nanmax(values_N))
+                self._spans[name] = _wider(span, self._spans.get(name))
 
-    def finish(self) -> None:
-        """Print warnings on what is not plausible.
+    def evidence(self) -> dict[str, Any]:
+        """What was seen of these states, as plain values for `judge`."""
+        found = {name: self._seen(name, one) for name, one in self._screenings.items()}
+        times = self._seen(TIME, self._times)
+        return {"columns": found, "times": times, "spans": self._spans, "mesh": self._of_mesh}
 
-        Raises
-        ------
-        DataError
-            There are no-data values: ``file:line:column`` of the first, and the key that admits them.
-        """
-        mesh = self._reader.mesh
-        labels = {**dict(zip(PLACE, mesh.coords.T, strict=True)), SLICE: mesh.slice}
-        for name, values_N in labels.items():
-            self._screenings[name] = Screening.of(self._missing)
-            self._screenings[name].add(values_N)
-        key = "the key missing of the dataset"
-        for name, screening in self._screenings.items():
-            for suspect in screening.suspects():
-                at = f" at node {mesh.node[suspect.index]}"
-                sentence = suspect.sentence(name, key, at, "leaves such nodes out")
-                raise self._reader.error(suspect.piece, suspect.index, name, sentence)
-        for suspect in self._times.suspects():
-            raise self._reader.error(suspect.piece, 0, TIME, suspect.sentence(TIME, key))
-        for told in self.implausible():
-            print(f"WARNING: {told}", file=sys.stderr)
+    def _seen(self, column: str, screening: Screening) -> dict[str, Any]:
+        def place(piece: int, index: int) -> Place:
+            return self._reader.place(self._first + piece, index, column)
+
+        return screening.to_json(place)
+
+    def _look_at_mesh(self, snapshot: Snapshot) -> None:
+        """Note what is known from the mesh, and from the first state on it."""
+        mesh, labels = self._reader.mesh, {}
+        for name, values_N in (*zip(PLACE, mesh.coords.T, strict=True), (SLICE, mesh.slice)):
+            screening = Screening.of(self._missing)
+            screening.add(values_N)
+            labels[name] = self._seen(name, screening)
+        z_N = mesh.coords[:, 2]
+        field = dict(zip(self._reader.variables, snapshot.fields_NC.T, strict=True))
+        told, known = None, {name for name in field if self._units[name] == UNITS.get(name)}
+        if "pressure" in known:
+            head_N = field["head"].astype(np.float64) if "head" in known else z_N.max()
+            told = _odd_pressures(field["pressure"].astype(np.float64), head_N - z_N)
+        heights = float(z_N.min()), float(z_N.max())
+        self._of_mesh = {"columns": labels, "heights": heights, "odd_pressures": told}
 
     def _compare(self, snapshot: Snapshot, last: Snapshot) -> None:
         for name, now_N, before_N in zip(
@@ -110,33 +128,74 @@ class StateScreening:
             in_kelvin = conversion(self._units[name], "K") is not None
             change, certain = other_unit(now, before, in_kelvin)
             if change:
-                before_it = self._reader.files.fields[self._added - 1]
+                before_it = self._reader.files.fields[self._next - 1]
                 told = (
                     f"{name} is {change} that of {before_it} at nearly all nodes, as if in another unit; "
                     "expected one unit in all files"
                 )
-                error = self._reader.error(self._added, 0, name, told)
+                error = self._reader.error(self._next, 0, name, told)
                 if certain:
                     raise error
                 print(f"WARNING: {error}", file=sys.stderr)
 
-    def implausible(self) -> list[str]:
-        """Sentences on fields whose values do not look like their unit."""
-        checked = {n for n in self._ranges if self._units[n] == UNITS.get(n) and self._ranges[n]}
-        found = []
-        z_N = self._reader.mesh.coords[:, 2]
-        if "head" in checked:
-            found.append(odd_heads(self._range("head"), z_N))
-        if "mass_concentration" in checked:
-            found.append(odd_concentrations(self._range("mass_concentration")))
-        if "pressure" in checked:
-            head_N = self._first["head"] if "head" in checked else np.full(len(z_N), z_N.max())
-            found.append(_odd_pressures(self._first["pressure"], head_N - z_N))
-        return [told for told in found if told]
 
-    def _range(self, name: str) -> tuple[float, float]:
-        low, high = zip(*self._ranges[name], strict=True)
-        return min(low), max(high)
+def judge(
+    evidence: Sequence[Mapping[str, Any]],
+    missing: MaskedMissing | None,
+    units: Mapping[str, str],
+) -> None:
+    """Print warnings on what is not plausible in a series, of which all states were screened.
+
+    ``evidence`` is that of ranges of states in the order of time; the first begins with the first state.
+
+    Raises
+    ------
+    DataError
+        There are no-data values: ``file:line:column`` of the first, and the key that admits them.
+    """
+    key, mesh = "the key missing of the dataset", evidence[0]["mesh"]
+    columns = {
+        **{name: [one["columns"][name] for one in evidence] for name in evidence[0]["columns"]},
+        **{name: [seen] for name, seen in mesh["columns"].items()},
+    }
+    for name, seen in columns.items():
+        possible = None if name in mesh["columns"] else POSSIBLE.get(name)
+        for suspect, place in _suspects(seen, missing, possible):
+            sentence = suspect.sentence(name, key, f" at node {place[2]}", "leaves such nodes out")
+            raise error_at(place, sentence, units)
+    for suspect, place in _suspects([one["times"] for one in evidence], missing):
+        raise error_at(place, suspect.sentence(TIME, key), units)
+    spans: dict[str, tuple[float, float]] = {}
+    for name in units:
+        for span in (one["spans"][name] for one in evidence if name in one["spans"]):
+            spans[name] = _wider(span, spans.get(name))
+    odd = []
+    if "head" in spans and units["head"] == UNITS["head"]:
+        odd.append(odd_heads(spans["head"], np.array(mesh["heights"])))
+    if "mass_concentration" in spans and units["mass_concentration"] == UNITS["mass_concentration"]:
+        odd.append(odd_concentrations(spans["mass_concentration"]))
+    for told in (*odd, mesh["odd_pressures"]):
+        if told:
+            print(f"WARNING: {told}", file=sys.stderr)
+
+
+def _suspects(
+    seen: Sequence[Mapping[str, Any]],
+    missing: MaskedMissing | None,
+    possible: tuple[float, float] | None = None,
+) -> Iterator[tuple[Suspect, Place]]:
+    """No-data values that were seen in one column, and the place of the first of each."""
+    places: list[Place] = []
+    screening = Screening.of(missing, possible)
+    for one in seen:
+        screening.add_seen(one, places)
+    for suspect in screening.suspects():
+        yield suspect, places[suspect.piece]
+
+
+def _wider(span: Sequence[float], other: Sequence[float] | None) -> tuple[float, float]:
+    low, high = zip(span, other or span, strict=True)
+    return min(low), max(high)
 
 
 def other_unit(now: Floats, before: Floats, in_kelvin: bool) -> tuple[str, bool]:

@@ -1,18 +1,19 @@
 """Validated series: the fields of all output times in one HDF5 file, with split and statistics.
 
-`preprocess` reads every source file once and keeps a few of them in memory, however many there are.
+`preprocess` reads every source file once and keeps a few of them in memory, however many there are. Ranges
+of times can be read in parts, see `millrace.systems.groundwater.series_parts`. Sums and digests are those
+of single times, so that the file is the same, bit by bit, whatever the number of parts.
+
+Shape suffixes: N nodes, C fields, F forcings.
 """
 
 import contextlib
 import hashlib
 import json
-import multiprocessing
-import os
-from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import replace
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -22,21 +23,19 @@ from millrace.data.account import Account, count_steps
 from millrace.data.hdf5 import CHUNK_BYTES, create, create_dataset, strings
 from millrace.data.split import SplitConfig, time_split
 from millrace.errors import ConfigError, DataError
-from millrace.processes import die_with_parent
 from millrace.provenance import code_version
-from millrace.systems.base import Progress
-from millrace.systems.groundwater.feflow_csv import (
-    FeflowReader,
-    Snapshot,
-    count_files,
-    open_directory,
-)
-from millrace.systems.groundwater.hdf5_parts import Statistics
-from millrace.systems.groundwater.screening import StateScreening, missing_nodes, without
+from millrace.systems.base import Block, Progress
+from millrace.systems.groundwater.feflow_csv import Snapshot, count_files, open_directory
+from millrace.systems.groundwater.hdf5_parts import Statistics, Terms
+from millrace.systems.groundwater.missing_nodes import absent_nodes, kept_nodes
+from millrace.systems.groundwater.read_ahead import snapshots
+from millrace.systems.groundwater.screening import StateScreening, judge, without
 from millrace.systems.groundwater.settings import MaskedMissing
 from millrace.systems.groundwater.units import UNITS
 
 SCHEMA = "millrace.series/1"
+STATES = {"obs": np.float32, "forcing": np.float32, "forcing_mask": np.uint8}
+"""Datasets [T, N, C or F] and their types."""
 
 Rows = slice | NDArray[np.bool_]
 """Nodes that are kept: all, or those of a mask."""
@@ -90,194 +89,275 @@ def preprocess(
     ConfigError
         The options do not fit each other or the number of steps.
     """
-    if not variables:
-        raise ConfigError("variables: expected at least one field")
-    units = {**UNITS, **(units or {})}
-    if unknown := [name for name in variables if name not in units]:
-        raise ConfigError(f"units: expected the unit of {unknown[0]!r}, a column of all/*.csv")
-    if workers < 1:
-        raise ConfigError(f"workers = {workers}: expected 1 or more")
-    reader, first = open_directory(Path(source_dir), variables, forcings, units)
-    ranges = time_split(len(reader), split)
-    options = {
-        "variables": list(reader.variables),
-        "forcings": list(reader.forcings),
-        "split": split.model_dump(),
-        "clip_negative_concentration": clip_negative_concentration,
-        **({"missing": missing.model_dump()} if missing else {}),
+    raw = RawSeries(
+        source_dir,
+        variables=variables,
+        units=units,
+        forcings=forcings,
+        split=split,
+        clip_negative_concentration=clip_negative_concentration,
+        missing=missing,
+        workers=workers,
+    )
+    kept = raw.kept()
+    with create(output) as file:
+        raw.write_mesh(file, kept)
+        made = raw.copy(file, range(len(raw.reader)), kept, progress)
+        finish(file, raw.facts(), made)
+    made.account.write(output.with_name("samples.json"))
+
+
+def series_options(dataset: Block) -> dict[str, Any]:
+    """Options of `preprocess` by a dataset's block of the configuration; raises `ConfigError`."""
+    given = dataset.get("missing")
+    return {
+        "variables": dataset["variables"],
+        "units": dataset.get("units"),
+        "forcings": dataset.get("forcings", []),
+        "split": SplitConfig.parse(dataset["split"], "split"),
+        "clip_negative_concentration": dataset.get("clip_negative_concentration", False),
+        "missing": MaskedMissing.parse(given, "missing") if given else None,
     }
-    masked = missing.value if missing and missing.then == "mask" else None
-    kept_N: Rows = slice(None)
-    if masked is not None:
-        kept_N = _kept_nodes(_snapshots(reader, first, workers), masked)
-    account = Account()
-    count_files(Path(source_dir), reader, account)
-    count_steps(account, "output times", ranges)
-    account.keep("nodes", int(np.count_nonzero(np.ones(len(reader.mesh.node), bool)[kept_N])))
-    if isinstance(kept_N, np.ndarray):
-        account.leave_out("nodes", f"have {masked:g} at some time", int((~kept_N).sum()))
-    screening = StateScreening(reader, missing, {name: units[name] for name in variables})
-    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-    with create(output) as file, contextlib.closing(_snapshots(reader, first, workers)) as stream:
-        writer = _SeriesWriter(file, reader, ranges, clip_negative_concentration, kept_N)
-        file["obs"].attrs["units"] = strings([units[name] for name in variables])
-        for index, snapshot in enumerate(stream):
-            digest.update(snapshot.digest)
-            given = int(np.count_nonzero(snapshot.mask_NF))
-            if masked is not None:
-                snapshot = without(snapshot, masked)
-            kept = int(np.count_nonzero(snapshot.mask_NF))
-            if reader.forcings:
-                account.keep("given forcings", kept)
-                account.leave_out("given forcings", f"are {masked}", given - kept)
-            screening.add(snapshot)
-            writer.add(index, snapshot)
-            if progress is not None:
-                progress(index + 1, len(reader))
-        screening.finish()
-        writer.end(account)
-        file.attrs.update(
-            schema=SCHEMA,
-            digest=digest.hexdigest(),
-            code_version=code_version(),
-            **({"missing": missing.model_dump_json()} if missing else {}),
-            created_from=f"{Path(source_dir).name}: {len(reader)} FEFLOW CSV files",
-        )
-    account.write(output.with_name("samples.json"))
 
 
-def _snapshots(
-    reader: FeflowReader, first: Snapshot, workers: int
-) -> Generator[Snapshot, None, None]:
-    """All output times in order; at most ``2 * workers`` of them are read ahead."""
-    yield first
-    if workers == 1:
-        yield from (reader.read(index) for index in range(1, len(reader)))
-        return
-    # Forked workers do not import the main module again, which may be a script without a guard.
-    fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, fork, _begin_work, (reader, os.getpid())) as pool:
-        pending: deque[Future[Snapshot]] = deque()
-        try:
-            for index in range(1, len(reader)):
-                pending.append(pool.submit(_read, index))
-                if len(pending) == 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+@dataclass
+class Made:
+    """What a series holds beside the states, of a range of these in the order of time."""
+
+    fields: Terms
+    increments: Terms
+    forcings: Terms
+    """Sums of the training range, those of changes without the very first time."""
+    time: list[float] = field(default_factory=list)
+    digest: list[bytes] = field(default_factory=list)
+    """Of the files of each time."""
+    clipped: int = 0
+    """Values that were set to 0."""
+    lowest: float = 0.0
+    """Least of them."""
+    account: Account = field(default_factory=Account)
+    evidence: list[Mapping[str, Any]] = field(default_factory=list)
+    """For `millrace.systems.groundwater.screening.judge`."""
+
+    @classmethod
+    def empty(cls, fields: int, forcings: int) -> Self:
+        """Of no states, with so many fields and forcings."""
+        return cls(Terms(fields), Terms(fields), Terms(forcings))
 
 
-def _kept_nodes(stream: Iterable[Snapshot], missing: float) -> NDArray[np.bool_]:
-    """Nodes that have values in all fields at all times, bool[N]."""
-    absent_N = np.logical_or.reduce([missing_nodes(snapshot, missing) for snapshot in stream])
-    if absent_N.all():
-        raise DataError(
-            f"every node is {missing:g} at some time; with then: mask no node would be left"
-        )
-    print(f"{absent_N.sum()} of {len(absent_N)} nodes are {missing:g} at some time and left out")
-    return ~absent_N
-
-
-_reader_of_worker: FeflowReader
-
-
-def _begin_work(reader: FeflowReader, parent: int) -> None:
-    global _reader_of_worker
-    die_with_parent(parent)  # a worker whose parent was killed would wait for work for ever
-    _reader_of_worker = reader
-
-
-def _read(index: int) -> Snapshot:
-    return _reader_of_worker.read(index)
-
-
-class _SeriesWriter:
-    """Appends output times to a series and gathers its statistics on the way."""
+class RawSeries:
+    """A directory of FEFLOW results, opened, and what is kept of it; options are those of `preprocess`."""
 
     def __init__(
         self,
-        file: h5py.File,
-        reader: FeflowReader,
-        ranges: NDArray[np.int64],
-        clip: bool,
-        kept: Rows,
+        source: Path,
+        *,
+        variables: Sequence[str],
+        units: Mapping[str, str] | None = None,
+        forcings: Sequence[str] | None,
+        split: SplitConfig,
+        clip_negative_concentration: bool = False,
+        missing: MaskedMissing | None = None,
+        workers: int = 1,
     ) -> None:
-        self._kept = kept
-        self._file, self._forced, self._train = file, bool(reader.forcings), ranges[0, 1]
-        names = reader.variables
-        self._clipped = names.index(_CONCENTRATION) if clip and _CONCENTRATION in names else None
-        self._n_clipped, self._lowest = 0, 0.0
-        self._statistics = Statistics(len(names), len(reader.forcings))
-        self._time = np.empty(len(reader))
-        self._previous: Snapshot | None = None
-        mesh = reader.mesh
-        node = mesh.node[kept]
-        for name, values in (
-            ("node", node),
-            ("slice", mesh.slice[kept]),
-            ("coords", mesh.coords[kept]),
-            ("split", ranges),
-        ):
-            create_dataset(file, name, values)
+        if not variables:
+            raise ConfigError("variables: expected at least one field")
+        units = {**UNITS, **(units or {})}
+        if unknown := [name for name in variables if name not in units]:
+            raise ConfigError(f"units: expected the unit of {unknown[0]!r}, a column of all/*.csv")
+        if workers < 1:
+            raise ConfigError(f"workers = {workers}: expected 1 or more")
+        self._source, self._workers, self._missing = Path(source), workers, missing
+        self.reader, self._first = open_directory(self._source, variables, forcings, units)
+        self._ranges = time_split(len(self.reader), split)
+        self._train = int(self._ranges[0, 1])
+        self._units = {name: units[name] for name in variables}
+        self._clip = clip_negative_concentration
+        self._options = {
+            "variables": list(self.reader.variables),
+            "forcings": list(self.reader.forcings),
+            "split": split.model_dump(),
+            "clip_negative_concentration": clip_negative_concentration,
+            **({"missing": missing.model_dump()} if missing else {}),
+        }
+        self._masked = missing.value if missing and missing.then == "mask" else None
+
+    def facts(self) -> dict[str, Any]:
+        """What describes the series, as plain values: the same in all parts."""
+        return {
+            "source": str(self._source),
+            "options": self._options,
+            "units": self._units,
+            "times": len(self.reader),
+        }
+
+    def kept(self) -> Rows:
+        """Nodes that are kept; all files are read if some are to be left out."""
+        if self._masked is None:
+            return slice(None)
+        numbers, nodes = range(len(self.reader)), len(self.reader.mesh.node)
+        states = self._states(numbers)
+        return kept_nodes(absent_nodes(states, self._masked, nodes, len(numbers)), self._masked)
+
+    def write_mesh(self, file: h5py.File, kept: Rows) -> None:
+        """Write what is the same at all times, and how these are split."""
+        mesh = self.reader.mesh
+        names = ("node", "slice", "coords")
+        for name in names:
+            create_dataset(file, name, getattr(mesh, name)[kept])
+        create_dataset(file, "split", self._ranges)
         if isinstance(kept, np.ndarray):
-            create_dataset(file, "masked/slice", mesh.slice[~kept])
-            create_dataset(file, "masked/coords", mesh.coords[~kept])
-        for name, names, dtype in (
-            ("obs", reader.variables, np.float32),
-            ("forcing", reader.forcings, np.float32),
-            ("forcing_mask", reader.forcings, np.uint8),
-        ):
-            shape = (len(reader), len(node), len(names))
-            rows = max(1, CHUNK_BYTES // max(1, len(names) * np.dtype(dtype).itemsize))
-            chunks = (1, min(shape[1], rows), shape[2])
-            dataset = create_dataset(file, name, shape=shape, dtype=dtype, chunks=chunks)
-            dataset.attrs["variables"] = strings(names)
+            for name in names[1:]:
+                create_dataset(file, f"masked/{name}", getattr(mesh, name)[~kept])
 
-    def add(self, index: int, snapshot: Snapshot) -> None:
-        if isinstance(self._kept, np.ndarray):
-            snapshot = replace(
-                snapshot,
-                fields_NC=snapshot.fields_NC[self._kept],
-                forcing_NF=snapshot.forcing_NF[self._kept],
-                mask_NF=snapshot.mask_NF[self._kept],
-            )
-        if self._clipped is not None:
-            column = snapshot.fields_NC[:, self._clipped]
-            self._n_clipped += int((column < 0).sum())
-            self._lowest = min(self._lowest, float(column.min()))
-            np.maximum(column, 0, out=column)
-        previous = self._previous
-        if previous is not None and snapshot.time <= previous.time:
-            raise DataError(
-                f"{snapshot.where}: time {snapshot.time:g} d is not after {previous.time:g} d in "
-                f"{previous.where}; expected files in order of time"
-            )
-        self._time[index] = snapshot.time
-        self._file["obs"][index] = snapshot.fields_NC
-        if self._forced:
-            self._file["forcing"][index] = snapshot.forcing_NF
-            self._file["forcing_mask"][index] = snapshot.mask_NF
-        if index < self._train:
-            self._statistics.fields.add(snapshot.fields_NC)
-            self._statistics.forcings.add(snapshot.forcing_NF, snapshot.mask_NF)
-            if previous is not None:
-                change = snapshot.fields_NC.astype(np.float64) - previous.fields_NC
-                self._statistics.increments.add(change)
-        self._previous = snapshot
+    def copy(self, file: h5py.File, times: range, kept: Rows, progress: Progress | None) -> Made:
+        """Write the states of a range of times; raises `DataError` like `preprocess`.
 
-    def end(self, account: Account) -> None:
-        create_dataset(self._file, "time", self._time)
-        self._statistics.write(self._file)
-        obs = self._file["obs"]
-        obs.attrs.update(
-            clip_negative_concentration=self._clipped is not None,
-            clipped_values=self._n_clipped,
-            clipped_fraction=self._n_clipped / (obs.shape[0] * obs.shape[1]),
-            clipped_minimum=self._lowest,
+        With the first range, files and nodes are counted.
+        """
+        columns = {"obs": self.reader.variables}
+        columns |= dict.fromkeys(("forcing", "forcing_mask"), self.reader.forcings)
+        nodes = len(self.reader.mesh.node[kept])
+        for name, dtype in STATES.items():
+            shape = (len(times), nodes, len(columns[name]))
+            rows = max(1, CHUNK_BYTES // max(1, shape[2] * np.dtype(dtype).itemsize))
+            chunks = (1, min(nodes, rows), shape[2])
+            create_dataset(file, name, shape=shape, dtype=dtype, chunks=chunks)
+        made = Made.empty(*map(len, (self.reader.variables, self.reader.forcings)))
+        if times.start == 0:
+            self._count(made.account, nodes)
+        earlier = self._earlier(times)
+        with contextlib.closing(self._states([*earlier, *times])) as stream:
+            known = {number: self._without(next(stream)) for number in earlier}
+            before = known.get(times.start - 1)
+            screening = StateScreening(self.reader, self._missing, self._units, times.start, before)
+            chosen = {number: self._chosen(state, kept)[0] for number, state in known.items()}
+            previous = chosen.get(times.start - 1)
+            if 0 < times.start < self._train:
+                made.fields.begin(chosen[0].fields_NC)
+                made.forcings.begin(chosen[0].forcing_NF, chosen[0].mask_NF)
+            if 1 in chosen and times.start < self._train:
+                made.increments.begin(_change(chosen[1], chosen[0]))
+            del known, chosen, before
+            for row, (index, raw) in enumerate(zip(times, stream, strict=True)):
+                made.digest.append(raw.digest)
+                state = self._without(raw)
+                self._count_forcings(made.account, raw, state)
+                screening.add(state)
+                state, negative, lowest = self._chosen(state, kept)
+                made.clipped, made.lowest = made.clipped + negative, min(made.lowest, lowest)
+                if previous is not None:
+                    _check_order(state, previous)
+                made.time.append(state.time)
+                file["obs"][row] = state.fields_NC
+                if self.reader.forcings:
+                    file["forcing"][row] = state.forcing_NF
+                    file["forcing_mask"][row] = state.mask_NF
+                if index < self._train:
+                    made.fields.add(state.fields_NC)
+                    made.forcings.add(state.forcing_NF, state.mask_NF)
+                    if previous is not None:
+                        made.increments.add(_change(state, previous))
+                previous = state
+                if progress is not None:
+                    progress(row + 1, len(times))
+        made.evidence.append(screening.evidence())
+        return made
+
+    def _earlier(self, times: range) -> list[int]:
+        """Times that are read before a range: the last, and the first ones, which sums are relative to."""
+        if not times or not times.start:
+            return []
+        last = times.start - 1
+        return sorted({0, min(1, last), last}) if times.start < self._train else [last]
+
+    def _states(self, numbers: Sequence[int]) -> Generator[Snapshot, None, None]:
+        return snapshots(self.reader, self._first, numbers, self._workers)
+
+    def _without(self, state: Snapshot) -> Snapshot:
+        return state if self._masked is None else without(state, self._masked)
+
+    def _chosen(self, state: Snapshot, kept: Rows) -> tuple[Snapshot, int, float]:
+        """What is kept of a state, how many values are clipped, and the least of its column."""
+        if isinstance(kept, np.ndarray):
+            state = replace(
+                state,
+                fields_NC=state.fields_NC[kept],
+                forcing_NF=state.forcing_NF[kept],
+                mask_NF=state.mask_NF[kept],
+            )
+        if not self._clip or _CONCENTRATION not in self.reader.variables:
+            return state, 0, 0.0
+        fields_NC = state.fields_NC.copy(order="K")
+        column_N = fields_NC[:, self.reader.variables.index(_CONCENTRATION)]
+        negative, lowest = int((column_N < 0).sum()), float(column_N.min())
+        np.maximum(column_N, 0, out=column_N)
+        return replace(state, fields_NC=fields_NC), negative, lowest
+
+    def _count(self, account: Account, nodes: int) -> None:
+        """Count files, times and nodes."""
+        count_files(self._source, self.reader, account)
+        count_steps(account, "output times", self._ranges)
+        account.keep("nodes", nodes)
+        if self._masked is not None:
+            left = len(self.reader.mesh.node) - nodes
+            account.leave_out("nodes", f"have {self._masked:g} at some time", left)
+
+    def _count_forcings(self, account: Account, raw: Snapshot, state: Snapshot) -> None:
+        if self.reader.forcings:
+            given, kept = (int(np.count_nonzero(one.mask_NF)) for one in (raw, state))
+            account.keep("given forcings", kept)
+            account.leave_out("given forcings", f"are {self._masked}", given - kept)
+
+
+def finish(file: h5py.File, facts: Mapping[str, Any], made: Made) -> None:
+    """Add times, statistics, digest and attributes; refuses no-data values, see `judge`."""
+    options, units = facts["options"], facts["units"]
+    missing = None
+    if given := options.get("missing"):
+        missing = MaskedMissing.parse(given, "missing")
+    judge(made.evidence, missing, units)
+    create_dataset(file, "time", np.array(made.time))
+    statistics = Statistics(len(options["variables"]), len(options["forcings"]))
+    statistics.fields, statistics.forcings = made.fields.moments(), made.forcings.moments()
+    statistics.increments = made.increments.moments()
+    statistics.write(file)
+    obs = file["obs"]
+    values = obs.shape[0] * obs.shape[1]
+    is_clipped = options["clip_negative_concentration"] and _CONCENTRATION in options["variables"]
+    obs.attrs.update(
+        variables=strings(options["variables"]),
+        units=strings([units[name] for name in options["variables"]]),
+        clip_negative_concentration=is_clipped,
+        clipped_values=made.clipped,
+        clipped_fraction=made.clipped / values,
+        clipped_minimum=made.lowest,
+    )
+    for name in ("forcing", "forcing_mask"):
+        file[name].attrs["variables"] = strings(options["forcings"])
+    if is_clipped:
+        what = f"values of {_CONCENTRATION}"
+        made.account.keep(what, values - made.clipped)
+        made.account.leave_out(what, "negative, set to 0", made.clipped)
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    digest.update(b"".join(made.digest))
+    file.attrs.update(
+        schema=SCHEMA,
+        digest=digest.hexdigest(),
+        code_version=code_version(),
+        **({"missing": missing.model_dump_json()} if missing else {}),
+        created_from=f"{Path(facts['source']).name}: {facts['times']} FEFLOW CSV files",
+    )
+
+
+def _change(state: Snapshot, previous: Snapshot) -> NDArray[np.float64]:
+    change: NDArray[np.float64] = state.fields_NC.astype(np.float64) - previous.fields_NC
+    return change
+
+
+def _check_order(state: Snapshot, previous: Snapshot) -> None:
+    if state.time <= previous.time:
+        raise DataError(
+            f"{state.where}: time {state.time:g} d is not after {previous.time:g} d in "
+            f"{previous.where}; expected files in order of time"
         )
-        if self._clipped is not None:
-            what, number = f"values of {_CONCENTRATION}", obs.shape[0] * obs.shape[1]
-            account.keep(what, number - self._n_clipped)
-            account.leave_out(what, "negative, set to 0", self._n_clipped)

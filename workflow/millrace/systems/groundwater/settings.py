@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from millrace.config import COLUMN, UNIQUE, Count, Names, Seed, Settings, SomeNames, Text, option
-from millrace.systems.settings import MissingConfig, SplitDatasetSettings
+from millrace.systems.settings import MissingConfig, Parts, SplitDatasetSettings
 
 Point = tuple[float, float]
 Column = Annotated[str, Field(pattern=COLUMN)]
@@ -130,6 +130,9 @@ class FeflowDataset(SplitDatasetSettings):
     """How the aquifer is cut for GINO."""
     planes: PlaneConfig = PlaneConfig()
     """Where vertical sections run for GFNO."""
+    parts: Parts = None
+    """Jobs that read the raw files; what they make does not depend on their number. null: one for every
+    16 GiB of raw files."""
 
 
 class WindowConfig(Settings):

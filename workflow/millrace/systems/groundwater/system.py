@@ -256,7 +256,8 @@ _IN_TIME: dict[str, Any] = {
 SYSTEM = System(
     name="groundwater",
     costs={
-        "preprocess": Cost(seconds=37, written=0.32),
+        **dict.fromkeys(("preprocess", "preprocess_part"), Cost(seconds=37, written=0.32)),
+        "find_missing": Cost(seconds=37, written=0.0),
         "extract_patches": Cost(seconds=6, written=0.42),
         "extract_planes": Cost(seconds=9, written=0.5),
     },
@@ -273,6 +274,7 @@ SYSTEM = System(
             files=("all/*.csv", "all/*.csv.gz"),
             inspect=f"{_HERE}.feflow_csv:inspect",
             steps=_steps,
+            in_parts=True,
         ),
         RawFormat(
             "plane_folders",
@@ -342,5 +344,5 @@ SYSTEM = System(
             example={"gno_channels": 4, "kernel_widths": [8], "modes": [2, 3, 3], "hidden": 8},
         ),
     ),
-    rules=("preprocess",),
+    rules=("preprocess", "find_missing", "gather_missing", "preprocess_part", "gather_series"),
 )
