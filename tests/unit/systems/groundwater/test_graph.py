@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from neuralop.layers.neighbor_search import native_neighbor_search
+from scipy.spatial import cKDTree
 
 from millrace.systems.groundwater.graph import radius_neighbours
 
@@ -33,6 +34,22 @@ def test_equals_the_reference_on_random_points() -> None:
     table = radius_neighbours(points.numpy(), queries.numpy(), 0.15)
     np.testing.assert_array_equal(table.indptr, expected["neighbors_row_splits"].numpy())
     np.testing.assert_array_equal(table.index, expected["neighbors_index"].numpy())
+
+
+def test_does_not_depend_on_what_is_looked_at_together(monkeypatch) -> None:
+    random = np.random.default_rng(4)
+    points, queries = random.random((300, 3)), random.random((200, 3))
+    whole = radius_neighbours(points, queries, 0.3)
+    searched = []
+    monkeypatch.setattr(
+        "millrace.systems.groundwater.graph.cKDTree",
+        lambda points_ND: searched.append(len(points_ND)) or cKDTree(points_ND),
+    )
+    monkeypatch.setattr("millrace.systems.groundwater.graph.PAIRS", 300 * 70)
+    parted = radius_neighbours(points, queries, 0.3)
+    assert searched == [300, 70, 70, 60]
+    np.testing.assert_array_equal(parted.indptr, whole.indptr)
+    np.testing.assert_array_equal(parted.index, whole.index)
 
 
 def test_does_not_depend_on_the_origin() -> None:

@@ -170,6 +170,37 @@ def test_clusters_are_sought_with_one_thread(monkeypatch) -> None:
     assert set(threads) == {1}
 
 
+def test_neighbours_do_not_depend_on_how_many_are_sought_at_a_time(
+    nodes, patches, monkeypatch
+) -> None:
+    monkeypatch.setattr("millrace.systems.groundwater.patches.TOGETHER", 700)
+    for one, same in zip(patches, partition(*nodes, PatchConfig()), strict=True):
+        np.testing.assert_array_equal(one.core_node, same.core_node)
+        np.testing.assert_array_equal(one.ghost_node, same.ghost_node)
+
+
+def test_clusters_of_many_nodes_are_sought_in_a_sample(nodes, monkeypatch) -> None:
+    seen = []
+
+    class Spy(KMeans):
+        def fit(self, points, *args, **options):
+            seen.append((len(points), self.n_init))
+            return super().fit(points, *args, **options)
+
+    monkeypatch.setattr("millrace.systems.groundwater.patches.KMeans", Spy)
+    monkeypatch.setattr("millrace.systems.groundwater.patches.CLUSTERED", 300)
+    made, again = (partition(*nodes, PatchConfig()) for _ in range(2))
+    assert seen == [(300, 1)] * 8, "of 800 nodes in each group"
+    core = np.concatenate([patch.core_node for patch in made])
+    assert np.array_equal(np.sort(core), np.arange(len(nodes[0])))
+    sizes = [len(patch.core_node) for patch in made]
+    assert min(sizes) > 0.4 * max(sizes)
+    for one, same in zip(made, again, strict=True):
+        np.testing.assert_array_equal(one.core_node, same.core_node)
+    other = partition(*nodes, PatchConfig(seed=1))
+    assert any(len(a.core_node) != len(b.core_node) for a, b in zip(made, other, strict=True))
+
+
 def test_another_seed_gives_other_patches(nodes, patches) -> None:
     others = partition(*nodes, PatchConfig(seed=1))
     assert any(
@@ -244,6 +275,27 @@ def test_patches_hold_the_rows_of_the_series(series, tmp_path, monkeypatch, chun
                 assert patch[series_name].dtype == expected.dtype
                 assert patch[series_name].chunks[1:] == expected.shape[1:]
                 assert patch[series_name].fletcher32
+
+
+def test_slabs_fit_into_memory(series, tmp_path, monkeypatch) -> None:
+    """Of 120 nodes, two fields and four forcings, whose states take 1,920 bytes a time."""
+    config = PatchConfig(slice_groups=2, clusters=2)
+    extract_patches(series, tmp_path / "whole.h5", config)
+    monkeypatch.setattr("millrace.systems.groundwater.patches.SLAB_BYTES", 10_000)
+    calls = []
+    extract_patches(series, tmp_path / "slabs.h5", config, lambda *step: calls.append(step))
+    assert calls == [(5, 12), (10, 12), (12, 12)]
+    with (
+        open_checked(tmp_path / "whole.h5", SCHEMA) as whole,
+        open_checked(tmp_path / "slabs.h5", SCHEMA) as slabs,
+    ):
+        assert slabs["patch_00/obs"].chunks[0] == 5
+        for name in group_names(whole):
+            for one in ("obs", "forcing", "forcing_mask"):
+                np.testing.assert_array_equal(whole[name][one], slabs[name][one])
+    monkeypatch.setattr("millrace.systems.groundwater.patches.SLAB_BYTES", 10)
+    extract_patches(series, tmp_path / "slabs.h5", config, lambda *step: calls.append(step))
+    assert calls[3:] == [(step, 12) for step in range(1, 13)]
 
 
 def test_digest_follows_series_and_configuration(series, tmp_path) -> None:

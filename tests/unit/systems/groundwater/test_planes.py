@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import Delaunay
 
 from millrace.data.hdf5 import create, create_dataset, strings
 from millrace.data.split import SplitConfig
@@ -85,6 +86,20 @@ def test_interpolation_is_exact_for_linear_fields(same_plan):
     assert not field[~inside].any()
     exact = (z_W <= 2 - 0.02 * x) & (z_W >= -20 + 0.05 * x)
     np.testing.assert_array_equal(inside, exact)
+
+
+@pytest.mark.parametrize("same_plan", [True, False])
+def test_slices_that_are_the_same_in_plan_view_share_their_triangles(same_plan, monkeypatch):
+    coords, number = _mesh(same_plan=same_plan)
+    made = []
+    monkeypatch.setattr(
+        "millrace.systems.groundwater.layered_mesh.Delaunay",
+        lambda plan: made.append(len(plan)) or Delaunay(plan),
+    )
+    mesh = LayeredMesh(coords, number)
+    assert len(made) == (1 if same_plan else 4)
+    nodes = mesh.columns(ORIGIN + np.array([[50, 30]])).node_LH3[:, 0]
+    assert number[nodes].tolist() == [[layer] * 3 for layer in (1, 2, 3, 4)]
 
 
 def test_bays_are_no_part_of_the_mesh():

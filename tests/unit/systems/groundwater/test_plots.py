@@ -203,6 +203,15 @@ def test_patch_map(tmp_path, drawn, aquifer):
         assert west < (np.median(x) - x.min()) / 1e3 < east
 
 
+def test_maps_of_many_nodes_show_some_of_them(tmp_path, drawn, aquifer, monkeypatch):
+    monkeypatch.setattr(maps, "DRAWN", 50)
+    patch = 2 * aquifer.group + (aquifer.coords[:, 0] > np.median(aquifer.coords[:, 0]))
+    maps.patch_map(aquifer.coords, patch, tmp_path / "p.png", slice_group=aquifer.group)
+    assert texts(drawn[0]) == ["0", "1", "2", "3", "4", "5"]
+    for axes in drawn[0].axes:
+        assert len(axes.lines[0].get_xdata()) == 50
+
+
 def test_control_volumes_fill_the_mesh(aquifer):
     x, y = aquifer.coords[:120, 0] / 1e3, aquifer.coords[:120, 1] / 1e3
     mesh = maps.triangulation(x, y)

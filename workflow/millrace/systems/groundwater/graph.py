@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
+PAIRS = 1 << 26
+"""Of queries and points, looked at together at most."""
+
 
 @dataclass(frozen=True, eq=False)
 class CSR:
@@ -29,13 +32,26 @@ def radius_neighbours(points: ArrayLike, queries: ArrayLike, radius: float) -> C
     """
     points_ND = np.asarray(points, dtype=np.float64)
     queries_MD = np.asarray(queries, dtype=np.float64)
+    tree, together = cKDTree(points_ND), max(1, PAIRS // max(1, len(points_ND)))
+    tables = [
+        _neighbours(points_ND, tree, queries_MD[start : start + together], radius)
+        for start in range(0, len(queries_MD), together)
+    ]
+    counts, index = (np.concatenate(parts) for parts in zip(*tables, strict=True))
+    return CSR(np.concatenate([[0], np.cumsum(counts)]), index)
+
+
+def _neighbours(
+    points_ND: NDArray[np.float64], tree: cKDTree, queries_MD: NDArray[np.float64], radius: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number of neighbours of each query, and their rows."""
     # The tree prunes with rounded bounds; a hair more, then the exact test, decides ties on lattices
     # the same way everywhere.
     candidates = cKDTree(queries_MD).sparse_distance_matrix(
-        cKDTree(points_ND), radius * (1 + 1e-9), output_type="ndarray"
+        tree, radius * (1 + 1e-9), output_type="ndarray"
     )
     row, column = candidates["i"].astype(np.int64), candidates["j"].astype(np.int64)
     square = ((queries_MD[row] - points_ND[column]) ** 2).sum(axis=1)
     row, column = row[square <= radius * radius], column[square <= radius * radius]
     counts = np.bincount(row, minlength=len(queries_MD))
-    return CSR(np.concatenate([[0], np.cumsum(counts)]), column[np.lexsort((column, row))])
+    return counts, column[np.lexsort((column, row))]

@@ -1,9 +1,14 @@
-"""Neighbour tables between the points of each patch and its latent grid, computed once."""
+"""Neighbour tables between the points of each patch and its latent grid, computed once.
+
+Held are the points and the table of one patch at a time.
+"""
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
@@ -41,17 +46,15 @@ def build_graphs(patches: Path, output: Path, latent_shape: tuple[int, ...], rad
     latent_G3 = latent_grid(latent_shape)
     options = json.dumps([list(latent_shape), radius])
     with open_checked(patches, PATCHES_SCHEMA) as source, create(output) as file:
-        units = {name: unit_coords(source[name]["coords"][()]) for name in group_names(source)}
-        cores = {name: unit[: len(source[name]["core_node"])] for name, unit in units.items()}
-        _check_radius(cores, latent_G3, radius)
+        _check_radius(_units(source), latent_G3, radius)
         patches_digest = str(source.attrs["digest"])
         create_dataset(file, "latent", latent_G3.astype(np.float32))
-        for name, unit_N3 in units.items():
+        for name, unit_N3, core_K3 in _units(source):
             group = file.create_group(name)
             create_dataset(group, "unit_coords", unit_N3.astype(np.float32))
             for side, points, queries in (
                 ("in", unit_N3, latent_G3),
-                ("out", latent_G3, cores[name]),
+                ("out", latent_G3, core_K3),
             ):
                 table = radius_neighbours(points, queries, radius)
                 create_dataset(group, f"{side}/indptr", table.indptr)
@@ -78,9 +81,18 @@ def unit_coords(coords: NDArray[np.float64]) -> NDArray[np.float64]:
     return (coords - low) / np.where(extent > 0, extent, 1)
 
 
-def _check_radius(cores: dict[str, NDArray], latent_G3: NDArray, radius: float) -> None:
+def _units(source: h5py.File) -> Iterator[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
+    """Name, points and core points of each patch, in its unit cube."""
+    for name in group_names(source):
+        unit_N3 = unit_coords(source[name]["coords"][()])
+        yield name, unit_N3, unit_N3[: len(source[name]["core_node"])]
+
+
+def _check_radius(
+    units: Iterable[tuple[str, NDArray, NDArray]], latent_G3: NDArray, radius: float
+) -> None:
     tree = cKDTree(latent_G3)
-    needed, worst = max((tree.query(core_K3)[0].max(), name) for name, core_K3 in cores.items())
+    needed, worst = max((tree.query(core_K3)[0].max(), name) for name, _, core_K3 in units)
     if needed > radius:
         # Rounded up, so that the value printed does work.
         smallest = np.ceil(needed * 1e4) / 1e4

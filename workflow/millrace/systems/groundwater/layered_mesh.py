@@ -6,7 +6,7 @@ slices a field is linear along the vertical, so that fields linear in X, Y and Z
 Shape suffixes: N nodes, L slices, H columns, W points of a column, M triangles.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +110,9 @@ class LayeredMesh:
         numbers = np.unique(slices)
         if len(numbers) < 2:
             raise DataError(f"the mesh has {len(numbers)} slice(s); planes need at least 2")
-        self._slices = [self._triangulate(int(n), np.flatnonzero(slices == n)) for n in numbers]
+        self._slices: list[_Slice] = []
+        for number in numbers:
+            self._slices.append(self._triangulate(int(number), np.flatnonzero(slices == number)))
 
     @property
     def spacing(self) -> Floats:
@@ -133,6 +135,9 @@ class LayeredMesh:
 
     def _triangulate(self, number: int, node: Ints) -> _Slice:
         plan = self._plan[node]
+        # As a rule all slices have the same triangles.
+        if self._slices and np.array_equal(plan, self._plan[self._slices[-1].node]):
+            return replace(self._slices[-1], node=node)
         try:
             triangulation = Delaunay(plan)
         except (QhullError, ValueError) as error:

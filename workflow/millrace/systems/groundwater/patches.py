@@ -7,6 +7,11 @@ Clusters and neighbours are sought in scaled space. Layers are some 3 m apart an
 metres every near neighbour lies above or below, and halos never reach sideways. Horizontal axes are
 divided by the median distance of a node to the nearest one of its slice, the vertical axis by the median
 distance of a node to the slices next to it, so that a step to a neighbour is about 1 in all directions.
+
+Memory does not grow with the number of times. Held are some arrays of the nodes, about 200 bytes a node
+with their search trees, and states of all nodes of at most `SLAB_BYTES`, or of one time if that is more.
+
+Shape suffixes: N nodes, E pairs of neighbours, T times, C fields or forcings.
 """
 
 import itertools
@@ -26,6 +31,14 @@ from millrace.systems.groundwater.hdf5_parts import write_origin
 from millrace.systems.groundwater.patch_file import SCHEMA
 from millrace.systems.groundwater.series import SCHEMA as SERIES_SCHEMA
 from millrace.systems.groundwater.settings import PatchConfig
+
+SLAB_BYTES = 2 << 30
+"""Of the states that are read at a time."""
+CLUSTERED = 1_000_000
+"""Nodes of a group of slices among which clusters are sought; where there are more, in a sample of them,
+from a single start, and each node then belongs to the nearest centre."""
+TOGETHER = 1 << 18
+"""Nodes whose neighbours are sought at a time."""
 
 _SERIES = ("obs", "forcing", "forcing_mask")
 
@@ -54,12 +67,12 @@ def partition(
     scaled_N3 = coords / length_scales(coords, slices)
     scaled_N3 -= scaled_N3.mean(axis=0)  # k-means squares coordinates
     owner_N = _owners(scaled_N3, slices, config)
-    near_E, node_E = _contacts(scaled_N3, owner_N, config.ghost_neighbours)
-    patches = []
-    for patch in range(config.slice_groups * config.clusters):
-        core = np.flatnonzero(owner_N == patch)
+    n_patches, patches = config.slice_groups * config.clusters, []
+    contacts = _contacts(scaled_N3, owner_N, n_patches, config.ghost_neighbours)
+    by_patch = np.argsort(owner_N, kind="stable")
+    ends = np.cumsum(np.bincount(owner_N, minlength=n_patches))
+    for core, candidates in zip(np.split(by_patch, ends[:-1]), contacts, strict=True):
         limit = max(int(config.ghost_fraction * len(core)), int(config.ghost_fraction > 0))
-        candidates = np.unique(node_E[owner_N[near_E] == patch])
         distance = cKDTree(scaled_N3[core]).query(scaled_N3[candidates])[0]
         candidates = candidates[np.argsort(distance, kind="stable")]
         neighbours = np.unique(owner_N[candidates])
@@ -86,17 +99,17 @@ def extract_patches(
 ) -> None:
     """Write ``patches.h5``, which appears when it is complete: series of all patches, core nodes first.
 
-    Memory does not grow with the number of steps: the series is read in slabs of time, each of which
-    becomes one chunk of every patch, so that a window in time of a patch is one contiguous read or two.
-    ``progress`` is called with (steps done, all).
+    The series is read in slabs of time, each of which becomes one chunk of every patch, so that a window in
+    time of a patch is one contiguous read or two. ``progress`` is called with (steps done, all).
     """
     with open_checked(series, SERIES_SCHEMA) as source, create(output) as file:
         coords = source["coords"][()]
         patches = partition(coords, source["slice"][()], config)
         nodes = [np.concatenate([patch.core_node, patch.ghost_node]) for patch in patches]
         n_steps = len(source["time"])
+        largest = max(map(len, nodes))
         slab = min(
-            rows_per_chunk((n_steps, max(map(len, nodes)), source[name].shape[2]), np.float32)
+            _slab_steps(n_steps, largest, len(coords), source[name].shape[2])
             for name in ("obs", "forcing")
         )
         groups = [file.create_group(f"patch_{number:02d}") for number in range(len(patches))]
@@ -136,6 +149,12 @@ def extract_patches(
             file.attrs["missing"] = source.attrs["missing"]
 
 
+def _slab_steps(n_steps: int, of_patch: int, of_all: int, columns: int) -> int:
+    """Steps of a chunk of the patch with the most nodes, of which those of all nodes fit into memory."""
+    chunk = rows_per_chunk((n_steps, of_patch, columns), np.float32)
+    return max(1, min(chunk, SLAB_BYTES // max(1, 4 * of_all * columns)))
+
+
 def _owners(
     scaled_N3: NDArray[np.float64], slices: NDArray[np.integer], config: PatchConfig
 ) -> NDArray[np.int64]:
@@ -153,24 +172,46 @@ def _owners(
                 f"patches.clusters = {config.clusters}: slices {members[0]} to {members[-1]} have "
                 f"only {len(rows)} nodes"
             )
-        kmeans = KMeans(config.clusters, n_init=10, random_state=config.seed)
         # One thread: with more, partial sums are added in another order and a node on an edge may
         # change sides.
         with threadpool_limits(1):
-            owner_N[rows] = group * config.clusters + kmeans.fit_predict(scaled_N3[rows])
+            owner_N[rows] = group * config.clusters + _clusters(scaled_N3[rows], config)
     return owner_N
 
 
+def _clusters(points_N3: NDArray[np.float64], config: PatchConfig) -> NDArray[np.integer]:
+    """Cluster of each point."""
+    if len(points_N3) <= CLUSTERED:
+        kmeans = KMeans(config.clusters, n_init=10, random_state=config.seed)
+        return np.asarray(kmeans.fit_predict(points_N3))
+    random = np.random.default_rng(config.seed)
+    sample = np.sort(random.choice(len(points_N3), CLUSTERED, replace=False))
+    kmeans = KMeans(config.clusters, n_init=1, random_state=config.seed)
+    return np.asarray(kmeans.fit(points_N3[sample]).predict(points_N3))
+
+
 def _contacts(
-    scaled_N3: NDArray[np.float64], owner_N: NDArray[np.int64], neighbours: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of neighbouring nodes in different patches, each in both directions."""
-    k = min(neighbours + 1, len(scaled_N3))  # the nearest is the node itself
-    node_E = cKDTree(scaled_N3).query(scaled_N3, k=k)[1].ravel()
-    near_E = np.repeat(np.arange(len(scaled_N3)), k)
-    across = owner_N[near_E] != owner_N[node_E]
-    near_E, node_E = near_E[across], node_E[across]
-    return np.concatenate([near_E, node_E]), np.concatenate([node_E, near_E])
+    scaled_N3: NDArray[np.float64], owner_N: NDArray[np.int64], n_patches: int, neighbours: int
+) -> list[NDArray[np.int64]]:
+    """Nodes of other patches, by patch and ascending, that are neighbours of one of its own or have one.
+
+    Pairs of a patch and a node are numbers, of which each is kept once: there are fewer of them than of
+    neighbours.
+    """
+    n_nodes = len(scaled_N3)
+    k = min(neighbours + 1, n_nodes)  # the nearest is the node itself
+    tree, found = cKDTree(scaled_N3), []
+    for start in range(0, n_nodes, TOGETHER):
+        together = np.arange(start, min(start + TOGETHER, n_nodes))
+        node_E = tree.query(scaled_N3[together], k=k)[1].ravel()
+        near_E = np.repeat(together, k)
+        across = owner_N[near_E] != owner_N[node_E]
+        near_E, node_E = near_E[across], node_E[across]
+        pairs = owner_N[near_E] * n_nodes + node_E, owner_N[node_E] * n_nodes + near_E
+        found.append(np.unique(np.concatenate(pairs)))
+    pair = np.unique(np.concatenate(found))
+    ends = np.searchsorted(pair, n_nodes * np.arange(1, n_patches))
+    return [part % n_nodes for part in np.split(pair, ends)]
 
 
 def _typical(distances: list[NDArray[np.float64]], default: float) -> float:

@@ -3,6 +3,10 @@
 S is the distance along a section (m), Z the elevation (m). Fields are interpolated from the nodes once;
 cells outside the aquifer are masked and hold 0.
 
+Memory does not grow with the number of times. Held are some arrays of the nodes and the triangles of one
+slice, or of all of them if they differ in plan view: about 200 bytes a node, or 400. Of the states of all
+nodes about `SLAB_BYTES` are held, or one time if that is more.
+
 Shape suffixes: T time steps, H x W cells along S x Z, V variables, N nodes, M boundary points.
 """
 
@@ -56,8 +60,7 @@ def extract_planes(
 
     Boundary points are the nodes within half a node spacing of the section for which a head or a mass
     concentration is prescribed at some time. Statistics are those of the valid cells and the given
-    boundary values of the training period. Memory does not grow with the number of steps. ``progress`` is
-    called with (steps done, all).
+    boundary values of the training period. ``progress`` is called with (steps done, all).
 
     Raises
     ------
@@ -202,7 +205,11 @@ def _shore_normal(source: h5py.File, mesh: LayeredMesh, config: PlaneConfig) -> 
     column = variables.index(name)
     total, train = np.zeros(len(source["node"])), int(source["split"][0, 1])
     for start in range(0, train, 64):
-        total += source["obs"][start : min(start + 64, train), :, column].sum(0, dtype=np.float64)
+        # In this order of sums the last digits of sections stay those of earlier versions.
+        some = np.zeros(len(total))
+        for step in range(start, min(start + 64, train)):
+            some += source["obs"][step, :, column]
+        total += some
     offset = source["coords"][:, :2] - mesh.origin
     plane, *_ = np.linalg.lstsq(np.c_[offset, np.ones(len(offset))], total / train, rcond=None)
     slope = signs[name] * plane[:2]
@@ -241,9 +248,10 @@ def _forcing_columns(source: h5py.File) -> list[int | None]:
 def _boundary_nodes(source: h5py.File) -> NDArray[np.bool_]:
     """Nodes for which a head or a concentration is prescribed at some time, bool[N]."""
     columns = [column for column in _forcing_columns(source) if column is not None]
-    fixed = np.zeros(len(source["node"]), dtype=bool)
-    for start in range(0, len(source["time"]), 64):
-        fixed |= source["forcing_mask"][start : start + 64][..., columns].any(axis=(0, 2))
+    given, fixed = source["forcing_mask"], np.zeros(len(source["node"]), dtype=bool)
+    together = max(1, SLAB_BYTES // (given.shape[1] * given.shape[2]))
+    for start in range(0, len(given), together):
+        fixed |= given[start : start + together][..., columns].any(axis=(0, 2))
     return fixed
 
 

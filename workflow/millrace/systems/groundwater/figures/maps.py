@@ -27,6 +27,9 @@ from millrace.figures.style import (
 
 Floats = NDArray[np.float64]
 
+DRAWN = 50_000
+"""Columns of nodes of a panel: more are smaller than a dot, and their polygons take gigabytes."""
+
 
 def error_map(
     x: ArrayLike,
@@ -67,7 +70,7 @@ def patch_map(
     """Draw the patches in plan view, one panel per group of slices, each patch with its number.
 
     Nodes have coordinates X, Y, Z in m, [N, 3], a patch of which they are core, and a group of slices, [N].
-    Each panel shows the topmost patches of its group.
+    Each panel shows the topmost patches of its group, and at most `DRAWN` of its columns of nodes.
     """
     x, y, z = np.asarray(coords, dtype=np.float64).T
     corner = float(x.min()), float(y.min())
@@ -77,6 +80,9 @@ def patch_map(
     with _panels(path, x, y, len(groups), corner) as (_, panels):
         for axes, g in zip(panels, groups, strict=True):
             column, shown = _topmost(x[group == g], y[group == g], z[group == g], patch[group == g])
+            if len(column) > DRAWN:
+                some = np.random.default_rng(0).choice(len(column), DRAWN, replace=False)
+                column, shown = column[some], shown[some]
             mesh = triangulation(*column.T)
             present, index = np.unique(shown, return_inverse=True)
             colour = np.array(CATEGORIES)[index.ravel() % len(CATEGORIES)]
