@@ -46,6 +46,16 @@ def test_what_was_measured_with_other_parts_does_not_count(tmp_path, raw):
     ]
 
 
+def test_parts_of_a_series_are_those_that_were_read(tmp_path, raw):
+    for rule in ("find_missing", "preprocess_part"):
+        for part in range(3):
+            measure(tmp_path, f"{rule}/coast/{part}", 5.0, 100)
+    measure(tmp_path, "preprocess/coast", 9.0, 100)
+    found = {parts: taken({"coast": (raw, parts)}, tmp_path / "benchmarks") for parts in (1, 3)}
+    assert {one.job: one.jobs for one in found[1]} == {"preprocess": 1}
+    assert {one.job: one.jobs for one in found[3]} == {"preprocess_part": 3, "find_missing": 3}
+
+
 def test_rules_of_a_system_that_follow_the_parts_are_among_them(tmp_path, raw):
     for name in ("extract_patches/aquifer", "extract_samples/globe/blocks"):
         measure(tmp_path, name, 5.0, 100)

@@ -256,8 +256,9 @@ _IN_TIME: dict[str, Any] = {
 SYSTEM = System(
     name="groundwater",
     costs={
-        **dict.fromkeys(("preprocess", "preprocess_part"), Cost(seconds=37, written=0.32)),
-        "find_missing": Cost(seconds=37, written=0.0),
+        "preprocess": Cost(seconds=37, written=0.32, of_part=False),
+        "preprocess_part": Cost(seconds=37, written=0.32, of_part=True),
+        "find_missing": Cost(seconds=37, written=0.0, of_part=True),
         "extract_patches": Cost(seconds=6, written=0.42),
         "extract_planes": Cost(seconds=9, written=0.5),
     },
