@@ -14,7 +14,7 @@ from millrace.systems.downscaling.blocks import (
     BlockConfig,
     block_means,
     extract_blocks,
-    neighbours_of_level,
+    neighbours_above,
     nested_order,
 )
 from millrace.systems.downscaling.simulator.climate import ClimateConfig, write_climate
@@ -103,7 +103,7 @@ def test_parents_that_do_not_fit_the_neighbours_are_told():
     with pytest.raises(
         DataError, match=r"grid\.nc: parent_cell_index and neighbor_cell_index disagree"
     ):
-        neighbours_of_level(neighbours, 1, "grid.nc")
+        neighbours_above(neighbours, 1, "grid.nc")
 
 
 def test_means_are_weighted_with_the_area():

@@ -5,32 +5,62 @@ so that the four children of a cell follow each other on every level: pooling is
 belongs to whom comes from ``parent_cell_index`` alone, and who is beside whom from
 ``neighbor_cell_index``.
 
-Shape suffixes: N fine cells, M blocks, T time steps, V variables.
+Ranges of times can be extracted in parts, each in a file of its own (`extract_part`); `gather` makes a file
+whose fields are read through to theirs. Everything in it is the same, bit by bit, whatever the number of
+parts: statistics are sums over spans of times that are read at once, added in the order of time.
+
+Shape suffixes: N fine cells, M blocks, T time steps, V variables, S spans of times.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from millrace.data.account import Account
-from millrace.data.hdf5 import create, create_dataset, rows_per_chunk, strings
+from millrace.data.hdf5 import (
+    CHUNK_BYTES,
+    create,
+    create_dataset,
+    create_virtual,
+    open_checked,
+    rows_per_chunk,
+    strings,
+)
+from millrace.data.parts import part_of
 from millrace.data.split import MINIMUM_STD, Moments, SplitConfig, time_split
 from millrace.errors import DataError
 from millrace.provenance import code_version, fingerprint
 from millrace.systems.base import Progress
 from millrace.systems.downscaling.icon import open_source
-from millrace.systems.downscaling.icon_source import Floats, IconSource, Ints
+from millrace.systems.downscaling.icon_source import (
+    FieldScreening,
+    Floats,
+    IconGrid,
+    IconSource,
+    Ints,
+    refuse_no_data,
+)
 from millrace.systems.downscaling.settings import BlockConfig
+from millrace.systems.settings import MissingConfig
 
 SCHEMA = "millrace.blocks/1"
 CHILDREN = 4
 
 SLAB_BYTES = 16 << 20
+"""Of the fields that are read at once, at least of one time."""
+STEPS = 16
+"""Times, or more in the last of some spans, whose sum is kept for the mean of each cell."""
+PART_SCHEMA = "millrace.blocks_part/1"
+_OF_GRID = ("cell", "geometry", "neighbours", "time", "split")
+_FIELDS = ("fine", "coarse")
 
 
 def extract_blocks(
@@ -48,57 +78,332 @@ def extract_blocks(
     kept, and left out for which reason. ``progress`` is called with (steps done, all). Raises
     `ConfigError` or `DataError` if the split or the source (see `open_source`) does not allow it.
     """
-    account = Account()
-    icon = open_source(source, config.variables, config.levels, config.missing, account)
-    finest, fields = icon.grids[0], icon.fields
-    n_steps, n_cells, n_variables = len(fields.time_T), len(finest.lon_N), len(config.variables)
-    ranges = time_split(n_steps, split)
-    order, sizes = nested_order([grid.parent_N for grid in icon.grids], finest.path)
-    area_N = finest.area_N[order]
-    train = int(ranges[0, 1])
+    raw = _Raw.open(source, config, split)
+    screening = FieldScreening(config.missing)
+    total_NV = np.zeros((raw.sizes[0], len(config.variables)))
     with create(output) as file:
-        _write_geometry(file, icon, order, sizes)
-        create_dataset(file, "time", fields.time_T)
-        create_dataset(file, "split", ranges)
-        for name, size in (("fine", n_cells), ("coarse", sizes[-1])):
-            shape = (n_steps, size, n_variables)
-            rows = rows_per_chunk(shape, np.float32)
-            create_dataset(file, name, shape=shape, dtype=np.float32, chunks=(rows, *shape[1:]))
-        statistics = _Statistics(n_cells, n_variables)
-        start = 0
-        for values in fields.slabs(max(1, SLAB_BYTES // (4 * n_cells * n_variables))):
-            fine_TNV = values[:, order]
-            coarse_TMV = block_means(fine_TNV, area_N, sizes[-1])
-            stop = start + len(values)
-            file["fine"][start:stop], file["coarse"][start:stop] = fine_TNV, coarse_TMV
-            count = max(0, train - start)
-            statistics.add(fine_TNV[:count], coarse_TMV[:count])
-            start = stop
-            if progress is not None:
-                progress(start, n_steps)
-        statistics.write(file)
-        text = json.dumps(
-            {**config.model_dump(exclude_none=True), "split": split.model_dump()}, sort_keys=True
-        )
-        origin = fingerprint(source)
+        raw.write_grid(file)
+        sums = raw.copy(raw.spans, file, partial(_add, total_NV), screening, progress)
+        _finish(file, raw.facts(), sums, total_NV, [screening.evidence()])
+    raw.account.write(output.with_name("samples.json"))
+
+
+def extract_part(
+    source: Path,
+    output: Path,
+    config: BlockConfig,
+    split: SplitConfig,
+    part: int,
+    parts: int,
+    progress: Progress | None = None,
+) -> None:
+    """Write the fields of one of several ranges of times, for `gather`.
+
+    ``part`` counts from 0; the first one has the grid as well, and the last ones may be empty. Raises
+    errors like `extract_blocks`.
+    """
+    raw = _Raw.open(source, config, split, lazily=True)
+    screening = FieldScreening(config.missing)
+    chosen = [raw.groups[group] for group in part_of(len(raw.groups), part, parts)]
+    spans = [span for group in chosen for span in group]
+    with create(output) as file:
+        if part == 0:
+            raw.write_grid(file)
+        trained = sum(group[0].start < raw.trained for group in chosen)
+        shape = (trained, raw.sizes[0], len(config.variables))
+        chunks = _chunks((1, *shape[1:]), CHILDREN**config.levels, np.float64)
+        sum_SNV = create_dataset(file, "group_sum", shape=shape, dtype=np.float64, chunks=chunks)
+        number = iter(range(trained))
+
+        def keep(sum_NV: Floats) -> None:
+            sum_SNV[next(number)] = sum_NV
+
+        sums = raw.copy(spans, file, keep, screening, progress)
+        for name, values in vars(sums).items():
+            create_dataset(file, f"sums/{name}", values)
         file.attrs.update(
-            schema=SCHEMA,
-            digest=hashlib.sha256((origin + text).encode()).hexdigest(),
-            source_digest=origin,
-            code_version=code_version(),
-            config=text,
-            variables=strings(config.variables),
-            units=strings(fields.units),
-            levels=config.levels,
-            grid=finest.name,
-            uuid=finest.uuid or "",
+            schema=PART_SCHEMA,
+            first=spans[0].start if spans else len(raw.icon.fields.time_T),
+            facts=json.dumps(raw.facts(), sort_keys=True),
+            evidence=json.dumps(screening.evidence()),
+            account=json.dumps(raw.account.to_json()),
         )
-    used = int((ranges[:, 1] - ranges[:, 0]).sum())
-    account.keep("times", used)
-    account.leave_out("times", "in the gaps between the periods", n_steps - used)
-    account.keep("cells", n_cells)
-    account.keep("blocks", sizes[-1])
+
+
+def gather(parts: Sequence[Path], output: Path, progress: Progress | None = None) -> None:
+    """Write ``blocks.h5`` of the files of all parts, in which its fields stay.
+
+    ``progress`` is called with (parts done, all). Raises `DataError` if a part is missing, damaged, or not
+    of the same raw files and settings as the first.
+    """
+    sums: list[_Sums] = []
+    evidence: list[list[dict[str, Any]]] = []
+    shapes: dict[str, list[tuple[Path, tuple[int, ...]]]] = {name: [] for name in _FIELDS}
+    account, facts, first = Account(), {}, 0
+    with create(output) as file:
+        for number, path in enumerate(parts):
+            with open_checked(path, PART_SCHEMA) as part:
+                found = json.loads(part.attrs["facts"])
+                if number == 0:
+                    facts = found
+                    account.add(json.loads(part.attrs["account"]))
+                if found != facts:
+                    raise DataError(
+                        f"{path}: not of the same raw files and settings as {parts[0]}; delete it and make "
+                        "it again"
+                    )
+                steps, begin = len(part["fine"]), int(part.attrs["first"])
+                if begin != first:
+                    raise DataError(
+                        f"{path}: begins with time {begin}, expected time {first}; delete the parts and "
+                        "make them again"
+                    )
+                if number == 0:
+                    total_NV = np.zeros(part["group_sum"].shape[1:])
+                    for name in _OF_GRID:
+                        part.copy(name, file)
+                for at in range(len(part["group_sum"])):
+                    total_NV += part["group_sum"][at]
+                sums.append(_Sums(**{name: part["sums"][name][()] for name in part["sums"]}))
+                evidence.append(json.loads(part.attrs["evidence"]))
+                for name in _FIELDS:
+                    shapes[name].append((path, part[name].shape))
+                first += steps
+            if progress is not None:
+                progress(number + 1, len(parts))
+        if first != len(file["time"]):
+            raise DataError(f"{output}: its parts do not hold all times; make all of them again")
+        for name in _FIELDS:
+            create_virtual(file, name, shapes[name], np.float32, output.parent)
+        _finish(file, facts, _Sums.joined(sums), total_NV, evidence)
     account.write(output.with_name("samples.json"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """What statistics are made of, by spans of times; of the training period only."""
+
+    steps: Ints
+    """Times of each span, [S]."""
+    term: Floats
+    """Sums of block means and of their squares, then those of what cells differ from them by, all less
+    ``shift``, [S, 4, V]."""
+    shift: Floats
+    """Means of both over the first span, [2, V]."""
+
+    @classmethod
+    def joined(cls, sums: "Sequence[_Sums]") -> "_Sums":
+        """Those of all ranges, in the order of time."""
+        steps, term = (
+            np.concatenate([getattr(s, name) for s in sums]) for name in ("steps", "term")
+        )
+        return cls(steps, term, sums[0].shift)
+
+
+@dataclass(frozen=True, eq=False)
+class _Raw:
+    """Raw files, opened, and what is taken from them."""
+
+    source: Path
+    config: BlockConfig
+    split: SplitConfig
+    icon: IconSource
+    ranges: Ints
+    order_N: Ints
+    sizes: list[int]
+    """Cells of each level, from the fine ones to the blocks."""
+    account: Account
+
+    @classmethod
+    def open(
+        cls, source: Path, config: BlockConfig, split: SplitConfig, lazily: bool = False
+    ) -> "_Raw":
+        account = Account()
+        icon = open_source(source, config.variables, config.levels, config.missing, account, lazily)
+        ranges = time_split(len(icon.fields.time_T), split)
+        order_N, sizes = nested_order([grid.parent_N for grid in icon.grids], icon.grids[0].path)
+        used = int((ranges[:, 1] - ranges[:, 0]).sum())
+        account.keep("times", used)
+        left_out = len(icon.fields.time_T) - used
+        account.leave_out("times", "in the gaps between the periods", left_out)
+        account.keep("cells", sizes[0])
+        account.keep("blocks", sizes[-1])
+        return cls(source, config, split, icon, ranges, order_N, sizes, account)
+
+    @property
+    def trained(self) -> int:
+        """Times of the training period, which is at the beginning."""
+        return int(self.ranges[0, 1])
+
+    @property
+    def steps(self) -> int:
+        """Most times of a span."""
+        return max(1, SLAB_BYTES // (4 * self.sizes[0] * len(self.config.variables)))
+
+    @cached_property
+    def spans(self) -> list[range]:
+        """Times that are read at once."""
+        return self.icon.fields.spans(self.steps)
+
+    @cached_property
+    def groups(self) -> list[list[range]]:
+        """Spans, together until they have at least `STEPS` times."""
+        groups: list[list[range]] = []
+        for span in self.spans:
+            if not groups or sum(map(len, groups[-1])) >= STEPS:
+                groups.append([])
+            groups[-1].append(span)
+        return groups
+
+    def facts(self) -> dict[str, Any]:
+        """What describes the samples and is the same in all parts."""
+        settings = self.config.model_dump(exclude_none=True)
+        text = json.dumps({**settings, "split": self.split.model_dump()}, sort_keys=True)
+        origin, finest = fingerprint(self.source), self.icon.grids[0]
+        axes = hashlib.sha256(self.icon.fields.time_T.tobytes())
+        axes.update(self.order_N.tobytes())
+        return {
+            "digest": hashlib.sha256((origin + text).encode()).hexdigest(),
+            "source_digest": origin,
+            "config": text,
+            "variables": list(self.config.variables),
+            "units": list(self.icon.fields.units),
+            "levels": self.config.levels,
+            "grid": finest.name,
+            "uuid": finest.uuid or "",
+            "axes": axes.hexdigest(),
+        }
+
+    def write_grid(self, file: h5py.File) -> None:
+        """Write what is not of single times."""
+        _write_geometry(file, self.icon.grids[0], self.order_N, self.sizes)
+        create_dataset(file, "time", self.icon.fields.time_T)
+        create_dataset(file, "split", self.ranges)
+
+    def copy(
+        self,
+        spans: Sequence[range],
+        file: h5py.File,
+        on_group: Callable[[Floats], None],
+        screening: FieldScreening,
+        progress: Progress | None,
+    ) -> _Sums:
+        """Write the fields of whole groups of spans.
+
+        ``on_group`` is called with the sum over each group of what cells differ from their block by.
+        """
+        n_steps, n_variables = sum(map(len, spans)), len(self.config.variables)
+        for name, size in zip(_FIELDS, (self.sizes[0], self.sizes[-1]), strict=True):
+            shape = (n_steps, size, n_variables)
+            together = self.sizes[0] // self.sizes[-1] if name == "fine" else 1
+            chunks = _chunks(shape, together, np.float32)
+            create_dataset(file, name, shape=shape, dtype=np.float32, chunks=chunks)
+        ends = {group[-1].stop for group in self.groups}
+        sum_NV = np.zeros((self.sizes[0], n_variables))
+        shift, steps, terms = self._shift() if spans and spans[0].start else None, [], []
+        for span, (fine_TNV, coarse_TMV) in zip(spans, self._fields(spans, screening), strict=True):
+            at = slice(span.start - spans[0].start, span.stop - spans[0].start)
+            file["fine"][at], file["coarse"][at] = fine_TNV, coarse_TMV
+            if count := max(0, min(self.trained, span.stop) - span.start):
+                columns, residual_TNV = _columns(fine_TNV[:count], coarse_TMV[:count])
+                shift = [Moments.shift_of(one) for one in columns] if shift is None else shift
+                pairs = zip(columns, shift, strict=True)
+                terms.append([term for one, by in pairs for term in Moments.terms(one, by)])
+                steps.append(count)
+                sum_NV += residual_TNV.sum(axis=0)
+                if span.stop in ends or span.stop >= self.trained:
+                    on_group(sum_NV)
+                    sum_NV[:] = 0
+            if progress is not None:
+                progress(at.stop, n_steps)
+        return _Sums(
+            np.array(steps, dtype=np.int64),
+            np.array(terms).reshape(-1, 4, n_variables),
+            np.zeros((2, n_variables)) if shift is None else np.array(shift),
+        )
+
+    def _shift(self) -> list[Floats]:
+        """Means over the first span: all parts take them from the same times."""
+        first = self.spans[:1]
+        [(fine_TNV, coarse_TMV)] = self._fields(first, FieldScreening(self.config.missing))
+        count = min(self.trained, len(fine_TNV))
+        columns, _ = _columns(fine_TNV[:count], coarse_TMV[:count])
+        return [Moments.shift_of(one) for one in columns]
+
+    def _fields(
+        self, spans: Sequence[range], screening: FieldScreening
+    ) -> Iterator[tuple[NDArray[np.float32], Floats]]:
+        """Cells in nested order and block means, of spans that follow each other."""
+        if not spans:
+            return
+        times, area_N = (
+            range(spans[0].start, spans[-1].stop),
+            self.icon.grids[0].area_N[self.order_N],
+        )
+        for values in self.icon.fields.slabs(self.steps, times, screening):
+            fine_TNV = values[:, self.order_N]
+            yield fine_TNV, block_means(fine_TNV, area_N, self.sizes[-1])
+
+
+def _columns(fine_TNV: NDArray, coarse_TMV: Floats) -> tuple[tuple[Floats, Floats], Floats]:
+    """Block means and what cells differ from them by, as rows of variables; the latter also by cells."""
+    per_block = fine_TNV.shape[1] // coarse_TMV.shape[1]
+    residual = fine_TNV - np.repeat(coarse_TMV, per_block, axis=1)
+    n_variables = residual.shape[2]
+    return (coarse_TMV.reshape(-1, n_variables), residual.reshape(-1, n_variables)), residual
+
+
+def _chunks(shape: tuple[int, ...], together: int, dtype: DTypeLike) -> tuple[int, ...]:
+    """Chunks of fields: all cells of some times, or on large grids whole blocks at one time.
+
+    ``together`` are the cells of a block: of large grids only some blocks are read at once.
+    """
+    row = shape[1] * shape[2] * np.dtype(dtype).itemsize
+    if row <= CHUNK_BYTES:
+        return (rows_per_chunk(shape, dtype), *shape[1:])
+    cells = max(1, rows_per_chunk((shape[1] // together, together * shape[2]), dtype)) * together
+    return (1, cells, shape[2])
+
+
+def _add(total_NV: Floats, sum_NV: Floats) -> None:
+    total_NV += sum_NV
+
+
+def _finish(
+    file: h5py.File,
+    facts: dict[str, Any],
+    sums: _Sums,
+    total_NV: Floats,
+    evidence: Sequence[list[dict[str, Any]]],
+) -> None:
+    """Add statistics and attributes; refuses no-data values."""
+    given = json.loads(facts["config"]).get("missing")
+    refuse_no_data(evidence, None if given is None else MissingConfig.parse(given, "missing"))
+    coarse, residual = (
+        Moments.of_terms(
+            np.multiply(sums.steps[:, None], file[name].shape[1], dtype=np.float64),
+            sums.shift[i],
+            sums.term[:, 2 * i],
+            sums.term[:, 2 * i + 1],
+        )
+        for i, name in enumerate(("coarse", "fine"))
+    )
+    least = MINIMUM_STD * np.maximum(1, np.abs(coarse.mean))
+    for name, values in (
+        ("coarse_mean", coarse.mean),
+        ("coarse_std", np.maximum(coarse.std, least)),
+        ("residual_std", np.maximum(residual.std, least)),
+        ("residual_mean", total_NV / sums.steps.sum()),
+    ):
+        create_dataset(file, f"stats/{name}", values)
+    names = ("digest", "source_digest", "config", "levels", "grid", "uuid")
+    file.attrs.update(
+        schema=SCHEMA,
+        code_version=code_version(),
+        variables=strings(facts["variables"]),
+        units=strings(facts["units"]),
+        **{name: facts[name] for name in names},
+    )
 
 
 def nested_order(parents: Sequence[Ints], path: Path) -> tuple[Ints, list[int]]:
@@ -134,60 +439,31 @@ def block_means(fine_TNV: NDArray, area_N: Floats, n_blocks: int) -> Floats:
     return np.einsum("tmkv,mk->tmv", blocks.astype(np.float64), weight_MK)
 
 
-def neighbours_of_level(neighbours_N3: Ints, level: int, path: Path) -> Ints:
-    """Neighbours [cells, 3] of the cells ``level`` refinements up, from those of the fine cells (nested).
+def neighbours_above(finer_N3: Ints, level: int, path: Path) -> Ints:
+    """Neighbours [cells, 3] of the parents of cells with neighbours ``finer_N3``, in nested order.
 
-    They are -1 where a cell has fewer than three; ``path`` is the grid file, for messages. Raises
-    `DataError` if it has more: the refinement is not one of triangles.
+    They are -1 where a cell has fewer than three; ``path`` is the grid file and ``level`` how many
+    refinements up the parents are, for messages. Raises `DataError` if a cell has more: the refinement is
+    not one of triangles.
     """
-    if level == 0:
-        return neighbours_N3
-    size = CHILDREN**level
-    inside = np.arange(len(neighbours_N3)) // size
-    pairs = np.column_stack([np.repeat(inside, 3), neighbours_N3.ravel() // size])
-    pairs = np.unique(pairs[(neighbours_N3.ravel() >= 0) & (pairs[:, 0] != pairs[:, 1])], axis=0)
-    counts = np.bincount(pairs[:, 0], minlength=inside[-1] + 1)
+    n_parents = len(finer_N3) // CHILDREN
+    own = np.repeat(np.arange(len(finer_N3)) // CHILDREN, 3)
+    other = finer_N3.ravel() // CHILDREN
+    across = (finer_N3.ravel() >= 0) & (own != other)
+    own, other = np.divmod(np.unique(own[across] * n_parents + other[across]), n_parents)
+    counts = np.bincount(own, minlength=n_parents)
     if counts.max() > 3:
         raise DataError(
             f"{path}: parent_cell_index and neighbor_cell_index disagree: a cell {level} levels up has "
             f"{counts.max()} neighbours, a triangle has three"
         )
-    result = np.full((len(counts), 3), -1)
+    result = np.full((n_parents, 3), -1)
     first = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    result[pairs[:, 0], np.arange(len(pairs)) - first[pairs[:, 0]]] = pairs[:, 1]
+    result[own, np.arange(len(own)) - first[own]] = other
     return result
 
 
-class _Statistics:
-    """Sums over the training period."""
-
-    def __init__(self, n_cells: int, n_variables: int) -> None:
-        self._coarse, self._residual = Moments(n_variables), Moments(n_variables)
-        self._sum_NV, self._count = np.zeros((n_cells, n_variables)), 0
-
-    def add(self, fine_TNV: NDArray, coarse_TMV: Floats) -> None:
-        if not len(fine_TNV):
-            return
-        per_block = fine_TNV.shape[1] // coarse_TMV.shape[1]
-        residual = fine_TNV - np.repeat(coarse_TMV, per_block, axis=1)
-        self._coarse.add(coarse_TMV.reshape(-1, coarse_TMV.shape[2]))
-        self._residual.add(residual.reshape(-1, residual.shape[2]))
-        self._sum_NV += residual.sum(axis=0)
-        self._count += len(fine_TNV)
-
-    def write(self, file: h5py.File) -> None:
-        least = MINIMUM_STD * np.maximum(1, np.abs(self._coarse.mean))
-        for name, values in (
-            ("coarse_mean", self._coarse.mean),
-            ("coarse_std", np.maximum(self._coarse.std, least)),
-            ("residual_std", np.maximum(self._residual.std, least)),
-            ("residual_mean", self._sum_NV / self._count),
-        ):
-            create_dataset(file, f"stats/{name}", values)
-
-
-def _write_geometry(file: h5py.File, icon: IconSource, order: Ints, sizes: list[int]) -> None:
-    grid = icon.grids[0]
+def _write_geometry(file: h5py.File, grid: IconGrid, order: Ints, sizes: list[int]) -> None:
     position = np.empty_like(order)
     position[order] = np.arange(len(order))
     neighbours = grid.neighbours_N3[order]
@@ -199,6 +475,6 @@ def _write_geometry(file: h5py.File, icon: IconSource, order: Ints, sizes: list[
         if values is not None:
             create_dataset(file, f"geometry/{name}", values[order])
     for level in range(len(sizes)):
-        create_dataset(
-            file, f"neighbours/{level}", neighbours_of_level(neighbours, level, grid.path)
-        )
+        if level:
+            neighbours = neighbours_above(neighbours, level, grid.path)
+        create_dataset(file, f"neighbours/{level}", neighbours)

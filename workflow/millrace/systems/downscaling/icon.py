@@ -41,6 +41,7 @@ def open_source(
     levels: int,
     missing: MissingConfig | None = None,
     account: Account | None = None,
+    lazily: bool = False,
 ) -> IconSource:
     """Open a directory of ICON files, searched with all folders below it.
 
@@ -48,7 +49,8 @@ def open_source(
     ``variables`` is taken from the files that hold it on cells; what else is there (constants, edges,
     restarts, output on longitudes and latitudes) is left alone. The source needs the grid of the fields and
     ``levels`` - 1 ancestors of it. ``missing`` says what a no-data value means; files are counted in
-    ``account``. Raises `DataError` if files are missing, damaged, or do not fit each other.
+    ``account``; with ``lazily`` cells of output files are looked up when these are read, which spares the
+    files of other parts. Raises `DataError` if files are missing, damaged, or do not fit each other.
     """
     directory, account = Path(directory), account or Account()
     if is_there(directory / "grid.csv"):
@@ -82,7 +84,7 @@ def open_source(
     account.keep("files", len(chain) + len(outputs))
     account.leave_out("files", f"without {' or '.join(variables)} on cells", len(others))
     account.leave_out("files", "grids that are not needed", len(grids) - len(chain))
-    return IconSource(chain, NetcdfFields(outputs, tuple(variables), chain[0], missing))
+    return IconSource(chain, NetcdfFields(outputs, tuple(variables), chain[0], missing, lazily))
 
 
 def _check_other(path: Path, variables: Sequence[str], sizes: set[int]) -> None:

@@ -28,6 +28,7 @@ from millrace.systems.downscaling.icon_source import (
     IconSource,
     angles,
     check_variable,
+    refuse_no_data,
     unit_vectors,
 )
 from millrace.systems.settings import MissingConfig
@@ -129,6 +130,7 @@ class CsvFields:
                 raise DataError(f"{path}: times must increase, also from file to file (by name)")
             times.append(found)
         self.time_T = np.concatenate(times)
+        self._ends = [0, *itertools.accumulate(map(len, times))]
 
     def _times(self, path: Path) -> Floats:
         """Times of a file, each of which has a row for each cell."""
@@ -146,23 +148,49 @@ class CsvFields:
                 )
         return _days(path, changes)
 
-    def slabs(self, steps: int) -> Iterator[NDArray[np.float32]]:
-        """Fields of at most ``steps`` output times after each other, [T, N, V]."""
-        self._screening = FieldScreening(self._missing)
-        for path in self._paths:
-            rest = pd.DataFrame()
-            for chunk in read_rows(path, ("cell", "clon", "clat", *self.variables), ROWS):
-                table = pd.concat([rest, chunk]) if len(rest) else chunk
-                whole = len(table) // self._n_cells * self._n_cells
-                yield from self._slabs_of(path, table[:whole], steps)
-                rest = table[whole:]
-        self._screening.check()
+    def spans(self, steps: int) -> list[range]:
+        """Output times that are read at once, see `icon_source.Fields`; never of two files."""
+        steps = self._at_once(steps)
+        return [
+            range(start, min(start + steps, end))
+            for begin, end in itertools.pairwise(self._ends)
+            for start in range(begin, end, steps)
+        ]
+
+    def slabs(
+        self, steps: int, times: range | None = None, screening: FieldScreening | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Fields of the `spans`, [T, N, V], see `icon_source.Fields`."""
+        seen = screening or FieldScreening(self._missing)
+        times = range(len(self.time_T)) if times is None else times
+        for path, (begin, end) in zip(self._paths, itertools.pairwise(self._ends), strict=True):
+            if times.start < end and begin < times.stop:
+                yield from self._slabs_of(path, begin, self._at_once(steps), times, seen)
+        if screening is None:
+            refuse_no_data([seen.evidence()], self._missing)
+
+    def _at_once(self, steps: int) -> int:
+        """Times of a slab, so many that tables of more than `ROWS` rows are not made."""
+        return min(steps, max(1, ROWS // self._n_cells))
 
     def _slabs_of(
-        self, path: Path, table: pd.DataFrame, steps: int
+        self, path: Path, begin: int, steps: int, times: range, screening: FieldScreening
     ) -> Iterator[NDArray[np.float32]]:
-        if not len(table):
-            return
+        """Slabs of a file, whose first time is ``begin``, that start in a range of times."""
+        rest, rows, start = pd.DataFrame(), steps * self._n_cells, begin
+        for chunk in itertools.chain(
+            read_rows(path, ("cell", "clon", "clat", *self.variables), ROWS), [None]
+        ):
+            table = rest if chunk is None else pd.concat([rest, chunk]) if len(rest) else chunk
+            while len(table) >= rows or (chunk is None and len(table)):
+                if times.start <= start < times.stop:
+                    yield self._slab(path, table[:rows], screening)
+                table, start = table[rows:], start + steps
+            rest = table
+
+    def _slab(
+        self, path: Path, table: pd.DataFrame, screening: FieldScreening
+    ) -> NDArray[np.float32]:
         cell = table["cell"].to_numpy().reshape(-1, self._n_cells)
         time = table["time"].to_numpy().reshape(-1, self._n_cells)
         complete = (np.sort(cell, axis=1) == np.arange(self._n_cells) + 1).all(axis=1)
@@ -187,9 +215,8 @@ class CsvFields:
         values = np.take_along_axis(values, order, axis=1)
         times = list(dict.fromkeys(time[:, 0]))
         for column, name in enumerate(self.variables):
-            self._screening.add(name, None, values[..., column], path, times)
-        for start in range(0, len(values), steps):
-            yield values[start : start + steps]
+            screening.add(name, None, values[..., column], path, times)
+        return values
 
     def _check(self, path: Path, table: pd.DataFrame, values_TNV: NDArray) -> None:
         """Refuse rows whose cell is elsewhere than in the grid, and values in another unit."""

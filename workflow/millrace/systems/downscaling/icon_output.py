@@ -29,6 +29,7 @@ from millrace.systems.downscaling.icon_source import (
     Ints,
     angles,
     check_variable,
+    refuse_no_data,
     unit_vectors,
 )
 from millrace.systems.settings import MissingConfig
@@ -54,8 +55,6 @@ class _Output:
     time_T: Floats
     kind: str
     """Of its time axis."""
-    order_N: Ints | None
-    """Where it has the cells of the grid; None: in their order."""
     units: dict[str, str | None]
     """Of those of the variables that it holds."""
 
@@ -63,6 +62,7 @@ class _Output:
 class NetcdfFields:
     """Output files of one run on one grid, in order of time; each variable in the unit of its first file.
 
+    Where the cells are is looked up in all files at once, or with ``lazily`` in each when it is read.
     Raises `DataError` if one is on another grid, in another unit that cannot be converted, or does not
     follow those before in time, or if the variables do not have the same times.
     """
@@ -73,9 +73,17 @@ class NetcdfFields:
         variables: tuple[str, ...],
         grid: IconGrid,
         missing: MissingConfig | None = None,
+        lazily: bool = False,
     ) -> None:
         self.variables, self._grid, self._missing = variables, grid, missing
-        files = [_open_output(path, variables, grid) for path in paths]
+        files, self._lazily = [], lazily
+        # Where files have the cells of the grid, [N]; None: in their order.
+        self._orders: dict[Path, Ints | None] = {}
+        for path in paths:
+            with opened(path) as file:
+                files.append(_open_output(path, file, variables, grid))
+                if not lazily:
+                    self._orders[path] = _check_grid(path, file, grid)
         files.sort(key=lambda one: one.time_T[0])
         self._series = [self._files_with(name, files) for name in variables]
         self.time_T = np.concatenate([one.time_T for one in self._series[0]])
@@ -119,28 +127,52 @@ class NetcdfFields:
                 )
         return found
 
-    def slabs(self, steps: int) -> Iterator[NDArray[np.float32]]:
-        """Fields of at most ``steps`` output times after each other, [T, N, V]; never over two files."""
-        screening = FieldScreening(self._missing)
+    def spans(self, steps: int) -> list[range]:
+        """Output times that are read at once, see `icon_source.Fields`; never of two files."""
+        return [
+            range(start, min(start + steps, end))
+            for begin, end in itertools.pairwise(self._edges())
+            for start in range(begin, end, steps)
+        ]
+
+    def slabs(
+        self, steps: int, times: range | None = None, screening: FieldScreening | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Fields of the `spans`, [T, N, V], see `icon_source.Fields`."""
+        seen = screening or FieldScreening(self._missing)
+        times = range(len(self.time_T)) if times is None else times
         ends = [np.cumsum([len(one.time_T) for one in series]) for series in self._series]
-        edges = [0, *np.unique(np.concatenate(ends)).tolist()]
-        for begin, end in itertools.pairwise(edges):
+        for begin, end in itertools.pairwise(self._edges()):
+            spans = [range(at, min(at + steps, end)) for at in range(begin, end, steps)]
+            spans = [one for one in spans if times.start <= one.start < times.stop]
+            if not spans:
+                continue
             at = [int(np.searchsorted(one, begin, side="right")) for one in ends]
             firsts = [int(one[k - 1]) if k else 0 for one, k in zip(ends, at, strict=True)]
             outputs = [series[k] for series, k in zip(self._series, at, strict=True)]
             with contextlib.ExitStack() as stack:
                 opening = {one.path: stack.enter_context(opened(one.path)) for one in {*outputs}}
-                for start in range(begin, end, steps):
-                    stop = min(start + steps, end)
-                    values = np.empty(
-                        (stop - start, len(self._grid.lon_N), len(self.variables)), "f4"
-                    )
+                if self._lazily:
+                    self._orders = {
+                        path: self._orders[path]
+                        if path in self._orders
+                        else _check_grid(path, file, self._grid)
+                        for path, file in opening.items()
+                    }
+                for span in spans:
+                    values = np.empty((len(span), len(self._grid.lon_N), len(self.variables)), "f4")
                     for column, (output, first) in enumerate(zip(outputs, firsts, strict=True)):
-                        span = slice(start - first, stop - first)
+                        part = slice(span.start - first, span.stop - first)
                         file = opening[output.path]
-                        values[..., column] = self._read(output, file, column, span, screening)
+                        values[..., column] = self._read(output, file, column, part, seen)
                     yield values
-        screening.check()
+        if screening is None:
+            refuse_no_data([seen.evidence()], self._missing)
+
+    def _edges(self) -> list[int]:
+        """Times at which a file of any variable begins, and the end."""
+        ends = [np.cumsum([len(one.time_T) for one in series]) for series in self._series]
+        return [0, *np.unique(np.concatenate(ends)).tolist()]
 
     def _read(
         self,
@@ -161,7 +193,8 @@ class NetcdfFields:
             rest = [one for one in dimensions if one not in CELL_DIMENSIONS]
             part = np.moveaxis(part, rest.index("time"), 0)
         values = part.reshape(span.stop - span.start, -1)
-        values = values if output.order_N is None else values[:, output.order_N]
+        order_N = self._orders[path]
+        values = values if order_N is None else values[:, order_N]
         missing = ~np.isfinite(values)
         if missing.any():
             step, cell = np.argwhere(missing)[0]
@@ -175,15 +208,13 @@ class NetcdfFields:
         return converted(values, output.units[name], unit, f"{path}: {name}").astype("f4")
 
 
-def _open_output(path: Path, variables: Sequence[str], grid: IconGrid) -> _Output:
-    with opened(path) as file:
-        held = [name for name in variables if is_on_cells(file, name)]
-        for name in held:
-            _check_variable(path, file, name, len(grid.lon_N))
-        order_N = _check_grid(path, file, grid)
-        time_T, kind = read_time(path, file)
-        units = {name: str(getattr(file[name], "units", "")).strip() or None for name in held}
-    return _Output(path, time_T, kind, order_N, units)
+def _open_output(path: Path, file: Any, variables: Sequence[str], grid: IconGrid) -> _Output:
+    held = [name for name in variables if is_on_cells(file, name)]
+    for name in held:
+        _check_variable(path, file, name, len(grid.lon_N))
+    time_T, kind = read_time(path, file)
+    units = {name: str(getattr(file[name], "units", "")).strip() or None for name in held}
+    return _Output(path, time_T, kind, units)
 
 
 def _check_units(name: str, unit: str | None, series: Sequence[_Output]) -> None:

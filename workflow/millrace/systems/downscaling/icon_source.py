@@ -3,11 +3,13 @@
 Shape suffixes: N cells, T time steps, V variables.
 """
 
+import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,8 +187,16 @@ class Fields(Protocol):
     variables: tuple[str, ...]
     units: tuple[str, ...]
 
-    def slabs(self, steps: int) -> Iterator[NDArray[np.float32]]:
-        """Fields of at most ``steps`` output times after each other, [T, N, V]."""
+    def spans(self, steps: int) -> list[range]:
+        """Output times that are read at once, at most ``steps`` and at least one, in their order."""
+
+    def slabs(
+        self, steps: int, times: range | None = None, screening: "FieldScreening | None" = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Fields of each of the `spans`, [T, N, V], or of those within a range of times.
+
+        ``screening`` sees them; None: no-data values are refused at the end.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,11 +275,35 @@ class FieldScreening:
         pieces.append((path, times))
         self._cells = values_TN.shape[1]
 
-    def check(self) -> None:
-        """Raise `DataError` for the most frequent no-data value, with file, time and cell."""
-        for (name, _), (screening, pieces) in self._found.items():
-            for suspect in screening.suspects():
-                path, times = pieces[suspect.piece]
-                step, cell = divmod(suspect.index, self._cells)
-                at = f" at time {times[step]}, cell {cell + 1}"
-                raise DataError(f"{path}: {suspect.sentence(name, 'missing', at)}")
+    def evidence(self) -> list[dict[str, Any]]:
+        """What may be no-data values among all that was added, for `refuse_no_data`."""
+        return [
+            {"of": [name, unit], "seen": screening.to_json(partial(self._place, pieces))}
+            for (name, unit), (screening, pieces) in self._found.items()
+        ]
+
+    def _place(
+        self, pieces: Sequence[tuple[Path, Sequence[object]]], number: int, index: int
+    ) -> tuple[str, str]:
+        """File, and time and cell in words."""
+        path, times = pieces[number]
+        step, cell = divmod(index, self._cells)
+        return str(path), f" at time {times[step]}, cell {cell + 1}"
+
+
+def refuse_no_data(
+    evidence: Iterable[Iterable[Mapping[str, Any]]], missing: MissingConfig | None
+) -> None:
+    """Raise `DataError` for a no-data value in what `FieldScreening.evidence` says of ranges of times.
+
+    The message names the most frequent one, with file, time and cell.
+    """
+    merged: dict[tuple[Any, ...], tuple[Screening, list[Any]]] = {}
+    for one in itertools.chain.from_iterable(evidence):
+        new: tuple[Screening, list[Any]] = (Screening.of(missing), [])
+        screening, places = merged.setdefault(tuple(one["of"]), new)
+        screening.add_seen(one["seen"], places)
+    for (name, _), (screening, places) in merged.items():
+        for suspect in screening.suspects():
+            path, at = places[suspect.piece]
+            raise DataError(f"{path}: {suspect.sentence(name, 'missing', at)}")

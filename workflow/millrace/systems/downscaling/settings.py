@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from millrace.config import Count, Seed, Settings, SomeNames, option
-from millrace.systems.settings import MissingConfig, SplitDatasetSettings
+from millrace.systems.settings import MissingConfig, Parts, SplitDatasetSettings
 
 
 class ClimateConfig(Settings):
@@ -57,6 +57,9 @@ class IconDataset(SplitDatasetSettings):
     """How the grid is cut."""
     missing: MissingConfig | None = None
     """What a no-data value such as -999 means; those that look like one are refused."""
+    parts: Parts = None
+    """Jobs that extract the samples; what they make does not depend on their number. null: one for every
+    16 GiB of raw files."""
 
 
 class BlockDatasetConfig(Settings):

@@ -141,7 +141,10 @@ SYSTEM = System(
                     raw, {**raw.get("blocks", {}), "variables": raw["variables"]}
                 ),
                 config=f"{_HERE}.settings:BlockConfig",
+                run_part=f"{_HERE}.blocks:extract_part",
+                gather=f"{_HERE}.blocks:gather",
             ),
+            in_parts=True,
             check=partial(check_columns, ("variables",)),
             example={
                 "dataset": {
