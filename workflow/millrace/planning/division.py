@@ -52,7 +52,7 @@ def show_division(
     console.print(
         f"[bold]{experiment}[/] on {on}: dp_replicate {divided.dp_replicate} x dp_shard "
         f"{divided.dp_shard} x pipeline {divided.pipeline} x tensor {divided.tensor}; "
-        f"{outline.shape[0]} x {outline.shape[1]} cells, {outline.pressure_levels} levels; {share} of "
+        f"{_size_of(outline)}; {share} of "
         f"{workload.train.global_batch} samples a share, {workload.train.precision}"
     )
     kept = {
@@ -72,6 +72,12 @@ def show_division(
     if advice := divided.advice(workload.spec.division.steps(outline), mean):
         console.print(advice)
     console.print(fit_table(clusters, on, kept), soft_wrap=True)
+
+
+def _size_of(outline: Any) -> str:
+    if said := getattr(outline, "said", None):
+        return str(said)
+    return f"{outline.shape[0]} x {outline.shape[1]} cells, {outline.pressure_levels} levels"
 
 
 def memory_table(kept: Mapping[bool, Sequence[Footprint]], chosen: bool) -> Table:

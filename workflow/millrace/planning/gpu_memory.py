@@ -1,7 +1,7 @@
 """Whether trainings fit on the GPUs of a cluster, by the footprint of their models.
 
-Known for models that can be divided, whose footprint planning can find without weights or data: of each
-layout, divided or not. Other models are left alone. Finding it takes seconds for each model, in a process
+Known for models on samples with an outline, whose footprint planning can find without weights or data:
+of each layout, divided or not. Other models are left alone. Finding it takes seconds for each model, in a process
 of its own because it needs torch; answers are kept.
 """
 
@@ -46,7 +46,7 @@ def check_gpu_memory(plan: Plan, cluster: Cluster, say: Callable[[str], None]) -
             node = cluster.place(Layout.parse(layout), rule).node_type
         except ConfigError:  # told when the job is asked for: a measurement need not be
             continue
-        if node.gpu_memory_gb and model.limits and kind_of(model.name).outline:
+        if node.gpu_memory_gb and kind_of(model.name).outline:
             where = f"config: experiments.{experiment} on {layout}"
             where += "" if rule == "train_segment" else f" (job {rule})"
             asked.append((where, experiment, node, _question(plan, experiment, layout)))
@@ -111,6 +111,9 @@ def _remedy(question: Mapping[str, Any]) -> str:
             if parallel["pipeline"] > 1
             else f"set train.micro_batch to less than {train['micro_batch']}"
         )
+    name = question["experiment"]["model"]["name"]
+    if models()[name].limits is None:
+        return f"{kind_of(name).smaller or 'make the samples smaller'}, or leave this layout out"
     return "divide the model further by the section parallel, or leave this layout out"
 
 

@@ -175,8 +175,9 @@ class SampleKind:
     ``predict`` and `millrace.evaluation.predict` ask for."""
     outline: Reference | None = None
     """(dataset block, data block, grid, levels) -> stand-in for a dataset of that size, or with None of the
-    size of the raw files, on which planning builds models that can be divided."""
-
+    size of the raw files, on which planning builds models to see what they hold in memory."""
+    smaller: str = ""
+    """What makes samples take less memory, to follow "does not fit: ", such as "lower data.size"."""
     example: Block = field(default_factory=dict)
     """A small experiment to try models on: ``dataset``, the block of a simulated dataset, and ``data``."""
 

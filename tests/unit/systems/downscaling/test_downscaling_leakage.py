@@ -42,7 +42,7 @@ def test_later_fields_change_no_training_sample_and_no_statistic(datasets):
     assert len(before.times("train")) == TRAIN
     assert before.normalisation.to_json() == after.normalisation.to_json()
     assert np.array_equal(before.climatology_NV, after.climatology_NV)
-    assert torch.equal(before.geometry.static_NF, after.geometry.static_NF)
+    assert torch.equal(before.geometry().static_NF, after.geometry().static_NF)
     one, other = (dataset.batch("train", 0, np.arange(TRAIN)) for dataset in datasets)
     for name in ("y_BNV", "coarse_BMV", "features_BNF", "clock_BF"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name

@@ -23,7 +23,7 @@ class BlockMlp(nn.Module):
     def __init__(self, dataset: BlockDataset, embedding: int) -> None:
         super().__init__()
         n_variables = len(dataset.config.variables)
-        values = len(dataset.area_N) // dataset.geometry.n_blocks * n_variables
+        values = dataset.grid.per_block * n_variables
         context = 4 * n_variables + 3 + dataset.n_clock
         self.context = nn.Sequential(nn.Linear(context, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
         # The first layer takes three parts side by side: as three maps, that of the noise level is

@@ -1,14 +1,17 @@
-"""Samples of blocks: the whole grid at one time, as the downscaler sees it.
+"""Samples of blocks: a grid at one time, or a piece of it, as the downscaler sees it.
 
-A sample is not one block but all of them: messages cross the seams between blocks, which would take a halo
-as wide as the network sees, and on grids of this size that is most of the sphere.
+A sample is not one block but many: messages cross the seams between blocks. By default it is the whole
+grid. Large grids are divided into pieces, and a sample of a piece has around its own blocks all those that
+the network sees from there, so that it gives on the own ones what it gives on the whole grid.
 
 The target is what the cells differ by from the mean of their block, in units of its standard
 deviation over the training period.
 
-Shape suffixes: N fine cells, M blocks, L levels, B samples, V variables, F features.
+Shape suffixes: N fine cells, M blocks, P blocks whose means are given, L levels, B samples, V variables,
+F features, T times.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,53 +27,23 @@ from millrace.data.split import SPLITS, Split
 from millrace.data.window_dataset import CACHE_BYTES
 from millrace.errors import ConfigError
 from millrace.systems.downscaling.blocks import SCHEMA
+from millrace.systems.downscaling.geometry import BlockGeometry, BlockGrid, Cut
+from millrace.systems.downscaling.icon_source import Ints
+from millrace.systems.downscaling.pieces import Seen, divided
 from millrace.systems.downscaling.settings import BlockDatasetConfig
-from millrace.systems.downscaling.sparse import SparseMatrix
-from millrace.systems.downscaling.triangles import (
-    barycentric,
-    complete,
-    differences,
-    moments,
-    offsets,
-)
 
 DAY, YEAR = 1.0, 365.2425
 
 
-@dataclass(frozen=True, eq=False)
-class Level:
-    """Matrices of one level of refinement, see `millrace.systems.downscaling.triangles`."""
-
-    size: int
-    differences: SparseMatrix
-    down: SparseMatrix | None
-    """To the next coarser level; None for blocks."""
-    up: SparseMatrix | None
-
-
-@dataclass(frozen=True, eq=False)
-class BlockGeometry:
-    """What is the same for all samples."""
-
-    levels: tuple[Level, ...]
-    """From the fine cells to the blocks."""
-    static_NF: Tensor
-    interpolation: SparseMatrix
-    """Block means to fine cells, [N, M]."""
-    share_N: Tensor
-    """Area of a cell over that of its block."""
-    block_neighbours_M3: Tensor
-    block_centres_M3: Tensor
-
-    @property
-    def n_blocks(self) -> int:
-        """M."""
-        return self.levels[-1].size
+ON_DEVICE = 2
+"""Pieces whose geometry is kept on the device."""
+CUT_BYTES = 4 << 30
+"""Size of the matrices of pieces in the memory of the host, beyond which the least recently used go."""
 
 
 @dataclass(frozen=True)
 class BlockBatch:
-    """All cells at some times, normalised."""
+    """All cells of the grid or of a piece at some times, normalised."""
 
     y_BNV: Tensor
     """Differences from the block means."""
@@ -91,8 +64,11 @@ class BlockBatch:
 
     @property
     def y_KBTV(self) -> Tensor:
-        """The target in the layout of field models, K cells and T = 1."""
-        return as_fields(self.y_BNV)
+        """The target in the layout of field models, K own cells and T = 1."""
+        return as_fields(self.geometry.own(self.y_BNV))
+
+
+torch.utils._pytree.register_dataclass(BlockBatch)
 
 
 def as_fields(values_BNV: Tensor) -> Tensor:
@@ -103,7 +79,9 @@ def as_fields(values_BNV: Tensor) -> Tensor:
 class BlockDataset:
     """Samples of `blocks.h5`, the file of the rule ``extract_samples``; batches are made on ``device``.
 
-    Fields of up to ``cache_bytes`` are kept there, larger ones are read again for each batch.
+    Groups of samples are pieces of the grid. Fields of up to ``cache_bytes`` are kept on the device, those
+    of pieces in the memory of the host, larger ones are read again for each batch: of pieces their blocks
+    alone. The host holds the grid itself, about 100 bytes for each cell.
     ``statistics`` are those of the data that a model was trained on, to apply it to other data. Raises
     `ConfigError` if a variable is not in the file.
     """
@@ -136,7 +114,9 @@ class BlockDataset:
             stats = {name: file["stats"][name][()][..., self._columns] for name in file["stats"]}
             geometry = {name: file["geometry"][name][()] for name in file["geometry"]}
             levels = range(int(file.attrs["levels"]) + 1)
-            self.neighbours = [file["neighbours"][str(level)][()] for level in levels]
+            self.neighbours: list[Ints] = [
+                file["neighbours"][str(level)].astype(np.int32)[()] for level in levels
+            ]
             shape, self.preparation = file["fine"].shape, {"blocks": str(file.attrs["config"])}
         self.normalisation = statistics or Normalisation(
             variables=config.variables,
@@ -154,11 +134,21 @@ class BlockDataset:
         self.climatology_NV = stats["residual_mean"]
         """What cells differ by from their block in the mean of the training period, physical."""
         self.increment_scale = self.normalisation.increment_std_V / self.normalisation.std_V
-        self.core_nodes = [np.arange(shape[1])]
-        self.ghost_nodes = [np.empty(0, dtype=np.int64)]
-        self.geometry = self._geometry(geometry)
-        in_memory = 4 * shape[0] * shape[1] * len(self._columns) <= cache_bytes
-        self._fields = self._read(np.arange(shape[0])) if in_memory else None
+        climate = self.climatology_NV / self.normalisation.increment_std_V
+        used = climate if config.climatology else None
+        self.grid = BlockGrid(geometry, self.neighbours, used)
+        self.is_whole = config.piece_blocks is None
+        """Whether a sample is the whole grid."""
+        most = config.piece_blocks or self.grid.n_blocks
+        self.pieces = divided(self.grid.centres[-1], most)
+        """Own blocks of each piece."""
+        self.core_nodes = [np.empty(0, dtype=np.int64)] * len(self.pieces)
+        self._seen: Seen = lambda blocks, _: blocks
+        self._cuts: OrderedDict[int, Cut] = OrderedDict()
+        self._geometries: OrderedDict[int, BlockGeometry] = OrderedDict()
+        self._fields: tuple[Tensor, Tensor] | None = None
+        if 4 * shape[0] * shape[1] * len(self._columns) <= cache_bytes:
+            self._fields = self._kept(*self._read(np.arange(shape[0])))
 
     @property
     def definition(self) -> dict[str, object]:
@@ -168,7 +158,7 @@ class BlockDataset:
     @property
     def n_features(self) -> int:
         """Channels of a cell, the constant ones included."""
-        return self.geometry.static_NF.shape[1] + len(self.config.variables) + self.n_clock
+        return self.grid.n_static + len(self.config.variables) + self.n_clock
 
     @property
     def n_clock(self) -> int:
@@ -180,30 +170,55 @@ class BlockDataset:
         return np.arange(*self.split_ranges[SPLITS.index(split)])
 
     def groups(self, split: Split) -> np.ndarray:
-        """Number of samples; one group, since all share the grid."""
-        return np.array([len(self.times(split))])
+        """Number of samples of each piece, which all share its geometry."""
+        return np.full(len(self.pieces), len(self.times(split)))
 
     @property
     def group_costs(self) -> np.ndarray:
-        """All samples cost the same."""
-        return np.ones(1)
+        """All samples cost about the same."""
+        return np.ones(len(self.pieces))
+
+    def surround(self, seen: Seen) -> None:
+        """Take the blocks around each piece that a network sees there; by default there are none."""
+        self._seen = seen
+        self._cuts.clear()
+        self._geometries.clear()
+
+    def cut(self, piece: int) -> Cut:
+        """Where a piece is, with the blocks around it, and its matrices."""
+        if piece not in self._cuts:
+            own_M = self.pieces[piece]
+            seen_M = self._seen(own_M, self.neighbours) if len(self.pieces) > 1 else own_M
+            weight = len(own_M) * len(self.pieces) / self.grid.n_blocks
+            self._cuts[piece] = self.grid.cut(own_M, seen_M, weight)
+            while len(self._cuts) > 1 and sum(c.nbytes for c in self._cuts.values()) > CUT_BYTES:
+                self._cuts.popitem(last=False)
+        self._cuts.move_to_end(piece)
+        return self._cuts[piece]
+
+    def geometry(self, piece: int = 0) -> BlockGeometry:
+        """Geometry of a piece on the device."""
+        if piece not in self._geometries:
+            self._geometries[piece] = self.cut(piece).on(self.device)
+            while len(self._geometries) > ON_DEVICE:
+                self._geometries.popitem(last=False)
+        self._geometries.move_to_end(piece)
+        return self._geometries[piece]
 
     def batch(
         self, split: Split, group: int, index: np.ndarray, weight: Sequence[float] | None = None
     ) -> BlockBatch:
-        """Gather samples of a split by their numbers in it."""
-        return self.at_times(self.times(split)[index], weight)
+        """Gather samples of a piece and a split by their numbers in it."""
+        return self.at_times(self.times(split)[index], weight, group)
 
-    def at_times(self, steps: np.ndarray, weight: Any = None) -> BlockBatch:
-        """Samples at time indices, whatever their split."""
+    def at_times(self, steps: np.ndarray, weight: Any = None, piece: int = 0) -> BlockBatch:
+        """Samples of a piece at time indices, whatever their split."""
         steps = np.asarray(steps)
-        if self._fields is None:
-            fine_BNV, coarse_BMV = self._read(steps)
-        else:
-            chosen = torch.from_numpy(steps).to(self.device)
-            fine_BNV, coarse_BMV = (values[chosen] for values in self._fields)
-        smooth_BNV = self.geometry.interpolation(coarse_BMV) - self.of_cells(coarse_BMV)
-        clock_BF, local_BNF = self._clock(steps)
+        cut, geometry = self.cut(piece), self.geometry(piece)
+        fine_BNV, given_BPV = self.fields(steps, None if self.is_whole else cut)
+        coarse_BMV = given_BPV[:, : geometry.n_blocks]
+        smooth_BNV = geometry.interpolation(given_BPV) - self.of_cells(coarse_BMV)
+        clock_BF, local_BNF = self._clock(steps, cut.lon_N)
         scale = self._tensor(1 / self.increment_scale)
         return BlockBatch(
             y_BNV=fine_BNV,
@@ -211,12 +226,38 @@ class BlockDataset:
             features_BNF=torch.cat([smooth_BNV * scale, local_BNF], dim=2),
             clock_BF=clock_BF,
             weight_B=self._tensor(np.ones(len(steps)) if weight is None else weight),
-            geometry=self.geometry,
+            geometry=geometry,
         )
+
+    def fields(self, steps: np.ndarray, cut: Cut | None = None) -> tuple[Tensor, Tensor]:
+        """Normalised differences and block means at time indices, of the whole grid or of a piece.
+
+        Those of a piece are on the device, [B, N, V] and [B, P, V]; those of a grid that is divided into
+        pieces are not.
+        """
+        if self._fields is None:
+            fine_BNV, coarse_BPV = self._read(steps, cut)
+        else:
+            fine_TNV, coarse_TMV = self._fields
+            chosen = torch.from_numpy(steps).to(fine_TNV.device)
+            if cut is None:
+                return fine_TNV[chosen], coarse_TMV[chosen]
+            blocks_M, given_P = (torch.from_numpy(one) for one in (cut.blocks_M, cut.given_P))
+            fine_TMKV = fine_TNV.unflatten(1, (self.grid.n_blocks, -1))
+            fine_BNV = fine_TMKV[chosen[:, None], blocks_M].flatten(1, 2)
+            coarse_BPV = coarse_TMV[chosen[:, None], given_P]
+        if cut is None:
+            return self._kept(fine_BNV, coarse_BPV)
+        return fine_BNV.to(self.device), coarse_BPV.to(self.device)
+
+    def _kept(self, fine_TNV: Tensor, coarse_TMV: Tensor) -> tuple[Tensor, Tensor]:
+        """Fields of the whole grid where they are kept."""
+        where = self.device if self.is_whole else torch.device("cpu")
+        return fine_TNV.to(where), coarse_TMV.to(where)
 
     def of_cells(self, values_BMV: Tensor) -> Tensor:
         """Repeat values of the blocks for their cells, [B, N, V]."""
-        return values_BMV.repeat_interleave(len(self.area_N) // values_BMV.shape[1], dim=1)
+        return values_BMV.repeat_interleave(self.grid.per_block, dim=1)
 
     def to_physical(self, values_BNV: Tensor) -> np.ndarray:
         """Differences from the block means in the units of the field."""
@@ -227,29 +268,32 @@ class BlockDataset:
         stats = self.normalisation
         return values_BMV.double().cpu().numpy() * stats.std_V + stats.mean_V
 
-    def _read(self, steps: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Normalised differences and block means at time indices."""
+    def _read(self, steps: np.ndarray, cut: Cut | None = None) -> tuple[Tensor, Tensor]:
+        """Normalised differences and block means at time indices, of the whole grid or of a piece."""
         increasing, position = np.unique(steps, return_inverse=True)
         stats, fine, coarse = self.normalisation, [], []
         with open_checked(self._path, SCHEMA) as file:
-            per_block = file["fine"].shape[1] // file["coarse"].shape[1]
             for start in range(0, len(increasing), 32):
                 part = increasing[start : start + 32]
-                means = file["coarse"][part][..., self._columns].astype(np.float64)
-                values = file["fine"][part][..., self._columns]
-                residual = (values - means.repeat(per_block, axis=1)) / stats.increment_std_V
-                fine.append(residual.astype(np.float32))
+                if cut is None:
+                    given, of_cells = file["coarse"][part], file["fine"][part]
+                else:
+                    given = file["coarse"][part][:, cut.given_P]
+                    of_cells = _rows(file["fine"], part, cut.blocks_M, self.grid.per_block)
+                means = given[..., self._columns].astype(np.float64)
+                own = means if cut is None else means[:, : len(cut.blocks_M)]
+                residual = of_cells[..., self._columns] - own.repeat(self.grid.per_block, axis=1)
+                fine.append((residual / stats.increment_std_V).astype(np.float32))
                 coarse.append(((means - stats.mean_V) / stats.std_V).astype(np.float32))
-        fine_BNV, coarse_BMV = (
-            self._tensor(np.concatenate(parts)[position]) for parts in (fine, coarse)
+        fine_BNV, coarse_BPV = (
+            torch.from_numpy(np.concatenate(parts)[position]) for parts in (fine, coarse)
         )
-        return fine_BNV, coarse_BMV
+        return fine_BNV, coarse_BPV
 
-    def _clock(self, steps: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _clock(self, steps: np.ndarray, lon_N: np.ndarray) -> tuple[Tensor, Tensor]:
         """Sine and cosine of the time for all cells alike, and of the local time for each."""
         angle_B = 2 * np.pi * (self.time[steps] % DAY)
         year_B = 2 * np.pi * (self.time[steps] % YEAR) / YEAR
-        lon_N = np.arctan2(self.centres_N3[:, 1], self.centres_N3[:, 0])
         local_BN = angle_B[:, None] + lon_N
         angles = [(angle_B, local_BN), (year_B, np.broadcast_to(year_B[:, None], local_BN.shape))]
         used = angles if self.config.season else angles[:1]
@@ -259,53 +303,17 @@ class BlockDataset:
         )
         return common, own
 
-    def _geometry(self, stored: dict[str, np.ndarray]) -> BlockGeometry:
-        centres = [self.centres_N3]
-        for neighbours in self.neighbours[1:]:
-            mean = centres[-1].reshape(len(neighbours), -1, 3).mean(axis=1)
-            centres.append(mean / np.linalg.norm(mean, axis=1, keepdims=True))
-        levels = []
-        for level, (place, neighbours) in enumerate(zip(centres, self.neighbours, strict=True)):
-            pair = moments(place, centres[level + 1]) if level + 1 < len(centres) else (None, None)
-            down, up = (None if m is None else SparseMatrix(m, self.device) for m in pair)
-            matrix = SparseMatrix(differences(place, neighbours), self.device)
-            levels.append(Level(len(place), matrix, down, up))
-        per_block = len(centres[0]) // len(centres[-1])
-        block_area = self.area_N.reshape(-1, per_block).sum(axis=1)
-        neighbours_M3 = torch.from_numpy(complete(self.neighbours[-1]).astype(np.int64))
-        return BlockGeometry(
-            levels=tuple(levels),
-            static_NF=self._tensor(self._static(stored, centres[-1], per_block)),
-            interpolation=SparseMatrix(barycentric(centres[-1], centres[0]), self.device),
-            share_N=self._tensor(self.area_N / block_area.repeat(per_block)),
-            block_neighbours_M3=neighbours_M3.to(self.device),
-            block_centres_M3=self._tensor(centres[-1]),
-        )
-
-    def _static(
-        self, stored: dict[str, np.ndarray], blocks_M3: np.ndarray, per_block: int
-    ) -> np.ndarray:
-        """Position on the sphere and in the block, area, surface and climatology of each cell."""
-        inside = offsets(blocks_M3[:, None], stored["centre"].reshape(-1, per_block, 3))
-        inside = inside.reshape(-1, 2) / inside.std()
-        columns = [stored["centre"], inside, _within_block(stored["area"], per_block)]
-        if "elevation" in stored:
-            height = stored["elevation"]
-            columns += [((height - height.mean()) / max(height.std(), 1e-12))[:, None]]
-            columns += [_within_block(height, per_block)]
-        if "land" in stored:
-            columns += [stored["land"][:, None], _within_block(stored["land"], per_block)]
-        if self.config.climatology:
-            columns.append(self.climatology_NV / self.normalisation.increment_std_V)
-        return np.concatenate(columns, axis=1)
-
     def _tensor(self, array: Any) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)
 
 
-def _within_block(values_N: np.ndarray, per_block: int) -> np.ndarray:
-    """Differences from the block's mean in units of their deviation, [N, 1]; 0 if there are none."""
-    blocks = values_N.reshape(-1, per_block)
-    residual = blocks - blocks.mean(axis=1, keepdims=True)
-    least = 1e-9 * max(np.abs(values_N).max(), 1e-12)
-    return (residual / max(residual.std(), least)).reshape(-1, 1)
+def _rows(fine: Any, steps: np.ndarray, blocks_M: Ints, per_block: int) -> np.ndarray:
+    """Cells of some blocks at increasing time indices, [T, N, V]: blocks that follow each other at once."""
+    begins = np.flatnonzero(np.diff(blocks_M, prepend=-2) != 1)
+    runs = list(zip(begins, [*begins[1:], len(blocks_M)], strict=True))
+    found = np.empty((len(steps), len(blocks_M) * per_block, fine.shape[2]), dtype=np.float32)
+    for row, step in enumerate(steps):
+        for begin, end in runs:
+            first, last = blocks_M[begin] * per_block, (blocks_M[end - 1] + 1) * per_block
+            found[row, begin * per_block : end * per_block] = fine[int(step), first:last]
+    return found

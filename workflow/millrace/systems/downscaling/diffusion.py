@@ -9,6 +9,7 @@ Shape suffixes: N fine cells, M blocks, B samples, V variables, F features, E em
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from millrace.models.spec import ModelSpec
 from millrace.systems.downscaling.block_mlp import BlockMlp
 from millrace.systems.downscaling.dataset import BlockBatch, BlockDataset, as_fields
 from millrace.systems.downscaling.nested_unet import NestedUnet
+from millrace.systems.downscaling.pieces import see, seen_beside, seen_by_unet
 from millrace.systems.downscaling.settings import DownscalerConfig
 
 SIGMA_DATA = 0.5
@@ -124,28 +126,31 @@ def predict(module: nn.Module, batch: BlockBatch) -> Tensor:
     """First guess of the sampler, [K, B, 1, V]: what the model expects before it has seen any noise."""
     sigma_B = torch.full_like(batch.weight_B, SIGMA_MAX)
     estimate = module.denoised(torch.zeros_like(batch.y_BNV), sigma_B, batch)  # type: ignore[operator]
-    return as_fields(recentred(estimate / SIGMA_DATA, batch))
+    return as_fields(batch.geometry.own(recentred(estimate / SIGMA_DATA, batch)))
 
 
 def denoising_loss(module: nn.Module, batch: BlockBatch, config: Any) -> Tensor:
     """`ModelSpec.loss`: weighted squared error of the denoiser, [B]; the loss block does not matter."""
     assert batch.sigma_B is not None
     error_BNV = SIGMA_DATA * (module(batch) - batch.y_BNV)
-    return loss_weight(batch.sigma_B) * error_BNV.square().mean(dim=(1, 2))
+    return loss_weight(batch.sigma_B) * batch.geometry.mean(error_BNV.square())
 
 
 def check_levels(channels: tuple[int, ...], dataset: BlockDataset) -> None:
     """Raise `ConfigError` if a U-Net has not one number of channels for each level of the blocks."""
-    if len(channels) != len(dataset.geometry.levels):
+    if len(channels) != len(dataset.neighbours):
         raise ConfigError(
-            f"model.channels {list(channels)}: expected {len(dataset.geometry.levels)} numbers, one for "
+            f"model.channels {list(channels)}: expected {len(dataset.neighbours)} numbers, one for "
             "each level from the fine cells to the blocks"
         )
 
 
 def _build(config: DownscalerConfig, dataset: BlockDataset) -> Downscaler:
-    if config.architecture == "nested_unet":
+    if config.architecture == "mlp":
+        see(dataset, seen_beside)
+    else:
         check_levels(config.channels, dataset)
+        see(dataset, partial(seen_by_unet, depth=config.depth))
     return Downscaler(config, dataset)
 
 

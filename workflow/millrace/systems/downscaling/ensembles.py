@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from millrace.data.split import Split
@@ -18,11 +17,12 @@ from millrace.systems.downscaling import baselines
 from millrace.systems.downscaling.dataset import BlockDataset
 from millrace.systems.downscaling.diffusion import Downscaler
 from millrace.systems.downscaling.icon_source import Floats
-from millrace.systems.downscaling.sampling import SamplerConfig, sample
+from millrace.systems.downscaling.sampling import SamplerConfig, expected_grid, sample_grid
 from millrace.systems.downscaling.scores import DownscalingScores, Sphere
 from millrace.systems.downscaling.triangles import barycentric
 
-_SLAB = 32
+_SLAB, _SLAB_CELLS = 32, 32 << 20
+"""Times that are read at once, and most values of a variable."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ def evaluate(
 
 def sphere_of(dataset: BlockDataset) -> Sphere:
     """The grid of a dataset as the scores need it."""
-    neighbours, n_blocks = dataset.neighbours[0], dataset.geometry.n_blocks
+    neighbours, n_blocks = dataset.neighbours[0], dataset.grid.n_blocks
     return Sphere(dataset.centres_N3, dataset.area_N, neighbours, n_blocks, dataset.land_N)
 
 
@@ -86,15 +86,14 @@ def _downscaled(
     module: nn.Module, dataset: BlockDataset, step: int, sampler: SamplerConfig
 ) -> Example:
     """Ground truth, block means and forecasts of a time."""
-    batch = dataset.at_times(np.array([step]))
-    with torch.no_grad():
-        if isinstance(module, Downscaler):
-            drawn_ENV = sample(module, batch, sampler, [step])[:, 0]
-        else:
-            drawn_ENV = module(batch)
-    coarse_MV = dataset.coarse_physical(batch.coarse_BMV)[0]
-    own_NV = np.repeat(coarse_MV, len(dataset.area_N) // len(coarse_MV), axis=0)
-    truth_NV = dataset.to_physical(batch.y_BNV)[0] + own_NV
+    if isinstance(module, Downscaler):
+        drawn_ENV = sample_grid(module, dataset, sampler, step)
+    else:
+        drawn_ENV = expected_grid(module, dataset, step)
+    fine_TNV, coarse_TMV = dataset.fields(np.array([step]))
+    coarse_MV = dataset.coarse_physical(coarse_TMV)[0]
+    own_NV = np.repeat(coarse_MV, dataset.grid.per_block, axis=0)
+    truth_NV = dataset.to_physical(fine_TNV)[0] + own_NV
     ensemble_ENV = dataset.to_physical(finite(drawn_ENV)) + own_NV
     return Example(float(dataset.time[step]), truth_NV, coarse_MV, ensemble_ENV)
 
@@ -104,7 +103,8 @@ def _baselines(
 ) -> dict[str, Callable[[Floats, Floats], Floats]]:
     """Forecasts by name: (coarse [T, M], time [T]) -> fine [T, N]."""
     n_cells = len(dataset.area_N)
-    centres = dataset.geometry.block_centres_M3.double().cpu().numpy()
+    # In the precision of the network's own interpolation.
+    centres = dataset.grid.centres[-1].astype(np.float32).astype(np.float64)
     matrix = barycentric(centres, dataset.centres_N3)
     fitted = baselines.LinearRegression.fit(
         _training_parts(dataset, variable), dataset.neighbours[-1], n_cells
@@ -120,10 +120,11 @@ def _training_parts(
     dataset: BlockDataset, variable: int
 ) -> Iterator[tuple[Floats, Floats, Floats]]:
     steps = dataset.times("train")
-    for start in range(0, len(steps), _SLAB):
-        part = steps[start : start + _SLAB]
-        batch = dataset.at_times(part)
-        coarse_TM = dataset.coarse_physical(batch.coarse_BMV)[..., variable]
-        residual_TN = dataset.to_physical(batch.y_BNV)[..., variable]
+    slab = max(1, min(_SLAB, _SLAB_CELLS // dataset.grid.n_cells))
+    for start in range(0, len(steps), slab):
+        part = steps[start : start + slab]
+        fine_TNV, coarse_TMV = dataset.fields(part)
+        coarse_TM = dataset.coarse_physical(coarse_TMV)[..., variable]
+        residual_TN = dataset.to_physical(fine_TNV)[..., variable]
         fine = baselines.block_mean_copy(coarse_TM, residual_TN.shape[1]) + residual_TN
         yield fine, coarse_TM, dataset.time[part]

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from millrace.data.account import Account
+from millrace.data.csv_lines import read_rows
 from millrace.data.units import converted
 from millrace.errors import DataError
 from millrace.input_files import files_below, is_there
-from millrace.systems.downscaling.icon_csv import open_csv
+from millrace.systems.downscaling.icon_csv import ROWS, open_csv
 from millrace.systems.downscaling.icon_output import (
     CELL_DIMENSIONS,
     NetcdfFields,
@@ -85,6 +86,22 @@ def open_source(
     account.leave_out("files", f"without {' or '.join(variables)} on cells", len(others))
     account.leave_out("files", "grids that are not needed", len(grids) - len(chain))
     return IconSource(chain, NetcdfFields(outputs, tuple(variables), chain[0], missing, lazily))
+
+
+def cells_of(directory: Path, variables: Sequence[str]) -> int:
+    """Number of cells that fields of a directory are on, by the header of one file.
+
+    Raises `DataError` if no file has one of ``variables``.
+    """
+    if is_there(directory / "grid.csv"):
+        return sum(map(len, read_rows(directory / "grid.csv", (), ROWS)))
+    for path in files_below(directory, "*.nc"):
+        with opened(path) as file:
+            for name in variables:
+                if is_on_cells(file, name):
+                    [size] = {*CELL_DIMENSIONS} & {*file[name].dimensions}
+                    return len(file.dimensions[size])
+    raise DataError(f"{directory}: no file has {' or '.join(variables)} on cells")
 
 
 def _check_other(path: Path, variables: Sequence[str], sizes: set[int]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from millrace.models.norms import LayerNorm
-from millrace.systems.downscaling.dataset import BlockGeometry, Level
+from millrace.systems.downscaling.geometry import BlockGeometry, Level
 from millrace.systems.downscaling.sparse import SparseMatrix
 
 

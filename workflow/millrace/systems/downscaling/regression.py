@@ -3,6 +3,7 @@
 It learns the conditional mean, which no ensemble mean can beat by much, and which is too smooth.
 """
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from millrace.models.spec import ModelSpec
 from millrace.systems.downscaling.dataset import BlockBatch, BlockDataset, as_fields
 from millrace.systems.downscaling.diffusion import check_levels, conditions, recentred
 from millrace.systems.downscaling.nested_unet import NestedUnet
+from millrace.systems.downscaling.pieces import see, seen_by_unet
 from millrace.systems.downscaling.settings import RegressionConfig
 
 
@@ -29,15 +31,16 @@ class Regression(nn.Module):
 
 
 def _predict(module: nn.Module, batch: BlockBatch) -> Tensor:
-    return as_fields(module(batch))
+    return as_fields(batch.geometry.own(module(batch)))
 
 
 def _loss(module: nn.Module, batch: BlockBatch, config: Any) -> Tensor:
-    return (module(batch) - batch.y_BNV).square().mean(dim=(1, 2))
+    return batch.geometry.mean((module(batch) - batch.y_BNV).square())
 
 
 def _build(config: RegressionConfig, dataset: BlockDataset) -> Regression:
     check_levels(config.channels, dataset)
+    see(dataset, partial(seen_by_unet, depth=config.depth))
     return Regression(config, dataset)
 
 

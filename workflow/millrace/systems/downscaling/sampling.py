@@ -14,7 +14,7 @@ from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from torch import Tensor
 
 from millrace.config import Count, Seed, Settings, option
-from millrace.systems.downscaling.dataset import BlockBatch
+from millrace.systems.downscaling.dataset import BlockBatch, BlockDataset
 from millrace.systems.downscaling.diffusion import (
     SIGMA_DATA,
     SIGMA_MAX,
@@ -64,17 +64,90 @@ def integrate(
     module: Downscaler, noise_BNV: Tensor, batch: BlockBatch, config: SamplerConfig
 ) -> Tensor:
     """Carry standard normal noise to samples whose block means are 0, [B, N, V]."""
+    batch = replace(batch, sigma_B=None, noise_BNV=None)
+
+    def raw(scaled_BNV: Tensor, sigma_B: Tensor) -> Tensor:
+        return module.raw(scaled_BNV, sigma_B, batch)
+
+    x_BNV = _carried(raw, noise_BNV, config)
+    return recentred(x_BNV / SIGMA_DATA, batch)
+
+
+@torch.no_grad()
+def sample_grid(
+    module: Downscaler, dataset: BlockDataset, config: SamplerConfig, time: int
+) -> Tensor:
+    """Draw an ensemble at a time index on the whole grid, normalised, [E, N, V].
+
+    Of a grid that is divided into pieces the noisy fields of all members are in the memory of the host. In
+    each step the network is applied to piece after piece with the noise on the blocks around it, so that
+    the pieces do not show.
+    """
+    if dataset.is_whole:
+        return sample(module, dataset.at_times(np.array([time])), config, [time])[:, 0]
+    shape = (dataset.grid.n_cells, len(dataset.config.variables))
+    keys = [(config.seed, time, member) for member in range(config.members)]
+    noise_ENV = torch.stack([_noise(shape, key) for key in keys])
+
+    def raw(scaled_ENV: Tensor, sigma_E: Tensor) -> Tensor:
+        def of_piece(batch: BlockBatch, member: int, given_1NV: Tensor) -> Tensor:
+            return module.raw(given_1NV, sigma_E[:1].to(given_1NV.device), batch)
+
+        return _in_pieces(of_piece, dataset, time, scaled_ENV)
+
+    x_ENV = _carried(raw, noise_ENV, config) / SIGMA_DATA
+    return _in_pieces(lambda batch, _, given: recentred(given, batch), dataset, time, x_ENV)
+
+
+@torch.no_grad()
+def expected_grid(
+    module: Callable[[BlockBatch], Tensor], dataset: BlockDataset, time: int
+) -> Tensor:
+    """What a deterministic module gives at a time index on the whole grid, normalised, [1, N, V]."""
+    if dataset.is_whole:
+        return module(dataset.at_times(np.array([time])))
+    nothing_1NV = torch.zeros(1, dataset.grid.n_cells, len(dataset.config.variables))
+    return _in_pieces(lambda batch, *_: module(batch), dataset, time, nothing_1NV)
+
+
+def _in_pieces(
+    function: Callable[[BlockBatch, int, Tensor], Tensor],
+    dataset: BlockDataset,
+    time: int,
+    given_ENV: Tensor,
+) -> Tensor:
+    """Apply a function to the fields of each member on each piece, with those on the blocks around it.
+
+    It is called with (batch of the piece, member, fields [1, N, V]); what it gives on own blocks counts.
+    """
+    made_ENV = torch.empty_like(given_ENV)
+    given_EMKV, made_EMKV = (
+        x.unflatten(1, (dataset.grid.n_blocks, -1)) for x in (given_ENV, made_ENV)
+    )
+    for piece in range(len(dataset.pieces)):
+        batch, cut = dataset.at_times(np.array([time]), piece=piece), dataset.cut(piece)
+        blocks_M, own_M = (torch.from_numpy(one) for one in (cut.blocks_M, dataset.pieces[piece]))
+        for member in range(len(given_ENV)):
+            part_1NV = given_EMKV[member, blocks_M].flatten(0, 1)[None].to(dataset.device)
+            own_1NV = batch.geometry.own(function(batch, member, part_1NV))
+            made_EMKV[member, own_M] = own_1NV[0].unflatten(0, (len(own_M), -1)).to(made_ENV)
+    return made_ENV
+
+
+def _carried(
+    raw: Callable[[Tensor, Tensor], Tensor], noise_BNV: Tensor, config: SamplerConfig
+) -> Tensor:
+    """Integrate from standard normal noise; ``raw`` is (scaled fields, noise level of each) -> F."""
     scheduler = SOLVERS[config.solver](
         sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX, sigma_data=SIGMA_DATA, rho=7.0
     )
     scheduler.set_timesteps(config.steps, device=noise_BNV.device)
     x_BNV = noise_BNV * scheduler.init_noise_sigma
-    batch = replace(batch, sigma_B=None, noise_BNV=None)
     for step, time in enumerate(scheduler.timesteps):
         sigma_B = scheduler.sigmas[step].to(x_BNV).expand(len(x_BNV))
-        raw_BNV = module.raw(scheduler.scale_model_input(x_BNV, time), sigma_B, batch)
+        raw_BNV = raw(scheduler.scale_model_input(x_BNV, time), sigma_B)
         x_BNV = scheduler.step(raw_BNV, time, x_BNV).prev_sample
-    return recentred(x_BNV / SIGMA_DATA, batch)
+    return x_BNV
 
 
 def _noise(shape: Sequence[int], key: tuple[int, ...]) -> Tensor:

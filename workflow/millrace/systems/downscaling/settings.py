@@ -63,7 +63,7 @@ class IconDataset(SplitDatasetSettings):
 
 
 class BlockDatasetConfig(Settings):
-    """Samples on blocks: the whole grid at one time, the means of all blocks given, the cells wanted."""
+    """Samples on blocks: a grid or a piece of it at one time, its block means given, its cells wanted."""
 
     variables: SomeNames = ("tas",)
     """Fields both given as means and wanted."""
@@ -72,6 +72,11 @@ class BlockDatasetConfig(Settings):
     the rest."""
     climatology: bool = True
     """Give what each cell differs by from its block in the mean of the training period."""
+    piece_blocks: Count | None = None
+    """Divide the grid into pieces of at most so many blocks, each a sample of its own together with the
+    blocks around it that the network sees. For grids that are too large for a GPU: it needs memory for a
+    piece, whatever the grid, and forecasts are those of the whole grid. Take 1024 or more: around few
+    blocks lie many. null: a sample is the whole grid."""
 
 
 Channels = Annotated[tuple[Count, ...], Field(min_length=1)]

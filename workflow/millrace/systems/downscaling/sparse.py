@@ -16,25 +16,57 @@ class SparseMatrix:
 
     def __init__(self, matrix: csr_array, device: torch.device) -> None:
         self.shape = matrix.shape
-        self._forward = _Bags(csr_array(matrix), device)
-        self._backward = _Bags(csr_array(matrix.T), device)
+        self._bags = tuple(_Bags.of(csr_array(one), device) for one in (matrix, matrix.T))
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int], entries: int, device: torch.device) -> "SparseMatrix":
+        """A matrix of so many entries without content, where only sizes count."""
+        made = cls.__new__(cls)
+        made.shape = shape
+        made._bags = tuple(
+            _Bags(
+                columns,
+                torch.empty(entries, dtype=torch.int64, device=device),
+                torch.empty(rows + 1, dtype=torch.int64, device=device),
+                torch.empty(entries, device=device),
+            )
+            for rows, columns in (shape, shape[::-1])
+        )
+        return made
+
+    def tensors(self) -> list[Tensor]:
+        """What it holds."""
+        return [tensor for bags in self._bags for tensor in bags.tensors()]
 
     def __call__(self, x_BNC: Tensor) -> Tensor:
         """Multiply each sample, [B, R, C]."""
         rows = x_BNC.flatten(0, 1)
-        product: Tensor = _Product.apply(rows, self._forward, self._backward, len(x_BNC))
+        product: Tensor = _Product.apply(rows, *self._bags, len(x_BNC))
         return product.unflatten(0, (len(x_BNC), self.shape[0]))
 
 
 class _Bags:
     """A matrix as bags of columns, repeated for the samples of a batch."""
 
-    def __init__(self, matrix: csr_array, device: torch.device) -> None:
-        self._columns = matrix.shape[1]
-        self._index = torch.from_numpy(matrix.indices.astype(np.int64)).to(device)
-        self._start = torch.from_numpy(matrix.indptr.astype(np.int64)).to(device)
-        self._weight = torch.from_numpy(matrix.data.astype(np.float32)).to(device)
+    def __init__(self, columns: int, index: Tensor, start: Tensor, weight: Tensor) -> None:
+        self._columns, self._index, self._start, self._weight = columns, index, start, weight
         self._of_batch: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    @classmethod
+    def of(cls, matrix: csr_array, device: torch.device) -> "_Bags":
+        index, start, weight = (
+            torch.from_numpy(values.astype(kind)).to(device)
+            for values, kind in (
+                (matrix.indices, np.int64),
+                (matrix.indptr, np.int64),
+                (matrix.data, np.float32),
+            )
+        )
+        return cls(matrix.shape[1], index, start, weight)
+
+    def tensors(self) -> list[Tensor]:
+        of_batches = [tensor for three in self._of_batch.values() for tensor in three]
+        return [self._index, self._start, self._weight, *of_batches]
 
     def sum(self, rows: Tensor, n_samples: int) -> Tensor:
         if n_samples not in self._of_batch:
@@ -58,3 +90,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         return ctx.bags.sum(gradient.contiguous(), ctx.n_samples), None, None, None
+
+
+# Matrices are counted where the memory of a batch is.
+torch.utils._pytree.register_pytree_node(
+    SparseMatrix, lambda matrix: (matrix.tensors(), matrix), lambda _, matrix: matrix
+)

@@ -1,4 +1,4 @@
-"""Downscaling of ICON fields: block means to cells, whole grids at a time."""
+"""Downscaling of ICON fields: block means to cells, whole grids or pieces at a time."""
 
 from functools import partial
 from typing import Any
@@ -145,6 +145,8 @@ SYSTEM = System(
                 gather=f"{_HERE}.blocks:gather",
             ),
             in_parts=True,
+            outline=f"{_HERE}.outline:outline",
+            smaller="set data.piece_blocks, or lower it",
             check=partial(check_columns, ("variables",)),
             example={
                 "dataset": {

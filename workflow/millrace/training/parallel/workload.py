@@ -7,16 +7,37 @@ from its input, and writes a line of JSON for each.
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from millrace.errors import ConfigError, DataError
 from millrace.layout import Layout
+from millrace.models.spec import Division
 from millrace.systems.base import Block, resolve
 from millrace.systems.registry import get_model, kind_of, load_plugins
 from millrace.training.config import ExecutionConfig, TrainConfig
 from millrace.training.parallel.config import ParallelConfig
 from millrace.training.parallel.footprint import Workload, footprints
 from millrace.training.request import EXECUTION, decisive
+
+
+def _refused(*_: Any) -> Any:
+    raise ConfigError("a model that can only be replicated has no stages")
+
+
+_UNDIVIDED = Division(
+    units=lambda module: [name for name, _ in module.named_children()],
+    stage=_refused,
+    costs=_refused,
+    drop=_refused,
+    steps=lambda _: 1,
+    inputs=lambda _: {},
+    loss=_refused,
+    pairs=lambda _: (),
+    packed=lambda _: {},
+    rounded=lambda _: (),
+)
+"""Of models that can only be replicated."""
 
 
 def described(
@@ -35,8 +56,9 @@ def described(
     model = dict(experiment["model"])
     spec = get_model(model.pop("name"))
     outline = kind_of(spec.name).outline
-    if spec.division is None or outline is None:
+    if outline is None:
         raise ConfigError(f"{spec.name} can only be replicated, not divided")
+    division = spec.division or _UNDIVIDED
     model_config: Any = spec.config.parse(model, "model")
     train: TrainConfig = TrainConfig.parse(decisive(experiment["train"]), "train")
     others = {k: v for k, v in experiment["train"].items() if k in EXECUTION}
@@ -48,9 +70,10 @@ def described(
         model_config,
         layout.world_size,
         train.global_batch,
-        spec.division.steps(outlined),
+        division.steps(outlined),
     )
     parallel.check_options(execution.compile, train.gradient_compression, train.replay is not None)
+    spec = replace(spec, division=division)
     return Workload(spec, model_config, outlined, outlined.batch, train), parallel, execution
 
 

@@ -1,0 +1,111 @@
+"""Memory of a training step of the downscaler on grids of R2B04, R2B05 and R2B06, whole and in pieces.
+
+Counted are the bytes of all tensors that are alive at once, from when they are made until they are freed:
+samples, matrices, activations, gradients and moments of the optimiser, as a GPU would hold them. Beside it
+stands what planning expects of the same training (`millrace.training.parallel.footprint`).
+
+Run it as ``python tests/bench/bench_downscaler_memory.py``; ``--levels 3 4`` takes a minute.
+"""
+
+import argparse
+import tempfile
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from millrace.data.split import SplitConfig
+from millrace.systems.downscaling.blocks import BlockConfig, extract_blocks
+from millrace.systems.downscaling.simulator.climate import ClimateConfig, write_climate
+from millrace.training.distributed import Ranks
+from millrace.training.parallel.workload import needed_bytes
+from millrace.training.segment import build_trainer
+
+GB = 2**30
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made while it is active and not yet freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.peak = 0, 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor.untyped_storage())
+        return out
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--levels", type=int, nargs="+", default=[4, 5, 6])
+    parser.add_argument("--pieces", type=int, default=40, help="blocks of a piece")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print("grid        cells    piece   own   all blocks   step (GB)   planned (GB)")
+    with tempfile.TemporaryDirectory() as directory:
+        for level in given.levels:
+            blocks = make_blocks(Path(directory) / str(level), level)
+            for piece in (None, given.pieces):
+                report(blocks, level, piece)
+
+
+def make_blocks(directory: Path, level: int) -> Path:
+    """Four times of a climate, three of them for training."""
+    write_climate(ClimateConfig(level=level, steps=6, steps_per_file=6), directory / "raw")
+    blocks = directory / "blocks.h5"
+    split = SplitConfig(train=0.6, validation=0.2, gap=0)
+    extract_blocks(directory / "raw", blocks, BlockConfig(levels=4), split)
+    return blocks
+
+
+def report(blocks: Path, level: int, piece: int | None) -> None:
+    experiment: Mapping[str, Any] = {
+        "data": {} if piece is None else {"piece_blocks": piece},
+        "model": {"name": "downscaler"},
+        "train": {"global_batch": 1},
+    }
+    raw = {"source": "demo", "format": "icon", "demo": {"level": level}, "variables": ["tas"]}
+    planned = needed_bytes(experiment, raw, "n1_gpu1")
+    trainer, _ = build_trainer(experiment, {"blocks": str(blocks)}, 0, ALONE)
+    # The samples of the next steps are gathered in a thread, which is not watched: here one is.
+    with Alive() as alive:
+        for batch in trainer.batches(0):
+            trainer.train_step(batch)
+            trainer.step += 1
+            if trainer.step == 2:
+                break
+    dataset = trainer.dataset
+    geometry = dataset.geometry()
+    print(
+        f"R2B{level:02d}  {dataset.grid.n_cells:11,}  {piece or 'whole':>7}  {geometry.n_own:4}  "
+        f"{geometry.n_blocks:11}  {alive.peak / GB:10.2f}  {planned / GB:13.2f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
