@@ -25,7 +25,9 @@ from millrace.training.distributed import Ranks
 from millrace.training.parallel.workload import needed_bytes
 from millrace.training.segment import build_trainer
 
-GB = 2**30
+MB = 2**20
+LEVELS = 2
+"""Blocks of 16 cells: around a piece of R2B04 is not yet the whole globe."""
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -62,10 +64,10 @@ class Alive(TorchDispatchMode):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--levels", type=int, nargs="+", default=[4, 5, 6])
-    parser.add_argument("--pieces", type=int, default=40, help="blocks of a piece")
+    parser.add_argument("--pieces", type=int, default=64, help="blocks of a piece")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print("grid        cells    piece   own   all blocks   step (GB)   planned (GB)")
+    print("grid        cells    piece   own   all blocks   step (MB)   planned (MB)")
     with tempfile.TemporaryDirectory() as directory:
         for level in given.levels:
             blocks = make_blocks(Path(directory) / str(level), level)
@@ -74,24 +76,24 @@ def main() -> None:
 
 
 def make_blocks(directory: Path, level: int) -> Path:
-    """Four times of a climate, three of them for training."""
+    """Six times of a climate, three of them for training."""
     write_climate(ClimateConfig(level=level, steps=6, steps_per_file=6), directory / "raw")
     blocks = directory / "blocks.h5"
     split = SplitConfig(train=0.6, validation=0.2, gap=0)
-    extract_blocks(directory / "raw", blocks, BlockConfig(levels=4), split)
+    extract_blocks(directory / "raw", blocks, BlockConfig(levels=LEVELS), split)
     return blocks
 
 
 def report(blocks: Path, level: int, piece: int | None) -> None:
     experiment: Mapping[str, Any] = {
         "data": {} if piece is None else {"piece_blocks": piece},
-        "model": {"name": "downscaler"},
+        "model": {"name": "downscaler", "channels": [24, 48, 96]},
         "train": {"global_batch": 1},
     }
-    raw = {"source": "demo", "format": "icon", "demo": {"level": level}, "variables": ["tas"]}
+    raw: dict[str, Any] = {"source": "demo", "format": "icon", "variables": ["tas"]}
+    raw |= {"demo": {"level": level}, "blocks": {"levels": LEVELS}}
     planned = needed_bytes(experiment, raw, "n1_gpu1")
     trainer, _ = build_trainer(experiment, {"blocks": str(blocks)}, 0, ALONE)
-    # The samples of the next steps are gathered in a thread, which is not watched: here one is.
     with Alive() as alive:
         for batch in trainer.batches(0):
             trainer.train_step(batch)
@@ -102,7 +104,7 @@ def report(blocks: Path, level: int, piece: int | None) -> None:
     geometry = dataset.geometry()
     print(
         f"R2B{level:02d}  {dataset.grid.n_cells:11,}  {piece or 'whole':>7}  {geometry.n_own:4}  "
-        f"{geometry.n_blocks:11}  {alive.peak / GB:10.2f}  {planned / GB:13.2f}",
+        f"{geometry.n_blocks:11}  {alive.peak / MB:10.1f}  {planned / MB:13.1f}",
         flush=True,
     )
 

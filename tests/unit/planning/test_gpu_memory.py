@@ -98,3 +98,33 @@ def test_the_weather_of_the_experiments_fits_at_full_size_and_undivided_does_not
     assert "of its 40 GB (A100-40, node type N of gilbreth), and may take 36.0: divide" in str(
         refused.value
     )
+
+
+def r2b09(path):
+    """An output file with the axes of 21 million cells, and no values."""
+    with netCDF4.Dataset(path, "w") as file:
+        file.createDimension("time", None)
+        file.createDimension("ncells", 20 * 4**10)
+        file.createVariable("tas", "f4", ("time", "ncells"), chunksizes=(1, 1 << 20))
+
+
+@pytest.mark.slow  # it starts torch
+def test_the_finest_globe_fits_a_small_gpu_in_pieces_and_not_whole(gilbreth, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_memory, "LIMIT", None)
+    said = []
+    (tmp_path / "icon").mkdir()
+    r2b09(tmp_path / "icon/tas.nc")
+    made = yaml.safe_load((ROOT / "config/experiments/icon.yaml").read_text())
+    made["datasets"]["icon"]["source"] = str(tmp_path / "icon")
+    made["run"] |= {"experiments": ["downscaler_full"], "layouts": ["n1_gpu4"]}
+    experiment = made["experiments"]["downscaler_full"]
+    experiment["train"] |= {"activation_checkpointing": True, "micro_batch": 1}
+    with pytest.raises(ConfigError) as refused:
+        check_gpu_memory(Plan(made), gilbreth, said.append)
+    assert "of its 40 GB (A100-40, node type N of gilbreth)" in str(refused.value)
+    assert "set data.piece_blocks, or lower it, or leave this layout out" in str(refused.value)
+    experiment["data"]["piece_blocks"] = 1024
+    for changes in ({}, {"activation_checkpointing": False, "micro_batch": 2}):
+        experiment["train"] |= changes
+        check_gpu_memory(Plan(made), gilbreth, said.append)
+    assert not [one for one in said if "not known" in one]

@@ -1,8 +1,8 @@
 """Whether trainings fit on the GPUs of a cluster, by the footprint of their models.
 
 Known for models on samples with an outline, whose footprint planning can find without weights or data:
-of each layout, divided or not. Other models are left alone. Finding it takes seconds for each model, in a process
-of its own because it needs torch; answers are kept.
+of each layout, divided or not. Other models are left alone. Finding it takes seconds for each model, in a
+process of its own because it needs torch; answers are kept.
 """
 
 import contextlib

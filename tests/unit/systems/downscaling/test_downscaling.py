@@ -46,6 +46,15 @@ def test_energy_score_of_one_component_is_the_crps():
     assert energy_score(truth, ensemble, CELLS) == pytest.approx(fair_crps(truth, ensemble))
 
 
+def test_scores_of_large_grids_are_made_in_parts(monkeypatch):
+    truth, ensemble = normal_case(np.random.default_rng(7), members=4)
+    at_once = fair_crps(truth, ensemble), energy_score(truth, ensemble, BLOCKS)
+    monkeypatch.setattr("millrace.systems.downscaling.scores.AT_ONCE", 200)
+    in_parts = fair_crps(truth, ensemble), energy_score(truth, ensemble, BLOCKS)
+    for one, other in zip(at_once, in_parts, strict=True):
+        assert np.array_equal(one, other)
+
+
 def block_means_of(field):
     area = GRID.area_N.reshape(BLOCKS, -1)
     return (field.reshape(BLOCKS, -1) * area).sum(1) / area.sum(1)

@@ -57,6 +57,8 @@ _FAR = 5.0
 """Ratio of distances between neighbours, and of areas to their squares; on a refined icosahedron they vary
 by less than two."""
 _LOPSIDED = 0.3
+_AT_ONCE = 1 << 18
+"""Cells that are compared with their neighbours at once."""
 _HIGHEST = 12_000.0  # m, also below the sea
 
 
@@ -109,14 +111,18 @@ class IconGrid:
             )
         for other_N in self.neighbours_N3.T:
             known = other_N >= 0
-            back = (self.neighbours_N3[other_N] == cells[:, None]).any(axis=1)
+            back, apart = np.empty(len(cells), dtype=bool), np.empty(len(cells))
+            for at in range(0, len(cells), _AT_ONCE):
+                part = slice(at, at + _AT_ONCE)
+                other = other_N[part]
+                back[part] = (self.neighbours_N3[other] == cells[part, None]).any(axis=1)
+                apart[part] = np.linalg.norm(centres_N3[part] - centres_N3[other], axis=1)
             if (wrong := known & ~back).any():
                 cell = int(np.argmax(wrong))
                 raise DataError(
                     f"{self.path}: cell {other_N[cell] + 1} is a neighbour of cell {cell + 1}, but not the "
                     "other way round; mend neighbor_cell_index, or copy the file again"
                 )
-            apart = np.linalg.norm(centres_N3 - centres_N3[other_N], axis=1)
             distances.append(np.where(known, apart, np.nan))
         distance_N3 = np.stack(distances, axis=1)
         beside_N = np.isfinite(distance_N3).sum(axis=1)

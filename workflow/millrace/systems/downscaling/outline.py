@@ -22,7 +22,7 @@ from millrace.systems.downscaling.settings import BlockDatasetConfig, BlockSetti
 from millrace.systems.downscaling.simulator.icosphere import Icosphere
 from millrace.systems.downscaling.sparse import SparseMatrix
 
-_ROOM = 6
+_ROOM = 4
 """Pieces of the grid on which the blocks around one of them are counted, or more."""
 _COUNTED_LEVELS = 2
 """Finest refinements below the blocks that are taken there: what is reached on finer ones lies within."""

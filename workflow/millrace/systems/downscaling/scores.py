@@ -4,6 +4,7 @@ Shape suffixes: N fine cells (in nested order), M blocks, E members, V variables
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ from numpy.typing import NDArray
 
 from millrace.systems.downscaling.icon_source import Floats, Ints
 from millrace.systems.downscaling.spectrum import largest_degree, power_spectrum
+from millrace.systems.downscaling.triangles import slices
 
 SPREAD_BINS = np.geomspace(0.02, 5, 13)
 """Edges of the bins of spread for the reliability, in deviations of the target."""
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 LARGEST_DEGREE = 60
+AT_ONCE = 1 << 18
+"""Cells whose members are compared with each other at once."""
 _MEANS = ("energy_score", "quantile_error", "lag1", "lag1_truth", "seam_error")
 
 
@@ -30,14 +34,14 @@ class Sphere:
     n_blocks: int
     land_N: Floats | None = None
 
-    @property
+    @cached_property
     def pairs_P2(self) -> Ints:
         """Cells that share an edge, each pair once."""
         own = np.repeat(np.arange(len(self.neighbours_N3)), 3)
         other = self.neighbours_N3.ravel()
         return np.column_stack([own, other])[other > own]
 
-    @property
+    @cached_property
     def is_seam_N(self) -> NDArray[np.bool_]:
         """Cells with a neighbour in another block."""
         block = np.repeat(np.arange(self.n_blocks), len(self.area_N) // self.n_blocks)
@@ -195,9 +199,12 @@ class DownscalingScores:
         pairs = self.sphere.pairs_P2
         block = pairs // (len(self.sphere.area_N) // self.sphere.n_blocks)
         across = block[:, 0] != block[:, 1]
-        square = (fields_EN[:, pairs[:, 0]] - fields_EN[:, pairs[:, 1]]) ** 2
-        within = square[:, ~across].mean()
-        return float(np.sqrt(square[:, across].mean() / within)) if within > 1e-18 else None
+        means = []
+        for values_N in fields_EN:  # one by one: of the finest grids a field has 31 million pairs
+            square = (values_N[pairs[:, 0]] - values_N[pairs[:, 1]]) ** 2
+            means.append((square[across].mean(), square[~across].mean()))
+        seams, within = np.mean(means, axis=0)
+        return float(np.sqrt(seams / within)) if within > 1e-18 else None
 
 
 def _mean(values: list[float | None]) -> float | None:
@@ -213,7 +220,11 @@ def fair_crps(truth_N: Floats, ensemble_EN: Floats) -> Floats:
     """Continuous ranked probability score, unbiased in the number of members (Ferro 2014), [N]."""
     if len(ensemble_EN) == 1:
         return np.abs(ensemble_EN[0] - truth_N)
-    return scoringrules.crps_ensemble(truth_N, ensemble_EN, m_axis=0, estimator="fair")
+    found = [
+        scoringrules.crps_ensemble(truth_N[part], ensemble_EN[:, part], m_axis=0, estimator="fair")
+        for part in slices(len(truth_N), AT_ONCE)
+    ]
+    return np.concatenate(found)
 
 
 def energy_score(truth_N: Floats, ensemble_EN: Floats, n_blocks: int) -> Floats:
@@ -222,4 +233,8 @@ def energy_score(truth_N: Floats, ensemble_EN: Floats, n_blocks: int) -> Floats:
     members_MEK = ensemble_EN.reshape(len(ensemble_EN), *truth_MK.shape).swapaxes(0, 1)
     if members_MEK.shape[1] == 1:
         return np.linalg.norm(members_MEK[:, 0] - truth_MK, axis=1)
-    return scoringrules.es_ensemble(truth_MK, members_MEK, estimator="fair")
+    found = [
+        scoringrules.es_ensemble(truth_MK[part], members_MEK[part], estimator="fair")
+        for part in slices(n_blocks, max(1, AT_ONCE // truth_MK.shape[1]))
+    ]
+    return np.concatenate(found)

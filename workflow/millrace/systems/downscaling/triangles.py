@@ -65,7 +65,7 @@ def mean_distance(centres_N3: Floats, neighbours_N3: Ints) -> float:
     """Mean distance of the centres of cells that share an edge."""
     found = np.empty(neighbours_N3.shape)
     others = complete(neighbours_N3)
-    for part in _slices(len(found)):
+    for part in slices(len(found), _AT_ONCE):
         offset = offsets(centres_N3[part, None], centres_N3[others[part]])
         found[part] = np.linalg.norm(offset, axis=2)
     return float(found[neighbours_N3 >= 0].mean())
@@ -110,7 +110,7 @@ def offsets_of_children(children_N3: Floats, parents_P3: Floats) -> Floats:
     """Cells as seen from their ancestors, [N, 2], see `offsets`; those of one follow each other."""
     found = np.empty((len(children_N3), 2))
     per_parent = len(children_N3) // len(parents_P3)
-    for part in _slices(len(parents_P3)):
+    for part in slices(len(parents_P3), _AT_ONCE):
         inside = slice(part.start * per_parent, part.stop * per_parent)
         points = children_N3[inside].reshape(-1, per_parent, 3)
         found[inside] = offsets(parents_P3[part, None], points).reshape(-1, 2)
@@ -143,6 +143,6 @@ def moments(
     return csr_array(up.T / per_parent), up
 
 
-def _slices(size: int) -> list[slice]:
+def slices(size: int, most: int) -> list[slice]:
     """Parts of an axis, so that what is computed between takes little memory."""
-    return [slice(at, min(at + _AT_ONCE, size)) for at in range(0, size, _AT_ONCE)]
+    return [slice(at, min(at + most, size)) for at in range(0, size, most)]
