@@ -49,6 +49,7 @@ def test_energy_score_of_one_component_is_the_crps():
 def test_scores_of_large_grids_are_made_in_parts(monkeypatch):
     truth, ensemble = normal_case(np.random.default_rng(7), members=4)
     at_once = fair_crps(truth, ensemble), energy_score(truth, ensemble, BLOCKS)
+    assert [len(one) for one in at_once] == [CELLS, BLOCKS]
     monkeypatch.setattr("millrace.systems.downscaling.scores.AT_ONCE", 200)
     in_parts = fair_crps(truth, ensemble), energy_score(truth, ensemble, BLOCKS)
     for one, other in zip(at_once, in_parts, strict=True):

@@ -276,6 +276,15 @@ def test_few_geometries_are_kept(blocks):
     assert dataset.geometry(0) is not first
 
 
+def test_another_network_forgets_what_the_first_one_saw(blocks):
+    dataset = opened(blocks, 20)
+    sizes = []
+    for name in ("mlp", "unet", "mlp"):
+        built(name, dataset)
+        sizes.append(dataset.at_times(np.array([0])).geometry.n_blocks)
+    assert sizes[0] == sizes[2] < sizes[1]
+
+
 def test_old_runs_stay_what_they_were(blocks):
     assert "piece_blocks" not in opened(blocks).definition
     assert opened(blocks, 50).definition["piece_blocks"] == 50
