@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 import yaml
+from plans import small
 
 from millrace.errors import ExitCode
 from millrace.planning.command import main
@@ -129,6 +130,23 @@ def test_the_table(configuration, capsys):
     assert f"4 micro-batches, 1f1b; the pipeline bubble is {bubble}" in shown
     assert "between stages" in shown
     assert "fits, 0% of its memory" in shown
+
+
+def test_what_a_piece_of_a_grid_takes_is_shown_and_does_not_grow_with_the_grid(tmp_path, capsys):
+    held = []
+    for level in (4, 6):
+        made = small("downscaler")
+        made["datasets"]["small"]["demo"]["level"] = level
+        made["experiments"]["tiny"]["data"]["piece_blocks"] = 50
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(made))
+        asked = ["--parallel", "tiny", "--layout", "n1_gpu1"]
+        assert main([*asked, "--configfile", str(tmp_path / "config.yaml")]) == ExitCode.OK
+        shown = " ".join(capsys.readouterr().out.split())
+        said, _, rest = shown.partition(" blocks of 16 a sample, ")
+        assert said.endswith(f"{80 * 4**level:,} cells; 50")
+        held.append(rest)
+    assert 100 < int(held[0].split()[0]) < 250, "blocks around the piece"
+    assert held[0] == held[1]
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,10 @@ def show_division(
         workload, divided, execution = described(block, dataset, on, *size)
     except ConfigError as error:
         raise ConfigError(f"--parallel {experiment}: {error}") from None
+    kept = {
+        recompute: footprints(workload, divided, execution.micro_batch, recompute)
+        for recompute in (False, True)
+    }
     share, outline = divided.samples(workload.train.global_batch), workload.dataset
     console.print(
         f"[bold]{experiment}[/] on {on}: dp_replicate {divided.dp_replicate} x dp_shard "
@@ -55,10 +59,6 @@ def show_division(
         f"{_size_of(outline)}; {share} of "
         f"{workload.train.global_batch} samples a share, {workload.train.precision}"
     )
-    kept = {
-        recompute: footprints(workload, divided, execution.micro_batch, recompute)
-        for recompute in (False, True)
-    }
     console.print(memory_table(kept, execution.activation_checkpointing))
     console.print(sent_table(kept[False]))
     bubbles = [one.bubble for one in kept[False]]

@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from millrace.checking.contracts import OF_MODELS, OF_SAMPLES, Case
 from millrace.data.samples import open_dataset
@@ -248,6 +249,8 @@ def test_memory_of_a_sample_does_not_grow_with_the_grid(grids):
         built("unet", dataset)
         made = [dataset.at_times(np.array([0]), piece=piece) for piece in range(0, 8, 2)]
         sizes.append(max(map(size_of, made)))
+        tensors = [x for x in tree_leaves(made[0]) if isinstance(x, torch.Tensor)]
+        assert sum(x.nbytes for x in tensors) == size_of(made[0]), "what planning counts"
         wholes.append(size_of(opened(grids(level), cache_bytes=0).at_times(np.array([0]))))
     assert wholes[2] > 3.9 * wholes[1] > 15 * wholes[0]
     assert max(sizes) < 1.2 * min(sizes)  # around a piece of R2B03 is half the globe

@@ -37,7 +37,7 @@ DAY, YEAR = 1.0, 365.2425
 
 ON_DEVICE = 2
 """Pieces whose geometry is kept on the device."""
-CUT_BYTES = 4 << 30
+CUT_BYTES = 16 << 30
 """Size of the matrices of pieces in the memory of the host, beyond which the least recently used go."""
 
 

@@ -53,7 +53,7 @@ class BlockOutline:
 
     @property
     def said(self) -> str:
-        """What a sample is, for people."""
+        """What a sample is, for people, once the model has been built."""
         own, blocks = self.n_blocks
         return f"{self.n_cells:,} cells; {own} blocks of {self.per_block} a sample, {blocks - own} around"
 
@@ -84,8 +84,10 @@ class BlockOutline:
         return 10 + n_variables * (1 + self.config.climatology) + self.n_clock
 
     def surround(self, seen: Seen) -> None:
-        """Count around a piece what a network sees there."""
-        self._seen = seen
+        """Count around a piece what the network of the experiment sees there."""
+        if self._seen is None:
+            self._seen = seen
+            self.__dict__.pop("n_blocks", None)
 
     @cached_property
     def n_blocks(self) -> tuple[int, int]:
