@@ -22,8 +22,9 @@ from millrace.systems.downscaling.settings import BlockDatasetConfig, BlockSetti
 from millrace.systems.downscaling.simulator.icosphere import Icosphere
 from millrace.systems.downscaling.sparse import SparseMatrix
 
-_ROOM = 4
-"""Pieces of the grid on which the blocks around one of them are counted, or more."""
+_ROOM = 6
+"""Pieces of the grid on which the blocks around one of them are counted, or more; on one of four the globe
+is so curved that they are a tenth too few."""
 _COUNTED_LEVELS = 2
 """Finest refinements below the blocks that are taken there: what is reached on finer ones lies within."""
 
