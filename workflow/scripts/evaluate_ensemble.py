@@ -6,7 +6,9 @@ from millrace.job_log import job
 
 with job(snakemake) as progress:
     from millrace.evaluation.run import evaluate_ensemble
+    from millrace.processes import keep_freed_memory
 
+    keep_freed_memory()
     inputs = dict(snakemake.input.items())
     evaluate_ensemble(
         checkpoints=[Path(path) for path in inputs.pop("checkpoints")],

@@ -6,7 +6,9 @@ from millrace.job_log import job
 
 with job(snakemake) as progress:
     from millrace.evaluation.run import evaluate_run
+    from millrace.processes import keep_freed_memory
 
+    keep_freed_memory()
     inputs = dict(snakemake.input.items())
     evaluate_run(
         checkpoint=Path(inputs.pop("checkpoint")),

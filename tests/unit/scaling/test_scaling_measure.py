@@ -66,8 +66,7 @@ def test_one_rank(request_for, one):
     assert (computed <= times["total"]).all()
     assert np.median(computed / times["total"]) > 0.8
     assert run.flops_per_sample > 1e3
-    # Some of the parameters are complex.
-    assert 4 * run.parameters < run.gradient_bytes < 8 * run.parameters
+    assert run.gradient_bytes == 4 * run.parameters
     # The recorded steps are the first of a training, whatever the warm-up did.
     assert list(run.losses) == first_losses(request, one)
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from millrace.errors import REFUSED, explain
 from millrace.launch.agent import CANCELLED, FAILED
+from millrace.processes import keep_freed_memory
 from millrace.systems.registry import load_plugins
 from millrace.training.distributed import Ranks, process_group
 
@@ -37,6 +38,7 @@ def work_on(kind: Callable[..., Any], work: Callable[[Any, Ranks, Path], None]) 
     error_file = path.with_suffix(FAILED)
     if error_file.exists() or path.with_suffix(CANCELLED).exists():
         return 0  # torchrun starts all ranks again when one ends, but that is of no use here
+    keep_freed_memory()
     try:
         request = kind(**json.loads(path.read_text()))
         load_plugins(request.plugins)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from millrace.models.stored import restored
 from millrace.training.parallel.shards import local
 
 
@@ -39,6 +40,7 @@ class Ema:
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Continue from the averaged weights of this process, by name."""
+        weights = restored(self._module, weights)
         names = (name for name, _ in self._module.named_parameters())
         for average, name in zip(self._average, names, strict=True):
             average.copy_(local(weights[name]))

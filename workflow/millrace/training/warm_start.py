@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from millrace.errors import ConfigError, DataError, listed
 from millrace.input_files import SMALL
+from millrace.models.stored import restored
 from millrace.training.config import InitFromConfig
 from millrace.training.store import load_state, weights_of
 
@@ -56,7 +57,8 @@ def warm_start(
     weights = _weights(Path(config.checkpoint))
     # A layer that is used at two places has two names in the checkpoint.
     own = dict(module.named_parameters(remove_duplicate=False))
-    problems = _mismatches(own, weights, {name for name, _ in module.named_buffers()})
+    stored = {name: value for name, value in module.state_dict().items() if name in own}
+    problems = _mismatches(stored, weights, {name for name, _ in module.named_buffers()})
     if problems:
         raise ConfigError(
             f"train.init_from.checkpoint: {config.checkpoint} does not fit the model: "
@@ -64,9 +66,9 @@ def warm_start(
         )
     check_buffers(module, weights, matching_buffers, Path(config.checkpoint))
     with torch.no_grad():
-        for name, parameter in own.items():
-            if name in weights:
-                parameter.copy_(weights[name])
+        for name, value in restored(module, weights).items():
+            if name in own:
+                own[name].copy_(value)
     for prefix in config.freeze:
         frozen = [parameter for name, parameter in own.items() if name.startswith(prefix)]
         if not frozen:

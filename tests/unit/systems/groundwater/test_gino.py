@@ -6,7 +6,7 @@ import torch
 from neuralop.layers.neighbor_search import native_neighbor_search
 
 from millrace.data.samples import open_dataset
-from millrace.systems.groundwater.gino import SPEC
+from millrace.systems.groundwater.gino import SPEC, library_model
 from millrace.systems.groundwater.settings import GinoConfig
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ def case(samples, definition):
     return SPEC.build(config, dataset), dataset.batch("train", 1, np.arange(4)), config
 
 
-def test_equals_the_library_model(case):
+def test_forecasts_and_gradients_equal_those_of_the_library_model(case):
     model, batch, config = case
     geometry = batch.geometry
     # The library finds the neighbours itself; on lattices it may decide exact ties differently.
@@ -31,17 +31,53 @@ def test_equals_the_library_model(case):
     ours = geometry.from_latent
     n_edges = int(theirs["neighbors_row_splits"][geometry.n_core])
     assert theirs["neighbors_index"][:n_edges].tolist() == ours.index.tolist()
-    with torch.no_grad():
-        change_BKC = model.net(
-            input_geom=geometry.points_N3.unsqueeze(0),
-            latent_queries=geometry.latent_G3.reshape(1, *geometry.latent_shape, 3),
-            output_queries=geometry.points_N3[: geometry.n_core].unsqueeze(0),
-            x=batch.x_NBC.transpose(0, 1),
-        )
-        change = change_BKC.transpose(0, 1).unflatten(2, model.output_shape)
-        expected = batch.last_KBV.unsqueeze(2) + model.increment_scale_V * change
-        difference = (model(batch) - expected).abs().max() / expected.abs().max()
-    assert difference < 1e-5
+    library = library_model(
+        config, batch.x_NBC.shape[2], model.output_shape[0] * len(batch.scale_V)
+    )
+    library.load_state_dict(model.net.state_dict())
+    change_BKC = library(
+        input_geom=geometry.points_N3.unsqueeze(0),
+        latent_queries=geometry.latent_G3.reshape(1, *geometry.latent_shape, 3),
+        output_queries=geometry.points_N3[: geometry.n_core].unsqueeze(0),
+        x=batch.x_NBC.transpose(0, 1),
+    )
+    change = change_BKC.transpose(0, 1).unflatten(2, model.output_shape)
+    expected = batch.last_KBV.unsqueeze(2) + model.increment_scale_V * change
+    forecast = model(batch)
+    assert difference(forecast, expected) < 1e-5
+    weight = torch.randn_like(expected)
+    for values in (forecast, expected):
+        (values * weight).sum().backward()
+    # Through their state dicts, which hold weights and here gradients in the format of the library.
+    gradients = []
+    for module in (model.net, library):
+        for parameter in module.parameters():
+            parameter.data = parameter.grad
+        gradients.append(tensors(module))
+    mine, its = gradients
+    assert mine.keys() == its.keys()
+    for name, value in mine.items():
+        assert difference(value, its[name]) < 1e-5, name
+
+
+def tensors(module):
+    """Without the metadata of the library."""
+    return {k: v.detach() for k, v in module.state_dict().items() if isinstance(v, torch.Tensor)}
+
+
+def difference(found, expected):
+    found, expected = found.detach(), expected.detach()
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def test_weights_of_the_library_load(case):
+    model, batch, config = case
+    library = library_model(
+        config, batch.x_NBC.shape[2], model.output_shape[0] * len(batch.scale_V)
+    )
+    model.net.load_state_dict(library.state_dict())
+    for name, value in tensors(model.net).items():
+        assert torch.equal(value, library.state_dict()[name]), name
 
 
 def test_untrained_network_of_zeros_is_persistence(case):

@@ -52,8 +52,8 @@ def test_equals_library_layer(points, table, reduction, dtype, tolerance):
         y_embedded, x_embedded = embed(block, y), embed(block, x)
     finally:
         torch.set_default_dtype(before)
-    ours = gno(block, y_embedded, x_embedded, f_BNC.transpose(0, 1), table, reduction)
-    ours = ours.transpose(0, 1)
+    ours = gno(block, y_embedded, x_embedded, f_BNC.permute(2, 1, 0), table, reduction)
+    ours = ours.permute(2, 1, 0)
     grads = torch.autograd.grad((ours * weights).sum(), inputs)
 
     assert relative(ours, expected) < tolerance
@@ -63,8 +63,8 @@ def test_equals_library_layer(points, table, reduction, dtype, tolerance):
 
 def test_gradient_matches_finite_differences(table):
     n_edges = len(table.index)
-    kernel = torch.randn(n_edges, 2, dtype=torch.float64, requires_grad=True)
-    f = torch.randn(N_POINTS, 2, 2, dtype=torch.float64, requires_grad=True)
+    kernel = torch.randn(2, n_edges, dtype=torch.float64, requires_grad=True)
+    f = torch.randn(2, N_POINTS, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
         lambda k, g: kernel_sum(k, g, table), (kernel, f), fast_mode=True
     )
@@ -74,20 +74,32 @@ def test_output_points_without_neighbours_are_zero():
     lonely = NeighbourTable.from_csr(
         radius_neighbours(np.zeros((1, 3)), [[0.0, 0, 0], [1, 1, 1]], 0.1), 1
     )
-    out = kernel_sum(torch.ones(1, 2), torch.full((1, 1, 2), 3.0), lonely)
-    assert out.tolist() == [[[3.0, 3.0]], [[0.0, 0.0]]]
+    out = kernel_sum(torch.ones(2, 1), torch.full((2, 1, 1), 3.0), lonely)
+    assert out.tolist() == [[[3.0], [0.0]], [[3.0], [0.0]]]
 
 
-def test_samples_in_turns_give_the_same(table, monkeypatch):
-    kernel, f = torch.randn(len(table.index), 4), torch.randn(N_POINTS, 6, 4)
-    whole = kernel_sum(kernel, f, table)
-    monkeypatch.setattr(ops, "MAX_EDGE_ELEMENTS", 2 * kernel.numel())
-    assert torch.equal(kernel_sum(kernel, f, table), whole)
+def test_without_any_neighbours_all_is_zero():
+    alone = NeighbourTable.from_csr(radius_neighbours(np.zeros((1, 3)), np.ones((2, 3)), 0.1), 1)
+    kernel, f = torch.ones(3, 0, requires_grad=True), torch.ones(3, 1, 4)
+    assert torch.equal(kernel_sum(kernel, f, alone), torch.zeros(3, 2, 4))
+
+
+def test_channels_in_turns_give_the_same(table, monkeypatch):
+    kernel = torch.randn(5, len(table.index), requires_grad=True)
+    f, weight = torch.randn(5, N_POINTS, 6, requires_grad=True), torch.randn(5, N_OUT, 6)
+    found = []
+    for channels in (5, 2):
+        monkeypatch.setattr(ops, "BAG_BYTES", channels * 12 * len(table.index))
+        made = kernel_sum(kernel, f, table)
+        found.append([made, *torch.autograd.grad((made * weight).sum(), (kernel, f))])
+    for whole, in_turns in zip(*found, strict=True):
+        assert torch.equal(whole, in_turns)
+    assert table.bags(5).channels == 2
 
 
 def test_gradients_are_deterministic(table):
-    kernel = torch.randn(len(table.index), 4, requires_grad=True)
-    f = torch.randn(N_POINTS, 6, 4, requires_grad=True)
+    kernel = torch.randn(4, len(table.index), requires_grad=True)
+    f = torch.randn(4, N_POINTS, 6, requires_grad=True)
     runs = [
         torch.autograd.grad(kernel_sum(kernel, f, table).square().sum(), (kernel, f))
         for _ in range(3)

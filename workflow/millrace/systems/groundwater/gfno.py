@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from millrace.errors import ConfigError
 from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
+from millrace.systems.groundwater.fourier import ChannelLast, FourierLayers
 from millrace.systems.groundwater.gno import gno
-from millrace.systems.groundwater.network import GraphNetwork, spectral_in_float32
+from millrace.systems.groundwater.network import GraphNetwork
 from millrace.systems.groundwater.neuraloperator import ChannelMLP, FNOBlocks, GNOBlock
 from millrace.systems.groundwater.plane_dataset import PlaneBatch, PlaneDataset, PlaneGeometry
 from millrace.systems.groundwater.settings import GfnoConfig
@@ -69,26 +70,30 @@ class GFNO(GraphNetwork):
             out_channels=len(increment_scale_V),
             hidden_channels=4 * config.hidden,
         )
-        spectral_in_float32(self)
+        self.lifting, self.projection = ChannelLast(self.lifting), ChannelLast(self.projection)
+        self.fno_blocks = FourierLayers(self.fno_blocks)
 
     def forward(self, batch: PlaneBatch) -> Tensor:
         """Forecast in normalised units, [K, B, T, V]."""
         geometry = batch.geometry
-        h_GBC = self.encode(batch.x_NBC, geometry)
-        h_BCTHW = h_GBC.permute(1, 2, 0).unflatten(2, geometry.latent_shape)
-        h_BCTHW = self.lifting(torch.cat([h_BCTHW, batch.features_BFTHW], dim=1))
-        for layer in range(self.fno_blocks.n_layers):
-            h_BCTHW = self.fno_blocks(h_BCTHW, layer)
-        change_BVTK = self.projection(h_BCTHW).flatten(3)[..., geometry.cell_K]
-        return self.forecast(batch, change_BVTK.permute(3, 0, 2, 1))
+        x_CGB = self.encode(batch.x_NBC, geometry)
+        features_FGB = batch.features_BFTHW.flatten(2).permute(1, 2, 0)
+        h_GBH = self.lifting(torch.cat([x_CGB, features_FGB]).flatten(1), rows=True)
+        h_GBH = h_GBH.unflatten(0, (x_CGB.shape[1], -1))
+        h_GBH = self.fno_blocks(h_GBH, geometry.latent_shape)
+        h_TSBH = h_GBH.unflatten(0, (geometry.latent_shape[0], -1))[:, geometry.cell_K]
+        change = self.projection(h_TSBH.flatten(0, 2).t())
+        change_VTKB = change.unflatten(1, h_TSBH.shape[:3])
+        return self.forecast(batch, change_VTKB.permute(2, 3, 1, 0))
 
     def encode(self, x_NBC: Tensor, geometry: PlaneGeometry) -> Tensor:
-        """Carry boundary values into the grid, [G, B, C]; 0 where no boundary point is near."""
+        """Carry boundary values into the grid, [C, G, B]; 0 where no boundary point is near."""
         boundary_ND, latent_GD = self.embeddings(
             geometry, (self.gno, geometry.boundary_N3), (self.gno, geometry.latent_G3)
         )
         h_NBC = self.boundary(x_NBC)
-        return gno(self.gno, boundary_ND, latent_GD, h_NBC, geometry.into_latent, "mean")
+        f_CNB = h_NBC.permute(2, 0, 1)
+        return gno(self.gno, boundary_ND, latent_GD, f_CNB, geometry.into_latent, "mean")
 
 
 def _build(config: GfnoConfig, dataset: PlaneDataset) -> GFNO:

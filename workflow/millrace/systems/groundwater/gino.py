@@ -1,8 +1,9 @@
 """Geometry-informed neural operator (GINO) for groundwater patches.
 
 Li et al. (2023), Geometry-Informed Neural Operator for Large-Scale 3D PDEs, NeurIPS 2023. Layers and
-parameters are those of `neuralop.models.GINO` 2.0.0; the two graph layers are evaluated by
-`millrace.systems.groundwater.gno` over neighbour tables that were computed with the samples.
+parameters are those of `neuralop.models.GINO` 2.0.0; graph layers are evaluated by
+`millrace.systems.groundwater.gno` over neighbour tables that were computed with the samples, Fourier layers
+by `millrace.systems.groundwater.fourier`.
 
 Shape suffixes: N points, K core points, G latent points, B samples, C channels, T steps, V variables.
 """
@@ -14,11 +15,35 @@ from torch import Tensor
 
 from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
+from millrace.systems.groundwater.fourier import ChannelLast, FourierLayers
 from millrace.systems.groundwater.gno import gno
-from millrace.systems.groundwater.network import GraphNetwork, spectral_in_float32
+from millrace.systems.groundwater.network import GraphNetwork
 from millrace.systems.groundwater.neuraloperator import LibraryGINO
 from millrace.systems.groundwater.patch_dataset import LatentGeometry, PatchBatch, PatchDataset
 from millrace.systems.groundwater.settings import GinoConfig
+
+
+def library_model(config: GinoConfig, in_channels: int, out_channels: int) -> LibraryGINO:
+    """The library's model, whose parameters and their names are those of `GINO.net`."""
+    return LibraryGINO(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        gno_coord_dim=3,
+        in_gno_radius=config.radius,
+        out_gno_radius=config.radius,
+        in_gno_transform_type="linear",
+        out_gno_transform_type="linear",
+        # With the linear transform the kernel multiplies the input channel by channel.
+        fno_in_channels=in_channels,
+        fno_n_modes=config.modes,
+        fno_hidden_channels=config.hidden,
+        fno_n_layers=config.layers,
+        fno_use_channel_mlp=False,
+        in_gno_channel_mlp_hidden_layers=list(config.kernel_widths),
+        out_gno_channel_mlp_hidden_layers=list(config.kernel_widths),
+        gno_use_open3d=False,
+        gno_use_torch_scatter=False,
+    )
 
 
 class GINO(GraphNetwork):
@@ -29,42 +54,27 @@ class GINO(GraphNetwork):
     ) -> None:
         super().__init__(increment_scale_V)
         self.output_shape = (output_steps, len(increment_scale_V))
-        self.net = LibraryGINO(
-            in_channels=in_channels,
-            out_channels=output_steps * len(increment_scale_V),
-            gno_coord_dim=3,
-            in_gno_radius=config.radius,
-            out_gno_radius=config.radius,
-            in_gno_transform_type="linear",
-            out_gno_transform_type="linear",
-            # With the linear transform the kernel multiplies the input channel by channel.
-            fno_in_channels=in_channels,
-            fno_n_modes=config.modes,
-            fno_hidden_channels=config.hidden,
-            fno_n_layers=config.layers,
-            fno_use_channel_mlp=False,
-            in_gno_channel_mlp_hidden_layers=list(config.kernel_widths),
-            out_gno_channel_mlp_hidden_layers=list(config.kernel_widths),
-            gno_use_open3d=False,
-            gno_use_torch_scatter=False,
-        )
-        spectral_in_float32(self)
+        self.net = library_model(config, in_channels, output_steps * len(increment_scale_V))
+        self.net.lifting = ChannelLast(self.net.lifting)
+        self.net.projection = ChannelLast(self.net.projection)
+        self.net.fno_blocks = FourierLayers(self.net.fno_blocks)
 
     def forward(self, batch: PatchBatch) -> Tensor:
         """Forecast in normalised units, [K, B, T, V]."""
         geometry = cast(LatentGeometry, batch.geometry)
-        inward, outward = self.net.gno_in, self.net.gno_out
+        net, (n_latent, n_core) = self.net, (len(geometry.latent_G3), geometry.n_core)
         points_ND, latent_GD = self.embeddings(
-            geometry, (inward, geometry.points_N3), (outward, geometry.latent_G3)
+            geometry, (net.gno_in, geometry.points_N3), (net.gno_out, geometry.latent_G3)
         )
-        x_GBC = gno(inward, points_ND, latent_GD, batch.x_NBC, geometry.into_latent, "mean")
-        n_samples = x_GBC.shape[1]
-        grid = x_GBC.transpose(0, 1).reshape(n_samples, *geometry.latent_shape, -1)
-        h_BHG = self.net.latent_embedding(grid).flatten(2)
-        h_GBH, core_KD = h_BHG.permute(2, 0, 1).contiguous(), points_ND[: geometry.n_core]
-        h_KBH = gno(outward, latent_GD, core_KD, h_GBH, geometry.from_latent, "sum")
-        out_BCK = self.net.projection(h_KBH.permute(1, 2, 0))
-        change_KBTV = out_BCK.permute(2, 0, 1).unflatten(2, self.output_shape)
+        f_CNB = batch.x_NBC.permute(2, 0, 1)
+        x_CGB = gno(net.gno_in, points_ND, latent_GD, f_CNB, geometry.into_latent, "mean")
+        h_GBH = net.lifting(x_CGB.flatten(1), rows=True).unflatten(0, (n_latent, -1))
+        h_GBH = net.fno_blocks(h_GBH, geometry.latent_shape)
+        h_HGB = h_GBH.permute(2, 0, 1)
+        core_KD = points_ND[:n_core]
+        h_HKB = gno(net.gno_out, latent_GD, core_KD, h_HGB, geometry.from_latent, "sum")
+        change = net.projection(h_HKB.flatten(1)).unflatten(1, (n_core, -1))
+        change_KBTV = change.permute(1, 2, 0).unflatten(2, self.output_shape)
         return self.forecast(batch, change_KBTV)
 
 

@@ -6,8 +6,8 @@ The layer is the ``linear`` transform of the Graph Neural Operator [1]_,
 
 with the kernel k an MLP of the two embedded positions. Parameters are those of
 `neuralop.layers.gno_block.GNOBlock`; only the evaluation differs. What depends on the geometry
-alone (neighbours, embeddings) is computed once, samples share the kernel of their geometry, and the
-reduction runs on whole segments instead of one output point at a time.
+alone (neighbours, embeddings) is computed once, samples share the kernel of their geometry, and sums are
+those of bags of rows of samples, one a channel: nothing has edges, samples and channels at once.
 
 Shape suffixes: N points integrated over, M output points, E edges, B samples, C channels,
 D embedding channels, H kernel width.
@@ -16,26 +16,26 @@ D embedding channels, H kernel width.
    arXiv:2003.03485.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 from millrace.systems.groundwater.graph import CSR
 from millrace.systems.groundwater.neuraloperator import GNOBlock, LinearChannelMLP
 
-# Edge tensors of one pass are [E, B, C]; beyond this many elements the samples are taken in turns so
-# that a fine latent grid does not decide the batch size.
-MAX_EDGE_ELEMENTS = 64_000_000
+BAG_BYTES = 100_000_000
+"""Tables of bags of a geometry; of many edges channels are taken in turns."""
 
 
 @dataclass(frozen=True)
 class NeighbourTable:
     """Neighbours of M output points among N points, as a CSR table and its transpose.
 
-    The transpose makes the backward pass a segment reduction too, so that gradients are
-    deterministic: no atomic additions.
+    The transpose makes the backward pass a sum over bags too, so that gradients are deterministic: no
+    atomic additions.
     """
 
     indptr: Tensor
@@ -48,6 +48,7 @@ class NeighbourTable:
     """int64[N+1]"""
     transposed_edge: Tensor
     """int64[E]: edges sorted by neighbour."""
+    _bags: "dict[int, _Bags]" = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def from_csr(cls, csr: CSR, n_points: int) -> "NeighbourTable":
@@ -60,91 +61,168 @@ class NeighbourTable:
 
     def to(self, device: torch.device) -> "NeighbourTable":
         """Copy to a device."""
-        return NeighbourTable(*(getattr(self, name).to(device) for name in self.__annotations__))
+        names = ("indptr", "index", "row", "transposed_indptr", "transposed_edge")
+        return NeighbourTable(*(getattr(self, name).to(device) for name in names))
+
+    def bags(self, channels: int) -> "_Bags":
+        """Bags of so many channels, or as many of them as are taken at once."""
+        most = max(1, BAG_BYTES // max(1, 3 * 4 * len(self.index)))
+        channels = min(channels, most)
+        if channels not in self._bags:
+            self._bags[channels] = _Bags.of(self, channels)
+        return self._bags[channels]
 
 
-def _segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
-    """Sum rows of ``values`` [E, ...] over ``offsets[i]:offsets[i+1]``; empty segments give zero."""
-    flat = values.reshape(values.shape[0], -1)
-    out = torch.segment_reduce(flat, "sum", offsets=offsets, axis=0, initial=0.0, unsafe=True)
-    return out.reshape(-1, *values.shape[1:])
+@dataclass(frozen=True, eq=False)
+class _Bags:
+    """Which rows are summed, of values [C N, B] by output point and [C M, B] by neighbour."""
+
+    channels: int
+    index: Tensor
+    offset: Tensor
+    back_index: Tensor
+    back_offset: Tensor
+    bag: Tensor
+    back_edge: Tensor
+    """int64[E]: edges sorted by neighbour."""
+
+    @classmethod
+    def of(cls, table: NeighbourTable, channels: int) -> "_Bags":
+        edges, rows = len(table.index), len(table.indptr) - 1
+        points = len(table.transposed_indptr) - 1
+        if channels * max(edges, rows, points) >= 2**31:
+            raise ValueError(f"{edges} edges of {channels} channels: more than int32 counts")
+        channel = torch.arange(channels, device=table.index.device)[:, None]
+
+        def stacked(values: Tensor, step: int) -> Tensor:
+            return (values + channel * step).flatten().int()
+
+        by_neighbour = table.row[table.transposed_edge]
+        return cls(
+            channels,
+            stacked(table.index, points),
+            stacked(table.indptr[:-1], edges),
+            stacked(by_neighbour, rows),
+            stacked(table.transposed_indptr[:-1], edges),
+            stacked(table.row, rows),
+            table.transposed_edge,
+        )
 
 
 class _KernelSum(torch.autograd.Function):
-    """out[m,b,c] = sum_{e in row m} kernel[e,c] f[index[e],b,c], without saving edge tensors."""
+    """out[c,m,b] = sum_{e in row m} kernel[c,e] f[c,index[e],b], without tensors of edges and samples."""
 
     @staticmethod
-    def forward(ctx: Any, kernel_EC: Tensor, f_NBC: Tensor, table: NeighbourTable) -> Tensor:
-        ctx.save_for_backward(kernel_EC, f_NBC)
-        ctx.table = table
-        return _segment_sum(kernel_EC.unsqueeze(1) * f_NBC[table.index], table.indptr)
+    def forward(ctx: Any, kernel_CE: Tensor, f_CNB: Tensor, bags: _Bags) -> Tensor:
+        ctx.save_for_backward(kernel_CE, f_CNB)
+        ctx.bags = bags
+        return _sum_of_bags(f_CNB, bags.index, bags.offset, kernel_CE)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        kernel_EC, f_NBC = ctx.saved_tensors
-        table: NeighbourTable = ctx.table
-        grad_EBC = grad_outputs[0].contiguous()[table.row]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        kernel_CE, f_CNB = ctx.saved_tensors
+        bags: _Bags = ctx.bags
+        g_CMB = gradients[0].contiguous()
         grad_kernel = grad_f = None
         if ctx.needs_input_grad[0]:
-            grad_kernel = (grad_EBC * f_NBC[table.index]).sum(dim=1)
+            grad_kernel = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+                g_CMB.flatten(0, 1), f_CNB.flatten(0, 1), bags.index, bags.offset, bags.bag, 0
+            ).view_as(kernel_CE)
         if ctx.needs_input_grad[1]:
-            weighted = grad_EBC.mul_(kernel_EC.unsqueeze(1))
-            grad_f = _segment_sum(weighted[table.transposed_edge], table.transposed_indptr)
+            weight = kernel_CE[:, bags.back_edge]
+            grad_f = _sum_of_bags(g_CMB, bags.back_index, bags.back_offset, weight)
         return grad_kernel, grad_f, None
 
 
-def kernel_sum(kernel_EC: Tensor, f_NBC: Tensor, table: NeighbourTable) -> Tensor:
-    """Sum kernel times function over the neighbours of every output point, [M, B, C].
+def _sum_of_bags(values_CNB: Tensor, index: Tensor, offset: Tensor, weight_CE: Tensor) -> Tensor:
+    channels, samples = len(values_CNB), values_CNB.shape[2]
+    summed = functional.embedding_bag(
+        index,
+        values_CNB.reshape(-1, samples),
+        offset,
+        mode="sum",
+        per_sample_weights=weight_CE.reshape(-1),
+    )
+    return summed.view(channels, -1, samples)
+
+
+class _Gathered(torch.autograd.Function):
+    """y[index] + x[row], whose gradients are sums over bags."""
+
+    @staticmethod
+    def forward(ctx: Any, y_NH: Tensor, x_MH: Tensor, table: NeighbourTable) -> Tensor:
+        ctx.table = table
+        return y_NH.index_select(0, table.index).add_(x_MH.index_select(0, table.row))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        table: NeighbourTable = ctx.table
+        g_EH = gradients[0].contiguous()
+        edges = torch.arange(len(g_EH), device=g_EH.device)
+        by_neighbour = (table.transposed_edge, table.transposed_indptr)
+        grad_y, grad_x = (
+            functional.embedding_bag(order, g_EH, indptr[:-1], mode="sum")
+            for order, indptr in (by_neighbour, (edges, table.indptr))
+        )
+        return grad_y, grad_x, None
+
+
+def kernel_sum(kernel_CE: Tensor, f_CNB: Tensor, table: NeighbourTable) -> Tensor:
+    """Sum kernel times function over the neighbours of every output point, [C, M, B].
 
     The kernel of an edge is shared by all samples.
     """
-    if kernel_EC.dtype in (torch.float16, torch.bfloat16):
+    if kernel_CE.dtype in (torch.float16, torch.bfloat16):
         # Under autocast: hundreds of neighbours are not summed in half precision.
-        kernel_EC = kernel_EC.float()
-    f_NBC = f_NBC.to(kernel_EC.dtype)
-    step = max(1, MAX_EDGE_ELEMENTS // max(1, kernel_EC.numel()))
-    if f_NBC.shape[1] <= step:
-        return _KernelSum.apply(kernel_EC, f_NBC, table)
-    parts = [_KernelSum.apply(kernel_EC, part, table) for part in f_NBC.split(step, dim=1)]
-    return torch.cat(parts, dim=1)
+        kernel_CE = kernel_CE.float()
+    f_CNB = f_CNB.to(kernel_CE.dtype)
+    if not len(table.index):
+        return f_CNB.new_zeros(len(f_CNB), len(table.indptr) - 1, f_CNB.shape[2])
+    at_once = table.bags(len(f_CNB)).channels
+    pairs = zip(kernel_CE.split(at_once), f_CNB.split(at_once), strict=True)
+    parts = [_KernelSum.apply(k, f, table.bags(len(k))) for k, f in pairs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _edge_kernel(
     mlp: LinearChannelMLP, y_ND: Tensor, x_MD: Tensor, table: NeighbourTable
 ) -> Tensor:
-    """Evaluate the kernel MLP on every edge, [E, C].
+    """Evaluate the kernel MLP on every edge, [C, E].
 
     Its first layer acts on the concatenation [y, x]; being linear it is applied to the points before
     they are gathered to edges, which saves the [E, 2 D] tensor.
     """
-    first = mlp.fcs[0]
+    first, *others = mlp.fcs
     weight_y, weight_x = first.weight.split(y_ND.shape[1], dim=1)
-    hidden = nn.functional.linear(y_ND, weight_y)[table.index]
-    hidden = hidden + nn.functional.linear(x_MD, weight_x, first.bias)[table.row]
-    for layer in list(mlp.fcs)[1:]:
+    y_NH = functional.linear(y_ND, weight_y)
+    hidden = _Gathered.apply(y_NH, functional.linear(x_MD, weight_x, first.bias), table)
+    for layer in others[:-1]:
         hidden = layer(mlp.non_linearity(hidden))
-    return hidden
+    if not others:
+        return hidden.t()
+    last = others[-1]
+    return torch.addmm(last.bias[:, None], last.weight, mlp.non_linearity(hidden).t())
 
 
 def gno(
     block: GNOBlock,
     y_ND: Tensor,
     x_MD: Tensor,
-    f_NBC: Tensor,
+    f_CNB: Tensor,
     table: NeighbourTable,
     reduction: Literal["sum", "mean"],
 ) -> Tensor:
     """Apply a `GNOBlock` (``linear`` transform) with its own weights over the neighbours of x among y.
 
     Positions are embedded, see `embed`. C must equal the block's output channels, and the reduction is that
-    with which it was built. Returns [M, B, C]; zero where an output point has no neighbours.
+    with which it was built. Returns [C, M, B]; zero where an output point has no neighbours.
     """
-    kernel_EC = _edge_kernel(block.integral_transform.channel_mlp, y_ND, x_MD, table)
+    kernel_CE = _edge_kernel(block.integral_transform.channel_mlp, y_ND, x_MD, table)
     if reduction == "mean":
         # Dividing the kernel, not the result, keeps the division off the sample dimension.
-        count_M1 = table.indptr.diff().clamp(min=1).to(kernel_EC.dtype).unsqueeze(1)
-        kernel_EC = kernel_EC / count_M1[table.row]
-    return kernel_sum(kernel_EC, f_NBC, table)
+        count_M = table.indptr.diff().clamp(min=1).to(kernel_CE.dtype)
+        kernel_CE = kernel_CE / count_M[table.row]
+    return kernel_sum(kernel_CE, f_CNB, table)
 
 
 def embed(block: GNOBlock, points: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from millrace.systems.groundwater.gno import embed
 from millrace.systems.groundwater.group_dataset import WindowBatch
-from millrace.systems.groundwater.neuraloperator import GNOBlock, SpectralConv
+from millrace.systems.groundwater.neuraloperator import GNOBlock
 
 
 class GraphNetwork(nn.Module):
@@ -35,19 +35,3 @@ class GraphNetwork(nn.Module):
     def forecast(self, batch: WindowBatch, change_KBTV: Tensor) -> Tensor:
         """Forecast in normalised units, [K, B, T, V]."""
         return batch.last_KBV.unsqueeze(2) + self.increment_scale_V * change_KBTV
-
-
-def spectral_in_float32(module: nn.Module) -> None:
-    """Have the spectral layers of a module take half-precision input as float32 under autocast.
-
-    Their weights are complex, which autocast leaves alone, and a Fourier transform in half precision
-    does not exist (bfloat16, or on the CPU) or needs powers of two (float16).
-    """
-    for layer in module.modules():
-        if isinstance(layer, SpectralConv):
-            layer.register_forward_pre_hook(_in_float32)
-
-
-def _in_float32(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    x: Tensor = arguments[0]
-    return (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, *arguments[1:])

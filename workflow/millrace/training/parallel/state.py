@@ -11,8 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from millrace.models.stored import restored
 from millrace.training.parallel.checkpoints import MOMENTS, load_into
 from millrace.training.parallel.divided import DividedModel
+
+_OF_PROCESS = ("params", "fused")
+"""Of an optimiser's groups, what is not taken from a checkpoint: it does not decide the weights."""
 
 
 def local_weights(module: nn.Module, divided: DividedModel | None) -> dict[str, Tensor]:
@@ -51,7 +55,7 @@ def load_full_state(
     others = {kind: state[kind] for kind in ("ema_model", "best_model") if kind in state}
     saved = state["optimizer"]
     if divided is None:
-        optimizer.load_state_dict(dict(saved))
+        optimizer.load_state_dict(_fitting(saved, optimizer, module, names))
         return others
 
     def part_of(full: Tensor, name: str, parameter: Tensor) -> Tensor:
@@ -61,7 +65,7 @@ def load_full_state(
 
     parameters = dict(module.named_parameters())
     for group in optimizer.param_groups:
-        group |= {k: v for k, v in saved["param_groups"][0].items() if k != "params"}
+        group |= {k: v for k, v in saved["param_groups"][0].items() if k not in _OF_PROCESS}
     for number, name in enumerate(names):
         if name in parameters and number in saved["state"]:
             own, moments = optimizer.state[parameters[name]], saved["state"][number]
@@ -72,6 +76,23 @@ def load_full_state(
         kind: {name: part_of(values[name], name, p) for name, p in parameters.items()}
         for kind, values in others.items()
     }
+
+
+def _fitting(
+    saved: Mapping[str, Any], optimizer: Optimizer, module: nn.Module, names: Sequence[str]
+) -> dict[str, Any]:
+    """The state of an optimiser with moments in the form of the parameters, and computed as now."""
+    moments = {
+        number: {
+            key: restored(module, {names[number]: value})[names[number]]
+            if key in MOMENTS
+            else value
+            for key, value in state.items()
+        }
+        for number, state in saved["state"].items()
+    }
+    own = {"fused": optimizer.param_groups[0]["fused"]}
+    return {"state": moments, "param_groups": [group | own for group in saved["param_groups"]]}
 
 
 def sharded_state(
@@ -91,7 +112,7 @@ def sharded_state(
     facts = {
         "trained": list(names),
         "steps": {name: step for part in steps for name, step in part.items()},
-        "group": {k: v for k, v in optimizer.param_groups[0].items() if k != "params"},
+        "group": {k: v for k, v in optimizer.param_groups[0].items() if k not in _OF_PROCESS},
         "weights": list(weights),
         "names": divided.names,
     }
@@ -118,7 +139,7 @@ def load_sharded_state(
     }
     moments: dict[str, dict[str, Tensor]] = {key: {} for key in MOMENTS}
     for group in optimizer.param_groups:
-        group |= facts["group"]
+        group |= {k: v for k, v in facts["group"].items() if k not in _OF_PROCESS}
     for name, parameter in parameters.items():
         if name in facts["steps"]:
             own = optimizer.state[parameter]
