@@ -377,7 +377,7 @@ ACTIONS = {
                 "summarise_skill",
                 {"metrics": [_SCORES], "ensembles": []},
                 _SKILL,
-                params={"others": ..., "datasets": {}},
+                params={"others": ..., "datasets": {}, "benchmarks": "benchmarks"},
             )
         ),
         (_SCORES, "results/data/*/samples.json"),

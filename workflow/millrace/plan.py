@@ -410,6 +410,10 @@ class Plan:
             for name, block in self.datasets.items()
         }
 
+    def benchmarks(self) -> str:
+        """Return the folder in which Snakemake keeps what jobs took."""
+        return str(self._root / "benchmarks")
+
     def readable(self, dataset: str) -> tuple[str, str]:
         """Return the directory of the raw files and their format, or those of what they were converted to.
 

@@ -34,5 +34,6 @@ rule summarise_skill:
         others=plan.other_metrics() or ...,
         # With `output` as argument it is not compared either: raw files may be archived.
         datasets=lambda wildcards, output: plan.raw_folders(),
+        benchmarks=lambda wildcards, output: plan.benchmarks(),
     script:
         "../scripts/summarise_skill.py"

@@ -13,11 +13,10 @@ with job(snakemake):
     sources = {
         name: (Path(folder), parts) for name, (folder, parts) in snakemake.params.datasets.items()
     }
-    root = Path(snakemake.output.table).parents[2]
     summarise(
         [Path(path) for path in snakemake.input.metrics],
         [Path(path) for path in snakemake.input.ensembles],
-        taken=taken(sources, root / "benchmarks"),
+        taken=taken(sources, Path(snakemake.params.benchmarks)),
         others=[] if others is ... else [Path(path) for path in others],
         **{name: Path(path) for name, path in snakemake.output.items()},
     )

@@ -95,12 +95,12 @@ def test_the_page_tells_what_became_of_the_raw_files(tmp_path):
 
 def test_the_page_tells_what_reading_took_and_what_was_expected(tmp_path):
     outputs = [tmp_path / name for name in ("skill.html", "skill.csv", "skill.png")]
-    for taken in ([], [Taken("site_a", "preprocess", 3, 117.5, 4500.0, 4.3, 0.912, 1.0)]):
+    for taken in ([], [Taken("site_a", "preprocess", 2, 3, 117.5, 4500.0, 4.3, 0.912, 1.0)]):
         summarise([write_run(tmp_path)], [], *outputs, taken=taken)
         assert ("What reading took" in outputs[0].read_text()) == bool(taken)
     cells = outputs[0].read_text().partition("What reading took")[2]
     found = re.findall(r"<td[^>]*>(.*?)</td>", cells.partition("</tbody>")[0])
-    assert found == ["site_<wbr>a", "preprocess", "3", "118", "75 min", "4.3 s", "0.912", "1"]
+    assert found == ["site_<wbr>a", "preprocess", "2 of 3", "118", "75 min", "4.3 s", "0.912", "1"]
 
 
 def test_crps_and_spread_of_three_members_are_held_back_and_the_mean_is_not(tmp_path, table):

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
@@ -93,21 +94,33 @@ def test_a_disk_that_fails_is_no_reason_to_fail(node, files, monkeypatch, capsys
     monkeypatch.setattr(shutil, "copyfile", refused)
     with local_copies(files) as environment:
         assert environment == {}
+        assert not [*node.iterdir()], "what was copied takes room"
     assert "No space left on device" in capsys.readouterr().err
-    assert not [*node.iterdir()]
 
 
 def test_what_a_killed_job_left_is_removed_and_what_another_uses_is_not(node, files):
-    dead, used = (node / f"millrace_samples_{os.getuid()}_{name}" for name in ("dead", "used"))
-    for folder in (dead, used):
+    start = f"millrace_samples_{os.getuid()}_{socket.gethostname()}_"
+    dead, used, elsewhere = (
+        node / name for name in (f"{start}dead", f"{start}used", "millrace_samples_0_other_x")
+    )
+    for folder in (dead, used, elsewhere):
         folder.mkdir()
-        (folder / "lock").touch()
-    with (used / "lock").open() as lock:
+        folder.with_suffix(".lock").touch()
+    with used.with_suffix(".lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with local_copies(files) as environment:
             assert environment
             assert used.is_dir()
+            assert elsewhere.is_dir()
             assert not dead.exists()
+            assert not dead.with_suffix(".lock").exists()
+
+
+def test_a_damaged_file_is_left_to_those_who_read_it(node, files, capsys):
+    Path(files["weather"]).write_bytes(b"no HDF5")
+    with local_copies(files) as environment:
+        assert environment == {}
+    assert "damaged HDF5" in capsys.readouterr().err
 
 
 def test_an_error_of_the_training_is_passed_on_and_copies_are_removed(node, files):

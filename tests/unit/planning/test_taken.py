@@ -42,8 +42,9 @@ def test_what_was_measured_with_other_parts_does_not_count(tmp_path, raw):
     assert [{one.job: one.jobs for one in found[parts]} for parts in (1, 2, 3)] == [
         {"build_vocabulary": 1, "tokenise": 1},
         {"sample_motion": 2},
-        {"sample_motion": 2, "tokenise_part": 1},
+        {"sample_motion": 3, "tokenise_part": 3},
     ]
+    assert [one.known for one in found[3]] == [2, 1]
 
 
 def test_parts_of_a_series_are_those_that_were_read(tmp_path, raw):
@@ -67,5 +68,6 @@ def test_rules_of_a_system_that_follow_the_parts_are_among_them(tmp_path, raw):
 def test_a_job_of_which_nothing_is_known_is_left_out(tmp_path, raw, content):
     measure(tmp_path, "preprocess/aquifer", 5.0, 100)
     (tmp_path / "benchmarks/preprocess/aquifer.tsv").write_text(content)
+    measure(tmp_path, "preprocess/other", 5.0, 100)
     gone = tmp_path / "archived"
     assert taken({"aquifer": (raw, 1), "other": (gone, 1)}, tmp_path / "benchmarks") == []

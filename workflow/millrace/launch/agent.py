@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -20,6 +21,9 @@ AGENT = "MILLRACE_AGENT"
 """Environment variable of the ranks: the process id of their agent."""
 FAILED = ".error"
 """Suffix of a file beside the request with sentence and exit code of an error in a rank."""
+
+_PATIENCE_S = 4 * 3600
+"""How long nodes wait for the others to copy samples."""
 
 # Snakemake sets these to the threads of the whole job; each rank gets its share.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -55,23 +59,35 @@ def main() -> int:
     threads = str(max(1, cpus // given.ranks))
     environment = (_LOOPBACK if alone else {}) | os.environ | _STORE | {AGENT: str(os.getpid())}
     environment |= dict.fromkeys(_THREADS, threads)
-    with _local_copies(Path(given.request)) as copies:
-        return _run(
-            [*command, given.module, given.request], {**environment, **copies}, given.request
-        )
-
-
-def _local_copies(request: Path) -> contextlib.AbstractContextManager[Mapping[str, str]]:
-    """Environment of ranks that read samples on this node, if the request asks for it."""
+    request = Path(given.request)
     asked = json.loads(request.read_text())
-    if not asked.get("execution", {}).get("local_copies"):
-        return contextlib.nullcontext({})
+    copied = asked["files"] if asked.get("execution", {}).get("local_copies") else None
+    if copied and not alone:  # the disks of some nodes are slower, or have no room
+        command += [f"--rdzv-conf=read_timeout={_PATIENCE_S},join_timeout={_PATIENCE_S}"]
+    with _local_copies(copied, request) as copies:
+        return _run([*command, given.module, given.request], {**environment, **copies}, request)
+
+
+@contextlib.contextmanager
+def _local_copies(files: Any, request: Path) -> Iterator[Mapping[str, str]]:
+    """Environment of ranks that read samples on this node, if there are ``files`` to copy."""
+    if not files:
+        yield {}
+        return
     from millrace.launch.local_copies import local_copies  # takes a second
 
-    return local_copies(asked["files"])
+    def stop(number: int) -> None:
+        if number == signal.SIGTERM:  # a warning is of no use before anything was trained
+            request.with_suffix(CANCELLED).touch()
+            raise SystemExit(128 + number)
+
+    with contextlib.ExitStack() as stack:
+        with forwarding_signals(stop):
+            made = stack.enter_context(local_copies(files))
+        yield made
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str], request: str) -> int:
+def _run(command: Sequence[str], environment: Mapping[str, str], request: Path) -> int:
     process = subprocess.Popen(
         command, env=environment, start_new_session=True, preexec_fn=dying_with_this()
     )
@@ -79,7 +95,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str], request: str) -
     def warn_workers(number: int) -> None:
         cancelled = number == signal.SIGTERM
         if cancelled:
-            Path(request).with_suffix(CANCELLED).touch()
+            request.with_suffix(CANCELLED).touch()
         with contextlib.suppress(psutil.NoSuchProcess):
             workers = psutil.Process(process.pid).children()
             # torchrun would end its workers before they have saved, but need not begin any.

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,11 @@ from pathlib import Path
 
 from millrace.data.hdf5 import parts_of
 from millrace.data.samples import LOCAL_COPIES, Files, datasets_of
+from millrace.errors import DataError
 
-_PREFIX, _LOCK = f"millrace_samples_{os.getuid()}_", "lock"
+# Of this node alone: locks of a folder that nodes share need not hold between them.
+_PREFIX = f"millrace_samples_{os.getuid()}_{socket.gethostname()}_"
+_LOCK = ".lock"
 _LEFT_FREE = 0.05
 """Share of the disk that stays free: jobs write there, too."""
 
@@ -33,24 +37,48 @@ def local_copies(files: Files) -> Iterator[dict[str, str]]:
         environment = {}
         try:
             _check_room(paths, place)
-            made = tempfile.TemporaryDirectory(
-                prefix=_PREFIX, dir=place, ignore_cleanup_errors=True
-            )
-            folder = Path(stack.enter_context(made))
-            lock = stack.enter_context((folder / _LOCK).open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)  # as long as this process lives
+            folder = stack.enter_context(_folder(place))
             copied = {
                 str(path): _copy(path, folder / str(number)) for number, path in enumerate(paths)
             }
             (folder / "copies.json").write_text(json.dumps(copied))
             environment[LOCAL_COPIES] = str(folder / "copies.json")
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else error
+        except (OSError, DataError) as error:
+            stack.close()  # what is there already takes room
+            reason = getattr(error, "strerror", None) or error
             print(
                 f"train.local_copies: {reason} in {place}; samples are read from where they are",
                 file=sys.stderr,
             )
         yield environment
+
+
+@contextlib.contextmanager
+def _folder(place: Path) -> Iterator[Path]:
+    """A new folder, which is locked as long as this process lives."""
+    while True:
+        number, name = tempfile.mkstemp(_LOCK, _PREFIX, place)
+        fcntl.flock(number, fcntl.LOCK_EX)
+        if os.fstat(number).st_nlink:
+            break
+        os.close(number)  # another job has swept it away before it was locked
+    folder = Path(name).with_suffix("")
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        Path(name).unlink(missing_ok=True)
+        os.close(number)
+
+
+def _sweep(place: Path) -> None:
+    """Remove copies whose job is dead."""
+    for path in place.glob(f"{_PREFIX}*{_LOCK}"):
+        with contextlib.suppress(OSError), path.open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            path.unlink()
 
 
 def _check_room(paths: Sequence[Path], place: Path) -> None:
@@ -75,11 +103,3 @@ def _names(path: Path) -> list[str]:
     if any(".." in Path(name).parts for name in names):
         raise OSError(f"{path} reads parts outside its folder")
     return names
-
-
-def _sweep(place: Path) -> None:
-    """Remove copies whose job is dead."""
-    for folder in place.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError), (folder / _LOCK).open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)

@@ -1,11 +1,12 @@
 """What jobs on raw files took, beside what `millrace plan` says of them before anything runs."""
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from millrace.planning.raw_sizes import Expected, costs, expected_of_size
+from millrace.errors import DataError
+from millrace.planning.raw_sizes import costs, expected_of_size
 from millrace.provenance import raw_bytes
 
 _MB = 2**20
@@ -13,11 +14,16 @@ _MB = 2**20
 
 @dataclass(frozen=True)
 class Taken:
-    """Jobs of one kind on one dataset. CPU seconds are their sum, memory is that of the largest job."""
+    """Jobs of one kind on one dataset.
+
+    CPU seconds, measured or expected, are the sum of those that are known, memory is that of the largest.
+    """
 
     dataset: str
     job: str
     """As `millrace.systems.base.System.costs` names it."""
+    known: int
+    """Jobs of which something is known."""
     jobs: int
     raw_gb: float
     """Raw files of the dataset (1e9 bytes)."""
@@ -37,22 +43,21 @@ def taken(sources: Mapping[str, tuple[Path, int]], benchmarks: Path) -> list[Tak
     """
     found = []
     for dataset, (source, parts) in sources.items():
-        jobs = {
-            name: read
-            for name, cost in costs().items()
-            if cost.of_part in (None, parts > 1)
-            if (read := [*_read(benchmarks, name, dataset, parts, cost.of_part)])
-        }
-        if not jobs or not source.is_dir():
+        try:
+            size = raw_bytes(source)
+        except (OSError, DataError):
             continue
-        size = raw_bytes(source)
-        for name, read in jobs.items():
-            one: Expected = expected_of_size(costs()[name], size / len(read))
+        for name, cost in costs().items():
+            read, jobs = _read(benchmarks, name, dataset, parts, cost.of_part)
+            if not read or cost.of_part not in (None, parts > 1):
+                continue
+            one = expected_of_size(cost, size / jobs)
             found.append(
                 Taken(
                     dataset,
                     name,
                     len(read),
+                    jobs,
                     raw_gb=size / 1e9,
                     seconds=sum(seconds for seconds, _ in read),
                     seconds_expected=one.seconds * len(read),
@@ -65,20 +70,22 @@ def taken(sources: Mapping[str, tuple[Path, int]], benchmarks: Path) -> list[Tak
 
 def _read(
     benchmarks: Path, name: str, dataset: str, parts: int, of_part: bool | None
-) -> Iterator[tuple[float, float]]:
-    """CPU seconds and bytes of memory of the jobs of a dataset, as far as they ran."""
+) -> tuple[list[tuple[float, float]], int]:
+    """CPU seconds and bytes of memory of jobs on a dataset, as far as they are known, and how many ran."""
     kind = name.removeprefix("extract_")
-    if of_part:
-        stems = [f"{name}/{dataset}/{number}" for number in range(parts)]
-    elif of_part is None and parts > 1:
+    numbered = [f"{name}/{dataset}/{number}" for number in range(parts)]
+    if not of_part:
         numbered = [f"extract_part/{dataset}/{kind}_{number}" for number in range(parts)]
-        stems = [f"{name}/{dataset}", *numbered]
-    else:
-        stems = [f"{name}/{dataset}", f"extract_samples/{dataset}/{kind}"]
-    for stem in stems:
-        try:
-            with (benchmarks / f"{stem}.tsv").open() as file:
-                row = next(csv.DictReader(file, delimiter="\t"))
-            yield float(row["cpu_time"]), float(row["max_rss"]) * _MB
-        except (OSError, ValueError, LookupError, TypeError, StopIteration):
-            continue
+    whole = [f"{name}/{dataset}", f"extract_samples/{dataset}/{kind}"]
+    if of_part or (parts > 1 and any((benchmarks / f"{one}.tsv").is_file() for one in numbered)):
+        return [row for stem in numbered if (row := _row(benchmarks / f"{stem}.tsv"))], parts
+    return [row for stem in whole if (row := _row(benchmarks / f"{stem}.tsv"))], 1
+
+
+def _row(path: Path) -> tuple[float, float] | None:
+    try:
+        with path.open() as file:
+            row = next(csv.DictReader(file, delimiter="\t"))
+        return float(row["cpu_time"]), float(row["max_rss"]) * _MB
+    except (OSError, ValueError, LookupError, TypeError, StopIteration):
+        return None  # of jobs that end at once Snakemake knows nothing

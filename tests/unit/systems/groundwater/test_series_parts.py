@@ -280,10 +280,20 @@ def test_masks_of_other_nodes_or_of_all_are_refused(write_aquifer, tmp_path) -> 
         write_aquifer(tmp_path / name, per_slice=n).base for name, n in (("a", 30), ("b", 20))
     )
     in_parts(other, tmp_path / "made", 2, MASKED)
-    with pytest.raises(DataError, match=r"missing\.h5: of another mesh"):
+    with pytest.raises(DataError, match=r"missing\.h5: of other raw files or settings"):
         preprocess_part(
             RawSeries(base, **MASKED), tmp_path / "0.h5", 0, 2, tmp_path / "made/missing.h5"
         )
+    in_parts(base, tmp_path / "same", 2, MASKED)
+    for changed in ({"variables": ["head"]}, {"missing": MASKED["missing"].replaced(value=-998.0)}):
+        with pytest.raises(DataError, match="of other raw files or settings"):
+            preprocess_part(
+                RawSeries(base, **MASKED | changed),
+                tmp_path / "0.h5",
+                0,
+                2,
+                tmp_path / "same/missing.h5",
+            )
     edit(base, "all", [8], "head", range(1, 121), "-999")
     with pytest.raises(DataError, match="every node is -999 at some time"):
         in_parts(base, tmp_path / "none", 3, MASKED)

@@ -48,11 +48,11 @@ from millrace.systems.downscaling.icon_source import (
     Ints,
     refuse_no_data,
 )
+from millrace.systems.downscaling.pieces import CHILDREN
 from millrace.systems.downscaling.settings import BlockConfig
 from millrace.systems.settings import MissingConfig
 
 SCHEMA = "millrace.blocks/1"
-CHILDREN = 4
 
 SLAB_BYTES = 16 << 20
 """Of the fields that are read at once, at least of one time."""

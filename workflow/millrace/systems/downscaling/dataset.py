@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from millrace.data.hdf5 import open_checked
+from millrace.data.hdf5 import open_checked, reading
 from millrace.data.normalisation import Normalisation
 from millrace.data.split import SPLITS, Split
 from millrace.data.window_dataset import CACHE_BYTES
@@ -37,7 +38,7 @@ DAY, YEAR = 1.0, 365.2425
 
 ON_DEVICE = 2
 """Pieces whose geometry is kept on the device."""
-CUT_BYTES = 16 << 30
+CUT_BYTES = 4 << 30
 """Size of the matrices of pieces in the memory of the host, beyond which the least recently used go."""
 
 
@@ -81,7 +82,8 @@ class BlockDataset:
 
     Groups of samples are pieces of the grid. Fields of up to ``cache_bytes`` are kept on the device, those
     of pieces in the memory of the host, larger ones are read again for each batch: of pieces their blocks
-    alone. The host holds the grid itself, about 100 bytes for each cell.
+    alone. The host holds the grid itself, about 100 bytes for each cell, `CUT_BYTES` of matrices of pieces
+    and ``cache_bytes`` of fields.
     ``statistics`` are those of the data that a model was trained on, to apply it to other data. Raises
     `ConfigError` if a variable is not in the file.
     """
@@ -144,7 +146,7 @@ class BlockDataset:
         """Own blocks of each piece."""
         self.core_nodes = [np.empty(0, dtype=np.int64)] * len(self.pieces)
         self._seen: Seen = lambda blocks, _: blocks
-        self._cuts: OrderedDict[int, Cut] = OrderedDict()
+        self._cuts: dict[int, Cut] = {}
         self._geometries: OrderedDict[int, BlockGeometry] = OrderedDict()
         self._fields: tuple[Tensor, Tensor] | None = None
         if 4 * shape[0] * shape[1] * len(self._columns) <= cache_bytes:
@@ -186,15 +188,16 @@ class BlockDataset:
 
     def cut(self, piece: int) -> Cut:
         """Where a piece is, with the blocks around it, and its matrices."""
-        if piece not in self._cuts:
-            own_M = self.pieces[piece]
-            seen_M = self._seen(own_M, self.neighbours) if len(self.pieces) > 1 else own_M
-            weight = len(own_M) * len(self.pieces) / self.grid.n_blocks
-            self._cuts[piece] = self.grid.cut(own_M, seen_M, weight)
-            while len(self._cuts) > 1 and sum(c.nbytes for c in self._cuts.values()) > CUT_BYTES:
-                self._cuts.popitem(last=False)
-        self._cuts.move_to_end(piece)
-        return self._cuts[piece]
+        if piece in self._cuts:
+            return self._cuts[piece]
+        own_M = self.pieces[piece]
+        seen_M = self._seen(own_M, self.neighbours) if len(self.pieces) > 1 else own_M
+        weight = len(own_M) * len(self.pieces) / self.grid.n_blocks
+        made = self.grid.cut(own_M, seen_M, weight)
+        # Pieces come in turns: in place of others none would be there when it is asked for again.
+        if made.nbytes + sum(one.nbytes for one in self._cuts.values()) <= CUT_BYTES:
+            self._cuts[piece] = made
+        return made
 
     def geometry(self, piece: int = 0) -> BlockGeometry:
         """Geometry of a piece on the device."""
@@ -272,7 +275,8 @@ class BlockDataset:
         """Normalised differences and block means at time indices, of the whole grid or of a piece."""
         increasing, position = np.unique(steps, return_inverse=True)
         stats, fine, coarse = self.normalisation, [], []
-        with open_checked(self._path, SCHEMA) as file:
+        # Its parts were looked at when the dataset was opened.
+        with reading(self._path), h5py.File(self._path, "r") as file:
             for start in range(0, len(increasing), 32):
                 part = increasing[start : start + 32]
                 if cut is None:

@@ -161,11 +161,6 @@ class BlockGrid:
         climate = 0 if self._climatology_NV is None else self._climatology_NV.shape[1]
         return 6 + surface + climate
 
-    def whole(self) -> Cut:
-        """All blocks."""
-        blocks_M = np.arange(self.n_blocks)
-        return self.cut(blocks_M, blocks_M, 1.0)
-
     def cut(self, own_M: Ints, seen_M: Ints, weight: float) -> Cut:
         """Some blocks, and around them those of ``seen_M`` that are not among them."""
         blocks_M = np.concatenate([own_M, np.setdiff1d(seen_M, own_M)])

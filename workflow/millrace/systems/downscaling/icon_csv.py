@@ -186,6 +186,8 @@ class CsvFields:
                 if times.start <= start < times.stop:
                     yield self._slab(path, table[:rows], screening)
                 table, start = table[rows:], start + steps
+            if start >= times.stop:
+                return
             rest = table
 
     def _slab(

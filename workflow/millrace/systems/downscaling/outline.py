@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from millrace.errors import ConfigError
 from millrace.systems.base import Block
 from millrace.systems.downscaling.dataset import BlockBatch
 from millrace.systems.downscaling.geometry import BlockGeometry, Level
@@ -29,8 +30,12 @@ _COUNTED_LEVELS = 2
 """Finest refinements below the blocks that are taken there: what is reached on finer ones lies within."""
 
 
-def outline(dataset: Block, data: Block, _: Any, __: Any) -> "BlockOutline":
+def outline(dataset: Block, data: Block, grid: Any, levels_of_air: Any) -> "BlockOutline":
     """Outline of an experiment's samples: `millrace.systems.base.SampleKind.outline`."""
+    if grid is not None or levels_of_air is not None:
+        raise ConfigError(
+            "--grid and --levels: these samples have as many cells as their grid file; leave them out"
+        )
     levels = BlockSettings.parse(dataset.get("blocks", {}), "blocks").levels
     config = BlockDatasetConfig.parse(data, "data")
     if dataset["source"] == "demo":

@@ -226,7 +226,8 @@ class _Layer(torch.autograd.Function):
             if once is not None:
                 torch.ops.aten.gelu.out(y[part], out=once[part])
                 torch.ops.aten.gelu.out(once[part], out=out[part])
-        ctx.save_for_backward(x_GBC, z, weight_KC, skip_OC, *matrices, y, once)
+        kept_y = y if activated else None
+        ctx.save_for_backward(x_GBC, z, weight_KC, skip_OC, *matrices, kept_y, once)
         ctx.shapes = shape, kept, zero
         return out.view(points, samples, n_out)
 

@@ -16,7 +16,8 @@ D embedding channels, H kernel width.
    arXiv:2003.03485.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -26,11 +27,11 @@ from torch.nn import functional
 from millrace.systems.groundwater.graph import CSR
 from millrace.systems.groundwater.neuraloperator import GNOBlock, LinearChannelMLP
 
-BAG_BYTES = 100_000_000
-"""Tables of bags of a geometry; of many edges channels are taken in turns."""
+BAG_BYTES = 50_000_000
+"""Bags of a table of neighbours; of many edges channels are taken in turns."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NeighbourTable:
     """Neighbours of M output points among N points, as a CSR table and its transpose.
 
@@ -48,7 +49,6 @@ class NeighbourTable:
     """int64[N+1]"""
     transposed_edge: Tensor
     """int64[E]: edges sorted by neighbour."""
-    _bags: "dict[int, _Bags]" = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def from_csr(cls, csr: CSR, n_points: int) -> "NeighbourTable":
@@ -61,16 +61,13 @@ class NeighbourTable:
 
     def to(self, device: torch.device) -> "NeighbourTable":
         """Copy to a device."""
-        names = ("indptr", "index", "row", "transposed_indptr", "transposed_edge")
-        return NeighbourTable(*(getattr(self, name).to(device) for name in names))
+        return NeighbourTable(*(getattr(self, name).to(device) for name in self.__annotations__))
 
     def bags(self, channels: int) -> "_Bags":
         """Bags of so many channels, or as many of them as are taken at once."""
-        most = max(1, BAG_BYTES // max(1, 3 * 4 * len(self.index)))
-        channels = min(channels, most)
-        if channels not in self._bags:
-            self._bags[channels] = _Bags.of(self, channels)
-        return self._bags[channels]
+        rows = len(self.indptr) + len(self.transposed_indptr) + 3 * len(self.index)
+        most = max(1, min(BAG_BYTES // 4, 2**31 - 1) // rows)
+        return _bags(self, min(channels, most))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +87,6 @@ class _Bags:
     def of(cls, table: NeighbourTable, channels: int) -> "_Bags":
         edges, rows = len(table.index), len(table.indptr) - 1
         points = len(table.transposed_indptr) - 1
-        if channels * max(edges, rows, points) >= 2**31:
-            raise ValueError(f"{edges} edges of {channels} channels: more than int32 counts")
         channel = torch.arange(channels, device=table.index.device)[:, None]
 
         def stacked(values: Tensor, step: int) -> Tensor:
@@ -107,6 +102,12 @@ class _Bags:
             stacked(table.row, rows),
             table.transposed_edge,
         )
+
+
+@lru_cache(maxsize=32)
+def _bags(table: NeighbourTable, channels: int) -> _Bags:
+    """Bags that were used last: those of all geometries would fill a GPU."""
+    return _Bags.of(table, channels)
 
 
 class _KernelSum(torch.autograd.Function):

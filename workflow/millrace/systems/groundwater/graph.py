@@ -35,7 +35,7 @@ def radius_neighbours(points: ArrayLike, queries: ArrayLike, radius: float) -> C
     tree, together = cKDTree(points_ND), max(1, PAIRS // max(1, len(points_ND)))
     tables = [
         _neighbours(points_ND, tree, queries_MD[start : start + together], radius)
-        for start in range(0, len(queries_MD), together)
+        for start in range(0, max(1, len(queries_MD)), together)
     ]
     counts, index = (np.concatenate(parts) for parts in zip(*tables, strict=True))
     return CSR(np.concatenate([[0], np.cumsum(counts)]), index)

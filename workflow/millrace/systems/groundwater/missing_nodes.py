@@ -3,7 +3,7 @@
 Ranges of times can be looked at in parts (`find_missing`), of which `gather_missing` makes one file.
 """
 
-import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from millrace.data.hdf5 import create, create_dataset, open_checked
 from millrace.data.parts import part_of
 from millrace.errors import DataError
+from millrace.provenance import fingerprint
 from millrace.systems.base import Progress
 from millrace.systems.groundwater.feflow_csv import Snapshot, open_directory
 from millrace.systems.groundwater.hdf5_parts import describe_part, open_parts
@@ -46,11 +47,10 @@ def find_missing(
     stream = snapshots(reader, first, times, workers)
     absent_N = absent_nodes(stream, value, len(reader.mesh.node), len(times), progress)
     facts = {
-        "source": str(source),
+        "raw": fingerprint(source),
         "variables": list(variables),
         "value": value,
         "times": len(reader),
-        "nodes": hashlib.sha256(reader.mesh.node.tobytes()).hexdigest(),
     }
     with create(output) as file:
         create_dataset(file, "absent", absent_N, dtype=np.uint8)
@@ -62,21 +62,23 @@ def gather_missing(parts: Sequence[Path], output: Path, progress: Progress | Non
 
     Raises `DataError` if a part is missing, damaged, or of other raw files, or no node is left.
     """
-    absent_N, value = np.zeros(1, bool), 0.0
+    absent_N, found = np.zeros(1, bool), {"value": 0.0}
     for _, part, facts in open_parts(parts, PART_SCHEMA, output, progress):
-        absent_N, value = absent_N | part["absent"][()].astype(bool), facts["value"]
-    kept_N = kept_nodes(absent_N, value)
+        absent_N, found = absent_N | part["absent"][()].astype(bool), facts
+    kept_N = kept_nodes(absent_N, found["value"])
     with create(output) as file:
         create_dataset(file, "kept", kept_N, dtype=np.uint8)
-        file.attrs["schema"] = SCHEMA
+        file.attrs.update(schema=SCHEMA, facts=json.dumps(found, sort_keys=True))
 
 
-def read_kept(path: Path, nodes: int) -> Bools:
-    """What `gather_missing` wrote, bool[N]; raises `DataError` if it is not of so many nodes."""
+def read_kept(path: Path, source: Path, variables: Sequence[str], value: float) -> Bools:
+    """What `gather_missing` wrote, bool[N]; raises `DataError` if it is of other raw files or settings."""
     with open_checked(path, SCHEMA) as file:
         kept_N: Bools = file["kept"][()].astype(bool)
-    if len(kept_N) != nodes:
-        raise DataError(f"{path}: of another mesh; delete it and make it again")
+        facts = json.loads(file.attrs["facts"])
+    wanted = {"raw": fingerprint(source), "variables": list(variables), "value": value}
+    if {key: facts[key] for key in wanted} != wanted:
+        raise DataError(f"{path}: of other raw files or settings; delete it and make it again")
     return kept_N
 
 

@@ -23,11 +23,11 @@ from millrace.data.account import Account, count_steps
 from millrace.data.hdf5 import CHUNK_BYTES, create, create_dataset, strings
 from millrace.data.split import SplitConfig, time_split
 from millrace.errors import ConfigError, DataError
-from millrace.provenance import code_version
+from millrace.provenance import code_version, fingerprint
 from millrace.systems.base import Block, Progress
 from millrace.systems.groundwater.feflow_csv import Snapshot, count_files, open_directory
 from millrace.systems.groundwater.hdf5_parts import Statistics, Terms
-from millrace.systems.groundwater.missing_nodes import absent_nodes, kept_nodes
+from millrace.systems.groundwater.missing_nodes import absent_nodes, kept_nodes, read_kept
 from millrace.systems.groundwater.read_ahead import snapshots
 from millrace.systems.groundwater.screening import StateScreening, judge, without
 from millrace.systems.groundwater.settings import MaskedMissing
@@ -186,10 +186,16 @@ class RawSeries:
         """What describes the series, as plain values: the same in all parts."""
         return {
             "source": str(self._source),
+            "raw": fingerprint(self._source),
             "options": self._options,
             "units": self._units,
             "times": len(self.reader),
         }
+
+    def kept_in_parts(self, missing: Path) -> Rows:
+        """Nodes that are kept, which `gather_missing` found; raises `DataError` if it looked elsewhere."""
+        assert self._masked is not None
+        return read_kept(missing, self._source, self.reader.variables, self._masked)
 
     def kept(self) -> Rows:
         """Nodes that are kept; all files are read if some are to be left out."""

@@ -16,7 +16,6 @@ from millrace.data.hdf5 import create, create_dataset, create_virtual
 from millrace.data.parts import part_of
 from millrace.systems.base import Progress
 from millrace.systems.groundwater.hdf5_parts import Terms, describe_part, open_parts
-from millrace.systems.groundwater.missing_nodes import read_kept
 from millrace.systems.groundwater.series import STATES, Made, RawSeries, Rows, finish
 
 PART_SCHEMA = "millrace.series_part/1"
@@ -39,7 +38,7 @@ def preprocess_part(
     like `millrace.systems.groundwater.series.preprocess`; no-data values are refused by `gather_series`.
     """
     mesh, times = raw.reader.mesh, part_of(len(raw.reader), part, parts)
-    kept: Rows = slice(None) if missing is None else read_kept(missing, len(mesh.node))
+    kept: Rows = slice(None) if missing is None else raw.kept_in_parts(missing)
     content = hashlib.sha256()
     for values in (mesh.node, mesh.slice, mesh.coords):
         content.update(np.ascontiguousarray(values[kept]).data)

@@ -54,7 +54,7 @@ from millrace.systems.weather.units import SCHEMA
 
 BLOCK = 16
 """States whose sum is kept, for the mean state."""
-PART_SCHEMA = "millrace.weather_part/1"
+PART_SCHEMA = "millrace.weather_part/2"
 
 
 def extract_weather(

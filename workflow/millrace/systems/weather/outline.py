@@ -48,7 +48,7 @@ class WeatherOutline:
     weather: WeatherConfig
     config: WeatherWindowConfig
     shape: tuple[int, int]
-    """Rows and columns of cells, spread over the whole globe."""
+    """Rows and columns of cells, which planning spreads over the whole globe, also those of an area."""
     pressure_levels: int
 
     @property

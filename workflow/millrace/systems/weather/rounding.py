@@ -53,7 +53,10 @@ class Rounding:
 
     def summary(self, channels: Sequence[str], change_C: NDArray[np.float64]) -> dict[str, Any]:
         """Errors in words; ``change_C`` are the typical changes of the channels in one step."""
-        share_C = self._absolute_C / change_C
+        # A channel that never changes has no typical change.
+        share_C = np.divide(
+            self._absolute_C, change_C, out=np.zeros_like(change_C), where=change_C > 0
+        )
         worst = int(np.argmax(share_C))
         return {
             "bits kept of the mantissa": self._keep_bits,

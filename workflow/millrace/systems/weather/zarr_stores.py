@@ -79,7 +79,8 @@ class ReliableStore(WrapperStore[Any]):
                 return found
             except Exception as error:  # each protocol has its own
                 status = getattr(error, "status", 0)
-                if describes and status == 403:  # of S3, which does not tell what is not there
+                refused = status == 403 or isinstance(error, PermissionError)
+                if describes and refused:  # of S3, which does not tell what is not there
                     return None
                 final = 400 <= status < 500 and status not in _ASK_AGAIN
                 what = first_line(error) or type(error).__name__
@@ -106,9 +107,10 @@ def _write(path: Path, content: bytes) -> None:
         disk = shutil.disk_usage(path.parent)
         if disk.free - len(content) < KEEP_FREE * disk.total:
             return
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent) as file:
             file.write(content)
-        Path(file.name).replace(path)
+            file.flush()
+            os.link(file.name, path)
     except OSError:
         return
 
@@ -146,8 +148,8 @@ def metadata_digest(path: Path) -> str:
     store = open_store(path)
     keys = [".zmetadata", "zarr.json"]
     found = {key: _described(store, key) for key in keys}
-    consolidated = found[".zmetadata"] or b"consolidated_metadata" in (found["zarr.json"] or b"")
-    if not consolidated:
+    group = json.loads(found["zarr.json"] or b"{}")
+    if not found[".zmetadata"] and not group.get("consolidated_metadata"):
         names = sorted(name for name, _ in zarr.open_group(store, mode="r").arrays())
         keys = [f"{name}/{one}" for name in ("", *names) for one in _DESCRIPTIONS[1:]]
         found = {key: _described(store, key.lstrip("/")) for key in keys}

@@ -57,7 +57,9 @@ def described(
     spec = get_model(model.pop("name"))
     outline = kind_of(spec.name).outline
     if outline is None:
-        raise ConfigError(f"{spec.name} can only be replicated, not divided")
+        raise ConfigError(
+            f"{spec.name}: what its samples will hold is not known before they are made"
+        )
     division = spec.division or _UNDIVIDED
     model_config: Any = spec.config.parse(model, "model")
     train: TrainConfig = TrainConfig.parse(decisive(experiment["train"]), "train")
