@@ -153,7 +153,7 @@ def test_what_a_piece_of_a_grid_takes_is_shown_and_does_not_grow_with_the_grid(t
     ("arguments", "message"),
     [
         (["storm", "n1_gpu2"], "no such experiment in the configuration; did you mean 'storms'"),
-        (["head", "n1_gpu2"], "--parallel head: gino can only be replicated"),
+        (["head", "n1_gpu2"], "--parallel head: gino: what its samples will hold is not known"),
         (["storms", "n1_gpu3", "--division", "{dp_shard: 2}"], "but the layout has 3"),
         (["storms", "n1_gpu2", "--configfile", "none.yaml"], "none.yaml: cannot be read"),
         (["storms", "n1_gpu2", "--grid", "18x32"], "does not divide the grid of 18 x 32"),

@@ -109,6 +109,7 @@ def r2b09(path):
 
 
 @pytest.mark.slow  # it starts torch
+@pytest.mark.nightly  # 40 s; a small grid in pieces and whole more often
 def test_the_finest_globe_fits_a_small_gpu_in_pieces_and_not_whole(gilbreth, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_memory, "LIMIT", None)
     said = []
