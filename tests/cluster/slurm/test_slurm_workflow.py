@@ -34,7 +34,9 @@ QUICK = [
 
 
 class SlurmProject(Project):
-    """The tiny project with a profile of a cluster."""
+    """The tiny project with a profile of a cluster, and the heads that were started on it."""
+
+    heads = ()
 
     def environment(self):
         return super().environment() | {"MILLRACE_ACCOUNT": ACCOUNT}
@@ -57,7 +59,7 @@ class SlurmProject(Project):
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
-        self.heads.append(head)
+        self.heads = (*self.heads, head)
         return head
 
     def epochs(self, run):
@@ -81,7 +83,6 @@ def project(data, jobs, tmp_path):
     copied = data.copy(tmp_path / FOLDER)
     copied.__class__ = SlurmProject
     copied.options = ("--profile", "profiles/gilbreth", *QUICK)
-    copied.heads = []
     yield copied
     for head in copied.heads:
         if head.poll() is None:  # it would submit more to what the next test uses
