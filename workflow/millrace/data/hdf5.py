@@ -75,7 +75,8 @@ def create_dataset(
     """Add a chunked dataset with checksums, from ``data`` or empty with ``shape`` and ``dtype``.
 
     By default a chunk holds rows of the first axis, about `CHUNK_BYTES` in all; if a single row is larger
-    than that, give ``chunks``. With ``packed`` chunks are packed without loss, byte by byte of the numbers.
+    than that, give ``chunks``. With ``packed`` chunks are compressed without loss: bytes are shuffled,
+    then gzip.
     """
     if data is not None:
         data = np.asarray(data, dtype=dtype)

@@ -28,8 +28,8 @@ class LossScaler:
 
     The loss is multiplied by ``scale`` and the gradients are divided by it. A step whose gradient
     overflows is skipped and halves the scale; `GROW_AFTER` good steps double it. The rule is that of
-    `torch.amp.GradScaler`, which refuses the complex gradients of Fourier layers. In other precisions the
-    scale is 1 and no step is skipped.
+    `torch.amp.GradScaler`, which refuses complex gradients, as models of others have. In other precisions
+    the scale is 1 and no step is skipped.
     """
 
     def __init__(self, precision: str) -> None:

@@ -30,11 +30,10 @@ from millrace.data.hdf5 import (
     create,
     create_dataset,
     create_virtual,
-    open_checked,
     rows_per_chunk,
     strings,
 )
-from millrace.data.parts import part_of
+from millrace.data.parts import describe_part, open_parts, part_of
 from millrace.data.split import MINIMUM_STD, Moments, SplitConfig, time_split
 from millrace.errors import DataError
 from millrace.provenance import code_version, fingerprint
@@ -121,10 +120,11 @@ def extract_part(
         sums = raw.copy(spans, file, keep, screening, progress)
         for name, values in vars(sums).items():
             create_dataset(file, f"sums/{name}", values)
+        all_times = len(raw.icon.fields.time_T)
+        first, stop = (spans[0].start, spans[-1].stop) if spans else (all_times, all_times)
+        facts = {**raw.facts(), "times": all_times}
+        describe_part(file, PART_SCHEMA, facts, range(first, stop))
         file.attrs.update(
-            schema=PART_SCHEMA,
-            first=spans[0].start if spans else len(raw.icon.fields.time_T),
-            facts=json.dumps(raw.facts(), sort_keys=True),
             evidence=json.dumps(screening.evidence()),
             account=json.dumps(raw.account.to_json()),
         )
@@ -139,40 +139,21 @@ def gather(parts: Sequence[Path], output: Path, progress: Progress | None = None
     sums: list[_Sums] = []
     evidence: list[list[dict[str, Any]]] = []
     shapes: dict[str, list[tuple[Path, tuple[int, ...]]]] = {name: [] for name in _FIELDS}
-    account, facts, first = Account(), {}, 0
+    account = Account()
     with create(output) as file:
-        for number, path in enumerate(parts):
-            with open_checked(path, PART_SCHEMA) as part:
-                found = json.loads(part.attrs["facts"])
-                if number == 0:
-                    facts = found
-                    account.add(json.loads(part.attrs["account"]))
-                if found != facts:
-                    raise DataError(
-                        f"{path}: not of the same raw files and settings as {parts[0]}; delete it and make "
-                        "it again"
-                    )
-                steps, begin = len(part["fine"]), int(part.attrs["first"])
-                if begin != first:
-                    raise DataError(
-                        f"{path}: begins with time {begin}, expected time {first}; delete the parts and "
-                        "make them again"
-                    )
-                if number == 0:
-                    total_NV = np.zeros(part["group_sum"].shape[1:])
-                    for name in _OF_GRID:
-                        part.copy(name, file)
-                for at in range(len(part["group_sum"])):
-                    total_NV += part["group_sum"][at]
-                sums.append(_Sums(**{name: part["sums"][name][()] for name in part["sums"]}))
-                evidence.append(json.loads(part.attrs["evidence"]))
-                for name in _FIELDS:
-                    shapes[name].append((path, part[name].shape))
-                first += steps
-            if progress is not None:
-                progress(number + 1, len(parts))
-        if first != len(file["time"]):
-            raise DataError(f"{output}: its parts do not hold all times; make all of them again")
+        for path, part, facts_of_all in open_parts(parts, PART_SCHEMA, output, progress):
+            facts = facts_of_all
+            if not sums:
+                account.add(json.loads(part.attrs["account"]))
+                total_NV = np.zeros(part["group_sum"].shape[1:])
+                for name in _OF_GRID:
+                    part.copy(name, file)
+            for at in range(len(part["group_sum"])):
+                total_NV += part["group_sum"][at]
+            sums.append(_Sums(**{name: part["sums"][name][()] for name in part["sums"]}))
+            evidence.append(json.loads(part.attrs["evidence"]))
+            for name in _FIELDS:
+                shapes[name].append((path, part[name].shape))
         for name in _FIELDS:
             create_virtual(file, name, shapes[name], np.float32, output.parent)
         _finish(file, facts, _Sums.joined(sums), total_NV, evidence)

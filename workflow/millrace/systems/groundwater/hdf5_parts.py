@@ -1,20 +1,17 @@
-"""What the HDF5 files of this system have in common: statistics, parts, origin, groups."""
+"""What the HDF5 files of this system have in common: statistics, origin, groups."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Self
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.data.hdf5 import create_dataset, open_checked, strings
+from millrace.data.hdf5 import create_dataset, strings
 from millrace.data.split import MINIMUM_STD, Moments
-from millrace.errors import DataError
 from millrace.provenance import code_version
-from millrace.systems.base import Progress
 
 
 class Terms:
@@ -110,46 +107,6 @@ class Statistics:
             create_dataset(file, f"stats/{name}_std", np.maximum(values.std, minimum))
             if values is size:
                 create_dataset(file, f"stats/{name}_mean", values.mean)
-
-
-def describe_part(file: h5py.File, schema: str, facts: Mapping[str, Any], times: range) -> None:
-    """Write as attributes which times a part is of, and ``facts`` that are the same in all parts.
-
-    Among them is the number of all ``times``.
-    """
-    text = json.dumps(facts, sort_keys=True)
-    file.attrs.update(schema=schema, facts=text, first=times.start, count=len(times))
-
-
-def open_parts(
-    parts: Sequence[Path], schema: str, output: Path, progress: Progress | None = None
-) -> Iterator[tuple[Path, h5py.File, dict[str, Any]]]:
-    """Open the parts of ``output`` one after the other: path, content, and the facts of all.
-
-    ``progress`` is called with (parts done, all). Raises `DataError` if a part is missing, damaged, or
-    another than the one that follows.
-    """
-    facts: dict[str, Any] = {}
-    times = 0
-    for number, path in enumerate(parts):
-        with open_checked(path, schema) as part:
-            found = json.loads(part.attrs["facts"])
-            if facts not in ({}, found):
-                raise DataError(
-                    f"{path}: not of the same raw files and settings as {parts[0]}; delete it and make it "
-                    "again"
-                )
-            if part.attrs["first"] != times:
-                raise DataError(
-                    f"{path}: begins with time {part.attrs['first']}, expected time {times}; delete the "
-                    "parts and make them again"
-                )
-            facts, times = found, times + int(part.attrs["count"])
-            yield path, part, facts
-        if progress is not None:
-            progress(number + 1, len(parts))
-    if not facts or times != facts["times"]:
-        raise DataError(f"{output}: its parts do not hold all times; make all of them again")
 
 
 def write_origin(

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.data.hdf5 import create, create_dataset, open_checked
-from millrace.data.parts import part_of
+from millrace.data.parts import describe_part, open_parts, part_of
 from millrace.errors import DataError
 from millrace.provenance import fingerprint
 from millrace.systems.base import Progress
 from millrace.systems.groundwater.feflow_csv import Snapshot, open_directory
-from millrace.systems.groundwater.hdf5_parts import describe_part, open_parts
 from millrace.systems.groundwater.read_ahead import snapshots
 from millrace.systems.groundwater.screening import missing_nodes
 

@@ -13,9 +13,9 @@ import h5py
 import numpy as np
 
 from millrace.data.hdf5 import create, create_dataset, create_virtual
-from millrace.data.parts import part_of
+from millrace.data.parts import describe_part, open_parts, part_of
 from millrace.systems.base import Progress
-from millrace.systems.groundwater.hdf5_parts import Terms, describe_part, open_parts
+from millrace.systems.groundwater.hdf5_parts import Terms
 from millrace.systems.groundwater.series import STATES, Made, RawSeries, Rows, finish
 
 PART_SCHEMA = "millrace.series_part/1"
