@@ -71,7 +71,7 @@ class Pbs:
         return found
 
     def stop(self) -> list[int]:
-        """End all jobs; returns what was still there five seconds after."""
+        """End all jobs; returns what was still there long after."""
         self.set(hold=True)
         live = [id for id, job in self.jobs().items() if job["state"] != "F"]
         moms = [job["mom"] for job in self.jobs().values() if "mom" in job]
@@ -79,9 +79,9 @@ class Pbs:
         if live:
             subprocess.run([BIN / "qdel", *live], check=False, capture_output=True)
         with contextlib.suppress(AssertionError):
-            wait_for(lambda: not any(map(alive, moms)), "", 15)
+            wait_for(lambda: not any(map(alive, moms)), "")
         with contextlib.suppress(AssertionError):
-            wait_for(lambda: not self.processes(), "", 5)
+            wait_for(lambda: not self.processes(), "")
         left = self.processes()
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
