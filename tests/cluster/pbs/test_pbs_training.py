@@ -122,6 +122,7 @@ def test_whole_workflow(finished_on_pbs, project):
     assert "table of test skill" in project.report()
 
 
+@pytest.mark.nightly  # the script of a rule runs in one more often
 def test_jobs_run_in_an_image_and_train_the_same_bits(pbs, project, monkeypatch):
     """By the stand-in of Apptainer; the programs of PBS are not inside."""
     monkeypatch.setenv("PATH", with_apptainer(os.environ["PATH"]))
@@ -182,6 +183,7 @@ def test_chain_of_short_jobs_needs_no_retries(pbs, project, whole):
     assert_same(project.path(TARGET), whole, sessions=3)
 
 
+@pytest.mark.nightly  # on SLURM, and of a job that only waits, more often
 def test_snakemake_killed_while_a_job_trains(pbs, project, whole):
     """The same command follows the job that is there: two would write to one run."""
     process = start(long(project))

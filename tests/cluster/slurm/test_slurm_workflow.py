@@ -289,7 +289,7 @@ def test_short_jobs_run_to_the_end_from_one_command(project):
     assert project.epochs(run) == list(range(1, 61)), "an epoch was computed twice"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # of a race, and on PBS, more often
 def test_interrupted_head_takes_its_jobs_along(project, slurm):
     run = long_training(project)
     head = project.start("train", "--seconds-between-status-checks", "12")
