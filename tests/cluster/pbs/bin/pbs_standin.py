@@ -361,10 +361,14 @@ def _watch(number: int, top: subprocess.Popen) -> tuple[int | None, int]:
 def _signal(number: int, which: int, nodes: list[int] | None = None) -> None:
     found = job(number) or {"sessions": []}
     ours = {s for s, node in found["sessions"] if nodes is None or node in nodes}
-    for pid, session in sessions().items():
-        if session in ours:
+    while reached := [pid for pid, session in sessions().items() if session in ours]:
+        for pid in reached:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, which)
+        if which != signal.SIGKILL:
+            return
+        # One that forked while they were listed leaves a child that was not.
+        time.sleep(_POLL_S)
 
 
 def sessions() -> dict[int, int]:
