@@ -247,9 +247,13 @@ def test_models_that_are_not_applied_to_raw_files_are_not_predicted_with() -> No
 
 
 def test_only_samples_that_follow_on_each_other_are_replayed() -> None:
+    made = icon()
+    made["experiments"]["fine"]["train"]["replay"] = {"longest": 4}
+    with pytest.raises(ConfigError, match=r"fine\.train\.replay: samples of blocks do not follow"):
+        Plan(made)
     made = config()
     made["experiments"]["head"]["train"]["replay"] = {"longest": 4}
-    with pytest.raises(ConfigError, match=r"head\.train\.replay: samples of patches do not follow"):
+    with pytest.raises(ConfigError, match=r"head\.train\.replay\.longest: expected 20 or more"):
         Plan(made)
     for name, model in models().items():
         assert kinds()[model.kind].replay == (get_model(name).continued is not None), name

@@ -17,7 +17,7 @@ from millrace.provenance import fingerprint, raw_bytes
 from millrace.scaling.settings import AnalysisSettings, ScalingSettings
 from millrace.sweeps.experiments import Experiments
 from millrace.sweeps.sweep import Sweep, read_sweeps
-from millrace.systems.base import RawFormat, SampleKind, dataset_names, known
+from millrace.systems.base import RawFormat, SampleKind, check_replay, dataset_names, known
 from millrace.systems.registry import (
     kinds,
     models,
@@ -109,11 +109,7 @@ class Plan:
                 f"config: experiments.{name}: {experiment['model']['name']} takes {kind.name}, which "
                 f"cannot be made from the {raw.name} of {dataset}"
             )
-        if experiment["train"].get("replay") and not kind.replay:
-            raise ConfigError(
-                f"config: experiments.{name}.train.replay: samples of {kind.name} do not follow on each "
-                "other; leave it out"
-            )
+        check_replay(name, experiment, kind)
         model = models()[experiment["model"]["name"]]
         notes = (kind.check(name, experiment, block), model.check(name, experiment["model"]))
         self._advice += [note for note in notes if note]

@@ -90,19 +90,21 @@ def test_forecasts_that_are_not_finite_are_not_kept():
         config=SimpleNamespace(output_steps=1), contains=lambda _, start: start >= 0
     )
     replay, zero = Replay(ReplayConfig(longest=LONGEST), dataset, 0), np.zeros(3, dtype=np.int64)
-    draw = Draw([(place, 0) for place in range(3)], zero, zero, zero == 0)
+    draw = Draw([(0, place, 0) for place in range(3)], zero, zero, zero == 0)
     past = torch.zeros(3, 2, 1, 4, 4)
     replay.keep(draw, past)
     assert len(replay.state()["key"]) == 3
     past[0, 1, 0, 2, 2], past[2, 0, 0, 0, 0] = torch.nan, -torch.inf
     replay.keep(draw, past)
-    assert replay.state()["key"] == [[1, 0]]
+    assert replay.state()["key"] == [[0, 1, 0]]
 
 
-@pytest.mark.parametrize("stop_after", [3, 7, 10])
-def test_resume_is_bitwise(make_trainer, run, resume, stop_after):
-    whole = run(make_trainer("aurora", replay=replaying()), 2)
-    resumed = run(resume(2, stop_after, model="aurora", replay=replaying()), 2)
+@pytest.mark.parametrize(
+    ("model", "stop_after"), [("aurora", 3), ("aurora", 7), ("aurora", 10), ("gino", 5)]
+)
+def test_resume_is_bitwise(make_trainer, run, resume, model, stop_after):
+    whole = run(make_trainer(model, replay=replaying()), 2)
+    resumed = run(resume(2, stop_after, model=model, replay=replaying()), 2)
     assert_same(resumed["model"], whole["model"])
     [ours], [theirs] = resumed["replay"], whole["replay"]
     assert ours["key"]
@@ -143,6 +145,17 @@ def test_layouts_agree(trained, one_process, ranks, parallel, tolerance):
     assert sorted(found["replayed"]) == one_process["replayed"]
 
 
+def test_layouts_agree_where_batches_are_of_several_groups(experiments, train_on_ranks):
+    definition, files = experiments["gino"]
+    block = definition["train"] | {"global_batch": 5, "replay": replaying()}
+    one, three = (
+        train_on_ranks(ranks, definition | {"train": block}, files, STEPS) for ranks in (1, 3)
+    )
+    assert three["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert sorted(three["replayed"]) == one["replayed"]
+    assert len({group for group, *_ in one["replayed"]}) > 1
+
+
 def test_it_makes_a_difference(trained, one_process):
     """Else the layouts would agree without a buffer."""
     plain = trained(1)
@@ -162,6 +175,15 @@ def test_a_buffer_is_redistributed_to_other_ranks(make_trainer, run):
     trainer.replay.load(parts, 0, 1)
     assert trainer.replay.state()["key"] == whole["key"]
     assert trainer.replay.state()["start"] == whole["start"]
+
+
+def test_the_buffer_of_an_earlier_version_is_that_of_the_only_group(make_trainer, run):
+    trainer = make_trainer("aurora", replay=replaying())
+    run(trainer, 1)
+    state = trainer.replay.state()
+    earlier = state | {"key": [key[1:] for key in state["key"]]}
+    trainer.replay.load([earlier], 0, 1)
+    assert trainer.replay.state()["key"] == state["key"]
 
 
 @pytest.mark.parametrize(

@@ -278,6 +278,25 @@ def check_columns(keys: Sequence[str], name: str, experiment: Block, dataset: Bl
             known(wanted, dataset.get(key, []), f"experiments.{name}.data.{key}", "column")
 
 
+def check_replay(name: str, experiment: Block, kind: SampleKind) -> None:
+    """Raise `ConfigError` if training cannot start from forecasts, or would never start from one."""
+    replay = experiment["train"].get("replay")
+    if not replay:
+        return
+    key = f"config: experiments.{name}.train.replay"
+    if not kind.replay:
+        raise ConfigError(
+            f"{key}: samples of {kind.name} do not follow on each other; leave it out"
+        )
+    reach = 2 * kind.data_settings().parse(experiment["data"], "data").output_steps
+    if replay["longest"] < reach:
+        raise ConfigError(
+            f"{key}.longest: expected {reach} or more (twice data.output_steps: the lead time of the first "
+            f"forecast that starts from another), got {replay['longest']}; raise it or leave "
+            "train.replay out"
+        )
+
+
 def dataset_names(experiment: Block) -> list[str]:
     """Names of an experiment's datasets, of which there may be one or a list."""
     named = experiment["dataset"]

@@ -46,16 +46,17 @@ class InitFromConfig(Settings):
 class ReplayConfig(Settings):
     """Samples that start from the model's own forecasts (pushing forward out of a replay buffer).
 
-    Only for weather. What the model forecasts in training is kept, and later samples go on from it: the
-    model learns to live with its own errors at far lead times, while a step costs what it costs
-    without. The buffer belongs to the batch: the same with any number of GPUs, and part of checkpoints.
-    It starts empty. Not with `parallel.pipeline`.
+    Only for weather and groundwater. What the model forecasts in training is kept, and later samples go on
+    from it: the model learns to live with its own errors at far lead times, while a step costs what it
+    costs without. Ghost nodes of groundwater patches keep their true states. The buffer belongs to the
+    batch: the same with any number of GPUs, and part of checkpoints. It starts empty. Not with
+    `parallel.pipeline`.
 
-    It holds `global_batch` x `depth` forecasts, each of (surface variables + air variables x levels) x
-    cells x `data.input_steps` states x 4 bytes: at 0.25 degrees, with 4 + 5 x 13 channels and 2 states,
-    0.6 GB, so 18 GB for a batch of 16. The processes share it out in their main memory; while a
-    checkpoint is made, all of it is in that of the first process, and of several GPUs the first one
-    holds it too.
+    It holds `global_batch` x `depth` forecasts, for each patch or plane of groundwater as many, each of
+    points x variables x `data.input_steps` states x 4 bytes; variables of weather are surface variables +
+    air variables x levels, points its cells: at 0.25 degrees, with 4 + 5 x 13 variables and 2 states, 0.6
+    GB, so 18 GB for a batch of 16. The processes share it out in their main memory; while a checkpoint is
+    made, all of it is in that of the first process, and of several GPUs the first one holds it too.
     """
 
     longest: int = option(ge=2, le=10**6, unit="states")

@@ -61,8 +61,8 @@ class Entry:
 class Draw:
     """Where the samples of a batch come from, and where their forecasts are kept."""
 
-    key: list[tuple[int, int]]
-    """(position in the global batch, slot of the buffer) of each sample."""
+    key: list[tuple[int, int, int]]
+    """(group, position in the global batch, slot of the buffer) of each sample."""
     start: np.ndarray
     """Time indices at which the windows begin, int64[B]."""
     lead: np.ndarray
@@ -76,7 +76,7 @@ class Replay:
 
     def __init__(self, config: ReplayConfig, dataset: Windows, seed: int) -> None:
         self._config, self._dataset, self._seed = config, dataset, seed
-        self.entries: dict[tuple[int, int], Entry] = {}
+        self.entries: dict[tuple[int, int, int], Entry] = {}
 
     def samples(self, part: RankShare, step: int) -> tuple[Any, Draw]:
         """Gather the samples of a share: windows of the data, or forecasts and the data that follow."""
@@ -85,7 +85,7 @@ class Replay:
         key, past = [], {}
         for row, place in enumerate(part.place):
             random = np.random.default_rng([self._seed, _KEY, step, int(place)])
-            key.append((int(place), int(random.integers(self._config.depth))))
+            key.append((part.group, int(place), int(random.integers(self._config.depth))))
             entry = self.entries.get(key[-1])
             if entry is not None and random.random() >= self._config.fresh:
                 start[row], lead[row], past[row] = entry.start, entry.lead, entry.past
@@ -128,6 +128,7 @@ class Replay:
         self.entries = {}
         for state in states:
             values = zip(state["key"], state["start"], state["lead"], state["past"], strict=True)
-            for (place, slot), *entry in values:
+            for (*group, place, slot), *entry in values:
                 if owners(np.array([place]), world_size)[0] == rank:
-                    self.entries[place, slot] = Entry(*entry)
+                    # Checkpoints of earlier versions name no group: weather has one.
+                    self.entries[*(group or [0]), place, slot] = Entry(*entry)

@@ -17,7 +17,7 @@ from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
 from millrace.systems.groundwater.fourier import ChannelLast, FourierLayers
 from millrace.systems.groundwater.gno import gno
-from millrace.systems.groundwater.network import GraphNetwork
+from millrace.systems.groundwater.network import GraphNetwork, continued
 from millrace.systems.groundwater.neuraloperator import ChannelMLP, FNOBlocks, GNOBlock
 from millrace.systems.groundwater.plane_dataset import PlaneBatch, PlaneDataset, PlaneGeometry
 from millrace.systems.groundwater.settings import GfnoConfig
@@ -118,5 +118,6 @@ SPEC = ModelSpec(
     build=_build,
     predict=forecast,
     loss=forecast_loss,
+    continued=continued,
     recomputed=("lifting", "fno_blocks", "projection"),
 )

@@ -17,7 +17,7 @@ from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
 from millrace.systems.groundwater.fourier import ChannelLast, FourierLayers
 from millrace.systems.groundwater.gno import gno
-from millrace.systems.groundwater.network import GraphNetwork
+from millrace.systems.groundwater.network import GraphNetwork, continued
 from millrace.systems.groundwater.neuraloperator import LibraryGINO
 from millrace.systems.groundwater.patch_dataset import LatentGeometry, PatchBatch, PatchDataset
 from millrace.systems.groundwater.settings import GinoConfig
@@ -89,5 +89,6 @@ SPEC = ModelSpec(
     build=_build,
     predict=forecast,
     loss=forecast_loss,
+    continued=continued,
     recomputed=("net.fno_blocks", "net.projection"),
 )

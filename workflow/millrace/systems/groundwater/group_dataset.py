@@ -9,7 +9,7 @@ V variables, F forcings, C input channels, D dimensions of space.
 """
 
 import json
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from millrace.systems.groundwater.variance import WEIGHTED, variance_weights
 
 
 @dataclass(frozen=True)
-class WindowBatch:
+class WindowBatch(ABC):
     """Windows of one group, normalised."""
 
     x_NBC: Tensor
@@ -46,6 +46,11 @@ class WindowBatch:
     weight_B: Tensor
     """1 for a sample that counts, 0 for one that only keeps the ranks in step."""
     geometry: Any
+
+    @property
+    @abstractmethod
+    def past_NBTV(self) -> Tensor:
+        """Past states, which are part of the input; core points come first."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,16 @@ class GroupDataset(WindowDataset):
             weight_B=torch.ones(len(starts), device=self.device),
             geometry=series.geometry,
         )
+
+    def with_past(self, batch: Any, rows: np.ndarray, past_RKTV: Tensor) -> Any:
+        """Replace the past states of the core points in the samples ``rows``, int64[R].
+
+        Ghost points keep theirs: what other groups forecast in the same training is not known here.
+        """
+        past_NBTV = batch.past_NBTV.clone()
+        n_core = past_RKTV.shape[1]
+        past_NBTV[:n_core, torch.from_numpy(rows)] = past_RKTV.to(self.device).swapaxes(0, 1)
+        return self.with_states(batch, past_NBTV)
 
     def core_states(self, group: int, steps: np.ndarray) -> Tensor:
         """States of a group's core points at time indices of any shape S, [K, *S, V]."""

@@ -6,9 +6,22 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from millrace.models.losses import field_loss
+from millrace.models.settings import LossConfig
 from millrace.systems.groundwater.gno import embed
 from millrace.systems.groundwater.group_dataset import WindowBatch
 from millrace.systems.groundwater.neuraloperator import GNOBlock
+
+
+def continued(module: nn.Module, batch: WindowBatch, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """`ModelSpec.continued`: loss, [B], and the past states of core points that follow, [B, K, T, V]."""
+    forecast_KBTV = module(batch)
+    loss_B = field_loss(
+        forecast_KBTV, batch.y_KBTV, batch.scale_V, config, batch.variance_weight_KV
+    )
+    past_KBTV = batch.past_NBTV[: len(forecast_KBTV)]
+    states_KBTV = torch.cat([past_KBTV, forecast_KBTV], dim=2)[:, :, -past_KBTV.shape[2] :]
+    return loss_B, states_KBTV.swapaxes(0, 1)
 
 
 class GraphNetwork(nn.Module):

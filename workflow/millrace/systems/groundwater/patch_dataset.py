@@ -58,6 +58,14 @@ class PatchBatch(WindowBatch):
 
     geometry: PatchGeometry
     """A `LatentGeometry` for models that have a latent grid."""
+    input_steps: int
+    """Past states, T."""
+
+    @property
+    def past_NBTV(self) -> Tensor:
+        """The past states among the input channels."""
+        shape = self.input_steps, len(self.scale_V)
+        return self.x_NBC[:, :, : shape[0] * shape[1]].unflatten(2, shape)
 
 
 class PatchDataset(GroupDataset):
@@ -98,11 +106,11 @@ class PatchDataset(GroupDataset):
 
     def _inputs(
         self, series: GroupSeries, past_NBTV: Tensor, past_BT: Tensor, future_BT: Tensor
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         parts = [past_NBTV.flatten(2), series.constant[:, None].expand(-1, len(past_BT), -1)]
         if self.config.forcings:
             parts.insert(1, series.forcing_NTF[:, future_BT].flatten(2))
-        return {"x_NBC": torch.cat(parts, dim=2)}
+        return {"x_NBC": torch.cat(parts, dim=2), "input_steps": self.config.input_steps}
 
     def with_states(self, batch: PatchBatch, past_NBTV: Tensor) -> PatchBatch:
         """Replace the past states of a batch, for forecasts that feed on their own output."""

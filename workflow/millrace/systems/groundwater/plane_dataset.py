@@ -57,6 +57,12 @@ class PlaneBatch(WindowBatch):
     """Time, S, Z and X, Y in the unit cube, validity, and the past states (0 in masked cells)."""
     geometry: PlaneGeometry
 
+    @property
+    def past_NBTV(self) -> Tensor:
+        """The past states of the valid cells among the features."""
+        states_BVTG = self.features_BFTHW[:, -len(self.scale_V) :].flatten(3)
+        return states_BVTG[..., self.geometry.cell_K].permute(3, 0, 2, 1)
+
 
 class PlaneDataset(GroupDataset):
     """Windows of `planes.h5`; parameters and errors are those of `GroupDataset`."""

@@ -249,6 +249,7 @@ _IN_TIME: dict[str, Any] = {
     "table": _TABLE,
     "caption": _CAPTION,
     "ensembles": True,
+    "replay": True,
     "prepare": f"{_HERE}.preparation:prepare",
     "prediction": f"{_HERE}.predict:predict",
 }

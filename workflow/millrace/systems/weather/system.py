@@ -61,13 +61,6 @@ def _check_dataset(name: str, dataset: Block) -> None:
 
 def _check(name: str, experiment: Block, dataset: Block) -> None:
     window = WeatherWindowConfig.parse(experiment["data"], "data")
-    replay, reach = experiment["train"].get("replay"), 2 * window.output_steps
-    if replay and replay["longest"] < reach:
-        raise ConfigError(
-            f"config: experiments.{name}.train.replay.longest: expected {reach} or more (twice "
-            f"data.output_steps: the lead time of the first forecast that starts from another), got "
-            f"{replay['longest']}; raise it or leave train.replay out"
-        )
     gap = dataset["split"].get("gap", 0)
     if window.length > gap + 1:
         raise ConfigError(
