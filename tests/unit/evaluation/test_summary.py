@@ -39,7 +39,8 @@ def write_run(root, layout="n1_gpu1", seed=0, rmse=1.0, session=CPU, rate=0.1, e
 def write_ensemble(root, members):
     ensemble = {"crps": 0.7, "crps_skill": 0.4, "spread": 0.9, "spread_skill": 0.66}
     together = {"experiment": "salt", "layout": "n1_gpu1", "seeds": list(range(members))}
-    together["test"] = {"head": {**ensemble, "mean": {"skill": 0.6}}}
+    calibrated = {"crps": 0.6, "crps_skill": 0.5, "spread": 1.3, "spread_skill": 0.96}
+    together["test"] = {"head": {**ensemble, "mean": {"skill": 0.6}, "calibrated": calibrated}}
     path = root / "ensemble.json"
     path.write_text(json.dumps(together))
     return path
@@ -69,6 +70,7 @@ def test_ensembles_stand_beside_the_runs_they_are_made_of(tmp_path, table):
     assert list(rows["rmse"]) == [1.0, 1.2, 1.4, 1.6, 1.0]
     assert list(rows["ensemble_skill"][:4]) == [0.6] * 4
     assert list(rows["crps"][:4]) == [0.7] * 4
+    assert list(rows["calibrated_spread_skill"][:4]) == [0.96] * 4
     assert rows[["ensemble_skill", "crps"]].iloc[4].isna().all()
     assert "1.30<small>± 0.26</small>" in page
     assert ">0.700</td>" in page, "the CRPS, without a deviation over seeds"
@@ -108,7 +110,7 @@ def test_crps_and_spread_of_three_members_are_held_back_and_the_mean_is_not(tmp_
     rows, page = table(runs, [write_ensemble(tmp_path, 3)])
     assert rows[["crps", "crps_skill", "spread", "spread_skill"]].isna().all(axis=None)
     assert list(rows["ensemble_skill"]) == [0.6] * 3
-    assert page.count("3 members are too few: 4 or more are needed.") == 4
+    assert page.count("3 members are too few: 4 or more are needed.") == 6
 
 
 def test_without_ensembles_there_are_no_such_columns(tmp_path, table):

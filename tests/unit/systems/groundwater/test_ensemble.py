@@ -10,7 +10,12 @@ from scipy.stats import norm
 
 from millrace.evaluation.run import evaluate_ensemble
 from millrace.evaluation.trained_model import TrainedModel
-from millrace.systems.groundwater.ensemble import EnsembleMetrics, crps, forecast_ensemble
+from millrace.systems.groundwater.ensemble import (
+    EnsembleMetrics,
+    crps,
+    forecast_ensemble,
+    inflation,
+)
 from millrace.systems.groundwater.forecast import forecast_windows
 from millrace.training.deadline import Stop
 from millrace.training.distributed import Ranks
@@ -104,6 +109,20 @@ def test_scores_are_those_of_the_arrays() -> None:
         assert mine["by_lead"]["crps"] == pytest.approx(by_lead)
 
 
+def test_inflated_members_differ_as_much_as_their_mean_errs_at_each_lead_time() -> None:
+    truth, members, last = fields()
+    # The later, the more sure of themselves.
+    mean = members.mean(axis=0)
+    members = mean + (members - mean) / np.array([1.0, 2.0, 5.0])[:, None]
+    factor_TV = inflation(metrics_of(truth, members, last))
+    np.testing.assert_allclose(factor_TV, np.tile([[1.0], [2.0], [5.0]], 2), rtol=0.05)
+    inflated = metrics_of(truth, mean + factor_TV * (members - mean), last)
+    for name in VARIABLES:
+        assert inflated[name]["spread_skill"] == pytest.approx(1)
+    alike = metrics_of(truth, np.stack([mean, mean]), last)
+    assert (inflation(alike) == 1).all(), "no spread to inflate"
+
+
 @pytest.fixture(scope="module")
 def trained(samples, definition, tmp_path_factory):
     """Checkpoints and receipts of three seeds, one epoch each."""
@@ -143,6 +162,18 @@ def test_members_score_as_they_do_alone(trained, samples) -> None:
         assert rmse < np.sqrt(np.mean(np.square(together[name]["member_rmse"])))
 
 
+def test_members_are_calibrated_on_validation_data(trained, samples) -> None:
+    models = [TrainedModel.load(c, json.loads(r.read_text()), samples) for c, r in trained]
+    validation = forecast_ensemble(models, "validation")
+    factor_TV = inflation(validation)
+    again = forecast_ensemble(models, "validation", factor_TV=factor_TV)
+    for v, name in enumerate(VARIABLES):
+        calibrated = again[name].pop("calibrated")
+        assert calibrated["spread_skill"] == pytest.approx(1)
+        assert calibrated["factor"] == pytest.approx(factor_TV[:, v])
+        assert again[name] == validation[name], "the others are of the members as they are"
+
+
 def test_metrics_and_figure_are_written(trained, samples, tmp_path) -> None:
     metrics, figure = tmp_path / "metrics.json", tmp_path / "figure.png"
     checkpoints, receipts = zip(*trained, strict=True)
@@ -154,6 +185,9 @@ def test_metrics_and_figure_are_written(trained, samples, tmp_path) -> None:
         [0, 1, 2],
     )
     assert written["test"]["head"]["members"] == 3
+    assert written["test"]["head"]["calibrated"].keys() == {
+        *("crps", "crps_skill", "spread", "spread_skill", "factor"),
+    }
     assert written["validation"].keys() == written["test"].keys() == set(VARIABLES)
     assert figure.stat().st_size > 10_000
 

@@ -9,10 +9,14 @@ mean does not depend on M if the members are drawn from one distribution. For a 
 term alone is left, so that of persistence is its mean absolute error. Its unit is that of the variable;
 smaller is better.
 
+An ensemble over seeds is too sure of itself: it knows nothing of what all of its members get wrong.
+`inflation` spreads its members about their mean as far as the error of the mean on validation data asks for
+(Johnson & Bowler 2009, *Mon. Weather Rev.* 137, pp. 1717-1720, of whose two conditions this is the second).
+
 Shape suffixes: M members, B windows, N points, T lead steps, V variables.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -110,17 +114,47 @@ class EnsembleMetrics:
         return result
 
 
+def inflation(result: Mapping[str, Mapping[str, Any]]) -> Floats:
+    """Factor on the deviations of the members from their mean, [T, V], with which ``spread_skill`` is 1.
+
+    ``result`` is `EnsembleMetrics.result` on validation data. Where the members are equal the factor is 1.
+    """
+    factors = []
+    for scores in result.values():
+        n, by_lead = scores["members"], scores["by_lead"]
+        pairs = zip(by_lead["rmse"], by_lead["spread"], strict=True)
+        factors.append(
+            [ratio(rmse, np.sqrt((n + 1) / n) * spread) or 1.0 for rmse, spread in pairs]
+        )
+    return np.array(factors).T
+
+
 def forecast_ensemble(
-    models: Sequence[TrainedModel], split: Split, progress: Progress | None = None
+    models: Sequence[TrainedModel],
+    split: Split,
+    progress: Progress | None = None,
+    factor_TV: Floats | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Score an ensemble on every window of a split, each from true states: `EnsembleMetrics.result`.
 
-    All models take the samples of the first. ``progress`` is called with (batches done, all).
+    All models take the samples of the first. ``progress`` is called with (batches done, all). With factors
+    of `inflation` each variable also has ``calibrated``, with the scores of the members so spread that
+    differ from those without, and the ``factor`` by lead step.
     """
     dataset = models[0].dataset
     members = [replace(model, dataset=dataset) for model in models]
-    metrics = EnsembleMetrics(dataset.config.variables, dataset.config.output_steps, len(members))
+    shape = dataset.config.variables, dataset.config.output_steps, len(members)
+    metrics, calibrated = EnsembleMetrics(*shape), EnsembleMetrics(*shape)
     for _, _, batch in batches(dataset, split, _BATCH, progress):
         truth, last, *predicted = physical(dataset, batch, *(member(batch) for member in members))
-        metrics.update(truth, np.stack(predicted), last)
-    return metrics.result()
+        x_MBNTV = np.stack(predicted)
+        metrics.update(truth, x_MBNTV, last)
+        if factor_TV is not None:
+            mean_BNTV = x_MBNTV.mean(axis=0)
+            calibrated.update(truth, mean_BNTV + factor_TV * (x_MBNTV - mean_BNTV), last)
+    result = metrics.result()
+    if factor_TV is not None:
+        for v, (name, scores) in enumerate(calibrated.result().items()):
+            kept = {key: scores[key] for key in ("crps", "crps_skill", "spread", "spread_skill")}
+            result[name]["calibrated"] = kept | {"factor": factor_TV[:, v].tolist()}
+    return result

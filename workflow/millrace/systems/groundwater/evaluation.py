@@ -10,7 +10,7 @@ from millrace.evaluation.base import Draw, Evaluation
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.figures.style import attempt
 from millrace.systems.base import Progress
-from millrace.systems.groundwater.ensemble import forecast_ensemble
+from millrace.systems.groundwater.ensemble import forecast_ensemble, inflation
 from millrace.systems.groundwater.figures.animation import section_animation
 from millrace.systems.groundwater.figures.comparison import (
     ensemble_by_lead,
@@ -52,7 +52,7 @@ def evaluate_together(
     The members forecast again, batch by batch: their forecasts are nowhere kept.
     """
     validation = forecast_ensemble(models, "validation")
-    test = forecast_ensemble(models, "test", progress)
+    test = forecast_ensemble(models, "test", progress, inflation(validation))
     dataset = models[0].dataset
     units, steps = dataset.units, dataset.config.output_steps
     days = mean_leads(dataset, dataset.starts("test"), steps)

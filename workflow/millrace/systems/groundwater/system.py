@@ -160,6 +160,12 @@ def _ensemble_rows(ensemble: Block) -> list[dict[str, Any]]:
             "variable": variable,
             "ensemble_skill": scores["mean"]["skill"],
             **{name: scores[name] for name in ("crps", "crps_skill", "spread", "spread_skill")},
+            # Metrics of earlier versions have none.
+            **{
+                f"calibrated_{name}": scores["calibrated"][name]
+                for name in ("crps_skill", "spread_skill")
+                if "calibrated" in scores
+            },
         }
         for variable, scores in ensemble["test"].items()
     ]
@@ -186,6 +192,8 @@ _ENSEMBLE = {
     "crps_skill": "CRPS skill",
     "spread": "spread",
     "spread_skill": "spread / error",
+    "calibrated_crps_skill": "CRPS skill, calibrated",
+    "calibrated_spread_skill": "spread / error, calibrated",
 }
 
 
@@ -227,7 +235,8 @@ _TABLE = Table(
     "efficiency. In a rollout the model "
     "feeds on its own forecasts. The ensemble holds all seeds: CRPS is its continuous ranked probability "
     "score, and spread / error is 1 if its members differ as much as their mean errs, less if it is too "
-    "sure of itself.",
+    "sure of itself. Calibrated members are spread about their mean as the errors on validation data ask "
+    "for.",
     baseline="persistence",
     rows=_rows,
     ensemble_rows=_ensemble_rows,
@@ -240,7 +249,14 @@ _TABLE = Table(
         "rollout_skill",
         "ensemble_skill",
     ),
-    of_members=("crps", "crps_skill", "spread", "spread_skill"),
+    of_members=(
+        "crps",
+        "crps_skill",
+        "spread",
+        "spread_skill",
+        "calibrated_crps_skill",
+        "calibrated_spread_skill",
+    ),
     errors=_errors,
 )
 
