@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from millrace.systems.weather.scores import (
     WeatherScores,
@@ -51,6 +52,29 @@ def test_anomaly_correlation_of_known_fields():
     half = climatology + 0.5 * (truth - climatology)
     assert anomaly_correlation(half, truth, climatology, weight) == pytest.approx(1)
     assert np.isnan(anomaly_correlation(climatology, truth, climatology, weight))
+
+
+def test_scores_are_those_of_weighted_means_of_xarray():
+    """The formulas of WeatherBench 2 for the root mean square error and the anomaly correlation."""
+    sizes, climatology = {"start": 3, "lead": 2}, random_fields(1, seed=2)
+    scores = WeatherScores(["t"], np.array([6.0, 12.0]), LATITUDE, climatology)
+    truth, forecast = random_fields(3, 2, seed=3), random_fields(3, 2, seed=4)
+    for y, x in zip(truth, forecast, strict=True):
+        scores.add(y[:, None], x[:, None], climatology)
+    found = scores.result()["channels"]["t"]
+    y, x = (xr.DataArray(a, dims=[*sizes, "latitude", "longitude"]) for a in (truth, forecast))
+    y, x = (a.assign_coords(latitude=LATITUDE) for a in (y, x))
+    area = np.sin(np.deg2rad(y.latitude + 2.5)) - np.sin(np.deg2rad(y.latitude - 2.5))
+
+    def mean(values, *over):
+        return values.weighted(area).mean(["latitude", "longitude", *over])
+
+    np.testing.assert_allclose(
+        found["rmse"]["model"], mean((x - y) ** 2, "start") ** 0.5, rtol=1e-12
+    )
+    one, other = x - climatology[0], y - climatology[0]
+    correlation = mean(one * other) / (mean(one**2) * mean(other**2)) ** 0.5
+    np.testing.assert_allclose(found["acc"]["model"], correlation.mean("start"), rtol=1e-12)
 
 
 def test_scores_of_known_forecasts():

@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import scoringrules
 from numpy.typing import ArrayLike, NDArray
 
 from millrace.data.split import Split
@@ -40,10 +41,8 @@ def crps(members: ArrayLike, truth: ArrayLike) -> Floats:
     n = len(x_M)
     if n < 2:
         raise ValueError(f"{n} members: the score needs two or more")
-    # Of sorted values x_k, k = 1 ... M: sum over pairs of |x_i - x_j| = 2 sum_k (2 k - M - 1) x_k.
-    rank_M = 2 * np.arange(1, n + 1) - n - 1
-    pairs = 2 * np.tensordot(rank_M, np.sort(x_M, axis=0), axes=1)
-    return np.abs(x_M - y).mean(axis=0) - pairs / (2 * n * (n - 1))
+    found: Floats = scoringrules.crps_ensemble(y, x_M, m_axis=0, estimator="fair")
+    return found
 
 
 class EnsembleMetrics:
