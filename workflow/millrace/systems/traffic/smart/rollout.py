@@ -17,11 +17,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from millrace.config import Count, Positive, Seed, Settings
 from millrace.evaluation.trained_model import finite
 from millrace.systems.traffic.dataset import ScenarioBatch
+from millrace.systems.traffic.smart.avoidance import CANDIDATES, choose
 from millrace.systems.traffic.smart.network import Cache, Smart
 from millrace.systems.traffic.tokens import HISTORY, STRIDE, TOKENS
 from millrace.systems.traffic.vocabulary import BOXES
@@ -38,6 +40,8 @@ class RolloutConfig(Settings):
     """Most probable tokens among which one is drawn, with their probabilities renormalised; 1: the best."""
     temperature: Positive = 1.0
     """Above 1 draws are more even, below 1 more like the best."""
+    apart: bool = True
+    """Agents that would drive into each other draw again; false: each draws as if alone."""
     seed: Seed = 0
     """Of the draws."""
 
@@ -85,8 +89,8 @@ def rollout(
         else:
             everything = (torch.stack(parts, dim=2) for parts in (token, pose, valid))
             logits = module.decode(module.encode_map(batch), kind, size, *everything)[:, :, -1]
-        chosen = sample(finite(logits), uniform[:, :, step], config)
-        path = module.token_poses(pose[-1], kind, chosen)
+        step_BA = kind, size, pose[-1], valid[-1]
+        chosen, path = _next_tokens(module, finite(logits), uniform[:, :, step], config, step_BA)
         paths.append(path[:, :, 1:])
         token.append(chosen)
         pose.append(path[:, :, -1])
@@ -97,6 +101,31 @@ def rollout(
         torch.cat(paths, dim=2).unflatten(0, shape),
         present,
     )
+
+
+def _next_tokens(
+    module: Smart,
+    logits: Tensor,
+    uniform_BA: Tensor,
+    config: RolloutConfig,
+    agents: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Tokens of all agents and their paths, from kinds, sizes, poses and presence."""
+    kind_BA, size_BA2, pose_BA3, present_BA = agents
+    if not config.apart:
+        token_BA = sample(logits, uniform_BA, config)
+        return token_BA, module.token_poses(pose_BA3, kind_BA, token_BA)
+    wanted = min(max(config.top_k, CANDIDATES), logits.shape[-1])
+    best_BAC, index_BAC = logits.float().topk(wanted, dim=-1)
+    weight_BAC = (best_BAC[..., : config.top_k] / config.temperature).softmax(dim=-1)
+    weight_BAC = F.pad(weight_BAC, (0, wanted - weight_BAC.shape[-1]))
+
+    def paths(place_BA: Tensor) -> Tensor:
+        token_BA = index_BAC.gather(2, place_BA.unsqueeze(2))[..., 0]
+        return module.token_poses(pose_BA3, kind_BA, token_BA)
+
+    place_BA, path = choose(weight_BAC, uniform_BA.float(), paths, size_BA2, present_BA)
+    return index_BAC.gather(2, place_BA.unsqueeze(2))[..., 0], path
 
 
 def sample(logits: Tensor, uniform: Tensor, config: RolloutConfig) -> Tensor:
