@@ -12,7 +12,7 @@ from millrace.systems.traffic.geometry import (
     distance_to_nearest,
     time_to_collision,
 )
-from millrace.systems.traffic.realism import FEATURES, features, likelihood, realism
+from millrace.systems.traffic.realism import FEATURES, KNOWN, features, likelihood, realism
 from millrace.systems.traffic.scores import (
     GroundTruth,
     MotionScores,
@@ -73,6 +73,84 @@ def test_the_nearest_box_is_that_of_all_pairs():
     assert distance_to_nearest(pose[:, :1], size[:1])[0, 0, 0] == FAR
 
 
+WAY, WAY_IF_SMALL = np.radians(75), np.radians(10)
+
+
+@pytest.mark.parametrize(
+    ("place", "heading", "size", "speed", "expected"),
+    [
+        (
+            [[x, y] for y in (3, 0, -3) for x in (-3, 0, 3)],
+            [0] * 9,
+            (1, 1),
+            [10, 6, 1] * 3,
+            [2 / 4, 2 / 5, 5] * 3,
+        ),
+        ([[0, 0], [5, 0], [10, 0], [15, 0]], [0] * 4, (4, 2), [6, 10, 3, 1], [5, 1 / 7, 1 / 2, 5]),
+        (
+            [[0, 0], [5, 0], [10, 0], [15, 0]],
+            [0, WAY + 0.01, 0, WAY - 0.01],
+            (4, 2),
+            [10, 6, 3, 1],
+            [6 / 7, 5, (3 - 2 * np.cos(WAY - 0.01) - np.sin(WAY - 0.01)) / 2, 5],
+        ),
+        (
+            [[0, 0], [5, 2.1], [10, 1.1], [15, 0]],
+            [0] * 4,
+            (4, 2),
+            [10, 6, 3, 1],
+            [6 / 7, 1 / 3, 1 / 2, 5],
+        ),
+        (
+            [[0, 0], [5, 2.0], [10, -2.0]],
+            [0, WAY_IF_SMALL + 0.01, -WAY_IF_SMALL + 0.01],
+            (4, 2),
+            [6, 3, 1],
+            [(8 - 2 * np.cos(WAY_IF_SMALL - 0.01) - np.sin(WAY_IF_SMALL - 0.01)) / 5, 5, 5],
+        ),
+    ],
+)
+def test_time_to_collision_of_published_cases(place, heading, size, speed, expected):
+    """Those of the tests of the Waymo Open Sim Agents Challenge: a grid, a line, and who is no leader."""
+    pose = np.column_stack([place, heading]).astype(float)[None, :, None]
+    sizes, speeds = np.tile(np.array(size, dtype=float), (len(place), 1)), np.array(speed, float)
+    found = time_to_collision(pose, speeds[None, :, None], sizes, 5.0)
+    np.testing.assert_allclose(found[0, :, 0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("one", "size", "other", "its_size", "expected"),
+    [
+        ([0, 0, 0], (2, 1), [3, 0, 0], (4, 1), 0),
+        ([0, 0, 0], (1, 1), [0, 1.5, 0], (1, 2), 0),
+        ([0, 0, np.pi / 2], (2, 1), [1, 0, 0], (1, 1), 0),
+        ([6, 0, np.pi], (2, 1), [-6, 0, 0], (2, 1), 10),
+    ],
+)
+def test_distances_of_published_cases(one, size, other, its_size, expected):
+    boxes = (np.array(values, dtype=float) for values in (one, size, other, its_size))
+    assert box_distance(*boxes) == pytest.approx(expected, abs=1e-6)
+
+
+def test_speeds_of_published_cases():
+    """Positions and headings a second apart, here a tenth; central differences, unknown at the ends."""
+    x, heading = [5.0, 6.0, 8.0, 9.0, 9.0], [0.0, 1.0, 3.0, 2.0, 0.0]
+    # The case counts five known poses; here the first three are not scored.
+    pose = np.column_stack([x, np.zeros(5), heading])
+    before = np.full((KNOWN, 3), np.nan)
+    found = features(
+        np.concatenate([before, pose])[None, None], CAR[None], np.array([0]), np.empty((0, 2, 2))
+    )
+    nan = np.nan
+    for name, rate, values in (
+        ("speed", 10, [nan, 1.5, 1.5, 0.5, nan]),
+        ("acceleration", 100, [nan, nan, -0.5, nan, nan]),
+        ("angular_speed", 10, [nan, 1.5, 0.5, -1.5, nan]),
+        ("angular_acceleration", 100, [nan, nan, -1.5, nan, nan]),
+    ):
+        np.testing.assert_allclose(found[name][0, 0] / rate, values, atol=1e-6, err_msg=name)
+
+
 def test_time_to_collision():
     pose = np.stack([straight(0, 0, 10.0), straight(24, 0.5, 5.0), straight(10, 3.5, 0.0)])[None]
     speed = np.repeat(np.array([10.0, 5.0, 0.0])[None, :, None], STEPS, axis=2)
@@ -109,8 +187,8 @@ def test_features_of_known_motion():
     edge = np.array([[[-100, -3.0], [100, -3.0]]])
     found = features(np.stack([circle, faster])[None], np.tile(CAR, (2, 1)), np.array([0, 1]), edge)
     np.testing.assert_allclose(found["speed"][0, 0, :-1], 5, rtol=1e-3)
-    np.testing.assert_allclose(found["angular_speed"][0, 0], 0.5, rtol=1e-6)
-    np.testing.assert_allclose(found["acceleration"][0, 1, 2:-2], 2, rtol=1e-6)
+    np.testing.assert_allclose(found["angular_speed"][0, 0, :-1], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(found["acceleration"][0, 1, :-2], 2, rtol=1e-6)
     assert found["off_road"][0, 0] == 0
     assert np.isnan(found["off_road"][0, 1]), "edges concern vehicles"
     assert found["collision"].tolist() == [[0, 0]]

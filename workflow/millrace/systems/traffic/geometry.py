@@ -14,6 +14,8 @@ Floats = NDArray[np.float64]
 FAR = 1e3
 """Distance (m) where there is no other agent, or no road edge."""
 
+_SAME_WAY, _SAME_WAY_IF_SMALL = np.radians(75), np.radians(10)
+_SMALL_OVERLAP_M = 0.5
 _CANDIDATES = 8
 _SIGN = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2
 
@@ -142,23 +144,33 @@ def distance_to_nearest(pose_SAT3: Floats, size_A2: Floats) -> Floats:
 def time_to_collision(pose_SAT3: Floats, speed_SAT: Floats, size_A2: Floats, cap: float) -> Floats:
     """Time (s) until each agent hits its leader if both keep their speed, at most ``cap``; [S, A, T].
 
-    The leader is the nearest agent ahead that is within the width of the box and heads in about the same
-    direction (60 degrees).
+    As in the Waymo Open Sim Agents Challenge (Montali et al. 2023, arXiv:2305.12032): the leader is the
+    nearest agent whose box is wholly ahead of one's own front, heads in the same direction to 75 degrees,
+    and covers part of the straight lane that one's own box will sweep; where that part is less than 0.5 m
+    wide, to 10 degrees. Speeds are compared as they are, whatever their directions. NaN where the agent's
+    own speed, or its leader's, is not known.
     """
     result = np.full(pose_SAT3.shape[:3], cap)
-    half_AA12 = (size_A2[:, None] + size_A2)[:, :, None] / 2
+    half_A12 = size_A2[:, None, :] / 2
     for s, (pose_AT3, speed_AT) in enumerate(zip(pose_SAT3, speed_SAT, strict=True)):
         # Axes: follower, leader, step.
         local = local_points(pose_AT3[None, ..., :2], pose_AT3[:, None])
-        turn = np.cos(pose_AT3[None, ..., 2] - pose_AT3[:, None, ..., 2])
-        ahead = (np.abs(local[..., 1]) < half_AA12[..., 1]) & (local[..., 0] > 0) & (turn > 0.5)
-        free = np.where(ahead, local[..., 0] - half_AA12[..., 0], np.inf)
+        turn = pose_AT3[None, ..., 2] - pose_AT3[:, None, ..., 2]
+        along, across = np.abs(np.cos(turn)), np.abs(np.sin(turn))
+        turn = np.abs(np.arctan2(np.sin(turn), np.cos(turn)))
+        length, width = half_A12[None, ..., 0], half_A12[None, ..., 1]
+        gap = local[..., 0] - half_A12[:, None, :, 0] - (length * along + width * across)
+        beside = np.abs(local[..., 1]) - half_A12[:, None, :, 1] - (length * across + width * along)
+        follows = (gap > 0) & (turn <= _SAME_WAY) & (beside < 0)
+        follows &= (beside <= -_SMALL_OVERLAP_M) | (turn <= _SAME_WAY_IF_SMALL)
+        free = np.where(follows, gap, np.inf)
         first_A1T = np.argmin(free, axis=1)[:, None]
-        gap = np.take_along_axis(free, first_A1T, axis=1)[:, 0]
-        its_speed = speed_AT[first_A1T[:, 0], np.arange(speed_AT.shape[1])]
-        closing = speed_AT - its_speed * np.take_along_axis(turn, first_A1T, axis=1)[:, 0]
-        follows = np.isfinite(gap) & (closing > 1e-6)
-        result[s][follows] = np.minimum(np.maximum(gap[follows], 0) / closing[follows], cap)
+        distance = np.take_along_axis(free, first_A1T, axis=1)[:, 0]
+        closing = speed_AT - speed_AT[first_A1T[:, 0], np.arange(speed_AT.shape[1])]
+        led = np.isfinite(distance)
+        nearer = led & (closing > 0)
+        result[s][nearer] = np.minimum(distance[nearer] / closing[nearer], cap)
+        result[s][led & np.isnan(closing)] = np.nan
     return np.where(np.isfinite(speed_SAT), result, np.nan)
 
 

@@ -25,6 +25,8 @@ from millrace.systems.traffic.geometry import (
 from millrace.systems.traffic.tracks import STEP_S
 
 _CAP_S = 5.0
+KNOWN = 3
+"""Poses before those that are scored: accelerations by central differences take two on each side."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def features(
     Parameters
     ----------
     pose_SAT3 : ndarray
-        Poses every 0.1 s, the first of them at the current step; NaN where not observed.
+        Poses every 0.1 s, of which the first `KNOWN` are those until the current step; NaN where not
+        observed.
     size_A2 : ndarray
         Length and width (m).
     kind_A : ndarray
@@ -71,25 +74,26 @@ def features(
     Returns
     -------
     dict
-        [S, A, T - 1] by name, [S, A] for those that are Bernoulli variables; NaN where unknown.
+        [S, A, T - KNOWN] by name, [S, A] for those that are Bernoulli variables; NaN where unknown, as are
+        the speeds of the last step and the accelerations of the last two.
     """
     speed = np.hypot(_slope(pose_SAT3[..., 0]), _slope(pose_SAT3[..., 1]))
     turning = _slope(np.unwrap(_filled(pose_SAT3[..., 2]), axis=2))
     turning = np.where(np.isfinite(speed), turning, np.nan)
-    distance = distance_to_nearest(pose_SAT3, size_A2)[..., 1:]
+    distance = distance_to_nearest(pose_SAT3[:, :, KNOWN:], size_A2)
     vehicle_A = np.asarray(kind_A) == 0
     edge = np.full(distance.shape, np.nan)
     if vehicle_A.any() and len(edge_E22):
-        corner = box_corners(pose_SAT3[:, vehicle_A, 1:], size_A2[vehicle_A][:, None])
+        corner = box_corners(pose_SAT3[:, vehicle_A, KNOWN:], size_A2[vehicle_A][:, None])
         beyond = distance_to_edge(corner.reshape(-1, 2), edge_E22)
         edge[:, vehicle_A] = beyond.reshape(corner.shape[:-1]).max(axis=-1)
     return {
-        "speed": speed[..., 1:],
-        "acceleration": _slope(speed)[..., 1:],
-        "angular_speed": turning[..., 1:],
-        "angular_acceleration": _slope(turning)[..., 1:],
+        "speed": speed[..., KNOWN:],
+        "acceleration": _slope(speed)[..., KNOWN:],
+        "angular_speed": turning[..., KNOWN:],
+        "angular_acceleration": _slope(turning)[..., KNOWN:],
         "distance_to_object": distance,
-        "time_to_collision": time_to_collision(pose_SAT3, speed, size_A2, _CAP_S)[..., 1:],
+        "time_to_collision": time_to_collision(pose_SAT3, speed, size_A2, _CAP_S)[..., KNOWN:],
         "collision": _ever(distance < 0, distance),
         "distance_to_edge": edge,
         "off_road": _ever(edge > 0, edge),
@@ -141,8 +145,10 @@ def realism(rollouts: Mapping[str, Floats], truth: Mapping[str, Floats]) -> dict
 
 
 def _slope(values: Floats) -> Floats:
-    """Central difference over time, one-sided at the ends, per second."""
-    return np.gradient(values, STEP_S, axis=2)
+    """Central difference over time, per second; NaN at the ends."""
+    slope = np.full(values.shape, np.nan)
+    slope[..., 1:-1] = (values[..., 2:] - values[..., :-2]) / (2 * STEP_S)
+    return slope
 
 
 def _filled(values: Floats) -> Floats:

@@ -19,7 +19,7 @@ from millrace.evaluation.trained_model import finite
 from millrace.systems.base import Progress
 from millrace.systems.traffic.dataset import ScenarioBatch, ScenarioDataset
 from millrace.systems.traffic.geometry import Floats, global_poses
-from millrace.systems.traffic.realism import FEATURES, features, realism
+from millrace.systems.traffic.realism import FEATURES, KNOWN, features, realism
 from millrace.systems.traffic.smart.network import Smart
 from millrace.systems.traffic.smart.rollout import RolloutConfig, rollout
 from millrace.systems.traffic.tokens import HISTORY, STRIDE
@@ -165,16 +165,16 @@ class GroundTruth:
     def __init__(self, rows: Mapping[str, np.ndarray], edge_E22: Floats, steps: int) -> None:
         self._rows, self._edge = rows, edge_E22
         true_AT3 = rows["true"].astype(np.float64)
-        self.now_A3 = true_AT3[:, CURRENT_STEP]
+        self._known_AT3 = true_AT3[:, CURRENT_STEP + 1 - KNOWN : CURRENT_STEP + 1]
         self.future_AT3 = true_AT3[:, CURRENT_STEP + 1 : CURRENT_STEP + 1 + steps]
         self.truth = self.features(self.future_AT3[None])
-        self.start = self.features(np.repeat(self.now_A3[None, :, None], 2, axis=2))
+        self.start = self.features(self._known_AT3[None, :, -1:])
         """Features if no agent moved."""
 
     def features(self, pose_SAT3: Floats) -> dict[str, Floats]:
         """Features of poses after the current step."""
-        now = np.broadcast_to(self.now_A3[None, :, None], (*pose_SAT3.shape[:2], 1, 3))
-        pose, size = np.concatenate([now, pose_SAT3], axis=2), self._rows["size"]
+        known = np.broadcast_to(self._known_AT3, (len(pose_SAT3), *self._known_AT3.shape))
+        pose, size = np.concatenate([known, pose_SAT3], axis=2), self._rows["size"]
         return features(pose, size.astype(np.float64), self._rows["kind"], self._edge)
 
 
