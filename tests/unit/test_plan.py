@@ -321,7 +321,7 @@ def test_parts_follow_from_the_size_of_raw_files_or_the_configuration(
     assert plan.part_files("town", "scenarios") == files
     assert parted(tmp_path, monkeypatch, parts=7).parts("town", "scenarios") == 7
     monkeypatch.setattr("millrace.plan.MOST_PARTS", 2)
-    assert plan.parts("town", "scenarios") == 2
+    assert parted(tmp_path, monkeypatch).parts("town", "scenarios") == 2
 
 
 def test_jobs_count_no_raw_files(tmp_path, monkeypatch) -> None:
@@ -335,16 +335,17 @@ def test_jobs_count_no_raw_files(tmp_path, monkeypatch) -> None:
 def test_what_was_made_whole_stays_whole_and_archived_files_keep_their_parts(
     tmp_path, monkeypatch
 ) -> None:
-    plan, made = parted(tmp_path, monkeypatch), tmp_path / "results/data/town"
+    made = tmp_path / "results/data/town"
     (made / "parts").mkdir(parents=True)
     (made / "scenarios.h5").touch()
+    plan = parted(tmp_path, monkeypatch)
     assert plan.parts("town", "scenarios") == 1
     for number in range(3):
         (made / f"parts/scenarios_{number}.h5").touch()
-    assert plan.parts("town", "scenarios") == 3
+    assert parted(tmp_path, monkeypatch).parts("town", "scenarios") == 3
     (tmp_path / "raw/a.tfrecord").unlink()
     (tmp_path / "raw").rmdir()
-    assert plan.parts("town", "scenarios") == 3
+    assert Plan(plan.config, root=tmp_path).parts("town", "scenarios") == 3
 
 
 def test_tracks_that_an_earlier_version_converted_are_used(tmp_path, monkeypatch) -> None:

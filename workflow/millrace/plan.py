@@ -3,21 +3,24 @@
 The rules of the workflow only attach wildcards to these methods.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 from millrace.configuration import read_configuration
+from millrace.data.division import Division
+from millrace.data.parts import Record
 from millrace.data.split import check_periods
 from millrace.errors import ConfigError, DataError
 from millrace.input_files import is_address
 from millrace.layout import Layout
-from millrace.provenance import fingerprint, raw_bytes
+from millrace.provenance import fingerprint, raw_items
 from millrace.scaling.settings import AnalysisSettings, ScalingSettings
 from millrace.sweeps.experiments import Experiments
 from millrace.sweeps.sweep import Sweep, read_sweeps
-from millrace.systems.base import RawFormat, SampleKind, check_replay, dataset_names, known
+from millrace.systems.base import RawFormat, SampleKind, check_replay, dataset_names, known, resolve
 from millrace.systems.registry import (
     kinds,
     models,
@@ -43,7 +46,8 @@ class Plan:
 
     The keys of ``config`` are in docs/reference/config.md. ``root`` is the parent of ``results/``: another
     folder if a module of Snakemake gives the workflow a prefix. Plug-in files that are not in the working
-    directory are in one of ``folders``. Raises `ConfigError` with the first mistake and its key. ``config``
+    directory are in one of ``folders``. With ``jobs`` it is read again for a job of a run that was planned
+    before, and looks at no raw files. Raises `ConfigError` with the first mistake and its key. ``config``
     itself stays as it is.
     """
 
@@ -52,8 +56,11 @@ class Plan:
         config: Mapping[str, Any],
         root: Path = Path(),
         folders: Iterable[Path] = (),
+        *,
+        jobs: bool = False,
     ) -> None:
-        self._root = root
+        self._root, self._jobs = root, jobs
+        self._divisions: dict[tuple[str, str], Division | None] = {}
         self.config: dict[str, Any]
         """The configuration as jobs take it, with numbers for texts such as ``5e-3``."""
         self.config, self.plugins = read_configuration(config, folders)
@@ -312,30 +319,103 @@ class Plan:
 
         ``kind`` is that of the samples, or the stem of what raw files are read into before.
         """
-        block = self.datasets[dataset]
-        if kind not in _in_parts(raw_format(block)):
-            return 1
-        if block.get("parts"):
-            return int(block["parts"])
-        folder, source = self._root / f"results/data/{dataset}", Path(block["source"])
-        there = len([*folder.glob(f"parts/{kind}_*.h5")])
-        if block["source"] == "demo" or (not there and (folder / f"{kind}.h5").is_file()):
-            return 1  # or made in one piece before
-        if not source.is_dir():  # archived
-            return max(1, there)
-        return min(MOST_PARTS, max(1, -(-raw_bytes(source) // PART_BYTES)))
+        division = self._division(dataset, kind)
+        return len(division.tickets) if division else 1
 
-    def count_parts(self) -> None:
-        """Write the numbers of parts into the configuration: jobs take them from it, and count no files."""
+    def count_parts(self, *, record: bool = False) -> None:
+        """Write the numbers of parts into the configuration, and with ``record`` what is in each for jobs.
+
+        What a division is, is found out once: jobs read it, and count no files.
+        """
         for name, block in self.datasets.items():
             for kind in _in_parts(raw_format(block)):
+                division, path = self._division(name, kind), self._division_file(name, kind)
                 self.config["datasets"][name]["parts"] = self.parts(name, kind)
+                if record and division and division.seen:
+                    division.write(self._root / path)
+                    for file in (self._root / path).parent.glob(f".{kind}_*.h5"):
+                        if not file.with_name(file.name[1:]).is_file():  # deleted by the user
+                            file.unlink()
 
     def part_files(self, dataset: str, kind: str, stem: str | None = None) -> list[str]:
         """Return the paths of the parts of samples in order, or of what is made of the same parts."""
-        folder = f"results/data/{dataset}/parts"
-        numbers = range(self.parts(dataset, kind))
+        folder, division = f"results/data/{dataset}/parts", self._division(dataset, kind)
+        numbers = division.tickets if division else [0]
         return [f"{folder}/{stem or kind}_{number}.h5" for number in numbers]
+
+    def part_raw(self, dataset: str, kind: str, part: int | str) -> Any:
+        """Return a value that changes when the raw files of a part do, to compare with the last run."""
+        division = self._division(dataset, kind)
+        ticket = division.tickets.get(int(part)) if division else None
+        return ticket.raw if ticket else ...
+
+    def share(self, dataset: str, kind: str, part: int | str) -> tuple[str | None, int, int]:
+        """Return what a part takes: the file of the division, its number, and the number of parts.
+
+        Without a file, shares are equal.
+        """
+        division = self._division(dataset, kind)
+        path = self._root / self._division_file(dataset, kind)
+        written = str(path) if division and division.seen else None
+        return written, int(part), self.parts(dataset, kind)
+
+    @staticmethod
+    def _division_file(dataset: str, kind: str) -> str:
+        return f"results/data/{dataset}/parts/{kind}.json"
+
+    def _division(self, dataset: str, kind: str) -> Division | None:
+        """How the raw files are divided; None: samples are made whole."""
+        key = dataset, kind
+        if key not in self._divisions:
+            self._divisions[key] = self._divide(dataset, kind)
+        return self._divisions[key]
+
+    def _divide(self, dataset: str, kind: str) -> Division | None:
+        block, raw = self.datasets[dataset], raw_format(self.datasets[dataset])
+        if kind not in _in_parts(raw):
+            return None
+        folder, source, asked = (
+            self._root / f"results/data/{dataset}",
+            block["source"],
+            block.get("parts"),
+        )
+        if asked == 1:
+            return None
+        before = Division.read(self._root / self._division_file(dataset, kind))
+        there = len([*folder.glob(f"parts/{kind}_*.h5")])
+        if before and (self._jobs or not Path(source).is_dir()):  # archived
+            return before
+        if source == "demo" or not Path(source).is_dir():
+            parts = asked or (1 if source == "demo" else there)
+            raw_files = block.get("demo", {}) if source == "demo" else str(source)
+            return Division.equal(raw_files, parts) if parts > 1 else None
+        if not (asked or before or there) and (folder / f"{kind}.h5").is_file():
+            return None  # made in one piece before
+        found, items = raw_items(source)
+        size = sum(size for _, size in items.values())
+
+        def parts_of(new: int) -> int:
+            each = size / int(asked) if asked else PART_BYTES
+            return min(int(asked or MOST_PARTS), max(1, math.ceil(new / each)))
+
+        if before is None:
+            parts = int(asked) if asked else parts_of(size)
+            return Division.equal(found, parts, items) if parts > 1 else None
+        if before.raw == found:
+            return before
+        stems = [one for one in (kind, _before(raw, kind)) if one]
+
+        def made(number: int) -> Record | None:
+            files = [folder / f"parts/{stem}_{number}.h5" for stem in stems]
+            files = sorted((f for f in files if f.is_file()), key=lambda f: -f.stat().st_mtime_ns)
+            found = [record for file in files if (record := Record.read(file))]
+            read = {name: one for record in reversed(found) for name, one in record.files.items()}
+            return Record(found[0].units, read) if found else None
+
+        def still(name: str, told: Any) -> bool:
+            return raw.still is not None and bool(resolve(raw.still)(Path(source) / name, told))
+
+        return before.follow(found, items, made, still, parts_of)
 
     def extractions(self) -> list[str]:
         """Return the names of the jobs of ``extract_samples`` in a cluster's facts: one for each kind."""
@@ -394,17 +474,16 @@ class Plan:
         _check_directory(source, f"datasets.{dataset}", "demo", made, raw.holds)
         return source
 
-    def raw_folders(self) -> dict[str, tuple[str, int]]:
-        """Return the folder of the raw files of each dataset, and in how many parts it is read."""
-        return {
-            name: (
-                str(self._root / f"results/data/{name}/raw")
-                if block["source"] == "demo"
-                else block["source"],
-                block.get("parts", 1),
-            )
-            for name, block in self.datasets.items()
-        }
+    def raw_folders(self) -> dict[str, tuple[str, list[int]]]:
+        """Return the folder of the raw files of each dataset, and the numbers of the parts of samples."""
+        found = {}
+        for name, block in self.datasets.items():
+            kinds_in_parts = _in_parts(raw_format(block))
+            every = (self._division(name, kind) for kind in kinds_in_parts)
+            numbers = next(([*one.tickets] for one in every if one), [0])
+            made = str(self._root / f"results/data/{name}/raw")
+            found[name] = made if block["source"] == "demo" else block["source"], numbers
+        return found
 
     def benchmarks(self) -> str:
         """Return the folder in which Snakemake keeps what jobs took."""
@@ -592,6 +671,12 @@ def _in_parts(raw: RawFormat) -> list[str]:
     """What several jobs can make of raw files: kinds of samples, and what these are made of."""
     found = [k.name for k in kinds().values() if k.in_parts and raw.name in k.formats]
     return [*found, Path(raw.read_into).stem] if raw.in_parts else found
+
+
+def _before(raw: RawFormat, kind: str) -> str:
+    """Stem of what the same parts of raw files are read for before."""
+    found: SampleKind | RawFormat | None = kinds().get(kind)
+    return (found if found is not None and found.in_parts else raw).first_pass
 
 
 def _check_directory(source: str, key: str, other: str, made: Path, holds: str = "all/") -> None:

@@ -6,6 +6,7 @@ Nothing of the environment (variables, user, host, paths) is recorded, so that a
 import hashlib
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -16,6 +17,8 @@ from millrace.errors import DataError
 from millrace.input_files import folders_below, is_address
 
 _RECORDED = ("numpy", "torch", "h5py")
+_OF_STORES = ("zarr.json", ".zgroup", ".zmetadata", ".zarray")
+"""Files that are in the folder of a Zarr store, or of an array in it."""
 
 
 def fingerprint(directory: str | Path) -> str:
@@ -28,13 +31,43 @@ def fingerprint(directory: str | Path) -> str:
     """
     if is_address(directory):
         return str(directory)
-    text = "\n".join(f"{path} {size}" for path, size in _sizes(Path(directory)))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _digest(_sizes(Path(directory)))
 
 
 def raw_bytes(directory: str | Path) -> int:
     """Size of all files below a directory; links are followed. Raises errors like `fingerprint`."""
     return sum(size for _, size in _sizes(Path(directory)))
+
+
+def raw_items(directory: str | Path) -> tuple[str, dict[str, tuple[str | int, int]]]:
+    """Fingerprint of a directory, and the `stamp` and size of each of its files by name.
+
+    A Zarr store is one of them, whatever the number of its files. Raises errors like `fingerprint`.
+    """
+    root = Path(directory)
+    sizes = _sizes(root)
+    marked = {path.parent for path, _ in sizes if path.name in _OF_STORES}
+    items: dict[str, tuple[str | int, int]] = {}
+    inside: dict[Path, list[tuple[Path, int]]] = {}
+    for path, size in sizes:
+        store = next((one for one in reversed(path.parents) if one in marked), None)
+        if store is None:
+            items[str(path)] = size, size
+        else:
+            inside.setdefault(store, []).append((path.relative_to(store), size))
+    for store, found in inside.items():
+        items[str(store)] = _digest(found), sum(size for _, size in found)
+    return _digest(sizes), items
+
+
+def stamp(path: Path) -> str | int:
+    """What changes with the content of a file, its size, or with that of a folder, its `fingerprint`."""
+    return fingerprint(path) if path.is_dir() else path.stat().st_size
+
+
+def _digest(sizes: Sequence[tuple[Path, int]]) -> str:
+    text = "\n".join(f"{path} {size}" for path, size in sizes)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _sizes(root: Path) -> list[tuple[Path, int]]:

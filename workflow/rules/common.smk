@@ -22,6 +22,15 @@ if not config:
         "--configfile; in a module, give it one with `config:`"
     )
 
+
+def is_run():
+    """Whether jobs are about to start, which read what is planned now; those of another run go on."""
+    dry = getattr(workflow.output_settings, "dryrun", False)
+    locks = Path(".snakemake/locks")
+    locked = locks.is_dir() and any(locks.iterdir())
+    return workflow.is_main_process and not dry and not locked
+
+
 try:
     if workflow.is_main_process:  # not in every job again
         for path in map(Path, workflow.configfiles):
@@ -35,8 +44,9 @@ try:
         folders=[
             Path(p).parent for p in (workflow.main_snakefile, *workflow.configfiles)
         ],
+        jobs=not workflow.is_main_process,
     )
-    plan.count_parts()
+    plan.count_parts(record=is_run())
 except (ConfigError, DataError) as error:
     raise WorkflowError(str(error)) from None
 
@@ -127,6 +137,20 @@ def as_file(path):
 
 raw_source = configured(plan.source, "dataset")
 raw_fingerprint = by(plan.fingerprint, "dataset")
+
+
+def of_part(answer, kind=None):
+    """Input function: what the plan answers for a part of samples, or of what they are made of."""
+    return lambda wildcards: answer(
+        wildcards.dataset, kind or wildcards.kind, wildcards.part
+    )
+
+
+def not_compared(ask):
+    """The same as a parameter that is not compared with the last run: it has `output` as argument."""
+    return lambda wildcards, output: ask(wildcards)
+
+
 samples = by(plan.samples, "experiment")
 definition = by(plan.definition, "experiment")
 previous_checkpoint = by(

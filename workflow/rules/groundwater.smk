@@ -6,6 +6,12 @@ missing = dataset_block("missing")
 in_parts = plan.datasets_in("feflow_csv", kind="series", in_parts=True)
 
 
+def masked_nodes(wildcards):
+    """The file that says which nodes are masked, if some are to be."""
+    is_mask = (missing(wildcards) or {}).get("then") == "mask"
+    return f"results/data/{wildcards.dataset}/missing.h5" if is_mask else []
+
+
 rule preprocess:
     input:
         # Its time means nothing, see raw_fingerprint.
@@ -43,7 +49,7 @@ rule preprocess:
 
 rule find_missing:
     input:
-        # Its time means nothing, see raw_fingerprint.
+        # Its time means nothing, see `raw`.
         source=ancient(raw_source),
     output:
         nodes=ensure("results/data/{dataset}/parts/missing_{part}.h5", non_empty=True),
@@ -59,8 +65,8 @@ rule find_missing:
     resources:
         **placed("preprocess"),
     params:
-        fingerprint=raw_fingerprint,
-        parts=lambda wildcards: plan.parts(wildcards.dataset, "series"),
+        raw=of_part(plan.part_raw, "series"),
+        share=not_compared(of_part(plan.share, "series")),
         variables=columns,
         units=units,
         missing=missing,
@@ -71,6 +77,8 @@ rule find_missing:
 rule gather_missing:
     input:
         parts=lambda wildcards: plan.part_files(wildcards.dataset, "series", "missing"),
+        # Its time means nothing, see raw_fingerprint.
+        source=ancient(raw_source),
     output:
         nodes=ensure("results/data/{dataset}/missing.h5", non_empty=True),
     log:
@@ -84,20 +92,21 @@ rule gather_missing:
     threads: cores("gather_samples")
     resources:
         **placed("gather_samples"),
+    params:
+        fingerprint=raw_fingerprint,
+        variables=columns,
+        units=units,
+        missing=missing,
     script:
         "../scripts/gather_missing.py"
 
 
 rule preprocess_part:
     input:
-        # Its time means nothing, see raw_fingerprint.
+        # Its time means nothing, see `raw`.
         source=ancient(raw_source),
         # Which nodes are left out is known when all times were looked at.
-        missing=lambda wildcards: (
-            f"results/data/{wildcards.dataset}/missing.h5"
-            if (missing(wildcards) or {}).get("then") == "mask"
-            else []
-        ),
+        missing=masked_nodes,
     output:
         series=ensure("results/data/{dataset}/parts/series_{part}.h5", non_empty=True),
     log:
@@ -112,14 +121,13 @@ rule preprocess_part:
     resources:
         **placed("preprocess"),
     params:
-        fingerprint=raw_fingerprint,
-        parts=lambda wildcards: plan.parts(wildcards.dataset, "series"),
+        raw=of_part(plan.part_raw, "series"),
+        share=not_compared(of_part(plan.share, "series")),
         variables=columns,
         units=units,
         forcings=dataset_block("forcings", default=[]),
         clip_negative_concentration=clip,
         missing=missing,
-        split=dataset_block("split"),
     script:
         "../scripts/preprocess_part.py"
 
@@ -127,6 +135,9 @@ rule preprocess_part:
 rule gather_series:
     input:
         parts=lambda wildcards: plan.part_files(wildcards.dataset, "series"),
+        missing=masked_nodes,
+        # Its time means nothing, see raw_fingerprint.
+        source=ancient(raw_source),
     output:
         series=ensure("results/data/{dataset}/series.h5", non_empty=True),
     log:
@@ -140,6 +151,14 @@ rule gather_series:
     threads: cores("gather_samples")
     resources:
         **placed("gather_samples"),
+    params:
+        fingerprint=raw_fingerprint,
+        variables=columns,
+        units=units,
+        forcings=dataset_block("forcings", default=[]),
+        clip_negative_concentration=clip,
+        missing=missing,
+        split=dataset_block("split"),
     script:
         "../scripts/gather_series.py"
 

@@ -53,7 +53,7 @@ rule extract_samples:
 
 rule extract_part:
     input:
-        # Its time means nothing, see raw_fingerprint.
+        # Its time means nothing, see `raw`.
         source=ancient(raw_source),
     output:
         samples=ensure("results/data/{dataset}/parts/{kind}_{part}.h5", non_empty=True),
@@ -69,15 +69,14 @@ rule extract_part:
     resources:
         **placed("extract_{kind}"),
     params:
-        fingerprint=raw_fingerprint,
-        parts=lambda wildcards: plan.parts(wildcards.dataset, wildcards.kind),
+        raw=of_part(plan.part_raw),
+        share=not_compared(of_part(plan.share)),
         # With `output` as argument it is not compared with the last run; the two after it are.
         section=lambda wildcards, output: plan.section(
             wildcards.dataset, wildcards.kind
         ),
         variables=lambda wildcards: plan.compared(wildcards.dataset, wildcards.kind)[0],
         settings=lambda wildcards: plan.compared(wildcards.dataset, wildcards.kind)[1],
-        split=dataset_block("split"),
     script:
         "../scripts/extract_part.py"
 
@@ -85,6 +84,8 @@ rule extract_part:
 rule gather_samples:
     input:
         parts=by(plan.part_files, "dataset", "kind"),
+        # Its time means nothing, see raw_fingerprint.
+        source=ancient(raw_source),
     output:
         samples=ensure("results/data/{dataset}/{kind}.h5", non_empty=True),
     log:
@@ -98,5 +99,14 @@ rule gather_samples:
     threads: cores("gather_samples")
     resources:
         **placed("gather_samples"),
+    params:
+        fingerprint=raw_fingerprint,
+        # With `output` as argument it is not compared with the last run; the two after it are.
+        section=lambda wildcards, output: plan.section(
+            wildcards.dataset, wildcards.kind
+        ),
+        variables=lambda wildcards: plan.compared(wildcards.dataset, wildcards.kind)[0],
+        settings=lambda wildcards: plan.compared(wildcards.dataset, wildcards.kind)[1],
+        split=dataset_block("split"),
     script:
         "../scripts/gather_samples.py"

@@ -39,7 +39,7 @@ rule build_vocabulary:
 
 rule sample_motion:
     input:
-        # Its time means nothing, see raw_fingerprint.
+        # Its time means nothing, see `raw`.
         source=ancient(raw_traffic),
     output:
         sample=ensure("results/data/{dataset}/parts/motion_{part}.h5", non_empty=True),
@@ -55,8 +55,8 @@ rule sample_motion:
     resources:
         **placed("build_vocabulary"),
     params:
-        fingerprint=raw_fingerprint,
-        parts=lambda wildcards: plan.parts(wildcards.dataset, "scenarios"),
+        raw=of_part(plan.part_raw, "scenarios"),
+        share=not_compared(of_part(plan.share, "scenarios")),
         # With `output` as argument it is not compared with the last run.
         format=lambda wildcards, output: plan.readable(wildcards.dataset)[1],
         tokens=dataset_block("tokens", default={}),
@@ -69,6 +69,8 @@ rule gather_vocabulary:
         parts=lambda wildcards: plan.part_files(
             wildcards.dataset, "scenarios", "motion"
         ),
+        # Its time means nothing, see raw_fingerprint.
+        source=ancient(raw_traffic),
     output:
         vocabulary=ensure("results/data/{dataset}/vocabulary.h5", non_empty=True),
         plates=report(
@@ -89,6 +91,9 @@ rule gather_vocabulary:
     resources:
         **placed("build_vocabulary"),
     params:
+        fingerprint=raw_fingerprint,
+        # With `output` as argument it is not compared with the last run.
+        format=lambda wildcards, output: plan.readable(wildcards.dataset)[1],
         tokens=dataset_block("tokens", default={}),
     script:
         "../scripts/gather_vocabulary.py"
@@ -123,7 +128,7 @@ rule tokenise:
 
 rule tokenise_part:
     input:
-        # Its time means nothing, see raw_fingerprint.
+        # Its time means nothing, see `raw`.
         source=ancient(raw_traffic),
         vocabulary="results/data/{dataset}/vocabulary.h5",
     output:
@@ -142,8 +147,8 @@ rule tokenise_part:
     resources:
         **placed("tokenise"),
     params:
-        fingerprint=raw_fingerprint,
-        parts=lambda wildcards: plan.parts(wildcards.dataset, "scenarios"),
+        raw=of_part(plan.part_raw, "scenarios"),
+        share=not_compared(of_part(plan.share, "scenarios")),
         # With `output` as argument it is not compared with the last run.
         format=lambda wildcards, output: plan.readable(wildcards.dataset)[1],
         tokens=dataset_block("tokens", default={}),
@@ -155,6 +160,8 @@ rule gather_scenarios:
     input:
         parts=lambda wildcards: plan.part_files(wildcards.dataset, "scenarios"),
         vocabulary="results/data/{dataset}/vocabulary.h5",
+        # Its time means nothing, see raw_fingerprint.
+        source=ancient(raw_traffic),
     output:
         scenarios=ensure("results/data/{dataset}/scenarios.h5", non_empty=True),
     log:
@@ -169,6 +176,9 @@ rule gather_scenarios:
     resources:
         **placed("gather_samples"),
     params:
+        fingerprint=raw_fingerprint,
+        # With `output` as argument it is not compared with the last run.
+        format=lambda wildcards, output: plan.readable(wildcards.dataset)[1],
         tokens=dataset_block("tokens", default={}),
     script:
         "../scripts/gather_scenarios.py"

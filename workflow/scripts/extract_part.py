@@ -5,15 +5,15 @@ from pathlib import Path
 from millrace.job_log import job
 
 with job(snakemake) as progress:
-    from millrace.data.extraction import extract
+    from millrace.data.division import read_share
+    from millrace.data.extraction import extract_part
     from millrace.systems.registry import get_kind
 
-    extract(
+    extract_part(
         get_kind(snakemake.wildcards.kind),
         Path(snakemake.input.source),
         Path(snakemake.output.samples),
         snakemake.params.section,
-        snakemake.params.split,
+        read_share(*snakemake.params.share),
         progress("steps"),
-        part=(int(snakemake.wildcards.part), snakemake.params.parts),
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from millrace.job_log import job
 
 with job(snakemake) as progress:
+    from millrace.data.division import read_share
     from millrace.systems.groundwater.missing_nodes import find_missing
     from millrace.systems.groundwater.settings import MaskedMissing
     from millrace.systems.groundwater.units import UNITS
@@ -15,8 +16,7 @@ with job(snakemake) as progress:
         variables=snakemake.params.variables,
         units={**UNITS, **(snakemake.params.units or {})},
         value=MaskedMissing.parse(snakemake.params.missing, "missing").value,
-        part=int(snakemake.wildcards.part),
-        parts=snakemake.params.parts,
+        share=read_share(*snakemake.params.share),
         workers=snakemake.threads,
         progress=progress("files"),
     )

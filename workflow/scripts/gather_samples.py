@@ -11,6 +11,9 @@ with job(snakemake) as progress:
     gather(
         get_kind(snakemake.wildcards.kind),
         [Path(path) for path in snakemake.input.parts],
+        Path(snakemake.input.source),
         Path(snakemake.output.samples),
+        snakemake.params.section,
+        snakemake.params.split,
         progress("parts"),
     )

@@ -9,8 +9,10 @@ with job(snakemake) as progress:
 
     gather_scenarios(
         [Path(path) for path in snakemake.input.parts],
+        Path(snakemake.input.source),
         Path(snakemake.input.vocabulary),
         Path(snakemake.output.scenarios),
         TokenConfig.parse(snakemake.params.tokens, "tokens"),
         progress("parts"),
+        snakemake.params.format,
     )

@@ -8,7 +8,12 @@ with job(snakemake) as progress:
     from millrace.systems.traffic.figures import vocabulary_plates
     from millrace.systems.traffic.scenarios import TokenConfig, gather_vocabulary
 
-    config = TokenConfig.parse(snakemake.params.tokens, "tokens")
-    parts, output = map(Path, snakemake.input.parts), Path(snakemake.output.vocabulary)
-    vocabulary = gather_vocabulary([*parts], output, config, progress("parts"))
+    vocabulary = gather_vocabulary(
+        [Path(path) for path in snakemake.input.parts],
+        Path(snakemake.input.source),
+        Path(snakemake.output.vocabulary),
+        TokenConfig.parse(snakemake.params.tokens, "tokens"),
+        progress("parts"),
+        snakemake.params.format,
+    )
     vocabulary_plates(vocabulary, Path(snakemake.output.plates))

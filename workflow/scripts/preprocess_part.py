@@ -5,6 +5,7 @@ from pathlib import Path
 from millrace.job_log import job
 
 with job(snakemake) as progress:
+    from millrace.data.division import read_share
     from millrace.systems.groundwater.series import RawSeries, series_options
     from millrace.systems.groundwater.series_parts import preprocess_part
 
@@ -15,8 +16,7 @@ with job(snakemake) as progress:
             workers=snakemake.threads,
         ),
         Path(snakemake.output.series),
-        int(snakemake.wildcards.part),
-        snakemake.params.parts,
+        read_share(*snakemake.params.share),
         Path(snakemake.input.missing) if snakemake.input.missing else None,
         progress("files"),
     )

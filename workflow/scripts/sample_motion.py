@@ -5,14 +5,14 @@ from pathlib import Path
 from millrace.job_log import job
 
 with job(snakemake) as progress:
+    from millrace.data.division import read_share
     from millrace.systems.traffic.scenarios import TokenConfig, sample_motion
 
     sample_motion(
         Path(snakemake.input.source),
         Path(snakemake.output.sample),
         TokenConfig.parse(snakemake.params.tokens, "tokens"),
-        int(snakemake.wildcards.part),
-        snakemake.params.parts,
+        read_share(*snakemake.params.share),
         progress("files"),
         snakemake.params.format,
     )

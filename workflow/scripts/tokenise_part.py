@@ -5,6 +5,7 @@ from pathlib import Path
 from millrace.job_log import job
 
 with job(snakemake) as progress:
+    from millrace.data.division import read_share
     from millrace.systems.traffic.scenarios import TokenConfig, tokenise_part
 
     tokenise_part(
@@ -12,8 +13,7 @@ with job(snakemake) as progress:
         Path(snakemake.input.vocabulary),
         Path(snakemake.output.scenarios),
         TokenConfig.parse(snakemake.params.tokens, "tokens"),
-        int(snakemake.wildcards.part),
-        snakemake.params.parts,
+        read_share(*snakemake.params.share),
         progress("files"),
         snakemake.params.format,
     )

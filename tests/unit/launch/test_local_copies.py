@@ -35,7 +35,7 @@ def files(tmp_path):
         path = folder / f"parts/weather_{number}.h5"
         with hdf5.create(path) as file:
             hdf5.create_dataset(file, "state", np.full((3, 2), float(number)))
-        parts.append((path, (3, 2)))
+        parts.append((path, (3, 2), range(3)))
     with hdf5.create(folder / "weather.h5") as file:
         file.attrs["schema"] = "test/1"
         hdf5.create_virtual(file, "state", parts, np.float64, folder)

@@ -25,7 +25,7 @@ def raw(tmp_path):
 def test_jobs_of_parts_are_summed_and_the_largest_counts_for_memory(tmp_path, raw):
     for part, seconds in enumerate((10.0, 20.0)):
         measure(tmp_path, f"extract_part/globe/weather_{part}", seconds, 512 * (part + 1))
-    [one] = taken({"globe": (raw, 2)}, tmp_path / "benchmarks")
+    [one] = taken({"globe": (raw, range(2))}, tmp_path / "benchmarks")
     cost = systems()["weather"].costs["extract_weather"]
     assert (one.dataset, one.job, one.jobs, one.raw_gb) == ("globe", "extract_weather", 2, 0.004)
     assert (one.seconds, one.memory_gb) == (pytest.approx(30), 1.0)
@@ -38,7 +38,9 @@ def test_what_was_measured_with_other_parts_does_not_count(tmp_path, raw):
         measure(tmp_path, name, 5.0, 100)
     for name in ("tokenise/town", "build_vocabulary/town"):
         measure(tmp_path, name, 7.0, 100)
-    found = {parts: taken({"town": (raw, parts)}, tmp_path / "benchmarks") for parts in (1, 2, 3)}
+    found = {
+        parts: taken({"town": (raw, range(parts))}, tmp_path / "benchmarks") for parts in (1, 2, 3)
+    }
     assert [{one.job: one.jobs for one in found[parts]} for parts in (1, 2, 3)] == [
         {"build_vocabulary": 1, "tokenise": 1},
         {"sample_motion": 2},
@@ -52,7 +54,9 @@ def test_parts_of_a_series_are_those_that_were_read(tmp_path, raw):
         for part in range(3):
             measure(tmp_path, f"{rule}/coast/{part}", 5.0, 100)
     measure(tmp_path, "preprocess/coast", 9.0, 100)
-    found = {parts: taken({"coast": (raw, parts)}, tmp_path / "benchmarks") for parts in (1, 3)}
+    found = {
+        parts: taken({"coast": (raw, range(parts))}, tmp_path / "benchmarks") for parts in (1, 3)
+    }
     assert {one.job: one.jobs for one in found[1]} == {"preprocess": 1}
     assert {one.job: one.jobs for one in found[3]} == {"preprocess_part": 3, "find_missing": 3}
 
@@ -60,7 +64,7 @@ def test_parts_of_a_series_are_those_that_were_read(tmp_path, raw):
 def test_rules_of_a_system_that_follow_the_parts_are_among_them(tmp_path, raw):
     for name in ("extract_patches/aquifer", "extract_samples/globe/blocks"):
         measure(tmp_path, name, 5.0, 100)
-    found = taken({"aquifer": (raw, 3), "globe": (raw, 1)}, tmp_path / "benchmarks")
+    found = taken({"aquifer": (raw, range(3)), "globe": (raw, range(1))}, tmp_path / "benchmarks")
     assert {one.job for one in found} == {"extract_patches", "extract_blocks"}
 
 
@@ -70,4 +74,7 @@ def test_a_job_of_which_nothing_is_known_is_left_out(tmp_path, raw, content):
     (tmp_path / "benchmarks/preprocess/aquifer.tsv").write_text(content)
     measure(tmp_path, "preprocess/other", 5.0, 100)
     gone = tmp_path / "archived"
-    assert taken({"aquifer": (raw, 1), "other": (gone, 1)}, tmp_path / "benchmarks") == []
+    assert (
+        taken({"aquifer": (raw, range(1)), "other": (gone, range(1))}, tmp_path / "benchmarks")
+        == []
+    )

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from millrace.data.parts import Share
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError
 from millrace.systems.base import Extraction, Progress, RawFormat, SampleKind, resolve
@@ -29,39 +30,60 @@ def extract(
     section: Mapping[str, Any],
     split: Mapping[str, Any] | None,
     progress: Progress | None = None,
-    part: tuple[int, int] | None = None,
 ) -> None:
-    """Make the sample file of a kind from raw files, or one of its parts.
+    """Make the sample file of a kind from raw files.
 
     The kind must be extracted in one step from the raw files in the directory ``source``; the HDF5 file
     ``output`` appears only when it is complete. ``section`` are settings of the extraction, checked against
     its dataclass. ``split`` is that of the dataset, see `SplitConfig`; None: the raw files say what is
-    training, validation and test. ``part`` is the number of a part, from 0, and how many there are.
+    training, validation and test.
 
-    Raises `ConfigError` if the kind is made by rules of its own, or not in parts, or a setting is wrong,
-    and `DataError` if a raw file is malformed.
+    Raises `ConfigError` if the kind is made by rules of its own, or a setting is wrong, and `DataError` if
+    a raw file is malformed.
     """
-    extraction = _extraction(kind)
-    config: Any = None
-    if extraction.config is not None:
-        config = resolve(extraction.config).parse(section, kind.name)
-    divided = None if split is None else SplitConfig.parse(split, "split")
-    if part is None:
-        resolve(extraction.run)(source, output, config, divided, progress)
-        return
+    config, divided = _settings(kind, section), _split(split)
+    resolve(_extraction(kind).run)(source, output, config, divided, progress)
+
+
+def extract_part(
+    kind: SampleKind,
+    source: Path,
+    output: Path,
+    section: Mapping[str, Any],
+    share: Share,
+    progress: Progress | None = None,
+) -> None:
+    """Make one of the parts of what `extract` makes; raises errors like it, and if there are no parts."""
+    extraction, config = _extraction(kind), _settings(kind, section)
     if extraction.run_part is None:
         raise ConfigError(f"samples of {kind.name} are made in one piece: leave parts out")
-    resolve(extraction.run_part)(source, output, config, divided, *part, progress)
+    resolve(extraction.run_part)(source, output, config, share, progress)
 
 
 def gather(
-    kind: SampleKind, parts: Sequence[Path], output: Path, progress: Progress | None = None
+    kind: SampleKind,
+    parts: Sequence[Path],
+    source: Path,
+    output: Path,
+    section: Mapping[str, Any],
+    split: Mapping[str, Any] | None,
+    progress: Progress | None = None,
 ) -> None:
-    """Make the sample file of a kind from the files of its parts.
+    """Make the sample file of a kind from the files of its parts, see `extract`.
 
     Raises `DataError` if one of them is damaged, or they are not of the same raw files and settings.
     """
-    resolve(_extraction(kind).gather)(parts, output, progress)
+    config, divided = _settings(kind, section), _split(split)
+    resolve(_extraction(kind).gather)(parts, source, output, config, divided, progress)
+
+
+def _settings(kind: SampleKind, section: Mapping[str, Any]) -> Any:
+    config = _extraction(kind).config
+    return None if config is None else resolve(config).parse(section, kind.name)
+
+
+def _split(split: Mapping[str, Any] | None) -> SplitConfig | None:
+    return None if split is None else SplitConfig.parse(split, "split")
 
 
 def _extraction(kind: SampleKind) -> Extraction:

@@ -93,28 +93,32 @@ def create_dataset(
 def create_virtual(
     file: h5py.File,
     name: str,
-    parts: Sequence[tuple[Path, tuple[int, ...]]],
+    parts: Sequence[tuple[Path, tuple[int, ...], range]],
     dtype: DTypeLike,
     folder: Path,
 ) -> h5py.Dataset:
     """Add a dataset whose rows stay in those of the same name in other files, in the order of ``parts``.
 
-    Each part is a file and the shape of its dataset. They are named relative to ``folder``, in which this
-    file will be, and `open_checked` refuses it where one of them is missing or has changed: HDF5 would read
-    no values there.
+    Each part is a file, the shape of its dataset, and which rows of it. They are named relative to
+    ``folder``, in which this file will be, and `open_checked` refuses it where one of them is missing or
+    has changed: HDF5 would read no values there.
     """
-    rows = sum(shape[0] for _, shape in parts)
-    used = [(os.path.relpath(path, folder), path, shape) for path, shape in parts if all(shape)]
+    total = sum(len(rows) for *_, rows in parts)
+    used = [
+        (os.path.relpath(path, folder), path, shape, rows)
+        for path, shape, rows in parts
+        if all(shape) and len(rows)
+    ]
     if not used:
-        return create_dataset(file, name, shape=(rows, *parts[0][1][1:]), dtype=dtype)
-    layout = h5py.VirtualLayout((rows, *used[0][2][1:]), dtype)
+        return create_dataset(file, name, shape=(total, *parts[0][1][1:]), dtype=dtype)
+    layout = h5py.VirtualLayout((total, *used[0][2][1:]), dtype)
     begin = 0
-    for relative, _, shape in used:
+    for relative, _, shape, rows in used:
         source = h5py.VirtualSource(relative, name, shape, dtype)
-        layout[begin : begin + shape[0]] = source
-        begin += shape[0]
+        layout[begin : begin + len(rows)] = source[rows.start : rows.stop]
+        begin += len(rows)
     sizes = dict(zip(file.attrs.get("parts", ()), file.attrs.get("part_sizes", ()), strict=True))
-    sizes |= {relative: path.stat().st_size for relative, path, _ in used}
+    sizes |= {relative: path.stat().st_size for relative, path, *_ in used}
     file.attrs["parts"], file.attrs["part_sizes"] = strings([*sizes]), np.array([*sizes.values()])
     file.attrs["part_names"] = strings([*file.attrs.get("part_names", ()), name])
     fill = np.nan if np.issubdtype(np.dtype(dtype), np.floating) else None

@@ -1,7 +1,7 @@
 """What jobs on raw files took, beside what `millrace plan` says of them before anything runs."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +34,12 @@ class Taken:
     memory_expected_gb: float
 
 
-def taken(sources: Mapping[str, tuple[Path, int]], benchmarks: Path) -> list[Taken]:
+def taken(sources: Mapping[str, tuple[Path, Sequence[int]]], benchmarks: Path) -> list[Taken]:
     """Compare the last runs of jobs on raw files with what their sizes say.
 
-    ``sources`` are the folders of the raw files by dataset, and in how many parts each is read;
-    ``benchmarks`` is the folder in which Snakemake keeps what jobs took. Datasets whose raw files are not
-    there, and jobs that did not run, are left out.
+    ``sources`` are the folders of the raw files by dataset, and the numbers of the parts in which each is
+    read; ``benchmarks`` is the folder in which Snakemake keeps what jobs took. Datasets whose raw files are
+    not there, and jobs that did not run, are left out.
     """
     found = []
     for dataset, (source, parts) in sources.items():
@@ -49,7 +49,7 @@ def taken(sources: Mapping[str, tuple[Path, int]], benchmarks: Path) -> list[Tak
             continue
         for name, cost in costs().items():
             read, jobs = _read(benchmarks, name, dataset, parts, cost.of_part)
-            if not read or cost.of_part not in (None, parts > 1):
+            if not read or cost.of_part not in (None, len(parts) > 1):
                 continue
             one = expected_of_size(cost, size / jobs)
             found.append(
@@ -69,16 +69,18 @@ def taken(sources: Mapping[str, tuple[Path, int]], benchmarks: Path) -> list[Tak
 
 
 def _read(
-    benchmarks: Path, name: str, dataset: str, parts: int, of_part: bool | None
+    benchmarks: Path, name: str, dataset: str, parts: Sequence[int], of_part: bool | None
 ) -> tuple[list[tuple[float, float]], int]:
     """CPU seconds and bytes of memory of jobs on a dataset, as far as they are known, and how many ran."""
     kind = name.removeprefix("extract_")
-    numbered = [f"{name}/{dataset}/{number}" for number in range(parts)]
+    numbered = [f"{name}/{dataset}/{number}" for number in parts]
     if not of_part:
-        numbered = [f"extract_part/{dataset}/{kind}_{number}" for number in range(parts)]
+        numbered = [f"extract_part/{dataset}/{kind}_{number}" for number in parts]
     whole = [f"{name}/{dataset}", f"extract_samples/{dataset}/{kind}"]
-    if of_part or (parts > 1 and any((benchmarks / f"{one}.tsv").is_file() for one in numbered)):
-        return [row for stem in numbered if (row := _row(benchmarks / f"{stem}.tsv"))], parts
+    if of_part or (
+        len(parts) > 1 and any((benchmarks / f"{one}.tsv").is_file() for one in numbered)
+    ):
+        return [row for stem in numbered if (row := _row(benchmarks / f"{stem}.tsv"))], len(parts)
     return [row for stem in whole if (row := _row(benchmarks / f"{stem}.tsv"))], 1
 
 

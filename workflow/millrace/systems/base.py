@@ -47,6 +47,11 @@ class RawFormat:
     in_parts: bool = False
     """Whether several jobs can read them into it, each a part, and its rules make samples of it; the
     dataset has the key ``parts``. See `SampleKind.in_parts` for files that hold samples."""
+    first_pass: str = ""
+    """Stem of the files of a first pass over the same parts, if there is one."""
+    still: Reference | None = None
+    """(raw file that changed, what a part says of it) -> whether what the part holds of it is the same,
+    such as the times of a file that has grown; None: it is not."""
     simulate: Reference | None = None
     """(settings, directory, progress) -> None: simulate such files; the settings are the dataset's block
     ``demo``, checked against ``simulation``."""
@@ -128,11 +133,12 @@ class Extraction:
     formats: tuple[str, ...] | None = None
     """Raw files that it reads; None: all formats of the kind."""
     run_part: Reference | None = None
-    """(source, output, section, split, part, parts, progress) -> None: the samples of one of several parts,
-    by the rule ``extract_part``; ``part`` counts from 0. None: they are made in one piece."""
+    """(source, output, section, share, progress) -> None: the samples of one of several parts, by the rule
+    ``extract_part``, with its `millrace.data.parts.Record`; `millrace.data.parts.Share` says which. They
+    depend neither on the split nor on other parts. None: they are made in one piece."""
     gather: Reference | None = None
-    """(files of all parts, output, progress) -> None: what ``run`` writes, bit by bit, from parts, by the
-    rule ``gather_samples``; their files may go on holding the samples."""
+    """(files of all parts, source, output, section, split, progress) -> None: what ``run`` writes, bit by
+    bit, from parts, by the rule ``gather_samples``; their files may go on holding the samples."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,8 @@ class SampleKind:
     """None: rules of the system's own make the files."""
     in_parts: bool = False
     """Whether several jobs can make the files, each a part of them; the dataset has the key ``parts``."""
+    first_pass: str = ""
+    """Stem of the files of a first pass over the same parts, if there is one."""
     prepare: Reference | None = None
     """(source, directory, dataset block, model block) -> sample files by role: what rules of the system's
     own do, in one process and without Snakemake."""

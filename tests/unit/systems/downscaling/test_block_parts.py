@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from millrace.data.hdf5 import open_checked
+from millrace.data.parts import Share
 from millrace.data.split import SplitConfig
 from millrace.errors import DataError
 from millrace.systems.downscaling.blocks import SCHEMA, extract_blocks, extract_part, gather
@@ -30,8 +31,8 @@ def in_parts(raw, folder, parts, config=CONFIG):
     (folder / "parts").mkdir(parents=True)
     files = [folder / f"parts/blocks_{number}.h5" for number in range(parts)]
     for number in reversed(range(parts)):
-        extract_part(raw, files[number], config, SPLIT, number, parts)
-    gather(files, folder / "blocks.h5")
+        extract_part(raw, files[number], config, Share(number, parts))
+    gather(files, raw, folder / "blocks.h5", config, SPLIT)
     return files
 
 
@@ -104,16 +105,15 @@ def test_samples_come_from_the_parts_wherever_the_folder_is(raw, tmp_path):
         assert np.array_equal(getattr(whole, name), getattr(parted, name)), name
 
 
-def test_parts_of_other_settings_or_order_are_refused(raw, tmp_path):
-    files = in_parts(raw, tmp_path, 3)
-    with pytest.raises(DataError, match=r"blocks_1\.h5: begins with time 36, expected time 0"):
-        gather([files[1], files[0]], tmp_path / "blocks.h5")
-    with pytest.raises(DataError, match="do not hold all times"):
-        gather(files[:2], tmp_path / "blocks.h5")
-    files[1].unlink()
-    extract_part(raw, files[1], BlockConfig(levels=1), SPLIT, 1, 3)
-    with pytest.raises(DataError, match=r"blocks_1\.h5: not of the same raw files and settings"):
-        gather(files, tmp_path / "blocks.h5")
+def test_parts_of_other_settings_or_times_are_refused(raw, tmp_path):
+    files, output = in_parts(raw, tmp_path, 3), tmp_path / "other.h5"
+    with pytest.raises(DataError, match=r"other\.h5: its parts do not hold what the raw files do"):
+        gather(files[:2], raw, output, CONFIG, SPLIT)
+    with pytest.raises(DataError, match=r"blocks_1\.h5: holds .*, as .*blocks_1\.h5 does"):
+        gather([*files, files[1]], raw, output, CONFIG, SPLIT)
+    extract_part(raw, files[1], BlockConfig(levels=1), Share(1, 3))
+    with pytest.raises(DataError, match=r"blocks_1\.h5: of other raw files or settings \(c"):
+        gather(files, raw, output, CONFIG, SPLIT)
 
 
 def test_a_no_data_value_is_found_in_parts_as_in_the_whole(raw, tmp_path):
@@ -141,9 +141,9 @@ def test_files_of_other_parts_are_not_looked_into(raw, tmp_path):
     write_climate(ClimateConfig(level=2, steps=STEPS, steps_per_file=9), tmp_path / "raw")
     with netCDF4.Dataset(tmp_path / "raw/output/tas_0009.nc", "r+") as file:
         file["clat"][:] = file["clat"][:][::-1] * 0.5
-    extract_part(tmp_path / "raw", tmp_path / "0.h5", CONFIG, SPLIT, 0, 3)
+    extract_part(tmp_path / "raw", tmp_path / "0.h5", CONFIG, Share(0, 3))
     with pytest.raises(DataError, match=r"tas_0009\.nc: uuidOfHGrid is that of"):
-        extract_part(tmp_path / "raw", tmp_path / "2.h5", CONFIG, SPLIT, 2, 3)
+        extract_part(tmp_path / "raw", tmp_path / "2.h5", CONFIG, Share(2, 3))
 
 
 def test_chunks_of_large_grids_are_whole_blocks_at_one_time(raw, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from millrace.data.account import Account
 from millrace.errors import DataError
 from millrace.systems.downscaling.icon import open_source
+from millrace.systems.downscaling.icon_source import FieldScreening, refuse_no_data
 from millrace.systems.downscaling.simulator.climate import ClimateConfig, write_climate
 from millrace.systems.downscaling.simulator.icosphere import Icosphere
 
@@ -62,7 +63,11 @@ def rewrite(path, dimension="ncells", units=None, time_units=None, height=True):
 
 
 def values(source):
-    return np.concatenate(list(source.fields.slabs(2)))
+    spans = [span for group in source.fields.groups(2, 1) for span in group]
+    screening = FieldScreening(None)
+    found = np.concatenate(list(source.fields.slabs(spans, screening)))
+    refuse_no_data([screening.evidence()], None)
+    return found
 
 
 def test_reads_what_the_demo_wrote(raw):

@@ -15,6 +15,7 @@ from millrace.data.split import SplitConfig
 from millrace.errors import DataError
 from millrace.systems.downscaling.blocks import BlockConfig, extract_blocks
 from millrace.systems.downscaling.icon import open_source
+from millrace.systems.downscaling.icon_source import FieldScreening
 from millrace.systems.downscaling.simulator.icosphere import Icosphere, write_grid
 from millrace.systems.downscaling.stream import comin_plugin, command
 from millrace.systems.downscaling.stream.watcher import Watcher
@@ -63,7 +64,8 @@ class Model:
 
 def read(output, variable="tas"):
     source = open_source(output, [variable], levels=1)
-    return np.concatenate(list(source.fields.slabs(100)))[..., 0], source.fields.time_T
+    [[span]] = source.fields.groups(100, 1)
+    return next(source.fields.slabs([span], FieldScreening(None)))[..., 0], source.fields.time_T
 
 
 def test_fields_arrive_whole_and_in_order(tmp_path, grids):

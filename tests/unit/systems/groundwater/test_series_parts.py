@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from millrace.data.hdf5 import open_checked
+from millrace.data.parts import Share
 from millrace.data.split import SplitConfig
 from millrace.errors import DataError
 from millrace.systems.groundwater.graphs import build_graphs
@@ -67,26 +68,25 @@ CASES = {
 def in_parts(base, folder, parts, options):
     """Files of the parts, the last one made first."""
     (folder / "parts").mkdir(parents=True)
-    missing, masked = options.get("missing"), None
-    if missing and missing.then == "mask":
-        nodes = [folder / f"parts/missing_{number}.h5" for number in range(parts)]
-        for number in reversed(range(parts)):
-            find_missing(
-                base,
-                nodes[number],
-                variables=options["variables"],
-                units=UNITS,
-                value=missing.value,
-                part=number,
-                parts=parts,
-            )
-        masked = folder / "missing.h5"
-        gather_missing(nodes, masked)
+    shares = {number: Share(number, parts) for number in reversed(range(parts))}
+    masked = gather_mask(base, folder, shares, options)
     files = [folder / f"parts/series_{number}.h5" for number in range(parts)]
-    for number in reversed(range(parts)):
-        preprocess_part(RawSeries(base, **options), files[number], number, parts, masked)
-    gather_series(files, folder / "series.h5")
+    for number, share in shares.items():
+        preprocess_part(RawSeries(base, **options), files[number], share, masked)
+    gather_series(RawSeries(base, **options), files, folder / "series.h5", masked)
     return files
+
+
+def gather_mask(base, folder, shares, options):
+    missing = options.get("missing")
+    if not missing or missing.then != "mask":
+        return None
+    keys = {"variables": options["variables"], "units": UNITS, "value": missing.value}
+    nodes = {number: folder / f"parts/missing_{number}.h5" for number in shares}
+    for number, share in shares.items():
+        find_missing(base, nodes[number], share=share, **keys)
+    gather_missing([*nodes.values()], base, folder / "missing.h5", **keys)
+    return folder / "missing.h5"
 
 
 def content(path, schema=SCHEMA):
@@ -149,7 +149,7 @@ def test_states_stay_in_the_parts(aquifer, tmp_path) -> None:
     for path in files:
         with h5py.File(path) as file:
             lengths.append(len(file["obs"]))
-            assert ("coords" in file) == (path == files[0]), "the mesh is stored once"
+            assert "coords" not in file, "the mesh is stored once"
     assert lengths == [4, 4, 4]
     files[1].unlink()
     with (
@@ -163,11 +163,10 @@ def test_a_part_reads_its_own_files_and_what_came_first(aquifer, tmp_path) -> No
     files = sorted((aquifer.base / "all").iterdir())
     for number in (2, 3, 4, 5, 6, 7, 10, 11):
         files[number].write_text("not read")
-    preprocess_part(RawSeries(aquifer.base, **PLAIN), tmp_path / "9.h5", 9, 12)
-    files[1].write_text("not read")  # statistics are over before
-    preprocess_part(RawSeries(aquifer.base, **PLAIN), tmp_path / "9.h5", 9, 12)
+    preprocess_part(RawSeries(aquifer.base, **PLAIN), tmp_path / "9.h5", Share(9, 12))
+    files[1].write_text("not read")
     with pytest.raises(DataError, match=r"0001\.csv:1:4"):
-        preprocess_part(RawSeries(aquifer.base, **PLAIN), tmp_path / "1.h5", 1, 12)
+        preprocess_part(RawSeries(aquifer.base, **PLAIN), tmp_path / "1.h5", Share(1, 12))
 
 
 def replace_cell(path, row, name, value):
@@ -262,16 +261,18 @@ def test_what_is_not_plausible_is_told_once(aquifer, tmp_path, capfd) -> None:
     assert told[0] == told[1]
 
 
-def test_parts_of_other_settings_or_order_are_refused(aquifer, tmp_path) -> None:
+def test_parts_of_other_settings_or_units_are_refused(aquifer, tmp_path) -> None:
     files, output = in_parts(aquifer.base, tmp_path, 3, PLAIN), tmp_path / "other.h5"
-    with pytest.raises(DataError, match=r"series_1\.h5: begins with time 4, expected time 0"):
-        gather_series([files[1], files[0]], output)
-    with pytest.raises(DataError, match=r"other\.h5: its parts do not hold all times"):
-        gather_series(files[:2], output)
+    raw, told = RawSeries(aquifer.base, **PLAIN), r"other\.h5: its parts do not hold .* such as 8;"
+    with pytest.raises(DataError, match=told):
+        gather_series(raw, files[:2], output)
+    with pytest.raises(DataError, match=r"series_1\.h5: holds 4, as .*series_1\.h5 does"):
+        gather_series(raw, [*files, files[1]], output)
     clipped = RawSeries(aquifer.base, **PLAIN, clip_negative_concentration=True)
-    preprocess_part(clipped, files[2], 2, 3)
-    with pytest.raises(DataError, match=r"series_2\.h5: not of the same raw files and settings"):
-        gather_series(files, output)
+    preprocess_part(clipped, files[2], Share(2, 3))
+    told = r"series_2\.h5: of other raw files or settings \(options\)"
+    with pytest.raises(DataError, match=told):
+        gather_series(raw, files, output)
     assert not output.exists()
 
 
@@ -282,7 +283,7 @@ def test_masks_of_other_nodes_or_of_all_are_refused(write_aquifer, tmp_path) -> 
     in_parts(other, tmp_path / "made", 2, MASKED)
     with pytest.raises(DataError, match=r"missing\.h5: of other raw files or settings"):
         preprocess_part(
-            RawSeries(base, **MASKED), tmp_path / "0.h5", 0, 2, tmp_path / "made/missing.h5"
+            RawSeries(base, **MASKED), tmp_path / "0.h5", Share(0, 2), tmp_path / "made/missing.h5"
         )
     in_parts(base, tmp_path / "same", 2, MASKED)
     for changed in ({"variables": ["head"]}, {"missing": MASKED["missing"].replaced(value=-998.0)}):
@@ -290,8 +291,7 @@ def test_masks_of_other_nodes_or_of_all_are_refused(write_aquifer, tmp_path) -> 
             preprocess_part(
                 RawSeries(base, **MASKED | changed),
                 tmp_path / "0.h5",
-                0,
-                2,
+                Share(0, 2),
                 tmp_path / "same/missing.h5",
             )
     edit(base, "all", [8], "head", range(1, 121), "-999")

@@ -7,6 +7,7 @@ import pytest
 from motion_scenes import record, waymo
 
 from millrace.data.hdf5 import open_checked
+from millrace.data.parts import Share
 from millrace.errors import DataError
 from millrace.systems.traffic import motion_sample
 from millrace.systems.traffic.dataset import ScenarioDataset
@@ -76,12 +77,12 @@ def in_parts(raw, folder, parts):
         [folder / f"parts/{stem}_{n}.h5" for n in range(parts)] for stem in ("motion", "scenarios")
     )
     for n in reversed(range(parts)):
-        sample_motion(base, motion[n], config, n, parts, raw=name)
+        sample_motion(base, motion[n], config, Share(n, parts), raw=name)
     vocabulary = folder / "vocabulary.h5"
-    gather_vocabulary(motion, vocabulary, config)
+    gather_vocabulary(motion, base, vocabulary, config, raw=name)
     for n in reversed(range(parts)):
-        tokenise_part(base, vocabulary, scenarios[n], config, n, parts, raw=name)
-    gather_scenarios(scenarios, vocabulary, folder / "scenarios.h5", config)
+        tokenise_part(base, vocabulary, scenarios[n], config, Share(n, parts), raw=name)
+    gather_scenarios(scenarios, base, vocabulary, folder / "scenarios.h5", config, raw=name)
     return folder
 
 
@@ -166,27 +167,26 @@ def test_scenarios_that_are_not_wanted_are_not_read(tmp_path, monkeypatch):
 
 
 def test_parts_that_are_not_all_are_refused(raw, tmp_path):
-    folder, (_, _, config) = in_parts(raw, tmp_path / "made", 3), raw
+    folder, (base, name, config) = in_parts(raw, tmp_path / "made", 3), raw
     output = tmp_path / "scenarios.h5"
     motion, scenarios = (
         [folder / f"parts/{stem}_{n}.h5" for n in range(3)] for stem in ("motion", "scenarios")
     )
-    for files, told in (
-        (scenarios[:2], "its parts do not hold all files"),
-        (scenarios[1:], "expected file 0"),
-    ):
+    told = "its parts do not hold what the raw files do, such as "
+    for files in (scenarios[:2], scenarios[1:]):
         with pytest.raises(DataError, match=told):
-            gather_scenarios(files, folder / "vocabulary.h5", output, config)
-    with pytest.raises(DataError, match="its parts do not hold all files"):
-        gather_vocabulary(motion[:2], tmp_path / "v.h5", config)
+            gather_scenarios(files, base, folder / "vocabulary.h5", output, config, raw=name)
+    with pytest.raises(DataError, match=told):
+        gather_vocabulary(motion[:2], base, tmp_path / "v.h5", config, raw=name)
     assert not output.exists()
 
 
 def test_parts_of_another_vocabulary_are_refused(tmp_path):
-    write_tracks(tmp_path / "raw")
-    folder = in_parts((tmp_path / "raw", "tracks", CONFIG), tmp_path / "made", 2)
-    build_vocabulary(tmp_path / "raw", tmp_path / "other.h5", CONFIG.replaced(motion=8))
+    base = tmp_path / "raw"
+    write_tracks(base)
+    folder = in_parts((base, "tracks", CONFIG), tmp_path / "made", 2)
+    build_vocabulary(base, tmp_path / "other.h5", CONFIG.replaced(motion=8))
     scenarios, output = [folder / f"parts/scenarios_{n}.h5" for n in range(2)], tmp_path / "s.h5"
-    with pytest.raises(DataError, match="its parts are of another vocabulary"):
-        gather_scenarios(scenarios, tmp_path / "other.h5", output, CONFIG)
+    with pytest.raises(DataError, match=r"of other raw files or settings \(vocabulary\)"):
+        gather_scenarios(scenarios, base, tmp_path / "other.h5", output, CONFIG)
     assert not output.exists()

@@ -11,6 +11,7 @@ import torch
 import zarr
 from travelling_waves import waves
 
+from millrace.data.parts import Share
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError, DataError
 from millrace.evaluation.trained_model import TrainedModel
@@ -280,8 +281,8 @@ def test_parts_and_references_have_areas_too(tmp_path, area_samples):
     split = SplitConfig(train=0.6, validation=0.2, gap=2)
     paths = [tmp_path / f"part{number}.h5" for number in range(2)]
     for number, path in enumerate(paths):
-        extract_part(source, path, config, split, number, 2)
-    gather(paths, tmp_path / "gathered.h5")
+        extract_part(source, path, config, Share(number, 2))
+    gather(paths, source, tmp_path / "gathered.h5", config, split)
     one, other = (
         WeatherDataset(path, WeatherWindowConfig(), cache_bytes=1)
         for path in (area_samples, tmp_path / "gathered.h5")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from travelling_waves import waves
 
+from millrace.data.parts import Share
 from millrace.data.split import SplitConfig
 from millrace.errors import DataError
 from millrace.input_files import ADDRESS_SUFFIX, Address
@@ -92,8 +93,8 @@ def test_parts_refer_as_the_whole_does(tmp_path, parts):
     extract_weather(source, whole, REFERENCE, SPLIT)
     paths = [tmp_path / f"part{number}.h5" for number in range(parts)]
     for number, path in enumerate(paths):
-        extract_part(source, path, REFERENCE, SPLIT, number, parts)
-    gather(paths, gathered)
+        extract_part(source, path, REFERENCE, Share(number, parts))
+    gather(paths, source, gathered, REFERENCE, SPLIT)
     with h5py.File(whole) as one, h5py.File(gathered) as other:
         assert {*one} == {*other}
         assert {**one.attrs}.keys() == {**other.attrs}.keys()

@@ -6,6 +6,7 @@ import pytest
 from travelling_waves import waves
 
 from millrace.data.hdf5 import open_checked
+from millrace.data.parts import Record, Share
 from millrace.data.split import SplitConfig
 from millrace.errors import DataError
 from millrace.systems.weather.dataset import WeatherDataset
@@ -30,8 +31,8 @@ def in_parts(raw, folder, parts, config=CONFIG):
     (folder / "parts").mkdir(parents=True)
     files = [folder / f"parts/weather_{number}.h5" for number in range(parts)]
     for number in reversed(range(parts)):
-        extract_part(raw, files[number], config, SPLIT, number, parts)
-    gather(files, folder / "weather.h5")
+        extract_part(raw, files[number], config, Share(number, parts))
+    gather(files, raw, folder / "weather.h5", config, SPLIT)
     return files
 
 
@@ -127,16 +128,17 @@ def test_a_damaged_part_is_noticed_when_it_is_read(raw, tmp_path):
         file["state"][()]
 
 
-def test_parts_of_other_settings_or_order_are_refused(raw, tmp_path):
-    files = in_parts(raw, tmp_path, 3)
-    other = CONFIG.replaced(static=())
-    with pytest.raises(DataError, match=r"weather_1\.h5: begins with state 32, expected state 0"):
-        gather([files[1], files[0]], tmp_path / "weather.h5")
-    with pytest.raises(DataError, match="do not hold all times"):
-        gather(files[:2], tmp_path / "weather.h5")
-    extract_part(raw, files[2], other, SPLIT, 2, 3)
-    with pytest.raises(DataError, match=r"weather_2\.h5: not of the same raw files and settings"):
-        gather(files, tmp_path / "weather.h5")
+def test_parts_of_other_settings_or_times_are_refused(raw, tmp_path):
+    files, output = in_parts(raw, tmp_path, 3), tmp_path / "other.h5"
+    with pytest.raises(DataError, match=r"other\.h5: its parts do not hold what the raw files do"):
+        gather(files[:2], raw, output, CONFIG, SPLIT)
+    with pytest.raises(DataError, match=r"weather_1\.h5: holds .*, as .*weather_1\.h5 does"):
+        gather([*files, files[1]], raw, output, CONFIG, SPLIT)
+    extract_part(raw, files[2], CONFIG.replaced(static=()), Share(2, 3))
+    with pytest.raises(
+        DataError, match=r"weather_2\.h5: of other raw files or settings \(config\)"
+    ):
+        gather(files, raw, output, CONFIG, SPLIT)
 
 
 def test_a_no_data_value_is_found_in_parts_as_in_the_whole(tmp_path):
@@ -165,6 +167,6 @@ def test_chunks_of_the_source_are_not_divided_where_parts_are_long(tmp_path, len
     chunks = {name: {"chunks": (length, *one.shape[1:])} for name, one in data.items()}
     chunks["land_sea_mask"] = {}
     data.to_zarr(tmp_path / "store.zarr", encoding=chunks, zarr_format=2)
-    extract_part(tmp_path / "store.zarr", tmp_path / "1.h5", CONFIG, SPLIT, 1, 2)
-    with h5py.File(tmp_path / "1.h5") as file:
-        assert file.attrs["first"] == first
+    extract_part(tmp_path / "store.zarr", tmp_path / "1.h5", CONFIG, Share(1, 2))
+    begin = int(data.time.values[first].astype("datetime64[s]").astype(int))
+    assert Record.read(tmp_path / "1.h5").units[0] == begin

@@ -9,6 +9,7 @@ import torch
 from travelling_waves import waves
 
 from millrace.data.account import read_accounts
+from millrace.data.parts import Share
 from millrace.data.split import SplitConfig
 from millrace.systems.weather.dataset import WeatherDataset
 from millrace.systems.weather.extract import extract_part, extract_weather, gather
@@ -107,8 +108,8 @@ def test_parts_are_rounded_as_the_whole_is(tmp_path, source):
     extract_weather(source, tmp_path / "whole.h5", rounded(10), SPLIT)
     paths = [tmp_path / f"part{number}.h5" for number in range(3)]
     for number, path in enumerate(paths):
-        extract_part(source, path, rounded(10), SPLIT, number, 3)
-    gather(paths, tmp_path / "gathered.h5")
+        extract_part(source, path, rounded(10), Share(number, 3))
+    gather(paths, source, tmp_path / "gathered.h5", rounded(10), SPLIT)
     with h5py.File(tmp_path / "whole.h5") as one, h5py.File(tmp_path / "gathered.h5") as other:
         for name in ("digest", "compression"):
             assert one.attrs[name] == other.attrs[name]

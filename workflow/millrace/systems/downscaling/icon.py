@@ -30,7 +30,6 @@ from millrace.systems.downscaling.icon_output import (
     whole,
 )
 from millrace.systems.downscaling.icon_source import Floats, IconGrid, IconSource
-from millrace.systems.settings import MissingConfig
 
 ELEVATIONS = ("cell_elevation", "topography_c", "orog", "z_surface")
 LAND_SHARES = ("fr_land", "FR_LAND", "sftlf", "land_sea_mask")
@@ -40,7 +39,6 @@ def open_source(
     directory: Path,
     variables: Sequence[str],
     levels: int,
-    missing: MissingConfig | None = None,
     account: Account | None = None,
     lazily: bool = False,
 ) -> IconSource:
@@ -49,13 +47,13 @@ def open_source(
     With a ``grid.csv`` it is read as CSV, see `millrace.systems.downscaling.icon_csv`. Each of
     ``variables`` is taken from the files that hold it on cells; what else is there (constants, edges,
     restarts, output on longitudes and latitudes) is left alone. The source needs the grid of the fields and
-    ``levels`` - 1 ancestors of it. ``missing`` says what a no-data value means; files are counted in
-    ``account``; with ``lazily`` cells of output files are looked up when these are read, which spares the
-    files of other parts. Raises `DataError` if files are missing, damaged, or do not fit each other.
+    ``levels`` - 1 ancestors of it. Files are counted in ``account``. With ``lazily`` cells of output files
+    are looked up when these are read, and CSV is not read at all, which spares the files of other parts.
+    Raises `DataError` if files are missing, damaged, or do not fit each other.
     """
     directory, account = Path(directory), account or Account()
     if is_there(directory / "grid.csv"):
-        return open_csv(directory, variables, levels, missing, account)
+        return open_csv(directory, variables, levels, account, lazily)
     paths = files_below(directory, "*.nc")
     if not paths:
         raise DataError(f"{directory}: no NetCDF file (*.nc) and no grid.csv in it")
@@ -85,7 +83,7 @@ def open_source(
     account.keep("files", len(chain) + len(outputs))
     account.leave_out("files", f"without {' or '.join(variables)} on cells", len(others))
     account.leave_out("files", "grids that are not needed", len(grids) - len(chain))
-    return IconSource(chain, NetcdfFields(outputs, tuple(variables), chain[0], missing, lazily))
+    return IconSource(chain, NetcdfFields(outputs, tuple(variables), chain[0], lazily))
 
 
 def cells_of(directory: Path, variables: Sequence[str]) -> int:

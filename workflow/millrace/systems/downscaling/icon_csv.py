@@ -9,6 +9,7 @@ files.
 Shape suffixes: N cells, T time steps, V variables.
 """
 
+import bisect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,12 +27,12 @@ from millrace.systems.downscaling.icon_source import (
     Floats,
     IconGrid,
     IconSource,
+    Ints,
     angles,
     check_variable,
-    refuse_no_data,
+    together,
     unit_vectors,
 )
-from millrace.systems.settings import MissingConfig
 
 ROWS = 200_000
 """Rows read at a time."""
@@ -41,8 +42,8 @@ def open_csv(
     directory: Path,
     variables: Sequence[str],
     levels: int,
-    missing: MissingConfig | None,
     account: Account,
+    lazily: bool = False,
 ) -> IconSource:
     """Open a directory with a ``grid.csv``; `DataError` as in `icon.open_source`."""
     path = directory / "grid.csv"
@@ -93,7 +94,9 @@ def open_csv(
     coarser = (_ancestor(path, table[[*pair]] - 1) for pair in itertools.pairwise(parents))
     return IconSource(
         (finest, *coarser),
-        CsvFields(files, tuple(variables), len(table), finest.centres_N3, degrees, missing),
+        CsvFields(
+            directory, files, tuple(variables), len(table), finest.centres_N3, degrees, lazily
+        ),
     )
 
 
@@ -101,39 +104,72 @@ class CsvFields:
     """Fields in long form; `DataError` if a file lacks a column or a time lacks a cell.
 
     Where files repeat the centres of the cells, ``clon`` and ``clat``, they must be ``centres_N3`` of the
-    grid, unit vectors; ``degrees``: they are not in radian.
+    grid, unit vectors; ``degrees``: they are not in radian. With ``lazily`` times are not known but of a
+    `part`, or once they are told.
     """
 
     units: tuple[str, ...]
 
     def __init__(
         self,
+        directory: Path,
         paths: Sequence[Path],
         variables: tuple[str, ...],
         n_cells: int,
         centres_N3: Floats | None = None,
         degrees: bool = False,
-        missing: MissingConfig | None = None,
+        lazily: bool = False,
     ) -> None:
-        self._missing = missing
         self.variables, self.units = variables, ("",) * len(variables)
-        self._paths, self._n_cells = list(paths), n_cells
+        self._directory, self._paths, self._n_cells = directory, list(paths), n_cells
         self._centres_N3, self._degrees = centres_N3, degrees
-        times: list[Floats] = []
-        for path in paths:
-            header = header_of(path)
-            for name in ("time", "cell", *variables):
-                if name not in header:
-                    raise DataError(f"{path}: no column {name!r}; it has {listed(header, 30)}")
-            found = self._times(path)
-            if (np.diff(np.concatenate([*times[-1:], found])) <= 0).any():
-                raise DataError(f"{path}: times must increase, also from file to file (by name)")
-            times.append(found)
-        self.time_T = np.concatenate(times)
-        self._ends = [0, *itertools.accumulate(map(len, times))]
+        if not lazily:
+            times = [self._times(path) for path in paths]
+            self.know([*map(len, times)], np.concatenate(times) if times else np.empty(0))
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the files, which parts are divided by, see `icon_source.Fields`."""
+        return [path.relative_to(self._directory).as_posix() for path in self._paths]
+
+    def know(self, lengths: Sequence[int], time_T: Floats) -> None:
+        """Take the times of all files, see `icon_source.Fields`; `DataError` if they do not increase."""
+        self.time_T, self._ends = time_T, [0, *itertools.accumulate(lengths)]
+        if (wrong := np.diff(time_T) <= 0).any():
+            at = bisect.bisect(self._ends, int(np.argmax(wrong)) + 1) - 1
+            raise DataError(
+                f"{self._paths[at]}: times must increase, also from file to file (by name)"
+            )
+
+    def part(
+        self, numbers: Sequence[int], steps: int, enough: int
+    ) -> tuple["CsvFields", list[list[range]], Ints]:
+        """Some files, see `icon_source.Fields`."""
+        mine = CsvFields(
+            self._directory,
+            [self._paths[n] for n in numbers],
+            self.variables,
+            self._n_cells,
+            self._centres_N3,
+            self._degrees,
+        )
+        return mine, mine.groups(steps, enough), np.array(mine._ends)
+
+    def first(self, steps: int, screening: FieldScreening) -> NDArray[np.float32]:
+        """Fields that are read first, see `icon_source.Fields`."""
+        return next(self._slabs_of(self._paths[0], steps, screening))
+
+    def read_from(self, times: Sequence[int]) -> list[Path]:
+        """Files that some times are read from, and that of the grid."""
+        files = {bisect.bisect(self._ends, time) - 1 for time in times}
+        return [self._directory / "grid.csv", *(self._paths[n] for n in sorted(files))]
 
     def _times(self, path: Path) -> Floats:
         """Times of a file, each of which has a row for each cell."""
+        header = header_of(path)
+        for name in ("time", "cell", *self.variables):
+            if name not in header:
+                raise DataError(f"{path}: no column {name!r}; it has {listed(header, 30)}")
         changes, last, end = dict[int, str](), "", 2
         for table in read_rows(path, (), ROWS):
             text = table["time"].astype(str).str.strip()
@@ -148,46 +184,43 @@ class CsvFields:
                 )
         return _days(path, changes)
 
-    def spans(self, steps: int) -> list[range]:
-        """Output times that are read at once, see `icon_source.Fields`; never of two files."""
+    def groups(self, steps: int, enough: int) -> list[list[range]]:
+        """Output times that are read at once, see `icon_source.Fields`; groups are of one file."""
         steps = self._at_once(steps)
         return [
-            range(start, min(start + steps, end))
+            group
             for begin, end in itertools.pairwise(self._ends)
-            for start in range(begin, end, steps)
+            for group in together(
+                (range(start, min(start + steps, end)) for start in range(begin, end, steps)),
+                enough,
+            )
         ]
 
     def slabs(
-        self, steps: int, times: range | None = None, screening: FieldScreening | None = None
+        self, spans: Sequence[range], screening: FieldScreening
     ) -> Iterator[NDArray[np.float32]]:
-        """Fields of the `spans`, [T, N, V], see `icon_source.Fields`."""
-        seen = screening or FieldScreening(self._missing)
-        times = range(len(self.time_T)) if times is None else times
+        """Fields of all times of some files, [T, N, V], see `icon_source.Fields`."""
         for path, (begin, end) in zip(self._paths, itertools.pairwise(self._ends), strict=True):
-            if times.start < end and begin < times.stop:
-                yield from self._slabs_of(path, begin, self._at_once(steps), times, seen)
-        if screening is None:
-            refuse_no_data([seen.evidence()], self._missing)
+            mine = [span for span in spans if begin <= span.start < end]
+            if mine:
+                yield from self._slabs_of(path, len(mine[0]), screening)
 
     def _at_once(self, steps: int) -> int:
         """Times of a slab, so many that tables of more than `ROWS` rows are not made."""
         return min(steps, max(1, ROWS // self._n_cells))
 
     def _slabs_of(
-        self, path: Path, begin: int, steps: int, times: range, screening: FieldScreening
+        self, path: Path, steps: int, screening: FieldScreening
     ) -> Iterator[NDArray[np.float32]]:
-        """Slabs of a file, whose first time is ``begin``, that start in a range of times."""
-        rest, rows, start = pd.DataFrame(), steps * self._n_cells, begin
+        """Slabs of a file."""
+        rest, rows = pd.DataFrame(), self._at_once(steps) * self._n_cells
         for chunk in itertools.chain(
             read_rows(path, ("cell", "clon", "clat", *self.variables), ROWS), [None]
         ):
             table = rest if chunk is None else pd.concat([rest, chunk]) if len(rest) else chunk
             while len(table) >= rows or (chunk is None and len(table)):
-                if times.start <= start < times.stop:
-                    yield self._slab(path, table[:rows], screening)
-                table, start = table[rows:], start + steps
-            if start >= times.stop:
-                return
+                yield self._slab(path, table[:rows], screening)
+                table = table[rows:]
             rest = table
 
     def _slab(

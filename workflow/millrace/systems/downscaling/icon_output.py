@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import cftime
 import netCDF4
@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 
 from millrace.data.classic_netcdf import check_whole
 from millrace.data.declared import check_hdf5
+from millrace.data.parts import runs
 from millrace.data.recognise import kind_of
 from millrace.data.units import common, converted
 from millrace.errors import DataError, first_line, listed
@@ -29,10 +30,9 @@ from millrace.systems.downscaling.icon_source import (
     Ints,
     angles,
     check_variable,
-    refuse_no_data,
+    together,
     unit_vectors,
 )
-from millrace.systems.settings import MissingConfig
 
 CELL_DIMENSIONS = ("ncells", "cell", "i")
 NEAR = 1e-4
@@ -72,10 +72,9 @@ class NetcdfFields:
         paths: Sequence[Path],
         variables: tuple[str, ...],
         grid: IconGrid,
-        missing: MissingConfig | None = None,
         lazily: bool = False,
     ) -> None:
-        self.variables, self._grid, self._missing = variables, grid, missing
+        self.variables, self._grid = variables, grid
         files, self._lazily = [], lazily
         # Where files have the cells of the grid, [N]; None: in their order.
         self._orders: dict[Path, Ints | None] = {}
@@ -127,27 +126,58 @@ class NetcdfFields:
                 )
         return found
 
-    def spans(self, steps: int) -> list[range]:
+    @property
+    def keys(self) -> list[float]:
+        """Times, which parts are divided by, see `icon_source.Fields`."""
+        return [float(time) for time in self.time_T]
+
+    def groups(self, steps: int, enough: int) -> list[list[range]]:
         """Output times that are read at once, see `icon_source.Fields`; never of two files."""
-        return [
+        spans = (
             range(start, min(start + steps, end))
             for begin, end in itertools.pairwise(self._edges())
             for start in range(begin, end, steps)
-        ]
+        )
+        return together(spans, enough)
+
+    def part(
+        self, numbers: Sequence[int], steps: int, enough: int
+    ) -> tuple[Self, list[list[range]], Ints]:
+        """Some times, see `icon_source.Fields`."""
+        own, chosen = {*numbers}, []
+        for group in self.groups(steps, enough):
+            mine = [r for span in group for r in runs(n for n in span if n in own)]
+            if mine:
+                chosen.append(mine)
+        return self, chosen, np.arange(len(numbers) + 1)
+
+    def first(self, steps: int, screening: FieldScreening) -> NDArray[np.float32]:
+        """Fields that are read first, see `icon_source.Fields`."""
+        [values] = self.slabs(self.groups(steps, 1)[0], screening)
+        return values
+
+    def know(self, lengths: Sequence[int], time_T: Floats) -> None:
+        """Nothing new: headers of files say their times."""
+
+    def read_from(self, times: Sequence[int]) -> list[Path]:
+        """Files that some times are read from, and that of the grid."""
+        found = {self._grid.path}
+        for series in self._series:
+            ends = np.cumsum([len(one.time_T) for one in series])
+            at = np.unique(np.searchsorted(ends, np.asarray(times, dtype=np.int64), side="right"))
+            found |= {series[k].path for k in at}
+        return sorted(found)
 
     def slabs(
-        self, steps: int, times: range | None = None, screening: FieldScreening | None = None
+        self, spans: Sequence[range], screening: FieldScreening
     ) -> Iterator[NDArray[np.float32]]:
-        """Fields of the `spans`, [T, N, V], see `icon_source.Fields`."""
-        seen = screening or FieldScreening(self._missing)
-        times = range(len(self.time_T)) if times is None else times
+        """Fields of some times, [T, N, V], see `icon_source.Fields`."""
         ends = [np.cumsum([len(one.time_T) for one in series]) for series in self._series]
-        for begin, end in itertools.pairwise(self._edges()):
-            spans = [range(at, min(at + steps, end)) for at in range(begin, end, steps)]
-            spans = [one for one in spans if times.start <= one.start < times.stop]
-            if not spans:
-                continue
-            at = [int(np.searchsorted(one, begin, side="right")) for one in ends]
+        edges = self._edges()
+        for edge, of_edge in itertools.groupby(
+            spans, lambda span: edges[int(np.searchsorted(edges, span.start, side="right")) - 1]
+        ):
+            at = [int(np.searchsorted(one, edge, side="right")) for one in ends]
             firsts = [int(one[k - 1]) if k else 0 for one, k in zip(ends, at, strict=True)]
             outputs = [series[k] for series, k in zip(self._series, at, strict=True)]
             with contextlib.ExitStack() as stack:
@@ -159,15 +189,13 @@ class NetcdfFields:
                         else _check_grid(path, file, self._grid)
                         for path, file in opening.items()
                     }
-                for span in spans:
+                for span in of_edge:
                     values = np.empty((len(span), len(self._grid.lon_N), len(self.variables)), "f4")
                     for column, (output, first) in enumerate(zip(outputs, firsts, strict=True)):
                         part = slice(span.start - first, span.stop - first)
                         file = opening[output.path]
-                        values[..., column] = self._read(output, file, column, part, seen)
+                        values[..., column] = self._read(output, file, column, part, screening)
                     yield values
-        if screening is None:
-            refuse_no_data([seen.evidence()], self._missing)
 
     def _edges(self) -> list[int]:
         """Times at which a file of any variable begins, and the end."""

@@ -193,16 +193,48 @@ class Fields(Protocol):
     variables: tuple[str, ...]
     units: tuple[str, ...]
 
-    def spans(self, steps: int) -> list[range]:
-        """Output times that are read at once, at most ``steps`` and at least one, in their order."""
+    @property
+    def keys(self) -> Sequence[float | str]:
+        """What parts are divided by, in the order of time: times, or the names of files."""
+
+    def groups(self, steps: int, enough: int) -> list[list[range]]:
+        """Output times that are read at once, at most ``steps`` and at least one, in their order.
+
+        Those that follow on each other are together until they have ``enough`` times, as the last ones of
+        a file may not have.
+        """
+
+    def part(
+        self, numbers: Sequence[int], steps: int, enough: int
+    ) -> tuple["Fields", list[list[range]], Ints]:
+        """Some of the `keys`: fields that have them, their `groups` there, and bounds of the times of each.
+
+        What is not among them need not be read.
+        """
 
     def slabs(
-        self, steps: int, times: range | None = None, screening: "FieldScreening | None" = None
+        self, spans: Sequence[range], screening: "FieldScreening"
     ) -> Iterator[NDArray[np.float32]]:
-        """Fields of each of the `spans`, [T, N, V], or of those within a range of times.
+        """Fields of some times, ascending, [T, N, V], each range in one of the `groups`."""
 
-        ``screening`` sees them; None: no-data values are refused at the end.
-        """
+    def first(self, steps: int, screening: "FieldScreening") -> NDArray[np.float32]:
+        """Fields of the times that are read at once first."""
+
+    def know(self, lengths: Sequence[int], time_T: Floats) -> None:
+        """Take the times of all `keys`, as parts found them, instead of reading them."""
+
+    def read_from(self, times: Sequence[int]) -> list[Path]:
+        """Files that some times are read from."""
+
+
+def together(spans: Iterable[range], enough: int) -> list[list[range]]:
+    """Ranges that follow on each other, together until they have ``enough`` times."""
+    groups: list[list[range]] = []
+    for span in spans:
+        if not groups or sum(map(len, groups[-1])) >= enough:
+            groups.append([])
+        groups[-1].append(span)
+    return groups
 
 
 @dataclass(frozen=True, eq=False)

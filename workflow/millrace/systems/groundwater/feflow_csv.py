@@ -105,6 +105,16 @@ class FeflowReader:
     def __len__(self) -> int:
         return len(self.files.fields)
 
+    @property
+    def numbers(self) -> list[int]:
+        """Those in the names of the files, which stay when files are added."""
+        return [int(path.name.partition(".")[0]) for path in self.files.fields]
+
+    def paths(self, indices: Sequence[int]) -> list[Path]:
+        """Files of some output times."""
+        folders = [self.files.fields, *([self.files.forcings] if self.forcings else [])]
+        return [paths[index] for paths in folders for index in indices]
+
     def read(self, index: int) -> Snapshot:
         """Read an output time.
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import h5py
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.data.hdf5 import create_dataset, strings
+from millrace.data.parts import Parts
 from millrace.data.split import MINIMUM_STD, Moments
 from millrace.provenance import code_version
 
@@ -36,32 +37,22 @@ class Terms:
     def add(self, values_NC: NDArray, mask_NC: NDArray | None = None) -> None:
         """Add the values of the next time; one whose mask is 0 does not count."""
         self.begin(values_NC, mask_NC)
+        self._times.append(self._sums(values_NC, mask_NC))
+
+    def skip(self) -> None:
+        """Add the next time without its values, which `complete` looks up."""
+        self._times.append(np.full((3, len(self._shift)), np.nan))
+
+    def _sums(self, values_NC: NDArray, mask_NC: NDArray | None) -> NDArray[np.float64]:
         values, weight = _weighted(values_NC, mask_NC)
         count = Moments.count_of(values, weight)
-        self._times.append(np.stack([count, *Moments.terms(values, self._shift, weight)]))
+        return np.stack([count, *Moments.terms(values, self._shift, weight)])
 
-    def __len__(self) -> int:
-        return len(self._times)
-
-    def fits(self, later: "Terms") -> bool:
-        """Whether the sums of later times are relative to the same values.
-
-        They are not in a column that had no values at the very first time: who summed the later times could
-        not know what came first.
-        """
-        both = self._begun & later._begun
-        return np.array_equal(self._shift[both], later._shift[both])
-
-    def join(self, later: "Terms") -> None:
-        """Add later times that fit."""
-        self._shift = np.where(self._begun, self._shift, later._shift)
-        self._begun |= later._begun
-        self._times += later._times
-
-    def moments(self) -> Moments:
-        """Moments of all values that were added."""
-        terms = self._array()
-        return Moments.of_terms(terms[:, 0], self._shift, terms[:, 1], terms[:, 2])
+    def moments(self, stop: int, start: int = 0) -> Moments:
+        """Moments of a range of times."""
+        terms = self._array()[start:stop]
+        shift = np.where(terms[:, 0].sum(axis=0) > 0, self._shift, 0.0)
+        return Moments.of_terms(terms[:, 0], shift, terms[:, 1], terms[:, 2])
 
     def write(self, group: h5py.Group) -> None:
         """Store in an HDF5 file."""
@@ -74,11 +65,40 @@ class Terms:
         return np.array(self._times).reshape(len(self._times), 3, len(self._shift))
 
     @classmethod
-    def read(cls, group: h5py.Group) -> Self:
-        """Read what `write` stored."""
-        made = cls(len(group["shift"]))
-        made._shift, made._begun = group["shift"][()], group["begun"][()].astype(bool)
-        made._times = [*group["times"][()]]
+    def complete(
+        cls,
+        parts: Parts,
+        name: str,
+        times: range,
+        values: Callable[[int], tuple[NDArray, NDArray | None]],
+        before: int = 0,
+    ) -> Self:
+        """Those of all times that parts stored below ``name``, of which a range is needed.
+
+        ``values`` gives those of a time and their mask, made of it and so many times ``before``. It is
+        asked where these are in other parts or were not known, and where a part summed relative to other
+        values than those that come first, which it could not know: they were added since, or there were
+        none of a column at the very first time.
+        """
+        every_T3C = parts.rows(f"{name}/times")
+        made = cls(every_T3C.shape[2])
+        stored = [
+            (file[f"{name}/shift"][()], file[f"{name}/begun"][()] != 0) for file in parts.files
+        ]
+        for time in times:
+            # Numbers of values are known, but of skipped times, whose columns have some.
+            if not (made._begun | (every_T3C[time, 0] == 0)).all():
+                made.begin(*values(time))
+        for time, terms_3C in enumerate(every_T3C):
+            if time not in times:
+                made._times.append(terms_3C)
+                continue
+            shift, begun = stored[parts.places[time][0]]
+            fits = np.array_equal(shift[begun & made._begun], made._shift[begun & made._begun])
+            part, at = parts.places[time]
+            fits &= before == 0 or parts.places[time - before] == (part, at - before)
+            again = not fits or np.isnan(terms_3C).any()
+            made._times.append(made._sums(*values(time)) if again else terms_3C)
         return made
 
 

@@ -6,20 +6,21 @@ Ranges of times can be looked at in parts (`find_missing`), of which `gather_mis
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from millrace.data.hdf5 import create, create_dataset, open_checked
-from millrace.data.parts import describe_part, open_parts, part_of
+from millrace.data.parts import Parts, Record, Share, digest_of
 from millrace.errors import DataError
 from millrace.provenance import fingerprint
 from millrace.systems.base import Progress
-from millrace.systems.groundwater.feflow_csv import Snapshot, open_directory
+from millrace.systems.groundwater.feflow_csv import FeflowReader, Snapshot, open_directory
 from millrace.systems.groundwater.read_ahead import snapshots
 from millrace.systems.groundwater.screening import missing_nodes
 
-SCHEMA, PART_SCHEMA = "millrace.missing_nodes/1", "millrace.missing_nodes_part/1"
+SCHEMA, PART_SCHEMA = "millrace.missing_nodes/1", "millrace.missing_nodes_part/2"
 
 Bools = NDArray[np.bool_]
 
@@ -31,43 +32,55 @@ def find_missing(
     variables: Sequence[str],
     units: Mapping[str, str],
     value: float,
-    part: int,
-    parts: int,
+    share: Share,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> None:
-    """Write which nodes are a no-data value in some field, in one of several ranges of times.
+    """Write which nodes are a no-data value in some field, in a share of the output times.
 
-    ``part`` counts from 0; ``progress`` is called with (output times done, all). Raises `DataError` for
-    malformed files, like `millrace.systems.groundwater.series.preprocess`.
+    ``progress`` is called with (output times done, all). Raises `DataError` for malformed files, like
+    `millrace.systems.groundwater.series.preprocess`.
     """
     reader, first = open_directory(source, variables, (), units)
-    times = part_of(len(reader), part, parts)
+    times = share.taken(reader.numbers)
     stream = snapshots(reader, first, times, workers)
     absent_N = absent_nodes(stream, value, len(reader.mesh.node), len(times), progress)
-    facts = {
-        "raw": fingerprint(source),
-        "variables": list(variables),
-        "value": value,
-        "times": len(reader),
-    }
     with create(output) as file:
         create_dataset(file, "absent", absent_N, dtype=np.uint8)
-        describe_part(file, PART_SCHEMA, facts, times)
+        record = Record.of(source, [reader.numbers[n] for n in times], reader.paths(times))
+        record.write(file, PART_SCHEMA, _facts(variables, value, reader))
 
 
-def gather_missing(parts: Sequence[Path], output: Path, progress: Progress | None = None) -> None:
+def _facts(variables: Sequence[str], value: float, reader: FeflowReader) -> dict[str, Any]:
+    return {"variables": list(variables), "value": value, "nodes": digest_of(reader.mesh.node)}
+
+
+def gather_missing(
+    parts: Sequence[Path],
+    source: Path,
+    output: Path,
+    *,
+    variables: Sequence[str],
+    units: Mapping[str, str],
+    value: float,
+    progress: Progress | None = None,
+) -> None:
     """Write which nodes have values at all times, of the files of all parts.
 
     Raises `DataError` if a part is missing, damaged, or of other raw files, or no node is left.
     """
-    absent_N, found = np.zeros(1, bool), {"value": 0.0}
-    for _, part, facts in open_parts(parts, PART_SCHEMA, output, progress):
-        absent_N, found = absent_N | part["absent"][()].astype(bool), facts
-    kept_N = kept_nodes(absent_N, found["value"])
+    reader, _ = open_directory(source, variables, (), units)
+    facts = _facts(variables, value, reader)
+    every = Parts(parts, PART_SCHEMA, output, facts, reader.numbers, progress)
+    with every:
+        absent_N = np.logical_or.reduce([part["absent"][()].astype(bool) for part in every.files])
+    kept_N = kept_nodes(absent_N, value)
     with create(output) as file:
         create_dataset(file, "kept", kept_N, dtype=np.uint8)
-        file.attrs.update(schema=SCHEMA, facts=json.dumps(found, sort_keys=True))
+        file.attrs.update(
+            schema=SCHEMA, facts=json.dumps({**facts, "raw": fingerprint(source)}, sort_keys=True)
+        )
+    every.remove_others()
 
 
 def read_kept(path: Path, source: Path, variables: Sequence[str], value: float) -> Bools:

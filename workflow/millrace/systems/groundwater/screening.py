@@ -6,6 +6,7 @@ Shape suffixes: N nodes, C fields, F forcings.
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,74 +53,55 @@ _SAMPLE, _FEWEST = 10_000, 10  # nodes that are looked at
 
 
 class StateScreening:
-    """Takes the states of a series in the order of time; `judge` refuses or warns in the end.
+    """Takes states of a series in the order of time; `judge` refuses or warns in the end.
 
     ``units`` are those of the fields; only what is in the unit of `UNITS` is checked for plausibility.
-    ``first`` is the number of the first state, and ``before`` the state before it, if there is one.
     """
 
     def __init__(
-        self,
-        reader: FeflowReader,
-        missing: MaskedMissing | None,
-        units: Mapping[str, str],
-        first: int = 0,
-        before: Snapshot | None = None,
+        self, reader: FeflowReader, missing: MaskedMissing | None, units: Mapping[str, str]
     ) -> None:
-        self._reader, self._missing, self._units = reader, missing, units
+        self._reader, self._units = reader, units
         self._screenings = {
             name: Screening.of(missing, POSSIBLE.get(name))
             for name in (*reader.variables, *reader.forcings)
         }
         self._spans: dict[str, tuple[float, float]] = {}
         self._times = Screening.of(missing)
-        self._first, self._next, self._last = first, first, before
-        self._of_mesh: dict[str, Any] = {}
+        self._numbers: list[int] = []
+        self._last: Snapshot | None = None
 
-    def add(self, snapshot: Snapshot) -> None:
-        """Add the next output time; raises `DataError` if its unit is not that of the one before."""
-        self._times.add(snapshot.time)
-        if self._last is not None:
-            self._compare(snapshot, self._last)
-        if self._next == 0:
-            self._look_at_mesh(snapshot)
-        self._last, self._next = snapshot, self._next + 1
-        columns = [*snapshot.fields_NC.T, *given_values(snapshot).T]
-        for (name, screening), values_N in zip(self._screenings.items(), columns, strict=True):
-            screening.add(values_N)
-            if name in self._reader.variables and np.isfinite(values_N).any():
-                span = float(np.nanmin(values_N)), float(np.nanmax(values_N))
-                self._spans[name] = _wider(span, self._spans.get(name))
+    def add(self, number: int, snapshot: Snapshot, looked_at: bool, follows: bool) -> None:
+        """Add an output time, or if it is not to be ``looked_at`` take it as the one before.
+
+        Raises `DataError` if it ``follows`` on the one before and its unit is not that of that.
+        """
+        if looked_at:
+            self._times.add(snapshot.time)
+            self._numbers.append(number)
+            if self._last is not None and follows:
+                self._compare(number, snapshot, self._last)
+            columns = [*snapshot.fields_NC.T, *given_values(snapshot).T]
+            for (name, screening), values_N in zip(self._screenings.items(), columns, strict=True):
+                screening.add(values_N)
+                if name in self._reader.variables and np.isfinite(values_N).any():
+                    span = float(np.nanmin(values_N)), float(np.nanmax(values_N))
+                    self._spans[name] = _wider(span, self._spans.get(name))
+        self._last = snapshot
 
     def evidence(self) -> dict[str, Any]:
         """What was seen of these states, as plain values for `judge`."""
         found = {name: self._seen(name, one) for name, one in self._screenings.items()}
         times = self._seen(TIME, self._times)
-        return {"columns": found, "times": times, "spans": self._spans, "mesh": self._of_mesh}
+        return {"columns": found, "times": times, "spans": self._spans}
 
     def _seen(self, column: str, screening: Screening) -> dict[str, Any]:
         def place(piece: int, index: int) -> Place:
-            return self._reader.place(self._first + piece, index, column)
+            return self._reader.place(self._numbers[piece], index, column)
 
         return screening.to_json(place)
 
-    def _look_at_mesh(self, snapshot: Snapshot) -> None:
-        """Note what is known from the mesh, and from the first state on it."""
-        mesh, labels = self._reader.mesh, {}
-        for name, values_N in (*zip(PLACE, mesh.coords.T, strict=True), (SLICE, mesh.slice)):
-            screening = Screening.of(self._missing)
-            screening.add(values_N)
-            labels[name] = self._seen(name, screening)
-        z_N = mesh.coords[:, 2]
-        field = dict(zip(self._reader.variables, snapshot.fields_NC.T, strict=True))
-        told, known = None, {name for name in field if self._units[name] == UNITS.get(name)}
-        if "pressure" in known:
-            head_N = field["head"].astype(np.float64) if "head" in known else z_N.max()
-            told = _odd_pressures(field["pressure"].astype(np.float64), head_N - z_N)
-        heights = float(z_N.min()), float(z_N.max())
-        self._of_mesh = {"columns": labels, "heights": heights, "odd_pressures": told}
-
-    def _compare(self, snapshot: Snapshot, last: Snapshot) -> None:
+    def _compare(self, number: int, snapshot: Snapshot, last: Snapshot) -> None:
         for name, now_N, before_N in zip(
             self._reader.variables, snapshot.fields_NC.T, last.fields_NC.T, strict=True
         ):
@@ -128,32 +110,59 @@ class StateScreening:
             in_kelvin = conversion(self._units[name], "K") is not None
             change, certain = other_unit(now, before, in_kelvin)
             if change:
-                before_it = self._reader.files.fields[self._next - 1]
+                before_it = self._reader.files.fields[number - 1]
                 told = (
                     f"{name} is {change} that of {before_it} at nearly all nodes, as if in another unit; "
                     "expected one unit in all files"
                 )
-                error = self._reader.error(self._next, 0, name, told)
+                error = self._reader.error(number, 0, name, told)
                 if certain:
                     raise error
                 print(f"WARNING: {error}", file=sys.stderr)
 
 
+def mesh_evidence(
+    reader: FeflowReader,
+    first: Snapshot,
+    missing: MaskedMissing | None,
+    units: Mapping[str, str],
+) -> dict[str, Any]:
+    """What is known from the mesh, and from the first state on it, as plain values for `judge`."""
+    mesh, labels = reader.mesh, {}
+    for name, values_N in (*zip(PLACE, mesh.coords.T, strict=True), (SLICE, mesh.slice)):
+        screening = Screening.of(missing)
+        screening.add(values_N)
+        labels[name] = screening.to_json(partial(_place_of_mesh, reader, name))
+    z_N = mesh.coords[:, 2]
+    field = dict(zip(reader.variables, first.fields_NC.T, strict=True))
+    told, known = None, {name for name in field if units[name] == UNITS.get(name)}
+    if "pressure" in known:
+        head_N = field["head"].astype(np.float64) if "head" in known else z_N.max()
+        told = _odd_pressures(field["pressure"].astype(np.float64), head_N - z_N)
+    heights = float(z_N.min()), float(z_N.max())
+    return {"columns": labels, "heights": heights, "odd_pressures": told}
+
+
+def _place_of_mesh(reader: FeflowReader, column: str, _piece: int, index: int) -> Place:
+    return reader.place(0, index, column)
+
+
 def judge(
     evidence: Sequence[Mapping[str, Any]],
+    mesh: Mapping[str, Any],
     missing: MaskedMissing | None,
     units: Mapping[str, str],
 ) -> None:
     """Print warnings on what is not plausible in a series, of which all states were screened.
 
-    ``evidence`` is that of ranges of states in the order of time; the first begins with the first state.
+    ``evidence`` is that of groups of states, in the order of time; ``mesh`` is `mesh_evidence`.
 
     Raises
     ------
     DataError
         There are no-data values: ``file:line:column`` of the first, and the key that admits them.
     """
-    key, mesh = "the key missing of the dataset", evidence[0]["mesh"]
+    key = "the key missing of the dataset"
     columns = {
         **{name: [one["columns"][name] for one in evidence] for name in evidence[0]["columns"]},
         **{name: [seen] for name, seen in mesh["columns"].items()},

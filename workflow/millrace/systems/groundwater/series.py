@@ -1,8 +1,8 @@
 """Validated series: the fields of all output times in one HDF5 file, with split and statistics.
 
-`preprocess` reads every source file once and keeps a few of them in memory, however many there are. Ranges
-of times can be read in parts, see `millrace.systems.groundwater.series_parts`. Sums and digests are those
-of single times, so that the file is the same, bit by bit, whatever the number of parts.
+`preprocess` reads every source file once and keeps a few of them in memory, however many there are. Times
+can be read in parts, see `millrace.systems.groundwater.series_parts`. Sums and digests are those of single
+times, so that the file is the same, bit by bit, whatever the number of parts.
 
 Shape suffixes: N nodes, C fields, F forcings.
 """
@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,15 +22,21 @@ from numpy.typing import NDArray
 
 from millrace.data.account import Account, count_steps
 from millrace.data.hdf5 import CHUNK_BYTES, create, create_dataset, strings
+from millrace.data.parts import digest_of
 from millrace.data.split import SplitConfig, time_split
 from millrace.errors import ConfigError, DataError
-from millrace.provenance import code_version, fingerprint
+from millrace.provenance import code_version
 from millrace.systems.base import Block, Progress
 from millrace.systems.groundwater.feflow_csv import Snapshot, count_files, open_directory
 from millrace.systems.groundwater.hdf5_parts import Statistics, Terms
 from millrace.systems.groundwater.missing_nodes import absent_nodes, kept_nodes, read_kept
 from millrace.systems.groundwater.read_ahead import snapshots
-from millrace.systems.groundwater.screening import StateScreening, judge, without
+from millrace.systems.groundwater.screening import (
+    StateScreening,
+    judge,
+    mesh_evidence,
+    without,
+)
 from millrace.systems.groundwater.settings import MaskedMissing
 from millrace.systems.groundwater.units import UNITS
 
@@ -103,7 +110,8 @@ def preprocess(
     with create(output) as file:
         raw.write_mesh(file, kept)
         made = raw.copy(file, range(len(raw.reader)), kept, progress)
-        finish(file, raw.facts(), made)
+        raw.count(made.account, kept)
+        raw.finish(file, made)
     made.account.write(output.with_name("samples.json"))
 
 
@@ -114,7 +122,7 @@ def series_options(dataset: Block) -> dict[str, Any]:
         "variables": dataset["variables"],
         "units": dataset.get("units"),
         "forcings": dataset.get("forcings", []),
-        "split": SplitConfig.parse(dataset["split"], "split"),
+        "split": SplitConfig.parse(split, "split") if (split := dataset.get("split")) else None,
         "clip_negative_concentration": dataset.get("clip_negative_concentration", False),
         "missing": MaskedMissing.parse(given, "missing") if given else None,
     }
@@ -122,12 +130,12 @@ def series_options(dataset: Block) -> dict[str, Any]:
 
 @dataclass
 class Made:
-    """What a series holds beside the states, of a range of these in the order of time."""
+    """What a series holds beside the states, of some of these in the order of time."""
 
     fields: Terms
     increments: Terms
     forcings: Terms
-    """Sums of the training range, those of changes without the very first time."""
+    """Sums of each time, those of changes only where the time before is among them."""
     time: list[float] = field(default_factory=list)
     digest: list[bytes] = field(default_factory=list)
     """Of the files of each time."""
@@ -146,7 +154,10 @@ class Made:
 
 
 class RawSeries:
-    """A directory of FEFLOW results, opened, and what is kept of it; options are those of `preprocess`."""
+    """A directory of FEFLOW results, opened, and what is kept of it; options are those of `preprocess`.
+
+    Without a ``split`` parts of it can be read, but not made into a series.
+    """
 
     def __init__(
         self,
@@ -155,7 +166,7 @@ class RawSeries:
         variables: Sequence[str],
         units: Mapping[str, str] | None = None,
         forcings: Sequence[str] | None,
-        split: SplitConfig,
+        split: SplitConfig | None = None,
         clip_negative_concentration: bool = False,
         missing: MaskedMissing | None = None,
         workers: int = 1,
@@ -167,35 +178,43 @@ class RawSeries:
             raise ConfigError(f"units: expected the unit of {unknown[0]!r}, a column of all/*.csv")
         if workers < 1:
             raise ConfigError(f"workers = {workers}: expected 1 or more")
-        self._source, self._workers, self._missing = Path(source), workers, missing
-        self.reader, self._first = open_directory(self._source, variables, forcings, units)
-        self._ranges = time_split(len(self.reader), split)
-        self._train = int(self._ranges[0, 1])
+        self.source, self._workers, self._missing = Path(source), workers, missing
+        self.reader, self._first = open_directory(self.source, variables, forcings, units)
+        self._split = split
         self._units = {name: units[name] for name in variables}
         self._clip = clip_negative_concentration
         self._options = {
             "variables": list(self.reader.variables),
             "forcings": list(self.reader.forcings),
-            "split": split.model_dump(),
             "clip_negative_concentration": clip_negative_concentration,
             **({"missing": missing.model_dump()} if missing else {}),
         }
         self._masked = missing.value if missing and missing.then == "mask" else None
 
-    def facts(self) -> dict[str, Any]:
-        """What describes the series, as plain values: the same in all parts."""
+    @cached_property
+    def _ranges(self) -> NDArray[np.int64]:
+        assert self._split is not None
+        return time_split(len(self.reader), self._split)
+
+    @property
+    def train(self) -> int:
+        """Times of the training range, which comes first."""
+        return int(self._ranges[0, 1])
+
+    def facts(self, kept: Rows) -> dict[str, Any]:
+        """What describes the states and is the same in all parts, as plain values."""
+        mesh = self.reader.mesh
         return {
-            "source": str(self._source),
-            "raw": fingerprint(self._source),
             "options": self._options,
             "units": self._units,
-            "times": len(self.reader),
+            "mesh": digest_of(*(one[kept] for one in (mesh.node, mesh.slice, mesh.coords))),
+            "nodes left out": digest_of(~kept) if isinstance(kept, np.ndarray) else None,
         }
 
     def kept_in_parts(self, missing: Path) -> Rows:
         """Nodes that are kept, which `gather_missing` found; raises `DataError` if it looked elsewhere."""
         assert self._masked is not None
-        return read_kept(missing, self._source, self.reader.variables, self._masked)
+        return read_kept(missing, self.source, self.reader.variables, self._masked)
 
     def kept(self) -> Rows:
         """Nodes that are kept; all files are read if some are to be left out."""
@@ -216,66 +235,61 @@ class RawSeries:
             for name in names[1:]:
                 create_dataset(file, f"masked/{name}", getattr(mesh, name)[~kept])
 
-    def copy(self, file: h5py.File, times: range, kept: Rows, progress: Progress | None) -> Made:
-        """Write the states of a range of times; raises `DataError` like `preprocess`.
+    def copy(
+        self, file: h5py.File, numbers: Sequence[int], kept: Rows, progress: Progress | None
+    ) -> Made:
+        """Write the states of some times, ascending; raises `DataError` like `preprocess`.
 
-        With the first range, files and nodes are counted.
+        Beside them it reads the first two, which sums are relative to, and those before ranges of them.
         """
         columns = {"obs": self.reader.variables}
         columns |= dict.fromkeys(("forcing", "forcing_mask"), self.reader.forcings)
         nodes = len(self.reader.mesh.node[kept])
         for name, dtype in STATES.items():
-            shape = (len(times), nodes, len(columns[name]))
+            shape = (len(numbers), nodes, len(columns[name]))
             rows = max(1, CHUNK_BYTES // max(1, shape[2] * np.dtype(dtype).itemsize))
             chunks = (1, min(nodes, rows), shape[2])
             create_dataset(file, name, shape=shape, dtype=dtype, chunks=chunks)
         made = Made.empty(*map(len, (self.reader.variables, self.reader.forcings)))
-        if times.start == 0:
-            self._count(made.account, nodes)
-        earlier = self._earlier(times)
-        with contextlib.closing(self._states([*earlier, *times])) as stream:
-            known = {number: self._without(next(stream)) for number in earlier}
-            before = known.get(times.start - 1)
-            screening = StateScreening(self.reader, self._missing, self._units, times.start, before)
-            chosen = {number: self._chosen(state, kept)[0] for number, state in known.items()}
-            previous = chosen.get(times.start - 1)
-            if 0 < times.start < self._train:
-                made.fields.begin(chosen[0].fields_NC)
-                made.forcings.begin(chosen[0].forcing_NF, chosen[0].mask_NF)
-            if 1 in chosen and times.start < self._train:
-                made.increments.begin(_change(chosen[1], chosen[0]))
-            del known, chosen, before
-            for row, (index, raw) in enumerate(zip(times, stream, strict=True)):
-                made.digest.append(raw.digest)
+        screening = StateScreening(self.reader, self._missing, self._units)
+        beside = {n - 1 for n in numbers if n} | {n for n in (0, 1) if n < len(self.reader)}
+        read = sorted({*numbers, *(beside if numbers else ())})
+        row, last, previous = 0, -1, None
+        with contextlib.closing(self._states(read)) as stream:
+            for number, raw in zip(read, stream, strict=True):
                 state = self._without(raw)
-                self._count_forcings(made.account, raw, state)
-                screening.add(state)
-                state, negative, lowest = self._chosen(state, kept)
-                made.clipped, made.lowest = made.clipped + negative, min(made.lowest, lowest)
-                if previous is not None:
-                    _check_order(state, previous)
-                made.time.append(state.time)
-                file["obs"][row] = state.fields_NC
-                if self.reader.forcings:
-                    file["forcing"][row] = state.forcing_NF
-                    file["forcing_mask"][row] = state.mask_NF
-                if index < self._train:
-                    made.fields.add(state.fields_NC)
-                    made.forcings.add(state.forcing_NF, state.mask_NF)
-                    if previous is not None:
-                        made.increments.add(_change(state, previous))
-                previous = state
-                if progress is not None:
-                    progress(row + 1, len(times))
+                follows = last == number - 1
+                is_mine = row < len(numbers) and numbers[row] == number
+                screening.add(number, state, is_mine, follows)
+                chosen, negative, lowest = self._chosen(state, kept)
+                if number == 0:
+                    made.fields.begin(chosen.fields_NC)
+                    made.forcings.begin(chosen.forcing_NF, chosen.mask_NF)
+                elif number == 1 and previous is not None:
+                    made.increments.begin(_change(chosen, previous))
+                if is_mine:
+                    made.digest.append(raw.digest)
+                    self._count_forcings(made.account, raw, state)
+                    made.clipped, made.lowest = made.clipped + negative, min(made.lowest, lowest)
+                    made.time.append(state.time)
+                    file["obs"][row] = chosen.fields_NC
+                    if self.reader.forcings:
+                        file["forcing"][row] = chosen.forcing_NF
+                        file["forcing_mask"][row] = chosen.mask_NF
+                    made.fields.add(chosen.fields_NC)
+                    made.forcings.add(chosen.forcing_NF, chosen.mask_NF)
+                    if previous is not None and follows:
+                        _check_order(chosen, previous)
+                    if previous is not None and row and numbers[row - 1] == number - 1:
+                        made.increments.add(_change(chosen, previous))
+                    else:
+                        made.increments.skip()
+                    row += 1
+                    if progress is not None:
+                        progress(row, len(numbers))
+                last, previous = number, chosen
         made.evidence.append(screening.evidence())
         return made
-
-    def _earlier(self, times: range) -> list[int]:
-        """Times that are read before a range: the last, and the first ones, which sums are relative to."""
-        if not times or not times.start:
-            return []
-        last = times.start - 1
-        return sorted({0, min(1, last), last}) if times.start < self._train else [last]
 
     def _states(self, numbers: Sequence[int]) -> Generator[Snapshot, None, None]:
         return snapshots(self.reader, self._first, numbers, self._workers)
@@ -300,9 +314,10 @@ class RawSeries:
         np.maximum(column_N, 0, out=column_N)
         return replace(state, fields_NC=fields_NC), negative, lowest
 
-    def _count(self, account: Account, nodes: int) -> None:
+    def count(self, account: Account, kept: Rows) -> None:
         """Count files, times and nodes."""
-        count_files(self._source, self.reader, account)
+        nodes = len(self.reader.mesh.node[kept])
+        count_files(self.source, self.reader, account)
         count_steps(account, "output times", self._ranges)
         account.keep("nodes", nodes)
         if self._masked is not None:
@@ -315,45 +330,46 @@ class RawSeries:
             account.keep("given forcings", kept)
             account.leave_out("given forcings", f"are {self._masked}", given - kept)
 
-
-def finish(file: h5py.File, facts: Mapping[str, Any], made: Made) -> None:
-    """Add times, statistics, digest and attributes; refuses no-data values, see `judge`."""
-    options, units = facts["options"], facts["units"]
-    missing = None
-    if given := options.get("missing"):
-        missing = MaskedMissing.parse(given, "missing")
-    judge(made.evidence, missing, units)
-    create_dataset(file, "time", np.array(made.time))
-    statistics = Statistics(len(options["variables"]), len(options["forcings"]))
-    statistics.fields, statistics.forcings = made.fields.moments(), made.forcings.moments()
-    statistics.increments = made.increments.moments()
-    statistics.write(file)
-    obs = file["obs"]
-    values = obs.shape[0] * obs.shape[1]
-    is_clipped = options["clip_negative_concentration"] and _CONCENTRATION in options["variables"]
-    obs.attrs.update(
-        variables=strings(options["variables"]),
-        units=strings([units[name] for name in options["variables"]]),
-        clip_negative_concentration=is_clipped,
-        clipped_values=made.clipped,
-        clipped_fraction=made.clipped / values,
-        clipped_minimum=made.lowest,
-    )
-    for name in ("forcing", "forcing_mask"):
-        file[name].attrs["variables"] = strings(options["forcings"])
-    if is_clipped:
-        what = f"values of {_CONCENTRATION}"
-        made.account.keep(what, values - made.clipped)
-        made.account.leave_out(what, "negative, set to 0", made.clipped)
-    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-    digest.update(b"".join(made.digest))
-    file.attrs.update(
-        schema=SCHEMA,
-        digest=digest.hexdigest(),
-        code_version=code_version(),
-        **({"missing": missing.model_dump_json()} if missing else {}),
-        created_from=f"{Path(facts['source']).name}: {facts['times']} FEFLOW CSV files",
-    )
+    def finish(self, file: h5py.File, made: Made) -> None:
+        """Add times, statistics, digest and attributes; refuses no-data values, see `judge`."""
+        assert self._split is not None
+        variables, options = self.reader.variables, self._options
+        options = {**options, "split": self._split.model_dump()}
+        mesh = mesh_evidence(self.reader, self._without(self._first), self._missing, self._units)
+        judge(made.evidence, mesh, self._missing, self._units)
+        create_dataset(file, "time", np.array(made.time))
+        statistics = Statistics(len(variables), len(self.reader.forcings))
+        statistics.fields = made.fields.moments(self.train)
+        statistics.forcings = made.forcings.moments(self.train)
+        statistics.increments = made.increments.moments(self.train, start=1)
+        statistics.write(file)
+        obs = file["obs"]
+        values = obs.shape[0] * obs.shape[1]
+        is_clipped = self._clip and _CONCENTRATION in variables
+        obs.attrs.update(
+            variables=strings(variables),
+            units=strings([self._units[name] for name in variables]),
+            clip_negative_concentration=is_clipped,
+            clipped_values=made.clipped,
+            clipped_fraction=made.clipped / values,
+            clipped_minimum=made.lowest,
+        )
+        for name in ("forcing", "forcing_mask"):
+            file[name].attrs["variables"] = strings(self.reader.forcings)
+        if is_clipped:
+            what = f"values of {_CONCENTRATION}"
+            made.account.keep(what, values - made.clipped)
+            made.account.leave_out(what, "negative, set to 0", made.clipped)
+        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+        digest.update(b"".join(made.digest))
+        missing = self._missing
+        file.attrs.update(
+            schema=SCHEMA,
+            digest=digest.hexdigest(),
+            code_version=code_version(),
+            **({"missing": missing.model_dump_json()} if missing else {}),
+            created_from=f"{self.source.name}: {len(self.reader)} FEFLOW CSV files",
+        )
 
 
 def _change(state: Snapshot, previous: Snapshot) -> NDArray[np.float64]:

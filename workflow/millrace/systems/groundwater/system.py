@@ -293,6 +293,7 @@ SYSTEM = System(
             inspect=f"{_HERE}.feflow_csv:inspect",
             steps=_steps,
             in_parts=True,
+            first_pass="missing",
         ),
         RawFormat(
             "plane_folders",

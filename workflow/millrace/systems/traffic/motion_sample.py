@@ -152,14 +152,14 @@ class MotionSample:
         _write(group.create_group("road"), [self._road[place] for place in roads], (3, 2))
 
     @classmethod
-    def read(cls, group: h5py.Group, seed: int) -> "MotionSample":
-        """Read what `write` stored; ``seed`` is that of the sample."""
+    def read(cls, group: h5py.Group, seed: int, files: Sequence[int]) -> "MotionSample":
+        """Read what `write` stored; ``files`` are the numbers of its files among all."""
         made = cls(seed)
         motion = zip(*(_read(group[name]) for name in CLASSES), strict=True)
         names = [name.decode() for name in group["name"][()]]
         for name, place, segments in zip(names, group["place"][()].tolist(), motion, strict=True):
-            made._motion[name] = tuple(place), list(segments)
-        roads = map(tuple, group["road_place"][()].tolist())
+            made._motion[name] = (files[place[0]], *place[1:]), list(segments)
+        roads = ((files[file], recording) for file, recording in group["road_place"][()].tolist())
         made._road = dict(zip(roads, _read(group["road"]), strict=True))
         return made
 

@@ -14,7 +14,16 @@ import numpy as np
 
 from millrace.data.account import Account
 from millrace.data.hdf5 import create, create_dataset, create_virtual, open_checked
-from millrace.data.parts import part_of
+from millrace.data.parts import (
+    Bounds,
+    Parts,
+    Record,
+    Share,
+    keep,
+    kept,
+    read_json,
+    write_json,
+)
 from millrace.data.split import SPLITS
 from millrace.errors import DataError
 from millrace.systems.base import Progress
@@ -30,13 +39,13 @@ from millrace.systems.traffic.scenario_file import (
     write_columns,
 )
 from millrace.systems.traffic.settings import TokenConfig
-from millrace.systems.traffic.splits import splits_of
+from millrace.systems.traffic.splits import splits_in, splits_of
 from millrace.systems.traffic.tokens import STRIDE, Tokeniser
 from millrace.systems.traffic.tracks import CURRENT_STEP
 from millrace.systems.traffic.vocabulary import NAMES, ROAD, Vocabulary, k_disks
 
 VOCABULARY_SCHEMA = "millrace.vocabulary/1"
-PART_SCHEMA, SAMPLE_SCHEMA = "millrace.scenarios_part/1", "millrace.motion_sample/1"
+PART_SCHEMA, SAMPLE_SCHEMA = "millrace.scenarios_part/2", "millrace.motion_sample/2"
 
 _SEGMENTS = 200_000  # of a class, or of roads; more do not change their vocabulary
 
@@ -60,7 +69,7 @@ def build_vocabulary(
         line.
     """
     traffic = Traffic(raw, source)
-    sample, has_test = _sampled(traffic, range(len(traffic.files)), config, progress)
+    sample, has_test, _ = _sampled(traffic, range(len(traffic.files)), config, progress)
     return _write_vocabulary(source, output, config, sample, has_test)
 
 
@@ -68,103 +77,80 @@ def sample_motion(
     source: Path,
     output: Path,
     config: TokenConfig,
-    part: int,
-    parts: int,
+    share: Share,
     progress: Progress | None = None,
     raw: str = "tracks",
 ) -> None:
-    """Write what `gather_vocabulary` needs of one of several parts of the files, counted from 0."""
+    """Write what `gather_vocabulary` needs of a share of the files."""
     traffic = Traffic(raw, source)
-    files = part_of(len(traffic.files), part, parts)
-    sample, has_test = _sampled(traffic, files, config, progress)
+    files = share.taken(traffic.units)
+    sample, has_test, names = _sampled(traffic, files, config, progress)
     with create(output) as file:
         sample.write(file.create_group("sample"))
-        _describe_part(file, traffic, files, config)
-        file.attrs.update(schema=SAMPLE_SCHEMA, has_test=has_test)
+        _record(traffic, files, names, config).write(
+            file, SAMPLE_SCHEMA, {"config": config.written()}
+        )
+        file.attrs["has_test"] = has_test
 
 
 def gather_vocabulary(
-    parts: Sequence[Path], output: Path, config: TokenConfig, progress: Progress | None = None
+    parts: Sequence[Path],
+    source: Path,
+    output: Path,
+    config: TokenConfig,
+    progress: Progress | None = None,
+    raw: str = "tracks",
 ) -> Vocabulary:
     """Build the vocabularies of what `sample_motion` wrote: those of `build_vocabulary`, bit by bit."""
-    sample, has_test, whole = MotionSample(config.seed), False, _Whole()
-    for number, path in enumerate(parts):
-        with open_checked(path, SAMPLE_SCHEMA) as file:
-            whole.add(file, path)
-            sample.merge(MotionSample.read(file["sample"], config.seed))
-            has_test = has_test or bool(file.attrs["has_test"])
-        if progress is not None:
-            progress(number + 1, len(parts))
-    whole.check(output)
-    return _write_vocabulary(Path(whole.facts["source"]), output, config, sample, has_test)
+    traffic, facts = Traffic(raw, source), {"config": config.written()}
+    sample, has_test = MotionSample(config.seed), False
+    numbers = {unit: number for number, unit in enumerate(traffic.units)}
+    with Parts(parts, SAMPLE_SCHEMA, output, facts, traffic.units, progress) as every:
+        for part in every.in_order():
+            files = [numbers[str(unit)] for unit in Record.in_part(part).units]
+            sample.merge(MotionSample.read(part["sample"], config.seed, files))
+            has_test = has_test or bool(part.attrs["has_test"])
+    every.remove_others()
+    return _write_vocabulary(source, output, config, sample, has_test)
 
 
-def _describe_part(
-    file: h5py.File, traffic: Traffic, files: range, config: TokenConfig, vocabulary: str = ""
-) -> None:
-    """Write which files a part is of, and what all parts have in common."""
-    facts = {
-        "source": str(traffic.source),
-        "config": config.written(),
-        "files": len(traffic.files),
-        "vocabulary": vocabulary,
-    }
-    file.attrs.update(facts=json.dumps(facts, sort_keys=True), first=files.start, count=len(files))
-
-
-class _Whole:
-    """Parts in their order, which have to be all of the same raw files and settings."""
-
-    def __init__(self) -> None:
-        self.facts: dict[str, Any] = {}
-        self._files = 0
-
-    def add(self, part: h5py.File, path: Path) -> None:
-        """Raises `DataError` if a part is another than the one that follows."""
-        facts = json.loads(part.attrs["facts"])
-        if self.facts not in ({}, facts):
-            raise DataError(
-                f"{path}: not of the same raw files and settings as the parts before; delete it and make "
-                "it again"
-            )
-        if part.attrs["count"] and part.attrs["first"] != self._files:
-            raise DataError(
-                f"{path}: begins with file {part.attrs['first']}, expected file {self._files}; delete the "
-                "parts and make them again"
-            )
-        self.facts = facts
-        self._files += int(part.attrs["count"])
-
-    def check(self, output: Path, vocabulary: str = "") -> None:
-        """Raises `DataError` if files are missing, or the parts are of another vocabulary."""
-        if not self.facts or self._files != self.facts["files"]:
-            raise DataError(f"{output}: its parts do not hold all files; make all of them again")
-        if self.facts["vocabulary"] != vocabulary:
-            raise DataError(f"{output}: its parts are of another vocabulary; make them again")
+def _record(
+    traffic: Traffic, files: Sequence[int], names: Sequence[str], config: TokenConfig
+) -> Record:
+    """What a part says of its files, and of what is said of the splits of its scenarios."""
+    paths = [path for number in files for path in traffic.read_from(number)]
+    told = {}
+    if config.splits == "official" and traffic.table is not None:
+        told[traffic.table] = splits_in(traffic.table, names)
+    return Record.of(traffic.source, [traffic.units[n] for n in files], [*paths, *told], told)
 
 
 def _sampled(
-    traffic: Traffic, files: range, config: TokenConfig, progress: Progress | None
-) -> tuple[MotionSample, bool]:
-    """Sample of the training scenarios of some files, and whether an official test set has futures."""
+    traffic: Traffic, files: Sequence[int], config: TokenConfig, progress: Progress | None
+) -> tuple[MotionSample, bool, list[str]]:
+    """Sample of the training scenarios of some files, and whether an official test set has futures.
+
+    The third are the names of all scenarios. Places in it have the numbers of the files among these.
+    """
     split_of = splits_of(traffic, config, has_test=True)
     sample, account, has_test = MotionSample(config.seed), Account(), False
-    asks = config.splits == "official"
+    asks, names = config.splits == "official", list[str]()
 
     def is_wanted(number: int, name: str) -> bool:
+        names.append(name)
         if asks and not has_test and traffic.official_split(number, name) == "test":
             return True
         return split_of(number, name) == 0 and sample.wants(name)
 
-    for number in files:
+    for at, number in enumerate(files):
         for scenario in traffic.scenarios(number, account, partial(is_wanted, number)):
             if split_of(number, scenario.name) == 0:
-                sample.add(number, scenario)
+                sample.add(at, scenario)
             else:
                 has_test = True
         if progress is not None:
-            progress(number + 1 - files.start, len(files))
-    return sample, has_test
+            progress(at + 1, len(files))
+    return sample, has_test, names
 
 
 def _write_vocabulary(
@@ -247,66 +233,82 @@ def tokenise_part(
     vocabulary_file: Path,
     output: Path,
     config: TokenConfig,
-    part: int,
-    parts: int,
+    share: Share,
     progress: Progress | None = None,
     raw: str = "tracks",
 ) -> None:
-    """Tokenise one of several parts of the files, counted from 0, for `gather_scenarios`."""
-    vocabulary, traffic = read_vocabulary(vocabulary_file), Traffic(raw, source)
-    files = part_of(len(traffic.files), part, parts)
+    """Tokenise a share of the files, for `gather_scenarios`.
+
+    What the part held before stays if only the vocabulary was made again, and is the same.
+    """
+    vocabulary, facts = _facts(vocabulary_file, config)
+    found = output.with_name(output.name.replace("scenarios", "motion"))
+    if kept(output, PART_SCHEMA, facts, before=found, both=vocabulary_file):
+        return
+    traffic = Traffic(raw, source)
+    files = share.taken(traffic.units)
     with create(output) as file:
         writer = Writer(file)
         split_of = _splits_with(vocabulary_file, traffic, config)
         made = _tokenise_files(traffic, files, vocabulary, config, split_of, writer, progress)
         writer.finish(may_be_empty=True)
         made.write(file)
-        _describe_part(file, traffic, files, config, vocabulary.digest)
-        splits = np.frombuffer(traffic.bytes_of_splits(config), dtype=np.uint8)
-        create_dataset(file, "splits", splits)
-        file.attrs["schema"] = PART_SCHEMA
+        _record(traffic, files, [*made.places], config).write(file, PART_SCHEMA, facts)
+    keep(output)
+
+
+def _facts(vocabulary_file: Path, config: TokenConfig) -> tuple[Vocabulary, dict[str, Any]]:
+    """The vocabulary, and what the tokens of all parts have in common."""
+    vocabulary = read_vocabulary(vocabulary_file)
+    with open_checked(vocabulary_file, VOCABULARY_SCHEMA) as file:
+        has_test = bool(file.attrs.get("has_test", False))
+    told = {"config": config.written(), "vocabulary": vocabulary.digest, "has_test": has_test}
+    return vocabulary, told
 
 
 def gather_scenarios(
     parts: Sequence[Path],
+    source: Path,
     vocabulary_file: Path,
     output: Path,
     config: TokenConfig,
     progress: Progress | None = None,
+    raw: str = "tracks",
 ) -> int:
     """Write what `tokenise` writes, bit by bit, from the files of all parts, in which the scenarios stay.
 
     Returns their number. Raises `DataError` if a part is missing, damaged, or not of the same raw files and
     settings, or two scenarios have one name.
     """
-    vocabulary, made, splits = read_vocabulary(vocabulary_file), _Made(), b""
-    whole = _Whole()
-    first = {kind: [0] for kind in ROWS}
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in OF_SCENARIO}
-    shapes: dict[str, list[tuple[Path, tuple[int, ...]]]] = {}
-    with create(output) as file:
-        for number, path in enumerate(parts):
-            with open_checked(path, PART_SCHEMA) as part:
-                whole.add(part, path)
-                splits = bytes(part["splits"][()])
-                made.add(_Made.read(part))
-                for kind, bounds in first.items():
-                    bounds.extend((bounds[-1] + part["first"][kind][1:]).tolist())
-                for name, found in columns.items():
-                    found.append(part[name][()])
-                for name, _ in datasets_of_rows():
-                    if name in part:
-                        shapes.setdefault(name, []).append((path, part[name].shape))
-            if progress is not None:
-                progress(number + 1, len(parts))
-        whole.check(output, vocabulary.digest)
+    traffic, made = Traffic(raw, source), _Made()
+    vocabulary, facts = _facts(vocabulary_file, config)
+
+    def of_scenarios(part: h5py.File) -> np.ndarray:
+        return np.asarray(part["scenarios"][()])
+
+    def of_rows(kind: str) -> Bounds:
+        return lambda part: part[f"first/{kind}"][()][of_scenarios(part)]
+
+    every = Parts(parts, PART_SCHEMA, output, facts, traffic.units, progress)
+    with create(output) as file, every:
+        for part in every.in_order():
+            made.add(_Made.read(part))
+        made.digests = [every.rows("digests").tobytes()]
         for name, dtype in datasets_of_rows():
-            if name in shapes:
-                create_virtual(file, name, shapes[name], dtype, output.parent)
-        of_scenarios = {name: np.concatenate(found) for name, found in columns.items()}
-        written = write_columns(file, first, of_scenarios)
-        _describe(file, vocabulary, config, splits, made)
+            if pieces := every.virtual(name, of_rows(name.partition("/")[0])):
+                create_virtual(file, name, pieces, dtype, output.parent)
+        first = {
+            kind: [0, *np.cumsum(every.rows(f"rows/{kind}", of_scenarios)).tolist()]
+            for kind in ROWS
+        }
+        columns = {
+            name: every.rows(name, of_rows("agent") if name == "track" else of_scenarios)
+            for name in OF_SCENARIO
+        }
+        written = write_columns(file, first, columns)
+        _describe(file, vocabulary, config, traffic.bytes_of_splits(config), made)
     made.account.write(output.with_name("samples.json"))
+    every.remove_others()
     return written
 
 
@@ -320,6 +322,8 @@ class _Made:
     """File of each scenario that was read."""
     appeared: int = 0
     """Agents without a past."""
+    scenarios: list[int] = field(default_factory=list)
+    """Scenarios of each file that were kept."""
 
     def add(self, other: "_Made") -> None:
         """Add what was made of the next files; raises `DataError` if a scenario was there before."""
@@ -329,13 +333,16 @@ class _Made:
         self.account.add(other.account.to_json())
         self.digests += other.digests
         self.appeared += other.appeared
+        self.scenarios += other.scenarios
 
     def write(self, file: h5py.File) -> None:
         """Store in an HDF5 file."""
-        places = json.dumps(self.places).encode()
-        create_dataset(file, "places", np.frombuffer(places, dtype=np.uint8))
+        write_json(file, "places", self.places)
         digests = np.frombuffer(b"".join(self.digests), dtype=np.uint8).reshape(-1, 32)
         create_dataset(file, "digests", digests)
+        create_dataset(file, "scenarios", np.cumsum([0, *self.scenarios]))
+        for kind in ROWS:
+            create_dataset(file, f"rows/{kind}", np.diff(file[f"first/{kind}"][()]))
         file.attrs.update(account=json.dumps(self.account.to_json()), appeared=self.appeared)
 
     @classmethod
@@ -343,14 +350,13 @@ class _Made:
         """Read what `write` stored."""
         account = Account()
         account.add(json.loads(file.attrs["account"]))
-        digests = [bytes(row) for row in file["digests"][()]]
-        places = json.loads(bytes(file["places"][()]))
-        return cls(account, digests, places, int(file.attrs["appeared"]))
+        places = read_json(file, "places")
+        return cls(account, places=places, appeared=int(file.attrs["appeared"]))
 
 
 def _tokenise_files(
     traffic: Traffic,
-    files: range,
+    files: Sequence[int],
     vocabulary: Vocabulary,
     config: TokenConfig,
     split_of: Callable[[int, str], int | None],
@@ -358,10 +364,10 @@ def _tokenise_files(
     progress: Progress | None,
 ) -> _Made:
     tokeniser, made = Tokeniser(vocabulary, config.margin, config.max_agents), _Made()
-    for number in files:
+    for done, number in enumerate(files, 1):
         made.add(_tokenise_file(traffic, number, tokeniser, config, split_of, writer))
         if progress is not None:
-            progress(number + 1 - files.start, len(files))
+            progress(done, len(files))
     return made
 
 
@@ -374,6 +380,7 @@ def _tokenise_file(
     writer: Writer,
 ) -> _Made:
     made, path, contents = _Made(), str(traffic.files[number]), list[bytes]()
+    written = 0
     scenarios = traffic.scenarios(number, made.account)
     while together := list(islice(scenarios, TOGETHER)):
         for one in together:
@@ -390,9 +397,11 @@ def _tokenise_file(
             if config.splits == "official":
                 made.account.keep(f"scenarios for {SPLITS[split]}")
             writer.add(scenario, split)
+            written += 1
             late = np.isnan(scenario.true_AT3[:, CURRENT_STEP - STRIDE, 0])
             made.appeared += int(late.sum())
     made.digests.append(traffic.digest(number, contents))
+    made.scenarios.append(written)
     return made
 
 

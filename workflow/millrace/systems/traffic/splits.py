@@ -5,12 +5,13 @@ Public data sets say so by their folders and names of files, tracks by ``splits.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from millrace.errors import DataError
 from millrace.systems.traffic.settings import TokenConfig
+from millrace.systems.traffic.tracks import read_splits
 
 OFFICIAL = ("training", "validation", "test")
 """Names of splits as data sets say them, in the order of `millrace.data.split.SPLITS`."""
@@ -32,6 +33,20 @@ class SaysSplits(Protocol):
 
     def official_split(self, number: int, name: str) -> str | None:
         """The one that a scenario of a file is said to be in."""
+
+
+def splits_in(table: Path, names: Sequence[str]) -> dict[str, str | None]:
+    """What ``splits.csv`` says of some scenarios."""
+    said = read_splits(table, OFFICIAL)
+    return {name: said.get(name) for name in sorted(names)}
+
+
+def is_still(path: Path, told: Mapping[str, str | None]) -> bool:
+    """Whether it still says so, though it may say more: `millrace.systems.base.RawFormat.still`."""
+    try:
+        return splits_in(path, [*told]) == dict(told)
+    except DataError:
+        return False  # jobs say what is wrong with it
 
 
 def named_split(path: Path) -> str | None:

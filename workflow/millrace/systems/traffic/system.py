@@ -18,6 +18,7 @@ def _format(name: str, holds: str, *files: str, **simulator: Any) -> RawFormat:
         settings=settings,
         files=files,
         converted=converted,
+        still=f"{_HERE}.splits:is_still" if name == "tracks" else None,
         **simulator,
     )
 
@@ -169,6 +170,7 @@ SYSTEM = System(
             evaluation=f"{_HERE}.evaluation:EVALUATION",
             caption=_CAPTION,
             in_parts=True,
+            first_pass="motion",
             prepare=f"{_HERE}.preparation:prepare",
             check=_check,
             example={

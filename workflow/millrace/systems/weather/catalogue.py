@@ -20,10 +20,12 @@ from millrace.data.validity import Screening
 from millrace.errors import DataError, listed
 from millrace.input_files import check_memory
 from millrace.systems.weather.grids import MULTIPLE, goes_round
+from millrace.systems.weather.grown import signature
 from millrace.systems.weather.series import Series, unit_of
 from millrace.systems.weather.settings import WeatherConfig, WeatherExtraction
 from millrace.systems.weather.source import (
     Floats,
+    Ints,
     Source,
     locate,
     same_cells,
@@ -229,10 +231,25 @@ class Catalogue:
                 )
             first += series.channels
 
-    def look_at(self, times: range) -> None:
-        """Look for what is no data in this range alone: other states may be read in the same pieces."""
+    def look_at(self, times: Ints) -> None:
+        """Look for what is no data at these times alone: other states may be read in the same pieces."""
         for series in self._series.values():
-            series.looked_at = slice(times.start, times.stop)
+            series.looked_at = times
+
+    @property
+    def units(self) -> dict[str, str | None]:
+        """Units that variables are turned into."""
+        return {name: series.unit for name, series in self._series.items()}
+
+    def files_of(self, times: Sequence[int]) -> tuple[list[Path], dict[Path, Any]]:
+        """Files that hold some of the states, and what they are known by, should they grow."""
+        steps: dict[Path, dict[str, tuple[int, int]]] = {}
+        for series in self._series.values():
+            for path, name, first, last in series.steps_at(np.asarray(times, dtype=np.int64)):
+                steps.setdefault(path, {})[name] = first, last
+        by_path = {source.path: source.data for source in self._sources}
+        told = {path: signature(path, by_path[path], used) for path, used in steps.items()}
+        return [*steps], {path: one for path, one in told.items() if one is not None}
 
     def evidence(self) -> list[dict[str, Any]]:
         """What may be no-data values among the states that were read, for `series.refuse_no_data`."""

@@ -15,10 +15,11 @@ attribute ``reference``: the source and a hash of its metadata, see `millrace.sy
 else is the same, also the digest. States that are rounded have the attribute ``compression``: how, and the
 largest errors. Statistics and digest are those of the states as they are written.
 
-Ranges of times can be extracted in parts, each in a file of its own (`extract_part`); `gather` makes a file
-whose ``state`` is read through to theirs. Everything in it is the same, bit by bit, whatever the number of
-parts: sums and digests are those of single states, and mean states those of blocks of `BLOCK` states, added
-in the order of time.
+States can be extracted in parts, each in a file of its own (`extract_part`); `gather` makes a file whose
+``state`` is read through to theirs. Parts know neither the split nor each other: they hold sums and digests
+of single states, and sums of blocks of `BLOCK` states, of which gathering takes those of the training
+period, in the order of time. Where a block or a change of a step lies in two parts it reads their states.
+Everything in the file is the same, bit by bit, whatever the parts.
 
 Shape suffixes: T times, S times at once, C channels, F static fields, L levels, I latitudes, J longitudes,
 N blocks.
@@ -29,6 +30,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +40,11 @@ from numpy.typing import NDArray
 
 from millrace.data import hdf5
 from millrace.data.account import Account
-from millrace.data.parts import part_of
+from millrace.data.parts import Parts, Record, Share, digest_of, read_json, runs, write_json
 from millrace.data.split import Moments, SplitConfig, time_split
 from millrace.errors import DataError
-from millrace.input_files import resolve_address
+from millrace.input_files import Address, resolve_address
 from millrace.systems.base import Progress
-from millrace.systems.settings import MissingConfig
 from millrace.systems.weather.catalogue import Catalogue
 from millrace.systems.weather.in_place import checksum, reference_to
 from millrace.systems.weather.rounding import Rounding
@@ -54,7 +55,7 @@ from millrace.systems.weather.units import SCHEMA
 
 BLOCK = 16
 """States whose sum is kept, for the mean state."""
-PART_SCHEMA = "millrace.weather_part/2"
+PART_SCHEMA = "millrace.weather_part/3"
 
 
 def extract_weather(
@@ -71,112 +72,92 @@ def extract_weather(
     kept, and left out for which reason. Raises `DataError` if the files are not readable, do not fit each
     other, lack something, or hold what is not finite.
     """
-    raw = _Raw.open(source, config, split)
-    times = range(len(raw.reader.time))
+    raw = _Raw.open(source, config)
+    ranges, account = raw.divided(split)
+    trained = int(ranges[0, 1])
     total = _Total(raw.shape[1:])
     with hdf5.create(output) as file:
-        sums = raw.copy(times, raw.create_states(file, raw.shape), total.add, progress)
-        raw.write_axes(file)
-        _finish(file, raw.facts(), sums, total.sum_CIJ, [raw.reader.evidence()])
-        _name_error(file, raw.rounding, raw.account)
-    raw.account.write(output.with_name("samples.json"))
+        state = raw.create_states(file, raw.shape)
+        sums = raw.copy(range(raw.shape[0]), state, trained, total.add, progress)
+        raw.write_axes(file, ranges)
+        raw.finish(file, trained, sums, total.sum_CIJ, [raw.reader.evidence()])
+        _name_error(file, raw.rounding, account)
+    account.write(output.with_name("samples.json"))
 
 
 def extract_part(
     source: Path,
     output: Path,
     config: WeatherConfig | WeatherExtraction,
-    split: SplitConfig,
-    part: int,
-    parts: int,
+    share: Share,
     progress: Progress | None = None,
 ) -> None:
-    """Write the states of one of several ranges of times, for `gather`.
+    """Write a share of the states, for `gather`.
 
-    ``part`` counts from 0. Ranges are whole blocks of `BLOCK` states and, if they are long enough, whole
-    chunks of the source; the last ones may be empty. Raises errors like `extract_weather`.
+    It is whole blocks of `BLOCK` states and, if it is long enough, whole chunks of the source. Raises
+    errors like `extract_weather`.
     """
-    raw = _Raw.open(source, config, split)
-    unit = math.lcm(BLOCK, raw.reader.steps_per_chunk)
-    n_times = raw.shape[0]
-    times = part_of(n_times, part, parts, unit if unit * parts <= n_times else BLOCK)
+    raw = _Raw.open(source, config)
+    unit, n_times = math.lcm(BLOCK, raw.reader.steps_per_chunk), raw.shape[0]
+    cuts = range(0, n_times, unit if unit * share.of <= n_times else BLOCK)
+    numbers = share.taken(raw.units, cuts)
+    own = {*numbers}
+    firsts = [n for n in numbers if n % BLOCK == 0 and own.issuperset(range(n, n + BLOCK))]
     with hdf5.create(output) as file:
-        state = raw.create_states(file, (len(times), *raw.shape[1:]))
-        trained = len(range(times.start, min(times.stop, raw.trained)))
-        shape = (-(-trained // BLOCK), *raw.shape[1:])
+        state = raw.create_states(file, (len(numbers), *raw.shape[1:]))
+        shape = (len(firsts), *raw.shape[1:])
         sum_NCIJ = hdf5.create_dataset(
             file, "block_sum", shape=shape, dtype=np.float64, chunks=(1, 1, *shape[2:])
         )
-        number = iter(range(shape[0]))
+        number = iter(range(len(firsts)))
 
         def keep(block_CIJ: Floats) -> None:
             sum_NCIJ[next(number)] = block_CIJ
 
-        sums = raw.copy(times, state, keep, progress)
-        raw.write_axes(file)
+        sums = raw.copy(numbers, state, n_times, keep, progress)
         for name in _SUMS:
             hdf5.create_dataset(file, f"sums/{name}", getattr(sums, name))
-        file.attrs.update(
-            schema=PART_SCHEMA,
-            first=times.start,
-            facts=json.dumps(raw.facts(), sort_keys=True),
-            evidence=json.dumps(raw.reader.evidence()),
-            account=json.dumps(raw.account.to_json()),
-        )
+        hdf5.create_dataset(file, "block_second", np.array(raw.units, dtype=np.int64)[firsts])
+        # What is at an address is not looked at when the workflow is planned.
+        away = isinstance(raw.source, Address)
+        read = ([], {}) if away else raw.reader.files_of(numbers)
+        record = Record.of(raw.source, [raw.units[n] for n in numbers], *read)
+        record.write(file, PART_SCHEMA, raw.facts())
+        write_json(file, "evidence", raw.reader.evidence())
         if raw.rounding is not None:
             file.attrs["rounding"] = raw.rounding.to_json()
 
 
-def gather(parts: Sequence[Path], output: Path, progress: Progress | None = None) -> None:
+def gather(
+    parts: Sequence[Path],
+    source: Path,
+    output: Path,
+    config: WeatherConfig | WeatherExtraction,
+    split: SplitConfig,
+    progress: Progress | None = None,
+) -> None:
     """Write ``weather.h5`` of the files of all parts, in which its states stay.
 
-    ``progress`` is called with (parts done, all). Raises `DataError` if a part is missing, damaged, or not
-    of the same raw files and settings as the first.
+    Of the raw files the axes and static fields are read. ``progress`` is called with (parts done, all).
+    Raises `DataError` if a part is missing, damaged, or not of the same raw files and settings.
     """
-    sums: list[_Sums] = []
-    evidence, states, account, facts = [], [], Account(), {}
-    total: _Total | None = None
-    rounding: Rounding | None = None
-    with hdf5.create(output) as file:
-        for number, path in enumerate(parts):
-            with hdf5.open_checked(path, PART_SCHEMA) as part:
-                found = json.loads(part.attrs["facts"])
-                if number == 0:
-                    facts = found
-                    rounding = _rounding(facts["keep_bits"], len(facts["channels"]))
-                    total = _Total(part["block_sum"].shape[1:])
-                    account.add(json.loads(part.attrs["account"]))
-                    for name in ("static", "time", *AXES, "split"):
-                        hdf5.create_dataset(file, name, part[name][()])
-                if found != facts:
-                    raise DataError(
-                        f"{path}: not of the same raw files and settings as {parts[0]}; delete it and make "
-                        "it again"
-                    )
-                first = sum(len(one.digest) for one in sums)
-                if part.attrs["first"] != first:
-                    raise DataError(
-                        f"{path}: begins with state {part.attrs['first']}, expected state {first}; delete "
-                        "the parts and make them again"
-                    )
-                assert total is not None
-                for block_CIJ in part["block_sum"]:
-                    total.add(block_CIJ)
-                sums.append(_Sums(*(part["sums"][name][()] for name in _SUMS)))
-                evidence.append(json.loads(part.attrs["evidence"]))
-                if rounding is not None:
-                    rounding.add(part.attrs["rounding"])
-                if "state" in part:
-                    states.append((path, part["state"].shape))
-            if progress is not None:
-                progress(number + 1, len(parts))
-        if total is None or sum(len(one.digest) for one in sums) != len(file["time"]):
-            raise DataError(f"{output}: its parts do not hold all times; make all of them again")
-        if states:
-            hdf5.create_virtual(file, "state", states, np.float32, output.parent)
-        _finish(file, facts, _Sums.joined(sums), total.sum_CIJ, evidence)
-        _name_error(file, rounding, account)
+    raw = _Raw.open(source, config)
+    ranges, account = raw.divided(split)
+    trained = int(ranges[0, 1])
+    every = Parts(parts, PART_SCHEMA, output, raw.facts(), raw.units, progress)
+    with hdf5.create(output) as file, every:
+        raw.write_axes(file, ranges)
+        states = _StatesOfParts(raw, every)
+        if raw.reference is None:
+            hdf5.create_virtual(file, "state", every.virtual("state"), np.float32, output.parent)
+        evidence = [read_json(part, "evidence") for part in every.in_order()]
+        for part in every.files:
+            if raw.rounding is not None:
+                raw.rounding.add(part.attrs["rounding"])
+        raw.finish(file, trained, states.sums(trained), states.total(trained), evidence)
+        _name_error(file, raw.rounding, account)
     account.write(output.with_name("samples.json"))
+    every.remove_others()
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,21 +167,12 @@ class _Sums:
     digest: NDArray[np.uint8]
     """SHA-256 of each state, [T, 32]."""
     term: Floats
-    """Of the training period, sums of values and their squares, and of changes, less ``shift``:
-    [T, 4, C]."""
+    """Sums of values and their squares, and of changes, less ``shift``: [T, 4, C]; the latter are NaN where
+    the state before was not known."""
     shift: Floats
     """Means of the first state and of the first change, [2, C]."""
     check: NDArray[np.uint32]
     """Checksum of each state, [T], of those that stay where they are; else empty."""
-
-    @classmethod
-    def joined(cls, sums: "Sequence[_Sums]") -> "_Sums":
-        """Those of all ranges, in the order of time."""
-        digest, term, check = (
-            np.concatenate([getattr(one, name) for one in sums])
-            for name in ("digest", "term", "check")
-        )
-        return cls(digest, term, sums[0].shift, check)
 
 
 _SUMS = tuple(field.name for field in fields(_Sums))
@@ -216,6 +188,65 @@ class _Total:
         self.sum_CIJ += block_CIJ
 
 
+class _StatesOfParts:
+    """Sums of all parts, completed where a part could not know what they are made of."""
+
+    def __init__(self, raw: "_Raw", parts: Parts) -> None:
+        self._raw, self._parts = raw, parts
+
+    def _state(self, number: int) -> Floats:
+        if self._raw.reference is None:
+            return self._parts.row("state", number).astype(np.float64)
+        [state] = self._raw.states(range(number, number + 1))
+        return state
+
+    def sums(self, trained: int) -> _Sums:
+        """Sums state by state, those of the training period complete."""
+        digest, term = (self._parts.rows(f"sums/{name}") for name in ("digest", "term"))
+        stays = self._raw.reference is not None
+        check = self._parts.rows("sums/check") if stays else np.zeros(0, dtype=np.uint32)
+        shifts = [file["sums/shift"][()] for file in self._parts.files]
+        shift_2C = self._shift(min(2, trained))
+        previous_CIJ, last = None, -1
+        for n in range(trained):
+            mine_2C = shifts[self._parts.places[n][0]]
+            fits = [np.array_equal(mine_2C[k], shift_2C[k]) for k in range(2)]
+            fits[1] = n == 0 or (fits[1] and not np.isnan(term[n, 2:]).any())
+            if all(fits):
+                continue
+            if n and not fits[1] and last != n - 1:
+                previous_CIJ = self._state(n - 1)
+            values_CIJ = self._state(n)
+            if not fits[0]:
+                term[n, :2] = Moments.terms(_columns(values_CIJ), shift_2C[0])
+            if not fits[1] and previous_CIJ is not None:
+                term[n, 2:] = Moments.terms(_columns(values_CIJ - previous_CIJ), shift_2C[1])
+            previous_CIJ, last = values_CIJ, n
+        return _Sums(digest, term, shift_2C, check)
+
+    def _shift(self, count: int) -> Floats:
+        return _shifts_of([self._state(n) for n in range(count)])
+
+    def total(self, trained: int) -> Floats:
+        """Sum of the states of the training period."""
+        kept = {
+            int(second): (file, at)
+            for file in self._parts.files
+            for at, second in enumerate(file["block_second"][()])
+        }
+        total = _Total(self._raw.shape[1:])
+        for first in range(0, trained, BLOCK):
+            place = kept.get(self._raw.units[first])
+            if place is not None and first + BLOCK <= trained:
+                total.add(place[0]["block_sum"][place[1]])
+                continue
+            block_CIJ = np.zeros(self._raw.shape[1:])
+            for n in range(first, min(first + BLOCK, trained)):
+                block_CIJ += self._state(n)
+            total.add(block_CIJ)
+        return total.sum_CIJ
+
+
 @dataclass(frozen=True, eq=False)
 class _Raw:
     """Raw files, opened, and what is taken from them."""
@@ -223,7 +254,6 @@ class _Raw:
     source: Path
     config: WeatherExtraction
     reader: Catalogue
-    ranges: NDArray[np.int64]
     names: tuple[str, ...]
     static_FIJ: NDArray[np.float32]
     account: Account
@@ -232,56 +262,48 @@ class _Raw:
     rounding: Rounding | None
 
     @classmethod
-    def open(
-        cls, source: Path, config: WeatherConfig | WeatherExtraction, split: SplitConfig
-    ) -> "_Raw":
+    def open(cls, source: Path, config: WeatherConfig | WeatherExtraction) -> "_Raw":
         wanted, account = WeatherExtraction.model_validate(config.model_dump()), Account()
         source, stays = resolve_address(source), wanted.store == "reference"
         reader = Catalogue(source, open_sources(source, account, whole=stays), wanted)
         reference = reference_to(reader, source) if stays else None
-        ranges = time_split(len(reader.time), split)
         static_FIJ = reader.static().astype(np.float32)
-        reader.count(account, ranges)
         names = channel_names(wanted.surface, wanted.air, reader.grid.level)
         rounding = _rounding(wanted.keep_bits, len(names))
-        return cls(source, wanted, reader, ranges, names, static_FIJ, account, reference, rounding)
+        return cls(source, wanted, reader, names, static_FIJ, account, reference, rounding)
+
+    def divided(self, split: SplitConfig) -> tuple[NDArray[np.int64], Account]:
+        """Times of training, validation and test, and the account of what is taken."""
+        ranges = time_split(len(self.reader.time), split)
+        self.reader.count(self.account, ranges)
+        return ranges, self.account
+
+    @cached_property
+    def units(self) -> list[int]:
+        """Times of the states, seconds since 1970."""
+        return [int(second) for second in np.round(self.reader.time * 86_400)]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """That of all states."""
         return len(self.reader.time), len(self.names), *self.reader.grid.shape
 
-    @property
-    def trained(self) -> int:
-        """States of the training period, which is at the beginning."""
-        return int(self.ranges[0, 1])
-
     def facts(self) -> dict[str, Any]:
-        """What describes the samples and is the same in all parts."""
-        described = self.config.model_dump(exclude_none=True, exclude={"store", "compress"})
-        described["split"] = self.ranges.tolist()
-        axes = [getattr(self.reader.grid, axis) for axis in AXES]
-        content = b"".join(np.ascontiguousarray(one).tobytes() for one in (self.reader.time, *axes))
+        """What describes the states and is the same in all parts."""
         return {
-            "source": str(self.source),
-            "config": json.dumps(described, sort_keys=True),
-            "hours": float(self.config.hours),
-            "surface": list(self.config.surface),
-            "air": list(self.config.air),
-            "static": list(self.config.static),
+            "config": self.config.model_dump(mode="json", exclude_none=True),
             "channels": list(self.names),
-            "axes": hashlib.sha256(content).hexdigest(),
-            "reference": self.reference,
-            "keep_bits": self.config.keep_bits,
+            "units": self.reader.units,
+            "cells": digest_of(*(getattr(self.reader.grid, axis) for axis in AXES)),
         }
 
-    def write_axes(self, file: h5py.File) -> None:
+    def write_axes(self, file: h5py.File, ranges: NDArray[np.int64]) -> None:
         """Write what is not of single states."""
         for name, values in (
             ("static", self.static_FIJ),
             ("time", self.reader.time),
             *((axis, getattr(self.reader.grid, axis)) for axis in AXES),
-            ("split", self.ranges),
+            ("split", ranges),
         ):
             hdf5.create_dataset(file, name, values)
 
@@ -297,64 +319,130 @@ class _Raw:
 
     def copy(
         self,
-        times: range,
+        numbers: Sequence[int],
         state: h5py.Dataset | None,
+        summed: int,
         on_block: Any,
         progress: Progress | None,
     ) -> _Sums:
-        """Write the states of a range, or look at those that stay where they are.
+        """Write some states, ascending, or look at those that stay where they are.
 
-        ``on_block`` is called with the sum of each of its blocks.
+        Sums are of those before number ``summed``, of which ``on_block`` is called with that of each block
+        that is among them as a whole.
         """
-        self.reader.look_at(times)
-        shift_2C = self._shifts()
-        digest = np.zeros((len(times), 32), dtype=np.uint8)
-        term = np.zeros((len(times), 4, len(self.names)))
-        check = np.zeros(len(times) if state is None else 0, dtype=np.uint32)
-        block_CIJ = np.zeros(self.shape[1:])
-        previous_CIJ = None
-        if 0 < times.start < self.trained:
-            [previous_CIJ] = self._states(range(times.start - 1, times.start))
-        for begin, block_SCIJ in self._blocks(times):
-            at = begin - times.start
-            if state is not None:
-                state[at : at + len(block_SCIJ)] = block_SCIJ
-            for index, raw_CIJ in enumerate(block_SCIJ, begin):
-                row = index - times.start
-                digest[row] = np.frombuffer(hashlib.sha256(raw_CIJ.data).digest(), dtype=np.uint8)
-                if state is None:
-                    check[row] = checksum(raw_CIJ)
-                if index >= self.trained:
-                    continue
-                values_CIJ = raw_CIJ.astype(np.float64)
-                block_CIJ += values_CIJ
-                if (index + 1) % BLOCK == 0 or index + 1 == self.trained:
-                    on_block(block_CIJ)
-                    block_CIJ[:] = 0
-                term[row, :2] = Moments.terms(_columns(values_CIJ), shift_2C[0])
-                if previous_CIJ is not None:
-                    change = _columns(values_CIJ - previous_CIJ)
-                    term[row, 2:] = Moments.terms(change, shift_2C[1])
-                previous_CIJ = values_CIJ
-            if progress is not None:
-                progress(at + len(block_SCIJ), len(times))
+        self.reader.look_at(np.array(numbers, dtype=np.int64))
+        shift_2C = self._shifts() if len(numbers) else np.zeros((2, len(self.names)))
+        digest = np.zeros((len(numbers), 32), dtype=np.uint8)
+        term = np.full((len(numbers), 4, len(self.names)), np.nan)
+        check = np.zeros(len(numbers) if state is None else 0, dtype=np.uint32)
+        block_CIJ, in_block = np.zeros(self.shape[1:]), 0
+        done = 0
+        for run in runs(numbers):
+            previous_CIJ = None
+            for begin, block_SCIJ in self._blocks(run, self.rounding):
+                if state is not None:
+                    state[done : done + len(block_SCIJ)] = block_SCIJ
+                for n, raw_CIJ in enumerate(block_SCIJ, begin):
+                    row = done + n - begin
+                    content = hashlib.sha256(raw_CIJ.data).digest()
+                    digest[row] = np.frombuffer(content, dtype=np.uint8)
+                    if state is None:
+                        check[row] = checksum(raw_CIJ)
+                    if n >= summed:
+                        continue
+                    values_CIJ = raw_CIJ.astype(np.float64)
+                    if n % BLOCK == 0 or n == run.start:
+                        block_CIJ[:], in_block = 0, 0
+                    block_CIJ += values_CIJ
+                    in_block += 1
+                    if in_block == BLOCK or n + 1 == summed < self.shape[0]:
+                        on_block(block_CIJ)
+                    term[row, :2] = Moments.terms(_columns(values_CIJ), shift_2C[0])
+                    if previous_CIJ is not None:
+                        change = _columns(values_CIJ - previous_CIJ)
+                        term[row, 2:] = Moments.terms(change, shift_2C[1])
+                    previous_CIJ = values_CIJ
+                done += len(block_SCIJ)
+                if progress is not None:
+                    progress(done, len(numbers))
         return _Sums(digest, term, shift_2C, check)
 
     def _shifts(self) -> Floats:
-        """Means of the first state and of the first change: all parts take them from the same states."""
-        first, *second = self._states(range(min(2, self.trained)))
-        change = second[0] - first if second else np.zeros_like(first)
-        return np.array([Moments.shift_of(_columns(values)) for values in (first, change)])
+        """Means of the first state and of the first change: parts take them from the same states."""
+        return _shifts_of(self.states(range(min(2, self.shape[0]))))
 
-    def _states(self, times: range) -> list[Floats]:
-        return [state.astype(np.float64) for _, block in self._blocks(times) for state in block]
+    def states(self, times: range) -> list[Floats]:
+        """Some states, beside those that are written."""
+        rounding = _rounding(self.config.keep_bits, len(self.names))
+        blocks = self._blocks(times, rounding)
+        return [state.astype(np.float64) for _, block in blocks for state in block]
 
-    def _blocks(self, times: range) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def _blocks(
+        self, times: range, rounding: Rounding | None
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """States as they are written, see `Catalogue.blocks`."""
         for begin, block_SCIJ in self.reader.blocks(times):
-            if self.rounding is not None:
-                self.rounding.apply(block_SCIJ)
+            if rounding is not None:
+                rounding.apply(block_SCIJ)
             yield begin, block_SCIJ
+
+    def finish(
+        self,
+        file: h5py.File,
+        trained: int,
+        sums: _Sums,
+        total_CIJ: Floats,
+        evidence: Sequence[list[dict[str, Any]]],
+    ) -> None:
+        """Add statistics, digest and attributes; refuses no-data values and channels without variation."""
+        refuse_no_data(evidence, self.config.missing)
+        cells = int(np.prod(total_CIJ.shape[1:]))
+        term = sums.term[:trained]
+        moments = Moments.of_terms(cells, sums.shift[0], term[:, 0], term[:, 1])
+        changes = Moments.of_terms(cells, sums.shift[1], term[1:, 2], term[1:, 3])
+        constant = ", ".join(
+            name for name, std in zip(self.names, moments.std, strict=True) if not std > 0
+        )
+        if constant:
+            raise DataError(
+                f"{self.source}: {constant} is the same everywhere at all times of the training period; "
+                "leave it out of the dataset's variables"
+            )
+        for name, values in (
+            ("climatology", (total_CIJ / trained).astype(np.float32)),
+            ("stats/mean", moments.mean),
+            ("stats/std", moments.std),
+            ("stats/increment_std", changes.std),
+        ):
+            hdf5.create_dataset(file, name, values)
+        if self.reference is not None:
+            hdf5.create_dataset(file, "check", sums.check)
+            file.attrs["reference"] = json.dumps(self.reference, sort_keys=True)
+        described = self.config.model_dump(exclude_none=True, exclude={"store", "compress"})
+        described["split"] = file["split"][()].tolist()
+        config = json.dumps(described, sort_keys=True)
+        content = hashlib.sha256(sums.digest.tobytes())
+        content.update(config.encode())
+        content.update(file["time"][()].tobytes())
+        named = {
+            "surface": self.config.surface,
+            "air": self.config.air,
+            "static": self.config.static,
+            "channels": self.names,
+        }
+        file.attrs.update(
+            schema=SCHEMA,
+            **{key: hdf5.strings(names) for key, names in named.items()},
+            config=config,
+            hours=float(self.config.hours),
+            digest=content.hexdigest()[:16],
+        )
+
+
+def _shifts_of(first: Sequence[Floats]) -> Floats:
+    """Means of the first of some states and of the first change, [2, C]."""
+    change = first[1] - first[0] if len(first) > 1 else np.zeros_like(first[0])
+    return np.array([Moments.shift_of(_columns(values)) for values in (first[0], change)])
 
 
 def _rounding(keep_bits: int | None, channels: int) -> Rounding | None:
@@ -368,50 +456,6 @@ def _name_error(file: h5py.File, rounding: Rounding | None, account: Account) ->
         found = rounding.summary(channels, file["stats/increment_std"][()])
         file.attrs["compression"] = json.dumps(found)
         account.note("compression", found)
-
-
-def _finish(
-    file: h5py.File,
-    facts: dict[str, Any],
-    sums: _Sums,
-    total_CIJ: Floats,
-    evidence: Sequence[list[dict[str, Any]]],
-) -> None:
-    """Add statistics, digest and attributes; refuses no-data values and channels without variation."""
-    config, ranges = json.loads(facts["config"]), file["split"][()]
-    given = config.get("missing")
-    refuse_no_data(evidence, None if given is None else MissingConfig.parse(given, "missing"))
-    names, trained = facts["channels"], int(ranges[0, 1])
-    cells = int(np.prod(total_CIJ.shape[1:]))
-    term = sums.term[:trained]
-    moments = Moments.of_terms(cells, sums.shift[0], term[:, 0], term[:, 1])
-    changes = Moments.of_terms(cells, sums.shift[1], term[1:, 2], term[1:, 3])
-    constant = ", ".join(name for name, std in zip(names, moments.std, strict=True) if not std > 0)
-    if constant:
-        raise DataError(
-            f"{facts['source']}: {constant} is the same everywhere at all times of the training period; "
-            "leave it out of the dataset's variables"
-        )
-    for name, values in (
-        ("climatology", (total_CIJ / trained).astype(np.float32)),
-        ("stats/mean", moments.mean),
-        ("stats/std", moments.std),
-        ("stats/increment_std", changes.std),
-    ):
-        hdf5.create_dataset(file, name, values)
-    if facts["reference"] is not None:
-        hdf5.create_dataset(file, "check", sums.check)
-        file.attrs["reference"] = json.dumps(facts["reference"], sort_keys=True)
-    content = hashlib.sha256(sums.digest.tobytes())
-    content.update(facts["config"].encode())
-    content.update(file["time"][()].tobytes())
-    file.attrs.update(
-        schema=SCHEMA,
-        **{key: hdf5.strings(facts[key]) for key in ("surface", "air", "static", "channels")},
-        config=facts["config"],
-        hours=facts["hours"],
-        digest=content.hexdigest()[:16],
-    )
 
 
 def channel_names(

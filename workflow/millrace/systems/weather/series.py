@@ -22,6 +22,7 @@ from millrace.systems.weather.source import (
     SINGLE,
     TIME_NAMES,
     Floats,
+    Index,
     Ints,
     Source,
     index_of,
@@ -69,13 +70,14 @@ class Series:
             for (source, variable), at in zip(holders, read, strict=True)
         ]
         self._levels_read = [one.level_L[at] for (one, _), at in zip(holders, read, strict=True)]
-        self._unit = SI.get(short_name(name)) or common(unit_of(v) for _, v in self._holders)
+        self.unit = SI.get(short_name(name)) or common(unit_of(v) for _, v in self._holders)
+        """Of the states."""
         self._shape, self._missing = shape, missing
-        self.looked_at = slice(None)
+        self.looked_at: Index = slice(None)
         """Times whose values are looked at for what is no data."""
         for source, variable in self._holders:
             # Units are checked before anything is read.
-            converted(np.zeros(1), unit_of(variable), self._unit, f"{source.path}: {variable.name}")
+            converted(np.zeros(1), unit_of(variable), self.unit, f"{source.path}: {variable.name}")
         self._at_LT: list[tuple[Ints, Ints]] = []
         self._parts: list[_Part] = []
         self._kept: dict[int, NDArray] = {}
@@ -204,7 +206,7 @@ class Series:
                 what = f"{source.path}: {variable.name}"
                 with np.errstate(over="ignore"):  # said by the check of finite values
                     out_SLIJ[start - begin : stop - begin, at] = converted(
-                        values_SIJ, unit_of(variable), self._unit, what
+                        values_SIJ, unit_of(variable), self.unit, what
                     )
         self._kept = {part: v for part, v in self._kept.items() if self._last_P[part] >= end}
 
@@ -218,7 +220,7 @@ class Series:
             source, variable = self._holders[holder]
             values_IJ, what = raw[holder][self._row(holder, at)], f"{source.path}: {variable.name}"
             with np.errstate(over="ignore"):
-                out_LIJ[at] = converted(values_IJ, unit_of(variable), self._unit, what)
+                out_LIJ[at] = converted(values_IJ, unit_of(variable), self.unit, what)
 
     def refuse_to_refer(self) -> None:
         """Raise `DataError` unless each chunk holds whole fields of one time, in a Zarr store."""
@@ -237,6 +239,16 @@ class Series:
                     f"{sizes['latitude']} x {sizes['longitude']} cells; `store: reference` needs whole "
                     "fields of one time: take `store: copy`, or write the store again with such chunks"
                 )
+
+    def steps_at(self, times: Ints) -> list[tuple[Path, str, int, int]]:
+        """Files that hold some times: path, name of the variable there, its first and last step of them."""
+        found = []
+        for number, (source, variable) in enumerate(self._holders):
+            used = [step_T[times][of_T[times] == number] for of_T, step_T in self._at_LT]
+            steps = np.concatenate(used)
+            if len(steps):
+                found.append((source.path, str(variable.name), int(steps.min()), int(steps.max())))
+        return found
 
     @property
     def paths(self) -> list[Path]:

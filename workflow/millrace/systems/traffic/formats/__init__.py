@@ -32,6 +32,8 @@ class Adapter(NamedTuple):
     """Directory -> its files in order, which may lie in subdirectories."""
     holds: str
     """What the directory holds, for error messages."""
+    beside: Callable[[Path, Path], list[Path]] = lambda _path, _source: []
+    """(file, directory of all files) -> what a recording is read from beside its file."""
     chooses: bool = False
     """Whether ``read`` takes a fourth argument, which scenarios are wanted, and saves reading others."""
 
@@ -42,14 +44,35 @@ def _named(pattern: str) -> Callable[[Path], list[Path]]:
 
 ADAPTERS = {
     "argoverse2": Adapter(
-        argoverse.read, _named("scenario_*.parquet"), "scenario_*.parquet of Argoverse 2"
+        argoverse.read,
+        _named("scenario_*.parquet"),
+        "scenario_*.parquet of Argoverse 2",
+        lambda path, _: [argoverse.map_of(path)],
     ),
-    "highd": Adapter(highd.read, _named("*_tracks.csv"), "01_tracks.csv and so on of highD"),
-    "interaction": Adapter(interaction.read, interaction.find, "recordings of INTERACTION as CSV"),
+    "highd": Adapter(
+        highd.read,
+        _named("*_tracks.csv"),
+        "01_tracks.csv and so on of highD",
+        lambda path, _: [*highd.meta_of(path)],
+    ),
+    "interaction": Adapter(
+        interaction.read,
+        interaction.find,
+        "recordings of INTERACTION as CSV",
+        interaction.beside,
+    ),
     "ngsim": Adapter(ngsim.read, _named("*.csv"), "trajectories of NGSIM as CSV"),
-    "sumo": Adapter(sumo.read, sumo.find, "floating car data of SUMO, <name>.fcd.xml"),
+    "sumo": Adapter(
+        sumo.read,
+        sumo.find,
+        "floating car data of SUMO, <name>.fcd.xml",
+        lambda path, _: sumo.beside(path),
+    ),
     "waymo": Adapter(
-        waymo.read, _named("*tfrecord*"), "TFRecord files of the Waymo Open Motion Dataset", True
+        waymo.read,
+        _named("*tfrecord*"),
+        "TFRecord files of the Waymo Open Motion Dataset",
+        chooses=True,
     ),
 }
 
@@ -64,15 +87,30 @@ class Traffic:
         self.source = source
         self._adapter = None if name == "tracks" else ADAPTERS[name]
         self._table: dict[str, str] | None = None
+        self.table: Path | None = None
+        """``splits.csv``, if there is one."""
         if self._adapter is None:
             self._recordings = find_recordings(source)
             self.files = [one.tracks for one in self._recordings]
             if (path := source / "splits.csv").is_file():
-                self._table = read_splits(path, OFFICIAL)
+                self.table, self._table = path, read_splits(path, OFFICIAL)
             return
         self.files = self._adapter.find(source)
         if not self.files:
             raise DataError(f"{source}: no file of {name}; expected {self._adapter.holds}")
+
+    @property
+    def units(self) -> list[str]:
+        """Names of the files, relative to the directory."""
+        return [path.relative_to(self.source).as_posix() for path in self.files]
+
+    def read_from(self, number: int) -> list[Path]:
+        """What a file's scenarios are read from."""
+        if self._adapter is None:
+            one = self._recordings[number]
+            return [path for path in (one.tracks, one.map, one.lights) if path is not None]
+        path = self.files[number]
+        return [p for p in (path, *self._adapter.beside(path, self.source)) if p.is_file()]
 
     def official_splits(self) -> set[str]:
         """Those of `OFFICIAL` that some scenario or file is said to be in."""

@@ -37,10 +37,16 @@ _LEFT_OUT = [name for name, kind in CLASS_OF.items() if kind is None]
 _STATE = ["position_x", "position_y", "heading", "velocity_x", "velocity_y"]
 
 
+def map_of(path: Path) -> Path:
+    """The file with the map of a scenario."""
+    name = path.stem.removeprefix("scenario_")
+    return path.with_name(f"log_map_archive_{name}.json")
+
+
 def read(path: Path, source: Path, account: Account) -> Iterator[Converted]:
     """Read a scenario, see `millrace.systems.traffic.formats.Adapter`."""
     name = path.stem.removeprefix("scenario_")
-    map_file = path.with_name(f"log_map_archive_{name}.json")
+    map_file = map_of(path)
     road = read_map(map_file)
     frame = _read_tracks(path)
     for track, kind in frame[["track_id", "object_type"]].drop_duplicates().to_numpy():

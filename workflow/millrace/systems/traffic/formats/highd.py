@@ -28,11 +28,16 @@ _NARROW, _WIDE = 1.5, 10.0  # m, of lanes
 _TRACKS = ("frame", "id", "x", "y", "width", "height", "xVelocity", "yVelocity")
 
 
+def meta_of(path: Path) -> tuple[Path, Path]:
+    """What is said of the place of a recording, and of its tracks."""
+    name = path.name.split("_")[0]
+    return path.with_name(f"{name}_recordingMeta.csv"), path.with_name(f"{name}_tracksMeta.csv")
+
+
 def read(path: Path, source: Path, account: Account) -> Iterator[Converted]:
     """Read a recording, see `millrace.systems.traffic.formats.Adapter`."""
     name = path.name.split("_")[0]
-    map_file = path.with_name(f"{name}_recordingMeta.csv")
-    about_file = path.with_name(f"{name}_tracksMeta.csv")
+    map_file, about_file = meta_of(path)
     if "xCenter" in read_header(path):
         raise DataError(
             f"{path}: xCenter is a column of inD, rounD, exiD and uniD, whose maps are Lanelet2; expected "

@@ -61,6 +61,11 @@ def find(source: Path) -> list[Path]:
     return found
 
 
+def beside(path: Path, source: Path) -> list[Path]:
+    """The map of a recording, and its pedestrians, if it has some."""
+    return [_map_of(path, source), path.with_name(path.name.replace("vehicle", "pedestrian", 1))]
+
+
 def read(path: Path, source: Path, account: Account) -> Iterator[Converted]:
     """Read a recording, see `millrace.systems.traffic.formats.Adapter`."""
     folder, number = path.parent.name, path.stem.partition("_tracks_")[2]

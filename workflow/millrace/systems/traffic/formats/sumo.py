@@ -92,6 +92,12 @@ def find(source: Path) -> list[Path]:
     return sorted(found)
 
 
+def beside(path: Path) -> list[Path]:
+    """What a simulation may be read from beside its floating car data: all but that of others."""
+    there = [*path.parent.glob("*.xml*"), *path.parent.glob("*.sumocfg")]
+    return sorted(one for one in there if ".fcd." not in one.name)
+
+
 def read(path: Path, source: Path, account: Account) -> Iterator[Converted]:
     """Read a simulation: one recording around each intersection.
 

@@ -1,0 +1,138 @@
+"""How raw files are divided among jobs, so that parts stay when files are added, changed or removed.
+
+The division is made when the workflow is planned, and written beside the parts; jobs read it. The first one
+has some equal shares. Of later ones, the parts stay whose raw files are as they were; a part of which one
+changed, or is gone, is made again, and takes what it took; what is new is shared among new parts. Samples
+do not depend on any of this.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from millrace.data.parts import Record, Share
+from millrace.errors import DataError
+from millrace.files import atomic_write
+
+Items = Mapping[str, tuple[str | int, int]]
+"""Stamp and size of raw files by name, see `millrace.provenance.raw_items`."""
+Still = Callable[[str, Any], bool]
+"""(name of a file that changed, what the system said of a part of it) -> whether that part is the same."""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a part takes."""
+
+    raw: Any
+    """Changes when the part has to be made again."""
+    index: int = 0
+    of: int = 1
+    units: list[Any] | None = None
+    """What it took, once it was made."""
+    rest: bool = False
+
+
+@dataclass(frozen=True)
+class Division:
+    """Tickets of all parts by their numbers, and the raw files that they are of."""
+
+    raw: Any
+    """Fingerprint of all raw files."""
+    tickets: Mapping[int, Ticket]
+    seen: Items = field(default_factory=dict)
+    """Raw files by name."""
+
+    @classmethod
+    def equal(cls, raw: Any, parts: int, seen: Items | None = None) -> Self:
+        """Shares of equal numbers of units."""
+        return cls(raw, {n: Ticket(raw, n, parts) for n in range(parts)}, seen or {})
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """What `write` wrote; None if it is not there."""
+        if not path.is_file():
+            return None
+        found = json.loads(path.read_text())
+        tickets = {int(number): Ticket(**one) for number, one in found["tickets"].items()}
+        return cls(found["raw"], tickets, found["seen"])
+
+    def write(self, path: Path) -> None:
+        """Write it for the jobs, if it is not there already."""
+        text = json.dumps(asdict(self))
+        if not path.is_file() or path.read_text() != text:
+            with atomic_write(path) as partial:
+                partial.write_text(text)
+
+    def share(self, part: int) -> Share:
+        """What a part takes."""
+        mine = self.tickets[part]
+        others = (one.units or () for n, one in self.tickets.items() if n != part)
+        units = None if mine.units is None else frozenset(mine.units)
+        return Share(
+            mine.index, mine.of, units, frozenset(u for found in others for u in found), mine.rest
+        )
+
+    def follow(
+        self,
+        raw: Any,
+        items: Items,
+        made: Callable[[int], Record | None],
+        still: Still,
+        parts_of: Callable[[int], int],
+    ) -> "Division":
+        """The division after raw files changed.
+
+        ``made`` says what a part holds, None if it was not made; ``parts_of`` in how many parts so many
+        bytes are read.
+        """
+        stamps = {name: stamp for name, (stamp, _) in items.items()}
+        tickets: dict[int, Ticket] = {}
+        known: dict[str, set[str | int]] = {}
+        again: list[int] = []
+        for number, ticket in self.tickets.items():
+            record = made(number)
+            if record is None:
+                continue  # its share is divided again
+            there = {name: one for name, one in record.files.items() if name in items}
+            if record.files and not there:
+                continue
+            same = len(there) == len(record.files) and all(
+                stamp == stamps[name] or (told is not None and still(name, told))
+                for name, (stamp, told) in there.items()
+            )
+            kept = replace(ticket, units=[*record.units], rest=False)
+            tickets[number] = kept if same else replace(kept, raw=raw)
+            if not same:
+                again.append(number)
+            for name, (stamp, _) in there.items():
+                # What a part that is made again holds of a file, it takes as it is now.
+                known.setdefault(name, set()).add(stamp if same else stamps[name])
+        before = sum(ticket.units is None for ticket in self.tickets.values())
+        open_shares = before > sum(n in tickets for n, t in self.tickets.items() if t.units is None)
+        grown = [name for name, found in known.items() if stamps[name] not in found]
+        new = [name for name in items if name not in known]
+        # What was there before, and no part needed, is not new.
+        if not open_shares:
+            new = [name for name in new if name not in self.seen]
+        if new or grown or open_shares:
+            size = sum(items[name][1] for name in (*new, *grown))
+            size -= sum(self.seen[name][1] for name in grown if name in self.seen)
+            parts = parts_of(max(0, size))
+            first = max([-1, *self.tickets, *tickets]) + 1
+            tickets |= {first + n: Ticket(raw, n, parts) for n in range(parts)}
+        elif again:
+            tickets[again[-1]] = replace(tickets[again[-1]], rest=True)
+        return Division(raw, tickets, items)
+
+
+def read_share(path: str | None, part: int, parts: int) -> Share:
+    """What a part takes, by the file of the division, or without one a share that equals the others'."""
+    if path is None:
+        return Share(part, parts)
+    division = Division.read(Path(path))
+    if division is None:
+        raise DataError(f"{path}: not there; it says what parts are of: run the workflow again")
+    return division.share(part)
