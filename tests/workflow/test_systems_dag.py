@@ -9,6 +9,7 @@ from typing import Any
 
 import h5py
 import pytest
+import xarray as xr
 from project import FOLDER, Project
 
 from millrace.errors import ConfigError
@@ -352,6 +353,43 @@ def test_a_lost_part_is_made_alone(project):
     project.path("results/data/planet/parts/weather_1.h5").unlink()
     planned = project.planned("results/data/planet/weather.h5", "-R", "gather_samples")
     assert planned == {"extract_part": 1, "gather_samples": 1}
+
+
+@of("weather")
+def test_files_that_are_added_make_a_part_of_their_own(project):
+    """What there was is neither planned nor read again; nor is it for another split."""
+    samples, raw = "results/data/planet/weather.h5", project.path("years")
+    raw.mkdir()
+    with xr.open_dataset(project.path("results/data/planet/raw/weather.nc")) as data:
+        for first in (0, 16, 32):
+            data.isel(time=slice(first, first + 16)).to_netcdf(raw / f"{first}.nc")
+    later = (raw / "32.nc").rename(project.path("later.nc"))
+    planet = project.config["datasets"]["planet"]
+    planet |= {"source": str(raw), "parts": 2}
+    project.run(samples)
+    before = parts_of(project)
+    assert project.planned(samples) == {}
+    planet["split"] = {**planet["split"], "train": 0.6}
+    assert project.planned(samples) == {"gather_samples": 1}
+    later.rename(raw / "32.nc")
+    assert project.planned(samples) == {"extract_part": 1, "gather_samples": 1}
+    assert parts_of(project) == before, "a dry run divides nothing"
+    project.run(samples)
+    assert [path for path, state in before.items() if parts_of(project)[path] != state] == []
+    assert parts_of(project).keys() - before.keys() == {"weather_2.h5"}
+    assert project.planned(samples) == {}
+    with h5py.File(project.path(samples)) as file:
+        assert file["state"].shape[0] == 40
+    (raw / "16.nc").write_bytes((raw / "16.nc").read_bytes() + b" ")
+    assert project.planned(samples) == {"extract_part": 1, "gather_samples": 1}
+
+
+def parts_of(project):
+    """Parts of the samples of weather that the division names, and what tells them apart."""
+    folder = project.path("results/data/planet/parts")
+    named = json.loads((folder / "weather.json").read_text())["tickets"]
+    paths = (folder / f"weather_{number}.h5" for number in named)
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
 
 
 @of("traffic")

@@ -3,20 +3,19 @@
 The rules of the workflow only attach wildcards to these methods.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 from millrace.configuration import read_configuration
-from millrace.data.division import Division
-from millrace.data.parts import Record
+from millrace.data.division import Division, divide, division_file
+from millrace.data.parts import forget
 from millrace.data.split import check_periods
 from millrace.errors import ConfigError, DataError
 from millrace.input_files import is_address
 from millrace.layout import Layout
-from millrace.provenance import fingerprint, raw_items
+from millrace.provenance import fingerprint
 from millrace.scaling.settings import AnalysisSettings, ScalingSettings
 from millrace.sweeps.experiments import Experiments
 from millrace.sweeps.sweep import Sweep, read_sweeps
@@ -327,15 +326,17 @@ class Plan:
 
         What a division is, is found out once: jobs read it, and count no files.
         """
-        for name, block in self.datasets.items():
-            for kind in _in_parts(raw_format(block)):
-                division, path = self._division(name, kind), self._division_file(name, kind)
-                self.config["datasets"][name]["parts"] = self.parts(name, kind)
-                if record and division and division.seen:
-                    division.write(self._root / path)
-                    for file in (self._root / path).parent.glob(f".{kind}_*.h5"):
-                        if not file.with_name(file.name[1:]).is_file():  # deleted by the user
-                            file.unlink()
+        every = {
+            (name, kind): self._division(name, kind)
+            for name, block in self.datasets.items()
+            for kind in _in_parts(raw_format(block))
+        }
+        for (name, kind), division in every.items():
+            self.config["datasets"][name]["parts"] = self.parts(name, kind)
+            if record and division and division.seen:
+                path = division_file(self._root / f"results/data/{name}", kind)
+                division.write(path)
+                forget(path.parent, kind)
 
     def part_files(self, dataset: str, kind: str, stem: str | None = None) -> list[str]:
         """Return the paths of the parts of samples in order, or of what is made of the same parts."""
@@ -355,13 +356,9 @@ class Plan:
         Without a file, shares are equal.
         """
         division = self._division(dataset, kind)
-        path = self._root / self._division_file(dataset, kind)
+        path = division_file(self._root / f"results/data/{dataset}", kind)
         written = str(path) if division and division.seen else None
         return written, int(part), self.parts(dataset, kind)
-
-    @staticmethod
-    def _division_file(dataset: str, kind: str) -> str:
-        return f"results/data/{dataset}/parts/{kind}.json"
 
     def _division(self, dataset: str, kind: str) -> Division | None:
         """How the raw files are divided; None: samples are made whole."""
@@ -374,48 +371,21 @@ class Plan:
         block, raw = self.datasets[dataset], raw_format(self.datasets[dataset])
         if kind not in _in_parts(raw):
             return None
-        folder, source, asked = (
-            self._root / f"results/data/{dataset}",
-            block["source"],
-            block.get("parts"),
-        )
-        if asked == 1:
-            return None
-        before = Division.read(self._root / self._division_file(dataset, kind))
-        there = len([*folder.glob(f"parts/{kind}_*.h5")])
-        if before and (self._jobs or not Path(source).is_dir()):  # archived
-            return before
-        if source == "demo" or not Path(source).is_dir():
-            parts = asked or (1 if source == "demo" else there)
-            raw_files = block.get("demo", {}) if source == "demo" else str(source)
-            return Division.equal(raw_files, parts) if parts > 1 else None
-        if not (asked or before or there) and (folder / f"{kind}.h5").is_file():
-            return None  # made in one piece before
-        found, items = raw_items(source)
-        size = sum(size for _, size in items.values())
-
-        def parts_of(new: int) -> int:
-            each = size / int(asked) if asked else PART_BYTES
-            return min(int(asked or MOST_PARTS), max(1, math.ceil(new / each)))
-
-        if before is None:
-            parts = int(asked) if asked else parts_of(size)
-            return Division.equal(found, parts, items) if parts > 1 else None
-        if before.raw == found:
-            return before
-        stems = [one for one in (kind, _before(raw, kind)) if one]
-
-        def made(number: int) -> Record | None:
-            files = [folder / f"parts/{stem}_{number}.h5" for stem in stems]
-            files = sorted((f for f in files if f.is_file()), key=lambda f: -f.stat().st_mtime_ns)
-            found = [record for file in files if (record := Record.read(file))]
-            read = {name: one for record in reversed(found) for name, one in record.files.items()}
-            return Record(found[0].units, read) if found else None
+        source, demo = block["source"], block.get("demo", {}) if block["source"] == "demo" else None
 
         def still(name: str, told: Any) -> bool:
             return raw.still is not None and bool(resolve(raw.still)(Path(source) / name, told))
 
-        return before.follow(found, items, made, still, parts_of)
+        return divide(
+            self._root / f"results/data/{dataset}",
+            (kind, _before(raw, kind)),
+            source,
+            demo=demo,
+            asked=block.get("parts"),
+            planned=self._jobs,
+            still=still,
+            sizes=(PART_BYTES, MOST_PARTS),
+        )
 
     def extractions(self) -> list[str]:
         """Return the names of the jobs of ``extract_samples`` in a cluster's facts: one for each kind."""

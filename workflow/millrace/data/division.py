@@ -7,14 +7,17 @@ do not depend on any of this.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from millrace.data.parts import Record, Share
+from millrace.data.parts import Record
+from millrace.data.shares import Share
 from millrace.errors import DataError
 from millrace.files import atomic_write
+from millrace.provenance import raw_items
 
 Items = Mapping[str, tuple[str | int, int]]
 """Stamp and size of raw files by name, see `millrace.provenance.raw_items`."""
@@ -92,10 +95,12 @@ class Division:
         tickets: dict[int, Ticket] = {}
         known: dict[str, set[str | int]] = {}
         again: list[int] = []
+        lost = False
         for number, ticket in self.tickets.items():
             record = made(number)
             if record is None:
-                continue  # its share is divided again
+                lost = True  # its share is divided again
+                continue
             there = {name: one for name, one in record.files.items() if name in items}
             if record.files and not there:
                 continue
@@ -110,14 +115,10 @@ class Division:
             for name, (stamp, _) in there.items():
                 # What a part that is made again holds of a file, it takes as it is now.
                 known.setdefault(name, set()).add(stamp if same else stamps[name])
-        before = sum(ticket.units is None for ticket in self.tickets.values())
-        open_shares = before > sum(n in tickets for n, t in self.tickets.items() if t.units is None)
         grown = [name for name, found in known.items() if stamps[name] not in found]
-        new = [name for name in items if name not in known]
         # What was there before, and no part needed, is not new.
-        if not open_shares:
-            new = [name for name in new if name not in self.seen]
-        if new or grown or open_shares:
+        new = [name for name in items if name not in known and (lost or name not in self.seen)]
+        if new or grown or lost:
             size = sum(items[name][1] for name in (*new, *grown))
             size -= sum(self.seen[name][1] for name in grown if name in self.seen)
             parts = parts_of(max(0, size))
@@ -126,6 +127,75 @@ class Division:
         elif again:
             tickets[again[-1]] = replace(tickets[again[-1]], rest=True)
         return Division(raw, tickets, items)
+
+
+def division_file(folder: Path, kind: str) -> Path:
+    """Where the division of samples is written below the folder of a dataset."""
+    return folder / f"parts/{kind}.json"
+
+
+def divide(
+    folder: Path,
+    stems: Sequence[str],
+    source: str,
+    *,
+    demo: Any,
+    asked: int | None,
+    planned: bool,
+    still: Still,
+    sizes: tuple[int, int],
+) -> Division | None:
+    """Find how raw files are divided; None: samples are made whole.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the dataset's results.
+    stems : sequence of str
+        Of the parts, the samples' first, then that of a first pass, if it has a name.
+    source : str
+        Directory of the raw files, or what cannot be looked into.
+    demo
+        Settings of simulated files, which are as the settings are; None: they are not simulated.
+    asked : int, optional
+        Number of parts in the configuration.
+    planned : bool
+        Whether the division of a run that goes on is asked for, which is not changed.
+    still : callable
+        See `Division.follow`.
+    sizes : (int, int)
+        Bytes of a part, and the most parts, where none are asked for.
+    """
+    if asked == 1:
+        return None
+    kind, before = stems[0], Division.read(division_file(folder, stems[0]))
+    there = len([*folder.glob(f"parts/{kind}_*.h5")])
+    if before and (planned or not Path(source).is_dir()):  # archived
+        return before
+    if demo is not None or not Path(source).is_dir():
+        parts = asked or (there if demo is None else 1)
+        return Division.equal(source if demo is None else demo, parts) if parts > 1 else None
+    if not (asked or before or there) and (folder / f"{kind}.h5").is_file():
+        return None  # made in one piece before
+    raw, items = raw_items(source)
+    size = sum(size for _, size in items.values())
+
+    def parts_of(new: int) -> int:
+        each = size / asked if asked else sizes[0]
+        return min(asked or sizes[1], max(1, math.ceil(new / max(1, each))))
+
+    if before is None:
+        parts = asked or parts_of(size)
+        return Division.equal(raw, parts, items) if parts > 1 else None
+
+    def made(number: int) -> Record | None:
+        files = [folder / f"parts/{stem}_{number}.h5" for stem in stems if stem]
+        files = sorted((f for f in files if f.is_file()), key=lambda f: -f.stat().st_mtime_ns)
+        found = [record for file in files if (record := Record.read(file))]
+        read = {name: one for record in reversed(found) for name, one in record.files.items()}
+        return Record(found[0].units, read) if found else None
+
+    return before if before.raw == raw else before.follow(raw, items, made, still, parts_of)
 
 
 def read_share(path: str | None, part: int, parts: int) -> Share:

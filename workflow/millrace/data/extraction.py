@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from millrace.data.parts import Share
+from millrace.data.shares import Share
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError
 from millrace.systems.base import Extraction, Progress, RawFormat, SampleKind, resolve

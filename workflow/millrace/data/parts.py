@@ -1,14 +1,14 @@
-"""Parts of samples: which units of the raw files each takes, what it says of them, and all in their order.
+"""Files of parts of samples: what each says of itself, and all of them in the order of their units.
 
-A unit is the least that is extracted: a file, or a time. What a part takes is decided when the workflow is
-planned (`millrace.data.division`); what it took, and of which files, stands in its file. Units of parts may
-lie between each other, as those of files that were added later: gathering puts them in the order of all.
+What a part takes is decided when the workflow is planned (`millrace.data.division`); what it took, and of
+which files, stands in its file. Units of parts may lie between each other, as those of files that were
+added later: gathering puts them in the order of all.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,64 +19,10 @@ import h5py
 import numpy as np
 
 from millrace.data.hdf5 import create_dataset, open_checked, reading
+from millrace.data.shares import Unit
 from millrace.errors import DataError
 from millrace.provenance import stamp
 from millrace.systems.base import Progress
-
-Unit = int | float | str
-"""Name of a unit, which stays when files are added."""
-
-
-def part_of(units: int, part: int, parts: int) -> range:
-    """Units of a part, which counts from 0; all but the last have as many, the last ones may be empty."""
-    length = -(-units // parts)
-    return range(min(part * length, units), min((part + 1) * length, units))
-
-
-@dataclass(frozen=True)
-class Share:
-    """What a job takes of the units that no other part has: the one of ``index``, of so many equal ones."""
-
-    index: int = 0
-    of: int = 1
-    units: frozenset[Unit] | None = None
-    """What a part took that is made again; it takes these."""
-    others: frozenset[Unit] = frozenset()
-    """Units of parts that are there, or made again."""
-    rest: bool = False
-    """Whether a part that is made again takes what no other has, too."""
-
-    def taken(self, units: Sequence[Unit], cuts: Collection[int] | None = None) -> list[int]:
-        """Numbers of the units it takes, ascending.
-
-        ``cuts`` are numbers of units at which a part may begin; None: at all. It may anywhere after a unit
-        of another part.
-        """
-        own = [] if self.units is None else [n for n, u in enumerate(units) if u in self.units]
-        if self.units is not None and not self.rest:
-            return own
-        claimed = self.others | (self.units or frozenset())
-        free = [n for n, unit in enumerate(units) if unit not in claimed]
-        if self.units is not None:
-            return sorted(own + free)
-        blocks: list[list[int]] = []
-        for n in free:
-            if not blocks or blocks[-1][-1] != n - 1 or cuts is None or n in cuts:
-                blocks.append([])
-            blocks[-1].append(n)
-        mine = part_of(len(blocks), self.index, self.of)
-        return [n for block in blocks[mine.start : mine.stop] for n in block]
-
-
-def runs(numbers: Iterable[int]) -> list[range]:
-    """Ascending numbers as ranges of those that follow on each other."""
-    found: list[range] = []
-    for n in numbers:
-        if found and found[-1].stop == n:
-            found[-1] = range(found[-1].start, n + 1)
-        else:
-            found.append(range(n, n + 1))
-    return found
 
 
 def write_json(file: h5py.Group, name: str, value: object) -> None:
@@ -303,3 +249,10 @@ def kept(part: Path, schema: str, facts: Mapping[str, Any], before: Path, both: 
         print(f"{part}: kept, {both.name} holds what it held before")
         return True
     return False
+
+
+def forget(folder: Path, stem: str) -> None:
+    """Do not keep parts that were deleted, by their user."""
+    for hidden in folder.glob(f".{stem}_*.h5"):
+        if not hidden.with_name(hidden.name[1:]).is_file():
+            hidden.unlink()

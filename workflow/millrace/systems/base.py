@@ -134,7 +134,7 @@ class Extraction:
     """Raw files that it reads; None: all formats of the kind."""
     run_part: Reference | None = None
     """(source, output, section, share, progress) -> None: the samples of one of several parts, by the rule
-    ``extract_part``, with its `millrace.data.parts.Record`; `millrace.data.parts.Share` says which. They
+    ``extract_part``, with its `millrace.data.parts.Record`; `millrace.data.shares.Share` says which. They
     depend neither on the split nor on other parts. None: they are made in one piece."""
     gather: Reference | None = None
     """(files of all parts, source, output, section, split, progress) -> None: what ``run`` writes, bit by

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from millrace.data.hdf5 import open_checked
-from millrace.data.parts import Share
+from millrace.data.shares import Share
 from millrace.data.split import SplitConfig
 from millrace.errors import DataError
 from millrace.systems.downscaling.blocks import SCHEMA, extract_blocks, extract_part, gather
@@ -85,6 +85,10 @@ def test_parts_of_csv_do_not_show_either(raw, tmp_path, monkeypatch):
     whole = content(tmp_path / "csv/blocks.h5")
     assert content(tmp_path / "parted/blocks.h5") == whole
     assert np.array_equal(np.frombuffer(whole["fine"], "f4"), fields.ravel())
+    (tmp_path / "raw/b.csv").write_text("of another part")
+    extract_part(tmp_path / "raw", tmp_path / "0.h5", CONFIG, Share(0, 2))
+    with pytest.raises(DataError, match=r"b\.csv: no column 'time'"):
+        extract_part(tmp_path / "raw", tmp_path / "1.h5", CONFIG, Share(1, 2))
 
 
 def _whole(raw, folder):

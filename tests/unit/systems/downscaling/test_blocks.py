@@ -10,13 +10,8 @@ import pytest
 
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError, DataError
-from millrace.systems.downscaling.blocks import (
-    BlockConfig,
-    block_means,
-    extract_blocks,
-    neighbours_above,
-    nested_order,
-)
+from millrace.systems.downscaling.blocks import BlockConfig, extract_blocks
+from millrace.systems.downscaling.nesting import block_means, neighbours_above, nested_order
 from millrace.systems.downscaling.simulator.climate import ClimateConfig, write_climate
 from millrace.systems.downscaling.simulator.icosphere import Icosphere
 

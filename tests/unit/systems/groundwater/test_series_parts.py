@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from millrace.data.hdf5 import open_checked
-from millrace.data.parts import Share
+from millrace.data.shares import Share
 from millrace.data.split import SplitConfig
 from millrace.errors import DataError
 from millrace.systems.groundwater.graphs import build_graphs

@@ -7,7 +7,7 @@ import pytest
 from motion_scenes import record, waymo
 
 from millrace.data.hdf5 import open_checked
-from millrace.data.parts import Share
+from millrace.data.shares import Share
 from millrace.errors import DataError
 from millrace.systems.traffic import motion_sample
 from millrace.systems.traffic.dataset import ScenarioDataset

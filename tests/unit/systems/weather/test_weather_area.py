@@ -11,7 +11,7 @@ import torch
 import zarr
 from travelling_waves import waves
 
-from millrace.data.parts import Share
+from millrace.data.shares import Share
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError, DataError
 from millrace.evaluation.trained_model import TrainedModel

@@ -13,7 +13,7 @@ import pytest
 import torch
 from travelling_waves import waves
 
-from millrace.data.parts import Share
+from millrace.data.shares import Share
 from millrace.data.split import SplitConfig
 from millrace.errors import DataError
 from millrace.input_files import ADDRESS_SUFFIX, Address

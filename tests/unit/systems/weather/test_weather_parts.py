@@ -6,7 +6,8 @@ import pytest
 from travelling_waves import waves
 
 from millrace.data.hdf5 import open_checked
-from millrace.data.parts import Record, Share
+from millrace.data.parts import Record
+from millrace.data.shares import Share
 from millrace.data.split import SplitConfig
 from millrace.errors import DataError
 from millrace.systems.weather.dataset import WeatherDataset

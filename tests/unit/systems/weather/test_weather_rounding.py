@@ -9,7 +9,7 @@ import torch
 from travelling_waves import waves
 
 from millrace.data.account import read_accounts
-from millrace.data.parts import Share
+from millrace.data.shares import Share
 from millrace.data.split import SplitConfig
 from millrace.systems.weather.dataset import WeatherDataset
 from millrace.systems.weather.extract import extract_part, extract_weather, gather

@@ -18,8 +18,8 @@ from scipy.spatial import cKDTree
 
 from millrace.data.classic_netcdf import check_whole
 from millrace.data.declared import check_hdf5
-from millrace.data.parts import runs
 from millrace.data.recognise import kind_of
+from millrace.data.shares import runs
 from millrace.data.units import common, converted
 from millrace.errors import DataError, first_line, listed
 from millrace.input_files import check_memory

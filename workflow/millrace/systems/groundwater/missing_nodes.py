@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.data.hdf5 import create, create_dataset, open_checked
-from millrace.data.parts import Parts, Record, Share, digest_of
+from millrace.data.parts import Parts, Record, digest_of
+from millrace.data.shares import Share
 from millrace.errors import DataError
 from millrace.provenance import fingerprint
 from millrace.systems.base import Progress

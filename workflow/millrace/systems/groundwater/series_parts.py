@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.data.hdf5 import create, create_dataset, create_virtual
-from millrace.data.parts import Parts, Record, Share, keep, kept, read_json, write_json
+from millrace.data.parts import Parts, Record, keep, kept, read_json, write_json
+from millrace.data.shares import Share
 from millrace.errors import DataError
 from millrace.systems.base import Progress
 from millrace.systems.groundwater.hdf5_parts import Terms

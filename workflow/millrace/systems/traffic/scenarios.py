@@ -14,16 +14,8 @@ import numpy as np
 
 from millrace.data.account import Account
 from millrace.data.hdf5 import create, create_dataset, create_virtual, open_checked
-from millrace.data.parts import (
-    Bounds,
-    Parts,
-    Record,
-    Share,
-    keep,
-    kept,
-    read_json,
-    write_json,
-)
+from millrace.data.parts import Bounds, Parts, Record, keep, kept, read_json, write_json
+from millrace.data.shares import Share
 from millrace.data.split import SPLITS
 from millrace.errors import DataError
 from millrace.systems.base import Progress

@@ -40,7 +40,8 @@ from numpy.typing import NDArray
 
 from millrace.data import hdf5
 from millrace.data.account import Account
-from millrace.data.parts import Parts, Record, Share, digest_of, read_json, runs, write_json
+from millrace.data.parts import Parts, Record, digest_of, read_json, write_json
+from millrace.data.shares import Share, runs
 from millrace.data.split import Moments, SplitConfig, time_split
 from millrace.errors import DataError
 from millrace.input_files import Address, resolve_address
