@@ -554,3 +554,39 @@ def test_parts_do_not_depend_on_the_split(make):
         assert case.run() == []
         assert kept(case, before, "weather") == {0, 1, 2}
         case.assert_as_a_whole()
+
+
+def test_a_part_whose_raw_files_are_gone_goes(make):
+    case = make("weather in files")
+    case.grow()
+    assert case.run() == [3]
+    for number in (4, 5):
+        (case.raw / f"states_{number}.nc").unlink()
+    before = case.state()
+    assert case.run() == []
+    assert kept(case, before, "weather") == {0, 1, 2}
+    assert not (case.data / "parts/weather_3.h5").exists()
+    case.assert_as_a_whole()
+
+
+def test_what_was_not_made_is_divided_again_with_what_is_new(make):
+    """As after a run that ended before all parts were made, or where one was deleted."""
+    case = make("weather in files")
+    (case.data / "parts/weather_1.h5").unlink()
+    before = case.state()
+    case.grow()
+    assert min(case.run()) > 2
+    assert kept(case, before, "weather") == {0, 2}
+    case.assert_as_a_whole()
+
+
+def test_a_file_that_no_part_is_of_makes_no_part_again(make):
+    case = make("weather in files")
+    before = case.state()
+    (case.raw / "README").write_text("ours")
+    case.run()
+    case.assert_as_a_whole()
+    again = case.plan()
+    (case.raw / "README").write_text("ours, in more words")
+    assert [*again.part_files("set", "weather")] == [*case.plan().part_files("set", "weather")]
+    assert kept(case, before, "weather") == {0, 1, 2}
