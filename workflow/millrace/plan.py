@@ -373,8 +373,9 @@ class Plan:
             return None
         source, demo = block["source"], block.get("demo", {}) if block["source"] == "demo" else None
 
-        def still(name: str, told: Any) -> bool:
-            return raw.still is not None and bool(resolve(raw.still)(Path(source) / name, told))
+        def still(name: str, told: Sequence[Any]) -> Sequence[bool]:
+            nothing = [False] * len(told)
+            return nothing if raw.still is None else resolve(raw.still)(Path(source) / name, told)
 
         return divide(
             self._root / f"results/data/{dataset}",

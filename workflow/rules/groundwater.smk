@@ -4,12 +4,12 @@ columns, units = dataset_block("variables"), dataset_block("units")
 clip = dataset_block("clip_negative_concentration", default=False)
 missing = dataset_block("missing")
 in_parts = plan.datasets_in("feflow_csv", kind="series", in_parts=True)
-
-
-def masked_nodes(wildcards):
-    """The file that says which nodes are masked, if some are to be."""
-    is_mask = (missing(wildcards) or {}).get("then") == "mask"
-    return f"results/data/{wildcards.dataset}/missing.h5" if is_mask else []
+# The file that says which nodes are masked, if some are to be.
+masked_nodes = lambda wildcards: (
+    f"results/data/{wildcards.dataset}/missing.h5"
+    if (missing(wildcards) or {}).get("then") == "mask"
+    else []
+)
 
 
 rule preprocess:

@@ -21,8 +21,8 @@ from millrace.provenance import raw_items
 
 Items = Mapping[str, tuple[str | int, int]]
 """Stamp and size of raw files by name, see `millrace.provenance.raw_items`."""
-Still = Callable[[str, Any], bool]
-"""(name of a file that changed, what the system said of a part of it) -> whether that part is the same."""
+Still = Callable[[str, Sequence[Any]], Sequence[bool]]
+"""(name of a file that changed, what the system said of it to parts) -> whether they hold what it does."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,10 @@ class Division:
         known: dict[str, set[str | int]] = {}
         again: list[int] = []
         lost = False
+        records = {number: made(number) for number in self.tickets}
+        as_before = _as_before(records, stamps, still)
         for number, ticket in self.tickets.items():
-            record = made(number)
+            record = records[number]
             if record is None:
                 lost = True  # its share is divided again
                 continue
@@ -105,8 +107,8 @@ class Division:
             if record.files and not there:
                 continue
             same = len(there) == len(record.files) and all(
-                stamp == stamps[name] or (told is not None and still(name, told))
-                for name, (stamp, told) in there.items()
+                stamp == stamps[name] or (number, name) in as_before
+                for name, (stamp, _) in there.items()
             )
             kept = replace(ticket, units=[*record.units], rest=False)
             tickets[number] = kept if same else replace(kept, raw=raw)
@@ -127,6 +129,23 @@ class Division:
         elif again:
             tickets[again[-1]] = replace(tickets[again[-1]], rest=True)
         return Division(raw, tickets, items)
+
+
+def _as_before(
+    records: Mapping[int, Record | None], stamps: Mapping[str, str | int], still: Still
+) -> set[tuple[int, str]]:
+    """Parts, and files that changed but not in what the part holds; each file is looked into once."""
+    asked: dict[str, dict[int, Any]] = {}
+    for number, record in records.items():
+        for name, (stamp, told) in record.files.items() if record else ():
+            if told is not None and name in stamps and stamp != stamps[name]:
+                asked.setdefault(name, {})[number] = told
+    return {
+        (number, name)
+        for name, told in asked.items()
+        for number, same in zip(told, still(name, [*told.values()]), strict=True)
+        if same
+    }
 
 
 def division_file(folder: Path, kind: str) -> Path:

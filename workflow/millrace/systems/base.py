@@ -50,8 +50,8 @@ class RawFormat:
     first_pass: str = ""
     """Stem of the files of a first pass over the same parts, if there is one."""
     still: Reference | None = None
-    """(raw file that changed, what a part says of it) -> whether what the part holds of it is the same,
-    such as the times of a file that has grown; None: it is not."""
+    """(raw file that changed, what some parts say of it) -> of each whether what it holds of the file is
+    the same, such as the times of a file that has grown; None: it is not."""
     simulate: Reference | None = None
     """(settings, directory, progress) -> None: simulate such files; the settings are the dataset's block
     ``demo``, checked against ``simulation``."""

@@ -41,12 +41,13 @@ def splits_in(table: Path, names: Sequence[str]) -> dict[str, str | None]:
     return {name: said.get(name) for name in sorted(names)}
 
 
-def is_still(path: Path, told: Mapping[str, str | None]) -> bool:
-    """Whether it still says so, though it may say more: `millrace.systems.base.RawFormat.still`."""
+def are_still(path: Path, told: Sequence[Mapping[str, str | None]]) -> list[bool]:
+    """Whether it still says so to some parts, though it may say more: see `RawFormat.still`."""
     try:
-        return splits_in(path, [*told]) == dict(told)
+        said = read_splits(path, OFFICIAL)
     except DataError:
-        return False  # jobs say what is wrong with it
+        return [False] * len(told)  # jobs say what is wrong with it
+    return [all(said.get(name) == split for name, split in one.items()) for one in told]
 
 
 def named_split(path: Path) -> str | None:

@@ -18,7 +18,7 @@ def _format(name: str, holds: str, *files: str, **simulator: Any) -> RawFormat:
         settings=settings,
         files=files,
         converted=converted,
-        still=f"{_HERE}.splits:is_still" if name == "tracks" else None,
+        still=f"{_HERE}.splits:are_still" if name == "tracks" else None,
         **simulator,
     )
 

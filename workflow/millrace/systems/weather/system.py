@@ -154,7 +154,7 @@ SYSTEM = System(
             settings=f"{_HERE}.settings:WeatherDatasetSettings",
             check=_check_dataset,
             remote=True,
-            still=f"{_HERE}.grown:is_still",
+            still=f"{_HERE}.grown:are_still",
             files=(
                 "zarr.json",
                 ".zgroup",
