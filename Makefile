@@ -27,8 +27,8 @@ SNAKEMAKE := $(BIN)/snakemake --profile profiles/local
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-sumo test test-all test-nightly test-times test-docs test-mutation coverage fuzz chaos reference lint doctor bench \
-  bench-data bench-gpu lock clean unknown-system FORCE
+.PHONY: help setup demo demo-sumo test test-all test-nightly test-times test-docs test-mutation coverage fuzz chaos reference docs docs-links lint doctor \
+  bench bench-data bench-gpu lock release-check clean unknown-system FORCE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -106,7 +106,7 @@ test-times: $(STAMP) ## all tests, then the slowest, the time of each package, a
 	MILLRACE_TEST_STARTS=$$starts PYTHONPATH=$(CURDIR)/tests/starts $(PYTEST) -m 'not nightly' --times
 
 test-docs: $(STAMP) ## the tests of the documents and of the examples in them
-	@$(PYTEST) tests/unit/test_documentation.py tests/unit/test_extending.py tests/examples
+	@$(PYTEST) tests/unit/test_documentation.py tests/unit/test_extending.py tests/unit/test_site.py tests/examples
 
 test-mutation: $(STAMP) ## does the suite notice faults? One changed line at a time; hours
 	@$(BIN)/python tests/mutation/run.py
@@ -124,6 +124,14 @@ reference: $(STAMP) ## write the reference of the configuration's keys and its s
 	@$(BIN)/millrace config explain > docs/reference/config.md
 	@$(BIN)/millrace config schema > config/schema.json
 
+SPHINX = $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet
+
+docs: $(STAMP) ## build the site, strictly, into docs/_build/html
+	@$(SPHINX) -b html docs docs/_build/html && echo "Open $(CURDIR)/docs/_build/html/index.html in a browser."
+
+docs-links: $(STAMP) ## ask whether the addresses in the documents answer; needs the network
+	@$(SPHINX) -b linkcheck docs docs/_build/links && echo "All addresses answer."
+
 coverage: $(STAMP) ## all tests, then the lines of each package that they ran
 	@$(PYTEST) -m 'not nightly' --cov --cov-report= && $(BIN)/python tests/coverage_by_package.py
 
@@ -138,6 +146,8 @@ lint: $(STAMP) ## check format, style, types, import direction, spelling, dead c
 	echo "==> vulture";    $(BIN)/python tests/dead_code.py; \
 	echo "==> snakemake --lint"; $(BIN)/snakemake --lint; \
 	echo "==> check-jsonschema"; $(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml; \
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml; \
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff; \
 	echo "==> mypy"; wait $$mypy || { cat "$$types"; exit 1; }; cat "$$types"
 
 # Exit code 1 if a check failed. What it does: .venv/bin/millrace doctor --help
@@ -162,12 +172,21 @@ lock: ## write envs/requirements.lock anew from pyproject.toml (TORCH=torch==X.Y
 	echo "==> resolving in a temporary environment with $(TORCH)"; \
 	$(PYTHON) -m venv "$$scratch/venv"; pip="$$scratch/venv/bin/python -m pip"; \
 	$$pip install --quiet --progress-bar off $(TORCH_PIP_ARGS) "$(TORCH)" 'setuptools>=77'; \
-	$$pip install --quiet --progress-bar off --no-build-isolation -e '.[test,lint]'; \
+	$$pip install --quiet --progress-bar off --no-build-isolation -e '.[test,lint,docs]'; \
 	{ grep '^#' $(LOCK); $$pip freeze --all --exclude-editable --exclude pip \
 	  | sed 's/+[A-Za-z0-9.]*$$//' | grep -Ev '^(nvidia-|cuda-|triton==)'; } > "$$scratch/lock"; \
 	cp "$$scratch/lock" $(LOCK); \
 	echo "==> wrote $(LOCK); bring the pins in envs/*.yaml in line (make test names those that differ)"
 
+# The wheel is made of the sdist, so that both are whole. Tools for it alone stay out of the lock.
+release-check: $(STAMP) ## build sdist and wheel into dist/, check them, and that all places name one version
+	@MILLRACE_RELEASE=1 $(BIN)/python -m pytest -q tests/unit/test_release.py
+	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	echo "==> installing build and twine in a temporary environment"; \
+	$(PYTHON) -m venv "$$scratch/venv"; "$$scratch/venv/bin/python" -m pip install --quiet --progress-bar off build twine; \
+	rm -rf dist; "$$scratch/venv/bin/python" -m build --outdir dist . >"$$scratch/log" 2>&1 || { cat "$$scratch/log" >&2; exit 1; }; \
+	"$$scratch/venv/bin/python" -m twine check --strict dist/*
+
 clean: ## remove .venv and caches; results/ and runs/ stay
-	@rm -rf $(VENV) build .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis workflow/*.egg-info
+	@rm -rf $(VENV) build dist docs/_build docs/generated .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis workflow/*.egg-info
 	@find workflow tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # HDF5 reads this when it is loaded. Files are written once, under another name, and then renamed, so that
 # no reader needs a lock; where a file system has none, HDF5 and NetCDF files could not be opened with it.

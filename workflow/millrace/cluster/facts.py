@@ -11,6 +11,7 @@ from pydantic import Field
 from millrace.cluster.placement import MB_PER_GB, Needs, NodeType, Placement
 from millrace.config import Settings, Text, nearest, option
 from millrace.errors import ConfigError
+from millrace.home import HOME
 from millrace.input_files import is_there
 from millrace.layout import Layout
 from millrace.yaml_files import load_yaml
@@ -19,7 +20,7 @@ FILE = "cluster.yaml"
 LAYOUTS = ("n1_gpu1", "n1_gpu2", "n2_gpu1", "n2_gpu2", "n1_gpu4", "n4_gpu1")
 """Layouts that documents and tests list."""
 
-PROFILES = Path(__file__).parents[3] / "profiles"
+PROFILES = HOME / "profiles"
 # Entries of `jobs` that apply to rules without and with GPUs.
 _CLASSES = ("cpu", "gpu")
 

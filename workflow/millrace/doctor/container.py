@@ -11,8 +11,9 @@ from typing import Any
 from millrace.cluster import Cluster
 from millrace.doctor import look_inside
 from millrace.doctor.checks import Answer, Check, ask
-from millrace.doctor.environment import ROOT, compare_with_lock, dependencies, oldest_python
+from millrace.doctor.environment import compare_with_lock, dependencies, oldest_python
 from millrace.errors import ConfigError, UserError
+from millrace.home import HOME
 from millrace.launch.container import DEFINITION, command, image_of, shown
 from millrace.plan import Plan
 from millrace.schedulers.base import run_command
@@ -47,7 +48,7 @@ def check_container(
     checks.append(Check.ok("image", image))
     if not shutil.which("apptainer"):
         return checks, None
-    there = [path for path in (Path.cwd(), ROOT / "workflow", *outside) if path.exists()]
+    there = [path for path in (Path.cwd(), HOME / "workflow", *outside) if path.exists()]
     answer = _look(run, there)
     try:
         seen: dict[str, Any] = json.loads(answer.out.splitlines()[-1])
@@ -94,7 +95,7 @@ def _program() -> Check:
 
 
 def _look(run: str, paths: Sequence[Path]) -> Answer:
-    asked = json.dumps([dependencies(ROOT), [*map(str, paths)]])
+    asked = json.dumps([dependencies(HOME), [*map(str, paths)]])
     words = ("/bin/bash", "-c", f'exec {run} python - "$1"', "bash", asked)
     text = Path(look_inside.__file__).read_text()
     done = run_command(*words, timeout_s=_PATIENCE_S, stdin=text)
@@ -106,10 +107,10 @@ def _packages(image: str, seen: dict[str, Any]) -> Check:
     if "problem" in seen:
         return Check.failed(name, seen["problem"], rebuild)
     python = tuple(int(part) for part in seen["python"].split(".")[:2])
-    if python < (oldest := oldest_python(ROOT)):
+    if python < (oldest := oldest_python(HOME)):
         expected = ".".join(map(str, oldest))
         return Check.failed(name, f"Python {seen['python']}, expected {expected} or newer", rebuild)
-    missing, other = compare_with_lock(ROOT, seen["versions"])
+    missing, other = compare_with_lock(HOME, seen["versions"])
     if missing:
         return Check.failed(name, f"not installed: {', '.join(missing)}", rebuild)
     if other:

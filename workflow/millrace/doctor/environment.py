@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 
 from millrace.doctor.checks import Check
+from millrace.home import HOME
 
-ROOT = Path(__file__).parents[3]
 LOCK = "envs/requirements.lock"
 # File systems that other machines see as well; all others are local.
 _SHARED = re.compile(
@@ -25,7 +25,7 @@ _SHARED = re.compile(
 
 def check_environment(directory: Path) -> list[Check]:
     """Check the versions of packages, and the file system of Python for work in ``directory``."""
-    return [check_packages(ROOT), check_interpreter(directory)]
+    return [check_packages(HOME), check_interpreter(directory)]
 
 
 def check_packages(root: Path) -> Check:

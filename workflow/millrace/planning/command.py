@@ -20,12 +20,12 @@ from millrace.cluster import Cluster
 from millrace.cluster.facts import FILE, PROFILES, find_profile
 from millrace.command_line import add_json, make_parser, print_json
 from millrace.errors import ExitCode, exits_with_code
+from millrace.home import snakefile
 from millrace.planning.dry_run import planned_jobs
 from millrace.planning.estimates import Row, summarised
 from millrace.systems.base import resolve
 from millrace.yaml_files import read_files
 
-_CHECKOUT = PROFILES.parent
 _WIDTH = 100
 
 
@@ -137,7 +137,7 @@ def _for_snakemake(options: argparse.Namespace) -> list[str]:
     made = list(options.targets)
     own = any((here / name).is_file() for name in ("Snakefile", "workflow/Snakefile"))
     if options.snakefile or not own:
-        made += ["--snakefile", options.snakefile or str(_CHECKOUT / "Snakefile")]
+        made += ["--snakefile", options.snakefile or str(snakefile())]
     if options.profile:
         made += ["--profile", str(find_profile(options.profile).absolute())]
     if not any((here / name / "profiles/default").is_dir() for name in (".", "workflow")):

@@ -1,4 +1,4 @@
-"""Write a small project folder, from which the workflow of this checkout is run.
+"""Write a small project folder, from which the workflow of this installation is run.
 
 It holds a Snakefile, a commented configuration, profiles, a .gitignore and a README. Without --source raw
 files are simulated. With it their format is found by the names of the files, and what to take of those of
@@ -9,6 +9,7 @@ import argparse
 import json
 import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -23,7 +24,7 @@ from millrace.command_line import make_parser
 from millrace.config import nearest
 from millrace.errors import ConfigError, ExitCode, exits_with_code
 from millrace.files import output_errors
-from millrace.project.checkout import snakefile
+from millrace.home import snakefile
 from millrace.systems.base import Block, RawFormat, System, resolve
 from millrace.systems.registry import load_plugins, plugin, systems
 
@@ -122,12 +123,12 @@ def write_project(folder: Path, config: str, profile: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: exists and is not an empty folder; name a new one")
-    workflow = snakefile()
+    workflow, activation = snakefile(), Path(sys.prefix, "bin/activate")
     values = {
         "name": folder.absolute().name,
         "profile": profile.name,
         "snakefile": str(workflow),
-        "checkout": shlex.quote(str(workflow.parent)),
+        "environment": shlex.quote(str(activation)) if activation.is_file() else "",
         "account": (profile / FILE).is_file() and Cluster.read(profile.absolute()).account_required,
     }
     files = {

@@ -15,8 +15,8 @@ from millrace.cluster.facts import find_profile
 from millrace.command_line import make_parser
 from millrace.errors import ConfigError, DataError, ExitCode, UserError, exits_with_code
 from millrace.files import output_errors
+from millrace.home import snakefile
 from millrace.processes import dying_with_this
-from millrace.project.checkout import snakefile
 
 _OWN = ("Snakefile", "snakefile", "workflow/Snakefile", "workflow/snakefile")
 
