@@ -113,6 +113,17 @@ def test_crps_and_spread_of_three_members_are_held_back_and_the_mean_is_not(tmp_
     assert page.count("3 members are too few: 4 or more are needed.") == 6
 
 
+def test_a_red_number_says_which_seeds_make_it_so(tmp_path, table):
+    runs = [write_run(tmp_path, seed=seed, rmse=rmse) for seed, rmse in enumerate((1.0, 2.0, 5.0))]
+    rows, page = table(runs)
+    assert rows["skill"].mean() > 0
+    assert page.count("not above 0: seed 2<") == 3  # of test, validation and rollout
+    worse = [write_run(tmp_path, seed=seed, rmse=5.0, rate=0.2) for seed in (0, 1)]
+    _, page = table(worse)
+    assert "not above 0: seed" not in page, "the number itself shows it"
+    assert 'class="bad' in page.partition("<tbody>")[2]
+
+
 def test_without_ensembles_there_are_no_such_columns(tmp_path, table):
     rows, page = table([write_run(tmp_path)])
     assert "crps" not in rows

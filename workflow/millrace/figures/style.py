@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib import rc_context, ticker
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
+from numpy.typing import ArrayLike
 
 from millrace.errors import ConfigError, first_line
 from millrace.files import atomic_write
@@ -137,10 +138,23 @@ class Thousands(ScalarFormatter):
 
 
 def axis_label(variable: str, unit: str) -> str:
-    """Label such as ``Mass concentration (mg/L)`` from the name of a column and its unit."""
+    """Label such as ``Mass concentration (mg/L)`` from the name of a column and its unit.
+
+    A symbol, such as u or tas, stays as it is: in capitals it is another one.
+    """
     name = variable.replace("_", " ").strip()
-    name = name[:1].upper() + name[1:]
+    if len(name.split(" ")[0]) > 3:
+        name = name[:1].upper() + name[1:]
     return name if unit in ("", "-", "1") else f"{name} ({unit})"
+
+
+def log_if_wide(axes: Any, values: ArrayLike) -> None:
+    """Make the y axis logarithmic if it shows values that differ by a factor of 3 or more."""
+    shown = np.asarray(values, dtype=float)
+    shown = shown[np.isfinite(shown) & (shown > 0)]
+    if shown.size and shown.max() >= 3 * shown.min():
+        axes.set_yscale("log")
+        log_ticks(axes.yaxis, shown.min(), shown.max())
 
 
 def log_ticks(axis: Any, low: float, high: float) -> None:

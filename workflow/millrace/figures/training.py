@@ -18,6 +18,7 @@ from millrace.figures.style import (
     WARNING,
     axis_label,
     figure,
+    log_if_wide,
 )
 
 _MAX_COLUMNS = 6
@@ -89,13 +90,15 @@ def training_curves(
                 fontsize=8,
                 loc="left",
             )
-        top.set(yscale="log", ylabel="Loss")
-        bottom.set(yscale="log", ylabel="Learning rate", xlabel="Epoch")
+        log_if_wide(top, [*train, *validation[known], *([start] if start else [])])
+        log_if_wide(bottom, rate)
+        top.set(ylabel="Loss")
+        bottom.set(ylabel="Learning rate", xlabel="Epoch")
         bottom.xaxis.get_major_locator().set_params(integer=True)
         bottom.margins(x=0.01)
         fig.align_ylabels()
         handles, labels = top.get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        fig.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4))
 
 
 def skill_summary(table: Any, path: str | Path, baseline: str = "persistence") -> None:
@@ -106,7 +109,7 @@ def skill_summary(table: Any, path: str | Path, baseline: str = "persistence") -
     table
         Data frame, or mapping of columns, with ``experiment``, ``variable`` and ``skill`` (1 is
         perfect, 0 no better than the baseline, None or NaN undefined); one row per experiment,
-        variable and seed. Seeds are stacked in the order of the rows; a bar marks their mean.
+        variable and seed. Seeds are stacked in the order of the rows; a bar marks the mean of several.
     path
         File to write.
     baseline
@@ -118,7 +121,7 @@ def skill_summary(table: Any, path: str | Path, baseline: str = "persistence") -
     down = -(-len(variables) // across)
     with figure(path, PAGE_WIDTH, 0.5 + down * (0.6 + 0.55 * len(experiments))) as fig:
         grid = fig.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-        panels = grid.ravel()
+        panels, several = grid.ravel(), False
         for axes in panels[len(variables) :]:
             axes.remove()
         for axes, name in zip(panels, variables, strict=False):
@@ -140,7 +143,9 @@ def skill_summary(table: Any, path: str | Path, baseline: str = "persistence") -
                     seeds, height, color=PREDICTION, marker="o", markersize=5, linestyle="none",
                     markeredgecolor="white", markeredgewidth=0.4,
                 )  # fmt: skip
-                mean = [seeds.mean()] * 2
+                if seeds.size == 1:
+                    continue
+                mean, several = [seeds.mean()] * 2, True
                 axes.plot(mean, [row - 0.38, row + 0.38], color=TRUTH, linewidth=1.4, zorder=1.9)
             axes.set_title(axis_label(name, ""))
             axes.set_xmargin(0.08)
@@ -148,4 +153,5 @@ def skill_summary(table: Any, path: str | Path, baseline: str = "persistence") -
             axes.tick_params(axis="y", length=0)
         panels[0].set_yticks(range(len(experiments)), experiments)
         panels[0].set_ylim(len(experiments) - 0.5, -0.5)
-        fig.supxlabel(f"Skill over {baseline} (dots: seeds, bar: mean)", fontsize=9)
+        marks = "dots: seeds, bar: mean" if several else "one seed"
+        fig.supxlabel(f"Skill over {baseline} ({marks})", fontsize=9)

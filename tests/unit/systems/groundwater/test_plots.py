@@ -125,7 +125,11 @@ def test_time_series(tmp_path, drawn, aquifer):
     assert [axes.get_title("left") for axes in panels] == ["a", "b", "c"]
     assert [len(axes.lines) for axes in panels] == [3, 3, 3]
     np.testing.assert_array_equal(panels[1].lines[0].get_ydata(), aquifer.truth[:, node[1]])
-    np.testing.assert_array_equal(panels[2].lines[1].get_ydata(), aquifer.prediction[:, node[2]])
+    for line, values in zip(panels[2].lines[1:], (prediction[:, 2], truth[:, 2] + 1), strict=True):
+        first, last = np.split(line.get_ydata(), [4])
+        np.testing.assert_array_equal([*first, *last[1:]], values)
+        assert np.isnan(last[0]), "forecasts of two issue times are joined"
+        assert line.get_marker() == ".", "a forecast of one step cannot be seen"
 
 
 def test_most_variable():
@@ -310,12 +314,14 @@ def test_training_curves(tmp_path, drawn):
     for axes in (top, bottom):
         marks = [line.get_xdata()[0] for line in axes.lines if line.get_gid() == "resumed"]
         assert marks == [10, 20]
-        assert axes.get_yscale() == "log"
+    assert (top.get_yscale(), bottom.get_yscale()) == ("log", "linear")  # rates differ by 1.3
     train, validation, best = top.lines[:3]
     np.testing.assert_array_equal(train.get_ydata(), [1 / e for e in range(1, 31)])
     assert validation.get_xdata().tolist() == list(range(1, 31, 2))
     assert best.get_xdata()[0] == min(range(1, 31, 2), key=lambda e: 1.1 / e + 0.01 * e)
     assert bottom.lines[0].get_ydata()[-1] == records[-1]["learning_rate"]
+    labels = [label.get_text() for label in top.get_yticklabels()]
+    assert {"0.1", "1"} <= {*labels}, "no round numbers"
 
 
 def test_training_curves_without_validation_and_with_repeated_epochs(tmp_path, drawn):
@@ -358,9 +364,11 @@ def test_many_variables_are_put_in_rows(tmp_path, drawn):
     table = {"experiment": ["aurora"] * 8, "variable": names, "skill": np.linspace(-1, 0.6, 8)}
     training.skill_summary(table, tmp_path / "skill.png")
     axes = drawn[0].axes
-    assert [one.get_title("left") for one in axes] == [f"Z {level}" for level in range(8)]
+    assert [one.get_title("left") for one in axes] == [f"z {level}" for level in range(8)]
     assert len({one.get_position().y0 for one in axes}) == 2
     assert [one.lines[1].get_xdata()[0] for one in axes] == table["skill"].tolist()
+    assert {len(one.lines) for one in axes} == {2}, "a mean of one seed"
+    assert drawn[0].get_supxlabel() == "Skill over persistence (one seed)"
 
 
 def test_other_suffixes_are_refused_before_anything_is_drawn(tmp_path, aquifer):
@@ -404,6 +412,9 @@ def test_the_same_figure_gives_the_same_file(tmp_path, aquifer, suffix):
         ("mass_concentration", "mg/L", "Mass concentration (mg/L)"),
         ("head", "", "Head"),
         ("RMSE", "m", "RMSE (m)"),
+        ("u", "m/s", "u (m/s)"),
+        ("tas", "K", "tas (K)"),
+        ("u_850", "m/s", "u 850 (m/s)"),
     ],
 )
 def test_axis_labels(variable, unit, label):

@@ -69,21 +69,34 @@ def time_series(
 ) -> None:
     """Draw true and predicted series [T, n] of a few nodes over time (d), one panel each.
 
-    Forecasts stand one after the other; ``issue`` (d), [T], is the time of the last state given to each,
-    which thin lines show.
+    Forecasts stand one after the other, each a line of its own; ``issue`` (d), [T], is the time of the last
+    state given to each, which thin lines show.
 
     Each panel has a label as its title, e.g. the node and its position; NaN leaves a gap.
     """
+    # Where one forecast ends and the next begins, nothing is drawn between them.
+    given = np.zeros(len(np.asarray(time))) if issue is None else np.asarray(issue)
+    begins = np.flatnonzero(np.diff(given)) + 1
+    dots = {"marker": ".", "markersize": 3} if begins.size else {}
+    forecast = {"color": PREDICTION, "linestyle": "--", **dots}
+    baseline = {"color": PERSISTENCE, "linewidth": 0.9, "linestyle": ":", **dots}
     curves = (
-        ("Ground truth", truth, {"color": TRUTH}),
-        ("Prediction", prediction, {"color": PREDICTION, "linestyle": "--"}),
-        ("Persistence", persistence, {"color": PERSISTENCE, "linewidth": 0.9, "linestyle": ":"}),
+        ("Ground truth", truth, {"color": TRUTH}, []),
+        ("Prediction", prediction, forecast, begins),
+        ("Persistence", persistence, baseline, begins),
     )
     with figure(path, PAGE_WIDTH, 0.9 + 1.15 * len(labels)) as fig:
         panels = fig.subplots(len(labels), 1, sharex=True, squeeze=False)[:, 0]
+        days = np.asarray(time, dtype=float)
         for i, (axes, label) in enumerate(zip(panels, labels, strict=True)):
-            for name, values, look in curves:
-                axes.plot(time, np.asarray(values)[:, i], label=name, **look)
+            for name, values, look, gaps in curves:
+                series = np.insert(np.asarray(values, dtype=float)[:, i], gaps, np.nan)
+                axes.plot(
+                    np.insert(days, gaps, np.nan),
+                    series,
+                    label=name,
+                    **look,
+                )
             axes.set_title(label)
             axes.margins(x=0.01)
             axes.yaxis.set_major_formatter(Thousands())
