@@ -1,6 +1,7 @@
 """The one command: what it names is there, and what it does not know it says."""
 
 import contextlib
+import importlib
 import os
 import re
 import shlex
@@ -15,7 +16,12 @@ from millrace import cli
 from millrace.errors import ExitCode
 from millrace.systems.base import resolve
 
-DOCUMENTS = ("README.md", "config/README.md", "docs/extending.md", "profiles/README.md")
+DOCUMENTS = ["README.md", "config/README.md", "profiles/README.md", "examples/darcy/README.md"]
+DOCUMENTS += sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "docs").rglob("*.md")
+    if not {"generated", "_build"} & {*path.parts}
+)
 
 
 def help_of(capsys, *command):
@@ -68,14 +74,15 @@ def test_help_names_all_commands_with_examples(capsys):
     assert set(examples) <= {*cli.COMMANDS, "COMMAND"}
 
 
-def test_exit_codes_are_those_of_help_and_readme(capsys):
+def test_exit_codes_are_those_of_help_and_site(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     said = capsys.readouterr().out.partition("exit codes:\n")[2]
     told = {int(line.split()[0]): line.split(maxsplit=1)[1] for line in said.splitlines()}
     assert told == {int(code): code.meaning for code in ExitCode}
-    readme = (ROOT / "README.md").read_text()
-    assert dict(re.findall(r"^\| `(\d+)` \| (.+) \|$", readme, flags=re.M)) == {
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    page = importlib.import_module("generate").exit_codes()
+    assert dict(re.findall(r"^\| `(\d+)` \| (.+) \|$", page, flags=re.M)) == {
         str(code): meaning for code, meaning in told.items()
     }
 

@@ -59,7 +59,7 @@ def test_a_report_before_the_run_is_refused_in_one_sentence(tmp_path, monkeypatc
 def test_four_commands_lead_from_csv_files_to_scores_and_a_report(tmp_path):
     small = AquiferConfig(slices=4, nodes_per_slice=60, steps=120, spin_up=5.0)
     write_aquifer(small, tmp_path / "site", lambda *_: None)
-    section = (REPOSITORY / "README.md").read_text().partition("\n## A project of your own\n")[2]
+    section = (REPOSITORY / "docs/howto/own-data.md").read_text()
     (lines, *_) = re.findall(r"```\n(.*?)```", section, flags=re.DOTALL)
     commands = [line for line in lines.splitlines() if not line.startswith("cd ")]
     assert len(commands) == 4

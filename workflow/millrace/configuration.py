@@ -79,7 +79,7 @@ class ExperimentSettings(Settings):
         examples=[{"train.learning_rate": [1e-3, 3e-3], "model.hidden": [32, 64]}],
     )
     """Settings to try, and how: dotted keys such as `train.learning_rate` with a list or a range, and
-    `random`, `optuna` or `seeds`; see `Sweeps` in config/README.md."""
+    `random`, `optuna` or `seeds`; see docs/howto/sweep.md."""
     parallel: ParallelConfig = ParallelConfig()
     """How the GPUs of a layout are used; may change while a run is trained. If a model does not fit on one
     GPU."""

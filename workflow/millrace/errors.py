@@ -104,7 +104,7 @@ class ExitCode(IntEnum):
     """Exit codes of all commands and of the processes of a job (names after ``sysexits.h``)."""
 
     meaning: str
-    """For ``millrace --help`` and README.md."""
+    """For ``millrace --help`` and the site."""
 
     def __new__(cls, value: int, meaning: str) -> Self:
         """Make a member with what it means."""

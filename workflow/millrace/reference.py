@@ -16,7 +16,7 @@ _HEAD = """\
 # Configuration: all keys
 
 Made by `millrace config explain` from the code that checks them. How files combine, and an example:
-[config/README.md](../../config/README.md). A key that is not listed is refused. *required* means that
+[Configuration files](configuration.md). A key that is not listed is refused. *required* means that
 there is no default.
 """
 # Keys beside the blocks.

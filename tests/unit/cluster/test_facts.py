@@ -285,11 +285,11 @@ def test_every_key_of_the_file_is_described():
     assert sorted((key, said == "required") for key, said in described) == sorted(expected)
 
 
-def test_the_table_of_the_readme_is_that_of_show(capsys):
+def test_the_table_of_the_site_is_that_of_show(capsys):
     main(["show"])
     rows = [re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines()]
-    readme = (PROFILES.parent / "README.md").read_text()
+    page = (PROFILES.parent / "docs/howto/cluster.md").read_text()
     order = [rows[0].index(name) for name in ("layout", "gilbreth", "levante", "katana")]
     for row in rows[1:]:
         layout, *where = (row[i] for i in order)
-        assert f"| `{layout}` | {' | '.join(where)} |" in readme
+        assert f"| `{layout}` | {' | '.join(where)} |" in page

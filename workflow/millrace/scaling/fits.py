@@ -2,14 +2,14 @@ r"""Laws of scaling fitted to throughput, with intervals.
 
 With the throughput X of p ranks (samples per second) and that of one rank :math:`\lambda`:
 
-==========  ==============================================================  =========================
-law         X(p)                                                            source
-==========  ==============================================================  =========================
-Amdahl      :math:`\lambda p / (1 + \sigma (p - 1))`                         Amdahl 1967, AFIPS 30
-Gustafson   :math:`\lambda (p - s (p - 1))`                                  Gustafson 1988, CACM 31(5)
-USL         :math:`\lambda p / (1 + \sigma (p - 1) + \kappa p (p - 1))`      Gunther 2007, *Guerrilla
-                                                                            Capacity Planning*, ch. 4
-==========  ==============================================================  =========================
+==========  ===========================================================  ================================
+law         X(p)                                                         source
+==========  ===========================================================  ================================
+Amdahl      :math:`\lambda p / (1 + \sigma (p - 1))`                     Amdahl 1967, AFIPS 30
+Gustafson   :math:`\lambda (p - s (p - 1))`                              Gustafson 1988, CACM 31(5)
+USL         :math:`\lambda p / (1 + \sigma (p - 1) + \kappa p (p - 1))`  Gunther 2007, Guerrilla Capacity
+                                                                         Planning, ch. 4
+==========  ===========================================================  ================================
 
 The constant :math:`\sigma` is the serial share (contention), :math:`\kappa` the cost of coherence between
 pairs of ranks. The first and the third law are linear in p / X, the second in X: each is a linear model

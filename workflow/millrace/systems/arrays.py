@@ -29,9 +29,9 @@ class Samples:
     """
 
     inputs: Mapping[str, Field]
-    """What is given, by name: [S, *grid], or [S] for what is the same in all cells."""
+    r"""What is given, by name: [S, \*grid], or [S] for what is the same in all cells."""
     targets: Mapping[str, Field]
-    """What is predicted, by name: [S, *grid]."""
+    r"""What is predicted, by name: [S, \*grid]."""
     coordinates: Mapping[str, Field]
     """Of the cells: along each axis of the grid in turn, [n], of which figures draw the last one to the
     right and the one before it upwards; or several of the shape of the grid each, such as latitude and

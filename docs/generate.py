@@ -1,0 +1,200 @@
+"""Pages of the reference that are made from the code: commands, exit codes, messages, Python."""
+
+import argparse
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import millrace
+from millrace.cli import COMMANDS, full_parser
+from millrace.errors import ExitCode
+
+LIBRARY = Path(millrace.__file__).parent
+ERRORS = ("ConfigError", "DataError", "NotFiniteError", "DivergedError")
+ERRORS += ("OutputError", "LockedError", "SchedulerError")
+# What plug-ins use, then what reads and writes the files that others may want to read.
+MODULES = {
+    "Systems and models of your own": [
+        "systems.base",
+        "systems.arrays",
+        "models.spec",
+        "models.losses",
+        "config",
+        "evaluation.base",
+        "data.samples",
+        "checking.contracts",
+    ],
+    "Files and runs": [
+        "files",
+        "data.hdf5",
+        "training.store",
+        "training.run_hash",
+        "training.batches",
+        "layout",
+        "errors",
+    ],
+    "Scaling": ["scaling.factors", "scaling.fits", "scaling.communication"],
+}
+
+
+def write(folder: Path) -> None:
+    """Write all pages into a folder; a page that would stay the same is not touched."""
+    folder.mkdir(exist_ok=True)
+    pages = {
+        "commands.md": commands(),
+        "exit-codes.md": exit_codes(),
+        "messages.md": messages(),
+        "python.rst": python(),
+    }
+    for name, text in pages.items():
+        path = folder / name
+        if not path.is_file() or path.read_text() != text:
+            path.write_text(text)
+
+
+def commands() -> str:
+    """All commands of ``millrace`` with their options and examples."""
+    parts = [
+        "# Commands",
+        "`millrace COMMAND --help` says the same in the terminal. The workflow itself is run by "
+        "`snakemake`, see [Run the workflow](../howto/run.md). What the exit codes mean: "
+        "[Exit codes](exit-codes.md).",
+    ]
+    for name, parser in _subparsers(full_parser()):
+        parts += _command(f"millrace {name}", parser, COMMANDS[name][1], level=2)
+    return "\n\n".join(parts) + "\n"
+
+
+def _command(name: str, parser: argparse.ArgumentParser, about: str, level: int) -> Iterator[str]:
+    """Parts of the page that tell of a command and of the commands below it."""
+    told, _, examples = (parser.epilog or "").partition("examples:\n")
+    yield f"{'#' * level} `{name}`"
+    yield _plain(parser.description or f"{about[0].upper()}{about[1:]}.")
+    if told.strip():
+        yield _plain(told)
+    rows = [_row(action) for action in parser._actions if _shown(action)]
+    if rows:
+        yield "\n".join(["| option | meaning |", "|---|---|", *rows])
+    if examples:
+        lines, _, after = examples.partition("\n\n")
+        yield "```\n" + "\n".join(line.strip() for line in lines.splitlines()) + "\n```"
+        if after.strip():
+            yield _plain(after)
+    for below, one in _subparsers(parser):
+        yield from _command(f"{name} {below}", one, below, level + 1)
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.ArgumentParser]]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return list(action.choices.items())
+    return []
+
+
+def _shown(action: argparse.Action) -> bool:
+    kinds = (argparse._HelpAction, argparse._SubParsersAction)
+    return not isinstance(action, kinds) and action.help != argparse.SUPPRESS
+
+
+def _row(action: argparse.Action) -> str:
+    value = action.metavar or (action.dest.upper() if action.nargs != 0 else "")
+    value = value if isinstance(value, str) else " ".join(value)
+    if action.choices and not action.metavar:
+        value = "{" + ",".join(map(str, action.choices)) + "}"
+    name = ", ".join(action.option_strings) or value
+    shown = f"{name} {value}" if action.option_strings and value else name
+    needed = " *Required.*" if action.required and action.option_strings else ""
+    return f"| `{shown}` | {_cell(_sentence(action))}{needed} |"
+
+
+def _sentence(action: argparse.Action) -> str:
+    text = " ".join((action.help or "").split())
+    text = text.replace("%(default)s", str(action.default)).replace("%%", "%")
+    return f"{text[:1].upper()}{text[1:]}." if text and not text.endswith(".") else text
+
+
+def exit_codes() -> str:
+    """The table of exit codes."""
+    rows = [f"| `{int(code)}` | {code.meaning} |" for code in ExitCode]
+    return "\n".join(
+        [
+            "# Exit codes",
+            "",
+            "Of all commands of `millrace`, and of the processes of a job. `snakemake` itself ends "
+            "with 0 or 1; the code of a job stands in its log.",
+            "",
+            "| code | meaning |",
+            "|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def messages() -> str:
+    """All sentences with which something is refused, by the part of Millrace that says them."""
+    parts = [
+        "# Messages",
+        "Sentences with which Millrace refuses something, so that the search finds them. … stands "
+        "for what differs: a file, a line, a key, a number. A `ConfigError` is a mistake in the "
+        "command or configuration (exit code 2), a `DataError` one in the data (65). Each names what "
+        "was expected and what to do.",
+    ]
+    for path in sorted(LIBRARY.rglob("*.py")):
+        found = list(dict.fromkeys(_messages(path)))
+        if found:
+            module = ".".join(path.relative_to(LIBRARY).with_suffix("").parts)
+            rows = [f"- {kind}: {text}" for kind, text in found]
+            parts += [f"## `millrace.{module}`", "\n".join(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _messages(path: Path) -> Iterator[tuple[str, str]]:
+    """Kinds and sentences of the errors that a file raises."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
+            continue
+        if node.func.id in ERRORS:
+            text = " ".join(_template(node.args[0]).split())
+            if len(re.findall(r"[a-z]{2,}", text)) > 2:  # more than a variable
+                yield node.func.id, _plain(text)
+
+
+def _template(node: ast.expr) -> str:
+    """A string with … for what is put in."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(_template, node.values))
+    if isinstance(node, ast.BinOp):
+        return _template(node.left) + _template(node.right)
+    return "…"
+
+
+def python() -> str:
+    """Modules that others may import."""
+    head = "Python"
+    about = (
+        "What plug-ins use, and what helps to read the files of Millrace. Everything else is "
+        "internal and may change; all modules are documented in their source."
+    )
+    parts = [f"{head}\n{'=' * len(head)}", about]
+    for title, names in MODULES.items():
+        parts.append(f"{title}\n{'-' * len(title)}")
+        for name in names:
+            full = f"``millrace.{name}``"
+            parts += [f"{full}\n{'~' * len(full)}", f".. automodule:: millrace.{name}"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text of a docstring as Markdown: nothing in it is markup but code in backticks."""
+    text = text.strip().replace("``", "`")
+    pieces = re.split(r"(`[^`\n]*`)", text)
+    pieces[::2] = [re.sub(r"([\\*_<>\[\]|#~$])", r"\\\1", piece) for piece in pieces[::2]]
+    return "".join(pieces)
+
+
+def _cell(text: str) -> str:
+    return _plain(text).replace("\n", " ")
