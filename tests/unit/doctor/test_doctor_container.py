@@ -10,7 +10,8 @@ from images import Image, with_apptainer
 from millrace.doctor import command as doctor
 from millrace.doctor.checks import Result
 from millrace.doctor.container import arguments_of, check_container
-from millrace.doctor.environment import ROOT, dependencies
+from millrace.doctor.environment import dependencies
+from millrace.home import HOME
 
 VERSION = "apptainer version 1.4.5"
 
@@ -30,12 +31,12 @@ def place(tmp_path, monkeypatch):
 @pytest.fixture
 def judge(place, commands):
     """(cluster, **what the Python of the image finds other than is sound) -> checks by name."""
-    lock = re.findall(r"^([\w.-]+)==(.*)$", (ROOT / "envs/requirements.lock").read_text(), re.M)
+    lock = re.findall(r"^([\w.-]+)==(.*)$", (HOME / "envs/requirements.lock").read_text(), re.M)
     pins = {re.sub("[-_.]+", "-", name).lower(): version for name, version in lock}
     sound = {"python": "3.11.9", "missing": [], "cuda": "13.0", "gpus": 0}
 
     def checks(cluster=None, versions=(), **changes):
-        found = {name: pins[name] for name in dependencies(ROOT)} | dict(versions)
+        found = {name: pins[name] for name in dependencies(HOME)} | dict(versions)
         said = json.dumps({**sound, "versions": found, **changes})
         commands.answers("apptainer", **{"-version": VERSION, "-home": said})
         return checked(place, cluster)
@@ -101,7 +102,7 @@ def test_python_in_the_image(judge, place, commands):
     good = judge()["packages in the image"]
     assert (good.result, good.detail) == (
         Result.OK,
-        f"Python 3.11.9, {len(dependencies(ROOT))} packages as locked",
+        f"Python 3.11.9, {len(dependencies(HOME))} packages as locked",
     )
     again = "apptainer build --force millrace.sif"
     for changes, detail in (
