@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import millrace
-from millrace.cli import COMMANDS, full_parser
+from millrace.cli import COMMANDS
 from millrace.errors import ExitCode
+from millrace.systems.base import resolve
 
 LIBRARY = Path(millrace.__file__).parent
 ERRORS = ("ConfigError", "DataError", "NotFiniteError", "DivergedError")
@@ -61,16 +62,18 @@ def commands() -> str:
         "`snakemake`, see [Run the workflow](../howto/run.md). What the exit codes mean: "
         "[Exit codes](exit-codes.md).",
     ]
-    for name, parser in _subparsers(full_parser()):
-        parts += _command(f"millrace {name}", parser, COMMANDS[name][1], level=2)
+    for name, (module, _) in COMMANDS.items():
+        parts += _command(f"millrace {name}", resolve(f"{module}:parser")(), level=2)
     return "\n\n".join(parts) + "\n"
 
 
-def _command(name: str, parser: argparse.ArgumentParser, about: str, level: int) -> Iterator[str]:
+def _command(name: str, parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
     """Parts of the page that tell of a command and of the commands below it."""
     told, _, examples = (parser.epilog or "").partition("examples:\n")
     yield f"{'#' * level} `{name}`"
-    yield _plain(parser.description or f"{about[0].upper()}{about[1:]}.")
+    # As the docstring of a module begins, which is the description.
+    about = re.sub(r"^The command ``millrace \w+``: ", "", parser.description or "")
+    yield _plain(_sentence(about))
     if told.strip():
         yield _plain(told)
     rows = [_row(action) for action in parser._actions if _shown(action)]
@@ -82,7 +85,7 @@ def _command(name: str, parser: argparse.ArgumentParser, about: str, level: int)
         if after.strip():
             yield _plain(after)
     for below, one in _subparsers(parser):
-        yield from _command(f"{name} {below}", one, below, level + 1)
+        yield from _command(f"{name} {below}", one, level + 1)
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> list[tuple[str, argparse.ArgumentParser]]:
@@ -105,13 +108,13 @@ def _row(action: argparse.Action) -> str:
     name = ", ".join(action.option_strings) or value
     shown = f"{name} {value}" if action.option_strings and value else name
     needed = " *Required.*" if action.required and action.option_strings else ""
-    return f"| `{shown}` | {_cell(_sentence(action))}{needed} |"
+    text = " ".join((action.help or "").split()).replace("%(default)s", str(action.default))
+    return f"| `{shown}` | {_cell(_sentence(text.replace('%%', '%')))}{needed} |"
 
 
-def _sentence(action: argparse.Action) -> str:
-    text = " ".join((action.help or "").split())
-    text = text.replace("%(default)s", str(action.default)).replace("%%", "%")
-    return f"{text[:1].upper()}{text[1:]}." if text and not text.endswith(".") else text
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}" if text else ""
 
 
 def exit_codes() -> str:

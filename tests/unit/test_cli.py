@@ -51,6 +51,16 @@ def test_each_command_helps_with_examples_that_are_right(name, capsys):
             parsed(line)
 
 
+def test_every_option_of_every_command_says_what_it_is_for(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    page = importlib.import_module("generate").commands()
+    rows = re.findall(r"^\| `(.+)` \|(.*)\|$", page, flags=re.M)
+    assert len(rows) > 60
+    assert [option for option, meaning in rows if not meaning.strip()] == []
+    headings = re.findall(r"^#+ `millrace (.+)`$", page, flags=re.M)
+    assert {*cli.COMMANDS, "cluster place", "runs backup", "config explain"} <= {*headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_in_documents_are_right(document, capsys):
     text = (ROOT / document).read_text().replace("\\\n", " ")

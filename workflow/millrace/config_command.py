@@ -37,8 +37,9 @@ def parser() -> argparse.ArgumentParser:
     told.add_argument("key", nargs="?", metavar="KEY", help="a name, or the end of a path")
     text = "print the JSON schema, by which editors complete and check keys"
     printed = add_command(commands, "schema", _print_schema, text, "", "--plugin my_gru.py")
+    text = "file or module of a system from outside, whose keys are told as well; can be repeated"
     for one in (told, printed):
-        one.add_argument("--plugin", action="append", default=[], metavar="PLUGIN")
+        one.add_argument("--plugin", action="append", default=[], metavar="PLUGIN", help=text)
     return made
 
 

@@ -81,15 +81,17 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(required=True, metavar="COMMAND")
     text = "where layouts go on all clusters, or the node types of one"
     shown = add_command(commands, "show", _show, text, "", "gilbreth", "gilbreth --json")
-    shown.add_argument("name", nargs="?", metavar="CLUSTER")
+    where = "name of a profile, or a folder with a slash"
+    shown.add_argument("name", nargs="?", metavar="CLUSTER", help=f"{where}; default: all")
     add_json(shown)
     text = "read the facts of a cluster, and list what its jobs get"
     checked = add_command(commands, "check", _check, text, "gilbreth", "profiles/mine/")
-    checked.add_argument("name", metavar="CLUSTER")
+    checked.add_argument("name", metavar="CLUSTER", help=where)
     examples = ("gilbreth n2_gpu2", "levante - preprocess --json")
     placed = add_command(commands, "place", _place, "what one job would ask for", *examples)
-    placed.add_argument("name", metavar="CLUSTER")
+    placed.add_argument("name", metavar="CLUSTER", help=where)
     placed.add_argument("layout", metavar="LAYOUT", help="- for a rule without one")
-    placed.add_argument("rule", nargs="?", default="train_segment", metavar="RULE")
+    text = "of the job (default: train_segment)"
+    placed.add_argument("rule", nargs="?", default="train_segment", metavar="RULE", help=text)
     add_json(placed)
     return made

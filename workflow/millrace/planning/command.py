@@ -193,8 +193,10 @@ def parser() -> argparse.ArgumentParser:
         "--parallel aurora_large --layout n4_gpu4 --division '{dp_shard: 4, pipeline: 4}'",
     )
     made.add_argument("targets", nargs="*", metavar="TARGET", help="as of snakemake: train, ...")
-    made.add_argument("--configfile", type=Path, nargs="+", default=[], metavar="FILE")
-    made.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE")
+    text = "as of snakemake: files laid over config/config.yaml"
+    made.add_argument("--configfile", type=Path, nargs="+", default=[], metavar="FILE", help=text)
+    text = "as of snakemake: values laid over those of files"
+    made.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help=text)
     text = "a folder of profiles/ here or of the checkout, or its path; default: this machine"
     made.add_argument("--profile", metavar="PROFILE", help=text)
     text = "the workflow; default: that of this folder, else that of the checkout"

@@ -194,7 +194,7 @@ def parser() -> argparse.ArgumentParser:
     add_json(add("list", _list, text, several, examples=["", "gino_salt --json"]))
     text = "one run: run hash, sessions, losses, checkpoints"
     shown = add("show", _show, text, examples=[one])
-    shown.add_argument("run", metavar="RUN")
+    shown.add_argument("run", metavar="RUN", help="a path, or the beginning of its name")
     text = "path of the newest intact checkpoint of the run changed last"
     add("latest", _latest, text, several, examples=[one])
     text = "remove old steps and leftovers; a dry run without --yes"
