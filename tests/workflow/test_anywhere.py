@@ -156,7 +156,8 @@ def test_paths_of_the_configuration_start_where_the_user_stands(module):
 @pytest.mark.slow
 def test_a_module_is_reported(module):
     text = module.report()
-    assert "Millrace trained and evaluated the experiments tiny" in text
+    assert "Millrace trained and evaluated" in text
+    assert "the model gino on small" in text
     # Whose configuration is not that of the Snakefile.
     snakefile = module.path("Snakefile")
     own = snakefile.read_text().replace("config: config", 'config: config["its"]')
