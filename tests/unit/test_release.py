@@ -108,7 +108,7 @@ def test_a_project_is_made_and_planned_from_an_installed_wheel(wheel, tmp_path):
     place = tmp_path / "environment"
     venv.create(place, symlinks=True)
     packages = sysconfig.get_path("purelib", vars={"base": place})
-    others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    others = {path for path in sys.path if path.endswith("site-packages")}
     with open(f"{packages}/others.pth", "w") as file:  # noqa: PTH123
         # Paths alone: what these folders say of editable packages is not read.
         file.write("\n".join(sorted(others)))

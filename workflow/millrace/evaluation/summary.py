@@ -278,13 +278,13 @@ def _cell(name: str, group: pd.DataFrame, table: Table) -> _Cell:
         return _Cell("undefined", style="none")
     # Baselines are the same for all seeds.
     deviates = values.nunique() > 1 and name not in (*table.pooled, *table.lowest)
-    worse = group.loc[values <= 0, "seed"] if name.endswith("skill") else []
+    worse = list(group.loc[values <= 0, "seed"]) if name.endswith("skill") else []
     some = 0 < len(worse) < len(group)
     text, _, deviation = format_score(
         float(shown), float(values.std()) if deviates else None
     ).partition(" ")
     note = f"not above 0: seed {', '.join(map(str, worse))}" if some else ""
-    return _Cell(text, float(shown), "bad" if len(worse) else "", deviation=deviation, note=note)
+    return _Cell(text, float(shown), "bad" if worse else "", deviation=deviation, note=note)
 
 
 def _of_run(name: str, values: pd.Series) -> str:

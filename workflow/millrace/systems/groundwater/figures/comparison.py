@@ -80,7 +80,7 @@ def time_series(
     dots = {"marker": ".", "markersize": 3} if begins.size else {}
     forecast = {"color": PREDICTION, "linestyle": "--", **dots}
     baseline = {"color": PERSISTENCE, "linewidth": 0.9, "linestyle": ":", **dots}
-    curves = (
+    curves: tuple[tuple[str, ArrayLike, dict[str, Any], Any], ...] = (
         ("Ground truth", truth, {"color": TRUTH}, []),
         ("Prediction", prediction, forecast, begins),
         ("Persistence", persistence, baseline, begins),
