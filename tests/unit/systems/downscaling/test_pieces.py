@@ -174,6 +174,26 @@ def test_ensembles_in_pieces_are_those_of_the_globe_seams_included(blocks):
     assert (jumps[0] - jumps[1]).abs().max() < 1e-5 * expected.abs().max()
 
 
+def test_a_solver_makes_samples_once_and_no_transposes(blocks, monkeypatch):
+    dataset = opened(blocks, 50, cache_bytes=0)
+    _, _, module = built("unet", dataset)
+    made, at_times = [], dataset.at_times
+    monkeypatch.setattr(
+        dataset, "at_times", lambda *a, **k: made.append(k["piece"]) or at_times(*a, **k)
+    )
+    config = SamplerConfig(members=1, steps=3)
+    expected = sample_grid(module, dataset, config, 6)
+    assert made == list(range(7))
+    sizes = [size_of(dataset.geometry(6).levels)]
+    dataset.surround(lambda blocks, _: blocks)  # forget matrices
+    built("unet", dataset)
+    sizes.append(size_of(dataset.geometry(6).levels))
+    assert sizes[0] < 0.6 * sizes[1], "gradients need transposes"
+    monkeypatch.setattr("millrace.systems.downscaling.sampling.HELD_BYTES", 0)
+    assert torch.equal(sample_grid(module, dataset, config, 6), expected)
+    assert made == list(range(7)) * 5
+
+
 def test_a_regression_in_pieces_is_that_of_the_globe(blocks):
     whole, parted = opened(blocks), opened(blocks, 50)
     _, _, module = built("regression", whole, parted)

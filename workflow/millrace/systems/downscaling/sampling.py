@@ -29,6 +29,9 @@ SOLVERS: dict[str, Callable[..., Any]] = {
     "euler": EDMEulerScheduler,
 }
 
+HELD_BYTES = 1 << 30
+"""Size of the samples of pieces that are kept while an ensemble is drawn."""
+
 
 class SamplerConfig(Settings):
     """How samples are drawn."""
@@ -88,15 +91,16 @@ def sample_grid(
     shape = (dataset.grid.n_cells, len(dataset.config.variables))
     keys = [(config.seed, time, member) for member in range(config.members)]
     noise_ENV = torch.stack([_noise(shape, key) for key in keys])
+    samples = _Samples(dataset, time)
 
     def raw(scaled_ENV: Tensor, sigma_E: Tensor) -> Tensor:
         def of_piece(batch: BlockBatch, member: int, given_1NV: Tensor) -> Tensor:
             return module.raw(given_1NV, sigma_E[:1].to(given_1NV.device), batch)
 
-        return _in_pieces(of_piece, dataset, time, scaled_ENV)
+        return _in_pieces(of_piece, samples, scaled_ENV)
 
     x_ENV = _carried(raw, noise_ENV, config) / SIGMA_DATA
-    return _in_pieces(lambda batch, _, given: recentred(given, batch), dataset, time, x_ENV)
+    return _in_pieces(lambda batch, _, given: recentred(given, batch), samples, x_ENV)
 
 
 @torch.no_grad()
@@ -107,13 +111,38 @@ def expected_grid(
     if dataset.is_whole:
         return module(dataset.at_times(np.array([time])))
     nothing_1NV = torch.zeros(1, dataset.grid.n_cells, len(dataset.config.variables))
-    return _in_pieces(lambda batch, *_: module(batch), dataset, time, nothing_1NV)
+    return _in_pieces(lambda batch, *_: module(batch), _Samples(dataset, time), nothing_1NV)
+
+
+class _Samples:
+    """Samples of all pieces of a grid at a time index, which each step of a solver asks for again.
+
+    Up to `HELD_BYTES` of them are kept in the memory of the host, without their matrices, which the
+    dataset keeps.
+    """
+
+    def __init__(self, dataset: BlockDataset, time: int) -> None:
+        self.dataset, self._steps = dataset, np.array([time])
+        self._held: dict[int, dict[str, Tensor]] = {}
+        self._bytes = 0
+
+    def batch(self, piece: int) -> BlockBatch:
+        """The sample of a piece on the device."""
+        if piece in self._held:
+            held = {name: x.to(self.dataset.device) for name, x in self._held[piece].items()}
+            return BlockBatch(geometry=self.dataset.geometry(piece), **held)
+        batch = self.dataset.at_times(self._steps, piece=piece)
+        tensors = {name: x for name, x in vars(batch).items() if isinstance(x, Tensor)}
+        size = sum(x.nbytes for x in tensors.values())
+        if self._bytes + size <= HELD_BYTES:
+            self._bytes += size
+            self._held[piece] = {name: x.cpu() for name, x in tensors.items()}
+        return batch
 
 
 def _in_pieces(
     function: Callable[[BlockBatch, int, Tensor], Tensor],
-    dataset: BlockDataset,
-    time: int,
+    samples: "_Samples",
     given_ENV: Tensor,
 ) -> Tensor:
     """Apply a function to the fields of each member on each piece, with those on the blocks around it.
@@ -121,11 +150,12 @@ def _in_pieces(
     It is called with (batch of the piece, member, fields [1, N, V]); what it gives on own blocks counts.
     """
     made_ENV = torch.empty_like(given_ENV)
+    dataset = samples.dataset
     given_EMKV, made_EMKV = (
         x.unflatten(1, (dataset.grid.n_blocks, -1)) for x in (given_ENV, made_ENV)
     )
     for piece in range(len(dataset.pieces)):
-        batch, cut = dataset.at_times(np.array([time]), piece=piece), dataset.cut(piece)
+        batch, cut = samples.batch(piece), dataset.cut(piece)
         blocks_M, own_M = (torch.from_numpy(one) for one in (cut.blocks_M, dataset.pieces[piece]))
         for member in range(len(given_ENV)):
             part_1NV = given_EMKV[member, blocks_M].flatten(0, 1)[None].to(dataset.device)

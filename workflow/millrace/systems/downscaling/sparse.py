@@ -4,45 +4,64 @@ Rows are gathered and summed by `torch.nn.functional.embedding_bag`, which is so
 than the product of `torch.sparse` on the CPU, and its gradient by the same with the transposed matrix.
 """
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+MANY = 2**31
+"""Places in memory that numbers of 32 bits cannot count: they take half of what larger ones do."""
+
 
 class SparseMatrix:
-    """A constant matrix [R, N] for products with batches."""
+    """A constant matrix [R, N] for products with batches.
+
+    Its transpose is made when a gradient is asked for: on a forecast alone it would be wasted.
+    """
 
     def __init__(self, matrix: csr_array, device: torch.device) -> None:
         self.shape = matrix.shape
-        self._bags = tuple(_Bags.of(csr_array(one), device) for one in (matrix, matrix.T))
+        self._matrix, self._device = matrix, device
+        self._bags = _Bags.of(csr_array(matrix), device)
 
     @classmethod
     def empty(cls, shape: tuple[int, int], entries: int, device: torch.device) -> "SparseMatrix":
-        """A matrix of so many entries without content, where only sizes count."""
+        """A matrix of so many entries and its transpose without content, where only sizes count."""
         made = cls.__new__(cls)
         made.shape = shape
-        made._bags = tuple(
+        made._bags, made.transposed = (
             _Bags(
                 columns,
-                torch.empty(entries, dtype=torch.int64, device=device),
-                torch.empty(rows + 1, dtype=torch.int64, device=device),
+                torch.empty(entries, dtype=torch.int32, device=device),
+                torch.empty(rows + 1, dtype=torch.int32, device=device),
                 torch.empty(entries, device=device),
             )
             for rows, columns in (shape, shape[::-1])
         )
         return made
 
+    @cached_property
+    def transposed(self) -> "_Bags":
+        """What its gradient is computed with."""
+        return _Bags.of(csr_array(self._matrix.T), self._device)
+
     def tensors(self) -> list[Tensor]:
         """What it holds."""
-        return [tensor for bags in self._bags for tensor in bags.tensors()]
+        made = [self._bags, *([self.transposed] if "transposed" in self.__dict__ else [])]
+        return [tensor for bags in made for tensor in bags.tensors()]
 
     def __call__(self, x_BNC: Tensor) -> Tensor:
         """Multiply each sample, [B, R, C]."""
         rows = x_BNC.flatten(0, 1)
-        product: Tensor = _Product.apply(rows, *self._bags, len(x_BNC))
+        product: Tensor = _Product.apply(rows, self, len(x_BNC))
         return product.unflatten(0, (len(x_BNC), self.shape[0]))
+
+    def sum(self, rows: Tensor, n_samples: int) -> Tensor:
+        """Multiply the rows of so many samples, which follow each other."""
+        return self._bags.sum(rows, n_samples)
 
 
 class _Bags:
@@ -54,11 +73,13 @@ class _Bags:
 
     @classmethod
     def of(cls, matrix: csr_array, device: torch.device) -> "_Bags":
+        """Bags on a device; on the CPU those of a matrix in single precision are no copies."""
+        counted = np.int32 if max(matrix.nnz, *matrix.shape) < MANY else np.int64
         index, start, weight = (
-            torch.from_numpy(values.astype(kind)).to(device)
+            torch.from_numpy(values.astype(kind, copy=False)).to(device)
             for values, kind in (
-                (matrix.indices, np.int64),
-                (matrix.indptr, np.int64),
+                (matrix.indices, counted),
+                (matrix.indptr, counted),
                 (matrix.data, np.float32),
             )
         )
@@ -69,27 +90,37 @@ class _Bags:
         return [self._index, self._start, self._weight, *of_batches]
 
     def sum(self, rows: Tensor, n_samples: int) -> Tensor:
-        if n_samples not in self._of_batch:
-            sample = torch.arange(n_samples, device=self._index.device)[:, None]
-            self._of_batch[n_samples] = (
-                (self._index + sample * self._columns).flatten(),
-                (self._start[:-1] + sample * len(self._index)).flatten(),
-                self._weight.repeat(n_samples),
-            )
-        index, start, weight = self._of_batch[n_samples]
+        index, start, weight = self._repeated(n_samples)
         weight = weight.to(rows.dtype)
         return embedding_bag(index, rows, start, mode="sum", per_sample_weights=weight)
+
+    def _repeated(self, n_samples: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Columns, begins and weights of the bags of all samples."""
+        if n_samples == 1:
+            return self._index, self._start[:-1], self._weight
+        if n_samples not in self._of_batch:
+            is_large = n_samples * max(self._columns, len(self._index)) >= MANY
+            index, start = (
+                one.long() if is_large else one for one in (self._index, self._start[:-1])
+            )
+            sample = torch.arange(n_samples, dtype=index.dtype, device=index.device)[:, None]
+            self._of_batch[n_samples] = (
+                (index + sample * self._columns).flatten(),
+                (start + sample * len(index)).flatten(),
+                self._weight.repeat(n_samples),
+            )
+        return self._of_batch[n_samples]
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, forward, backward, n_samples):  # type: ignore[no-untyped-def]
-        ctx.bags, ctx.n_samples = backward, n_samples
-        return forward.sum(rows.contiguous(), n_samples)
+    def forward(ctx, rows, matrix, n_samples):  # type: ignore[no-untyped-def]
+        ctx.matrix, ctx.n_samples = matrix, n_samples
+        return matrix.sum(rows.contiguous(), n_samples)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        return ctx.bags.sum(gradient.contiguous(), ctx.n_samples), None, None, None
+        return ctx.matrix.transposed.sum(gradient.contiguous(), ctx.n_samples), None, None
 
 
 # Matrices are counted where the memory of a batch is.
