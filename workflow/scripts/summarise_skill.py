@@ -16,7 +16,9 @@ with job(snakemake):
     summarise(
         [Path(path) for path in snakemake.input.metrics],
         [Path(path) for path in snakemake.input.ensembles],
-        taken=taken(sources, Path(snakemake.params.benchmarks)),
+        taken=taken(
+            sources, Path(snakemake.params.benchmarks), snakemake.config.get("datasets", {})
+        ),
         others=[] if others is ... else [Path(path) for path in others],
         **{name: Path(path) for name, path in snakemake.output.items()},
     )

@@ -149,6 +149,21 @@ def test_what_a_piece_of_a_grid_takes_is_shown_and_does_not_grow_with_the_grid(t
     assert held[0] == held[1]
 
 
+@pytest.mark.parametrize("levels", [(2, 4), (4, 2)])
+def test_of_several_datasets_the_one_with_the_largest_samples_is_shown(tmp_path, capsys, levels):
+    made = small("downscaler")
+    for name, level in zip(("one", "other"), levels, strict=True):
+        demo = {**made["datasets"]["small"]["demo"], "level": level}
+        made["datasets"][name] = {**made["datasets"]["small"], "demo": demo}
+    made["experiments"]["tiny"]["dataset"] = ["one", "other"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(made))
+    asked = ["--parallel", "tiny", "--configfile", str(tmp_path / "config.yaml")]
+    assert main(asked) == ExitCode.OK
+    largest = "other" if levels[1] == 4 else "one"
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"20,480 cells; 1280 blocks of 16 a sample, 0 around ({largest}, the largest)" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

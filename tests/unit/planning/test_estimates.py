@@ -102,6 +102,27 @@ def test_jobs_on_raw_files_are_expected_by_the_size_of_these(tmp_path):
     assert row.memory_expected_gb == pytest.approx(held)
 
 
+@pytest.mark.parametrize(
+    ("settings", "seconds", "written"),
+    [
+        ({}, 10, 1.0),
+        ({"store": "copy", "compress": None}, 10, 1.0),
+        ({"store": "reference"}, 10, 0.0),
+        ({"compress": {"keep_bits": 3}}, 10 + 7.1, 0.125),
+        ({"compress": {"keep_bits": 23}}, 10 + 21.1, 0.75),
+    ],
+)
+def test_states_that_are_not_copied_as_they_are_are_counted_so(
+    tmp_path, settings, seconds, written
+):
+    (tmp_path / "era5").mkdir()
+    (tmp_path / "era5/a.nc").write_bytes(b"0" * 2**20)
+    globes = {"globe": settings, "other": {"store": "reference"}}
+    [row] = summarised([part(0)], [part(0)], tmp_path, globes)
+    assert row.hours_expected == pytest.approx((2.0 + seconds * 2**20 / 1e9) / 3600)
+    assert row.disk_gb == pytest.approx(written * 2**20 / 2**30)
+
+
 @pytest.mark.parametrize("rule", ["find_missing", "preprocess_part"])
 def test_parts_of_a_series_share_its_raw_files(tmp_path, rule):
     (tmp_path / "feflow").mkdir()

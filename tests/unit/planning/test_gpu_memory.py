@@ -1,5 +1,6 @@
 """Trainings that do not fit on the GPUs of a cluster are refused when planned."""
 
+import json
 import subprocess
 
 import netCDF4
@@ -60,6 +61,30 @@ def test_a_check_that_fails_is_said_and_refuses_nothing(gilbreth, monkeypatch):
     said = []
     check_gpu_memory(Plan(small("aurora")), tight(gilbreth), said.append)
     assert "it is not known whether all trainings fit on the GPUs" in said[-1]
+
+
+@pytest.mark.parametrize("levels", [(2, 4), (4, 2), (2, 3)])
+def test_the_dataset_with_the_largest_samples_decides(gilbreth, monkeypatch, levels):
+    def answered(*_, **options):
+        asked = [one["dataset"]["demo"]["level"] for one in json.loads(options["input"])]
+        lines = [json.dumps({"bytes": 10 ** (9 + level)}) for level in asked]
+        return subprocess.CompletedProcess([], 0, "\n".join(lines), "")
+
+    monkeypatch.setattr(subprocess, "run", answered)
+    made = small("downscaler")
+    for name, level in zip(("one", "other"), levels, strict=True):
+        demo = {**made["datasets"]["small"]["demo"], "level": level}
+        made["datasets"][name] = {**made["datasets"]["small"], "demo": demo}
+    made["experiments"]["tiny"]["dataset"] = ["one", "other"]
+    cluster = gilbreth.replaced(usable_gpu_memory=100.0)  # times 80 GB
+    if 4 not in levels:
+        check_gpu_memory(Plan(made), cluster, [].append)
+        return
+    largest = "one" if levels[0] == 4 else "other"
+    with pytest.raises(
+        ConfigError, match=rf"tiny on n1_gpu1, samples of {largest}: a GPU needs 9313"
+    ):
+        check_gpu_memory(Plan(made), cluster, [].append)
 
 
 def era5(path):

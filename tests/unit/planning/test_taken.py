@@ -33,6 +33,16 @@ def test_jobs_of_parts_are_summed_and_the_largest_counts_for_memory(tmp_path, ra
     assert 1 < start < 10  # of each job
 
 
+def test_the_settings_of_a_dataset_decide_what_is_expected(tmp_path, raw):
+    measure(tmp_path, "extract_samples/globe/weather", 5.0, 100)
+    sections = {"globe": {"compress": {"keep_bits": 10}}, "other": {}}
+    found = [
+        taken({"globe": (raw, 1)}, tmp_path / "benchmarks", given)[0] for given in ({}, sections)
+    ]
+    more = found[1].seconds_expected - found[0].seconds_expected
+    assert more == pytest.approx((5 + 0.7 * 10) * 0.004)
+
+
 def test_what_was_measured_with_other_parts_does_not_count(tmp_path, raw):
     for name in ("sample_motion/town/0", "sample_motion/town/1", "tokenise_part/town/2"):
         measure(tmp_path, name, 5.0, 100)

@@ -19,7 +19,7 @@ from rich.table import Table
 from millrace.cluster import Cluster
 from millrace.cluster.facts import FILE, PROFILES, find_profile
 from millrace.command_line import add_json, make_parser, print_json
-from millrace.errors import ExitCode, exits_with_code
+from millrace.errors import ConfigError, ExitCode, exits_with_code
 from millrace.home import snakefile
 from millrace.planning.dry_run import planned_jobs
 from millrace.planning.estimates import Row, summarised
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = _for_snakemake(options)
     left = planned_jobs(asked)
     every = planned_jobs([*asked, "--forceall"])
-    rows = summarised(every, left, Path(options.directory or "."))
+    rows = summarised(every, left, Path(options.directory or "."), _datasets(options))
     if options.json:
         print_json(_report(options.profile, rows))
     else:
@@ -129,6 +129,15 @@ def _report(profile: str | None, rows: Sequence[Row]) -> dict[str, Any]:
         "totals": totals(rows),
         "rows": [asdict(row) for row in rows],
     }
+
+
+def _datasets(options: argparse.Namespace) -> Mapping[str, Any]:
+    """The section `datasets`, as far as it does not come from a Snakefile."""
+    try:
+        found = read_files(options.configfile, options.config).get("datasets")
+    except ConfigError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _for_snakemake(options: argparse.Namespace) -> list[str]:

@@ -43,20 +43,26 @@ def show_division(
             f"{nearest(experiment, known)}; give the file that has it with --configfile"
         )
     block = {**known[experiment], **({} if parallel is None else {"parallel": parallel})}
-    dataset, on = config["datasets"][dataset_names(block)[0]], Layout.parse(layout)
-    try:
-        workload, divided, execution = described(block, dataset, on, *size)
-    except ConfigError as error:
-        raise ConfigError(f"--parallel {experiment}: {error}") from None
-    kept = {
-        recompute: footprints(workload, divided, execution.micro_batch, recompute)
-        for recompute in (False, True)
-    }
+    names, on, found = dataset_names(block), Layout.parse(layout), []
+    for name in names:
+        try:
+            workload, divided, execution = described(block, config["datasets"][name], on, *size)
+        except ConfigError as error:
+            raise ConfigError(f"--parallel {experiment}: {error}") from None
+        kept = {
+            recompute: footprints(workload, divided, execution.micro_batch, recompute)
+            for recompute in (False, True)
+        }
+        found.append((name, workload, divided, execution, kept))
+    # A batch comes from one dataset: the one with the largest samples decides.
+    name, workload, divided, execution, kept = max(
+        found, key=lambda one: max(part.total for part in one[-1][False])
+    )
     share, outline = divided.samples(workload.train.global_batch), workload.dataset
     console.print(
         f"[bold]{experiment}[/] on {on}: dp_replicate {divided.dp_replicate} x dp_shard "
         f"{divided.dp_shard} x pipeline {divided.pipeline} x tensor {divided.tensor}; "
-        f"{_size_of(outline)}; {share} of "
+        f"{_size_of(outline)}{f' ({name}, the largest)' if len(names) > 1 else ''}; {share} of "
         f"{workload.train.global_batch} samples a share, {workload.train.precision}"
     )
     console.print(memory_table(kept, execution.activation_checkpointing))

@@ -13,6 +13,7 @@ from millrace.cluster.placement import MB_PER_GB
 from millrace.errors import DataError
 from millrace.planning.dry_run import Job
 from millrace.planning.raw_sizes import expected_of_sizes
+from millrace.systems.base import Block
 from millrace.training.receipt import read_receipt
 
 _GB = 2**30
@@ -52,11 +53,16 @@ class Row:
     threads: int
 
 
-def summarised(every: Sequence[Job], left: Sequence[Job], root: Path) -> list[Row]:
+def summarised(
+    every: Sequence[Job],
+    left: Sequence[Job],
+    root: Path,
+    datasets: Mapping[str, Block] | None = None,
+) -> list[Row]:
     """Rows of a plan, stage by stage in the order in which they are reached.
 
     ``every`` are all jobs, finished ones included, ``left`` those that would run; ``root`` is the folder
-    that their paths start from.
+    that their paths start from, and ``datasets`` the section of the configuration, where it is known.
     """
     keys = {tuple(job.output) for job in left}
     spans = _spans(every)
@@ -73,7 +79,7 @@ def summarised(every: Sequence[Job], left: Sequence[Job], root: Path) -> list[Ro
     done = [job for job in every if not is_left(job)]
     seconds = _medians(done, lambda job: _each(_seconds(job, *begin(job), root), epochs(job)))
     sizes = _medians(done, lambda job: _bytes(job, root))
-    of_raw = expected_of_sizes(every, root)
+    of_raw = expected_of_sizes(every, root, datasets or {})
 
     def hours(job: Job) -> float | None:
         if (one := seconds.get(job.kind)) is not None:

@@ -49,7 +49,17 @@ def check_gpu_memory(plan: Plan, cluster: Cluster, say: Callable[[str], None]) -
         if node.gpu_memory_gb and kind_of(model.name).outline:
             where = f"config: experiments.{experiment} on {layout}"
             where += "" if rule == "train_segment" else f" (job {rule})"
-            asked.append((where, experiment, node, _question(plan, experiment, layout)))
+            # A batch comes from one dataset: the one with the largest samples decides.
+            names = dataset_names(plan.experiments[experiment])
+            asked += [
+                (
+                    where if len(names) == 1 else f"{where}, samples of {name}",
+                    experiment,
+                    node,
+                    _question(plan, experiment, layout, name),
+                )
+                for name in names
+            ]
     answers = _answers([question for *_, question in asked], plan.plugins, say)
     for where, experiment, node, question in asked:
         answer = answers.get(_key(question), {})
@@ -64,8 +74,8 @@ def check_gpu_memory(plan: Plan, cluster: Cluster, say: Callable[[str], None]) -
             )
 
 
-def _question(plan: Plan, experiment: str, layout: str) -> dict[str, Any]:
-    """Arguments of `millrace.training.parallel.workload.needed_bytes` with the same footprint.
+def _question(plan: Plan, experiment: str, layout: str, name: str) -> dict[str, Any]:
+    """Arguments of `millrace.training.parallel.workload.needed_bytes` on one of the datasets.
 
     Replicas and micro-batches beyond two add nothing: layouts of different sizes share an answer.
     """
@@ -83,7 +93,7 @@ def _question(plan: Plan, experiment: str, layout: str) -> dict[str, Any]:
     else:
         parts = min(parts, 2)
     shares = replicas * parallel.dp_shard
-    dataset = plan.datasets[dataset_names(block)[0]]
+    dataset = plan.datasets[name]
     return {
         "experiment": {
             "data": block["data"],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from millrace.planning.dry_run import Job
 from millrace.provenance import raw_bytes
-from millrace.systems.base import Cost
+from millrace.systems.base import Block, Cost
 from millrace.systems.registry import systems
 
 _START = 2.0
@@ -26,11 +26,13 @@ class Expected:
     """Bytes."""
 
 
-def expected_of_sizes(jobs: Sequence[Job], root: Path) -> dict[tuple[str, ...], Expected]:
+def expected_of_sizes(
+    jobs: Sequence[Job], root: Path, datasets: Mapping[str, Block]
+) -> dict[tuple[str, ...], Expected]:
     """What the jobs on raw files will take, by their outputs, as far as the raw files are there.
 
-    ``jobs`` are all of the workflow, whose paths start from ``root``. Jobs of one rule on one dataset share
-    its raw files.
+    ``jobs`` are all of the workflow, whose paths start from ``root``, and ``datasets`` its section of that
+    name, as far as it is known. Jobs of one rule on one dataset share its raw files.
     """
     known, sizes = costs(), _raw_sizes(jobs, root)
     mine = [
@@ -43,7 +45,7 @@ def expected_of_sizes(jobs: Sequence[Job], root: Path) -> dict[tuple[str, ...], 
     for job, cost in mine:
         dataset = job.wildcards["dataset"]
         size = sizes[dataset] / shared[job.rule, dataset]
-        found[tuple(job.output)] = expected_of_size(cost, size)
+        found[tuple(job.output)] = expected_of_size(cost.of(datasets.get(dataset, {})), size)
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from millrace.errors import DataError
 from millrace.planning.raw_sizes import costs, expected_of_size
 from millrace.provenance import raw_bytes
+from millrace.systems.base import Block
 
 _MB = 2**20
 
@@ -34,12 +35,16 @@ class Taken:
     memory_expected_gb: float
 
 
-def taken(sources: Mapping[str, tuple[Path, Sequence[int]]], benchmarks: Path) -> list[Taken]:
+def taken(
+    sources: Mapping[str, tuple[Path, Sequence[int]]],
+    benchmarks: Path,
+    datasets: Mapping[str, Block] | None = None,
+) -> list[Taken]:
     """Compare the last runs of jobs on raw files with what their sizes say.
 
     ``sources`` are the folders of the raw files by dataset, and the numbers of the parts in which each is
-    read; ``benchmarks`` is the folder in which Snakemake keeps what jobs took. Datasets whose raw files are
-    not there, and jobs that did not run, are left out.
+    read; ``benchmarks`` is the folder in which Snakemake keeps what jobs took, ``datasets`` the section of
+    the configuration. Datasets whose raw files are not there, and jobs that did not run, are left out.
     """
     found = []
     for dataset, (source, parts) in sources.items():
@@ -51,7 +56,7 @@ def taken(sources: Mapping[str, tuple[Path, Sequence[int]]], benchmarks: Path) -
             read, jobs = _read(benchmarks, name, dataset, parts, cost.of_part)
             if not read or cost.of_part not in (None, len(parts) > 1):
                 continue
-            one = expected_of_size(cost, size / jobs)
+            one = expected_of_size(cost.of((datasets or {}).get(dataset, {})), size / jobs)
             found.append(
                 Taken(
                     dataset,

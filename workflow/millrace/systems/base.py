@@ -254,6 +254,12 @@ class Cost:
     """Bytes of memory for one of the raw files of a job."""
     of_part: bool | None = None
     """Whether it is of the jobs that make parts, or the samples whole; None: there are such jobs anyway."""
+    changed: "Callable[[Cost, Block], Cost] | None" = None
+    """(this, section of a dataset) -> what it is with these settings; None: it is always this."""
+
+    def of(self, dataset: Block) -> "Cost":
+        """What it is for a dataset with these settings."""
+        return self if self.changed is None else self.changed(self, dataset)
 
 
 @dataclass(frozen=True)
