@@ -23,6 +23,7 @@ from torch import Tensor
 
 from millrace.config import Settings
 from millrace.data.account import Account, count_steps
+from millrace.data.device import to_device
 from millrace.data.hdf5 import create, create_dataset, open_checked, rows_per_chunk, strings
 from millrace.data.normalisation import Normalisation
 from millrace.data.split import MINIMUM_STD, Moments, SplitConfig, time_split
@@ -429,7 +430,7 @@ class ArrayDataset(WindowDataset):
         """Fields at positions of any shape P, [*P, F, *grid]."""
         if not self._is_cached:
             return self._tensor(self._scaled(role, positions))
-        at = torch.from_numpy(np.ascontiguousarray(positions)).to(self.device)
+        at = to_device(np.asarray(positions), self.device)
         return getattr(self._series(0), role)[at]
 
     def _scaled(self, role: str, positions: np.ndarray) -> Floats:

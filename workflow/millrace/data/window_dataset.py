@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from millrace.data.device import to_device
 from millrace.data.normalisation import Normalisation
 from millrace.data.split import SPLITS, Split
 from millrace.errors import ConfigError
@@ -108,8 +109,7 @@ class WindowDataset(ABC):
         batch = self.at_times(group, self.starts(split)[index])
         if weight is None:
             return batch
-        weight_B = torch.as_tensor(np.asarray(weight, dtype=np.float32))
-        return replace(batch, weight_B=weight_B.to(self.device))
+        return replace(batch, weight_B=self._tensor(np.asarray(weight)))
 
     @abstractmethod
     def at_times(self, group: int, starts: np.ndarray) -> Any:
@@ -148,4 +148,4 @@ class WindowDataset(ABC):
         return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)
+        return to_device(array, self.device, np.float32)

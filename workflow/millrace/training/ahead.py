@@ -2,8 +2,9 @@
 
 The order of the samples is known from (seed, epoch), so that nothing is gathered that is not used, and
 what a step gets does not depend on the thread. One thread makes all samples: datasets need no locks. On a
-GPU it submits its work to the same stream as the step, which orders both without events; files are read
-and values are normalised on the CPU meanwhile.
+GPU it submits its work to the same stream as the step, which orders both without events, and copies what
+comes from the host in another, see `millrace.data.device`; files are read and values are normalised on the
+CPU meanwhile.
 """
 
 from collections import deque

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from millrace.data.device import to_device
 from millrace.training.batches import RankShare, owners
 from millrace.training.config import ReplayConfig
 
@@ -90,7 +91,7 @@ class Replay:
             if entry is not None and random.random() >= self._config.fresh:
                 start[row], lead[row], past[row] = entry.start, entry.lead, entry.past
         batch = self._dataset.at_times(part.group, start)
-        weight_B = torch.from_numpy(part.weight).to(batch.weight_B.device)
+        weight_B = to_device(part.weight, batch.weight_B.device)
         batch = replace(batch, weight_B=weight_B)
         if past:
             rows = np.array(list(past))

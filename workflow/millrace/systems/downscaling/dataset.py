@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from millrace.data.device import to_device
 from millrace.data.hdf5 import open_checked, reading
 from millrace.data.normalisation import Normalisation
 from millrace.data.split import SPLITS, Split
@@ -251,12 +252,12 @@ class BlockDataset:
             coarse_BPV = coarse_TMV[chosen[:, None], given_P]
         if cut is None:
             return self._kept(fine_BNV, coarse_BPV)
-        return fine_BNV.to(self.device), coarse_BPV.to(self.device)
+        return to_device(fine_BNV, self.device), to_device(coarse_BPV, self.device)
 
     def _kept(self, fine_TNV: Tensor, coarse_TMV: Tensor) -> tuple[Tensor, Tensor]:
         """Fields of the whole grid where they are kept."""
         where = self.device if self.is_whole else torch.device("cpu")
-        return fine_TNV.to(where), coarse_TMV.to(where)
+        return to_device(fine_TNV, where), to_device(coarse_TMV, where)
 
     def of_cells(self, values_BMV: Tensor) -> Tensor:
         """Repeat values of the blocks for their cells, [B, N, V]."""
@@ -308,7 +309,7 @@ class BlockDataset:
         return common, own
 
     def _tensor(self, array: Any) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)
+        return to_device(np.asarray(array), self.device, np.float32)
 
 
 def _rows(fine: Any, steps: np.ndarray, blocks_M: Ints, per_block: int) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from millrace.data.device import to_device
 from millrace.errors import ConfigError
 from millrace.models.spec import ModelSpec
 from millrace.systems.downscaling.block_mlp import BlockMlp
@@ -111,7 +112,8 @@ def with_noise(config: Any, batch: BlockBatch, seeds: np.ndarray) -> BlockBatch:
         levels.append(torch.randn((), generator=generator))
         noise.append(torch.randn(batch.y_BNV.shape[1:], generator=generator))
     sigma_B = (config.noise_mean + config.noise_std * torch.stack(levels)).exp().to(batch.y_BNV)
-    return replace(batch, sigma_B=sigma_B, noise_BNV=torch.stack(noise).to(batch.y_BNV))
+    noise_BNV = to_device(torch.stack(noise), batch.y_BNV.device).to(batch.y_BNV)
+    return replace(batch, sigma_B=sigma_B, noise_BNV=noise_BNV)
 
 
 def recentred(x_BNV: Tensor, batch: BlockBatch) -> Tensor:

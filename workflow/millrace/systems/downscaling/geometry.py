@@ -15,6 +15,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from millrace.data.device import to_device
 from millrace.systems.downscaling.icon_source import Floats, Ints
 from millrace.systems.downscaling.pieces import CHILDREN
 from millrace.systems.downscaling.sparse import SparseMatrix
@@ -114,7 +115,7 @@ class Cut:
             assert made[0] is not None
             levels.append(Level(size, made[0], made[1], made[2]))
         static, share, neighbours, centres = (
-            torch.from_numpy(np.ascontiguousarray(one)).to(device)
+            to_device(one, device)
             for one in (self.static_NF, self.share_N, self.neighbours_M3, self.centres_M3)
         )
         return BlockGeometry(

@@ -14,6 +14,7 @@ from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from torch import Tensor
 
 from millrace.config import Count, Seed, Settings, option
+from millrace.data.device import to_device
 from millrace.systems.downscaling.dataset import BlockBatch, BlockDataset
 from millrace.systems.downscaling.diffusion import (
     SIGMA_DATA,
@@ -129,7 +130,9 @@ class _Samples:
     def batch(self, piece: int) -> BlockBatch:
         """The sample of a piece on the device."""
         if piece in self._held:
-            held = {name: x.to(self.dataset.device) for name, x in self._held[piece].items()}
+            held = {
+                name: to_device(x, self.dataset.device) for name, x in self._held[piece].items()
+            }
             return BlockBatch(geometry=self.dataset.geometry(piece), **held)
         batch = self.dataset.at_times(self._steps, piece=piece)
         tensors = {name: x for name, x in vars(batch).items() if isinstance(x, Tensor)}

@@ -12,6 +12,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from millrace.data.device import to_device
+
 MANY = 2**31
 """Places in memory that numbers of 32 bits cannot count: they take half of what larger ones do."""
 
@@ -76,7 +78,7 @@ class _Bags:
         """Bags on a device; on the CPU those of a matrix in single precision are no copies."""
         counted = np.int32 if max(matrix.nnz, *matrix.shape) < MANY else np.int64
         index, start, weight = (
-            torch.from_numpy(values.astype(kind, copy=False)).to(device)
+            to_device(values, device, kind)
             for values, kind in (
                 (matrix.indices, counted),
                 (matrix.indptr, counted),

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from millrace.data.device import to_device
 from millrace.systems.groundwater.graph import CSR
 from millrace.systems.groundwater.neuraloperator import GNOBlock, LinearChannelMLP
 
@@ -61,7 +62,9 @@ class NeighbourTable:
 
     def to(self, device: torch.device) -> "NeighbourTable":
         """Copy to a device."""
-        return NeighbourTable(*(getattr(self, name).to(device) for name in self.__annotations__))
+        return NeighbourTable(
+            *(to_device(getattr(self, name), device) for name in self.__annotations__)
+        )
 
     def bags(self, channels: int) -> "_Bags":
         """Bags of so many channels, or as many of them as are taken at once."""

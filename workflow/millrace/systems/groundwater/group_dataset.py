@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from millrace.data.device import to_device
 from millrace.data.hdf5 import open_checked
 from millrace.data.normalisation import Normalisation
 from millrace.data.window_dataset import CACHE_BYTES, WindowDataset
@@ -161,7 +162,7 @@ class GroupDataset(WindowDataset):
     def at_times(self, group: int, starts: np.ndarray) -> Any:
         """Windows of a group that begin at the given time indices, whatever their split."""
         series, config = self._series(group), self.config
-        starts_B = torch.from_numpy(np.asarray(starts)).to(self.device)
+        starts_B = to_device(np.asarray(starts), self.device)
         steps_BT = starts_B[:, None] + torch.arange(config.length, device=self.device)
         past_BT, future_BT = steps_BT.split([config.input_steps, config.output_steps], dim=1)
         past_NBTV, n_core = series.state_NTV[:, past_BT], len(self.core_nodes[group])
@@ -187,7 +188,7 @@ class GroupDataset(WindowDataset):
 
     def core_states(self, group: int, steps: np.ndarray) -> Tensor:
         """States of a group's core points at time indices of any shape S, [K, *S, V]."""
-        index = torch.from_numpy(np.asarray(steps)).to(self.device)
+        index = to_device(np.asarray(steps), self.device)
         return self._series(group).state_NTV[: len(self.core_nodes[group]), index]
 
     def _normalised(

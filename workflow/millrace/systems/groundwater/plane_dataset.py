@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from millrace.data.device import to_device
 from millrace.data.hdf5 import open_checked
 from millrace.systems.groundwater.gno import NeighbourTable
 from millrace.systems.groundwater.graph import radius_neighbours
@@ -157,7 +158,7 @@ class PlaneDataset(GroupDataset):
             boundary_N3=self._tensor(boundary_N3),
             latent_G3=self._tensor(latent_G3),
             latent_shape=self.grid_shape,
-            cell_K=torch.from_numpy(np.flatnonzero(mask)).to(self.device),
+            cell_K=to_device(np.flatnonzero(mask), self.device),
             into_latent=NeighbourTable.from_csr(table, len(boundary_N3)).to(self.device),
         )
 

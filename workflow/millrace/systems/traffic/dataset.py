@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from millrace.data.device import to_device
 from millrace.data.hdf5 import open_checked, reading
 from millrace.data.normalisation import Normalisation
 from millrace.data.split import SPLITS
@@ -261,7 +262,7 @@ class ScenarioDataset:
         return buckets
 
     def _tensor(self, array: Any, dtype: Any) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype)).to(self.device)
+        return to_device(np.asarray(array), self.device, dtype)
 
 
 def _masked(next_BM: np.ndarray) -> np.ndarray:

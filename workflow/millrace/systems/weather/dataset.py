@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from millrace.data.device import to_device
 from millrace.data.hdf5 import open_checked, reading
 from millrace.data.normalisation import Normalisation
 from millrace.data.window_dataset import CACHE_BYTES, WindowDataset
@@ -150,7 +151,7 @@ class WeatherDataset(WindowDataset):
         """Windows that begin at the given time indices, whatever their split."""
         starts, past = np.asarray(starts), self.config.input_steps
         state_BSCIJ = self._states(starts[:, None] + np.arange(self.config.length))
-        hours_B = torch.from_numpy(self.time[starts + past - 1] * 24.0).to(self.device)
+        hours_B = to_device(self.time[starts + past - 1] * 24.0, self.device)
         weight_B = torch.ones(len(starts), device=self.device)
         past_BTCIJ, y_BKCIJ = state_BSCIJ[:, :past], state_BSCIJ[:, past:]
         return WeatherBatch(past_BTCIJ, hours_B, y_BKCIJ, self._scale_V, weight_B)
@@ -174,7 +175,7 @@ class WeatherDataset(WindowDataset):
     def with_past(self, batch: WeatherBatch, rows: np.ndarray, past_RTCIJ: Tensor) -> WeatherBatch:
         """Replace the past states of some samples, whose numbers are ``rows``, int64[R]."""
         past_BTCIJ = batch.past_BTCIJ.clone()
-        past_BTCIJ[torch.from_numpy(rows)] = past_RTCIJ.to(self.device)
+        past_BTCIJ[torch.from_numpy(rows)] = to_device(past_RTCIJ, self.device)
         return replace(batch, past_BTCIJ=past_BTCIJ)
 
     def core_states(self, group: int, steps: np.ndarray) -> Tensor:
@@ -186,7 +187,7 @@ class WeatherDataset(WindowDataset):
     def _states(self, steps: np.ndarray) -> Tensor:
         """Normalised states at time indices of any shape S, [*S, C, I, J]."""
         if self._small:
-            index = torch.from_numpy(steps).to(self.device)
+            index = to_device(steps, self.device)
             return self._series(0).state_TCIJ[index]
         unique, back = np.unique(steps, return_inverse=True)
         if self._in_place is not None:
@@ -196,7 +197,7 @@ class WeatherDataset(WindowDataset):
                 if self._file is None:
                     self._file = h5py.File(self._path, "r")
                 values = self._normalised_states(self._file["state"], unique)
-        return values[torch.from_numpy(back.reshape(steps.shape)).to(self.device)]
+        return values[to_device(back.reshape(steps.shape), self.device)]
 
     def _read(self, group: int) -> _States:
         every = np.arange(len(self.time))
