@@ -14,6 +14,8 @@ from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals by which a user or a scheduler asks a process to stop."""
+SHARED_SAMPLES = "MILLRACE_SHARED_SAMPLES"
+"""Environment variable of ranks that are not alone on their node: a folder for what they have in common."""
 _PR_SET_PDEATHSIG = 1
 _LOOK_EVERY_S = 1.0
 # M_MMAP_THRESHOLD at its largest, M_TRIM_THRESHOLD, M_TOP_PAD.

@@ -43,6 +43,8 @@ SYSTEM = System("told")
 if LOCAL_COPIES in os.environ:
     text = pathlib.Path(os.environ[LOCAL_COPIES]).read_text()
     pathlib.Path(__file__).with_suffix(".json").write_text(text)
+    shared = pathlib.Path(os.environ["MILLRACE_SHARED_SAMPLES"])
+    pathlib.Path(__file__).with_suffix(".txt").write_text(f"{shared} {shared.is_dir()}")
 """
 
 
@@ -91,6 +93,9 @@ def test_ranks_share_the_threads_of_the_job_and_copies_of_the_samples(
     copies = json.loads((tmp_path / "told.json").read_text())
     assert copies.keys() == {*request.files.values()}
     assert all(Path(copy).is_relative_to(tmp_path / "node") for copy in copies.values())
+    shared = (tmp_path / "told.txt").read_text()
+    assert shared.startswith(f"{tmp_path}/node/millrace_samples_")
+    assert shared.endswith(" True")
     assert not [*(tmp_path / "node").glob("millrace_samples*")]
     receipt = json.loads(Path(request.receipt).read_text())
     [session] = receipt["sessions"]
@@ -122,7 +127,7 @@ def test_a_launch_leaves_nothing_in_the_machines_temporary_folder(
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
-    request = request_for(epochs=1)
+    request = request_for(layout="n1_gpu2", epochs=1)  # two ranks have samples in common there
     assert launch(request, cpus=1) == ExitCode.OK
     assert not list(temporary.iterdir())
     assert not list(Path(request.runs).glob(".launch_*"))

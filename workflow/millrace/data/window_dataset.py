@@ -6,7 +6,7 @@ Shape suffixes: B samples, K core points, T steps, V variables, W windows, G gro
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from millrace.data.device import to_device
 from millrace.data.normalisation import Normalisation
+from millrace.data.shared import shared, tensors_in
 from millrace.data.split import SPLITS, Split
 from millrace.errors import ConfigError
 
@@ -136,16 +137,20 @@ class WindowDataset(ABC):
         if group in self.groups_in_memory:
             self.groups_in_memory.move_to_end(group)
         else:
-            self.groups_in_memory[group] = self._read(group)
+            self.groups_in_memory[group] = self._shared(group)
             while len(self.groups_in_memory) > 1 and self._cached_bytes() > self._cache_bytes:
                 self.groups_in_memory.popitem(last=False)
         return self.groups_in_memory[group]
 
+    def _shared(self, group: int) -> Any:
+        """A group, of which ranks of a node that compute on its CPUs have one copy."""
+        if self.device.type != "cpu":
+            return self._read(group)
+        kind, statistics = type(self).__qualname__, self.normalisation.to_json()
+        return shared([kind, self.definition, statistics, group], lambda: self._read(group))
+
     def _cached_bytes(self) -> int:
-        values = (
-            getattr(s, field.name) for s in self.groups_in_memory.values() for field in fields(s)
-        )
-        return sum(value.nbytes for value in values if isinstance(value, Tensor))
+        return sum(x.nbytes for x in tensors_in(self.groups_in_memory))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return to_device(array, self.device, np.float32)

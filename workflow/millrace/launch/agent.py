@@ -13,7 +13,8 @@ from typing import Any
 
 import psutil
 
-from millrace.processes import dying_with_this, forwarding_signals
+from millrace.launch.node_folder import node_folder, sweep
+from millrace.processes import SHARED_SAMPLES, dying_with_this, forwarding_signals
 
 CANCELLED = ".cancelled"
 """Suffix of a file beside the request; if it exists, ranks must not be started again."""
@@ -64,8 +65,9 @@ def main() -> int:
     copied = asked["files"] if asked.get("execution", {}).get("local_copies") else None
     if copied and not alone:  # the disks of some nodes are slower, or have no room
         command += [f"--rdzv-conf=read_timeout={_PATIENCE_S},join_timeout={_PATIENCE_S}"]
-    with _local_copies(copied, request) as copies:
-        return _run([*command, given.module, given.request], {**environment, **copies}, request)
+    with _local_copies(copied, request) as copies, _shared_samples(given.ranks) as folder:
+        environment |= {**copies, **folder}
+        return _run([*command, given.module, given.request], environment, request)
 
 
 @contextlib.contextmanager
@@ -84,6 +86,18 @@ def _local_copies(files: Any, request: Path) -> Iterator[Mapping[str, str]]:
     with contextlib.ExitStack() as stack:
         with forwarding_signals(stop):
             made = stack.enter_context(local_copies(files))
+        yield made
+
+
+@contextlib.contextmanager
+def _shared_samples(ranks: int) -> Iterator[Mapping[str, str]]:
+    """Environment of ranks that have samples in common, see `millrace.data.shared`."""
+    with contextlib.ExitStack() as stack:
+        made = {}
+        if ranks > 1:
+            with contextlib.suppress(OSError):  # each reads them for itself
+                sweep()
+                made[SHARED_SAMPLES] = str(stack.enter_context(node_folder()))
         yield made
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from millrace.data.device import to_device
 from millrace.data.hdf5 import open_checked, reading
 from millrace.data.normalisation import Normalisation
+from millrace.data.shared import shared
 from millrace.data.split import SPLITS, Split
 from millrace.data.window_dataset import CACHE_BYTES
 from millrace.errors import ConfigError
@@ -151,7 +152,7 @@ class BlockDataset:
         self._geometries: OrderedDict[int, BlockGeometry] = OrderedDict()
         self._fields: tuple[Tensor, Tensor] | None = None
         if 4 * shape[0] * shape[1] * len(self._columns) <= cache_bytes:
-            self._fields = self._kept(*self._read(np.arange(shape[0])))
+            self._fields = self._kept(*self._every(np.arange(shape[0])))
 
     @property
     def definition(self) -> dict[str, object]:
@@ -253,6 +254,14 @@ class BlockDataset:
         if cut is None:
             return self._kept(fine_BNV, coarse_BPV)
         return to_device(fine_BNV, self.device), to_device(coarse_BPV, self.device)
+
+    def _every(self, steps: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Fields at all times, of which ranks of a node have one copy in the memory of the host."""
+        if self.is_whole and self.device.type != "cpu":
+            return self._read(steps)
+        key = [type(self).__qualname__, self.definition, self.normalisation.to_json()]
+        fields = shared(key, lambda: dict(zip(("fine", "coarse"), self._read(steps), strict=True)))
+        return fields["fine"], fields["coarse"]
 
     def _kept(self, fine_TNV: Tensor, coarse_TMV: Tensor) -> tuple[Tensor, Tensor]:
         """Fields of the whole grid where they are kept."""

@@ -110,8 +110,7 @@ class Cut:
             made = [None if one is None else SparseMatrix(one, device) for one in matrices]
             if torch.is_grad_enabled():
                 # Here, in the thread that gathers samples, rather than in the first backward pass.
-                for one in made:
-                    _ = one and one.transposed
+                _ = [one.transposed for one in made if one is not None]
             assert made[0] is not None
             levels.append(Level(size, made[0], made[1], made[2]))
         static, share, neighbours, centres = (

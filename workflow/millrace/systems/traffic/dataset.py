@@ -23,6 +23,7 @@ from torch import Tensor
 from millrace.data.device import to_device
 from millrace.data.hdf5 import open_checked, reading
 from millrace.data.normalisation import Normalisation
+from millrace.data.shared import shared
 from millrace.data.split import SPLITS
 from millrace.errors import ConfigError
 from millrace.systems.traffic.scenario_file import ROWS, SCHEMA
@@ -215,9 +216,19 @@ class ScenarioDataset:
                     self._file = h5py.File(self.path, "r")
                 return {name: self._file[kind][name][part] for name in ROWS[kind]}
         if self._rows is None:
-            with open_checked(self.path, SCHEMA) as file:
-                self._rows = {k: {name: file[k][name][()] for name in ROWS[k]} for k in ROWS}
+            read = shared(["scenarios", self.digest_of_tokens], self._read)
+            self._rows = {
+                kind: {name: values.numpy() for name, values in columns.items()}
+                for kind, columns in read.items()
+            }
         return {name: values[part] for name, values in self._rows[kind].items()}
+
+    def _read(self) -> dict[str, dict[str, Tensor]]:
+        with open_checked(self.path, SCHEMA) as file:
+            return {
+                kind: {name: torch.from_numpy(file[kind][name][()]) for name in columns}
+                for kind, columns in ROWS.items()
+            }
 
     def _padded(self, kind: str, scenarios: np.ndarray, least: int) -> dict[str, np.ndarray]:
         """Rows of scenarios, [B, rows, ...] by column, padded with zeros; ``exists`` where there is one."""
