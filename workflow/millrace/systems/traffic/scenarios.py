@@ -392,6 +392,7 @@ def _tokenise_file(
             written += 1
             late = np.isnan(scenario.true_AT3[:, CURRENT_STEP - STRIDE, 0])
             made.appeared += int(late.sum())
+        together.clear()  # not beside the next ones
     made.digests.append(traffic.digest(number, contents))
     made.scenarios.append(written)
     return made
