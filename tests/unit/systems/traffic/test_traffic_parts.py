@@ -9,7 +9,7 @@ from motion_scenes import record, waymo
 from millrace.data.hdf5 import open_checked
 from millrace.data.shares import Share
 from millrace.errors import DataError
-from millrace.systems.traffic import motion_sample
+from millrace.systems.traffic import motion_sample, scenarios
 from millrace.systems.traffic.dataset import ScenarioDataset
 from millrace.systems.traffic.formats import Traffic
 from millrace.systems.traffic.scenario_file import SCHEMA
@@ -127,6 +127,31 @@ def test_what_vocabularies_are_made_of_is_bounded_and_does_not_depend_on_parts(
         assert 0 < taken <= scenarios
         for name in ("vehicle", "pedestrian", "cyclist"):
             assert len(file["sample"][name]["value"]) <= segments // taken * taken
+
+
+def test_of_many_segments_a_random_choice_makes_the_vocabulary(raw, tmp_path, monkeypatch):
+    every = []
+    segments, k_disks = motion_sample.MotionSample.segments, scenarios.k_disks
+
+    def noted(sample):
+        every.extend(np.concatenate(parts) for parts in segments(sample))
+        return segments(sample)
+
+    def checked(found, kind, size, tolerance, random):
+        if len(every[kind]) > 20:
+            chosen = same.permutation(len(every[kind]))[:20]
+            assert np.array_equal(found, every[kind][chosen])
+        made = k_disks(found, kind, size, tolerance, random)
+        same.bit_generator.state = random.bit_generator.state
+        return made
+
+    source, kind, config = raw
+    same = np.random.default_rng(config.seed)
+    monkeypatch.setattr(scenarios, "SEGMENTS", 20)
+    monkeypatch.setattr(motion_sample.MotionSample, "segments", noted)
+    monkeypatch.setattr(scenarios, "k_disks", checked)
+    build_vocabulary(source, tmp_path / "vocabulary.h5", config, raw=kind)
+    assert max(map(len, every)) > 100
 
 
 def test_batches_come_from_the_parts(raw, tmp_path):

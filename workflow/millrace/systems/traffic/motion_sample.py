@@ -114,17 +114,17 @@ class MotionSample:
         """Segments of a class, or of a map, of each scenario: never more than with fewer scenarios."""
         return MOST_SEGMENTS // min(MOST_SCENARIOS, max(1, scenarios))
 
-    def segments(self) -> list[Floats]:
-        """All that is taken, in the order of the files, for each of `vocabulary.NAMES`."""
+    def segments(self) -> list[list[Floats]]:
+        """All that is taken, in the order of the files, for each of `vocabulary.NAMES`: no copies."""
         self._thin()
         taken = sorted(self._motion.values(), key=lambda one: one[0])
         # A class that does not occur still has the token of standing still.
         found = [
-            np.concatenate([np.empty((0, 6, 3)), *(motion[kind].value_N for _, motion in taken)])
+            [np.empty((0, 6, 3)), *(motion[kind].value_N for _, motion in taken)]
             for kind in range(len(CLASSES))
         ]
         roads = [self._road[place].value_N for place in sorted(self._road)]
-        return [*found, np.concatenate([np.empty((0, 3, 2)), *roads])]
+        return [*found, [np.empty((0, 3, 2)), *roads]]
 
     def merge(self, other: "MotionSample") -> None:
         """Take what another one took of other files."""

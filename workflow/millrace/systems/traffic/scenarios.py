@@ -39,7 +39,8 @@ from millrace.systems.traffic.vocabulary import NAMES, ROAD, Vocabulary, k_disks
 VOCABULARY_SCHEMA = "millrace.vocabulary/1"
 PART_SCHEMA, SAMPLE_SCHEMA = "millrace.scenarios_part/2", "millrace.motion_sample/2"
 
-_SEGMENTS = 200_000  # of a class, or of roads; more do not change their vocabulary
+SEGMENTS = 200_000
+"""Of a class, or of roads; more do not change their vocabulary."""
 
 
 def build_vocabulary(
@@ -154,15 +155,17 @@ def _write_vocabulary(
             f"{source}: no scenario is in the training split; expected more scenarios, or a larger "
             "tokens.train"
         )
-    if not len(segments[ROAD]):
+    if not sum(map(len, segments[ROAD])):
         raise DataError(f"{source}: the maps hold no lines; expected lanes and road edges")
     random, tokens, coverage = np.random.default_rng(config.seed), [], {}
-    for kind, (name, found) in enumerate(zip(NAMES, segments, strict=True)):
-        size = config.road if kind == ROAD else config.motion
-        if not len(found):
+    for kind, (name, parts) in enumerate(zip(NAMES, segments, strict=True)):
+        size, count = config.road if kind == ROAD else config.motion, sum(map(len, parts))
+        if not count:
             found = np.zeros((1, 6, 3))
-        elif len(found) > _SEGMENTS:
-            found = found[random.permutation(len(found))[:_SEGMENTS]]
+        elif count > SEGMENTS:
+            found = _rows(parts, random.permutation(count)[:SEGMENTS])
+        else:
+            found = np.concatenate(parts)
         made, coverage[name] = k_disks(found, kind, size, config.tolerance, random)
         tokens.append(made)
     vocabulary = Vocabulary(tuple(tokens[:ROAD]), tokens[ROAD], coverage)
@@ -173,6 +176,18 @@ def _write_vocabulary(
         file.attrs["has_test"] = has_test
         vocabulary.write(file.create_group("vocabulary"))
     return vocabulary
+
+
+def _rows(parts: Sequence[np.ndarray], chosen_S: np.ndarray) -> np.ndarray:
+    """Rows of arrays that follow each other, without all of them as one."""
+    found = np.empty((len(chosen_S), *parts[0].shape[1:]), dtype=parts[0].dtype)
+    order_S, first = np.argsort(chosen_S), 0
+    increasing_S = chosen_S[order_S]
+    for part in parts:
+        begin, end = np.searchsorted(increasing_S, [first, first + len(part)])
+        found[order_S[begin:end]] = part[increasing_S[begin:end] - first]
+        first += len(part)
+    return found
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
