@@ -302,7 +302,8 @@ def check_replay(name: str, experiment: Block, kind: SampleKind) -> None:
         raise ConfigError(
             f"{key}: samples of {kind.name} do not follow on each other; leave it out"
         )
-    reach = 2 * kind.data_settings().parse(experiment["data"], "data").output_steps
+    window: Any = kind.data_settings().parse(experiment["data"], "data")
+    reach = 2 * window.output_steps
     if replay["longest"] < reach:
         raise ConfigError(
             f"{key}.longest: expected {reach} or more (twice data.output_steps: the lead time of the first "
