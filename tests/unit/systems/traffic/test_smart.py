@@ -129,8 +129,9 @@ def test_no_token_step_attends_to_a_later_one(dataset, model):
     for step in (1, 5, 12):
         other = later(batch, step, token_BAK=0, pose_BAK3=7.0, valid_BAK=False, light_BMK=2)
         two = logits(model, batch, **other)[0]
-        assert torch.equal(one[:, :, :step], two[:, :, :step])
-        assert not torch.equal(one, two)
+        # To rounding: rows without a token are left out, and others move up in the products.
+        torch.testing.assert_close(one[:, :, :step], two[:, :, :step], atol=1e-6, rtol=0)
+        assert (one - two).abs().max() > 1e-3
 
 
 def test_lights_after_the_current_step_are_not_known(dataset):

@@ -6,11 +6,13 @@ Shape suffixes: B scenarios, Q queries, N sources (whose keys and values are att
 query, H heads, D channels of a head, C channels.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from millrace.systems.traffic.smart import chunked
 
 
 class Neighbours(NamedTuple):
@@ -63,6 +65,32 @@ class FourierEmbedding(nn.Module):
             value = mlp(torch.cat([phase.cos(), phase.sin(), part], dim=-1))
             total = value if total is None else total + value
         return self.out(total)
+
+    def pairs(
+        self,
+        feature_QKF: Tensor,
+        mask_QK: Tensor,
+        extra: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Normalised embeddings of pairs, [Q, K, C]; any finite values where the mask is False.
+
+        ``extra`` is added to the sum of the MLPs: a table, [T, C], and numbers of its rows, int64[Q, K].
+        """
+        if not chunked.applies(feature_QKF):
+            row = None if extra is None else functional.embedding(extra[1], extra[0])
+            embedded = self(feature_QKF, row)
+            return functional.layer_norm(embedded, embedded.shape[-1:])
+        if extra is None:
+            hidden = self.frequencies[0].new_zeros(1, len(next(self.out.parameters())))
+            extra = hidden, torch.zeros_like(mask_QK, dtype=torch.int64)
+        weights = [*self.out.parameters()]
+        for frequency, mlp in reversed([*zip(self.frequencies, self.mlps, strict=True)]):
+            weights = [frequency, *mlp.parameters(), *weights]
+        embedded = chunked.relations(
+            *(feature_QKF.flatten(0, 1), mask_QK.flatten(), extra[0], extra[1].flatten()),
+            *(self.widths, cast(nn.LayerNorm, self.out[0]).eps, weights),
+        )
+        return embedded.unflatten(0, mask_QK.shape)
 
 
 class RelativeAttention(nn.Module):
@@ -122,6 +150,12 @@ class RelativeAttention(nn.Module):
         """Attention of each query to its K neighbours among the sources, [Q, C]."""
         relation_QKC = near.relation_QKC.to(sources_N2C.dtype)
         heads = (self.heads, self.width)
+        if chunked.applies(x_QC):
+            query_QHD = self.query(x_QC).view(-1, *heads) * self.width**-0.5
+            to_key = self.relation_key.weight.view(*heads, -1)
+            to_value = self.relation_value.weight.view(*heads, -1)
+            near = near._replace(relation_QKC=relation_QKC)
+            return chunked.attention(query_QHD, sources_N2C, to_key, to_value, *near).flatten(1)
         gathered = sources_N2C.index_select(0, near.index_QK.flatten())
         key, value = gathered.view(*near.index_QK.shape, 2, *heads).unbind(2)
         query_QHD = self.query(x_QC).view(-1, *heads) * self.width**-0.5

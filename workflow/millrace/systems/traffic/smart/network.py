@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from millrace.systems.traffic.dataset import ScenarioBatch
 from millrace.systems.traffic.settings import SmartConfig
+from millrace.systems.traffic.smart import chunked
 from millrace.systems.traffic.smart.layers import (
     FourierEmbedding,
     Neighbours,
@@ -53,8 +54,10 @@ class EncodedMap(NamedTuple):
     light_BMK: Tensor
     sources_LN2C: tuple[Tensor, ...]
     """Keys and values in each layer of the decoder, over all B x M road segments."""
-    table_CVC: Tensor
-    """Embedding of the motion tokens of each class."""
+    table_TC: Tensor
+    """Embedding of motion tokens."""
+    token_T: Tensor | None
+    """int64: their numbers, see `Smart._numbers`, in order; None: those of all tokens."""
 
 
 @dataclass
@@ -67,6 +70,18 @@ class Cache:
     """[B, A] each."""
     sources: list[list[Tensor]] = field(default_factory=list)
     """Keys and values of each layer, [B A, 2 C] each."""
+
+    def repeated(self, count: int) -> "Cache":
+        """The same for so many rollouts of each scenario, next to each other."""
+        shape = self.valid[0].shape
+        return Cache(
+            [pose.repeat_interleave(count, dim=0) for pose in self.pose],
+            [valid.repeat_interleave(count, dim=0) for valid in self.valid],
+            [
+                [s.unflatten(0, shape).repeat_interleave(count, dim=0).flatten(0, 1) for s in step]
+                for step in self.sources
+            ],
+        )
 
 
 class Smart(nn.Module):
@@ -127,8 +142,11 @@ class Smart(nn.Module):
     def forward(self, batch: ScenarioBatch) -> tuple[Tensor, Tensor]:
         """Logits of the next motion token, [B, A, K - 1, V], and of the next road token, [B, M, V]."""
         road_BMC, near = self._embed_map(batch)
-        encoded = self._encode(batch, self._attend_map(road_BMC, near))
-        known = (t[:, :, :-1] for t in (batch.token_BAK, batch.pose_BAK3, batch.valid_BAK))
+        known = [t[:, :, :-1] for t in (batch.token_BAK, batch.pose_BAK3, batch.valid_BAK)]
+        used = None
+        if chunked.applies(road_BMC):  # of thousands of tokens a batch has some hundreds
+            used = self._numbers(batch.kind_BA, known[0]).unique()
+        encoded = self._encode(batch, self._attend_map(road_BMC, near), used)
         logits = self.decode(encoded, batch.kind_BA, batch.size_BA2, *known)
         masked_BM = batch.road_masked_BM
         shown = near._replace(mask_QK=near.mask_QK & ~masked_BM.flatten()[near.index_QK])
@@ -150,12 +168,16 @@ class Smart(nn.Module):
     ) -> Tensor:
         """Logits of the token after each of the token steps, which are the first of all; [B, A, K, V]."""
         x_BAKC = self._embed(encoded, kind_BA, size_BA2, token_BAK)
+        queries, place = None, None
+        if chunked.applies(x_BAKC):  # without padding: as many rows as there are tokens
+            queries = valid_BAK.flatten().nonzero()[:, 0]
+            place = valid_BAK.flatten().cumsum(0).sub_(1).clamp_(min=0)
         near = (
-            self._near_time(pose_BAK3, valid_BAK),
-            self._near_road(pose_BAK3, valid_BAK, encoded, first=0),
-            self._near_agents(pose_BAK3, valid_BAK),
+            self._near_time(pose_BAK3, valid_BAK, queries, place),
+            self._near_road(pose_BAK3, valid_BAK, encoded, 0, queries),
+            self._near_agents(pose_BAK3, valid_BAK, queries, place),
         )
-        return self._logits(encoded, kind_BA, x_BAKC, near, lambda number, own: own)
+        return self._logits(encoded, kind_BA, x_BAKC, near, lambda number, own: own, queries)
 
     def advance(
         self,
@@ -186,7 +208,7 @@ class Smart(nn.Module):
         pose, valid = pose_BA3[:, :, None], valid_BA[:, :, None]
         near = (
             self._near_cache(cache),
-            self._near_road(pose, valid, encoded, first=len(cache.pose) - 1),
+            self._near_road(pose, valid, encoded, len(cache.pose) - 1),
             self._near_agents(pose, valid),
         )
         return self._logits(encoded, kind_BA, x_BAKC, near, earlier)[:, :, 0]
@@ -210,8 +232,9 @@ class Smart(nn.Module):
         count, radius = self.config.map_neighbours, self.config.map_radius
         index, mask = nearest_neighbours(place, place, allowed, count, radius)
         flat = _flat(index, place.shape[1])
-        relation = self.relation_map(relative_positions(pose[:, None], pose[flat]))
-        return x_BMC, _neighbours(flat, mask.flatten(0, 1), relation)
+        mask = mask.flatten(0, 1)
+        relation = self.relation_map.pairs(relative_positions(pose[:, None], pose[flat]), mask)
+        return x_BMC, Neighbours(flat, mask, relation)
 
     def _attend_map(self, x_BMC: Tensor, near: Neighbours) -> Tensor:
         x_QC = x_BMC.flatten(0, 1)
@@ -219,22 +242,39 @@ class Smart(nn.Module):
             x_QC = layer(x_QC, layer.sources(x_QC), near)
         return x_QC.view_as(x_BMC)
 
-    def _encode(self, batch: ScenarioBatch, x_BMC: Tensor) -> EncodedMap:
+    def _encode(
+        self, batch: ScenarioBatch, x_BMC: Tensor, token_T: Tensor | None = None
+    ) -> EncodedMap:
         sources = tuple(layer.road.sources(x_BMC.flatten(0, 1)) for layer in self._decoder)
-        end_CV3 = self.motion_CVP3[:, :, -1]
-        far = (end_CV3[..., :2].square().sum(dim=-1) + 1e-2).sqrt()
-        motion = torch.stack([far, *(end_CV3[..., :2] / far[..., None]).unbind(-1)], dim=-1)
-        shape = torch.stack([mlp(s) for mlp, s in zip(self.token, self.shape_CV8, strict=True)])
-        table_CVC = self.fusion(torch.cat([shape, self.motion(motion)], dim=-1))
         road = (batch.road_pose_BM3, batch.road_valid_BM, batch.light_BMK)
-        return EncodedMap(*road, sources, table_CVC)
+        return EncodedMap(*road, sources, self._embed_tokens(token_T), token_T)
+
+    def _embed_tokens(self, token_T: Tensor | None) -> Tensor:
+        """Embedding of motion tokens with numbers in order, or of all, [T, C]."""
+        classes, n_tokens = self.exists_CV.shape
+        end_T3, shape_T8 = self.motion_CVP3[:, :, -1].flatten(0, 1), self.shape_CV8.flatten(0, 1)
+        counts = [n_tokens] * classes
+        if token_T is not None:
+            end_T3, shape_T8 = end_T3[token_T], shape_T8[token_T]
+            counts = torch.bincount(token_T // n_tokens, minlength=classes).tolist()
+        far = (end_T3[..., :2].square().sum(dim=-1) + 1e-2).sqrt()
+        motion = torch.stack([far, *(end_T3[..., :2] / far[..., None]).unbind(-1)], dim=-1)
+        parts = zip(self.token, shape_T8.split(counts), strict=True)
+        shape = torch.cat([mlp(part) for mlp, part in parts])
+        return self.fusion(torch.cat([shape, self.motion(motion)], dim=-1))
+
+    def _numbers(self, kind_BA: Tensor, token_BAK: Tensor) -> Tensor:
+        """Numbers of motion tokens among those of all classes."""
+        return kind_BA[..., None] * self.exists_CV.shape[1] + token_BAK
 
     def _embed(
         self, encoded: EncodedMap, kind_BA: Tensor, size_BA2: Tensor, token_BAK: Tensor
     ) -> Tensor:
         """Embedding of motion tokens, [B, A, K, C]."""
-        n_tokens = encoded.table_CVC.shape[1]
-        tokens = encoded.table_CVC.flatten(0, 1)[kind_BA[..., None] * n_tokens + token_BAK]
+        number = self._numbers(kind_BA, token_BAK)
+        if encoded.token_T is not None:
+            number = torch.searchsorted(encoded.token_T, number)
+        tokens = functional.embedding(number, encoded.table_TC)
         return tokens + (self.kind(kind_BA) + self.size(size_BA2 / 10))[:, :, None]
 
     def _logits(
@@ -244,34 +284,44 @@ class Smart(nn.Module):
         x_BAKC: Tensor,
         near: tuple[Neighbours, Neighbours, Neighbours],
         past: Callable[[int, Tensor], Tensor],
+        queries: Tensor | None = None,
     ) -> Tensor:
         """Pass through the decoder, [B, A, K, V].
 
         ``near`` are the neighbours in time, on the road and among the agents. ``past`` is a function of the
         number of a layer and the keys and values of the given token steps, which returns those of earlier
-        token steps.
+        token steps. ``queries`` are the rows that take part, int64; None: all. Logits of others are 0.
         """
-        x_QC = x_BAKC.flatten(0, 2)
+        x_QC = _rows(x_BAKC.flatten(0, 2), queries)
         near_time, near_road, near_agents = near
         for number, layer in enumerate(self._decoder):
             x_QC = layer.time(x_QC, past(number, layer.time.sources(x_QC)), near_time)
             x_QC = layer.road(x_QC, encoded.sources_LN2C[number], near_road)
             x_QC = layer.agents(x_QC, layer.agents.sources(x_QC), near_agents)
-        logits = self.head(x_QC.view_as(x_BAKC))
+        logits = self.head(x_QC)
+        if queries is not None:
+            rows = logits.new_zeros(x_BAKC[..., 0].numel(), logits.shape[1])
+            logits = rows.index_copy(0, queries, logits)
+        logits = logits.view(*x_BAKC.shape[:3], -1)
         return logits.masked_fill(~self.exists_CV[kind_BA][:, :, None], -1e4)
 
-    def _near_time(self, pose_BAK3: Tensor, valid_BAK: Tensor) -> Neighbours:
-        """Earlier token steps of the same agent, over all B x A x K."""
+    def _near_time(
+        self, pose_BAK3: Tensor, valid_BAK: Tensor, queries: Tensor | None, place: Tensor | None
+    ) -> Neighbours:
+        """Earlier token steps of the same agent, over all B x A x K.
+
+        ``queries`` are the rows that take part, ``place`` is the place of each row among them.
+        """
         n_steps, past = pose_BAK3.shape[2], self.config.past
         back = torch.arange(-past, 0, device=pose_BAK3.device)
         at_KP = torch.arange(n_steps, device=pose_BAK3.device)[:, None] + back
         mask = (at_KP >= 0) & valid_BAK[:, :, at_KP.clamp(min=0)]
         n = pose_BAK3.shape[0] * pose_BAK3.shape[1]
         first = torch.arange(n, device=pose_BAK3.device)[:, None, None] * n_steps
-        flat = (first + at_KP.clamp(min=0)).flatten(0, 1)
-        pose = pose_BAK3.flatten(0, 2)
-        relation = self._over_time(pose, pose[flat], -back * _TOKEN_S)
-        return _neighbours(flat, mask.flatten(0, 2), relation)
+        flat = _rows((first + at_KP.clamp(min=0)).flatten(0, 1), queries)
+        pose, mask = pose_BAK3.flatten(0, 2), _rows(mask.flatten(0, 2), queries)
+        index, own = flat if place is None else place[flat], _rows(pose, queries)
+        return self._over_time(index, mask, own, pose[flat], -back * _TOKEN_S)
 
     def _near_cache(self, cache: Cache) -> Neighbours:
         """Earlier token steps of the cache, for the newest."""
@@ -279,21 +329,34 @@ class Smart(nn.Module):
         poses, valid = cache.pose[-1 - past : -1], cache.valid[-1 - past : -1]
         if not poses:  # one neighbour that does not count: the token step itself
             flat = torch.arange(len(pose), device=pose.device)[:, None]
-            relation = self._over_time(pose, pose[flat], torch.zeros(1, device=pose.device))
-            return _neighbours(flat, torch.zeros_like(flat, dtype=torch.bool), relation)
+            back = torch.zeros(1, device=pose.device)
+            return self._over_time(flat, torch.zeros_like(flat).bool(), pose, pose[flat], back)
         earlier = torch.stack([p.flatten(0, 1) for p in poses], dim=1)
         mask = torch.stack([v.flatten() for v in valid], dim=1)
         flat = torch.arange(mask.numel(), device=pose.device).view_as(mask)
         back = torch.arange(len(poses), 0, -1, device=pose.device) * _TOKEN_S
-        return _neighbours(flat, mask, self._over_time(pose, earlier, back))
+        return self._over_time(flat, mask, pose, earlier, back)
 
-    def _over_time(self, pose_Q3: Tensor, earlier_QK3: Tensor, back_K: Tensor) -> Tensor:
+    def _over_time(
+        self,
+        index_QK: Tensor,
+        mask_QK: Tensor,
+        pose_Q3: Tensor,
+        earlier_QK3: Tensor,
+        back_K: Tensor,
+    ) -> Neighbours:
         seen = relative_positions(pose_Q3[:, None], earlier_QK3)
         back = back_K.to(seen.dtype)[:, None].expand(*seen.shape[:-1], 1)
-        return self.relation_time(torch.cat([seen, back], dim=-1))
+        relation = self.relation_time.pairs(torch.cat([seen, back], dim=-1), mask_QK)
+        return Neighbours(index_QK, mask_QK, relation)
 
     def _near_road(
-        self, pose_BAK3: Tensor, valid_BAK: Tensor, encoded: EncodedMap, first: int
+        self,
+        pose_BAK3: Tensor,
+        valid_BAK: Tensor,
+        encoded: EncodedMap,
+        first: int,
+        queries: Tensor | None = None,
     ) -> Neighbours:
         """Road segments near agents, which may be of several rollouts of each scenario."""
         n_scenarios, n_segments = encoded.valid_BM.shape
@@ -301,34 +364,41 @@ class Smart(nn.Module):
         agents, road = pose_BAK3[..., :2].reshape(n_scenarios, -1, 2), encoded.pose_BM3[..., :2]
         count, radius = self.config.road_neighbours, self.config.road_radius
         index, mask = nearest_neighbours(agents, road, encoded.valid_BM[:, None], count, radius)
-        flat = _flat(index, n_segments)
-        pose = pose_BAK3.flatten(0, 2)
+        flat = _rows(_flat(index, n_segments), queries)
+        pose = _rows(pose_BAK3.flatten(0, 2), queries)
         seen = relative_positions(pose[:, None], encoded.pose_BM3.flatten(0, 1)[flat])
-        at = torch.arange(first, first + n_steps, device=pose.device).repeat(len(pose) // n_steps)
-        light = encoded.light_BMK.flatten(0, 1)[flat, at[:, None]]
-        relation = self.relation_road(seen, self.light(light))
-        return _neighbours(flat, mask.flatten(0, 1) & valid_BAK.flatten()[:, None], relation)
+        at = torch.arange(first, first + n_steps, device=pose.device).expand_as(valid_BAK)
+        light = encoded.light_BMK.flatten(0, 1)[flat, _rows(at.flatten(), queries)[:, None]]
+        mask = _rows(mask.flatten(0, 1) & valid_BAK.flatten()[:, None], queries)
+        relation = self.relation_road.pairs(seen, mask, (self.light.weight, light))
+        return Neighbours(flat, mask, relation)
 
-    def _near_agents(self, pose_BAK3: Tensor, valid_BAK: Tensor) -> Neighbours:
-        """Other agents at the same token step."""
+    def _near_agents(
+        self,
+        pose_BAK3: Tensor,
+        valid_BAK: Tensor,
+        queries: Tensor | None = None,
+        place: Tensor | None = None,
+    ) -> Neighbours:
+        """Other agents at the same token step; see `_near_time`."""
         n, agents, steps = valid_BAK.shape
-        place, valid = (t.transpose(1, 2).flatten(0, 1) for t in (pose_BAK3[..., :2], valid_BAK))
-        own = torch.eye(agents, dtype=torch.bool, device=place.device)
+        centre, valid = (t.transpose(1, 2).flatten(0, 1) for t in (pose_BAK3[..., :2], valid_BAK))
+        own = torch.eye(agents, dtype=torch.bool, device=centre.device)
         count, radius = self.config.agent_neighbours, self.config.agent_radius
-        index, mask = nearest_neighbours(place, place, valid[:, None] & ~own, count, radius)
+        index, mask = nearest_neighbours(centre, centre, valid[:, None] & ~own, count, radius)
         # From rows (scenario, step, agent) to the order of the queries, (scenario, agent, step).
         index, mask = (t.view(n, steps, agents, -1).transpose(1, 2) for t in (index, mask))
-        scenario = torch.arange(n, device=place.device).view(-1, 1, 1, 1)
-        step = torch.arange(steps, device=place.device).view(1, 1, -1, 1)
-        flat = ((scenario * agents + index) * steps + step).flatten(0, 2)
-        pose = pose_BAK3.flatten(0, 2)
-        relation = self.relation_agents(relative_positions(pose[:, None], pose[flat]))
-        return _neighbours(flat, mask.flatten(0, 2), relation)
+        scenario = torch.arange(n, device=centre.device).view(-1, 1, 1, 1)
+        step = torch.arange(steps, device=centre.device).view(1, 1, -1, 1)
+        flat = _rows(((scenario * agents + index) * steps + step).flatten(0, 2), queries)
+        pose, mask = pose_BAK3.flatten(0, 2), _rows(mask.flatten(0, 2), queries)
+        seen = relative_positions(_rows(pose, queries)[:, None], pose[flat])
+        relation = self.relation_agents.pairs(seen, mask)
+        return Neighbours(flat if place is None else place[flat], mask, relation)
 
 
-def _neighbours(index: Tensor, mask: Tensor, relation: Tensor) -> Neighbours:
-    # Normalised here, once for all layers: each layer's weights hold the affine part of it.
-    return Neighbours(index, mask, functional.layer_norm(relation, relation.shape[-1:]))
+def _rows(x: Tensor, taken: Tensor | None) -> Tensor:
+    return x if taken is None else x.index_select(0, taken)
 
 
 def _flat(index_BQK: Tensor, n_sources: int) -> Tensor:

@@ -1,8 +1,9 @@
 """Rollouts of SMART: in every half second each agent takes its next token, and all drive on together.
 
-`rollout` draws tokens at random, for forecasts. The map is encoded once for all rollouts of a scenario, and
-keys and values of earlier token steps are kept. The draws follow from uniform numbers that belong to
-a scenario, a rollout and an agent, so that other scenarios in the batch, or their number, change nothing.
+`rollout` draws tokens at random, for forecasts. The map and the history are encoded once for all rollouts
+of a scenario, and keys and values of earlier token steps are kept. The draws follow from uniform numbers
+that belong to a scenario, a rollout and an agent, so that other scenarios in the batch, or their number,
+change nothing.
 
 `cat_k_rollout` draws nothing, and serves closed-loop training: CAT-K, *closest among top K* (Zhang, Karkus,
 Igl et al. 2025, CVPR, arXiv:2412.05334). Each agent takes, among its most probable tokens, the one that
@@ -72,21 +73,21 @@ def rollout(
     """
     n = config.samples
     present = batch.valid_BAK[:, :, HISTORY - 1]
+    given = (batch.token_BAK, batch.pose_BAK3, batch.valid_BAK)
+    history = [t[:, :, :HISTORY] for t in given]
     kind, size = (t.repeat_interleave(n, dim=0) for t in (batch.kind_BA, batch.size_BA2))
-    token, pose, valid = (
-        [*t[:, :, :HISTORY].repeat_interleave(n, dim=0).unbind(2)]
-        for t in (batch.token_BAK, batch.pose_BAK3, batch.valid_BAK)
-    )
+    token, pose, valid = ([*t.repeat_interleave(n, dim=0).unbind(2)] for t in history)
     uniform = _uniform(batch, config).to(pose[0])
     encoded, cache = module.encode_map(batch), Cache()
-    if cached:
-        for k in range(HISTORY - 1):
-            module.advance(encoded, cache, kind, size, token[k], pose[k], valid[k])
+    if cached:  # up to the current step all rollouts are the same
+        for known in zip(*(t.unbind(2) for t in history), strict=True):
+            logits = module.advance(encoded, cache, batch.kind_BA, batch.size_BA2, *known)
+        logits, cache = logits.repeat_interleave(n, dim=0), cache.repeated(n)
     paths = []
     for step in range(config.steps):
-        if cached:
+        if cached and step:
             logits = module.advance(encoded, cache, kind, size, token[-1], pose[-1], valid[-1])
-        else:
+        elif not cached:
             everything = (torch.stack(parts, dim=2) for parts in (token, pose, valid))
             logits = module.decode(module.encode_map(batch), kind, size, *everything)[:, :, -1]
         step_BA = kind, size, pose[-1], valid[-1]

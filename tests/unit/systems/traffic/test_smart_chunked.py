@@ -1,0 +1,123 @@
+"""SMART on a CPU, in chunks and without padding, is the model as it is written down for all devices."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from millrace.systems.traffic.dataset import ScenarioDataset
+from millrace.systems.traffic.settings import ScenarioConfig, SmartConfig
+from millrace.systems.traffic.smart import chunked
+from millrace.systems.traffic.smart.layers import FourierEmbedding, Neighbours, RelativeAttention
+from millrace.systems.traffic.smart.rollout import RolloutConfig, rollout
+from millrace.systems.traffic.smart.spec import SPEC
+
+CONFIG = SmartConfig(hidden=16, heads=2, map_layers=1, layers=2, bands=8, past=3, map_neighbours=5)
+
+
+@pytest.fixture(params=[7, 1024], autouse=True)
+def pairs(request, monkeypatch):
+    """Chunks of a few pairs, fewer than a query has neighbours, and of all."""
+    monkeypatch.setattr(chunked, "PAIRS", request.param)
+
+
+@pytest.fixture
+def as_written(monkeypatch):
+    """Call a function without chunks."""
+
+    def call(function):
+        with monkeypatch.context() as changed:
+            changed.setattr(chunked, "applies", lambda *_: False)
+            return function()
+
+    return call
+
+
+@pytest.fixture
+def dataset(motion_samples):
+    return ScenarioDataset(motion_samples, ScenarioConfig(buckets=2))
+
+
+@pytest.fixture
+def model(dataset):
+    torch.manual_seed(0)
+    return SPEC.build(CONFIG, dataset)
+
+
+def wide(batch):
+    """The same batch in double precision."""
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return dataclasses.replace(
+        batch, **{k: v.double() for k, v in fields.items() if v.dtype == torch.float32}
+    )
+
+
+def test_losses_and_gradients(dataset, model, as_written):
+    model, batch = model.double(), wide(dataset.gather(dataset.scenarios("train")))
+    assert not batch.valid_BAK.all()
+
+    def found():
+        loss_B = SPEC.loss(model, batch, None)
+        return loss_B.detach(), torch.autograd.grad(loss_B.sum(), [*model.parameters()])
+
+    (losses, gradients), (expected, exact) = found(), as_written(found)
+    torch.testing.assert_close(losses, expected, rtol=1e-12, atol=0)
+    for (name, _), one, two in zip(model.named_parameters(), gradients, exact, strict=True):
+        assert (one - two).norm() <= 1e-11 * two.norm(), name
+
+
+def test_attention_without_neighbours_and_with_many_queries_of_one_source(as_written):
+    torch.manual_seed(1)
+    layer = RelativeAttention(8, 2).double()
+    x, sources, relation = (torch.randn(*shape).double() for shape in ((9, 8), (4, 16), (9, 5, 8)))
+    index, mask = torch.randint(0, 4, (9, 5)), torch.rand(9, 5) < 0.7
+    index[:4], mask[2] = 3, False
+    given = [x, sources, relation, *layer.parameters()]
+    for tensor in given[:3]:
+        tensor.requires_grad_()
+
+    def found():
+        out = layer.attend(x, sources, Neighbours(index, mask, relation))
+        return out, *torch.autograd.grad(out.square().sum(), given, materialize_grads=True)
+
+    for one, two in zip(found(), as_written(found), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-13)
+    assert torch.equal(
+        layer.attend(x, sources, Neighbours(index, mask, relation))[2], torch.zeros(8)
+    )
+
+
+def test_relations_with_rows_of_a_table(as_written):
+    torch.manual_seed(2)
+    embedding = FourierEmbedding((1, 2), 8, 4).double()
+    feature, mask = torch.randn(6, 5, 3).double(), torch.rand(6, 5) < 0.6
+    mask[1] = False
+    table, entry = torch.randn(3, 8).double().requires_grad_(), torch.randint(0, 3, (6, 5))
+    factor = torch.randn(6, 5, 8) * mask[..., None]
+
+    def found():
+        out = embedding.pairs(feature, mask, (table, entry))
+        given = [table, *embedding.parameters()]
+        return out * mask[..., None], *torch.autograd.grad((out * factor).sum(), given)
+
+    for one, two in zip(found(), as_written(found), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-13)
+
+
+def test_rollouts_draw_the_same_tokens(dataset, model, as_written):
+    batch, config = dataset.gather(np.arange(3)), RolloutConfig(samples=4, top_k=8)
+    one = rollout(model, batch, config)
+    two = as_written(lambda: rollout(model, batch, config))
+    present = one.present_BA[:, None].expand(-1, 4, -1)
+    assert torch.equal(one.token_BSAK[present], two.token_BSAK[present])
+    assert one.token_BSAK[present].unique().numel() > 8
+
+
+def test_a_batch_without_any_token(dataset, model):
+    batch = dataset.batch("train", 0, np.arange(1))
+    empty = dataclasses.replace(batch, valid_BAK=torch.zeros_like(batch.valid_BAK))
+    loss_B = SPEC.loss(model, empty, None)
+    loss_B.sum().backward()
+    assert loss_B.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
