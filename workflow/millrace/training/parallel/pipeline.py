@@ -12,13 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.distributed.pipelining import PipelineStage
-from torch.distributed.pipelining.schedules import (
-    Schedule1F1B,
-    ScheduleGPipe,
-    ScheduleInterleaved1F1B,
-    ScheduleLoopedBFS,
-)
 
 from millrace.models.spec import Division
 from millrace.training.parallel.config import ParallelConfig
@@ -64,6 +57,9 @@ class Pipeline:
         group: ProcessGroup,
         device: torch.device,
     ) -> None:
+        # Here, because few processes have a pipeline and torch's imports its compiler.
+        from torch.distributed.pipelining import PipelineStage, schedules
+
         self._parts = config.micro_batches or 1
         self._loss: Callable[[Tensor, int], Tensor] | None = None
         self._device = device
@@ -74,9 +70,9 @@ class Pipeline:
             for index, module in sorted(modules.items())
         ]
         self._has_first, self._has_last = 0 in modules, total - 1 in modules
-        kinds: Any = (ScheduleGPipe, Schedule1F1B)
+        kinds: Any = (schedules.ScheduleGPipe, schedules.Schedule1F1B)
         if len(stages) > 1:
-            kinds = (ScheduleLoopedBFS, ScheduleInterleaved1F1B)
+            kinds = (schedules.ScheduleLoopedBFS, schedules.ScheduleInterleaved1F1B)
         schedule = kinds[config.schedule != "gpipe"]
         given = stages[0] if len(stages) == 1 else stages
         self._schedule = schedule(given, self._parts, self._measure, scale_grads=False)
