@@ -36,7 +36,7 @@ from millrace.training.request import Request
 for _module in (
     *("evaluation.predict", "evaluation.run", "evaluation.summary", "runs.command"),
     *("scaling.analysis", "scaling.report", "job_log", "systems.groundwater.evaluation"),
-    *("systems.groundwater.gino", "systems.groundwater.predict", "systems.groundwater.graphs"),
+    *("systems.groundwater.gino", "systems.groundwater.application", "systems.groundwater.graphs"),
 ):
     importlib.import_module(f"millrace.{_module}")
 

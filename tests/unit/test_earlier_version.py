@@ -15,14 +15,14 @@ from project import Project
 from millrace.data.extraction import simulate
 from millrace.data.samples import dataset_class
 from millrace.errors import ExitCode
+from millrace.evaluation.predict import predict_files
 from millrace.evaluation.run import evaluate_run
 from millrace.evaluation.summary import summarise
 from millrace.plan import Plan
 from millrace.runs import command
 from millrace.runs.inventory import find_runs
 from millrace.scaling import records
-from millrace.systems.base import resolve
-from millrace.systems.registry import get_kind, raw_format
+from millrace.systems.registry import raw_format
 from millrace.training import run_hash, segment
 from millrace.training.deadline import Deadline, Stop
 from millrace.training.request import Request
@@ -162,9 +162,14 @@ def test_a_checkpoint_gives_the_same_prediction(config, tmp_path):
     block = config["datasets"]["small"]
     simulate(raw_format(block), block["demo"], tmp_path / "raw")
     path = Path(f"{OUTPUT}{LAST}.ckpt")
-    predict = resolve(get_kind("patches").prediction)
-    metrics = predict(path, path.with_suffix(".json"), tmp_path / "raw", tmp_path / "new.h5")
-    assert_holds(metrics, _json("results/predict/new/metrics.json"))
+    metrics = predict_files(path, tmp_path / "raw", tmp_path / "new.nc")
+    known = _json("results/predict/new/metrics.json")
+    assert metrics["forecasts"] == known["windows"]
+    for name, scores in known["variables"].items():
+        found = metrics["variables"][name]
+        assert_holds(found["rmse"], scores["rmse"], name)
+        assert_holds(found["baselines"]["persistence"]["rmse"], scores["persistence"]["rmse"], name)
+        assert found["unit"] == known["units"][name]
 
 
 def assert_holds(found, known, at=""):

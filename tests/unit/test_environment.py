@@ -229,7 +229,7 @@ def named_by_systems(rule: str, env: str) -> set[str]:
         "measure_throughput": trained,
         "evaluate_run": trained + [kind.evaluation for kind in kinds().values()],
         "evaluate_ensemble": trained + [kind.evaluation for kind in kinds().values()],
-        "predict": trained + [kind.prediction for kind in kinds().values()],
+        "predict": trained + [kind.application for kind in kinds().values()],
     }
     return {one.split(":")[0] for one in references.get(rule, []) if one is not None}
 

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,7 +47,7 @@ def test_predictions_name_an_experiment_and_raw_files(tmp_path) -> None:
     assert plan.prediction_source("demo") == "results/data/coast/raw"
     assert plan.prediction_fingerprint("demo") == {"steps": 300}
     assert plan.predicted_files() == [
-        f"results/predict/{n}/predictions.h5" for n in ("new", "demo")
+        f"results/predict/{n}/predictions.nc" for n in ("new", "demo")
     ]
     block["source"] = str(tmp_path / "gone")
     with pytest.raises(DataError, match="the name of a dataset"):
@@ -237,8 +238,10 @@ def test_an_experiment_may_have_its_own_layouts_and_seeds() -> None:
     assert [path.split("/")[4] for path in receipts] == ["seed7", "seed8"]
 
 
-def test_models_that_are_not_applied_to_raw_files_are_not_predicted_with() -> None:
+def test_models_that_are_not_applied_to_raw_files_are_not_predicted_with(monkeypatch) -> None:
     made = icon()
+    unapplied = replace(kinds()["blocks"], application=None)
+    monkeypatch.setattr(Plan, "kind", lambda self, experiment: unapplied)
     made["predictions"] = {
         "new": {"experiment": "fine", "layout": "n1_gpu1", "seed": 0, "source": "globe"}
     }

@@ -9,6 +9,7 @@ from plans import ROOT
 
 from millrace.configuration import configuration_schema
 from millrace.data.samples import dataset_class
+from millrace.evaluation.application import Application
 from millrace.plan import Plan
 from millrace.systems.base import resolve
 from millrace.systems.registry import formats, get_model, kinds, models
@@ -70,7 +71,8 @@ def test_what_systems_name_is_there() -> None:
         assert set(kind.formats) <= set(formats())
         assert kind.ensembles == (resolve(kind.evaluation).ensemble is not None)
         assert kind.name in kind.sample_files({}) or kind.files
-        for reference in (kind.prediction, kind.outline, kind.extraction and kind.extraction.run):
+        assert kind.application is None or issubclass(type(resolve(kind.application)), Application)
+        for reference in (kind.outline, kind.extraction and kind.extraction.run):
             assert reference is None or callable(resolve(reference))
     for raw in formats().values():
         assert (raw.simulate is None) == (raw.simulation is None)

@@ -126,7 +126,7 @@ def test_another_mesh_is_predicted(project):
     project.config["datasets"]["finer"] = {**small, "demo": demo}
     block = {"experiment": "tiny", "layout": "n1_gpu1", "seed": 0, "source": "finer"}
     project.config["predictions"] = {"finer_mesh": block}
-    target = "results/predict/finer_mesh/predictions.h5"
+    target = "results/predict/finer_mesh/predictions.nc"
     assert project.planned(target) == {"simulate_raw": 1, "predict": 1}
     project.run("--", target)
     metrics = json.loads(project.path("results/predict/finer_mesh/metrics.json").read_text())

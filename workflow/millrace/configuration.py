@@ -88,11 +88,11 @@ class ExperimentSettings(Settings):
 class PredictionSettings(Settings):
     """Forecasts of a trained model for raw files that no training has seen.
 
-    They may be of another mesh of the same site: finer, coarser, or other nodes. They are checked, and
-    cut in the same way as those of the training, but normalised with the statistics of its training
-    period, which the receipt of the checkpoint holds. The forcings that the experiment names must be
-    there. `results/predict/{name}/predictions.h5` has the forecasts, and the errors against the truth
-    in the files. If the run was not trained yet, it is.
+    They are checked, and cut in the same way as those of the training, but normalised with the statistics
+    of its training period, which the checkpoint holds; forcings that the experiment names must be there.
+    Groundwater may be on another mesh of the same site. `results/predict/{name}/predictions.nc` has the
+    forecasts (CF-1.11), `metrics.json` the errors against the truth in the files, beside those of
+    baselines. If the run was not trained yet, it is.
     """
 
     experiment: Text

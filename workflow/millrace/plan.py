@@ -139,15 +139,15 @@ class Plan:
                 f"config: {key}.experiment: {experiment} is a sweep; name one of its trials, such as "
                 f"that of results/sweeps/{experiment}/chosen.yaml"
             )
-        if self.kind(experiment).prediction is None:
+        if self.kind(experiment).application is None:
             raise ConfigError(
                 f"config: {key}.experiment: models on {self.kind(experiment).name}, as that of "
                 f"{experiment}, are not applied to new raw files"
             )
-        readable = self.kind(experiment).formats[0]
-        if source in self.datasets and raw_format(self.datasets[source]).name != readable:
+        readable = self.kind(experiment).formats
+        if source in self.datasets and raw_format(self.datasets[source]).name not in readable:
             raise ConfigError(
-                f"config: {key}.source: {source} has no raw files of format {readable}"
+                f"config: {key}.source: {source} has no raw files of format {' or '.join(readable)}"
             )
 
     def trainings(self) -> list[tuple[str, str, str]]:
@@ -484,7 +484,7 @@ class Plan:
         source = self.predictions[prediction]["source"]
         if source in self.datasets:
             return self.source(source)
-        made = self._root / f"results/predict/{prediction}/predictions.h5"
+        made = self._root / f"results/predict/{prediction}/predictions.nc"
         _check_directory(source, f"predictions.{prediction}", "the name of a dataset", made)
         return source
 
@@ -507,7 +507,7 @@ class Plan:
 
     def predicted_files(self) -> list[str]:
         """Return the paths of all configured predictions."""
-        return [f"results/predict/{name}/predictions.h5" for name in self.predictions]
+        return [f"results/predict/{name}/predictions.nc" for name in self.predictions]
 
     def sample_files(self) -> list[str]:
         """Return the paths of the sample files of all experiments that run."""

@@ -8,7 +8,7 @@ rule predict:
         source=ancient(prediction_source),
     output:
         predictions=ensure(
-            "results/predict/{prediction}/predictions.h5", non_empty=True
+            "results/predict/{prediction}/predictions.nc", non_empty=True
         ),
         metrics=ensure("results/predict/{prediction}/metrics.json", non_empty=True),
         figure=report(

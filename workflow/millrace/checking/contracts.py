@@ -21,10 +21,13 @@ from torch import Tensor
 
 from millrace.checking.ranks import on_ranks
 from millrace.config import Settings
+from millrace.data.recipe import recipe_of
 from millrace.data.samples import Files, dataset_class, datasets_of, open_dataset
 from millrace.data.split import SPLITS
 from millrace.errors import listed
+from millrace.evaluation.loaded import load
 from millrace.evaluation.run import evaluate_run
+from millrace.evaluation.trained_model import finite
 from millrace.models.spec import ModelSpec
 from millrace.systems.base import Block, SampleKind
 from millrace.systems.registry import get_model, kind_of, load_plugins
@@ -404,6 +407,27 @@ def evaluation_fills_the_table(case: Case) -> None:
     _require(any(figures.iterdir()), "the evaluation drew no figure")
 
 
+def loads_by_itself(case: Case) -> None:
+    """A checkpoint alone, without samples or receipt, gives the same forecasts as the model in it."""
+    if case.kind.application is None:
+        return  # nothing loads it
+    trainer, _ = build_trainer(case.definition, case.files, 0, ALONE)
+    recipe = recipe_of(case.kind.name, case.definition, trainer.dataset)
+    _require(
+        "samples" in recipe,
+        f"{type(trainer.dataset).__name__} has no method `recipe`, which says what of its sample files a "
+        "checkpoint holds; see millrace.data.recipe",
+    )
+    alone = case.directory / "alone"
+    alone.mkdir(exist_ok=True)
+    torch.save({**trainer.state(), "recipe": recipe}, alone / "model.ckpt")
+    model = load(alone / "model.ckpt", device="cpu")
+    batch = samples_of(trainer, 1)
+    module = model.module_for(None)  # it was built when it was loaded
+    same = torch.equal(_forecast(trainer, batch), finite(model.spec.predict(module, batch)))
+    _require(same, "the model that is loaded from its checkpoint gives other forecasts")
+
+
 OF_SAMPLES = (
     samples_open,
     splits_are_disjoint,
@@ -417,6 +441,7 @@ OF_MODELS = (
     every_parameter_learns,
     no_hidden_state,
     survives_a_file,
+    loads_by_itself,
     resumes_bitwise,
     ranks_agree,
     half_precision_agrees,

@@ -26,6 +26,7 @@ from millrace.data.account import Account, count_steps
 from millrace.data.device import to_device
 from millrace.data.hdf5 import create, create_dataset, open_checked, rows_per_chunk, strings
 from millrace.data.normalisation import Normalisation
+from millrace.data.recipe import outline
 from millrace.data.split import MINIMUM_STD, Moments, SplitConfig, time_split
 from millrace.data.validity import Screening
 from millrace.data.window_dataset import CACHE_BYTES, WindowDataset
@@ -364,6 +365,11 @@ class ArrayDataset(WindowDataset):
             raise ConfigError(
                 f"data.input_steps = 0, but {self._path} has no inputs: give steps before those to predict"
             )
+
+    def recipe(self) -> dict[str, Any]:
+        """What is needed to make samples of named arrays, see `millrace.data.recipe`."""
+        rows = ("inputs/*", "targets/*", "time", "order")
+        return {"samples": outline(self._path, rows)}
 
     @property
     def in_channels(self) -> int:

@@ -1,53 +1,170 @@
-"""Apply a trained model to new raw files, which need not be those of its training."""
+"""Apply a trained model to raw files that no training has seen, of any system."""
 
 import argparse
-from collections.abc import Mapping
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from millrace.command_line import make_parser
 from millrace.errors import ConfigError, ExitCode, exits_with_code
-from millrace.systems.base import resolve
-from millrace.systems.registry import kind_of, load_plugins
+from millrace.files import write_json
+from millrace.provenance import provenance
+from millrace.systems.base import Progress
+from millrace.systems.registry import get_kind, load_plugins, recognised
+
+OPTIONS = {
+    "members": "forecasts drawn of each start or time",
+    "seed": "of what is drawn",
+    "days": "length of a forecast of the weather (default: 5)",
+    "seconds": "length of a rollout of traffic (default: 8)",
+    "stride": "steps between forecasts; default: no overlap",
+}
+"""Options of forecasts that the command has; which of them a system takes, it says itself."""
+
+
+def predict_files(
+    checkpoint: Path,
+    source: Path,
+    output: Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    samples: Mapping[str, Path] | None = None,
+    raw: str | None = None,
+    metrics: Path | None = None,
+    figure: Path | None = None,
+    workspace: Path | None = None,
+    device: str | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+    command: str = "millrace predict",
+) -> dict[str, Any]:
+    """Forecast from raw files, and compare with what they know.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        Of a training, from any device; nothing else is needed, see `millrace.evaluation.loaded.load`.
+    source : Path
+        Raw files of a format that the system reads.
+    output : Path
+        Forecasts to write, NetCDF (.nc) or Zarr (.zarr), see `forecast_file`.
+    options : mapping, optional
+        Of the forecasts, such as ``members``; by default forecasts from all states.
+    samples : mapping, optional
+        Sample files of the training by role, for checkpoints that do not load by themselves.
+    raw : str, optional
+        Format of the raw files; by default it is recognised by the names of the files.
+    metrics, figure : Path, optional
+        JSON to write with what is returned, and the error over time to draw.
+    workspace : Path, optional
+        Directory for the samples made of the raw files; by default a temporary one.
+    device : str, optional
+        By default the GPU, if there is one.
+    workers : int
+        Processes that parse raw files.
+    progress : callable, optional
+        Called with (done, all).
+    command : str
+        For the attribute ``history``.
+
+    Raises
+    ------
+    DataError
+        The checkpoint is damaged or of an earlier version, or a raw file is malformed.
+    ConfigError
+        An option is wrong, or the raw files cannot be what the model was trained on.
+    """
+    # Imports PyTorch and xarray, which --help and planning do without.
+    from millrace.evaluation.forecast_file import axis_of, forecast_file
+    from millrace.evaluation.forecast_scores import ForecastScores
+    from millrace.evaluation.loaded import load
+
+    model = load(checkpoint, samples=samples, device=device)
+    kind, scores, forecasts = get_kind(model.recipe["kind"]), ForecastScores(), 0
+    known = model.application.options.model_fields
+    every = {"every": True} if "every" in known else {}
+    chosen = model.options({**every, **(options or {})})
+    raw = raw or recognised(kind.formats, source, "--format")
+    with nullcontext(workspace) if workspace else tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.mkdir(parents=True, exist_ok=True)
+        prepared = model.application.prepare(model.recipe, source, raw, directory, workers)
+        remarks = model.remarks(prepared)
+        about = {**model.about, "options": chosen.model_dump_json()}
+        with forecast_file(output, about, command) as write:
+            for piece in model.pieces(prepared, chosen, progress):
+                write(piece.forecast)
+                scores.add(piece)
+                forecasts += piece.forecast.sizes[axis_of(piece.forecast)]
+    result = {
+        "schema": "millrace.prediction_metrics/2",
+        **model.about,
+        "options": chosen.model_dump(),
+        "forecasts": forecasts,
+        "remarks": remarks,
+        "variables": scores.result(),
+        "provenance": provenance(),
+    }
+    if metrics is not None:
+        write_json(metrics, result)
+    if figure is not None:
+        from millrace.figures.forecasts import error_over_time
+
+        error_over_time(*scores.over_time(), figure)
+    return result
 
 
 @exits_with_code
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    options = vars(parser().parse_args(arguments))
-    # Imports PyTorch, which --help can do without.
-    from millrace.evaluation.trained_model import read_training
-
-    options["receipt"] = options["receipt"] or options["checkpoint"].with_suffix(".json")
+    given = sys.argv[1:] if arguments is None else arguments
+    options = vars(parser().parse_args(given))
     load_plugins(options.pop("plugins"))
-    kind = kind_of(read_training(options["receipt"])["definition"]["model"]["name"])
-    if kind.prediction is None:
-        raise ConfigError(f"models on {kind.name} are not applied to new raw files")
-    options["device"] = _device(options["device"])
-    given = {key: value for key, value in options.items() if value is not None}
-    _report(resolve(kind.prediction)(**given), options["output"])
+    chosen = {key: options.pop(key) for key in OPTIONS}
+    result = predict_files(
+        **options,
+        options={key: value for key, value in chosen.items() if value is not None},
+        # Where files lie is nobody's business who gets the forecasts.
+        command=f"millrace predict {shlex.join(Path(one).name if '/' in one else one for one in given)}",
+    )
+    from millrace.evaluation.forecast_scores import sentences
+
+    print(f"{options['output']}: {result['forecasts']} forecasts")
+    for line in sentences(result["variables"]):
+        print(line)
+    for remark in result["remarks"]:
+        print(f"warning: {remark}")
     return ExitCode.OK
 
 
-def _device(name: str | None) -> Any:
-    import torch
+def samples_by_role(values: Iterable[str]) -> dict[str, Path]:
+    """Sample files by role, from ``role=FILE``; raises `ConfigError` for something else."""
+    found = {}
+    for value in values:
+        role, equals, path = value.partition("=")
+        if not (role and equals and path):
+            raise ConfigError(f"--samples {value}: expected role=FILE, such as blocks=blocks.h5")
+        found[role] = Path(path)
+    return found
 
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch sees no GPU here; leave the option out")
-    return None if name is None else torch.device(name)
+
+class _Samples(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        setattr(namespace, self.dest, samples_by_role(values))
 
 
-def _report(result: Mapping[str, Any], output: Path) -> None:
-    print(f"{output}: {result['windows']} forecasts of {result['points']} points")
-    for name, scores in result["variables"].items():
-        skill = "undefined" if scores["skill"] is None else f"{scores['skill']:.3f}"
-        unit = result["units"][name]
-        print(
-            f"{name}: RMSE {scores['rmse']:.4g} {unit}, persistence "
-            f"{scores['persistence']['rmse']:.4g} {unit}, skill {skill}"
-        )
-    if share := result["points_outside_training_box"]:
-        print(f"warning: {share:.0%} of the points lie outside the box of the training data")
+def add_model_options(made: argparse.ArgumentParser) -> None:
+    """Options that name a model, which `millrace export` has, too."""
+    add = made.add_argument
+    add("--checkpoint", type=Path, required=True, metavar="FILE.ckpt", help="of a training")
+    add("--samples", nargs="+", action=_Samples, metavar="ROLE=FILE", help="sample files of "
+        "the training, for a checkpoint that is of an earlier version or of a very large grid")  # fmt: skip
+    add("--device", choices=("cpu", "cuda"), help="default: cuda, if there is a GPU")
+    add("--plugins", nargs="+", default=[], metavar="PLUGIN", help="systems from outside")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,19 +172,20 @@ def parser() -> argparse.ArgumentParser:
     made = make_parser(
         "predict",
         __doc__,
-        "--checkpoint epoch_12.ckpt --source /data/finer --output predictions.h5",
-        "--checkpoint epoch_12.ckpt --source new --output new.h5 --metrics new.json --device cpu",
+        "--checkpoint epoch_12.ckpt --source /data/finer --output forecasts.nc",
+        "--checkpoint epoch_8.ckpt --source /data/icon --output fine.zarr --members 20 --seed 1",
+        "--checkpoint epoch_20.ckpt --source /data/era5.zarr --output weather.nc --days 10",
     )
+    add_model_options(made)
     add = made.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="FILE.ckpt", help="of a training")
-    add("--receipt", type=Path, metavar="FILE.json", help="default: beside the checkpoint")
-    add("--source", type=Path, required=True, metavar="DIR", help="raw files, as for training")
-    add("--output", type=Path, required=True, metavar="FILE.h5", help="forecasts")
+    add("--source", type=Path, required=True, metavar="PATH", help="raw files, as for training")
+    add("--output", type=Path, required=True, metavar="FILE", help="forecasts, .nc or .zarr")
     add("--metrics", type=Path, metavar="FILE.json", help="errors against the truth")
     add("--figure", type=Path, metavar="FILE.png", help="error over time")
     add("--workspace", type=Path, metavar="DIR", help="for samples; default: temporary")
-    add("--device", choices=("cpu", "cuda"), help="default: cuda, if there is a GPU")
-    add("--stride", type=int, metavar="N", help="steps between forecasts; default: no overlap")
+    add("--format", dest="raw", metavar="NAME", help="of the raw files; default: by their names")
     add("--workers", type=int, default=1, metavar="N", help="processes that read (default: 1)")
-    add("--plugins", nargs="+", default=[], metavar="PLUGIN", help="systems from outside")
+    for name, text in OPTIONS.items():
+        kind = float if name in ("days", "seconds") else int
+        add(f"--{name}", type=kind, metavar="N", help=text)
     return made

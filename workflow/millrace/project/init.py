@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from millrace.errors import ConfigError, ExitCode, exits_with_code
 from millrace.files import output_errors
 from millrace.home import snakefile
 from millrace.systems.base import Block, RawFormat, System, resolve
-from millrace.systems.registry import load_plugins, plugin, systems
+from millrace.systems.registry import load_plugins, plugin, recognised, systems
 
 _HERE = "millrace.project"
 
@@ -69,28 +69,13 @@ def choose(
     if source is not None and not source.is_dir():
         raise ConfigError(f"--source: no directory {source}; name the one that holds the raw files")
     if raw is None and source is not None:
-        raw = _recognised(pairs, source)
+        raw = recognised(list(pairs), source, "--format")
     if raw is None:
         first = system or (plugin(plugins[0]).name if plugins else next(iter(known)))
         raw = next((name for name, (other, _) in pairs.items() if other.name == first), None)
     if raw is None:
         raise ConfigError(f"--system: {system} has no raw files of its own; name their --format")
     return pairs[raw]
-
-
-def _recognised(pairs: Mapping[str, tuple[System, RawFormat]], source: Path) -> str:
-    """Name of the only format whose files are in a directory."""
-    if len(pairs) == 1:
-        return next(iter(pairs))
-    found = [
-        name for name, (_, one) in pairs.items() if any(any(source.glob(p)) for p in one.files)
-    ]
-    if len(found) != 1:
-        what = f"files of {' and of '.join(found)}" if found else "no files of a known format"
-        raise ConfigError(
-            f"--source: {source} holds {what}; name one with --format: {', '.join(found or pairs)}"
-        )
-    return found[0]
 
 
 def configuration(

@@ -124,7 +124,8 @@ def array_kind(
         table=_table(["mean", "persistence", "ridge", *given]),
         caption=_CAPTION,
         files=lambda _: {"samples": f"{name}.h5"},
-        extraction=Extraction(extract, section, config),
+        extraction=Extraction(extract, section, config, read=read),
+        application="millrace.evaluation.array_application:APPLICATION",
         check=check,
         example=example or {},
     )

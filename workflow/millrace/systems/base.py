@@ -136,6 +136,8 @@ class Extraction:
     """(source, output, section, share, progress) -> None: the samples of one of several parts, by the rule
     ``extract_part``, with its `millrace.data.parts.Record`; `millrace.data.shares.Share` says which. They
     depend neither on the split nor on other parts. None: they are made in one piece."""
+    read: Reference | None = None
+    """Of samples that are arrays, what ``run`` reads: see `millrace.systems.arrays.array_kind`."""
     gather: Reference | None = None
     """(files of all parts, source, output, section, split, progress) -> None: what ``run`` writes, bit by
     bit, from parts, by the rule ``gather_samples``; their files may go on holding the samples."""
@@ -178,9 +180,9 @@ class SampleKind:
     """Whether the seeds of an experiment are scored together."""
     replay: bool = False
     """Whether samples follow on each other, so that training can go on from forecasts."""
-    prediction: Reference | None = None
-    """(checkpoint, receipt, source, output, ...) -> scores: applies a model to new raw files, as the rule
-    ``predict`` and `millrace.evaluation.predict` ask for."""
+    application: Reference | None = None
+    """`millrace.evaluation.application.Application`: how models are applied to named arrays and to new raw
+    files, as `millrace.load`, ``millrace predict`` and the rule ``predict`` ask for; None: they are not."""
     outline: Reference | None = None
     """(dataset block, data block, grid, levels) -> stand-in for a dataset of that size, or with None of the
     size of the raw files, on which planning builds models to see what they hold in memory."""

@@ -91,6 +91,23 @@ def raw_format(dataset: Mapping[str, Any]) -> RawFormat:
     return known[dataset.get("format", next(iter(known)))]
 
 
+def recognised(names: Sequence[str], source: Path, option: str) -> str:
+    """Name of the only format among some whose files are in a directory, by their names.
+
+    Raises `ConfigError` that says which ``option`` names the format, if there are several or none.
+    """
+    if len(names) == 1:
+        return names[0]
+    known = formats()
+    found = [name for name in names if any(any(source.glob(p)) for p in known[name].files)]
+    if len(found) != 1:
+        what = f"files of {' and of '.join(found)}" if found else "no files of a known format"
+        raise ConfigError(
+            f"--source: {source} holds {what}; name one with {option}: {', '.join(found or names)}"
+        )
+    return found[0]
+
+
 def load_plugins(plugins: Iterable[str], folders: Iterable[Path] = ()) -> list[str]:
     """Import systems from outside; returns their names with absolute paths, for jobs in other folders.
 

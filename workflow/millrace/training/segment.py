@@ -4,7 +4,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from millrace.data.recipe import recipe_of
 from millrace.data.samples import Files, open_dataset
 from millrace.errors import ConfigError, UserError
 from millrace.files import output_errors, write_json
@@ -203,7 +204,9 @@ def _observer(
         usage = SessionUsage(store.root, session)
         stack.callback(lambda: usage.write(trainer.step))
         stack.enter_context(saver)
-        yield _Observer(request, store, deadline, usage, saver, reporter, profiler, loggers)
+        kind = kind_of(trainer.spec.name).name
+        recipe = recipe_of(kind, request.definition, trainer.dataset)
+        yield _Observer(request, store, deadline, usage, saver, reporter, profiler, loggers, recipe)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +221,8 @@ class _Observer:
     reporter: Reporter | None = None
     profiler: StepProfiler | None = None
     loggers: Sequence[Logger] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """How the model is applied, see `millrace.data.recipe`."""
 
     def on_step(self, position: Any, steps_per_epoch: int, loss: Any) -> None:
         self.usage.lap("training")
@@ -309,7 +314,7 @@ class _Observer:
             self.deadline.has_saved = True
             return
         write_shards = partial(save, tensors, ranks=ranks) if tensors else None
-        state |= {"identity": self.store.run_hash}
+        state |= {"identity": self.store.run_hash, "recipe": self.recipe}
         position = trainer.position
 
         def commit(state: Mapping[str, Any]) -> None:

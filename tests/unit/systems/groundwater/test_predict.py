@@ -7,13 +7,16 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import xarray as xr
 
 from millrace.config import Settings
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError, DataError
-from millrace.evaluation.predict import main
+from millrace.evaluation.loaded import load
+from millrace.evaluation.predict import main, predict_files
 from millrace.evaluation.run import evaluate_run
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.models.losses import forecast, forecast_loss
@@ -24,7 +27,6 @@ from millrace.systems.groundwater.forecast import forecast_windows
 from millrace.systems.groundwater.graphs import build_graphs
 from millrace.systems.groundwater.patches import PatchConfig, extract_patches
 from millrace.systems.groundwater.planes import PlaneConfig, extract_planes
-from millrace.systems.groundwater.predict import predict
 from millrace.systems.groundwater.series import preprocess
 from millrace.systems.groundwater.simulator.aquifer import AquiferConfig, write_aquifer
 from millrace.training.deadline import Stop
@@ -132,41 +134,47 @@ def test_the_receipt_holds_what_other_data_needs(trained):
 
 def test_on_the_same_data_predictions_are_those_of_the_evaluation(trained, raw, base):
     checkpoint, receipt, files = trained
-    output = base / "same.h5"
-    predict(checkpoint, receipt, raw, output, stride=1)
+    output = base / "same.nc"
+    predict_files(checkpoint, raw, output, options={"stride": 1})
     model = TrainedModel.load(checkpoint, json.loads(receipt.read_text()), files)
     _, series = forecast_windows(model, "test")
     first = int(model.dataset.starts("test")[0])
-    with h5py.File(output) as file:
-        assert list(file.attrs["variables"]) == VARIABLES
-        assert list(file.attrs["units"]) == ["mg/L", "m"]
+    with xr.open_dataset(output, decode_times=False) as file:
+        assert [name for name in file.data_vars if "mesh" not in name] == VARIABLES
+        assert [file[name].units for name in VARIABLES] == ["mg/L", "m"]
         chosen = slice(first, first + len(series.time_T), 2)
-        tiled_TNV = np.concatenate(list(file["prediction"][chosen]))[: len(series.time_T)]
-        time = file["time"][chosen].ravel()[: len(series.time_T)]
+        fields_WLNV = np.stack([file[name][chosen].values for name in VARIABLES], axis=3)
+        tiled_TNV = np.concatenate(list(fields_WLNV))[: len(series.time_T)]
+        time = file["valid_time"][chosen].values.ravel()[: len(series.time_T)]
         assert file["issue_time"][first] == model.dataset.time[first + 1]
-        assert file["prediction"].fletcher32
     np.testing.assert_array_equal(time, series.time_T)
     error = np.abs(tiled_TNV - series.prediction_TNV) / model.dataset.std
     assert error.max() < 1e-5
 
 
 def test_another_mesh_is_predicted_better_than_by_persistence(trained, other_mesh, base):
-    output, metrics, figure = (base / name for name in ("o.h5", "m.json", "f.png"))
-    result = predict(*trained[:2], other_mesh, output, metrics=metrics, figure=figure)
+    output, metrics, figure = (base / name for name in ("o.nc", "m.json", "f.png"))
+    result = predict_files(trained[0], other_mesh, output, metrics=metrics, figure=figure)
     assert json.loads(metrics.read_text()) == result
     assert figure.stat().st_size > 10_000
-    with h5py.File(output) as file:
-        windows, leads, points, _ = file["prediction"].shape
-        assert points == result["points"] == len(np.unique(file["node"][()])) == 3 * 80
-        assert (windows, leads) == (29, 2) == (result["windows"], len(file["time"][0]))
-        assert np.isfinite(file["prediction"][()]).all()
-        assert np.all(np.diff(file["time"][()].ravel()) > 0)
+    with xr.open_dataset(output, decode_times=False) as file:
+        windows, leads, points = file["head"].shape
+        assert points == len(np.unique(file["node"])) == 3 * 80
+        assert (windows, leads) == (29, 2) == (result["forecasts"], file.sizes["lead"])
+        assert np.isfinite(file["head"]).all()
+        assert np.all(np.diff(file["valid_time"].values.ravel()) > 0)
+        mesh = file["mesh_face_nodes"].values
+        edges = np.ptp(file["mesh_node_x"].values[mesh], axis=1)
+        assert mesh.shape[1] == 3
+        assert file["z"].values[mesh].std(axis=1).max() < 0.2 * np.ptp(file["z"].values)
+        assert 0 < edges.max() < np.ptp(file["x"].values)
     scores = result["variables"]
     assert scores["head"]["skill"] > 0.1  # salt moves too slowly for so short a training
     assert all(
-        0 < scores[name]["rmse"] < 2 * scores[name]["persistence"]["rmse"] for name in scores
+        0 < scores[name]["rmse"] < 2 * scores[name]["baselines"]["persistence"]["rmse"]
+        for name in scores
     )
-    assert result["points_outside_training_box"] < 0.05
+    assert not [one for one in result["remarks"] if "outside the box" in one]
 
 
 def test_normalisation_is_that_of_the_training(trained, other_mesh, base, monkeypatch):
@@ -176,14 +184,14 @@ def test_normalisation_is_that_of_the_training(trained, other_mesh, base, monkey
         (short / folder).mkdir(parents=True)
         for file in sorted((other_mesh / folder).iterdir())[:8]:
             shutil.copy(file, short / folder)
-    outputs = [base / "long.h5", base / "short.h5"]
+    outputs = [base / "long.nc", base / "short.nc"]
     for source, output in zip((other_mesh, short), outputs, strict=True):
-        predict(*trained[:2], source, output)
-    with h5py.File(outputs[0]) as long, h5py.File(outputs[1]) as some:
-        assert some["prediction"].shape[0] == 3
-        scale = long["prediction"][()].std(axis=(0, 1, 2))
-        difference = np.abs(some["prediction"][()] - long["prediction"][:3]) / scale
-    assert difference.max() < 1e-5
+        predict_files(trained[0], source, output)
+    with xr.open_dataset(outputs[0]) as long, xr.open_dataset(outputs[1]) as some:
+        assert some.sizes["issue_time"] == 3
+        for name in VARIABLES:
+            difference = abs(some[name].values - long[name][:3].values) / float(long[name].std())
+            assert difference.max() < 1e-5
 
 
 def test_without_forcings_the_future_is_predicted(base, raw, other_mesh):
@@ -191,20 +199,23 @@ def test_without_forcings_the_future_is_predicted(base, raw, other_mesh):
     definition["data"] = {"variables": ["head"], "input_steps": 3, "output_steps": 2}
     (base / "ahead").mkdir()
     trained = train(base / "ahead", raw, definition, epochs=1)
-    outputs = [base / "ahead/all.h5", base / "ahead/cut.h5"]
+    outputs = [base / "ahead/all.nc", base / "ahead/cut.nc"]
     cut = base / "ahead/cut"
     (cut / "all").mkdir(parents=True)
     for file in sorted((other_mesh / "all").iterdir())[:41]:
         shutil.copy(file, cut / "all")
-    predict(*trained[:2], other_mesh, outputs[0], stride=1)
-    result = predict(*trained[:2], cut, outputs[1])
-    with h5py.File(outputs[0]) as whole, h5py.File(outputs[1]) as file:
+    predict_files(trained[0], other_mesh, outputs[0], options={"stride": 1})
+    result = predict_files(trained[0], cut, outputs[1])
+    with (
+        xr.open_dataset(outputs[0], decode_times=False) as whole,
+        xr.open_dataset(outputs[1], decode_times=False) as file,
+    ):
         assert file["issue_time"][-1] == whole["issue_time"][38]  # the last of 41 states
-        step = np.diff(file["time"][-1])[0]
+        step = np.diff(file["valid_time"].values[-1])[0]
         assert 0.3 < step < 0.7
-        ahead, known = file["prediction"][-1], whole["prediction"][38]
+        ahead, known = file["head"][-1].values, whole["head"][38].values
         assert np.abs(ahead - known).max() < 1e-5 * known.std()
-    assert result["variables"]["head"]["count"] == 19 * 2 * 240
+    assert result["forecasts"] == 20
 
 
 def test_models_on_planes_predict_too(base, raw, other_mesh):
@@ -215,17 +226,20 @@ def test_models_on_planes_predict_too(base, raw, other_mesh):
     }
     (base / "planes").mkdir()
     checkpoint, receipt, files = train(base / "planes", raw, definition, epochs=1)
-    outputs = [base / "planes/same.h5", base / "planes/other.h5"]
-    predict(checkpoint, receipt, raw, outputs[0], stride=1)
-    result = predict(checkpoint, receipt, other_mesh, outputs[1])
+    outputs = [base / "planes/same.nc", base / "planes/other.nc"]
+    predict_files(checkpoint, raw, outputs[0], raw="feflow_csv", options={"stride": 1})
+    result = predict_files(checkpoint, other_mesh, outputs[1])
     model = TrainedModel.load(checkpoint, json.loads(receipt.read_text()), files)
     _, series = forecast_windows(model, "test")
     first = int(model.dataset.starts("test")[0])
-    with h5py.File(outputs[0]) as file:
-        assert len(file["plane"]) == len(file["coords"])
-        error = file["prediction"][first][0] - series.prediction_TNV[0]
+    with xr.open_dataset(outputs[0], decode_times=False) as file:
+        np.testing.assert_array_equal(file["plane"], model.dataset.plane_of_cell)
+        np.testing.assert_array_equal(file["z"], model.dataset.cell_coords[:, 2])
+        names = model.dataset.config.variables
+        found = np.stack([file[name][first, 0].values for name in names], axis=1)
+        error = found - series.prediction_TNV[0]
     assert np.abs(error / model.dataset.std).max() < 1e-5
-    assert result["windows"] == 29
+    assert result["forecasts"] == 29
     assert np.isfinite(result["variables"]["head"]["skill"])
 
 
@@ -277,45 +291,103 @@ def test_a_column_of_ones_own_is_forecast_without_a_graph_and_keeps_its_unit(poi
     rows = registry.get_kind("patches").table.rows(scores)
     assert [(row["variable"], row["unit"]) for row in rows] == list(scores["units"].items())
     assert (figures / "temperature/section.png").is_file()
-    result = predict(checkpoint, receipt, warm, warm / "p.h5", figure=warm / "over_time.png")
-    assert result["units"] == scores["units"]
-    with h5py.File(warm / "p.h5") as file:
-        assert list(file.attrs["units"]) == ["degC", "m"]
-        assert abs(file["prediction"][..., 0].mean() - 12) < 0.5
+    result = predict_files(checkpoint, warm, warm / "p.nc", figure=warm / "over_time.png")
+    assert {k: one["unit"] for k, one in result["variables"].items()} == scores["units"]
+    with xr.open_dataset(warm / "p.nc") as file:
+        assert [file[name].units for name in ("temperature", "head")] == ["degC", "m"]
+        assert abs(file["temperature"].mean() - 12) < 0.5
     with pytest.raises(DataError, match="column 'temperature' is missing"):
-        predict(checkpoint, receipt, raw, warm / "none.h5")
+        predict_files(checkpoint, raw, warm / "none.nc")
+
+
+def test_named_states_on_another_mesh_are_forecast_as_from_its_raw_files(trained, other_mesh, base):
+    """Without any file but the checkpoint."""
+    alone = shutil.copy(trained[0], base / "alone.ckpt")
+    predict_files(trained[0], other_mesh, base / "files.nc", options={"stride": 1})
+    columns = ["mass_concentration", "head"]
+    fields = [pd.read_csv(path) for path in sorted((other_mesh / "all").iterdir())]
+    given = [pd.read_csv(p) for p in sorted((other_mesh / "forcings_corrected_all").iterdir())]
+    first = fields[0]
+    place = {axis: ("node", first[axis.upper()].to_numpy()) for axis in "xyz"}
+    place |= {name: ("node", first[name].to_numpy()) for name in ("node", "slice")}
+    time = [float(one["time (d)"].iloc[0]) for one in fields]
+
+    def arrays(tables, names):
+        data = {
+            n: (("time", "node"), np.stack([one[n].to_numpy() for one in tables])) for n in names
+        }
+        return xr.Dataset(data, {"time": time, **place})
+
+    states, forcings = arrays(fields, columns), arrays(given, FORCINGS)
+    model = load(alone, device="cpu")
+    every = model.predict(states, forcings, every=True, stride=1)
+    with xr.open_dataset(base / "files.nc", decode_times=False) as file:
+        for name in columns:
+            error = abs(every[name].values - file[name].values) / float(file[name].std())
+            assert error.max() < 1e-5
+        # In other units, in another order of axes, and from the last of fewer states.
+        some = states.isel(time=slice(0, 7)).transpose("node", "time")
+        some["head"] = (100 * some["head"]).assign_attrs(units="cm")
+        last = model.predict(some, forcings)
+        error = abs(last["head"].values[0] - file["head"].values[5]) / float(file["head"].std())
+        assert last.sizes["issue_time"] == 1
+        assert error.max() < 1e-5
+    for wrong, what in (
+        (states.drop_vars("head"), "no variable 'head'"),
+        (states.assign(head=states["head"].assign_attrs(units="K")), "'head' is in 'K'"),
+        (
+            states.where(states["head"] > -1e9, drop=False).assign(head=states["head"] * np.nan),
+            "finite",
+        ),
+    ):
+        with pytest.raises(DataError, match=what):
+            model.predict(wrong, forcings)
+    with pytest.raises(DataError, match="forcings end 0 times after"):
+        model.predict(states, forcings)
+    with pytest.raises(DataError, match="forcings: expected sea_level_forcing, head_bc"):
+        model.predict(states)
+    with pytest.raises(ConfigError, match="days"):
+        model.predict(states, forcings, days=3)
 
 
 def test_command_reports_skill_and_refuses_in_one_sentence(trained, other_mesh, base, capsys):
     checkpoint, receipt, _ = trained
-    arguments = ["--source", str(other_mesh), "--output", str(base / "c.h5"), "--device", "cpu"]
+    arguments = ["--source", str(other_mesh), "--output", str(base / "c.nc"), "--device", "cpu"]
     assert main(["--checkpoint", str(checkpoint), *arguments]) == 0
     said = capsys.readouterr().out
-    assert "29 forecasts of 240 points" in said
+    assert "c.nc: 29 forecasts" in said
     assert "head: RMSE" in said
+    assert "persistence" in said
+    with xr.open_dataset(base / "c.nc") as file:
+        assert file.attrs["Conventions"] == "CF-1.11 UGRID-1.0"
+        assert "millrace predict --checkpoint epoch_14.ckpt" in file.attrs["history"]
+        assert str(base) not in str(file.attrs)
+        assert file.attrs["run_hash"] == json.loads(receipt.read_text())["identity"]
 
-    old = base / "old.json"
-    described = json.loads(receipt.read_text())
-    del described["normalisation"], described["seal"]
-    old.write_text(json.dumps(described))
-    output = base / "refused.h5"
+    # A checkpoint of an earlier version: its receipt says how to apply the model.
+    state = torch.load(checkpoint, weights_only=True)
+    del state["recipe"]
+    old = base / "old.ckpt"
+    torch.save(state, old)
+    output = base / "refused.nc"
     arguments[3] = str(output)
-    assert main(["--checkpoint", str(checkpoint), "--receipt", str(old), *arguments]) == 65
-    assert (
-        "'normalisation', it is no receipt or was written by an earlier" in capsys.readouterr().err
-    )
-    damaged = base / "damaged.ckpt"
+    assert main(["--checkpoint", str(old), *arguments]) == 65
+    assert "keep its receipt old.json beside it" in capsys.readouterr().err
+    damaged = base / "epoch_15.ckpt"
     damaged.write_bytes(checkpoint.read_bytes()[:-1] + b"x")
-    assert main(["--checkpoint", str(damaged), "--receipt", str(receipt), *arguments]) == 65
+    shutil.copy(receipt, damaged.with_suffix(".json"))
+    assert main(["--checkpoint", str(damaged), *arguments]) == 65
     assert "damaged" in capsys.readouterr().err
     with pytest.raises(DataError, match="no such checkpoint"):
-        predict(base / "no.ckpt", receipt, other_mesh, output)
-    with pytest.raises(ConfigError, match="stride = 0"):
-        predict(checkpoint, receipt, other_mesh, output, stride=0)
+        predict_files(base / "no.ckpt", other_mesh, output)
+    with pytest.raises(ConfigError, match="stride"):
+        predict_files(checkpoint, other_mesh, output, options={"stride": 0})
+    with pytest.raises(ConfigError, match=r"with the suffix \.nc"):
+        predict_files(checkpoint, other_mesh, base / "refused.h5")
     few = base / "few"
     (few / "all").mkdir(parents=True)
     for file in sorted((other_mesh / "all").iterdir())[:3]:
         shutil.copy(file, few / "all")
     with pytest.raises(DataError, match="3 output times; this model needs 4"):
-        predict(checkpoint, receipt, few, output)
+        predict_files(checkpoint, few, output)
     assert not list(base.glob("*refused*"))

@@ -25,6 +25,7 @@ from torch import Tensor
 from millrace.data.device import to_device
 from millrace.data.hdf5 import open_checked, reading
 from millrace.data.normalisation import Normalisation
+from millrace.data.recipe import outline
 from millrace.data.shared import shared
 from millrace.data.split import SPLITS, Split
 from millrace.data.window_dataset import CACHE_BYTES
@@ -151,8 +152,12 @@ class BlockDataset:
         self._cuts: dict[int, Cut] = {}
         self._geometries: OrderedDict[int, BlockGeometry] = OrderedDict()
         self._fields: tuple[Tensor, Tensor] | None = None
-        if 4 * shape[0] * shape[1] * len(self._columns) <= cache_bytes:
+        if 0 < 4 * shape[0] * shape[1] * len(self._columns) <= cache_bytes:
             self._fields = self._kept(*self._every(np.arange(shape[0])))
+
+    def recipe(self) -> dict[str, Any]:
+        """What is needed to make samples of named arrays, see `millrace.data.recipe`."""
+        return {"blocks": outline(self._path, ("fine", "coarse", "time"))}
 
     @property
     def definition(self) -> dict[str, object]:

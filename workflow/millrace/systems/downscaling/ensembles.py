@@ -59,7 +59,7 @@ def evaluate(
     scores = [{n: DownscalingScores(sphere, float(unit)) for n in names} for unit in units]
     examples: list[Example] = []
     for done, step in enumerate(steps, start=1):
-        shown = _downscaled(module, dataset, int(step), sampler)
+        shown = downscaled(module, dataset, int(step), sampler)
         examples = examples or [shown]
         for v, (of_variable, makers) in enumerate(zip(scores, rivals, strict=True)):
             truth, coarse = shown.truth_NV[:, v], shown.coarse_MV[:, v]
@@ -82,7 +82,7 @@ def sphere_of(dataset: BlockDataset) -> Sphere:
     return Sphere(dataset.centres_N3, dataset.area_N, neighbours, n_blocks, dataset.land_N)
 
 
-def _downscaled(
+def downscaled(
     module: nn.Module, dataset: BlockDataset, step: int, sampler: SamplerConfig
 ) -> Example:
     """Ground truth, block means and forecasts of a time."""

@@ -134,6 +134,7 @@ SYSTEM = System(
             dataset=f"{_HERE}.dataset:BlockDataset",
             settings=f"{_HERE}.settings:BlockDatasetConfig",
             evaluation=f"{_HERE}.evaluation:EVALUATION",
+            application=f"{_HERE}.application:APPLICATION",
             caption=_CAPTION,
             extraction=Extraction(
                 f"{_HERE}.blocks:extract_blocks",

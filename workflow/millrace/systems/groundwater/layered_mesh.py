@@ -122,6 +122,12 @@ class LayeredMesh:
             spacing[layer.node] = layer.spacing
         return spacing
 
+    @property
+    def triangles(self) -> Ints:
+        """Nodes of the triangles of all slices, int64[M, 3]."""
+        kept = (one.node[one.triangulation.simplices[one.keep_M]] for one in self._slices)
+        return np.concatenate(list(kept)).astype(np.int64)
+
     def covers(self, xy: Floats) -> Bools:
         """Whether the first slice holds points [H, 2] (m)."""
         return self._locate(self._slices[0], xy)[2]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.errors import ConfigError
+from millrace.evaluation.application import window_starts
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.base import Progress
 from millrace.systems.groundwater.forecast import next_states, physical, true_states
@@ -31,6 +31,11 @@ class Prediction:
     model : TrainedModel
     stride : int, optional
         Steps between the starts of windows; by default as many as a forecast has.
+    given : int, optional
+        Times of the dataset whose states are known, the first ones, by default all. The others have
+        forcings alone.
+    every : bool
+        Whether to forecast from all states, or from the last ones only.
 
     Attributes
     ----------
@@ -47,16 +52,23 @@ class Prediction:
         Root-mean-square error of each window over points and leads; NaN without truth.
     """
 
-    def __init__(self, model: TrainedModel, stride: int | None = None) -> None:
+    def __init__(
+        self,
+        model: TrainedModel,
+        stride: int | None = None,
+        given: int | None = None,
+        every: bool = True,
+    ) -> None:
         dataset, config = model.dataset, model.dataset.config
-        stride = config.output_steps if stride is None else stride
-        if stride < 1:
-            raise ConfigError(f"stride = {stride}: expected 1 or more steps")
         n_steps = len(dataset.time)
-        starts = np.arange(0, n_steps - config.length + 1, stride)
-        self.n_true = len(starts)
-        if isinstance(dataset, PatchDataset) and not config.forcings:
-            starts = np.append(starts, n_steps - config.input_steps)
+        needs_forcings = not isinstance(dataset, PatchDataset) or bool(config.forcings)
+        starts, self.n_true = window_starts(
+            n_steps if given is None else given,
+            n_steps if needs_forcings else n_steps + config.output_steps,
+            (config.input_steps, config.output_steps),
+            stride,
+            every,
+        )
         self.starts, self._model = starts, model
         self.n_points = sum(map(len, dataset.core_nodes))
         self.shape = (len(starts), config.output_steps, self.n_points, len(config.variables))
@@ -76,11 +88,11 @@ class Prediction:
 
     def batches(
         self, progress: Progress | None = None
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    ) -> Iterator[tuple[int, NDArray[np.float32], list[Floats]]]:
         """Forecast; memory does not grow with the number of windows.
 
-        Yields the number of the first window of a batch, and its forecasts in physical units,
-        float32[B, L, N, V].
+        Yields the number of the first window of a batch, its forecasts in physical units, float32[B, L, N,
+        V], and ground truth and persistence where they are known.
         """
         for first in range(0, self.n_true, _BATCH):
             windows = slice(first, min(first + _BATCH, self.n_true))
@@ -88,11 +100,16 @@ class Prediction:
             self.metrics.update(*(x.swapaxes(1, 2) for x in (truth, forecast, last)))
             for rmse_WV, values in ((self.rmse_WV, forecast), (self.persistence_rmse_WV, last)):
                 rmse_WV[windows] = np.sqrt(((values - truth) ** 2).mean(axis=(1, 2)))
-            yield first, forecast.astype(np.float32)
+            yield first, forecast.astype(np.float32), [truth, last]
             if progress is not None:
                 progress(windows.stop, len(self.starts))
         if self.n_true < len(self.starts):
-            yield self.n_true, self._forecast_ahead().astype(np.float32)
+            # The last window, of whose forecasts nothing is known.
+            within = self.starts[-1] + self._model.dataset.config.length <= len(
+                self._model.dataset.time
+            )
+            ahead = self._forecast(self.starts[-1:])[2] if within else self._forecast_ahead()
+            yield self.n_true, ahead.astype(np.float32), []
             if progress is not None:
                 progress(len(self.starts), len(self.starts))
 

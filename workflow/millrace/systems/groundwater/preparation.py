@@ -20,8 +20,14 @@ def prepare(
     parse raw files. Returns the sample files by role. Raises `DataError` if a raw file is malformed,
     `ConfigError` if a setting is wrong or the mesh cannot be cut like this.
     """
-    series, kind = directory / "series.h5", kind_of(model["name"])
+    series = directory / "series.h5"
     preprocess(source, series, **series_options(dataset), workers=workers)
+    return cut(series, directory, dataset, model)
+
+
+def cut(series: Path, directory: Path, dataset: Block, model: Block) -> dict[str, Path]:
+    """Make the sample files of a model from a series, see `prepare`."""
+    kind = kind_of(model["name"])
     files = {role: directory / name for role, name in kind.sample_files(model).items()}
     if kind.name == "planes":
         config = PlaneConfig.parse(dataset.get("planes", {}), "planes")

@@ -267,7 +267,7 @@ _IN_TIME: dict[str, Any] = {
     "ensembles": True,
     "replay": True,
     "prepare": f"{_HERE}.preparation:prepare",
-    "prediction": f"{_HERE}.predict:predict",
+    "application": f"{_HERE}.application:APPLICATION",
 }
 """What both kinds of samples have in common."""
 SYSTEM = System(

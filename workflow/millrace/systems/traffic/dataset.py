@@ -23,10 +23,11 @@ from torch import Tensor
 from millrace.data.device import to_device
 from millrace.data.hdf5 import open_checked, reading
 from millrace.data.normalisation import Normalisation
+from millrace.data.recipe import outline
 from millrace.data.shared import shared
 from millrace.data.split import SPLITS
 from millrace.errors import ConfigError
-from millrace.systems.traffic.scenario_file import ROWS, SCHEMA
+from millrace.systems.traffic.scenario_file import OF_SCENARIO, ROWS, SCHEMA
 from millrace.systems.traffic.settings import ScenarioConfig, TokenConfig
 from millrace.systems.traffic.tokens import HISTORY, TOKENS
 from millrace.systems.traffic.vocabulary import Vocabulary
@@ -134,6 +135,11 @@ class ScenarioDataset:
             scenarios = np.flatnonzero(self.split == number)
             order = scenarios[np.argsort(self._cost[scenarios], kind="stable")]
             self._buckets[name] = np.array_split(order, self.config.buckets)
+
+    def recipe(self) -> dict[str, Any]:
+        """What is needed to make samples of named arrays, see `millrace.data.recipe`."""
+        rows = [*(f"{kind}/*" for kind in ROWS), *OF_SCENARIO, "first/*"]
+        return {"scenarios": outline(self.path, rows)}
 
     @property
     def definition(self) -> dict[str, object]:

@@ -372,13 +372,13 @@ def _tokenise_files(
 ) -> _Made:
     tokeniser, made = Tokeniser(vocabulary, config.margin, config.max_agents), _Made()
     for done, number in enumerate(files, 1):
-        made.add(_tokenise_file(traffic, number, tokeniser, config, split_of, writer))
+        made.add(tokenise_file(traffic, number, tokeniser, config, split_of, writer))
         if progress is not None:
             progress(done, len(files))
     return made
 
 
-def _tokenise_file(
+def tokenise_file(
     traffic: Traffic,
     number: int,
     tokeniser: Tokeniser,
@@ -386,6 +386,7 @@ def _tokenise_file(
     split_of: Callable[[int, str], int | None],
     writer: Writer,
 ) -> _Made:
+    """Tokenise the scenarios of a file of raw traffic and give them to a writer; says what was read."""
     made, path, contents = _Made(), str(traffic.files[number]), list[bytes]()
     written = 0
     scenarios = traffic.scenarios(number, made.account)

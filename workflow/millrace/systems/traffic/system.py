@@ -168,6 +168,7 @@ SYSTEM = System(
             dataset=f"{_HERE}.dataset:ScenarioDataset",
             settings=f"{_HERE}.settings:ScenarioConfig",
             evaluation=f"{_HERE}.evaluation:EVALUATION",
+            application=f"{_HERE}.application:APPLICATION",
             caption=_CAPTION,
             in_parts=True,
             first_pass="motion",

@@ -20,6 +20,7 @@ from torch import Tensor
 from millrace.data.device import to_device
 from millrace.data.hdf5 import open_checked, reading
 from millrace.data.normalisation import Normalisation
+from millrace.data.recipe import outline
 from millrace.data.window_dataset import CACHE_BYTES, WindowDataset
 from millrace.systems.weather.settings import WeatherWindowConfig
 from millrace.systems.weather.units import SCHEMA
@@ -142,6 +143,11 @@ class WeatherDataset(WindowDataset):
             self._path, config, time, split, normalisation, is_foreign, device, cache_bytes
         )
 
+    def recipe(self) -> dict[str, Any]:
+        """What is needed to make samples of named arrays, see `millrace.data.recipe`."""
+        without = ("climatology", "check")
+        return {"weather": outline(self._path, ("state", "time"), without)}
+
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of cells."""
@@ -154,6 +160,15 @@ class WeatherDataset(WindowDataset):
         hours_B = to_device(self.time[starts + past - 1] * 24.0, self.device)
         weight_B = torch.ones(len(starts), device=self.device)
         past_BTCIJ, y_BKCIJ = state_BSCIJ[:, :past], state_BSCIJ[:, past:]
+        return WeatherBatch(past_BTCIJ, hours_B, y_BKCIJ, self._scale_V, weight_B)
+
+    def of_states(self, past_KBTV: Tensor, hours: float) -> WeatherBatch:
+        """Windows of given states, the last of which are of a time (h since 1970); none are to forecast."""
+        n_samples = past_KBTV.shape[1]
+        past_BTCIJ = past_KBTV.permute(1, 2, 3, 0).unflatten(3, self.shape)
+        hours_B = torch.full((n_samples,), hours, dtype=torch.float64, device=self.device)
+        y_BKCIJ = past_BTCIJ.new_zeros(n_samples, self.config.output_steps, *past_BTCIJ.shape[2:])
+        weight_B = torch.ones(n_samples, device=self.device)
         return WeatherBatch(past_BTCIJ, hours_B, y_BKCIJ, self._scale_V, weight_B)
 
     def climatology(self) -> np.ndarray:

@@ -89,21 +89,29 @@ def score_weather(
 def _forecast(model: TrainedModel, start: int, leads: int) -> tuple[Floats, dict[str, Floats]]:
     """Forecast [L, C, I, J] in physical units, and the shares of the first step's loss."""
     dataset: WeatherDataset = model.dataset
-    past, length = dataset.config.input_steps, dataset.config.length
+    past, ahead = dataset.config.input_steps, dataset.config.output_steps
     states_KBSV = dataset.core_states(0, np.arange(start, start + past)[None])
-    forecasts: list[Tensor] = []
-    share: dict[str, Floats] = {}
-    for step in range(0, leads, dataset.config.output_steps):
-        at = min(start + step, len(dataset.time) - length)
-        batch = dataset.with_states(dataset.at_times(0, np.array([at])), states_KBSV)
-        batch.hours_B.fill_(dataset.time[start + past - 1] * 24.0 + step * dataset.step_hours)
-        next_KBTV = model(batch)
-        if not forecasts:
-            weight_V = model.module.get_buffer("loss_weight_C").to(next_KBTV)
-            share = loss_shares(dataset, next_KBTV - batch.y_KBTV, weight_V)
-        forecasts.append(next_KBTV)
-        states_KBSV = torch.cat([states_KBSV, next_KBTV], dim=2)[:, :, -past:]
-    return _physical(dataset, torch.cat(forecasts, dim=2)[:, 0, :leads]), share
+    forecast_KTV = rolled_out(model, states_KBSV, float(dataset.time[start + past - 1]), leads)
+    truth_KTV = dataset.core_states(0, start + past + np.arange(min(ahead, leads)))
+    weight_V = model.module.get_buffer("loss_weight_C").to(forecast_KTV)
+    error_KTV = forecast_KTV[:, : truth_KTV.shape[1]] - truth_KTV
+    share = loss_shares(dataset, error_KTV[:, None], weight_V)
+    return _physical(dataset, forecast_KTV), share
+
+
+@torch.no_grad()
+def rolled_out(model: TrainedModel, past_KBTV: Tensor, issued: float, leads: int) -> Tensor:
+    """Forecast that feeds on itself from the states of one start, normalised, [K, L, V].
+
+    ``issued`` is the time of the last given state, days since 1970.
+    """
+    dataset: WeatherDataset = model.dataset
+    ahead, forecasts = dataset.config.output_steps, list[Tensor]()
+    for step in range(0, leads, ahead):
+        batch = dataset.of_states(past_KBTV, issued * 24.0 + step * dataset.step_hours)
+        forecasts.append(model(batch))
+        past_KBTV = torch.cat([past_KBTV, forecasts[-1]], dim=2)[:, :, -past_KBTV.shape[2] :]
+    return torch.cat(forecasts, dim=2)[:, 0, :leads]
 
 
 def loss_shares(dataset: WeatherDataset, error_KBTV: Tensor, weight_V: Tensor) -> dict[str, Floats]:

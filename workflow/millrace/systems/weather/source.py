@@ -136,7 +136,7 @@ def _open(path: Path, whole: bool = False, cache: Path | None = None) -> list[xr
     name = "GRIB" if kind == "grib" else path.suffix[1:] or "NetCDF"
     try:
         if kind == "grib":
-            return [_with_known_axes(data) for data in _from_grib(path, what)]
+            return [with_known_axes(data) for data in _from_grib(path, what)]
         if path.suffix == ".csv":
             return [_from_csv(path)]
         if in_store:
@@ -155,7 +155,7 @@ def _open(path: Path, whole: bool = False, cache: Path | None = None) -> list[xr
             f"; {what}" if what and kind != "grib" else f" ({first_line(error)}); copy it again"
         )
         raise DataError(f"{path}: not readable as {name}{reason}") from error
-    return [_with_known_axes(data)]
+    return [with_known_axes(data)]
 
 
 def _from_grib(path: Path, what: str) -> list[xr.Dataset]:
@@ -190,7 +190,7 @@ def _from_grib(path: Path, what: str) -> list[xr.Dataset]:
     return found
 
 
-def _with_known_axes(data: xr.Dataset) -> xr.Dataset:
+def with_known_axes(data: xr.Dataset) -> xr.Dataset:
     """The same with the names of axes that are used here, without those that have one entry."""
     valid = data.variables.get("valid_time")
     if valid is not None and "time" in data.variables:

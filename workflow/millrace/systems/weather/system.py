@@ -191,6 +191,7 @@ SYSTEM = System(
             dataset=f"{_HERE}.dataset:WeatherDataset",
             settings=f"{_HERE}.settings:WeatherWindowConfig",
             evaluation=f"{_HERE}.evaluation:EVALUATION",
+            application=f"{_HERE}.application:APPLICATION",
             caption=_CAPTION,
             extraction=Extraction(
                 f"{_HERE}.extract:extract_weather",

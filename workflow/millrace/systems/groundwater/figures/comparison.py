@@ -157,31 +157,6 @@ def ensemble_by_lead(
         _legend_above(fig, panels[0])
 
 
-def error_over_time(
-    time: ArrayLike,
-    rmse: ArrayLike,
-    persistence: ArrayLike,
-    units: Mapping[str, str],
-    path: str | Path,
-) -> None:
-    """Draw the RMSE of model and persistence by the issue time of the forecast, one panel per variable.
-
-    Errors [W, V] are in the unit of each of the V variables, times [W] in days; NaN leaves a gap.
-    """
-    model, baseline = np.asarray(rmse), np.asarray(persistence)
-    look = {"color": PERSISTENCE, "linewidth": 0.9, "linestyle": "--"}
-    with figure(path, PAGE_WIDTH, 0.9 + 1.6 * len(units)) as fig:
-        panels = fig.subplots(len(units), 1, sharex=True, squeeze=False)[:, 0]
-        for v, (axes, (variable, unit)) in enumerate(zip(panels, units.items(), strict=True)):
-            axes.plot(time, model[:, v], color=PREDICTION, label="Model")
-            axes.plot(time, baseline[:, v], label="Persistence", **look)
-            axes.set_title(axis_label(variable, ""))
-            _label_error(axes, axis_label("RMSE", unit))
-            axes.margins(x=0.01)
-        panels[-1].set_xlabel("Issue time of the forecast (d)")
-        _legend_above(fig, panels[0])
-
-
 def _draw_by_lead(
     axes: Any, lead: ArrayLike, by_lead: Mapping[str, Any], curves: Mapping[str, Any]
 ) -> None:

@@ -1,0 +1,197 @@
+"""How models on samples of one kind are applied: to named arrays, or to raw files not seen in training.
+
+What is given becomes sample files like those of the training, in a temporary directory, so that a forecast
+goes through the same code as an evaluation. Forecasts come in pieces of consecutive entries of their first
+axis, so that memory does not grow with their number.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from millrace.config import Settings
+from millrace.data.samples import Files
+from millrace.data.units import conversion
+from millrace.errors import ConfigError, DataError, listed
+from millrace.evaluation.trained_model import TrainedModel
+from millrace.systems.base import Progress
+
+Recipe = Mapping[str, Any]
+"""See `millrace.data.recipe`."""
+
+TIME = {"standard_name": "time", "long_name": "time"}
+ISSUED = {"standard_name": "forecast_reference_time", "long_name": "time of the last given state"}
+CLOCK = {
+    "units": "days since 1970-01-01 00:00:00",
+    "calendar": "standard",
+    "units_metadata": "leap_seconds: none",
+}
+"""Of times that are days since 1970."""
+ISSUE_TIME = "issue_time"
+"""Axis of forecasts in time: the time of the last given state."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Sample files of what is given."""
+
+    files: Files
+    steps: int | None = None
+    """Times whose states are given, the first ones; None: all. What follows has forcings alone."""
+    remarks: Sequence[str] = ()
+    """In which ways this differs from what the model was trained on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Some forecasts, and what they are compared with."""
+
+    forecast: xr.Dataset
+    """All variables and coordinates with units and names; the first axis is that of the pieces."""
+    truth: xr.Dataset | None = None
+    """Of the same variables and axes as far as it is known; None: it is not."""
+    baselines: Mapping[str, xr.Dataset] = dataclasses.field(default_factory=dict)
+    """Forecasts to compare with, by name."""
+    weight: xr.DataArray | None = None
+    """Of the cells in mean errors; None: all have the same."""
+
+
+class Application(ABC):
+    """How models on samples of one kind are applied."""
+
+    options: ClassVar[type[Settings]]
+    """Of forecasts; what `LoadedModel.predict` and the command take beside what is given."""
+
+    @abstractmethod
+    def write(
+        self, recipe: Recipe, states: Any, forcings: xr.Dataset | None, directory: Path
+    ) -> Prepared:
+        """Write sample files of named arrays; raises `DataError` if they are not what the model needs."""
+
+    @abstractmethod
+    def prepare(
+        self, recipe: Recipe, source: Path, raw: str, directory: Path, workers: int
+    ) -> Prepared:
+        """Write sample files of raw files of the format ``raw``; raises `DataError` for malformed ones."""
+
+    @abstractmethod
+    def pieces(
+        self,
+        model: TrainedModel,
+        recipe: Recipe,
+        prepared: Prepared,
+        options: Any,
+        progress: Progress | None = None,
+    ) -> Iterator[Piece]:
+        """Forecast all that is given, a piece at a time; ``progress`` is called with (done, all)."""
+
+
+def values_of(
+    data: xr.Dataset, name: str, axes: Sequence[str], unit: str | None, what: str
+) -> NDArray[np.float64]:
+    """Values of a variable with its axes in this order and in this unit, float64.
+
+    A variable without the attribute ``units`` is taken to be in the unit. Raises `DataError` if it is
+    missing, has other axes, is in a unit of something else, or has values that are not finite.
+    """
+    if name not in data.variables:
+        raise DataError(
+            f"{what}: no variable {name!r}; it has {listed(list(map(str, data.variables)))}"
+        )
+    variable = data[name]
+    if set(variable.dims) != set(axes):
+        raise DataError(
+            f"{what}: {name!r} has the axes {', '.join(map(str, variable.dims)) or 'none'}; expected "
+            f"{', '.join(axes) or 'none'}"
+        )
+    values = np.asarray(variable.transpose(*axes).values, dtype=np.float64)
+    given = variable.attrs.get("units")
+    if unit is not None and given is not None and given != unit:
+        factors = conversion(str(given), unit)
+        if factors is None:
+            raise DataError(f"{what}: {name!r} is in {given!r}; expected {unit!r}")
+        values = values * factors[0] + factors[1]
+    if not np.isfinite(values).all():
+        raise DataError(
+            f"{what}: {name!r} has values that are not finite; fill them or leave them out"
+        )
+    return values
+
+
+def field(unit: str, name: str, standard: str = "") -> dict[str, str]:
+    """Attributes of a field: unit, name for people, standard name of CF if there is one."""
+    about = {"units": unit, "long_name": name, **({"standard_name": standard} if standard else {})}
+    if standard.endswith("temperature"):
+        about["units_metadata"] = "temperature: on_scale"
+    return about
+
+
+def dataset_of(given: Any, what: str) -> xr.Dataset:
+    """What is given, if it is a `xarray.Dataset`."""
+    if not isinstance(given, xr.Dataset):
+        raise ConfigError(f"{what}: expected a xarray.Dataset, got {type(given).__name__}")
+    return given
+
+
+def days_of(data: xr.Dataset, what: str) -> NDArray[np.float64]:
+    """Times along the axis ``time``: dates as days since 1970, numbers as they are; increasing."""
+    if "time" not in data.coords or data["time"].dims != ("time",):
+        raise DataError(
+            f"{what}: no coordinate `time` along an axis of that name; expected the time of each state"
+        )
+    time = data["time"].values
+    if np.issubdtype(time.dtype, np.datetime64):
+        time = (time - np.datetime64(0, "D")) / np.timedelta64(1, "D")
+    time = np.asarray(time, dtype=np.float64)
+    if not (np.diff(time) > 0).all():
+        raise DataError(f"{what}: times do not increase; sort them and keep one of each")
+    return time
+
+
+def window_starts(
+    given: int, total: int, window: tuple[int, int], stride: int | None, every: bool
+) -> tuple[NDArray[np.int64], int]:
+    """First states of forecast windows, and how many of them have their ground truth: the first ones.
+
+    Parameters
+    ----------
+    given, total : int
+        Times with states, and with what else a forecast takes.
+    window : tuple of int
+        Steps given, and forecast.
+    stride : int, optional
+        Steps between windows; by default those that are forecast.
+    every : bool
+        Whether to forecast from all states, or from the last ones only.
+
+    Raises `ConfigError` if the stride is no number of steps, `DataError` if there are too few times.
+    """
+    past, ahead = window
+    stride = ahead if stride is None else stride
+    if stride < 1:
+        raise ConfigError(f"stride = {stride}: expected 1 or more steps")
+    if given < past or total < past + ahead:
+        raise DataError(
+            f"{given} times with states and {total - given} times after them with forcings; this model "
+            f"needs {past} with states, and forcings to {ahead} after the last"
+        )
+    last = given - past
+    if not every:
+        if last + past + ahead > total:
+            raise DataError(
+                f"forcings end {total - given} times after the last state; this model needs them at "
+                f"{ahead} times after it"
+            )
+        return np.array([last]), int(last + past + ahead <= given)
+    starts = np.arange(0, given - past - ahead + 1, stride)
+    n_true = len(starts)
+    if total >= given + ahead:
+        starts = np.append(starts, last)
+    return starts, n_true

@@ -1,0 +1,229 @@
+"""How models of weather are applied: to named states, or to raw files of any format that is read.
+
+``states`` are variables by the short names of ECMWF or any of their other names: those at the surface along
+``time``, ``latitude``, ``longitude``, those of the air along ``level`` (hPa) as well. The grid is that of
+the training, in whatever order. Each forecast feeds on itself, for as many days as asked for.
+
+Shape suffixes: T times, L lead times, B samples, C channels (also V), I x J cells, K cells.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from millrace.config import Count, Positive, Settings
+from millrace.data.recipe import outline_in, restore
+from millrace.errors import DataError
+from millrace.evaluation.application import (
+    CLOCK,
+    ISSUE_TIME,
+    ISSUED,
+    TIME,
+    Application,
+    Piece,
+    Prepared,
+    Recipe,
+    dataset_of,
+    days_of,
+    field,
+    values_of,
+    window_starts,
+)
+from millrace.evaluation.trained_model import TrainedModel
+from millrace.input_files import resolve_address
+from millrace.systems.base import Progress
+from millrace.systems.weather.catalogue import Catalogue
+from millrace.systems.weather.dataset import WeatherDataset
+from millrace.systems.weather.rollout import rolled_out
+from millrace.systems.weather.settings import WeatherExtraction
+from millrace.systems.weather.source import AXES, open_sources, with_known_axes
+from millrace.systems.weather.units import ALIASES, SI
+
+STANDARD_NAMES = {
+    "2t": ("air_temperature", "temperature at 2 m"),
+    "10u": ("eastward_wind", "eastward wind at 10 m"),
+    "10v": ("northward_wind", "northward wind at 10 m"),
+    "msl": ("air_pressure_at_mean_sea_level", "pressure at mean sea level"),
+    "sp": ("surface_air_pressure", "pressure at the surface"),
+    "z": ("geopotential", "geopotential"),
+    "u": ("eastward_wind", "eastward wind"),
+    "v": ("northward_wind", "northward wind"),
+    "t": ("air_temperature", "temperature"),
+    "q": ("specific_humidity", "specific humidity"),
+}
+"""Standard names of CF, and names for people, by short name."""
+FILE_NAMES = {"2t": "t2m", "10u": "u10", "10v": "v10"}
+"""Names in files of those whose own begins with a digit, which CF advises against."""
+
+
+class WeatherForecasts(Settings):
+    """Which forecasts are made, and how far."""
+
+    days: Positive = 5.0
+    """Length of a forecast."""
+    every: bool = False
+    """From all states, and not only from the last ones."""
+    stride: Count | None = None
+    """Steps between forecasts; null: as many as one has."""
+
+
+class WeatherApplication(Application):
+    """Models of weather."""
+
+    options = WeatherForecasts
+
+    def write(
+        self, recipe: Recipe, states: Any, forcings: xr.Dataset | None, directory: Path
+    ) -> Prepared:
+        """See `Application.write`; there are no forcings."""
+        if forcings is not None:
+            raise DataError("forcings: models of weather take none; leave them out")
+        data = with_known_axes(dataset_of(states, "states"))
+        content = outline_in(recipe, "weather")
+        time = days_of(data, "states")
+        axes = {name: np.asarray(content["values"][name]) for name in AXES}
+        data = _on_axes(data, axes, "states")
+        channels: list[NDArray[np.float64]] = []
+        for role, own in (("surface", AXES[1:]), ("air", AXES)):
+            for name in content["attributes"][""][role]:
+                found = next((one for one in ALIASES.get(name, (name,)) if one in data), name)
+                values = values_of(data, found, ("time", *own), SI.get(name), "states")
+                channels += [values] if role == "surface" else list(np.moveaxis(values, 1, 0))
+        state = np.stack(channels, axis=1).astype(np.float32)
+        path = restore(content, directory / "weather.h5", {"time": time, "state": state})
+        return Prepared({"weather": path})
+
+    def prepare(
+        self, recipe: Recipe, source: Path, raw: str, directory: Path, workers: int
+    ) -> Prepared:
+        """See `Application.prepare`."""
+        del raw, workers
+        content, given = outline_in(recipe, "weather"), dict(recipe["preparation"]["weather"])
+        given = {key: value for key, value in given.items() if key not in ("split", "years")}
+        config = WeatherExtraction.parse(given, "weather")
+        place = resolve_address(source)
+        reader = Catalogue(place, open_sources(place), config)
+        for axis in AXES:
+            own = np.asarray(content["values"][axis])
+            found = getattr(reader.grid, axis)
+            if found.shape != own.shape or not np.allclose(found, own, atol=1e-4):
+                raise DataError(
+                    f"{source}: {axis} is not that of the training ({_range(own)}), but {_range(found)}; "
+                    "interpolate to it"
+                )
+        shape = (len(reader.time), *content["values"]["state"].shape[1:])
+
+        def fill(file: h5py.File) -> None:
+            for begin, block_SCIJ in reader.blocks(range(shape[0])):
+                file["state"][begin : begin + len(block_SCIJ)] = block_SCIJ
+
+        rows = {"time": reader.time, "state": shape[0]}
+        path = restore(content, directory / "weather.h5", rows, fill)
+        return Prepared({"weather": path})
+
+    def pieces(
+        self,
+        model: TrainedModel,
+        recipe: Recipe,
+        prepared: Prepared,
+        options: Any,
+        progress: Progress | None = None,
+    ) -> Iterator[Piece]:
+        """See `Application.pieces`."""
+        dataset: WeatherDataset = model.dataset
+        past, n_times = dataset.config.input_steps, len(dataset.time)
+        leads = max(1, int(options.days * 24 / dataset.step_hours))
+        total = n_times + (0 if options.every and options.stride else leads)
+        starts, n_true = window_starts(n_times, total, (past, leads), options.stride, options.every)
+        for number, start in enumerate(starts):
+            given_KBSV = dataset.core_states(0, np.arange(start, start + past)[None])
+            issued = dataset.time[start + past - 1]
+            forecast_KTV = rolled_out(model, given_KBSV, float(issued), leads)
+            made = _named(recipe, dataset, forecast_KTV, issued)
+            last = given_KBSV[:, 0, -1:].expand(-1, leads, -1)
+            truth, baselines = None, {}
+            if number < n_true:
+                steps = np.arange(start + past, start + past + leads)
+                truth = _named(recipe, dataset, dataset.core_states(0, steps), issued)
+                baselines = {"persistence": _named(recipe, dataset, last, issued)}
+            area = np.cos(np.deg2rad(made["latitude"].astype(float)))
+            yield Piece(made, truth, baselines, area / area.mean())
+            if progress is not None:
+                progress(number + 1, len(starts))
+
+
+def _on_axes(data: xr.Dataset, axes: dict[str, NDArray], what: str) -> xr.Dataset:
+    """The same in the order of the axes of the training; raises `DataError` if it is on others."""
+    for name, values in axes.items():
+        if name not in data.dims:
+            continue
+        known = data[name].values.astype(np.float64)
+        turned = np.mod(known, 360.0) if name == "longitude" else known
+        own = np.mod(values, 360.0) if name == "longitude" else values
+        apart = np.abs(turned[:, None] - own)
+        nearest = apart.argmin(axis=0) if len(known) else np.empty(0, int)
+        if not len(known) or (apart.min(axis=0) > 1e-4).any():
+            raise DataError(
+                f"{what}: {name} is not that of the training ({_range(values)}), but {_range(known)}; "
+                "interpolate to it"
+            )
+        data = data.isel({name: nearest})
+    return data
+
+
+def _range(values: NDArray) -> str:
+    if not len(values):
+        return "none"
+    return f"{len(values)} from {values[0]:g} to {values[-1]:g}"
+
+
+def _named(
+    recipe: Recipe, dataset: WeatherDataset, states_KTV: Tensor, issued: float
+) -> xr.Dataset:
+    """States [I J, T, V] as fields with names, units and coordinates."""
+    values_TCIJ = dataset.to_physical(states_KTV).transpose(1, 2, 0)
+    values = values_TCIJ.reshape(*values_TCIJ.shape[:2], *dataset.shape).astype(np.float32)[None]
+    first, data = 0, {}
+    for name in (*dataset.surface, *dataset.air):
+        in_air = name in dataset.air and first >= len(dataset.surface)
+        count = len(dataset.levels) if in_air else 1
+        part = values[:, :, first : first + count]
+        axes = (ISSUE_TIME, "lead_time", *(AXES if in_air else AXES[1:]))
+        standard, text = STANDARD_NAMES.get(name, ("", name))
+        about = field(SI.get(name, "1").replace("**", ""), text, standard)
+        data[FILE_NAMES.get(name, name)] = (axes, part if in_air else part[:, :, 0], about)
+        first += count
+    hours = dataset.step_hours * np.arange(1, values.shape[1] + 1)
+    coordinates: dict[str, Any] = {
+        ISSUE_TIME: (ISSUE_TIME, np.array([issued]), {**ISSUED, **CLOCK}),
+        "lead_time": (
+            "lead_time", hours,
+            {"standard_name": "forecast_period", "long_name": "lead time", "units": "hours"},
+        ),
+        "valid_time": (
+            (ISSUE_TIME, "lead_time"),
+            issued + hours[None] / 24,
+            {**TIME, **CLOCK},
+        ),
+        "latitude": (
+            "latitude", dataset.latitude,
+            {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"},
+        ),
+        "longitude": (
+            "longitude", dataset.longitude,
+            {"standard_name": "longitude", "units": "degrees_east", "axis": "X"},
+        ),
+    }  # fmt: skip
+    if dataset.air:
+        about = {"standard_name": "air_pressure", "units": "hPa", "positive": "down", "axis": "Z"}
+        coordinates["level"] = ("level", dataset.levels, about)
+    return xr.Dataset(data, coordinates)
+
+
+APPLICATION = WeatherApplication()
