@@ -121,7 +121,7 @@ MISTAKES = {
     "doctor": (["doctor", "--configfile", "none.yaml"], "no run.layouts to be read"),
     "report": (["report", "--configfile", "none.yaml"], "none.yaml"),
     "report to text": (["report", "--output", "a.txt"], "expected a name that ends in .html"),
-    "predict": (["predict", *PREDICT], "a.json: no such"),
+    "predict": (["predict", *PREDICT], "a: no such checkpoint"),
     "stream": (["stream", *STREAM], "b: no grid file"),
     "completion": (["completion", "fish"], "invalid choice: 'fish'"),
     "an option": (["runs", "list", "--jsom"], "unrecognized arguments: --jsom"),
@@ -180,10 +180,7 @@ def test_arguments_and_exit_codes_are_passed_on(tmp_path, monkeypatch, capsys):
     assert (
         cli.main(["predict", "--checkpoint", "a.ckpt", "--source", ".", "--output", "b.h5"]) == 65
     )
-    assert (
-        "a.json: no such file, expected the receipt of a checkpoint; it lies"
-        in capsys.readouterr().err
-    )
+    assert "a.ckpt: no such checkpoint; run the train stage first" in capsys.readouterr().err
 
 
 def test_commands_are_imported_when_they_are_called():

@@ -169,7 +169,6 @@ def test_a_checkpoint_gives_the_same_prediction(config, tmp_path):
         found = metrics["variables"][name]
         assert_holds(found["rmse"], scores["rmse"], name)
         assert_holds(found["baselines"]["persistence"]["rmse"], scores["persistence"]["rmse"], name)
-        assert found["unit"] == known["units"][name]
 
 
 def assert_holds(found, known, at=""):
@@ -219,7 +218,8 @@ def test_nothing_is_made_again(tmp_path):
     unpack("planned.tar.xz", project.root)
     project.config = yaml.safe_load(project.path("tiny.yaml").read_text())
     targets = json.loads(project.path("targets.json").read_text())
-    assert project.planned(*targets) == {}
+    # But for predictions, which are files of another format since.
+    assert project.planned(*targets) == {"predict": 1}
     # All that decides samples is still compared with the last run.
     datasets = project.config["datasets"]
     datasets["globe"]["blocks"]["levels"] = 1

@@ -240,8 +240,8 @@ def test_an_experiment_may_have_its_own_layouts_and_seeds() -> None:
 
 def test_models_that_are_not_applied_to_raw_files_are_not_predicted_with(monkeypatch) -> None:
     made = icon()
-    unapplied = replace(kinds()["blocks"], application=None)
-    monkeypatch.setattr(Plan, "kind", lambda self, experiment: unapplied)
+    kind = Plan.kind
+    monkeypatch.setattr(Plan, "kind", lambda *given: replace(kind(*given), application=None))
     made["predictions"] = {
         "new": {"experiment": "fine", "layout": "n1_gpu1", "seed": 0, "source": "globe"}
     }

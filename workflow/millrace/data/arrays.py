@@ -26,7 +26,7 @@ from millrace.data.account import Account, count_steps
 from millrace.data.device import to_device
 from millrace.data.hdf5 import create, create_dataset, open_checked, rows_per_chunk, strings
 from millrace.data.normalisation import Normalisation
-from millrace.data.recipe import outline
+from millrace.data.recipe import Outline
 from millrace.data.split import MINIMUM_STD, Moments, SplitConfig, time_split
 from millrace.data.validity import Screening
 from millrace.data.window_dataset import CACHE_BYTES, WindowDataset
@@ -366,10 +366,10 @@ class ArrayDataset(WindowDataset):
                 f"data.input_steps = 0, but {self._path} has no inputs: give steps before those to predict"
             )
 
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Outline]:
         """What is needed to make samples of named arrays, see `millrace.data.recipe`."""
         rows = ("inputs/*", "targets/*", "time", "order")
-        return {"samples": outline(self._path, rows)}
+        return {"samples": Outline(self._path, rows)}
 
     @property
     def in_channels(self) -> int:

@@ -7,14 +7,16 @@ A recipe is of plain values and tensors, which `torch.load` reads without execut
     normalisation       statistics of the training period
     preparation         how samples were made of raw files
     time_step           median time between samples that follow on each other, in the unit of their times
-    samples             by role, the `outline` of a sample file: all but the samples themselves
+    samples             by role, the `Outline` of a sample file: all but the samples themselves
 
 A sample file with samples of its own is made of an outline by `restore`; the class that opened the files of
 the training opens this one.
 """
 
+import contextlib
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +49,12 @@ def recipe_of(
         "normalisation": dataset.normalisation.to_json(),
         "preparation": dataset.preparation,
     }
-    outlines = getattr(dataset, "recipe", lambda: None)()
+    outlines: Mapping[str, Outline] = getattr(dataset, "recipe", dict)()
     time = np.asarray(getattr(dataset, "time", []), dtype=np.float64)
     if len(time) > 1:
         recipe["time_step"] = float(np.median(np.diff(time)))
-    if outlines is not None and (most is None or sum(map(_bytes, outlines.values())) <= most):
-        recipe["samples"] = outlines
+    if outlines and (most is None or sum(one.size() for one in outlines.values()) <= most):
+        recipe["samples"] = {role: one.read() for role, one in outlines.items()}
     plain: dict[str, Any] = _plain(recipe)
     return plain
 
@@ -64,36 +66,60 @@ def statistics_of(values: Mapping[str, Any]) -> Normalisation | None:
     return Normalisation.from_json(values, list(values["variables"]), list(values["forcings"]))
 
 
-def outline(
-    path: Path, rows: Sequence[str], without: Sequence[str] = (), first: Sequence[str] = ()
-) -> dict[str, Any]:
-    """All that an HDF5 file holds, without the samples.
+@dataclass(frozen=True)
+class Outline:
+    """All that an HDF5 file holds, without the samples."""
 
-    ``rows`` are patterns of the datasets whose rows are samples, ``without`` of what is left out, and
-    ``first`` of groups of which the first in the order of names alone is kept.
-    """
-    found: dict[str, Any] = {"rows": [], "values": {}, "attributes": {}}
-    with reading(path), h5py.File(path, "r") as file:
-        others = [name for pattern in first for name in sorted(fnmatch.filter(file, pattern))[1:]]
+    path: Path
+    rows: Sequence[str]
+    """Patterns of the datasets whose rows are samples."""
+    without: Sequence[str] = ()
+    """Patterns of datasets that are left out."""
+    first: Sequence[str] = ()
+    """Patterns of groups of which the first, in the order of names, is kept alone."""
 
-        def add(name: str, item: Any) -> None:
-            if _matches(name, without) or name.partition("/")[0] in others:
-                return
-            attributes = {k: v for k, v in item.attrs.items() if k not in _OF_PARTS}
-            if attributes:
-                found["attributes"][name] = attributes
-            if isinstance(item, h5py.Group):
-                return
-            is_row = _matches(name, rows)
-            if is_row:
-                found["rows"].append(name)
-            value = item[:0] if is_row else item[()]
-            found["values"][name] = value.astype(str) if value.dtype == object else value
+    def size(self) -> int:
+        """Bytes of the values that are kept, which are not read for this."""
+        with self._kept() as items:
+            return sum(
+                item.nbytes
+                for name, item in items
+                if isinstance(item, h5py.Dataset) and not _matches(name, self.rows)
+            )
 
-        add("", file)
-        file.visititems(add)
-    plain: dict[str, Any] = _plain(found)
-    return plain
+    def read(self) -> dict[str, Any]:
+        """Names of the ``rows``, ``values`` by name, of rows none, and ``attributes`` by name."""
+        found: dict[str, Any] = {"rows": [], "values": {}, "attributes": {}}
+        with self._kept() as items:
+            for name, item in items:
+                attributes = {k: v for k, v in item.attrs.items() if k not in _OF_PARTS}
+                if attributes:
+                    found["attributes"][name] = attributes
+                if isinstance(item, h5py.Group):
+                    continue
+                is_row = _matches(name, self.rows)
+                if is_row:
+                    found["rows"].append(name)
+                value = item[:0] if is_row else item[()]
+                found["values"][name] = value.astype(str) if value.dtype == object else value
+        plain: dict[str, Any] = _plain(found)
+        return plain
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[list[tuple[str, Any]]]:
+        """Groups and datasets by name, the file itself under an empty one."""
+        with reading(self.path), h5py.File(self.path, "r") as file:
+            found: list[tuple[str, Any]] = [("", file)]
+            file.visititems(lambda name, item: found.append((name, item)))
+            others = [
+                n for pattern in self.first for n in sorted(fnmatch.filter(file, pattern))[1:]
+            ]
+            yield [
+                (name, item)
+                for name, item in found
+                if not (name and _matches(name, self.without))
+                and name.partition("/")[0] not in others
+            ]
 
 
 def restore(
@@ -102,7 +128,7 @@ def restore(
     rows: Mapping[str, Any],
     fill: Callable[[h5py.File], None] = lambda _: None,
 ) -> Path:
-    """Write a sample file of its `outline` and of samples; returns its path.
+    """Write a sample file of its `Outline` and of samples; returns its path.
 
     ``rows`` are the samples by dataset: arrays, or for what ``fill`` writes the number of rows. Those that
     are not named have none. ``split`` is replaced if it is not named: all times are those of the test.
@@ -168,12 +194,3 @@ def _attribute(value: Any) -> Any:
 
 def _numpy(value: Any) -> np.ndarray:
     return np.asarray(value.numpy() if isinstance(value, torch.Tensor) else value)
-
-
-def _bytes(content: Any) -> int:
-    """Size of the tensors in nested values."""
-    if isinstance(content, torch.Tensor):
-        return content.nbytes
-    if isinstance(content, Mapping):
-        return sum(map(_bytes, content.values()))
-    return 0

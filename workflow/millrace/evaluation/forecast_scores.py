@@ -76,8 +76,12 @@ class ForecastScores:
             found[name] = record
         return found
 
-    def over_time(self) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]], dict[str, str]]:
-        """First axis of the pieces, RMSE along it by variable and forecast, and units by variable."""
+    def over_time(self) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]], dict[str, str], str]:
+        """First axis of the pieces, RMSE along it by variable and forecast, units by variable, and a label.
+
+        The label is that of the first axis.
+        """
+        label = "number of the forecast"
         series: dict[str, dict[str, np.ndarray]] = {}
         axis_values: np.ndarray = np.empty(0)
         for name, square in self._square.items():
@@ -86,8 +90,10 @@ class ForecastScores:
                 series.setdefault(name, {})[key] = np.sqrt(joined.values)
                 axis_values = np.arange(joined.size)
                 if joined.dims[0] in joined.coords:
-                    axis_values = joined[joined.dims[0]].values
-        return axis_values, series, self._unit
+                    coordinate = joined[joined.dims[0]]
+                    about, axis_values = coordinate.attrs, coordinate.values
+                    label = f"{about.get('long_name', coordinate.name)} ({about.get('units', '1')})"
+        return axis_values, series, self._unit, label.replace(" (1)", "")
 
     @staticmethod
     def _add(

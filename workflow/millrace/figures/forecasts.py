@@ -20,12 +20,13 @@ def error_over_time(
     time: ArrayLike,
     errors: Mapping[str, Mapping[str, ArrayLike]],
     units: Mapping[str, str],
+    label: str,
     path: str | Path,
 ) -> None:
     """Draw the RMSE of forecasts in their order, one panel per variable.
 
     ``errors`` are by variable and forecast, of which ``model`` is drawn first; NaN leaves a gap. ``time``
-    is what the forecasts are of, such as the time of issue.
+    is what the forecasts are of, such as the time of issue, and ``label`` says so.
     """
     look = {"color": PERSISTENCE, "linewidth": 0.9, "linestyle": "--"}
     with figure(path, PAGE_WIDTH, 0.9 + 1.6 * max(1, len(errors))) as fig:
@@ -41,7 +42,7 @@ def error_over_time(
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(Thousands())
             axes.margins(x=0.01)
-        panels[-1].set_xlabel("Forecast, in the order of its file")
+        panels[-1].set_xlabel(label[:1].upper() + label[1:])
         if errors:
             handles, labels = panels[0].get_legend_handles_labels()
             fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))

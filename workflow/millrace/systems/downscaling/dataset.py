@@ -25,7 +25,7 @@ from torch import Tensor
 from millrace.data.device import to_device
 from millrace.data.hdf5 import open_checked, reading
 from millrace.data.normalisation import Normalisation
-from millrace.data.recipe import outline
+from millrace.data.recipe import Outline
 from millrace.data.shared import shared
 from millrace.data.split import SPLITS, Split
 from millrace.data.window_dataset import CACHE_BYTES
@@ -155,9 +155,9 @@ class BlockDataset:
         if 0 < 4 * shape[0] * shape[1] * len(self._columns) <= cache_bytes:
             self._fields = self._kept(*self._every(np.arange(shape[0])))
 
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Outline]:
         """What is needed to make samples of named arrays, see `millrace.data.recipe`."""
-        return {"blocks": outline(self._path, ("fine", "coarse", "time"))}
+        return {"blocks": Outline(self._path, ("fine", "coarse", "time"))}
 
     @property
     def definition(self) -> dict[str, object]:

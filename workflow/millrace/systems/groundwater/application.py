@@ -45,6 +45,7 @@ from millrace.systems.groundwater.planes import BOUNDARY
 from millrace.systems.groundwater.prediction import Prediction
 from millrace.systems.groundwater.preparation import cut, prepare
 from millrace.systems.groundwater.series import SCHEMA as SERIES_SCHEMA
+from millrace.systems.groundwater.units import UNITS
 
 _SPLIT = {"train": 1 / 3, "validation": 1 / 3}
 """Nothing is trained: the split is there because a series has one."""
@@ -71,7 +72,7 @@ class GroundwaterApplication(Application):
     ) -> Prepared:
         """See `Application.write`."""
         data, config = dataset_of(states, "states"), _config(recipe)
-        units: Mapping[str, str] = recipe["preparation"]["units"]
+        units = {**UNITS, **recipe["preparation"].get("units", {})}
         variables = list(recipe["normalisation"]["variables"])
         series, time = directory / "series.h5", days_of(data, "states")
         state_TNV = np.stack(

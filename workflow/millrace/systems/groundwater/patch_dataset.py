@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from millrace.data.hdf5 import open_checked
-from millrace.data.recipe import outline
+from millrace.data.recipe import Outline
 from millrace.errors import ConfigError
 from millrace.systems.groundwater.gno import NeighbourTable
 from millrace.systems.groundwater.graph import CSR
@@ -92,15 +92,15 @@ class PatchDataset(GroupDataset):
                 )
             self.digest += f"/{file.attrs['digest']}"
 
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Outline]:
         """What is needed to make samples of named arrays, see `millrace.data.recipe`.
 
         Meshes are left out: whoever applies the model gives one, which is cut as that of the training.
         """
         of_mesh = ("patch_*/*", "time", "node")
-        made = {"patches": outline(self._path, of_mesh, first=["patch_*"])}
+        made = {"patches": Outline(self._path, of_mesh, first=["patch_*"])}
         if self._graph_path is not None:
-            made["graph"] = outline(self._graph_path, ("patch_*/*",), first=["patch_*"])
+            made["graph"] = Outline(self._graph_path, ("patch_*/*",), first=["patch_*"])
         return made
 
     @property

@@ -16,7 +16,6 @@ channels, F grid features.
 import itertools
 import json
 from dataclasses import dataclass, replace
-from typing import Any
 
 import h5py
 import numpy as np
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from millrace.data.device import to_device
 from millrace.data.hdf5 import open_checked
-from millrace.data.recipe import outline
+from millrace.data.recipe import Outline
 from millrace.systems.groundwater.gno import NeighbourTable
 from millrace.systems.groundwater.graph import radius_neighbours
 from millrace.systems.groundwater.group_dataset import GroupDataset, GroupSeries, WindowBatch
@@ -94,10 +93,10 @@ class PlaneDataset(GroupDataset):
         # Planes that were read as such were not cut from raw files.
         return ends.reshape(-1, 2), {"planes": cut if "shape" in cut else None}
 
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Outline]:
         """What is needed to make samples of named arrays, see `millrace.data.recipe`."""
         of_planes = [f"plane_*/{name}" for name in ("field", "bc", "bc_mask")]
-        return {"planes": outline(self._path, (*of_planes, "time"))}
+        return {"planes": Outline(self._path, (*of_planes, "time"))}
 
     @property
     def plane_of_cell(self) -> np.ndarray:

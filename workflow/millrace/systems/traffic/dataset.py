@@ -23,7 +23,7 @@ from torch import Tensor
 from millrace.data.device import to_device
 from millrace.data.hdf5 import open_checked, reading
 from millrace.data.normalisation import Normalisation
-from millrace.data.recipe import outline
+from millrace.data.recipe import Outline
 from millrace.data.shared import shared
 from millrace.data.split import SPLITS
 from millrace.errors import ConfigError
@@ -136,10 +136,10 @@ class ScenarioDataset:
             order = scenarios[np.argsort(self._cost[scenarios], kind="stable")]
             self._buckets[name] = np.array_split(order, self.config.buckets)
 
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Outline]:
         """What is needed to make samples of named arrays, see `millrace.data.recipe`."""
         rows = [*(f"{kind}/*" for kind in ROWS), *OF_SCENARIO, "first/*"]
-        return {"scenarios": outline(self.path, rows)}
+        return {"scenarios": Outline(self.path, rows)}
 
     @property
     def definition(self) -> dict[str, object]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from millrace.data.device import to_device
 from millrace.data.hdf5 import open_checked, reading
 from millrace.data.normalisation import Normalisation
-from millrace.data.recipe import outline
+from millrace.data.recipe import Outline
 from millrace.data.window_dataset import CACHE_BYTES, WindowDataset
 from millrace.systems.weather.settings import WeatherWindowConfig
 from millrace.systems.weather.units import SCHEMA
@@ -143,10 +143,10 @@ class WeatherDataset(WindowDataset):
             self._path, config, time, split, normalisation, is_foreign, device, cache_bytes
         )
 
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Outline]:
         """What is needed to make samples of named arrays, see `millrace.data.recipe`."""
         without = ("climatology", "check")
-        return {"weather": outline(self._path, ("state", "time"), without)}
+        return {"weather": Outline(self._path, ("state", "time"), without)}
 
     @property
     def shape(self) -> tuple[int, int]:
