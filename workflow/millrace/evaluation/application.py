@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from millrace.config import Settings
+from millrace.config import Count, Settings
 from millrace.data.samples import Files
 from millrace.data.units import conversion
 from millrace.errors import ConfigError, DataError, listed
@@ -36,6 +36,15 @@ CLOCK = {
 """Of times that are days since 1970."""
 ISSUE_TIME = "issue_time"
 """Axis of forecasts in time: the time of the last given state."""
+
+
+class SeriesForecasts(Settings):
+    """Which forecasts are made of a series."""
+
+    every: bool = False
+    """From all states, and not only from the last ones."""
+    stride: Count | None = None
+    """Steps between forecasts; null: as many as one has."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from millrace.config import Settings
 from millrace.data.arrays import CHUNKS, ROLES, ArrayDataset
 from millrace.data.hdf5 import rows_per_chunk
 from millrace.data.recipe import outline_in, restore
@@ -31,6 +30,7 @@ from millrace.evaluation.application import (
     Piece,
     Prepared,
     Recipe,
+    SeriesForecasts,
     dataset_of,
     days_of,
     values_of,
@@ -45,19 +45,10 @@ from millrace.systems.registry import get_kind
 _BATCH_VALUES = 1 << 24
 
 
-class ArrayForecasts(Settings):
-    """Which forecasts are made of a series; of samples that do not follow on each other all are."""
-
-    every: bool = False
-    """From all states, and not only from the last ones."""
-    stride: int | None = None
-    """Steps between forecasts; null: as many as one has."""
-
-
 class ArrayApplication(Application):
     """Models on arrays."""
 
-    options = ArrayForecasts
+    options = SeriesForecasts
 
     def write(
         self, recipe: Recipe, states: Any, forcings: xr.Dataset | None, directory: Path

@@ -16,7 +16,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from millrace.config import Count, Settings
 from millrace.data.hdf5 import create, create_dataset, open_checked, strings
 from millrace.data.samples import dataset_class
 from millrace.data.split import SplitConfig
@@ -30,6 +29,7 @@ from millrace.evaluation.application import (
     Piece,
     Prepared,
     Recipe,
+    SeriesForecasts,
     dataset_of,
     days_of,
     field,
@@ -53,19 +53,10 @@ _STANDARD_NAMES = {"temperature": "temperature_in_ground"}
 _TIME_UNIT = "days"
 
 
-class GroundwaterForecasts(Settings):
-    """Which forecasts are made."""
-
-    every: bool = False
-    """From all states, and not only from the last ones."""
-    stride: Count | None = None
-    """Steps between forecasts; null: as many as one has."""
-
-
 class GroundwaterApplication(Application):
     """Models of groundwater, on patches of a mesh or on sections."""
 
-    options = GroundwaterForecasts
+    options = SeriesForecasts
 
     def write(
         self, recipe: Recipe, states: Any, forcings: xr.Dataset | None, directory: Path

@@ -17,7 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from millrace.config import Count, Positive, Settings
+from millrace.config import Positive
 from millrace.data.recipe import outline_in, restore
 from millrace.errors import DataError
 from millrace.evaluation.application import (
@@ -29,6 +29,7 @@ from millrace.evaluation.application import (
     Piece,
     Prepared,
     Recipe,
+    SeriesForecasts,
     dataset_of,
     days_of,
     field,
@@ -62,15 +63,11 @@ FILE_NAMES = {"2t": "t2m", "10u": "u10", "10v": "v10"}
 """Names in files of those whose own begins with a digit, which CF advises against."""
 
 
-class WeatherForecasts(Settings):
+class WeatherForecasts(SeriesForecasts):
     """Which forecasts are made, and how far."""
 
     days: Positive = 5.0
     """Length of a forecast."""
-    every: bool = False
-    """From all states, and not only from the last ones."""
-    stride: Count | None = None
-    """Steps between forecasts; null: as many as one has."""
 
 
 class WeatherApplication(Application):
