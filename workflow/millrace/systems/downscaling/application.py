@@ -112,7 +112,7 @@ class BlockApplication(Application):
         grid, settings = _Grid(recipe), json.loads(recipe["preparation"]["blocks"])
         given = settings.get("missing")
         missing = None if given is None else MissingConfig.parse(given, "missing")
-        icon = open_source(source, grid.names, grid.levels, missing)
+        icon = open_source(source, grid.names, grid.levels)
         finest, screening = icon.grids[0], FieldScreening(missing)
         n_cells = len(grid.order_N)
         if len(finest.lon_N) != n_cells or not np.allclose(
@@ -126,8 +126,8 @@ class BlockApplication(Application):
         steps = max(1, SLAB_BYTES // (4 * n_cells * len(grid.names)))
 
         def fill(file: h5py.File) -> None:
-            spans = icon.fields.spans(steps)
-            slabs = icon.fields.slabs(steps, range(len(time)), screening)
+            spans = [span for group in icon.fields.groups(steps, 1) for span in group]
+            slabs = icon.fields.slabs(spans, screening)
             for span, values_TNV in zip(spans, slabs, strict=True):
                 fine_TNV = values_TNV[:, grid.order_N]
                 file["fine"][span.start : span.stop] = fine_TNV
