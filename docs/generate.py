@@ -23,6 +23,7 @@ MODULES = {
         "models.losses",
         "config",
         "evaluation.base",
+        "evaluation.loaded",
         "data.samples",
         "checking.contracts",
     ],
