@@ -37,7 +37,7 @@ def test_the_settings_of_a_dataset_decide_what_is_expected(tmp_path, raw):
     measure(tmp_path, "extract_samples/globe/weather", 5.0, 100)
     sections = {"globe": {"compress": {"keep_bits": 10}}, "other": {}}
     found = [
-        taken({"globe": (raw, 1)}, tmp_path / "benchmarks", given)[0] for given in ({}, sections)
+        taken({"globe": (raw, [0])}, tmp_path / "benchmarks", given)[0] for given in ({}, sections)
     ]
     more = found[1].seconds_expected - found[0].seconds_expected
     assert more == pytest.approx((5 + 0.7 * 10) * 0.004)
