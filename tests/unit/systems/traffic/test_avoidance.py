@@ -23,12 +23,14 @@ def on_a_line(speed_C, start_A, heading_A):
     return paths
 
 
-def drawn(paths, n, uniform=0.5, weights=WEIGHTS, present=None):
+def drawn(paths, n, uniform=0.5, weights=WEIGHTS, present=None, usable=(True, True, True)):
     """Candidates of ``n`` cars in one scene."""
     weight = torch.tensor(weights).expand(1, n, -1)
     uniform = torch.full((1, n), uniform) if isinstance(uniform, float) else torch.tensor([uniform])
     present = torch.ones(1, n, dtype=torch.bool) if present is None else torch.tensor([present])
-    place, path = choose(weight, uniform, paths, torch.tensor(CAR).expand(1, n, 2), present)
+    usable = torch.tensor(usable).expand(1, n, -1)
+    sizes = torch.tensor(CAR).expand(1, n, 2)
+    place, path = choose(weight, usable, uniform, paths, sizes, present)
     assert torch.equal(path, paths(place))
     return place[0].tolist()
 
@@ -52,6 +54,11 @@ def test_those_that_stay_apart_draw_as_if_alone():
 def test_a_last_resort_is_taken_where_all_else_collides():
     paths = on_a_line([6.0, 5.0, 0.0], [0.0, 8.0], [0.0, np.pi])
     assert sorted(drawn(paths, 2))[1] == 2
+
+
+def test_a_token_that_is_in_no_vocabulary_is_no_resort():
+    paths = on_a_line([6.0, 5.0, 0.0], [0.0, 8.0], [0.0, np.pi])
+    assert 2 not in drawn(paths, 2, usable=(True, True, False))
 
 
 def test_boxes_that_overlap_already_are_left_alone():

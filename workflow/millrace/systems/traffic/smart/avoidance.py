@@ -22,6 +22,7 @@ _FARTHEST_M = 25.0
 
 def choose(
     weight_BAC: Tensor,
+    usable_BAC: Tensor,
     uniform_BA: Tensor,
     paths: Callable[[Tensor], Tensor],
     size_BA2: Tensor,
@@ -33,6 +34,8 @@ def choose(
     ----------
     weight_BAC : Tensor
         Probabilities of the candidates, the most probable first; 0 for those that are a last resort.
+    usable_BAC : Tensor
+        bool: whether a candidate exists; vocabularies of classes may have fewer. The first one does.
     uniform_BA : Tensor
         Uniform random numbers, that decide the draws.
     paths : callable
@@ -47,8 +50,7 @@ def choose(
     place_BA, path_BAT3 : Tensor
         The candidates, and their `paths`.
     """
-    weight_BAC = weight_BAC.clone()
-    left_BAC = torch.ones_like(weight_BAC, dtype=torch.bool)
+    left_BAC = usable_BAC.clone()
     place_BA = _draw(weight_BAC, left_BAC, uniform_BA)
     path_BAT3 = paths(place_BA)
     pair_3M = _near(path_BAT3, size_BA2, present_BA)

@@ -125,7 +125,8 @@ def _next_tokens(
         token_BA = index_BAC.gather(2, place_BA.unsqueeze(2))[..., 0]
         return module.token_poses(pose_BA3, kind_BA, token_BA)
 
-    place_BA, path = choose(weight_BAC, uniform_BA.float(), paths, size_BA2, present_BA)
+    usable_BAC = module.exists_CV[kind_BA].gather(2, index_BAC)
+    place_BA, path = choose(weight_BAC, usable_BAC, uniform_BA.float(), paths, size_BA2, present_BA)
     return index_BAC.gather(2, place_BA.unsqueeze(2))[..., 0], path
 
 
