@@ -185,6 +185,7 @@ def make_batch(size: Size) -> PatchBatch:
         variance_weight_KV=torch.ones(size.points, 1),
         weight_B=torch.ones(size.samples),
         geometry=geometry,
+        input_steps=size.steps_in,
     )
 
 

@@ -365,10 +365,10 @@ ACTIONS = {
     "predict": Action(
         millrace(
             *("predict", "--checkpoint", _PUBLISHED[0], "--source", f"{DATA}/raw"),
-            *("--output", "again/new.h5", "--metrics", "again/new.json", "--device", "cpu"),
+            *("--output", "again/new.nc", "--metrics", "again/new.json", "--device", "cpu"),
         ),
         _PUBLISHED,
-        _hdf5("again/new.h5", _json("again/new.json")),
+        _hdf5("again/new.nc", _json("again/new.json")),
         lambda: Path("again").mkdir(),
     ),
     "summarise": Action(

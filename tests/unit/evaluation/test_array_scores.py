@@ -278,13 +278,13 @@ def test_maps_name_what_they_show_with_units(tmp_path, monkeypatch):
     field_maps(axes, {"least": example, "median": example}, "heat", "K", tmp_path / "maps.png")
     panels = made[0].axes[:8]
     assert [panel.get_title("left") for panel in panels[:4]] == [
-        "A b", "Ground truth", "Prediction", "Error",
+        "a b", "Ground truth", "Prediction", "Error",
     ]  # fmt: skip
     shown = [panel.collections[0].get_array() for panel in panels[4:]]
     for field, expected in zip(shown, (truth**2, truth, truth + 0.5, 0.5), strict=True):
         np.testing.assert_array_equal(np.reshape(field, (3, 4)), np.broadcast_to(expected, (3, 4)))
-    assert panels[4].get_xlabel() == "X (km)"
-    assert panels[4].get_ylabel() == "Median\nY (km)"
+    assert panels[4].get_xlabel() == "x (km)"
+    assert panels[4].get_ylabel() == "Median\ny (km)"
     labels = {bar.get_ylabel() or bar.get_xlabel() for bar in made[0].axes[8:]}
-    assert labels == {"A b (m)", "Heat (K)", "Error (K)"}
+    assert labels == {"a b (m)", "Heat (K)", "Error (K)"}
     assert panels[5].collections[0].get_clim() == panels[6].collections[0].get_clim() == (0, 11)

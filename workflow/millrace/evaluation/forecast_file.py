@@ -4,6 +4,8 @@ Conventions: https://cfconventions.org/cf-conventions/cf-conventions.html, meshe
 """
 
 import contextlib
+import errno
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -17,7 +19,7 @@ import xarray as xr
 from millrace.errors import ConfigError
 from millrace.files import atomic_write, output_errors, sync
 
-_FILL = {"_FillValue": None}
+_PROBE_BYTES = 1 << 20
 _COMPRESSED = {"zlib": True, "complevel": 1, "shuffle": True}
 
 
@@ -60,14 +62,34 @@ def _netcdf(path: Path, attributes: Mapping[str, str]) -> Iterator[ForecastWrite
         def write(piece: xr.Dataset) -> None:
             nonlocal done
             axis = axis_of(piece)
-            if not done:
-                first = piece.assign_attrs(attributes)
-                first.to_netcdf(partial, encoding=_encoding(piece, True), unlimited_dims=[axis])
-            else:
-                _append(partial, piece, axis, done)
+            with _reasons(partial):
+                if not done:
+                    first = piece.assign_attrs(attributes)
+                    encoding = _encoding(piece, True)
+                    first.to_netcdf(partial, encoding=encoding, unlimited_dims=[axis])
+                else:
+                    _append(partial, piece, axis, done)
             done += piece.sizes[axis]
 
         yield write
+
+
+@contextlib.contextmanager
+def _reasons(path: Path) -> Iterator[None]:
+    """Raise `OSError` where the library of NetCDF cannot write, which does not say why."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("NetCDF: "):
+            raise
+        probe = path.with_name(f"{path.name}.probe")
+        try:
+            with probe.open("wb") as file:
+                file.write(bytes(_PROBE_BYTES))
+                os.fsync(file.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
+        raise OSError(errno.EIO, str(error)) from error
 
 
 def _append(path: Path, piece: xr.Dataset, axis: str, done: int) -> None:

@@ -86,7 +86,8 @@ def extract_blocks(
     with create(output) as file:
         raw.write_grid(file, ranges)
         fields, groups = raw.icon.fields, raw.groups
-        sums = raw.copy(fields, groups, trained, file, partial(_add, total_NV), screening, progress)
+        add = partial(_add, total_NV)
+        sums = raw.copy(fields, groups, trained, file, add, screening, progress, trained)
         raw.finish(file, split, sums, total_NV, [screening.evidence()])
     raw.account.write(output.with_name("samples.json"))
 
@@ -210,7 +211,9 @@ class _FieldsOfParts:
         }
         steps, terms = [], []
         spans = [span for group in self._raw.groups for span in group]
-        shift = [Moments.shift_of(one) for one in _columns(*self._fields(spans[0]))[0]]
+        # Of the training period alone, or later values would decide the last digits.
+        first = self._fields(spans[0][: max(1, trained)])
+        shift = [Moments.shift_of(one) for one in _columns(*first)[0]]
         fits = {f: np.array_equal(f["sums/shift"][()], np.array(shift)) for f in self._parts.files}
         for span in spans:
             used = span[: max(0, trained - span.start)]
@@ -324,11 +327,13 @@ class _Raw:
         on_group: Callable[[Floats], None],
         screening: FieldScreening,
         progress: Progress | None,
+        known: int | None = None,
     ) -> _Sums:
         """Write fields of groups of times.
 
-        Sums are of those before number ``summed``; ``on_group`` is called with the sum over each group of
-        what cells differ from their block by.
+        Sums are of those before number ``summed``, less what those of the first span among all times before
+        number ``known`` have as means; parts, which do not know the split, take all of that span.
+        ``on_group`` is called with the sum over each group of what cells differ from their block by.
         """
         spans = [span for group in groups for span in group]
         n_steps, n_variables = sum(map(len, spans)), len(self.config.variables)
@@ -339,7 +344,7 @@ class _Raw:
             create_dataset(file, name, shape=shape, dtype=np.float32, chunks=chunks)
         ends = {group[-1].stop for group in groups}
         sum_NV = np.zeros((self.sizes[0], n_variables))
-        shift, steps, terms, done = self._shift() if spans else [], [], [], 0
+        shift, steps, terms, done = self._shift(known) if spans else [], [], [], 0
         for span, values in zip(spans, fields.slabs(spans, screening), strict=True):
             fine_TNV = values[:, self.order_N]
             coarse_TMV = self.means(fine_TNV)
@@ -362,9 +367,9 @@ class _Raw:
             np.array(shift).reshape(-1, n_variables),
         )
 
-    def _shift(self) -> list[Floats]:
-        """Means over the first span: all parts take them from the same times."""
-        values = self.icon.fields.first(self.steps, FieldScreening(self.config.missing))
+    def _shift(self, known: int | None) -> list[Floats]:
+        """Means over the first span, or its times before number ``known``."""
+        values = self.icon.fields.first(self.steps, FieldScreening(self.config.missing))[:known]
         fine_TNV = values[:, self.order_N]
         columns, _ = _columns(fine_TNV, self.means(fine_TNV))
         return [Moments.shift_of(one) for one in columns]
