@@ -166,7 +166,8 @@ def test_raw_files_of_the_demo_and_of_the_user(tmp_path) -> None:
         Plan(changed("datasets/coast/source", str(tmp_path / "x"))).fingerprint("coast")
 
 
-def test_an_address_is_planned_without_a_look_at_it() -> None:
+def test_an_address_is_planned_without_a_look_at_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a demo in the checkout has read files before
     made, address = weather(), "https://nowhere.invalid/era5.zarr"
     made["datasets"]["planet"] |= {"source": address, "store": "reference"}
     plan = Plan(made)
