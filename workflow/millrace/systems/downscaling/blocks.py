@@ -259,7 +259,7 @@ class _Sums:
     """Sums of block means and of their squares, then those of what cells differ from them by, all less
     ``shift``, [S, 4, V]."""
     shift: Floats
-    """Means of both over the first span, [2, V]."""
+    """Means of both over the first span, or over its times of training where the split is known, [2, V]."""
 
 
 @dataclass(frozen=True, eq=False)
