@@ -60,7 +60,7 @@ rule data:
             "extract_samples",
             "extract_part",
             "gather_samples",
-            *plan.rules_of_data(),
+            *plan.data.rules_of_data(),
             files=plan.sample_files(),
         ),
 

@@ -155,15 +155,15 @@ def test_products_of_the_lists_that_run() -> None:
 
 def test_raw_files_of_the_demo_and_of_the_user(tmp_path) -> None:
     plan = Plan(config())
-    assert plan.source("coast") == "results/data/coast/raw"
-    assert plan.fingerprint("coast") == {"steps": 300}
+    assert plan.data.source("coast") == "results/data/coast/raw"
+    assert plan.data.fingerprint("coast") == {"steps": 300}
     plan = Plan(changed("datasets/coast/source", str(tmp_path)))
-    assert plan.source("coast") == str(tmp_path)
-    before = plan.fingerprint("coast")
+    assert plan.data.source("coast") == str(tmp_path)
+    before = plan.data.fingerprint("coast")
     (tmp_path / "a.csv").write_text("x")
-    assert plan.fingerprint("coast") != before
+    assert plan.data.fingerprint("coast") != before
     with pytest.raises(DataError, match="no such directory"):
-        Plan(changed("datasets/coast/source", str(tmp_path / "x"))).fingerprint("coast")
+        Plan(changed("datasets/coast/source", str(tmp_path / "x"))).data.fingerprint("coast")
 
 
 def test_an_address_is_planned_without_a_look_at_it(tmp_path, monkeypatch) -> None:
@@ -171,20 +171,20 @@ def test_an_address_is_planned_without_a_look_at_it(tmp_path, monkeypatch) -> No
     made, address = weather(), "https://nowhere.invalid/era5.zarr"
     made["datasets"]["planet"] |= {"source": address, "store": "reference"}
     plan = Plan(made)
-    assert plan.source("planet") == plan.fingerprint("planet") == address
-    assert plan.section("planet", "weather") == {"store": "reference"}
-    assert plan.parts("planet", "weather") == 1
+    assert plan.data.source("planet") == plan.data.fingerprint("planet") == address
+    assert plan.data.section("planet", "weather") == {"store": "reference"}
+    assert plan.data.parts("planet", "weather") == 1
     assert plan.outside() == []
     made["datasets"]["planet"]["store"] = "copy"
-    assert Plan(made).section("planet", "weather") == {}, "samples that are there stay valid"
+    assert Plan(made).data.section("planet", "weather") == {}, "samples that are there stay valid"
     with pytest.raises(DataError, match=r"coast\.source: no directory 'https://nowhere"):
-        Plan(changed("datasets/coast/source", address)).source("coast")
+        Plan(changed("datasets/coast/source", address)).data.source("coast")
 
 
 def test_samples_follow_from_the_model() -> None:
     plan = Plan(icon())
     assert plan.sample_files() == ["results/data/globe/blocks.h5"]
-    assert plan.datasets_in("icon") == "globe"
+    assert plan.data.datasets_in("icon") == "globe"
     assert plan.ensembles() == [], "a downscaler is itself an ensemble"
 
 
@@ -194,8 +194,8 @@ def test_all_formats_of_traffic_become_scenarios(kind, tmp_path) -> None:
     made["datasets"]["town"] |= {"format": kind, "source": str(tmp_path)}
     plan = Plan(made)
     assert plan.sample_files() == ["results/data/town/scenarios.h5"]
-    assert plan.datasets_in(*FORMATS) == "town"
-    assert plan.source("town") == str(tmp_path)
+    assert plan.data.datasets_in(*FORMATS) == "town"
+    assert plan.data.source("town") == str(tmp_path)
 
 
 def test_vocabularies_are_not_mixed() -> None:
@@ -216,7 +216,7 @@ def test_other_systems_still_need_a_split() -> None:
 def test_weather_is_planned() -> None:
     plan = Plan(weather())
     assert plan.samples("globe") == {"weather": "results/data/planet/weather.h5"}
-    assert plan.datasets_in("weather") == "planet"
+    assert plan.data.datasets_in("weather") == "planet"
     assert not [path for path in plan.ensembles() if "globe" in path]
 
 
@@ -310,7 +310,7 @@ def parted(tmp_path, monkeypatch, **keys) -> Plan:
     """A plan of traffic in raw files of 25 bytes, of which a job takes 10."""
     (tmp_path / "raw").mkdir(exist_ok=True)
     (tmp_path / "raw/a.tfrecord").write_bytes(b"0" * 25)
-    monkeypatch.setattr("millrace.plan.PART_BYTES", 10)
+    monkeypatch.setattr("millrace.data_stage.PART_BYTES", 10)
     made = traffic()
     made["datasets"]["town"] |= {"format": "waymo", "source": str(tmp_path / "raw"), **keys}
     return Plan(made, root=tmp_path)
@@ -320,20 +320,20 @@ def test_parts_follow_from_the_size_of_raw_files_or_the_configuration(
     tmp_path, monkeypatch
 ) -> None:
     plan = parted(tmp_path, monkeypatch)
-    assert plan.parts("town", "scenarios") == 3
+    assert plan.data.parts("town", "scenarios") == 3
     files = [f"results/data/town/parts/scenarios_{n}.h5" for n in range(3)]
-    assert plan.part_files("town", "scenarios") == files
-    assert parted(tmp_path, monkeypatch, parts=7).parts("town", "scenarios") == 7
-    monkeypatch.setattr("millrace.plan.MOST_PARTS", 2)
-    assert parted(tmp_path, monkeypatch).parts("town", "scenarios") == 2
+    assert plan.data.part_files("town", "scenarios") == files
+    assert parted(tmp_path, monkeypatch, parts=7).data.parts("town", "scenarios") == 7
+    monkeypatch.setattr("millrace.data_stage.MOST_PARTS", 2)
+    assert parted(tmp_path, monkeypatch).data.parts("town", "scenarios") == 2
 
 
 def test_jobs_count_no_raw_files(tmp_path, monkeypatch) -> None:
     plan = parted(tmp_path, monkeypatch)
-    plan.count_parts()
+    plan.data.count_parts()
     assert plan.config["datasets"]["town"]["parts"] == 3
     (tmp_path / "raw/b.tfrecord").write_bytes(b"0" * 50)
-    assert Plan(plan.config, root=tmp_path).parts("town", "scenarios") == 3
+    assert Plan(plan.config, root=tmp_path).data.parts("town", "scenarios") == 3
 
 
 def test_what_was_made_whole_stays_whole_and_archived_files_keep_their_parts(
@@ -343,26 +343,27 @@ def test_what_was_made_whole_stays_whole_and_archived_files_keep_their_parts(
     (made / "parts").mkdir(parents=True)
     (made / "scenarios.h5").touch()
     plan = parted(tmp_path, monkeypatch)
-    assert plan.parts("town", "scenarios") == 1
+    assert plan.data.parts("town", "scenarios") == 1
     for number in range(3):
         (made / f"parts/scenarios_{number}.h5").touch()
-    assert parted(tmp_path, monkeypatch).parts("town", "scenarios") == 3
+    assert parted(tmp_path, monkeypatch).data.parts("town", "scenarios") == 3
     (tmp_path / "raw/a.tfrecord").unlink()
     (tmp_path / "raw").rmdir()
-    assert Plan(plan.config, root=tmp_path).parts("town", "scenarios") == 3
+    assert Plan(plan.config, root=tmp_path).data.parts("town", "scenarios") == 3
 
 
 def test_tracks_that_an_earlier_version_converted_are_used(tmp_path, monkeypatch) -> None:
     plan = parted(tmp_path, monkeypatch)
-    assert plan.readable("town") == (str(tmp_path / "raw"), "waymo")
+    assert plan.data.readable("town") == (str(tmp_path / "raw"), "waymo")
     (tmp_path / "results/data/town/tracks").mkdir(parents=True)
-    assert plan.readable("town") == ("results/data/town/tracks", "tracks")
+    assert plan.data.readable("town") == ("results/data/town/tracks", "tracks")
 
 
 def test_datasets_are_made_whole_or_in_parts(tmp_path, monkeypatch) -> None:
     in_three, whole = (parted(tmp_path, monkeypatch, parts=n) for n in (3, 1))
     for plan, expected in ((in_three, ("(?!)", "town")), (whole, ("town", "(?!)"))):
         found = [
-            plan.datasets_in("waymo", kind="scenarios", in_parts=parts) for parts in (False, True)
+            plan.data.datasets_in("waymo", kind="scenarios", in_parts=parts)
+            for parts in (False, True)
         ]
         assert tuple(found) == expected

@@ -108,6 +108,6 @@ def check_cluster():
         )
     try:
         cluster.require_account()
-        cluster.check_rules([*RULES, *plan.extractions()])
+        cluster.check_rules([*RULES, *plan.data.extractions()])
     except ConfigError as error:
         raise WorkflowError(str(error)) from None

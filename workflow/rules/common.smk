@@ -46,7 +46,7 @@ try:
         ],
         jobs=not workflow.is_main_process,
     )
-    plan.count_parts(record=is_run())
+    plan.data.count_parts(record=is_run())
 except (ConfigError, DataError) as error:
     raise WorkflowError(str(error)) from None
 
@@ -135,8 +135,8 @@ def as_file(path):
     return str(link)
 
 
-raw_source = configured(plan.source, "dataset")
-raw_fingerprint = by(plan.fingerprint, "dataset")
+raw_source = configured(plan.data.source, "dataset")
+raw_fingerprint = by(plan.data.fingerprint, "dataset")
 
 
 def of_part(answer, kind=None):

@@ -3,7 +3,7 @@
 columns, units = dataset_block("variables"), dataset_block("units")
 clip = dataset_block("clip_negative_concentration", default=False)
 missing = dataset_block("missing")
-in_parts = plan.datasets_in("feflow_csv", kind="series", in_parts=True)
+in_parts = plan.data.datasets_in("feflow_csv", kind="series", in_parts=True)
 # The file that says which nodes are masked, if some are to be.
 masked_nodes = lambda wildcards: (
     f"results/data/{wildcards.dataset}/missing.h5"
@@ -23,7 +23,7 @@ rule preprocess:
     benchmark:
         "benchmarks/preprocess/{dataset}.tsv"
     wildcard_constraints:
-        dataset=plan.datasets_in("feflow_csv", kind="series"),
+        dataset=plan.data.datasets_in("feflow_csv", kind="series"),
     conda:
         "../../envs/data.yaml"
     threads: cores("preprocess", local=2)
@@ -65,8 +65,8 @@ rule find_missing:
     resources:
         **placed("preprocess"),
     params:
-        raw=of_part(plan.part_raw, "series"),
-        share=not_compared(of_part(plan.share, "series")),
+        raw=of_part(plan.data.part_raw, "series"),
+        share=not_compared(of_part(plan.data.share, "series")),
         variables=columns,
         units=units,
         missing=missing,
@@ -76,7 +76,9 @@ rule find_missing:
 
 rule gather_missing:
     input:
-        parts=lambda wildcards: plan.part_files(wildcards.dataset, "series", "missing"),
+        parts=lambda wildcards: plan.data.part_files(
+            wildcards.dataset, "series", "missing"
+        ),
         # Its time means nothing, see raw_fingerprint.
         source=ancient(raw_source),
     output:
@@ -121,8 +123,8 @@ rule preprocess_part:
     resources:
         **placed("preprocess"),
     params:
-        raw=of_part(plan.part_raw, "series"),
-        share=not_compared(of_part(plan.share, "series")),
+        raw=of_part(plan.data.part_raw, "series"),
+        share=not_compared(of_part(plan.data.share, "series")),
         variables=columns,
         units=units,
         forcings=dataset_block("forcings", default=[]),
@@ -134,7 +136,7 @@ rule preprocess_part:
 
 rule gather_series:
     input:
-        parts=lambda wildcards: plan.part_files(wildcards.dataset, "series"),
+        parts=lambda wildcards: plan.data.part_files(wildcards.dataset, "series"),
         missing=masked_nodes,
         # Its time means nothing, see raw_fingerprint.
         source=ancient(raw_source),
@@ -217,7 +219,7 @@ rule extract_planes:
     benchmark:
         "benchmarks/extract_planes/{dataset}.tsv"
     wildcard_constraints:
-        dataset=plan.datasets_in("feflow_csv"),
+        dataset=plan.data.datasets_in("feflow_csv"),
     conda:
         "../../envs/data.yaml"
     threads: cores("extract_planes")

@@ -33,7 +33,7 @@ rule summarise_skill:
         # versions stay.
         others=plan.other_metrics() or ...,
         # With `output` as argument it is not compared either: raw files may be archived.
-        datasets=lambda wildcards, output: plan.raw_folders(),
+        datasets=lambda wildcards, output: plan.data.raw_folders(),
         benchmarks=lambda wildcards, output: plan.benchmarks(),
     script:
         "../scripts/summarise_skill.py"

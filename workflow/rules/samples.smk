@@ -9,9 +9,9 @@ rule simulate_raw:
     benchmark:
         "benchmarks/simulate_raw/{dataset}.tsv"
     wildcard_constraints:
-        dataset=plan.simulated(),
+        dataset=plan.data.simulated(),
     conda:
-        lambda wildcards: f"../../envs/{plan.simulator_environment(wildcards.dataset)}.yaml"
+        lambda wildcards: f"../../envs/{plan.data.simulator_environment(wildcards.dataset)}.yaml"
     threads: cores("simulate_raw")
     resources:
         **placed("simulate_raw"),
@@ -32,7 +32,7 @@ rule extract_samples:
     benchmark:
         "benchmarks/extract_samples/{dataset}/{kind}.tsv"
     wildcard_constraints:
-        dataset=plan.extracted(),
+        dataset=plan.data.extracted(),
     conda:
         "../../envs/data.yaml"
     threads: cores("extract_{kind}")
@@ -41,11 +41,15 @@ rule extract_samples:
     params:
         fingerprint=raw_fingerprint,
         # With `output` as argument it is not compared with the last run; the two after it are.
-        section=lambda wildcards, output: plan.section(
+        section=lambda wildcards, output: plan.data.section(
             wildcards.dataset, wildcards.kind
         ),
-        variables=lambda wildcards: plan.compared(wildcards.dataset, wildcards.kind)[0],
-        settings=lambda wildcards: plan.compared(wildcards.dataset, wildcards.kind)[1],
+        variables=lambda wildcards: plan.data.compared(
+            wildcards.dataset, wildcards.kind
+        )[0],
+        settings=lambda wildcards: plan.data.compared(
+            wildcards.dataset, wildcards.kind
+        )[1],
         split=dataset_block("split"),
     script:
         "../scripts/extract_samples.py"
@@ -62,28 +66,32 @@ rule extract_part:
     benchmark:
         "benchmarks/extract_part/{dataset}/{kind}_{part}.tsv"
     wildcard_constraints:
-        dataset=plan.parted(),
+        dataset=plan.data.parted(),
     conda:
         "../../envs/data.yaml"
     threads: cores("extract_{kind}")
     resources:
         **placed("extract_{kind}"),
     params:
-        raw=of_part(plan.part_raw),
-        share=not_compared(of_part(plan.share)),
+        raw=of_part(plan.data.part_raw),
+        share=not_compared(of_part(plan.data.share)),
         # With `output` as argument it is not compared with the last run; the two after it are.
-        section=lambda wildcards, output: plan.section(
+        section=lambda wildcards, output: plan.data.section(
             wildcards.dataset, wildcards.kind
         ),
-        variables=lambda wildcards: plan.compared(wildcards.dataset, wildcards.kind)[0],
-        settings=lambda wildcards: plan.compared(wildcards.dataset, wildcards.kind)[1],
+        variables=lambda wildcards: plan.data.compared(
+            wildcards.dataset, wildcards.kind
+        )[0],
+        settings=lambda wildcards: plan.data.compared(
+            wildcards.dataset, wildcards.kind
+        )[1],
     script:
         "../scripts/extract_part.py"
 
 
 rule gather_samples:
     input:
-        parts=by(plan.part_files, "dataset", "kind"),
+        parts=by(plan.data.part_files, "dataset", "kind"),
         # Its time means nothing, see raw_fingerprint.
         source=ancient(raw_source),
     output:
@@ -93,7 +101,7 @@ rule gather_samples:
     benchmark:
         "benchmarks/gather_samples/{dataset}/{kind}.tsv"
     wildcard_constraints:
-        dataset=plan.extracted(in_parts=True),
+        dataset=plan.data.extracted(in_parts=True),
     conda:
         "../../envs/data.yaml"
     threads: cores("gather_samples")
@@ -102,11 +110,15 @@ rule gather_samples:
     params:
         fingerprint=raw_fingerprint,
         # With `output` as argument it is not compared with the last run; the two after it are.
-        section=lambda wildcards, output: plan.section(
+        section=lambda wildcards, output: plan.data.section(
             wildcards.dataset, wildcards.kind
         ),
-        variables=lambda wildcards: plan.compared(wildcards.dataset, wildcards.kind)[0],
-        settings=lambda wildcards: plan.compared(wildcards.dataset, wildcards.kind)[1],
+        variables=lambda wildcards: plan.data.compared(
+            wildcards.dataset, wildcards.kind
+        )[0],
+        settings=lambda wildcards: plan.data.compared(
+            wildcards.dataset, wildcards.kind
+        )[1],
         split=dataset_block("split"),
     script:
         "../scripts/gather_samples.py"

@@ -2,7 +2,7 @@
 
 from millrace.systems.traffic.system import FORMATS
 
-raw_traffic = configured(lambda dataset: plan.readable(dataset)[0], "dataset")
+raw_traffic = configured(lambda dataset: plan.data.readable(dataset)[0], "dataset")
 
 
 rule build_vocabulary:
@@ -22,7 +22,7 @@ rule build_vocabulary:
     benchmark:
         "benchmarks/build_vocabulary/{dataset}.tsv"
     wildcard_constraints:
-        dataset=plan.datasets_in(*FORMATS, kind="scenarios"),
+        dataset=plan.data.datasets_in(*FORMATS, kind="scenarios"),
     conda:
         "../../envs/data.yaml"
     threads: cores("build_vocabulary")
@@ -31,7 +31,7 @@ rule build_vocabulary:
     params:
         fingerprint=raw_fingerprint,
         # With `output` as argument it is not compared with the last run.
-        format=lambda wildcards, output: plan.readable(wildcards.dataset)[1],
+        format=lambda wildcards, output: plan.data.readable(wildcards.dataset)[1],
         tokens=dataset_block("tokens", default={}),
     script:
         "../scripts/build_vocabulary.py"
@@ -48,17 +48,17 @@ rule sample_motion:
     benchmark:
         "benchmarks/sample_motion/{dataset}/{part}.tsv"
     wildcard_constraints:
-        dataset=plan.datasets_in(*FORMATS, kind="scenarios", in_parts=True),
+        dataset=plan.data.datasets_in(*FORMATS, kind="scenarios", in_parts=True),
     conda:
         "../../envs/data.yaml"
     threads: cores("build_vocabulary")
     resources:
         **placed("build_vocabulary"),
     params:
-        raw=of_part(plan.part_raw, "scenarios"),
-        share=not_compared(of_part(plan.share, "scenarios")),
+        raw=of_part(plan.data.part_raw, "scenarios"),
+        share=not_compared(of_part(plan.data.share, "scenarios")),
         # With `output` as argument it is not compared with the last run.
-        format=lambda wildcards, output: plan.readable(wildcards.dataset)[1],
+        format=lambda wildcards, output: plan.data.readable(wildcards.dataset)[1],
         tokens=dataset_block("tokens", default={}),
     script:
         "../scripts/sample_motion.py"
@@ -66,7 +66,7 @@ rule sample_motion:
 
 rule gather_vocabulary:
     input:
-        parts=lambda wildcards: plan.part_files(
+        parts=lambda wildcards: plan.data.part_files(
             wildcards.dataset, "scenarios", "motion"
         ),
         # Its time means nothing, see raw_fingerprint.
@@ -84,7 +84,7 @@ rule gather_vocabulary:
     benchmark:
         "benchmarks/gather_vocabulary/{dataset}.tsv"
     wildcard_constraints:
-        dataset=plan.datasets_in(*FORMATS, kind="scenarios", in_parts=True),
+        dataset=plan.data.datasets_in(*FORMATS, kind="scenarios", in_parts=True),
     conda:
         "../../envs/data.yaml"
     threads: cores("build_vocabulary")
@@ -93,7 +93,7 @@ rule gather_vocabulary:
     params:
         fingerprint=raw_fingerprint,
         # With `output` as argument it is not compared with the last run.
-        format=lambda wildcards, output: plan.readable(wildcards.dataset)[1],
+        format=lambda wildcards, output: plan.data.readable(wildcards.dataset)[1],
         tokens=dataset_block("tokens", default={}),
     script:
         "../scripts/gather_vocabulary.py"
@@ -111,7 +111,7 @@ rule tokenise:
     benchmark:
         "benchmarks/tokenise/{dataset}.tsv"
     wildcard_constraints:
-        dataset=plan.datasets_in(*FORMATS, kind="scenarios"),
+        dataset=plan.data.datasets_in(*FORMATS, kind="scenarios"),
     conda:
         "../../envs/data.yaml"
     threads: cores("tokenise")
@@ -120,7 +120,7 @@ rule tokenise:
     params:
         fingerprint=raw_fingerprint,
         # With `output` as argument it is not compared with the last run.
-        format=lambda wildcards, output: plan.readable(wildcards.dataset)[1],
+        format=lambda wildcards, output: plan.data.readable(wildcards.dataset)[1],
         tokens=dataset_block("tokens", default={}),
     script:
         "../scripts/tokenise.py"
@@ -140,17 +140,17 @@ rule tokenise_part:
     benchmark:
         "benchmarks/tokenise_part/{dataset}/{part}.tsv"
     wildcard_constraints:
-        dataset=plan.datasets_in(*FORMATS, kind="scenarios", in_parts=True),
+        dataset=plan.data.datasets_in(*FORMATS, kind="scenarios", in_parts=True),
     conda:
         "../../envs/data.yaml"
     threads: cores("tokenise")
     resources:
         **placed("tokenise"),
     params:
-        raw=of_part(plan.part_raw, "scenarios"),
-        share=not_compared(of_part(plan.share, "scenarios")),
+        raw=of_part(plan.data.part_raw, "scenarios"),
+        share=not_compared(of_part(plan.data.share, "scenarios")),
         # With `output` as argument it is not compared with the last run.
-        format=lambda wildcards, output: plan.readable(wildcards.dataset)[1],
+        format=lambda wildcards, output: plan.data.readable(wildcards.dataset)[1],
         tokens=dataset_block("tokens", default={}),
     script:
         "../scripts/tokenise_part.py"
@@ -158,7 +158,7 @@ rule tokenise_part:
 
 rule gather_scenarios:
     input:
-        parts=lambda wildcards: plan.part_files(wildcards.dataset, "scenarios"),
+        parts=lambda wildcards: plan.data.part_files(wildcards.dataset, "scenarios"),
         vocabulary="results/data/{dataset}/vocabulary.h5",
         # Its time means nothing, see raw_fingerprint.
         source=ancient(raw_traffic),
@@ -169,7 +169,7 @@ rule gather_scenarios:
     benchmark:
         "benchmarks/gather_scenarios/{dataset}.tsv"
     wildcard_constraints:
-        dataset=plan.datasets_in(*FORMATS, kind="scenarios", in_parts=True),
+        dataset=plan.data.datasets_in(*FORMATS, kind="scenarios", in_parts=True),
     conda:
         "../../envs/data.yaml"
     threads: cores("gather_samples")
@@ -178,7 +178,7 @@ rule gather_scenarios:
     params:
         fingerprint=raw_fingerprint,
         # With `output` as argument it is not compared with the last run.
-        format=lambda wildcards, output: plan.readable(wildcards.dataset)[1],
+        format=lambda wildcards, output: plan.data.readable(wildcards.dataset)[1],
         tokens=dataset_block("tokens", default={}),
     script:
         "../scripts/gather_scenarios.py"

@@ -138,7 +138,7 @@ def test_a_graph_is_built_for_models_that_name_a_latent_grid(monkeypatch) -> Non
 def parted(tmp_path, aquifer, monkeypatch):
     """Plans of raw files of which a job reads a third."""
     size = sum(path.stat().st_size for path in aquifer.base.rglob("*.csv"))
-    monkeypatch.setattr("millrace.plan.PART_BYTES", -(-size // 3))
+    monkeypatch.setattr("millrace.data_stage.PART_BYTES", -(-size // 3))
     own = {"source": str(aquifer.base), "variables": ["head"], "demo": {}}
     own["split"] = {"train": 0.5, "validation": 0.25, "gap": 2}
 
@@ -153,13 +153,13 @@ def parted(tmp_path, aquifer, monkeypatch):
 
 def test_a_series_is_read_in_parts_by_the_size_of_raw_files(parted, tmp_path) -> None:
     plan = parted()
-    assert plan.parts("coast", "series") == 3
-    assert (plan.parts("coast", "planes"), plan.parts("coast", "patches")) == (1, 1)
+    assert plan.data.parts("coast", "series") == 3
+    assert (plan.data.parts("coast", "planes"), plan.data.parts("coast", "patches")) == (1, 1)
     for in_parts, names in ((True, "coast"), (False, "(?!)")):
-        assert plan.datasets_in("feflow_csv", kind="series", in_parts=in_parts) == names
-    plan.count_parts()
+        assert plan.data.datasets_in("feflow_csv", kind="series", in_parts=in_parts) == names
+    plan.data.count_parts()
     assert plan.config["datasets"]["coast"]["parts"] == 3
-    assert parted(parts=2).part_files("coast", "series", "missing") == [
+    assert parted(parts=2).data.part_files("coast", "series", "missing") == [
         f"results/data/coast/parts/missing_{number}.h5" for number in range(2)
     ]
 
@@ -168,4 +168,4 @@ def test_a_series_that_was_read_whole_stays_so(parted, tmp_path) -> None:
     made = tmp_path / "results/data/coast/series.h5"
     made.parent.mkdir(parents=True)
     made.touch()
-    assert parted().parts("coast", "series") == 1
+    assert parted().data.parts("coast", "series") == 1
