@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from millrace.data.samples import open_dataset
-from millrace.data.shared import shared, tensors_in
+from millrace.data.shared import KEPT, shared, shared_in_group, tensors_in
 from millrace.errors import DataError
 from millrace.processes import SHARED_SAMPLES
 from millrace.systems.registry import models
+from millrace.systems.weather.dataset import WeatherDataset
+from millrace.systems.weather.settings import WeatherWindowConfig
 
 
 @pytest.fixture
@@ -75,6 +77,48 @@ def test_without_room_each_makes_it(folder, monkeypatch, fault):
     for value in (3.0, 4.0):
         assert shared("key", lambda value=value: made(value))["a"][0] == value
     assert [path.suffix for path in folder.iterdir()] == [".lock"]
+
+
+def test_batches_of_a_group_are_made_once_and_the_last_ones_kept(folder):
+    calls = []
+
+    def ask(number, group="0"):
+        made_now = shared_in_group(
+            number, lambda: calls.append((group, number)) or made(number), group
+        )
+        assert torch.equal(made_now["a"], made(number)["a"])
+
+    def rank(_):
+        for number in range(20):
+            ask(number)
+            step.wait()  # of the training, which ranks of a group do together
+
+    step = threading.Barrier(3)
+    with ThreadPoolExecutor(3) as ranks:
+        list(ranks.map(rank, range(3)))
+    assert calls == [("0", number) for number in range(20)]
+    assert len([*folder.glob("*.pt")]) == KEPT
+    ask(19, "1")
+    ask(19)
+    ask(0)  # gone
+    assert calls[20:] == [("1", 19), ("0", 0)]
+
+
+def test_batches_that_a_rank_of_the_group_has_read_are_not_read_again(
+    weather_samples, folder, tmp_path
+):
+    path = tmp_path / "weather.h5"
+    shutil.copy(weather_samples, path)
+    one, same, other = (
+        WeatherDataset(path, WeatherWindowConfig(), cache_bytes=0) for _ in range(3)
+    )
+    one.group_of_ranks = same.group_of_ranks = "0"
+    index = np.array([2, 0])
+    read = [*tensors_in(one.batch("train", 0, index))]
+    path.unlink()
+    assert all(map(torch.equal, [*tensors_in(same.batch("train", 0, index))], read))
+    with pytest.raises((DataError, OSError)):
+        other.batch("train", 0, index)
 
 
 @pytest.mark.parametrize("model", models())

@@ -46,7 +46,12 @@ def perform(job, ranks) -> dict:
     if "output" in job:
         write(trainer, Path(job["output"]), ranks)
     kept = types(trainer.checkpoint(), trainer.module.state_dict())
-    return {"losses": losses, "validation": trainer.validation_loss(), "kept": kept}
+    return {
+        "losses": losses,
+        "validation": trainer.validation_loss(),
+        "kept": kept,
+        "groups": ranks.gather(trainer.dataset.group_of_ranks),
+    }
 
 
 def types(*values) -> list[str]:

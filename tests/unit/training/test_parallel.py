@@ -369,6 +369,20 @@ def test_assembled_shards_are_the_checkpoint_of_one_process(results, directory, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mode", "groups"),
+    {
+        "fsdp2": [None, None],
+        "tp2": ["0", "0"],
+        "pp2": ["0", "0"],
+        "pp2_fsdp2": ["0", "1", "0", "1"],
+    }.items(),
+)
+def test_processes_that_take_the_same_samples_read_them_together(results, mode, groups):
+    assert results[f"first {mode}"]["groups"] == groups
+
+
+@pytest.mark.slow
 def test_no_process_writes_the_whole_model(results, directory):
     shards = [f.stat().st_size for f in (directory / "fsdp2" / "shards").glob("__*")]
     assert len(shards) == 2

@@ -9,6 +9,7 @@ from tensors import assert_same
 from tiers import nightly_for
 
 from millrace.errors import ConfigError
+from millrace.training.batches import RankShare
 from millrace.training.config import ReplayConfig, TrainConfig
 from millrace.training.replay import Draw, Replay
 from millrace.training.segment import build_trainer
@@ -25,14 +26,13 @@ def replaying(**keys):
 def watched(make_trainer, monkeypatch):
     """A trainer that notes what each of its samples starts from: (draw, batch)."""
     trainer = make_trainer("aurora", replay=replaying())
-    seen, gather = [], trainer.replay.samples
+    seen, fill = [], trainer.replay.fill
 
-    def noting(part, step):
-        batch, draw = gather(part, step)
-        seen.append((draw, batch))
-        return batch, draw
+    def noting(batch, draw):
+        seen.append((draw, fill(batch, draw)))
+        return batch
 
-    monkeypatch.setattr(trainer.replay, "samples", noting)
+    monkeypatch.setattr(trainer.replay, "fill", noting)
     return trainer, seen
 
 
@@ -86,17 +86,43 @@ def test_what_is_kept_does_not_hold_on_to_a_graph(watched, run):
 
 
 def test_forecasts_that_are_not_finite_are_not_kept():
+    windows = SimpleNamespace(contains=lambda _, start: start >= 0)
     dataset = SimpleNamespace(
-        config=SimpleNamespace(output_steps=1), contains=lambda _, start: start >= 0
+        config=SimpleNamespace(output_steps=1), member=lambda group: (windows, group)
     )
     replay, zero = Replay(ReplayConfig(longest=LONGEST), dataset, 0), np.zeros(3, dtype=np.int64)
-    draw = Draw([(0, place, 0) for place in range(3)], zero, zero, zero == 0)
+    part = RankShare(0, zero, np.ones(3, dtype=np.float32), np.arange(3), 3)
+    draw = Draw(part, [(0, place, 0) for place in range(3)], zero, zero)
     past = torch.zeros(3, 2, 1, 4, 4)
     replay.keep(draw, past)
     assert len(replay.state()["key"]) == 3
     past[0, 1, 0, 2, 2], past[2, 0, 0, 0, 0] = torch.nan, -torch.inf
     replay.keep(draw, past)
     assert replay.state()["key"] == [[0, 1, 0]]
+
+
+def test_truth_follows_where_a_forecast_was_foreseen_that_is_not_finite(watched, run, monkeypatch):
+    """What was gathered ahead for it belongs to other times."""
+    trainer, seen = watched
+    keep, gather, gathered = trainer.replay.keep, trainer.replay.gather, []
+
+    def without_the_first(draw, past):
+        past = past.clone()
+        past[0] = torch.nan
+        keep(draw, past)
+
+    def noting(draw):
+        gathered.append(draw)
+        return gather(draw)
+
+    monkeypatch.setattr(trainer.replay, "keep", without_the_first)
+    monkeypatch.setattr(trainer.replay, "gather", noting)
+    run(trainer, 8)
+    assert any(len(draw.lead) > 1 and (draw.lead[1:] > 0).any() for draw, _ in seen)
+    for draw, batch in seen:
+        assert draw.lead[0] == 0
+        assert torch.equal(batch.y_BKCIJ, trainer.dataset.at_times(0, draw.start).y_BKCIJ)
+    assert len(gathered) > len(seen), "some were gathered in vain"
 
 
 @pytest.mark.parametrize(

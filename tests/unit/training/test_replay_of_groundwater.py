@@ -9,18 +9,17 @@ def test_forecasts_replace_the_past_of_core_points_and_the_truth_follows(
     model, make_trainer, run, monkeypatch
 ):
     trainer = make_trainer(model, replay={"longest": 8, "fresh": 0.2})
-    seen, gather = [], trainer.replay.samples
+    seen, fill = [], trainer.replay.fill
 
-    def noting(part, step):
-        batch, draw = gather(part, step)
-        seen.append((part, draw, batch))
-        return batch, draw
+    def noting(batch, draw):
+        seen.append((draw, fill(batch, draw)))
+        return batch
 
-    monkeypatch.setattr(trainer.replay, "samples", noting)
+    monkeypatch.setattr(trainer.replay, "fill", noting)
     run(trainer, 8)
     dataset, continued = trainer.dataset, 0
-    for part, draw, batch in seen:
-        truth = dataset.at_times(part.group, draw.start)
+    for draw, batch in seen:
+        truth = dataset.at_times(draw.part.group, draw.start)
         assert torch.equal(batch.y_KBTV, truth.y_KBTV)
         n_core, steps = len(truth.last_KBV), dataset.config.input_steps
         assert torch.equal(batch.past_NBTV[n_core:], truth.past_NBTV[n_core:]), "ghost points"

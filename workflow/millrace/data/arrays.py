@@ -435,7 +435,11 @@ class ArrayDataset(WindowDataset):
     def _normalised(self, role: str, positions: np.ndarray) -> Tensor:
         """Fields at positions of any shape P, [*P, F, *grid]."""
         if not self._is_cached:
-            return self._tensor(self._scaled(role, positions))
+            values = self._once_for_ranks(
+                [role, np.asarray(positions).tolist()],
+                lambda: torch.from_numpy(self._scaled(role, positions).astype(np.float32)),
+            )
+            return to_device(values, self.device)
         at = to_device(np.asarray(positions), self.device)
         return getattr(self._series(0), role)[at]
 

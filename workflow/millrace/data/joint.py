@@ -48,8 +48,13 @@ class JointDataset:
 
     def batch(self, split: str, group: int, index: np.ndarray, weight: Any = None) -> Any:
         """Gather samples of one group of one dataset."""
+        dataset, own = self.member(group)
+        return dataset.batch(split, own, index, weight)
+
+    def member(self, group: int) -> tuple[Any, int]:
+        """Return the dataset of a group, and the number that the group has in it."""
         dataset = int(np.searchsorted(self._first, group, side="right")) - 1
-        return self.datasets[dataset].batch(split, group - int(self._first[dataset]), index, weight)
+        return self.datasets[dataset], group - int(self._first[dataset])
 
 
 def open_joint(open_one: Callable[[Any, Normalisation | None], Any], parts: Sequence[Any]) -> Any:

@@ -4,6 +4,7 @@ The agent of the node makes a folder for it on the node's disk, see `millrace.la
 files there are in memory once, however many ranks read them.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -23,6 +24,9 @@ from millrace.processes import SHARED_SAMPLES
 LEFT_FREE = 0.05
 """Share of the disk that stays free: jobs write there, too."""
 
+KEPT = 4
+"""Batches that are kept for each group: with one a step, no rank is further ahead of another."""
+
 T = TypeVar("T")
 
 
@@ -35,16 +39,51 @@ def shared(key: Any, make: Callable[[], T]) -> T:
     """
     if SHARED_SAMPLES not in os.environ:
         return make()
-    name = hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()[:32]
-    path = Path(os.environ[SHARED_SAMPLES]) / f"{name}.pt"
-    # Of a rank that is killed the lock is taken by the next one, which makes it again.
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    path = Path(os.environ[SHARED_SAMPLES]) / f"{_name(key)}.pt"
+    with _locked(path.with_suffix(".lock")):
         if not path.exists():
             made = make()
             if not _write(made, path):
                 return made
-        return torch.load(path, mmap=True, weights_only=False)
+        return _load(path)
+
+
+def shared_in_group(key: Any, make: Callable[[], T], group: str) -> T:
+    """As `shared`, for what all ranks of a group read in the same order, each once: batches.
+
+    The last `KEPT` ones of the group are kept. A rank that is further behind makes its own again.
+    """
+    if SHARED_SAMPLES not in os.environ:
+        return make()
+    folder, prefix = Path(os.environ[SHARED_SAMPLES]), f"group_{group}_"
+    path = folder / f"{prefix}{_name(key)}.pt"
+    with contextlib.suppress(FileNotFoundError):
+        return _load(path)
+    with _locked(folder / f"{prefix}.lock"):
+        with contextlib.suppress(FileNotFoundError):
+            return _load(path)
+        made = make()
+        if _write(made, path):
+            written = sorted(folder.glob(f"{prefix}*.pt"), key=lambda one: one.stat().st_mtime_ns)
+            for old in written[:-KEPT]:
+                old.unlink()  # whoever has mapped it keeps it
+        return made
+
+
+def _name(key: Any) -> str:
+    return hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()[:32]
+
+
+def _load(path: Path) -> Any:
+    return torch.load(path, mmap=True, weights_only=False)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    # Of a rank that is killed the lock is taken by the next one, which makes it again.
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _write(made: Any, path: Path) -> bool:

@@ -5,7 +5,7 @@ Shape suffixes: B samples, K core points, T steps, V variables, W windows, G gro
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from millrace.data.device import to_device
 from millrace.data.normalisation import Normalisation
-from millrace.data.shared import shared, tensors_in
+from millrace.data.shared import shared, shared_in_group, tensors_in
 from millrace.data.split import SPLITS, Split
 from millrace.errors import ConfigError
 
@@ -43,6 +43,8 @@ class WindowDataset(ABC):
     """Points of each group that are predicted, numbered over all groups."""
     ghost_nodes: list[np.ndarray]
     """Points of each group that are predicted as core points of other groups."""
+    group_of_ranks: str | None = None
+    """Name of the ranks that take the same samples as this one, on this node; None: no others do."""
     weighted_variable: str | None = None
     """Variable whose errors ``train.loss.variance_weight`` weights; None: there is no such variable."""
 
@@ -112,6 +114,10 @@ class WindowDataset(ABC):
             return batch
         return replace(batch, weight_B=self._tensor(np.asarray(weight)))
 
+    def member(self, group: int) -> tuple["WindowDataset", int]:
+        """Return the dataset of a group and its number there, see `millrace.data.joint.JointDataset`."""
+        return self, group
+
     @abstractmethod
     def at_times(self, group: int, starts: np.ndarray) -> Any:
         """Gather windows of a group that begin at the given time indices, int64[B], in whatever split."""
@@ -146,8 +152,18 @@ class WindowDataset(ABC):
         """A group, of which ranks of a node that compute on its CPUs have one copy."""
         if self.device.type != "cpu":
             return self._read(group)
-        kind, statistics = type(self).__qualname__, self.normalisation.to_json()
-        return shared([kind, self.definition, statistics, group], lambda: self._read(group))
+        return shared(self._key(group), lambda: self._read(group))
+
+    def _once_for_ranks(self, key: Any, read: Callable[[], Tensor]) -> Tensor:
+        """What is read for a batch, by one of the ranks of a node that take it; a tensor on the CPU."""
+        if self.group_of_ranks is None:
+            return read()
+        return shared_in_group(self._key(key), read, self.group_of_ranks)
+
+    def _key(self, key: Any) -> list[Any]:
+        """Plain values on which samples depend, ``key`` included."""
+        statistics = self.normalisation.to_json()
+        return [type(self).__qualname__, self.definition, statistics, key]
 
     def _cached_bytes(self) -> int:
         return sum(x.nbytes for x in tensors_in(self.groups_in_memory))

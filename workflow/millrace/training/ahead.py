@@ -1,10 +1,10 @@
 """Samples of the next micro-batches, gathered in a thread while the step runs.
 
-The order of the samples is known from (seed, epoch), so that nothing is gathered that is not used, and
-what a step gets does not depend on the thread. One thread makes all samples: datasets need no locks. On a
-GPU it submits its work to the same stream as the step, which orders both without events, and copies what
-comes from the host in another, see `millrace.data.device`; files are read and values are normalised on the
-CPU meanwhile.
+The order of the samples is known from (seed, epoch): what a step gets does not depend on the thread. Where
+it was foreseen wrongly, see `millrace.training.replay`, others are gathered instead. One thread makes all
+samples: datasets need no locks. On a GPU it submits its work to the same stream as the step, which orders
+both without events, and copies what comes from the host in another, see `millrace.data.device`; files are
+read and values are normalised on the CPU meanwhile.
 """
 
 from collections import deque
@@ -19,17 +19,17 @@ from millrace.training.batches import RankShare
 DEPTH = 2
 """Micro-batches that are gathered before they are asked for: one that is ready, and one in the making."""
 
-Gather = Callable[[RankShare], Any]
+Gather = Callable[[], Any]
 
 
 class Ahead:
-    """Samples of the shares ``wanted``, which are gathered in this order and are taken in this order.
+    """Samples of the shares ``wanted``, each with what gathers it, in the order in which they are taken.
 
     Leaving the context drops what was not taken.
     """
 
-    def __init__(self, gather: Gather, wanted: Iterator[RankShare]) -> None:
-        self._gather, self._wanted = gather, wanted
+    def __init__(self, wanted: Iterator[tuple[RankShare, Gather]]) -> None:
+        self._wanted = wanted
         self._thread = ThreadPoolExecutor(1, "samples")
         self._begun: deque[tuple[RankShare, Future[Any]]] = deque()
 
@@ -45,9 +45,14 @@ class Ahead:
         self._fill()
         return made
 
+    def instead(self, gather: Gather) -> Any:
+        """Gather other samples, in the same thread, after those that have been begun."""
+        return self._thread.submit(gather).result()
+
     def _fill(self) -> None:
-        while len(self._begun) < DEPTH and (share := next(self._wanted, None)) is not None:
-            self._begun.append((share, self._thread.submit(self._gather, share)))
+        while len(self._begun) < DEPTH and (following := next(self._wanted, None)) is not None:
+            share, gather = following
+            self._begun.append((share, self._thread.submit(gather)))
 
     def __enter__(self) -> "Ahead":
         self._fill()

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from millrace.data.joint import JointDataset
+from millrace.data.window_dataset import WindowDataset
 from millrace.errors import ConfigError, NotFiniteError
 from millrace.models.spec import ModelSpec
 from millrace.training.acceleration import checkpoint_activations, compile_in_place
@@ -135,6 +137,10 @@ class Trainer:
             self.divided = DividedModel(
                 spec, self.module, self.parallel, ranks, dataset, config.precision, prepare
             )
+            members = dataset.datasets if isinstance(dataset, JointDataset) else [dataset]
+            for one in members if self.divided.counted > 1 else ():
+                if isinstance(one, WindowDataset):
+                    one.group_of_ranks = str(self.divided.data_rank)
         self._seeds = (seed, self.divided.data_rank if self.divided else ranks.rank)
         seed_everything(*self._seeds)
         trained = self._called_in_training()
@@ -166,8 +172,8 @@ class Trainer:
                 raise ConfigError(
                     f"train.replay: samples of {spec.name} do not follow on each other; leave it out"
                 )
-            windows: Any = dataset
-            self.replay = Replay(config.replay, windows, seed)
+            in_time: Any = dataset
+            self.replay = Replay(config.replay, in_time, seed)
         parts = (ranks, self.module, trained, self.divided, self.scaler, self.replay, mark)
         self.passes = Passes(spec, model_config, dataset, config, self.execution, seed, *parts)
         self._sums = EpochSums(ranks)
@@ -205,7 +211,8 @@ class Trainer:
 
         The samples of the next ones are gathered meanwhile.
         """
-        return self.passes.iterate("train", self._plan.epoch(epoch, start), epoch)
+        step = epoch * len(self._plan) + start
+        return self.passes.iterate("train", self._plan.epoch(epoch, start), epoch, step)
 
     def run(self, target_epoch: int, deadline: Deadline, observer: Observer) -> bool:
         """Train until the end of ``target_epoch``, or until early stopping.

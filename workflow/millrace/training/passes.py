@@ -4,6 +4,7 @@ import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from millrace.models.spec import ModelSpec
-from millrace.training.ahead import Ahead
+from millrace.training.ahead import Ahead, Gather
 from millrace.training.batches import (
     GlobalBatch,
     RankShare,
@@ -25,7 +26,7 @@ from millrace.training.distributed import Ranks
 from millrace.training.parallel.divided import DividedModel
 from millrace.training.phases import Mark
 from millrace.training.precision import LossScaler, autocast
-from millrace.training.replay import Replay
+from millrace.training.replay import Draw, Replay
 from millrace.training.store import Position
 
 
@@ -68,15 +69,15 @@ class Passes:
     """Of the batches that are iterated over, by split and epoch."""
 
     def iterate(
-        self, split: str, batches: Iterable[GlobalBatch], epoch: int
+        self, split: str, batches: Iterable[GlobalBatch], epoch: int, step: int = 0
     ) -> Iterator[GlobalBatch]:
-        """Iterate over the batches of an epoch, and gather the samples of the next ones meanwhile."""
-        if self.replay is not None and split == "train":  # what they are depends on the step before
-            yield from batches
-            return
+        """Iterate over the batches of an epoch, and gather the samples of the next ones meanwhile.
+
+        In training ``step`` is that of the first one.
+        """
         now, later = itertools.tee(batches)
-        wanted = (part for batch in later for part in self._parts(batch))
-        with Ahead(lambda part: self.samples(split, part, epoch), wanted) as ahead:
+        parts = ((part, n) for n, batch in enumerate(later, step) for part in self._parts(batch))
+        with Ahead(self._wanted(split, parts, epoch)) as ahead:
             self._ahead[split, epoch] = ahead
             try:
                 yield from now
@@ -122,13 +123,39 @@ class Passes:
             samples = self.spec.add_noise(self.model_config, samples, seeds)
         return samples
 
+    def _wanted(
+        self, split: str, parts: Iterable[tuple[RankShare, int]], epoch: int
+    ) -> Iterator[tuple[RankShare, Gather]]:
+        """Shares with what gathers them; ``parts`` are shares and their steps."""
+        if self.replay is None or split != "train":
+            for part, _ in parts:
+                yield part, partial(self.samples, split, part, epoch)
+        else:
+            for draw in self.replay.foreseen(parts):
+                yield draw.part, partial(_foreseen, self.replay, draw)
+
     def _taken(self, split: str, part: RankShare, position: Position) -> Any:
         """`samples`, which may have been gathered already."""
         # Validation is the same in every epoch.
         epoch = position.epoch if split == "train" else 0
         ahead = self._ahead.get((split, epoch))
-        gathered = None if ahead is None else ahead.take(part)
-        return self.samples(split, part, epoch) if gathered is None else gathered
+        gather = partial(self.samples, split, part, epoch)
+        if ahead is None:
+            return gather()
+        gathered = ahead.take(part)
+        return ahead.instead(gather) if gathered is None else gathered
+
+    def _replayed(self, replay: Replay, part: RankShare, position: Position) -> tuple[Any, Draw]:
+        """Samples of which some start from forecasts; all but these may have been gathered already."""
+        draw = replay.draw(part, position.step)
+        ahead = self._ahead.get(("train", position.epoch))
+        if ahead is None:
+            return replay.fill(replay.gather(draw), draw), draw
+        foreseen, windows = ahead.take(part) or (None, None)
+        # It is another if a forecast was not finite.
+        if foreseen is None or not np.array_equal(foreseen.start, draw.start):
+            windows = ahead.instead(partial(replay.gather, draw))
+        return replay.fill(windows, draw), draw
 
     def _parts(self, batch: GlobalBatch) -> list[RankShare]:
         """This rank's micro-batches of a batch."""
@@ -187,7 +214,7 @@ class Passes:
         self.mark("data")
         if self.replay is not None and split == "train":
             assert self.spec.continued is not None
-            samples, draw = self.replay.samples(part, position.step)
+            samples, draw = self._replayed(self.replay, part, position)
             self.mark("forward")
             with self._autocast():
                 loss_B, past = self.spec.continued(model, samples, self.config.loss)
@@ -205,3 +232,7 @@ class Passes:
         # arrive later and could be lost.
         cache = self.divided is None or self.divided.config.dp_shard == 1
         return autocast(self.config.precision, self.ranks.device, cache)
+
+
+def _foreseen(replay: Replay, draw: Draw) -> tuple[Draw, Any]:
+    return draw, replay.gather(draw)

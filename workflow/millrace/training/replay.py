@@ -9,10 +9,13 @@ Pushforward trick: Brandstetter, Worrall & Welling 2022 (arXiv:2202.03376); the 
 
 The buffer belongs to positions in the global batch, not to ranks. What it holds, and what is drawn from it,
 depends on (seed, step, position) alone: it is the same with any number of ranks, and after any stop.
+
+Where a sample starts does not depend on the values of forecasts, unless these are not finite. So it is
+known before they are there, and all else of the sample is gathered while the steps before it run.
 """
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -27,11 +30,18 @@ from millrace.training.config import ReplayConfig
 _KEY = zlib.crc32(b"replay")
 
 
-class Windows(Protocol):
-    """Samples in time whose past can be replaced."""
+class Datasets(Protocol):
+    """Samples in time whose past can be replaced, of one dataset or several."""
 
     config: Any
     """With ``output_steps``."""
+
+    def member(self, group: int) -> tuple["Windows", int]:
+        """Return the dataset of a group, and the number that the group has in it."""
+
+
+class Windows(Protocol):
+    """A dataset of such samples."""
 
     def starts(self, split: Any) -> np.ndarray:
         """See `millrace.data.window_dataset.WindowDataset.starts`."""
@@ -42,76 +52,122 @@ class Windows(Protocol):
     def at_times(self, group: int, starts: np.ndarray) -> Any:
         """Gather windows that begin at the given time indices, int64[B]."""
 
-    def with_past(self, batch: Any, rows: np.ndarray, past: Tensor) -> Any:
-        """Replace the past of the samples ``rows``, int64[R], by [R, ...]."""
+    def replace_past(self, batch: Any, rows: np.ndarray, past: Tensor) -> None:
+        """Replace, in a batch of `at_times`, the past of the samples ``rows``, int64[R], by [R, ...]."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A forecast to start from."""
+class Origin:
+    """Where the window of a forecast begins."""
 
     start: int
     """Time index at which its window begins."""
     lead: int
     """Lead time of its last state, in states from the data."""
+
+
+@dataclass(frozen=True)
+class Entry(Origin):
+    """A forecast to start from."""
+
     past: Tensor
     """States of the window, on the CPU."""
 
 
+Key = tuple[int, int, int]
+"""(group, position in the global batch, slot of the buffer)."""
+
+
 @dataclass(frozen=True)
 class Draw:
-    """Where the samples of a batch come from, and where their forecasts are kept."""
+    """Where the samples of a share come from, and where their forecasts are kept."""
 
-    key: list[tuple[int, int, int]]
-    """(group, position in the global batch, slot of the buffer) of each sample."""
+    part: RankShare
+    key: list[Key]
+    """Of each sample."""
     start: np.ndarray
     """Time indices at which the windows begin, int64[B]."""
     lead: np.ndarray
     """Lead times of their last past states, int64[B]; 0 for data."""
-    counts: np.ndarray
-    """Whether a sample counts and does not only keep a rank busy, bool[B]."""
 
 
 class Replay:
     """Buffer of forecasts to start from."""
 
-    def __init__(self, config: ReplayConfig, dataset: Windows, seed: int) -> None:
+    def __init__(self, config: ReplayConfig, dataset: Datasets, seed: int) -> None:
         self._config, self._dataset, self._seed = config, dataset, seed
-        self.entries: dict[tuple[int, int, int], Entry] = {}
+        self.entries: dict[Key, Entry] = {}
 
-    def samples(self, part: RankShare, step: int) -> tuple[Any, Draw]:
-        """Gather the samples of a share: windows of the data, or forecasts and the data that follow."""
-        start = self._dataset.starts("train")[part.index]
-        lead = np.zeros(len(start), dtype=np.int64)
-        key, past = [], {}
-        for row, place in enumerate(part.place):
-            random = np.random.default_rng([self._seed, _KEY, step, int(place)])
-            key.append((part.group, int(place), int(random.integers(self._config.depth))))
-            entry = self.entries.get(key[-1])
-            if entry is not None and random.random() >= self._config.fresh:
-                start[row], lead[row], past[row] = entry.start, entry.lead, entry.past
-        batch = self._dataset.at_times(part.group, start)
-        weight_B = to_device(part.weight, batch.weight_B.device)
-        batch = replace(batch, weight_B=weight_B)
-        if past:
-            rows = np.array(list(past))
-            batch = self._dataset.with_past(batch, rows, torch.stack([*past.values()]))
-        return batch, Draw(key, start, lead, part.weight > 0)
+    def draw(self, part: RankShare, step: int) -> Draw:
+        """Draw where the samples of a share start."""
+        return self._draw(part, step, self.entries)
+
+    def foreseen(self, parts: Iterable[tuple[RankShare, int]]) -> Iterator[Draw]:
+        """Draws of shares and steps that follow on each other from now on, if all forecasts are finite.
+
+        They do not wait for the forecasts, and change nothing.
+        """
+        # Not the entries themselves, which would keep their states in memory.
+        origins = {key: Origin(entry.start, entry.lead) for key, entry in self.entries.items()}
+        for part, step in parts:
+            draw = self._draw(part, step, origins)
+            yield draw
+            for row, origin in self._continuations(draw):
+                if origin is None:
+                    origins.pop(draw.key[row], None)
+                else:
+                    origins[draw.key[row]] = origin
+
+    def gather(self, draw: Draw) -> Any:
+        """Gather the windows of a draw, with the past that the data say."""
+        windows, group = self._dataset.member(draw.part.group)
+        batch = windows.at_times(group, draw.start)
+        return replace(batch, weight_B=to_device(draw.part.weight, batch.weight_B.device))
+
+    def fill(self, batch: Any, draw: Draw) -> Any:
+        """Put the forecasts of a draw in the place of the past in its windows; returns these."""
+        rows = np.flatnonzero(draw.lead)
+        if len(rows):
+            past = torch.stack([self.entries[draw.key[row]].past for row in rows])
+            self._windows(draw.part).replace_past(batch, rows, past)
+        return batch
 
     def keep(self, draw: Draw, past: Tensor) -> None:
         """Keep the finite ones of the forecasts ``past``, [B, ...], made from the samples of ``draw``."""
-        steps = self._dataset.config.output_steps
-        start, lead = draw.start + steps, draw.lead + steps
-        # The next forecast must not exceed the longest lead time, nor leave the training period.
-        usable = (lead + steps <= self._config.longest) & self._dataset.contains("train", start)
-        usable &= past.isfinite().flatten(1).all(1).cpu().numpy()
+        finite = past.isfinite().flatten(1).all(1).cpu().numpy()
         past = past.detach().float().cpu()
-        for row in np.flatnonzero(draw.counts):
-            if usable[row]:
-                entry = Entry(int(start[row]), int(lead[row]), past[row].clone())
+        for row, origin in self._continuations(draw):
+            if origin is not None and finite[row]:
+                entry = Entry(origin.start, origin.lead, past[row].clone())
                 self.entries[draw.key[row]] = entry
             else:
                 self.entries.pop(draw.key[row], None)
+
+    def _draw(self, part: RankShare, step: int, origins: Mapping[Key, Origin]) -> Draw:
+        start = self._windows(part).starts("train")[part.index]
+        lead = np.zeros(len(start), dtype=np.int64)
+        key = []
+        for row, place in enumerate(part.place):
+            random = np.random.default_rng([self._seed, _KEY, step, int(place)])
+            key.append((part.group, int(place), int(random.integers(self._config.depth))))
+            origin = origins.get(key[-1])
+            if origin is not None and random.random() >= self._config.fresh:
+                start[row], lead[row] = origin.start, origin.lead
+        return Draw(part, key, start, lead)
+
+    def _windows(self, part: RankShare) -> Windows:
+        return self._dataset.member(part.group)[0]
+
+    def _continuations(self, draw: Draw) -> Iterator[tuple[int, Origin | None]]:
+        """Samples that count, and where what is forecast from them begins; None: it is of no use."""
+        steps = self._dataset.config.output_steps
+        start, lead = draw.start + steps, draw.lead + steps
+        # The next forecast must not exceed the longest lead time, nor leave the training period.
+        within = self._windows(draw.part).contains("train", start)
+        usable = within & (lead + steps <= self._config.longest)
+        # Others only keep a rank busy.
+        for row in np.flatnonzero(draw.part.weight > 0):
+            yield int(row), Origin(int(start[row]), int(lead[row])) if usable[row] else None
 
     def state(self) -> dict[str, Any]:
         """Plain values and tensors to continue from."""

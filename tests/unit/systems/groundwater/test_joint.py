@@ -13,6 +13,9 @@ from millrace.data.samples import datasets_of, open_dataset
 from millrace.errors import ExitCode
 from millrace.evaluation.run import evaluate_run
 from millrace.launch.launcher import launch
+from millrace.training.batches import RankShare
+from millrace.training.config import ReplayConfig
+from millrace.training.replay import Replay
 from millrace.training.request import Request
 
 CPU = torch.device("cpu")
@@ -64,6 +67,29 @@ def test_identity_names_all_datasets(dataset, two_datasets, definition):
     other = open_dataset("patches", turned, definition["data"], CPU)
     assert len(dataset.definition["digest"]) == 2
     assert dataset.definition != other.definition
+
+
+def test_what_follows_on_a_forecast_is_of_the_same_dataset(dataset):
+    """Of the four patches the last two are of the second dataset."""
+    replay, index = (
+        Replay(ReplayConfig(longest=8, fresh=0.01, depth=1), dataset, 0),
+        np.array([2, 5]),
+    )
+    for group in range(4):
+        part = RankShare(group, index, np.ones(2, dtype=np.float32), np.arange(2), 2)
+        batch = dataset.batch("train", group, index)
+        draw = replay.draw(part, 0)
+        assert torch.equal(replay.gather(draw).y_KBTV, batch.y_KBTV)
+        forecast = torch.full_like(batch.past_NBTV[: len(batch.y_KBTV)], 0.5).swapaxes(0, 1)
+        replay.keep(draw, forecast)
+        draw = replay.draw(part, 1)
+        assert draw.lead.tolist() == [2, 2]
+        found, later = (
+            replay.fill(replay.gather(draw), draw),
+            dataset.batch("train", group, index + 2),
+        )
+        assert torch.equal(found.y_KBTV, later.y_KBTV)
+        assert (found.last_KBV == 0.5).all()
 
 
 @pytest.mark.slow

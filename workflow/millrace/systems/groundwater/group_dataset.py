@@ -176,15 +176,18 @@ class GroupDataset(WindowDataset):
             geometry=series.geometry,
         )
 
-    def with_past(self, batch: Any, rows: np.ndarray, past_RKTV: Tensor) -> Any:
-        """Replace the past states of the core points in the samples ``rows``, int64[R].
+    def replace_past(self, batch: Any, rows: np.ndarray, past_RKTV: Tensor) -> None:
+        """Replace the past states of the core points in the samples ``rows``, int64[R], of `at_times`.
 
         Ghost points keep theirs: what other groups forecast in the same training is not known here.
         """
-        past_NBTV = batch.past_NBTV.clone()
-        n_core = past_RKTV.shape[1]
-        past_NBTV[:n_core, torch.from_numpy(rows)] = past_RKTV.to(self.device).swapaxes(0, 1)
-        return self.with_states(batch, past_NBTV)
+        row_R, past_RKTV = to_device(rows, self.device), to_device(past_RKTV, self.device)
+        batch.last_KBV[:, row_R] = past_RKTV[:, :, -1].swapaxes(0, 1)
+        self._replace_inputs(batch, row_R, past_RKTV)
+
+    @abstractmethod
+    def _replace_inputs(self, batch: Any, row_R: Tensor, past_RKTV: Tensor) -> None:
+        """Replace past states of the core points among the input channels."""
 
     def core_states(self, group: int, steps: np.ndarray) -> Tensor:
         """States of a group's core points at time indices of any shape S, [K, *S, V]."""

@@ -130,6 +130,9 @@ class PatchDataset(GroupDataset):
         x_NBC = torch.cat([past_NBTV.flatten(2), batch.x_NBC[:, :, n_state:]], dim=2)
         return replace(batch, x_NBC=x_NBC, last_KBV=past_NBTV[: batch.geometry.n_core, :, -1])
 
+    def _replace_inputs(self, batch: PatchBatch, row_R: Tensor, past_RKTV: Tensor) -> None:
+        batch.past_NBTV[: past_RKTV.shape[1], row_R] = past_RKTV.swapaxes(0, 1)
+
     def _read(self, group: int) -> GroupSeries:
         name = self._group_names[group]
         with open_checked(self._path, SCHEMA) as file:

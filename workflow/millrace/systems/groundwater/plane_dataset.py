@@ -132,6 +132,10 @@ class PlaneDataset(GroupDataset):
         features = torch.cat([constant_BFTHW, states_BVTHW], dim=1)
         return replace(batch, features_BFTHW=features, last_KBV=past_KBTV[:, :, -1])
 
+    def _replace_inputs(self, batch: PlaneBatch, row_R: Tensor, past_RKTV: Tensor) -> None:
+        states_BVTG = batch.features_BFTHW[:, -len(self.config.variables) :].flatten(3)
+        states_BVTG[row_R[:, None], :, :, batch.geometry.cell_K] = past_RKTV.swapaxes(2, 3)
+
     def _read(self, group: int) -> GroupSeries:
         mask = self._masks[group]
         with open_checked(self._path, SCHEMA) as file:

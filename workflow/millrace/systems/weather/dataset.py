@@ -187,11 +187,9 @@ class WeatherDataset(WindowDataset):
         past_BTCIJ = past_KBTV.permute(1, 2, 3, 0).unflatten(3, self.shape)
         return replace(batch, past_BTCIJ=past_BTCIJ)
 
-    def with_past(self, batch: WeatherBatch, rows: np.ndarray, past_RTCIJ: Tensor) -> WeatherBatch:
-        """Replace the past states of some samples, whose numbers are ``rows``, int64[R]."""
-        past_BTCIJ = batch.past_BTCIJ.clone()
-        past_BTCIJ[torch.from_numpy(rows)] = to_device(past_RTCIJ, self.device)
-        return replace(batch, past_BTCIJ=past_BTCIJ)
+    def replace_past(self, batch: WeatherBatch, rows: np.ndarray, past_RTCIJ: Tensor) -> None:
+        """Replace the past states of the samples ``rows``, int64[R], in a batch of `at_times`."""
+        batch.past_BTCIJ[to_device(rows, self.device)] = to_device(past_RTCIJ, self.device)
 
     def core_states(self, group: int, steps: np.ndarray) -> Tensor:
         """States of all cells at time indices of any shape S, [K, *S, V]."""
@@ -205,28 +203,33 @@ class WeatherDataset(WindowDataset):
             index = to_device(steps, self.device)
             return self._series(0).state_TCIJ[index]
         unique, back = np.unique(steps, return_inverse=True)
+        values = self._once_for_ranks(unique.tolist(), lambda: self._read_states(unique))
+        return to_device(values, self.device)[to_device(back.reshape(steps.shape), self.device)]
+
+    def _read_states(self, steps: np.ndarray) -> Tensor:
         if self._in_place is not None:
-            values = self._normalised_states(self._in_place, unique)
-        else:
-            with reading(self._path):
-                if self._file is None:
-                    self._file = h5py.File(self._path, "r")
-                values = self._normalised_states(self._file["state"], unique)
-        return values[to_device(back.reshape(steps.shape), self.device)]
+            return self._normalised_states(self._in_place, steps)
+        with reading(self._path):
+            if self._file is None:
+                self._file = h5py.File(self._path, "r")
+            return self._normalised_states(self._file["state"], steps)
 
     def _read(self, group: int) -> _States:
         every = np.arange(len(self.time))
         if self._in_place is not None:
-            return _States(self._normalised_states(self._in_place, every))
-        with open_checked(self._path, SCHEMA) as file:
-            return _States(self._normalised_states(file["state"], every))
+            states = self._normalised_states(self._in_place, every)
+        else:
+            with open_checked(self._path, SCHEMA) as file:
+                states = self._normalised_states(file["state"], every)
+        return _States(to_device(states, self.device))
 
     def _normalised_states(self, data: Any, steps: np.ndarray) -> Tensor:
+        """On the CPU."""
         result = np.empty((len(steps), len(self.mean), *self.shape), dtype=np.float32)
         mean, std = self.mean[:, None, None], self.std[:, None, None]
         for slot, step in enumerate(steps):
             result[slot] = (data[int(step)] - mean) / std
-        return self._tensor(result)
+        return torch.from_numpy(result)
 
 
 def _normalised(static_FIJ: np.ndarray) -> np.ndarray:

@@ -211,8 +211,8 @@ class _Process:
         whole = self.workload.batch(self.size * (self.parts if is_pipeline else 1))
         part = self.workload.batch(self.size)
         borders = self._borders(part) if is_pipeline else []
-        # Beside the samples of this step those of the next micro-batches, unless they are forecasts of it.
-        fixed = _size(whole) + (0 if self.workload.train.replay else DEPTH * _size(part))
+        # Beside the samples of this step those of the next micro-batches.
+        fixed = _size(whole) + DEPTH * _size(part)
         if is_pipeline:
             fixed += _size(self.division.inputs(whole)) + self._buffers(borders)
         tally.ignore([*self.module.parameters(), *self.module.buffers(), whole, part, borders])
