@@ -8,7 +8,7 @@ added later: gathering puts them in the order of all.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -177,8 +177,12 @@ class Parts:
 
         ``bounds`` gives the rows of the units of a part, [units + 1]; None: each has one.
         """
-        found = [self.files[part][name][r.start : r.stop] for part, r in self._ranges(bounds)]
-        return np.concatenate(found)
+        return np.concatenate([*self.pieces(name, bounds)])
+
+    def pieces(self, name: str, bounds: Bounds | None = None) -> Iterator[np.ndarray]:
+        """The same piece by piece."""
+        for part, rows in self._ranges(bounds):
+            yield self.files[part][name][rows.start : rows.stop]
 
     def virtual(
         self, name: str, bounds: Bounds | None = None

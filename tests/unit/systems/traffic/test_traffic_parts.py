@@ -1,5 +1,7 @@
 """Traffic in parts: the same vocabularies and scenarios, bit by bit, whatever their number."""
 
+import tracemalloc
+
 import h5py
 import motion_scenes
 import numpy as np
@@ -127,6 +129,26 @@ def test_what_vocabularies_are_made_of_is_bounded_and_does_not_depend_on_parts(
         assert 0 < taken <= scenarios
         for name in ("vehicle", "pedestrian", "cyclist"):
             assert len(file["sample"][name]["value"]) <= segments // taken * taken
+
+
+def test_of_parts_no_more_is_in_memory_than_is_taken(tmp_path, monkeypatch):
+    write_waymo(tmp_path)
+    sample_motion(tmp_path, tmp_path / "motion.h5", CONFIG, Share(), raw="waymo")
+    monkeypatch.setattr(motion_sample, "MOST_SCENARIOS", 10)
+    held = []
+    with h5py.File(tmp_path / "motion.h5", "r+") as file:
+        size = sum(file[f"sample/{kind}/value"].nbytes for kind in ("vehicle", "pedestrian"))
+        sample = motion_sample.MotionSample(0)
+        tracemalloc.start()
+        for number in range(12):
+            names = [f"{number}_{n}" for n in range(len(file["sample/name"]))]
+            file["sample/name"][...] = names
+            sample.merge(file["sample"], range(100 * number, 100 * number + 9))
+            held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        sample.write(file.create_group("merged"))
+        assert len(set(file["merged/place"][:, 0] // 100)) > 3, "of many parts"
+    assert max(held) < 2 * size
 
 
 def test_of_many_segments_a_random_choice_makes_the_vocabulary(raw, tmp_path, monkeypatch):

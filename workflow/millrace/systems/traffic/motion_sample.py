@@ -24,6 +24,10 @@ MOST_SCENARIOS = 2_000
 """Scenarios that are taken."""
 MOST_SEGMENTS = 800_000
 """Segments of a class of agents, and of maps, that are taken."""
+THIN_AFTER = 1.25
+"""Growth of the number of scenarios after which segments that are too many are dropped."""
+_TOGETHER = 64
+"""Scenarios that are read at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,10 @@ class Segments:
     def of(cls, value_N: Floats, key: int) -> "Segments":
         """All segments; the ranks are random."""
         return cls(value_N, np.random.default_rng(key).permutation(len(value_N)))
+
+    def copy(self) -> "Segments":
+        """The same, not as views of larger arrays."""
+        return Segments(self.value_N.copy(), self.rank_N.copy())
 
     def first(self, most: int) -> "Segments":
         """So many of them."""
@@ -92,7 +100,7 @@ class MotionSample:
         heapq.heappush(self._largest, (-key, scenario.name))
         if len(self) > MOST_SCENARIOS:
             self._drop()
-        if len(self) >= 2 * self._thinned:
+        if len(self) >= THIN_AFTER * self._thinned:
             self._thin()
 
     def _drop(self) -> None:
@@ -126,16 +134,31 @@ class MotionSample:
         roads = [self._road[place].value_N for place in sorted(self._road)]
         return [*found, [np.empty((0, 3, 2)), *roads]]
 
-    def merge(self, other: "MotionSample") -> None:
-        """Take what another one took of other files."""
-        for name, (place, motion) in other._motion.items():
-            if name in self._motion or not self.wants(name):
+    def merge(self, group: h5py.Group, files: Sequence[int]) -> None:
+        """Take what `write` stored of other files, whose numbers among all are ``files``.
+
+        No more of it is in memory than what is taken.
+        """
+        names = [name.decode() for name in group["name"][()]]
+        places = [(files[file], *rest) for file, *rest in group["place"][()].tolist()]
+        roads = group["road_place"][()].tolist()
+        road_of = {(files[file], recording): n for n, (file, recording) in enumerate(roads)}
+        for first in range(0, len(names), _TOGETHER):
+            block = range(first, min(first + _TOGETHER, len(names)))
+            if not any(self.wants(names[n]) for n in block):
                 continue
-            self._motion[name] = place, motion
-            self._road.setdefault(place[:2], other._road[place[:2]])
-            heapq.heappush(self._largest, (-self._hash(name), name))
-            if len(self) > MOST_SCENARIOS:
-                self._drop()
+            motion = zip(*(_read(group[kind], block) for kind in CLASSES), strict=True)
+            for n, segments in zip(block, motion, strict=True):
+                if names[n] in self._motion or not self.wants(names[n]):
+                    continue
+                of = places[n][:2]
+                self._motion[names[n]] = places[n], [one.copy() for one in segments]
+                if of not in self._road:
+                    [road] = _read(group["road"], range(road_of[of], road_of[of] + 1))
+                    self._road[of] = road
+                heapq.heappush(self._largest, (-self._hash(names[n]), names[n]))
+                if len(self) > MOST_SCENARIOS:
+                    self._drop()
         self._thin()
 
     def write(self, group: h5py.Group) -> None:
@@ -151,18 +174,6 @@ class MotionSample:
         create_dataset(group, "road_place", np.array(roads, dtype=np.int64).reshape(-1, 2))
         _write(group.create_group("road"), [self._road[place] for place in roads], (3, 2))
 
-    @classmethod
-    def read(cls, group: h5py.Group, seed: int, files: Sequence[int]) -> "MotionSample":
-        """Read what `write` stored; ``files`` are the numbers of its files among all."""
-        made = cls(seed)
-        motion = zip(*(_read(group[name]) for name in CLASSES), strict=True)
-        names = [name.decode() for name in group["name"][()]]
-        for name, place, segments in zip(names, group["place"][()].tolist(), motion, strict=True):
-            made._motion[name] = (files[place[0]], *place[1:]), list(segments)
-        roads = ((files[file], recording) for file, recording in group["road_place"][()].tolist())
-        made._road = dict(zip(roads, _read(group["road"]), strict=True))
-        return made
-
     def _hash(self, name: str) -> int:
         content = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
         return int.from_bytes(content[:8], "big")
@@ -176,7 +187,9 @@ def _write(group: h5py.Group, parts: Sequence[Segments], shape: tuple[int, int])
     create_dataset(group, "first", np.cumsum([0, *(len(one.value_N) for one in parts)]))
 
 
-def _read(group: h5py.Group) -> list[Segments]:
-    value_N, rank_N = group["value"][()], group["rank"][()]
-    bounds = itertools.pairwise(group["first"][()].tolist())
-    return [Segments(value_N[begin:end], rank_N[begin:end]) for begin, end in bounds]
+def _read(group: h5py.Group, numbers: range) -> list[Segments]:
+    """Those of some scenarios or maps, as views of common arrays."""
+    bounds = group["first"][numbers.start : numbers.stop + 1].tolist()
+    value_N, rank_N = (group[name][bounds[0] : bounds[-1]] for name in ("value", "rank"))
+    places = ((begin - bounds[0], end - bounds[0]) for begin, end in itertools.pairwise(bounds))
+    return [Segments(value_N[begin:end], rank_N[begin:end]) for begin, end in places]

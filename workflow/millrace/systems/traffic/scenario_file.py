@@ -4,7 +4,7 @@ Scenarios have different numbers of agents, road segments and traffic lights. Th
 one after the other, and ``first`` of each kind of row says where those of a scenario begin.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import h5py
@@ -39,8 +39,8 @@ ROWS: dict[str, dict[str, tuple[str, Any]]] = {
     "light": {"state": ("light_LK", np.int8)},
 }
 """Columns of each kind of row: attribute of `TokenisedScenario`, and type in the file."""
-OF_SCENARIO = ("split", "origin", "name", "track")
-"""Datasets that have one value for each scenario, or agent."""
+OF_SCENARIO = ("split", "origin", "name")
+"""Datasets that have one value for each scenario."""
 
 
 def datasets_of_rows() -> list[tuple[str, Any]]:
@@ -109,9 +109,10 @@ class Writer:
             "split": np.array(self._split, dtype=np.int8),
             "origin": np.array(self._origin).reshape(-1, 2),
             "name": strings(self._names),
-            "track": strings(self._tracks),
         }
-        return write_columns(self._file, self._first, columns, may_be_empty)
+        written = write_columns(self._file, self._first, columns, may_be_empty)
+        write_tracks(self._file, [strings(self._tracks)])
+        return written
 
 
 def write_columns(
@@ -127,6 +128,14 @@ def write_columns(
         create_dataset(file, f"first/{kind}", np.array(bounds, dtype=np.int64))
     create_dataset(file, "split", columns["split"])
     create_dataset(file, "origin", columns["origin"])
-    for name in ("name", "track"):
-        file.create_dataset(name, data=columns[name])
+    file.create_dataset("name", data=columns["name"])
     return len(columns["name"])
+
+
+def write_tracks(file: h5py.File, pieces: Iterable[np.ndarray]) -> None:
+    """Write the names of the agents of all scenarios, a piece after the other: there are millions."""
+    number = int(file["first/agent"][-1])
+    data, done = file.create_dataset("track", (number,), h5py.string_dtype()), 0
+    for piece in pieces:
+        data[done : done + len(piece)] = piece
+        done += len(piece)

@@ -29,6 +29,7 @@ from millrace.systems.traffic.scenario_file import (
     Writer,
     datasets_of_rows,
     write_columns,
+    write_tracks,
 )
 from millrace.systems.traffic.settings import TokenConfig
 from millrace.systems.traffic.splits import splits_in, splits_of
@@ -101,7 +102,7 @@ def gather_vocabulary(
     with Parts(parts, SAMPLE_SCHEMA, output, facts, traffic.units, progress) as every:
         for part in every.in_order():
             files = [numbers[str(unit)] for unit in Record.in_part(part).units]
-            sample.merge(MotionSample.read(part["sample"], config.seed, files))
+            sample.merge(part["sample"], files)
             has_test = has_test or bool(part.attrs["has_test"])
     every.remove_others()
     return _write_vocabulary(source, output, config, sample, has_test)
@@ -308,11 +309,9 @@ def gather_scenarios(
             kind: [0, *np.cumsum(every.rows(f"rows/{kind}", of_scenarios)).tolist()]
             for kind in ROWS
         }
-        columns = {
-            name: every.rows(name, of_rows("agent") if name == "track" else of_scenarios)
-            for name in OF_SCENARIO
-        }
+        columns = {name: every.rows(name, of_scenarios) for name in OF_SCENARIO}
         written = write_columns(file, first, columns)
+        write_tracks(file, every.pieces("track", of_rows("agent")))
         _describe(file, vocabulary, config, traffic.bytes_of_splits(config), made)
     made.account.write(output.with_name("samples.json"))
     every.remove_others()
