@@ -108,10 +108,11 @@ def test_an_epoch_is_the_same_as_if_each_step_gathered_its_samples(
 
     note(Passes, "samples")
     note(Replay, "gather")
-    ahead = run(trainer, 2)
+    epochs = 2 if keys else 1  # a buffer begins empty
+    ahead = run(trainer, epochs)
     assert all(name.startswith("samples") for name in threads), "training and validation"
     monkeypatch.setattr("millrace.training.passes.Ahead", NotAhead)
-    alone = run(make_trainer(model, {"micro_batch": 3}, **keys), 2)
+    alone = run(make_trainer(model, {"micro_batch": 3}, **keys), epochs)
     assert threading.main_thread().name in threads
     assert_same(ahead["model"], alone["model"])
     for key in ("train_loss", "validation_loss"):

@@ -11,7 +11,7 @@ from tiers import nightly_for
 from millrace.errors import ConfigError
 from millrace.training.batches import RankShare
 from millrace.training.config import ReplayConfig, TrainConfig
-from millrace.training.replay import Draw, Replay
+from millrace.training.replay import Draw, Lots, Replay
 from millrace.training.segment import build_trainer
 
 LONGEST = 4
@@ -92,7 +92,7 @@ def test_forecasts_that_are_not_finite_are_not_kept():
     )
     replay, zero = Replay(ReplayConfig(longest=LONGEST), dataset, 0), np.zeros(3, dtype=np.int64)
     part = RankShare(0, zero, np.ones(3, dtype=np.float32), np.arange(3), 3)
-    draw = Draw(part, [(0, place, 0) for place in range(3)], zero, zero)
+    draw = Draw(Lots(part, 0, [(0, place, 0) for place in range(3)], [False] * 3, zero), zero, zero)
     past = torch.zeros(3, 2, 1, 4, 4)
     replay.keep(draw, past)
     assert len(replay.state()["key"]) == 3

@@ -19,7 +19,7 @@ def test_forecasts_replace_the_past_of_core_points_and_the_truth_follows(
     run(trainer, 8)
     dataset, continued = trainer.dataset, 0
     for draw, batch in seen:
-        truth = dataset.at_times(draw.part.group, draw.start)
+        truth = dataset.at_times(draw.lots.part.group, draw.start)
         assert torch.equal(batch.y_KBTV, truth.y_KBTV)
         n_core, steps = len(truth.last_KBV), dataset.config.input_steps
         assert torch.equal(batch.past_NBTV[n_core:], truth.past_NBTV[n_core:]), "ghost points"

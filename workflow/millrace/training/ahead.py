@@ -25,37 +25,40 @@ Gather = Callable[[], Any]
 class Ahead:
     """Samples of the shares ``wanted``, each with what gathers it, in the order in which they are taken.
 
-    Leaving the context drops what was not taken.
+    The iterator is advanced in the thread. Leaving the context drops what was not taken.
     """
 
     def __init__(self, wanted: Iterator[tuple[RankShare, Gather]]) -> None:
         self._wanted = wanted
         self._thread = ThreadPoolExecutor(1, "samples")
-        self._begun: deque[tuple[RankShare, Future[Any]]] = deque()
+        self._begun: deque[Future[tuple[RankShare, Any] | None]] = deque()
 
     def take(self, share: RankShare) -> Any | None:
         """Return the samples of a share if they are the next ones, and begin with others; None otherwise.
 
-        Raises the error of gathering them.
+        Raises the error of gathering the next ones.
         """
-        if not self._begun or not _same(self._begun[0][0], share):
+        made = self._begun[0].result()
+        if made is None or not _same(made[0], share):
             return None
-        _, samples = self._begun.popleft()
-        made = samples.result()
-        self._fill()
-        return made
+        self._begun.popleft()
+        self._begin()
+        return made[1]
 
     def instead(self, gather: Gather) -> Any:
         """Gather other samples, in the same thread, after those that have been begun."""
         return self._thread.submit(gather).result()
 
-    def _fill(self) -> None:
-        while len(self._begun) < DEPTH and (following := next(self._wanted, None)) is not None:
-            share, gather = following
-            self._begun.append((share, self._thread.submit(gather)))
+    def _begin(self) -> None:
+        self._begun.append(self._thread.submit(self._gather))
+
+    def _gather(self) -> tuple[RankShare, Any] | None:
+        following = next(self._wanted, None)
+        return None if following is None else (following[0], following[1]())
 
     def __enter__(self) -> "Ahead":
-        self._fill()
+        for _ in range(DEPTH):
+            self._begin()
         return self
 
     def __exit__(self, *_: object) -> None:

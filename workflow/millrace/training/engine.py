@@ -211,8 +211,7 @@ class Trainer:
 
         The samples of the next ones are gathered meanwhile.
         """
-        step = epoch * len(self._plan) + start
-        return self.passes.iterate("train", self._plan.epoch(epoch, start), epoch, step)
+        return self.passes.iterate("train", self._plan, epoch, start)
 
     def run(self, target_epoch: int, deadline: Deadline, observer: Observer) -> bool:
         """Train until the end of ``target_epoch``, or until early stopping.
@@ -394,7 +393,7 @@ class Trainer:
         self.module.eval()
         total, count = 0.0, 0
         with self._averaged():
-            for batch in self.passes.iterate("validation", self._validation.epoch(0), 0):
+            for batch in self.passes.iterate("validation", self._validation, 0):
                 total += self.passes.loss_sum(batch, self.position)
                 count += batch.size
         return self.ranks.sum(total)[0] / count

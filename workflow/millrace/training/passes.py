@@ -1,8 +1,7 @@
 """Forward and backward passes of a rank's samples, for losses and gradients."""
 
 import contextlib
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from millrace.models.spec import ModelSpec
-from millrace.training.ahead import Ahead, Gather
+from millrace.training.ahead import Ahead
 from millrace.training.batches import (
+    BatchPlan,
     GlobalBatch,
     RankShare,
     micro_batches,
@@ -69,18 +69,24 @@ class Passes:
     """Of the batches that are iterated over, by split and epoch."""
 
     def iterate(
-        self, split: str, batches: Iterable[GlobalBatch], epoch: int, step: int = 0
+        self, split: str, plan: BatchPlan, epoch: int, start: int = 0
     ) -> Iterator[GlobalBatch]:
-        """Iterate over the batches of an epoch, and gather the samples of the next ones meanwhile.
-
-        In training ``step`` is that of the first one.
-        """
-        now, later = itertools.tee(batches)
-        parts = ((part, n) for n, batch in enumerate(later, step) for part in self._parts(batch))
-        with Ahead(self._wanted(split, parts, epoch)) as ahead:
+        """Iterate over the batches of an epoch from ``start`` on, and gather the next samples meanwhile."""
+        foreseen = None
+        if self.replay is not None and split == "train":
+            foreseen = self.replay.foreseen()
+        steps = enumerate(plan.epoch(epoch, start), epoch * len(plan) + start)
+        wanted = (
+            (part, partial(self.samples, split, part, epoch))
+            if foreseen is None
+            else (part, partial(foreseen, part, step))
+            for step, batch in steps
+            for part in self._parts(batch)
+        )
+        with Ahead(wanted) as ahead:
             self._ahead[split, epoch] = ahead
             try:
-                yield from now
+                yield from plan.epoch(epoch, start)
             finally:
                 if self._ahead.get((split, epoch)) is ahead:
                     del self._ahead[split, epoch]
@@ -123,17 +129,6 @@ class Passes:
             samples = self.spec.add_noise(self.model_config, samples, seeds)
         return samples
 
-    def _wanted(
-        self, split: str, parts: Iterable[tuple[RankShare, int]], epoch: int
-    ) -> Iterator[tuple[RankShare, Gather]]:
-        """Shares with what gathers them; ``parts`` are shares and their steps."""
-        if self.replay is None or split != "train":
-            for part, _ in parts:
-                yield part, partial(self.samples, split, part, epoch)
-        else:
-            for draw in self.replay.foreseen(parts):
-                yield draw.part, partial(_foreseen, self.replay, draw)
-
     def _taken(self, split: str, part: RankShare, position: Position) -> Any:
         """`samples`, which may have been gathered already."""
         # Validation is the same in every epoch.
@@ -147,14 +142,16 @@ class Passes:
 
     def _replayed(self, replay: Replay, part: RankShare, position: Position) -> tuple[Any, Draw]:
         """Samples of which some start from forecasts; all but these may have been gathered already."""
-        draw = replay.draw(part, position.step)
         ahead = self._ahead.get(("train", position.epoch))
-        if ahead is None:
-            return replay.fill(replay.gather(draw), draw), draw
-        foreseen, windows = ahead.take(part) or (None, None)
-        # It is another if a forecast was not finite.
+        foreseen, windows = (None if ahead is None else ahead.take(part)) or (None, None)
+        if foreseen is None or foreseen.lots.step != position.step:
+            draw = replay.draw(replay.lots(part, position.step))
+        else:
+            draw = replay.draw(foreseen.lots)
+        # It is another than was foreseen if a forecast was not finite.
         if foreseen is None or not np.array_equal(foreseen.start, draw.start):
-            windows = ahead.instead(partial(replay.gather, draw))
+            gather = partial(replay.gather, draw)
+            windows = gather() if ahead is None else ahead.instead(gather)
         return replay.fill(windows, draw), draw
 
     def _parts(self, batch: GlobalBatch) -> list[RankShare]:
@@ -232,7 +229,3 @@ class Passes:
         # arrive later and could be lost.
         cache = self.divided is None or self.divided.config.dp_shard == 1
         return autocast(self.config.precision, self.ranks.device, cache)
-
-
-def _foreseen(replay: Replay, draw: Draw) -> tuple[Draw, Any]:
-    return draw, replay.gather(draw)

@@ -15,7 +15,7 @@ known before they are there, and all else of the sample is gathered while the st
 """
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -79,12 +79,24 @@ Key = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Draw:
-    """Where the samples of a share come from, and where their forecasts are kept."""
+class Lots:
+    """What chance decides of the samples of a share, whatever the buffer holds."""
 
     part: RankShare
+    step: int
     key: list[Key]
-    """Of each sample."""
+    """Where the forecasts of each sample are kept, and may be taken from."""
+    fresh: list[bool]
+    """Whether each starts from data, even if there is a forecast."""
+    start: np.ndarray
+    """Time indices at which the windows of data begin, int64[B]."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Where the samples of a share come from."""
+
+    lots: Lots
     start: np.ndarray
     """Time indices at which the windows begin, int64[B]."""
     lead: np.ndarray
@@ -98,38 +110,57 @@ class Replay:
         self._config, self._dataset, self._seed = config, dataset, seed
         self.entries: dict[Key, Entry] = {}
 
-    def draw(self, part: RankShare, step: int) -> Draw:
-        """Draw where the samples of a share start."""
-        return self._draw(part, step, self.entries)
+    def lots(self, part: RankShare, step: int) -> Lots:
+        """Draw lots for the samples of a share."""
+        key, fresh = list[Key](), list[bool]()
+        for place in part.place.tolist():
+            random = np.random.default_rng([self._seed, _KEY, step, place])
+            key.append((part.group, place, int(random.integers(self._config.depth))))
+            fresh.append(random.random() < self._config.fresh)
+        return Lots(part, step, key, fresh, self._windows(part).starts("train")[part.index])
 
-    def foreseen(self, parts: Iterable[tuple[RankShare, int]]) -> Iterator[Draw]:
-        """Draws of shares and steps that follow on each other from now on, if all forecasts are finite.
+    def draw(self, lots: Lots, origins: Mapping[Key, Origin] | None = None) -> Draw:
+        """Where samples start; ``origins`` are those of what can be started from, by default `entries`."""
+        origins = self.entries if origins is None else origins
+        start = lots.start.copy()
+        lead = np.zeros(len(start), dtype=np.int64)
+        for row, (key, fresh) in enumerate(zip(lots.key, lots.fresh, strict=True)):
+            if not fresh and (origin := origins.get(key)) is not None:
+                start[row], lead[row] = origin.start, origin.lead
+        return Draw(lots, start, lead)
 
-        They do not wait for the forecasts, and change nothing.
+    def foreseen(self) -> Callable[[RankShare, int], tuple[Draw, Any]]:
+        """Return what draws, and gathers, for shares and steps as they follow on each other from now on.
+
+        It does not wait for forecasts: all are taken to be finite. It may be called in another thread.
         """
         # Not the entries themselves, which would keep their states in memory.
         origins = {key: Origin(entry.start, entry.lead) for key, entry in self.entries.items()}
-        for part, step in parts:
-            draw = self._draw(part, step, origins)
-            yield draw
+
+        def following(part: RankShare, step: int) -> tuple[Draw, Any]:
+            draw = self.draw(self.lots(part, step), origins)
             for row, origin in self._continuations(draw):
                 if origin is None:
-                    origins.pop(draw.key[row], None)
+                    origins.pop(draw.lots.key[row], None)
                 else:
-                    origins[draw.key[row]] = origin
+                    origins[draw.lots.key[row]] = origin
+            return draw, self.gather(draw)
+
+        return following
 
     def gather(self, draw: Draw) -> Any:
         """Gather the windows of a draw, with the past that the data say."""
-        windows, group = self._dataset.member(draw.part.group)
+        part = draw.lots.part
+        windows, group = self._dataset.member(part.group)
         batch = windows.at_times(group, draw.start)
-        return replace(batch, weight_B=to_device(draw.part.weight, batch.weight_B.device))
+        return replace(batch, weight_B=to_device(part.weight, batch.weight_B.device))
 
     def fill(self, batch: Any, draw: Draw) -> Any:
         """Put the forecasts of a draw in the place of the past in its windows; returns these."""
         rows = np.flatnonzero(draw.lead)
         if len(rows):
-            past = torch.stack([self.entries[draw.key[row]].past for row in rows])
-            self._windows(draw.part).replace_past(batch, rows, past)
+            past = torch.stack([self.entries[draw.lots.key[row]].past for row in rows])
+            self._windows(draw.lots.part).replace_past(batch, rows, past)
         return batch
 
     def keep(self, draw: Draw, past: Tensor) -> None:
@@ -139,21 +170,9 @@ class Replay:
         for row, origin in self._continuations(draw):
             if origin is not None and finite[row]:
                 entry = Entry(origin.start, origin.lead, past[row].clone())
-                self.entries[draw.key[row]] = entry
+                self.entries[draw.lots.key[row]] = entry
             else:
-                self.entries.pop(draw.key[row], None)
-
-    def _draw(self, part: RankShare, step: int, origins: Mapping[Key, Origin]) -> Draw:
-        start = self._windows(part).starts("train")[part.index]
-        lead = np.zeros(len(start), dtype=np.int64)
-        key = []
-        for row, place in enumerate(part.place):
-            random = np.random.default_rng([self._seed, _KEY, step, int(place)])
-            key.append((part.group, int(place), int(random.integers(self._config.depth))))
-            origin = origins.get(key[-1])
-            if origin is not None and random.random() >= self._config.fresh:
-                start[row], lead[row] = origin.start, origin.lead
-        return Draw(part, key, start, lead)
+                self.entries.pop(draw.lots.key[row], None)
 
     def _windows(self, part: RankShare) -> Windows:
         return self._dataset.member(part.group)[0]
@@ -163,10 +182,10 @@ class Replay:
         steps = self._dataset.config.output_steps
         start, lead = draw.start + steps, draw.lead + steps
         # The next forecast must not exceed the longest lead time, nor leave the training period.
-        within = self._windows(draw.part).contains("train", start)
+        within = self._windows(draw.lots.part).contains("train", start)
         usable = within & (lead + steps <= self._config.longest)
         # Others only keep a rank busy.
-        for row in np.flatnonzero(draw.part.weight > 0):
+        for row in np.flatnonzero(draw.lots.part.weight > 0):
             yield int(row), Origin(int(start[row]), int(lead[row])) if usable[row] else None
 
     def state(self) -> dict[str, Any]:

@@ -78,11 +78,11 @@ def test_what_follows_on_a_forecast_is_of_the_same_dataset(dataset):
     for group in range(4):
         part = RankShare(group, index, np.ones(2, dtype=np.float32), np.arange(2), 2)
         batch = dataset.batch("train", group, index)
-        draw = replay.draw(part, 0)
+        draw = replay.draw(replay.lots(part, 0))
         assert torch.equal(replay.gather(draw).y_KBTV, batch.y_KBTV)
         forecast = torch.full_like(batch.past_NBTV[: len(batch.y_KBTV)], 0.5).swapaxes(0, 1)
         replay.keep(draw, forecast)
-        draw = replay.draw(part, 1)
+        draw = replay.draw(replay.lots(part, 1))
         assert draw.lead.tolist() == [2, 2]
         found, later = (
             replay.fill(replay.gather(draw), draw),
