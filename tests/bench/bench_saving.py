@@ -1,19 +1,24 @@
 """What checkpoints within epochs cost a training, on the demo and one core.
 
 A run that saves every few steps takes turns with one that does not; the difference, over the number of
-checkpoints, is the cost of one, and that over 20 s the share of a training with ``save_minutes: 0.333``
-(modelled: a demo is too short to be measured so). The thread that writes has no core of its own here.
+checkpoints, is the cost of one, and that over 19 s the share of a training that saves so often (modelled: a
+demo is too short to be measured so). The thread that writes has no core of its own here.
+
+With ``--kills`` such a training is killed at random instants: what the newest checkpoint lacks is lost.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
+import random
 import statistics
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -21,11 +26,14 @@ from millrace.data.extraction import prepare, simulate
 from millrace.plan import Plan
 from millrace.systems.registry import raw_format
 from millrace.training.distributed import Ranks
+from millrace.training.engine import Trainer
 from millrace.training.request import Request
 from millrace.training.segment import run_segment
+from millrace.training.store import Manifest
 from millrace.yaml_files import DEFAULT, read_files
 
-INTERVAL, GOAL, ROUNDS = 20.0, 0.01, 7
+INTERVAL, GOAL, ROUNDS = 19.0, 0.01, 7
+MOST_LOST = 20.0
 DEMOS = {"gino": 10, "downscaler": 3, "aurora": 10, "smart": 5}
 """Steps between checkpoints, about a second."""
 
@@ -37,12 +45,12 @@ def train(request: Request) -> tuple[float, float]:
     return time.perf_counter() - started[0], time.process_time() - started[1]
 
 
-def requested(demo: str, folder: Path) -> Request:
-    """A run of two epochs on the samples of a demo."""
+def requested(demo: str, folder: Path, name: str | None = None) -> Request:
+    """A run of two epochs on the samples of a demo, of its first experiment by default."""
     config: dict[str, Any]
     config = read_files([DEFAULT, Path(f"config/demo/{demo}.yaml")], [])
     plan = Plan(config)
-    name = config["run"]["experiments"][0]
+    name = name or str(config["run"]["experiments"][0])
     experiment, kind = plan.experiments[name], plan.kind(name)
     dataset = plan.datasets[experiment["dataset"]]
     raw = raw_format(dataset)
@@ -64,14 +72,64 @@ def requested(demo: str, folder: Path) -> Request:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("demos", nargs="*", default=list(DEMOS), help=f"of {', '.join(DEMOS)}")
+    parser.add_argument("--kills", type=int, default=0, help="how often each is killed instead")
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     print(
-        "demo: a checkpoint (wall, CPU seconds), a step, share of a training that saves every 20 s"
+        "demo: a checkpoint (wall, CPU seconds), a step, share of a training that saves every "
+        f"{INTERVAL:g} s"
     )
-    for demo in parser.parse_args().demos:
+    given = parser.parse_args()
+    for demo in given.demos:
         with tempfile.TemporaryDirectory() as made:
-            measure(demo, Path(made))
+            if given.kills:
+                kill(demo, Path(made), given.kills)
+            else:
+                measure(demo, Path(made))
+
+
+def train_until_killed(request: Request, ends: Any) -> None:
+    """Train, and note when each step has ended."""
+    torch.set_num_threads(1)
+    step = Trainer.train_step
+
+    def noted(trainer: Trainer, batch: Any) -> torch.Tensor:
+        loss = step(trainer, batch)
+        ends[trainer.step] = time.monotonic()
+        return loss
+
+    with patch.object(Trainer, "train_step", noted):
+        train(request)
+
+
+def kill(demo: str, folder: Path, kills: int) -> None:
+    """What is lost of a training that is killed after some time beyond its first checkpoint."""
+    base, context = requested(demo, folder), multiprocessing.get_context("spawn")
+    for number in range(kills):
+        here = folder / str(number)
+        paths = {key: str(here / key) for key in ("runs", "checkpoint", "receipt")}
+        often = {"target_epoch": 10**6, "save_every": 10**6, "save_minutes": INTERVAL / 60}
+        ends = context.Array("d", 10**6, lock=False)
+        process = context.Process(
+            target=train_until_killed, args=(replace(base, **paths, **often), ends)
+        )
+        process.start()
+        while not ends[0]:
+            time.sleep(0.01)
+        time.sleep(random.uniform(1.1, 3) * INTERVAL)
+        process.kill()
+        killed = time.monotonic()
+        process.join()
+        steps = [
+            found.step
+            for path in here.glob("runs/**/step_*")
+            if (found := Manifest.read(path)) and found.problem(path) is None
+        ]
+        lost = killed - ends[max(steps) - 1]
+        said = "reached" if lost <= MOST_LOST else "MISSED"
+        print(
+            f"{demo}: killed after {killed - ends[0]:.1f} s, lost {lost:.1f} s; {said}", flush=True
+        )
 
 
 def measure(demo: str, folder: Path) -> None:
