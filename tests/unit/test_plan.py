@@ -84,6 +84,27 @@ def test_weights_of_another_run_are_an_input() -> None:
     assert Plan(made).initial_checkpoint("head", 0) == ["a/epoch_3.ckpt"]
 
 
+def test_published_weights_are_an_input_unless_they_are_elsewhere(tmp_path) -> None:
+    made, path = config(), tmp_path / "aurora.ckpt"
+    path.touch()
+    block = made["experiments"]["head"]["train"]
+    for published in (path, tmp_path):
+        block["init_from"] = {"published": str(published)}
+        assert Plan(made).initial_checkpoint("head", 0) == [str(path)]
+        assert Plan(made).outside() == [tmp_path]
+    named = SimpleNamespace(experiment="head", layout="n1_gpu1", seed="7", epoch="10")
+    outputs = {"checkpoint": "results/train/a.ckpt", "receipt": "a.json"}
+    plan = Plan(made)
+    inputs = {"init_from": plan.initial_checkpoint("head", 7)}
+    request = segment_request(made, named, plan.definition("head"), inputs, outputs)
+    assert request.definition["train"]["init_from"] == {"published": str(path)}
+    block["init_from"] = {"published": "hf://microsoft/aurora/a.ckpt"}
+    assert Plan(made).initial_checkpoint("head", 0) == Plan(made).outside() == []
+    block["init_from"] = {"published": str(path), "checkpoint": "a/epoch_3.ckpt"}
+    with pytest.raises(ConfigError, match="expected one of the keys checkpoint and published"):
+        Plan(made)
+
+
 def test_each_seed_starts_from_its_own_checkpoint() -> None:
     made = config()
     init_from = {"checkpoint": "a/seed{seed}/epoch_3.ckpt", "freeze": ["net"]}

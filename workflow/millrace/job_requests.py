@@ -78,5 +78,6 @@ def _started_from(definition: Mapping[str, Any], inputs: Mapping[str, Any]) -> d
     if not inputs.get("init_from"):
         return dict(definition)
     [checkpoint], train = inputs["init_from"], definition["train"]
-    init_from = {**train["init_from"], "checkpoint": str(checkpoint)}
+    key = "published" if train["init_from"].get("published") else "checkpoint"
+    init_from = {**train["init_from"], key: str(checkpoint)}
     return {**definition, "train": {**train, "init_from": init_from}}

@@ -22,6 +22,7 @@ from millrace.systems.base import SampleKind, check_replay, dataset_names, known
 from millrace.systems.registry import kinds, models, raw_format
 from millrace.systems.settings import SplitConfig
 from millrace.training.parallel.config import ParallelConfig
+from millrace.training.published import is_on_hub, published_file
 from millrace.training.request import decisive
 
 # Keys of the block `scaling` that say what is measured; the others are settings of the analysis.
@@ -239,7 +240,10 @@ class Plan:
 
     def initial_checkpoint(self, experiment: str, seed: int | str) -> list[str]:
         """Return the path of the checkpoint that initialises a run's weights, if any."""
-        init_from = self.experiments[experiment]["train"].get("init_from")
+        init_from = self.experiments[experiment]["train"].get("init_from") or {}
+        if published := init_from.get("published"):
+            # What is elsewhere, jobs fetch themselves.
+            return [] if is_on_hub(published) else [str(published_file(published))]
         # Each run starts from the checkpoint of its seed.
         return [init_from["checkpoint"].replace("{seed}", str(seed))] if init_from else []
 
@@ -301,6 +305,9 @@ class Plan:
         paths = [Path(source) for source in sources if source not in elsewhere]
         for experiment in self.config["experiments"].values():
             if init_from := experiment["train"].get("init_from"):
+                if published := init_from.get("published"):
+                    paths += [] if is_on_hub(published) else [published_file(published).parent]
+                    continue
                 before = init_from["checkpoint"].partition("{seed}")[0]
                 paths.append(Path(before.rpartition("/")[0]))
         return paths

@@ -44,6 +44,20 @@ class Division:
 
 
 @dataclass(frozen=True)
+class Adopted:
+    """Weights that others published, as a module of ours takes them."""
+
+    weights: Mapping[str, Tensor]
+    """By parameter; the others stay as they are."""
+    changed: dict[str, str]
+    """What was not taken as it is -> how it was changed."""
+    new: dict[str, str]
+    """What begins anew -> why."""
+    left_out: list[str]
+    """Names in the file of what the module does not need."""
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """One architecture, as the engine, the evaluation and the contract tests see it.
 
@@ -72,5 +86,9 @@ class ModelSpec:
     matching_buffers: Mapping[str, str] = field(default_factory=dict)
     """Buffers that define the meaning of the model's numbers, such as a vocabulary, with a description for
     error messages: weights that were trained with other values of them are refused."""
+    published: Callable[[Any, nn.Module, Any, Mapping[str, Tensor]], Adopted] | None = None
+    """(config, module, dataset, weights by the names of a published file) -> what the module takes of them,
+    for ``train.init_from.published``; raises `ConfigError` if they are of another network. None: no weights
+    are published."""
     division: Division | None = None
     """How the model can be divided among processes; None: each process has a replica."""

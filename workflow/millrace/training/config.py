@@ -27,7 +27,7 @@ class EarlyStoppingConfig(Settings):
 
 
 class InitFromConfig(Settings):
-    """Start from the weights of another run, those that would be evaluated.
+    """Start from the weights of another run, those that would be evaluated, or from published ones.
 
     The parameters must have the names and shapes of those of the run they come from; a mismatch is named.
     Keys of the model block that have no weights (`loss_weights`, `closed_loop` and others) may differ, and
@@ -36,11 +36,22 @@ class InitFromConfig(Settings):
     checkpoint, not on where it lies.
     """
 
-    checkpoint: Text = option(examples=["results/train/first/n1_gpu1/seed{seed}/epoch_12.ckpt"])
+    checkpoint: Text | None = option(
+        None, examples=["results/train/first/n1_gpu1/seed{seed}/epoch_12.ckpt"]
+    )
     """`epoch_<n>.ckpt` of another run; `{seed}` in it stands for the seed, so that each run starts from the
     one of its own seed."""
+    published: Text | None = option(None, examples=["aurora-0.25-small-pretrained.ckpt"])
+    """In place of `checkpoint`, for Aurora: weights of `microsoft-aurora`, a file, a folder that holds one, or
+    `hf://owner/repository/file`, `@revision` after it if not the newest. What fits is taken over, the log and
+    the receipt name what is changed or begins anew. The model takes `conventions: published`."""
     freeze: tuple[Text, ...] = option((), examples=[["encoder."]])
     """Parameters whose names begin so are not trained; with few data: train the last layers alone."""
+
+    def model_post_init(self, _: Any) -> None:
+        """Check that there is one source."""
+        if (self.checkpoint is None) == (self.published is None):
+            raise ValueError("expected one of the keys checkpoint and published")
 
 
 class ReplayConfig(Settings):
@@ -115,7 +126,8 @@ class TrainConfig(Settings):
     gradient_compression: Literal["none", "bfloat16", "float16"] = "none"
     """Number format in which ranks exchange gradients, if the network between the GPUs is slow."""
     init_from: InitFromConfig | None = None
-    """Start from the weights of another run, for fine-tuning; null: from random ones."""
+    """Start from the weights of another run or from published ones, for fine-tuning; null: from random
+    ones."""
     replay: ReplayConfig | None = None
     """Start some of the samples from the model's own forecasts, for long forecasts; null: all from data."""
     roll_back: RollBackConfig | None = None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from millrace.data.joint import JointDataset
 from millrace.data.window_dataset import WindowDataset
 from millrace.errors import ConfigError, NotFiniteError
-from millrace.models.spec import ModelSpec
+from millrace.models.spec import Adopted, ModelSpec
 from millrace.training.acceleration import checkpoint_activations, compile_in_place
 from millrace.training.batches import BatchPlan, GlobalBatch
 from millrace.training.config import ExecutionConfig, TrainConfig
@@ -115,8 +115,11 @@ class Trainer:
         self.execution = execution or ExecutionConfig()
         seed_everything(seed, rank=0)
         self.module = spec.build(model_config, dataset).to(ranks.device)
+        self.adopted: Adopted | None = None
+        """What was taken of published weights."""
         if config.init_from is not None:
-            warm_start(self.module, config.init_from, spec.matching_buffers)
+            parts = (spec, model_config, dataset)
+            self.adopted = warm_start(self.module, config.init_from, *parts)
         self._trained_names = [n for n, p in self.module.named_parameters() if p.requires_grad]
         self.parameters = sum(p.numel() for p in self.module.parameters())
         """Number of parameters of the whole model."""

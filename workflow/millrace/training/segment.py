@@ -19,7 +19,7 @@ from millrace.files import output_errors, write_json
 from millrace.provenance import code_version, provenance
 from millrace.sealed import checksum, write_sealed
 from millrace.systems.registry import get_model, kind_of
-from millrace.training import run_hash
+from millrace.training import published, run_hash
 from millrace.training.config import ExecutionConfig, TrainConfig
 from millrace.training.deadline import Deadline, Stop
 from millrace.training.distributed import Ranks
@@ -78,11 +78,15 @@ def build_trainer(
         "train": train.essentials(),
         "seed": seed,
     }
-    if train.init_from is not None:
-        # The content of the checkpoint decides the weights, not its path.
-        check_published(Path(train.init_from.checkpoint))
-        digest = content_digest(Path(train.init_from.checkpoint))
-        described["train"]["init_from"]["checkpoint"] = digest
+    # The content of the checkpoint decides the weights, not its path.
+    if train.init_from is not None and train.init_from.published is not None:
+        described["train"]["init_from"]["published"] = published.file_digest(
+            train.init_from.published
+        )
+    elif train.init_from is not None:
+        checkpoint = Path(str(train.init_from.checkpoint))
+        check_published(checkpoint)
+        described["train"]["init_from"]["checkpoint"] = content_digest(checkpoint)
     trainer = Trainer(spec, model_config, dataset, train, seed, ranks, execution, parallel, mark)
     return trainer, described
 
@@ -127,7 +131,7 @@ def run_segment(request: Request, ranks: Ranks) -> Stop:
             if checkpoint is not None:
                 store.keep_permanently(checkpoint)
                 publish(checkpoint, Path(request.checkpoint))
-                receipt = _receipt(request, store, checkpoint, trainer.dataset)
+                receipt = _receipt(request, store, checkpoint, trainer, described)
                 write_sealed(Path(request.receipt), receipt)
     return trainer.stopped
 
@@ -195,6 +199,9 @@ def _observer(
             f"{name}: {origin} (epoch {trainer.position.epoch} of {request.target_epoch}), "
             f"{session['ranks']} rank(s) on {session['device']}, {session['threads']} thread(s) each"
         )
+        if trainer.step == 0 and (started_from := _started_from(trainer, described)):
+            for line in published.told(started_from):
+                reporter.say(line)
         if not trainer.history:
             for other in run_hash.siblings(store.root.parent, store.root.name):
                 changes = "; ".join(run_hash.differences(other, described))
@@ -344,8 +351,13 @@ def _benign_changes(sessions: list[dict[str, Any]]) -> list[str]:
 
 
 def _receipt(
-    request: Request, store: CheckpointStore, checkpoint: Checkpoint, dataset: Any
+    request: Request,
+    store: CheckpointStore,
+    checkpoint: Checkpoint,
+    trainer: Trainer,
+    described: Mapping[str, Any],
 ) -> dict[str, Any]:
+    dataset, started_from = trainer.dataset, _started_from(trainer, described)
     state, output = load_state(checkpoint.path, full=False), Path(request.checkpoint)
     return {
         "schema": "millrace.receipt/1",
@@ -370,8 +382,18 @@ def _receipt(
         "history": state["history"],
         "sessions": state["sessions"],
         **({"roll_backs": state["roll_backs"]} if "roll_backs" in state else {}),
+        **({"started_from": started_from} if started_from else {}),
         "provenance": provenance(),
     }
+
+
+def _started_from(trainer: Trainer, described: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What was taken of published weights; None: there were none."""
+    init_from = trainer.config.init_from
+    if trainer.adopted is None or init_from is None or init_from.published is None:
+        return None
+    sha256 = described["train"]["init_from"]["published"]
+    return published.record(init_from.published, sha256, trainer.adopted)
 
 
 @contextlib.contextmanager

@@ -80,7 +80,8 @@ class DownscalingScores:
     _spectra: list[tuple[Floats, Floats]] = field(default_factory=list)
     _ranks: NDArray[np.int64] | None = None
     _reliability: Floats = field(default_factory=lambda: np.zeros((3, len(SPREAD_BINS) - 1)))
-    _count: int = 0
+    _errors: list[tuple[float, float]] = field(default_factory=list)
+    """Mean square error and CRPS of each time."""
 
     def update(self, truth_N: Floats, ensemble_EN: Floats, coarse_M: Floats) -> None:
         """Add a time: full fields in physical units and the given block means."""
@@ -90,7 +91,10 @@ class DownscalingScores:
         self._add("bias", error_N)
         self._add("squared_error", error_N**2)
         self._add("mae", np.abs(error_N))
-        self._add("crps", fair_crps(truth_N, ensemble_EN))
+        crps_N = fair_crps(truth_N, ensemble_EN)
+        self._add("crps", crps_N)
+        of_area = sphere.area_N / sphere.area_N.sum()
+        self._errors.append((float(error_N**2 @ of_area), float(crps_N @ of_area)))
         if members > 1:
             variance_N = ensemble_EN.var(axis=0, ddof=1)
             self._add("variance", variance_N)
@@ -114,7 +118,6 @@ class DownscalingScores:
         fields = np.concatenate([truth_N[None], ensemble_EN])
         spectra = power_spectrum(fields, sphere.centres_N3, sphere.area_N, degree)
         self._spectra.append((spectra[0], spectra[1:].mean(axis=0)))
-        self._count += 1
 
     def result(self) -> dict[str, Any]:
         """Scores for JSON: of all cells, and under ``regions`` those that are means over cells.
@@ -135,7 +138,7 @@ class DownscalingScores:
         assert self._ranks is not None
         return {
             **self._means(everywhere),
-            "times": self._count,
+            "times": len(self._errors),
             **{name: scalars[name] for name in _MEANS},
             "conservation": max(x for x in self._scalars["conservation"] if x is not None),
             "seam_rmse": regions["seams"]["rmse"] / regions["interior"]["rmse"],
@@ -147,8 +150,13 @@ class DownscalingScores:
             "regions": regions,
         }
 
+    def by_time(self) -> dict[str, Floats]:
+        """RMSE and CRPS of each time."""
+        square_T, crps_T = np.array(self._errors).T
+        return {"rmse": np.sqrt(square_T), "crps": crps_T}
+
     def _means(self, mask_N: NDArray[np.bool_]) -> dict[str, float]:
-        weight_N = self.sphere.area_N * mask_N / (self.sphere.area_N[mask_N].sum() * self._count)
+        weight_N = self.sphere.area_N * mask_N / (self.sphere.area_N[mask_N].sum() * len(self._errors))
         mean = {name: float(total @ weight_N) for name, total in self._sums.items()}
         rmse = float(np.sqrt(mean["squared_error"]))
         result = {"rmse": rmse, **{name: mean[name] for name in ("bias", "mae", "crps")}}

@@ -41,6 +41,7 @@ def evaluate(
     test, series = forecast_windows(model, "test", progress)
     scores = {"validation": validation, "test": test, "rollout": rollout(model, "test")}
     scores["units"] = {name: model.dataset.units[name] for name in test}
+    scores["cases"] = series.cases
     return scores, lambda figures: _draw(model, files, series, scores, figures)
 
 

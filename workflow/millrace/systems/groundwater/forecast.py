@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from millrace.data.split import Split
+from millrace.evaluation.cases import blocks_in_time, case_record
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.base import Progress
 from millrace.systems.groundwater.scores import FieldMetrics
@@ -36,6 +37,9 @@ class Series:
     truth_TNV: Floats
     prediction_TNV: Floats
     persistence_TNV: Floats
+    cases: dict[str, Any]
+    """Errors of each window of the period, see `millrace.evaluation.cases`: windows that overlap, or lie
+    beside each other within one length of a window, are in one block."""
 
 
 def batches(
@@ -78,9 +82,11 @@ def forecast_windows(
     n_nodes = sum(map(len, dataset.core_nodes))
     shape = (len(tiled), config.output_steps, n_nodes, len(config.variables))
     fields = [np.full(shape, np.nan) for _ in range(3)]
+    square_WV = np.zeros((len(starts), len(config.variables)))
     for group, windows, batch in batches(dataset, split, _BATCH, progress):
         truth, persistence, forecast = physical(dataset, batch, model(batch))
         metrics.update(truth, forecast, persistence)
+        square_WV[windows] += ((forecast - truth) ** 2).sum(axis=1).mean(axis=1) / n_nodes
         for i, window in enumerate(windows):
             if int(window) in slot:
                 for field, values in zip(fields, (truth, forecast, persistence), strict=True):
@@ -90,7 +96,14 @@ def forecast_windows(
     steps = starts[tiled, None] + config.input_steps + np.arange(config.output_steps)
     issue = np.repeat(dataset.time[starts[tiled] + config.input_steps - 1], config.output_steps)
     flat = [field.reshape(-1, *field.shape[2:]) for field in fields]
-    return metrics.result(), Series(dataset.time[steps.ravel()], issue, *flat)
+    issued_W = dataset.time[starts + config.input_steps - 1]
+    errors = {
+        variable: {"rmse": (dataset.units[variable], np.sqrt(square_WV[:, v]))}
+        for v, variable in enumerate(config.variables)
+    }
+    blocks = blocks_in_time(starts, config.length)
+    cases = case_record([f"{time:.6f}" for time in issued_W], blocks, errors)
+    return metrics.result(), Series(dataset.time[steps.ravel()], issue, *flat, cases)
 
 
 def rollout(model: TrainedModel, split: Split, max_steps: int = 40) -> dict[str, Any]:

@@ -109,6 +109,7 @@ class WeatherDataset(WindowDataset):
             axes: list[np.ndarray] = [file[name][()] for name in ("level", "latitude", "longitude")]
             self.levels, self.latitude, self.longitude = axes
             static_FIJ = file["static"][()].astype(np.float64)
+            self.static_names = tuple(map(str, attributes["static"]))
             time, split = file["time"][()], file["split"][()]
             stats = {name: file["stats"][name][()] for name in file["stats"]}
             check = file["check"][()] if "reference" in attributes else None
@@ -122,7 +123,10 @@ class WeatherDataset(WindowDataset):
         self.variables = names
         """Names of the channels."""
         self.step_hours, self.digest = float(attributes["hours"]), str(attributes["digest"])
-        self.static = _normalised(static_FIJ).astype(np.float32)
+        self.static_mean, self.static_std = _statistics(static_FIJ)
+        self.static = ((static_FIJ - _columns(self.static_mean)) / _columns(self.static_std)).astype(
+            np.float32
+        )
         self.preparation = {"weather": json.loads(attributes["config"])}
         """How the states were taken from raw files."""
         normalisation = statistics or Normalisation(
@@ -232,8 +236,12 @@ class WeatherDataset(WindowDataset):
         return torch.from_numpy(result)
 
 
-def _normalised(static_FIJ: np.ndarray) -> np.ndarray:
+def _statistics(static_FIJ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each field, [F]."""
     if not len(static_FIJ):
-        return static_FIJ
-    mean = static_FIJ.mean(axis=(1, 2), keepdims=True)
-    return (static_FIJ - mean) / np.maximum(static_FIJ.std(axis=(1, 2), keepdims=True), 1e-12)
+        return np.empty(0), np.empty(0)
+    return static_FIJ.mean(axis=(1, 2)), np.maximum(static_FIJ.std(axis=(1, 2)), 1e-12)
+
+
+def _columns(values_F: np.ndarray) -> np.ndarray:
+    return values_F[:, None, None]

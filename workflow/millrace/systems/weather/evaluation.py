@@ -38,7 +38,7 @@ def evaluate(
     """
     validation, _ = score_weather(model, "validation", _VALIDATION_DAYS, _VALIDATION_STARTS)
     test, example = score_weather(model, "test", progress=progress)
-    scores = {"validation": validation, "test": test}
+    scores = {"validation": validation, "test": test, "cases": example.cases}
     return scores, lambda figures: _draw(model.dataset, test, example, figures)
 
 

@@ -82,6 +82,31 @@ class WeatherOutline:
         return np.zeros((len(self.weather.static), *self.shape), dtype=np.float32)
 
     @property
+    def static_names(self) -> tuple[str, ...]:
+        """Names of these fields."""
+        return self.weather.static
+
+    @property
+    def static_mean(self) -> np.ndarray:
+        """Of these fields, [F]; `static_std` their deviations."""
+        return np.zeros(len(self.weather.static))
+
+    @property
+    def static_std(self) -> np.ndarray:
+        """See `static_mean`."""
+        return np.ones(len(self.weather.static))
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Of the channels, [C]; `std` their deviations."""
+        return np.zeros(self.channels)
+
+    @property
+    def std(self) -> np.ndarray:
+        """See `mean`."""
+        return np.ones(self.channels)
+
+    @property
     def step_hours(self) -> float:
         """Length of a step."""
         return float(self.weather.hours)

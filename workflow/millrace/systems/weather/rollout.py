@@ -14,19 +14,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from millrace.data.split import Split
+from millrace.evaluation.cases import blocks_in_time, case_record, issue_times
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.base import Progress
 from millrace.systems.weather.dataset import WeatherDataset
 from millrace.systems.weather.scores import Floats, WeatherScores, zonal_spectrum
+from millrace.systems.weather.units import SI, short_name
 
 DAYS = 5.0
+CASE_HOURS = (6, 24, 72, 120)
+"""Lead times of the errors of each start."""
 SHOWN_HOURS = (24, 72, 120)
 """Lead times of maps and spectra, as far as they are forecast."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """What figures show, at some lead times and in physical units."""
+    """What figures show, at some lead times and in physical units, and errors by case."""
 
     hours: tuple[float, ...]
     issued: float
@@ -37,6 +41,9 @@ class Example:
     spectrum_truth_SCM: Floats
     """Power by zonal wave number, mean over all starts."""
     spectrum_forecast_SCM: Floats
+    cases: dict[str, Any]
+    """Errors of each start, see `millrace.evaluation.cases`: starts whose forecasts overlap are in one
+    block."""
 
 
 def score_weather(
@@ -81,7 +88,15 @@ def score_weather(
     mean = {kind: np.mean([one[kind] for one in shares], axis=0).tolist() for kind in shares[0]}
     by_name = {kind: dict(zip(names, values, strict=True)) for kind, values in mean.items()}
     power = (np.mean(one, axis=0) for one in zip(*spectra, strict=True))
-    example = Example(tuple(hours[shown].tolist()), issued, fields[0], fields[1], *power)
+    issued_S = dataset.time[chosen + past - 1]
+    units = {name: SI.get(short_name(name.partition("_")[0]), "") for name in names}
+    errors = {
+        channel: {key: (units[channel], values) for key, values in of_channel.items()}
+        for channel, of_channel in scores.by_start(CASE_HOURS).items()
+    }
+    span = (past + leads) * step / 24
+    cases = case_record(issue_times(issued_S), blocks_in_time(issued_S, span), errors)
+    example = Example(tuple(hours[shown].tolist()), issued, *fields, *power, cases)
     return {**scores.result(), "loss_share": by_name}, example
 
 

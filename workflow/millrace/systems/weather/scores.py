@@ -61,7 +61,8 @@ class WeatherScores:
     """Mean state of the training period, in physical units."""
     _sums: dict[str, Floats] = field(default_factory=dict)
     """By forecast: square and mean of the error, and anomaly correlation, [3, L, C]."""
-    _starts: int = 0
+    _squares: list[Floats] = field(default_factory=list)
+    """Mean square of the model's error of each start, [L, C]."""
 
     def add(self, truth_LCIJ: Floats, forecast_LCIJ: Floats, initial_CIJ: Floats) -> None:
         """Add the forecast of one start, in physical units; the last given state is that of persistence."""
@@ -70,8 +71,10 @@ class WeatherScores:
         for name, of_leads in zip(FORECASTS, ([*forecast_LCIJ], *fixed), strict=True):
             # One lead time after the other: those of a fine grid are many gigabytes.
             by_lead = [self._of(f, t, weight) for f, t in zip(of_leads, truth_LCIJ, strict=True)]
-            self._sums[name] = self._sums.get(name, 0.0) + np.array(by_lead).swapaxes(0, 1)
-        self._starts += 1
+            of_start = np.array(by_lead).swapaxes(0, 1)
+            self._sums[name] = self._sums.get(name, 0.0) + of_start
+            if name == "model":
+                self._squares.append(of_start[0])
 
     def _of(self, forecast_CIJ: Floats, truth_CIJ: Floats, weight_I: Floats) -> list[Floats]:
         """Mean square and mean of the error, and anomaly correlation, [C]."""
@@ -85,7 +88,8 @@ class WeatherScores:
         ``rmse`` is the root of the mean over starts of the mean squares, ``acc`` the mean of the anomaly
         correlations, ``skill`` 1 - rmse / rmse of the better of the two baselines.
         """
-        means = {name: total / self._starts for name, total in self._sums.items()}
+        starts = len(self._squares)
+        means = {name: total / starts for name, total in self._sums.items()}
         rmse = {name: np.sqrt(square) for name, (square, _, _) in means.items()}
         best = np.minimum(rmse["persistence"], rmse["climatology"])
         channels = {
@@ -97,7 +101,17 @@ class WeatherScores:
             }
             for index, channel in enumerate(self.channels)
         }
-        return {"lead_hours": _plain(self.lead_hours), "starts": self._starts, "channels": channels}
+        return {"lead_hours": _plain(self.lead_hours), "starts": starts, "channels": channels}
+
+    def by_start(self, lead_hours: Sequence[float]) -> dict[str, dict[str, Floats]]:
+        """RMSE of each start by channel and lead time, `rmse_h24` and so on, of those that are forecast."""
+        at = {f"rmse_h{h:g}": i for i, h in enumerate(self.lead_hours.tolist()) if h in lead_hours}
+        at = at or {f"rmse_h{self.lead_hours[-1]:g}": -1}
+        rmse_SLC = np.sqrt(np.array(self._squares))
+        return {
+            channel: {key: rmse_SLC[:, place, c] for key, place in at.items()}
+            for c, channel in enumerate(self.channels)
+        }
 
 
 def zonal_spectrum(

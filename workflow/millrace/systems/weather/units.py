@@ -72,6 +72,11 @@ def short_name(name: str) -> str:
     return next((short for short, known in ALIASES.items() if name in known), name)
 
 
+def short_static_name(name: str) -> str:
+    """The same of a field that does not change."""
+    return next((short for short, known in STATIC_ALIASES.items() if name in known), name)
+
+
 def check_units(
     name: str, values_LIJ: NDArray, unit: str | None, level_L: NDArray, what: str
 ) -> None:

@@ -43,6 +43,10 @@ class AuroraConfig(Settings):
     known to spike early at the rate of pre-training."""
     head: Literal["residual", "direct"] = "residual"
     """`residual`: the network gives changes over the last state; `direct`: the next state."""
+    conventions: Literal["own", "published"] = "own"
+    """`published`: fields are normalised, places encoded and windows padded within the network as for the
+    weights that Microsoft published, for `train.init_from.published`; take `head: direct` and
+    `stabilise_level_agg: false` with it. Samples, losses and scores stay as they are."""
     drop_path: float = option(0.0, ge=0, lt=1)
     """Probability of leaving a block out for a sample, rising linearly to this at the last block; 0.2
     at full size."""

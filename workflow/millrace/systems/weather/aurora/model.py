@@ -41,6 +41,8 @@ class Aurora(nn.Module):
     ``steps`` the number of past states T.
     """
 
+    to_published_2C: Tensor | None
+    """See `millrace.systems.weather.aurora.perceiver.Grid`."""
     increment_scale_C: Tensor
     """Standard deviation of one-step changes over that of the variable."""
 
@@ -63,6 +65,7 @@ class Aurora(nn.Module):
         self._saved = kinds.index(PatchMerging)
         self._added = len(kinds) - 1 - kinds[::-1].index(PatchSplitting)
         self.register_buffer("increment_scale_C", increment_scale_C.float(), persistent=False)
+        self.register_buffer("to_published_2C", grid.to_published_2C, persistent=False)
         if config.lora_rank:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(".lora_" in name)
@@ -104,6 +107,9 @@ class Aurora(nn.Module):
         if begin == 0:
             given = [states.detach() if self.config.push_forward else states for states in new]
             states = torch.cat([past_BTCIJ, *given], dim=1)[:, -past_BTCIJ.shape[1] :]
+            if self.to_published_2C is not None:
+                factor_C11, offset_C11 = self.to_published_2C[:, :, None, None]
+                states = states * factor_C11 + offset_C11
             # Time advances with the forecast.
             x_BND, context_BD = self.encoder(states, hours_B + self.hours * step)
         else:
@@ -122,6 +128,9 @@ class Aurora(nn.Module):
             if new and self.config.push_forward:
                 last_BCIJ = last_BCIJ.detach()
             state_BCIJ = last_BCIJ + self.increment_scale_C[:, None, None] * state_BCIJ
+        elif self.to_published_2C is not None:
+            factor_C11, offset_C11 = self.to_published_2C[:, :, None, None]
+            state_BCIJ = (state_BCIJ - offset_C11) / factor_C11
         return (torch.cat([*new, state_BCIJ[:, None]], dim=1),)
 
 

@@ -40,6 +40,8 @@ class Grid:
     """Length of a step."""
     periodic: bool = True
     """Whether the last column is beside the first one, as it is not in an area."""
+    to_published_2C: Tensor | None = None
+    """Factor and offset of channels, if the network works on fields as published weights have them."""
 
 
 class CrossAttention(nn.Module):

@@ -9,6 +9,11 @@ from millrace.models.losses import field_loss
 from millrace.models.settings import LossConfig
 from millrace.models.spec import Division, ModelSpec
 from millrace.systems.weather.aurora.config import AuroraConfig
+from millrace.systems.weather.aurora.conventions import (
+    published_encodings,
+    published_static,
+    to_published,
+)
 from millrace.systems.weather.aurora.encodings import place_encodings
 from millrace.systems.weather.aurora.loss import channel_weights, weighted_mae
 from millrace.systems.weather.aurora.model import (
@@ -21,6 +26,7 @@ from millrace.systems.weather.aurora.model import (
     unit_names,
 )
 from millrace.systems.weather.aurora.perceiver import Grid
+from millrace.systems.weather.aurora.published import adopt
 from millrace.systems.weather.aurora.swin import SwinBlock
 from millrace.systems.weather.dataset import WeatherBatch, WeatherDataset, as_points
 from millrace.systems.weather.grids import goes_round
@@ -29,14 +35,17 @@ from millrace.systems.weather.grids import goes_round
 def _build(config: AuroraConfig, dataset: WeatherDataset) -> Aurora:
     check_grid(config, dataset.shape)
     sizes = (config.patch_size, config.embed_dim)
+    is_published = config.conventions == "published"
+    encodings = published_encodings if is_published else place_encodings
     grid = Grid(
-        *place_encodings(dataset.latitude, dataset.longitude, *sizes),
+        *encodings(dataset.latitude, dataset.longitude, *sizes),
         level_L=torch.tensor(dataset.levels, dtype=torch.float64, device="cpu"),
-        static_FIJ=torch.from_numpy(dataset.static),
+        static_FIJ=published_static(dataset) if is_published else torch.from_numpy(dataset.static),
         surface=len(dataset.surface),
         air=len(dataset.air),
         hours=dataset.step_hours,
         periodic=goes_round(dataset.longitude),
+        to_published_2C=torch.stack(to_published(dataset)) if is_published else None,
     )
     scale_C = torch.from_numpy(dataset.increment_scale)
     model = Aurora(config, grid, dataset.shape, dataset.config.input_steps, scale_C)
@@ -104,6 +113,7 @@ SPEC = ModelSpec(
     predict=_predict,
     loss=_loss,
     continued=_continued,
+    published=adopt,
     recomputed=("encoder", "encoder.aggregation", "blocks.*", "decoder", "decoder.aggregation"),
     division=Division(
         units=unit_names,

@@ -121,6 +121,7 @@ class SwinBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.size, self.drop_path = size, drop_path
+        self.as_published = config.conventions == "published"
         levels, rows, columns = (min(w, s) for w, s in zip(config.window, size, strict=True))
         self.window: Size = (levels, rows, columns)
         self.shift: Size = tuple(  # type: ignore[assignment]
@@ -130,7 +131,8 @@ class SwinBlock(nn.Module):
         self.norm1 = AdaptiveNorm(channels, config.embed_dim)
         self.mlp = Mlp(channels, int(config.mlp_ratio * channels))
         self.norm2 = AdaptiveNorm(channels, config.embed_dim)
-        labels = window_labels(size, self.window, self.shift, periodic)
+        of_windows = published_labels if self.as_published else window_labels
+        labels = of_windows(size, self.window, self.shift, periodic)
         tensor = None if labels is None else torch.tensor(labels, device="cpu")
         self.register_buffer("labels_WS", tensor, persistent=False)
 
@@ -141,18 +143,27 @@ class SwinBlock(nn.Module):
 
     def _attend(self, x_BNC: Tensor) -> Tensor:
         x = x_BNC.unflatten(1, self.size)
-        levels, rows, columns = ((-s) % w for s, w in zip(self.size, self.window, strict=True))
-        if levels or rows or columns:
-            x = F.pad(x, (0, 0, 0, columns, 0, rows, 0, levels))
+        missing = [(-s) % w for s, w in zip(self.size, self.window, strict=True)]
+        before = [n // 2 if self.as_published else 0 for n in missing]
+        if self.as_published:
+            x = torch.roll(x, [-s for s in self.shift], (1, 2, 3))
+        if any(missing):
+            sides = zip(reversed(before), reversed(missing), strict=True)
+            x = F.pad(x, (0, 0, *(side for b, n in sides for side in (b, n - b))))
         padded = x.shape[1:4]
-        x = torch.roll(x, [-s for s in self.shift], (1, 2, 3))
+        if not self.as_published:
+            x = torch.roll(x, [-s for s in self.shift], (1, 2, 3))
         mask = None
         if self.labels_WS is not None:
             mask = self.labels_WS[:, :, None] == self.labels_WS[:, None, :]
         x = from_windows(self.attention(to_windows(x, self.window), mask), self.window, padded)
-        x = torch.roll(x, self.shift, (1, 2, 3))
-        levels, rows, columns = self.size
-        return x[:, :levels, :rows, :columns].flatten(1, 3)
+        if not self.as_published:
+            x = torch.roll(x, self.shift, (1, 2, 3))
+        (a, b, c), (levels, rows, columns) = before, self.size
+        x = x[:, a : a + levels, b : b + rows, c : c + columns]
+        if self.as_published:
+            x = torch.roll(x, self.shift, (1, 2, 3))
+        return x.flatten(1, 3)
 
     def _kept(self, x_BNC: Tensor) -> Tensor:
         """Leave the branch out for some samples (Huang et al. 2016, arXiv:1603.09382)."""
@@ -199,6 +210,32 @@ def window_labels(
     if (label == 0).all():
         return None
     label = np.roll(label, [-s for s in shift], (0, 1, 2))
+    with torch.device("cpu"):
+        return to_windows(torch.from_numpy(label)[None, ..., None], window)[..., 0].numpy()
+
+
+@lru_cache(maxsize=64)
+def published_labels(
+    size: Size, window: Size, shift: Size, periodic: bool = True
+) -> np.ndarray | None:
+    """`window_labels` of the published program, which differ where windows do not divide a grid.
+
+    It pads both sides after shifting, labels before it pads, and lets tokens look at what pads a grid where
+    nothing is shifted.
+    """
+    if not any(shift):
+        return None
+    label = np.zeros(size, dtype=np.int16)
+    for axis, (length, w, s) in enumerate(zip(size, window, shift, strict=True)):
+        if s:
+            place = np.arange(length)
+            part = (place >= length - w) + 1 * (place >= length - s)
+            if axis == 2 and periodic:
+                part[part == 1] = 2
+            others = tuple(a for a in range(3) if a != axis)
+            label += np.expand_dims(3**axis * part, others).astype(np.int16)
+    missing = [(-n) % w for n, w in zip(size, window, strict=True)]
+    label = np.pad(label, [(n // 2, n - n // 2) for n in missing], constant_values=-1)
     with torch.device("cpu"):
         return to_windows(torch.from_numpy(label)[None, ..., None], window)[..., 0].numpy()
 
