@@ -45,6 +45,7 @@ rule all:
         plan.sweep_tables(),
         *of_chosen(plan.ensembles),
         plan.predicted_files(),
+        plan.compared_files(),
         plan.report(),
 
 
@@ -104,4 +105,9 @@ rule scaling_report:
 
 rule report:
     input:
-        stage("report", "summarise_skill", files=plan.report()),
+        stage(
+            "report",
+            "summarise_skill",
+            "compare_runs",
+            files=plan.report() + plan.compared_files(),
+        ),

@@ -105,6 +105,30 @@ class PredictionSettings(Settings):
     """Directory that holds the raw files, or the name of a dataset whose raw files are meant."""
 
 
+class ComparedRun(Settings):
+    """A run that is compared."""
+
+    experiment: Text
+    """A name from the block `experiments`."""
+    layout: RaceName
+    """Its layout."""
+    seed: RunSeed
+    """Its seed."""
+
+
+class ComparisonSettings(Settings):
+    """Two runs side by side, as a page of the report: `results/compare/{name}.html`.
+
+    It shows the settings that differ, the losses, and paired tests over test cases: the difference of the
+    mean errors, A − B, with its 95 % interval by a bootstrap of blocks. What is not trained yet, is.
+    """
+
+    a: ComparedRun
+    """One run."""
+    b: ComparedRun
+    """The other one."""
+
+
 class Configuration(Settings):
     """All that a configuration may hold; of datasets and models each has its own keys besides."""
 
@@ -128,6 +152,18 @@ class Configuration(Settings):
         ],
     )
     """Which trained model is used on which new raw files."""
+    comparisons: dict[Name, ComparisonSettings] = option(
+        default_factory=dict,
+        examples=[
+            {
+                "layers": {
+                    "a": {"experiment": "gino_salt", "layout": "n1_gpu1", "seed": 0},
+                    "b": {"experiment": "gino_deep", "layout": "n1_gpu1", "seed": 0},
+                }
+            }
+        ],
+    )
+    """Pairs of runs that the report compares."""
     scaling: ScalingSettings = ScalingSettings()
     """Which layouts are measured, and what is asked of the scaling report."""
     plugins: Names = ()

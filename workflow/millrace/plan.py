@@ -62,6 +62,7 @@ class Plan:
         self.sweeps: Mapping[str, Sweep] = read_sweeps(config["experiments"])
         self.experiments: Mapping[str, Any] = Experiments(config["experiments"], self.sweeps)
         self.predictions: Mapping[str, Any] = config.get("predictions", {})
+        self.comparisons: Mapping[str, Any] = config.get("comparisons", {})
         self._run: Mapping[str, Sequence[Any]] = config["run"]
         self.scaling = ScalingSettings.parse(config.get("scaling", {}), "config: scaling")
         for name in self._run["experiments"]:
@@ -79,6 +80,8 @@ class Plan:
             for dataset in dataset_names(experiment):
                 known(dataset, self.datasets, f"experiments.{name}.dataset", "dataset")
                 self._check_samples(name, dataset)
+        for name in self.comparisons:
+            self._check_comparison(name)
         for name in self.predictions:
             self._check_prediction(name)
         for name in self.scaling.experiments:
@@ -144,13 +147,28 @@ class Plan:
                 f"config: {key}.source: {source} has no raw files of format {' or '.join(readable)}"
             )
 
+    def _check_comparison(self, name: str) -> None:
+        of = {side: self.comparisons[name][side]["experiment"] for side in ("a", "b")}
+        for side, experiment in of.items():
+            key = f"comparisons.{name}.{side}.experiment"
+            known(experiment, self.experiments, key, "experiment")
+            if experiment in self.sweeps:
+                raise ConfigError(f"config: {key}: {experiment} is a sweep; name one of its trials")
+        kinds_of = {side: self.kind(experiment).name for side, experiment in of.items()}
+        if len({*kinds_of.values()}) > 1:
+            raise ConfigError(
+                f"config: comparisons.{name}: {of['a']} is on samples of {kinds_of['a']}, {of['b']} on "
+                f"{kinds_of['b']}; compare experiments on one kind"
+            )
+
     def trainings(self) -> list[tuple[str, str, str]]:
         """Return each experiment that runs, a layout that trains it, and the rule of the job.
 
-        Those that only a prediction requires, or that the section ``scaling`` names, are among them.
+        Those that only a prediction or a comparison requires, or that the section ``scaling`` names, are
+        among them.
         """
         wanted = [(experiment, layout, "train_segment") for experiment, layout, _ in self._runs()]
-        predicting = self.predictions.values()
+        predicting = [*self.predictions.values(), *self._compared()]
         wanted += [(block["experiment"], block["layout"], "train_segment") for block in predicting]
         measured = product(self.scaling.experiments, self.scaling.measure)
         wanted += [(experiment, layout, "measure_throughput") for experiment, layout in measured]
@@ -312,6 +330,22 @@ class Plan:
                 paths.append(Path(before.rpartition("/")[0]))
         return paths
 
+    def _compared(self) -> list[dict[str, Any]]:
+        return [block[side] for block in self.comparisons.values() for side in ("a", "b")]
+
+    def compared(self, comparison: str) -> dict[str, list[str]]:
+        """Return the paths of the scores of the two runs of a comparison, and of their receipts."""
+        block = self.comparisons[comparison]
+        runs = [tuple(block[side][key] for key in ("experiment", "layout", "seed")) for side in "ab"]
+        return {
+            "metrics": [f"results/evaluate/{e}/{n}/seed{s}/metrics.json" for e, n, s in runs],
+            "receipts": [self.final_checkpoint(*run)["receipt"] for run in runs],
+        }
+
+    def compared_files(self) -> list[str]:
+        """Return the paths of the pages of all configured comparisons."""
+        return [f"results/compare/{name}.html" for name in self.comparisons]
+
     def predicted_files(self) -> list[str]:
         """Return the paths of all configured predictions."""
         return [f"results/predict/{name}/predictions.nc" for name in self.predictions]
@@ -354,9 +388,9 @@ class Plan:
         return [self.final_checkpoint(*run)["checkpoint"] for run in self._runs_of(experiments)]
 
     def layouts(self) -> list[str]:
-        """Return the layouts of all runs, including those that only a prediction requires."""
-        predicting = (block["layout"] for block in self.predictions.values())
-        named = [*(layout for _, layout, _ in self._runs()), *predicting]
+        """Return the layouts of all runs, and those that a prediction or a comparison requires."""
+        others = (block["layout"] for block in (*self.predictions.values(), *self._compared()))
+        named = [*(layout for _, layout, _ in self._runs()), *others]
         return list(dict.fromkeys(str(one) for name in named for one in Layout.entrants(name)))
 
     def preflights(self) -> list[str]:

@@ -72,6 +72,7 @@ def blocks() -> list[Block]:
         schema = schema_of(model.model_settings())
         found += _nested("experiments.<name>.model", f"with `name: {name}`", schema)
     found += _nested("predictions.<name>", "", _of_names(whole["predictions"]))
+    found += _nested("comparisons.<name>", "", _of_names(whole["comparisons"]))
     found += _nested("scaling", "", whole["scaling"])
     top = schema_of(Configuration)
     alone = (Block(key, "", {**top, "properties": {key: whole[key]}}) for key in _ALONE)

@@ -64,6 +64,7 @@ RACE = f"{LAYOUT}(-or-{LAYOUT})+"
 wildcard_constraints:
     dataset="|".join(plan.datasets),
     prediction="|".join(plan.predictions) or "(?!)",
+    comparison="|".join(plan.comparisons) or "(?!)",
     experiment="|".join(
         [*plan.experiments, *(sweep.pattern for sweep in plan.sweeps.values())]
     ),
@@ -160,6 +161,7 @@ initial_checkpoint = configured(plan.initial_checkpoint, "experiment", "seed")
 measured_checkpoint = configured(plan.measured_checkpoint, "experiment")
 final_checkpoint = by(plan.final_checkpoint, "experiment", "layout", "seed")
 ensemble_checkpoints = by(plan.ensemble_checkpoints, "experiment", "layout")
+compared = by(plan.compared, "comparison")
 predicting_checkpoint = by(plan.predicting_checkpoint, "prediction")
 prediction_source = configured(plan.prediction_source, "prediction")
 prediction_fingerprint = by(plan.prediction_fingerprint, "prediction")

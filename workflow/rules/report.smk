@@ -37,3 +37,25 @@ rule summarise_skill:
         benchmarks=lambda wildcards, output: plan.benchmarks(),
     script:
         "../scripts/summarise_skill.py"
+
+
+rule compare_runs:
+    input:
+        unpack(compared),
+    output:
+        page=report(
+            "results/compare/{comparison}.html",
+            caption="../report/comparison.rst",
+            category="Comparisons",
+            labels={"comparison": "{comparison}"},
+        ),
+        record="results/compare/{comparison}.json",
+    log:
+        "logs/compare_runs/{comparison}.log",
+    benchmark:
+        "benchmarks/compare_runs/{comparison}.tsv"
+    localrule: True  # it takes seconds
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/compare_runs.py"

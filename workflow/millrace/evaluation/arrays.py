@@ -17,6 +17,7 @@ from millrace.data.arrays import ArrayBatch, ArrayDataset
 from millrace.data.split import Split
 from millrace.errors import ConfigError
 from millrace.evaluation.base import Draw
+from millrace.evaluation.cases import blocks_in_time, case_record
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.figures.arrays import Example, field_lines, field_maps, scatter
 from millrace.figures.style import attempt
@@ -57,7 +58,16 @@ def evaluate(
         for v, variable in enumerate(dataset.names["targets"]):
             _draw(model, v, error_BV[:, v], figures / variable)
 
-    return {"validation": validation, "test": test}, draw
+    names, units = dataset.names["targets"], dataset.units["targets"]
+    errors = {
+        name: {"rmse": (unit, error_BV[:, v])}
+        for v, (name, unit) in enumerate(zip(names, units, strict=True))
+    }
+    starts = dataset.starts("test")
+    # Windows in time overlap; other samples are independent.
+    span = dataset.config.length if dataset.config.input_steps else 1
+    cases = case_record([str(s) for s in starts], blocks_in_time(starts, span), errors)
+    return {"validation": validation, "test": test, "cases": cases}, draw
 
 
 def score(

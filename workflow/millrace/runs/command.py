@@ -14,6 +14,7 @@ from rich.console import Console
 from millrace.cluster.facts import find_profile
 from millrace.command_line import add_command, add_json, make_parser, print_json
 from millrace.errors import DataError, ExitCode, exits_with_code
+from millrace.files import output_errors
 from millrace.runs import display, efficiency, maintenance
 from millrace.runs.inventory import Run, find_runs, select, select_one
 from millrace.runs.queue_status import find_queue
@@ -148,6 +149,27 @@ def _efficiency(options: argparse.Namespace, console: Console) -> int:
     return ExitCode.OK
 
 
+def _compare(options: argparse.Namespace, console: Console) -> int:
+    # What it draws with takes as long to start as all else here.
+    from millrace.evaluation.compare import Side, compare, write_page
+
+    if options.output is not None and options.output.suffix != ".html":
+        raise DataError(f"--output {options.output}: expected a name that ends in .html")
+    runs = find_runs(options.root)
+    pair = [select_one(runs, name) for name in (options.a, options.b)]
+    found = compare(*(Side.of_store(run.path, run.history, options.results) for run in pair))
+    if options.output is not None:
+        with output_errors(options.output):
+            write_page(found, options.output)
+    if options.json:
+        print_json(found.record())
+    else:
+        display.compared(found, console)
+        if options.output is not None:
+            console.print(str(options.output), soft_wrap=True)
+    return ExitCode.OK
+
+
 def _runs(options: argparse.Namespace) -> list[Run]:
     """The runs that were asked for; says what of them is damaged."""
     runs = select(find_runs(options.root), options.runs)
@@ -205,6 +227,13 @@ def parser() -> argparse.ArgumentParser:
     text = "also whole stores that no receipt refers to and that are not the newest of their kind"
     cleaned.add_argument("--run-hashes", action="store_true", help=text)
     cleaned.add_argument("--yes", action="store_true", help="really remove")
+    text = "two runs: settings that differ, losses, paired tests over test cases"
+    examples = ["gino_salt/n1_gpu1/seed0 gino_deep/n1_gpu1/seed0 --output compared.html"]
+    compared = add_json(add("compare", _compare, text, outputs, examples=examples))
+    compared.add_argument("a", metavar="A", help="a path, or the beginning of its name")
+    compared.add_argument("b", metavar="B", help="the other run")
+    text = "also write a page with the curves"
+    compared.add_argument("--output", type=Path, metavar="FILE", help=text)
     text = "copy committed steps elsewhere, verified; can be repeated"
     examples = ["/archive/runs", "--root /archive/runs runs"]
     saved = add("backup", _backup, text, examples=examples)

@@ -166,6 +166,39 @@ def loss_chart(history: Sequence[Mapping[str, Any]]) -> Text:
     return text.append(f"{'epoch':>9} {first}{str(last).rjust(columns * wide - len(str(first)))}")
 
 
+def compared(found: Any, console: Console) -> None:
+    """Print what two runs differ in, a `millrace.evaluation.compare.Comparison`."""
+    console.print(f"A  [bold]{found.a.name}[/]\nB  [bold]{found.b.name}[/]", highlight=False)
+    for note in found.notes:
+        console.print(note, style="yellow", soft_wrap=True, highlight=False)
+    console.print("\n[bold]Settings that differ[/]" + ("" if found.settings else ": none"))
+    if found.settings:
+        table = make_table("key", "A", "B")
+        for key, pair in found.settings.items():
+            table.add_row(key, *map(str, pair))
+        console.print(table)
+    console.print("\n[bold]Validation loss[/]")
+    table = make_table("", ">epochs", ">best", ">last")
+    for side, one in (("A", found.a), ("B", found.b)):
+        losses = [r["validation_loss"] for r in one.history if r.get("validation_loss") is not None]
+        best = (min(losses), losses[-1]) if losses else (None, None)
+        table.add_row(side, str(len(one.history)), *map(format_number, best))
+    console.print(table)
+    if not found.differences:
+        return
+    console.print("\n[bold]Errors on the test cases[/]")
+    table = make_table(
+        "variable", "score", ">A", ">B", ">A - B", ">95 % interval", "better", ">cases", ">blocks"
+    )
+    for row in found.differences:
+        ends = "–" if row.low is None else f"{row.low:.3g} to {row.high:.3g}"
+        score = f"{row.score} ({row.unit})" if row.unit else row.score
+        means = (format_number(row.mean_a), format_number(row.mean_b), f"{row.difference:.3g}")
+        counts = (str(row.cases), str(row.blocks))
+        table.add_row(row.variable, score, *means, ends, row.better or "–", *counts)
+    console.print(table)
+
+
 def usage_table(runs: Sequence[Run]) -> Table:
     """Return the bytes of each run: total, by kind of file, and shared with outputs."""
     columns = (">total", ">milestones", ">other steps", ">left behind", ">shared with outputs")

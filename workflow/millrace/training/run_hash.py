@@ -22,13 +22,18 @@ def digest(definition: Mapping[str, Any]) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """List the keys that differ as ``key: old -> new``, nested keys joined by dots."""
+    """List the keys that differ as ``key: old -> new``, see `changes`."""
+    return [f"{key}: {was} -> {now}" for key, (was, now) in changes(old, new).items()]
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return old and new value of the keys that differ, nested keys joined by dots."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
     pairs = {
         key: (before.get(key, "nothing"), after.get(key, "nothing"))
         for key in sorted(before.keys() | after.keys())
     }
-    return [f"{key}: {was} -> {now}" for key, (was, now) in pairs.items() if was != now]
+    return {key: (was, now) for key, (was, now) in pairs.items() if was != now}
 
 
 def siblings(run_root: Path, name: str) -> Iterator[Mapping[str, Any]]:

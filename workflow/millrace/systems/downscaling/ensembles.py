@@ -4,13 +4,14 @@ Shape suffixes: N fine cells, M blocks, E members, T times.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from millrace.data.split import Split
+from millrace.evaluation.cases import blocks_in_time, case_record, issue_times
 from millrace.evaluation.trained_model import finite
 from millrace.systems.base import Progress
 from millrace.systems.downscaling import baselines
@@ -21,18 +22,23 @@ from millrace.systems.downscaling.sampling import SamplerConfig, expected_grid, 
 from millrace.systems.downscaling.scores import DownscalingScores, Sphere
 from millrace.systems.downscaling.triangles import barycentric
 
+BLOCK_DAYS = 5.0
+"""Within so many days the weather is not another one."""
 _SLAB, _SLAB_CELLS = 32, 32 << 20
 """Times that are read at once, and most values of a variable."""
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """Ground truth, block means and ensemble of a time (days since 1970), in physical units."""
+    """Ground truth, block means and ensemble of a time (days since 1970), in physical units; with errors."""
 
     time: float
     truth_NV: Floats
     coarse_MV: Floats
     ensemble_ENV: Floats
+    cases: dict[str, Any] = field(default_factory=dict)
+    """Errors of the model at each time of the evaluation, see `millrace.evaluation.cases`: times less than
+    `BLOCK_DAYS` apart are in one block."""
 
 
 def evaluate(
@@ -73,7 +79,15 @@ def evaluate(
         variable: {name: one.result() for name, one in of_variable.items()}
         for variable, of_variable in zip(dataset.config.variables, scores, strict=True)
     }
-    return results, examples[0]
+    errors = {
+        variable: {key: (unit, values) for key, values in of_variable["model"].by_time().items()}
+        for variable, unit, of_variable in zip(
+            dataset.config.variables, dataset.units, scores, strict=True
+        )
+    }
+    days = dataset.time[steps]
+    cases = case_record(issue_times(days), blocks_in_time(days, BLOCK_DAYS), errors)
+    return results, replace(examples[0], cases=cases)
 
 
 def sphere_of(dataset: BlockDataset) -> Sphere:

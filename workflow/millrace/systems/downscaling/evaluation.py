@@ -37,7 +37,7 @@ def evaluate(
         for v, variable in enumerate(model.dataset.config.variables):
             _draw(model.dataset, v, test[variable], example, figures / variable)
 
-    return {"validation": validation, "test": test}, draw
+    return {"validation": validation, "test": test, "cases": example.cases}, draw
 
 
 def _draw(

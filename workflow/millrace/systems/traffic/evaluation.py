@@ -51,7 +51,9 @@ def evaluate(
         "forecasts": motion_scores(module, dataset, "test", ROLLOUTS, progress=progress),
         "tokens": token_scores(module, dataset, "test"),
     }
-    scores = {"validation": {_VARIABLE: validation}, "test": {_VARIABLE: test}}
+    validation["forecasts"]["model"].pop("cases")
+    cases = test["forecasts"]["model"].pop("cases")
+    scores = {"validation": {_VARIABLE: validation}, "test": {_VARIABLE: test}, "cases": cases}
     return scores, lambda figures: _draw(module, dataset, test["forecasts"], figures / _VARIABLE)
 
 

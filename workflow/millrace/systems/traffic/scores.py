@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from millrace.evaluation.cases import case_record
 from millrace.evaluation.trained_model import finite
 from millrace.systems.base import Progress
 from millrace.systems.traffic.dataset import ScenarioBatch, ScenarioDataset
@@ -195,11 +196,13 @@ class MotionScores:
         self._by_step: list[Floats] = []
         self._events: dict[str, list[tuple[float, float]]] = {name: [] for name in EVENTS}
         self._block: list[int] = []
+        self._by_scene: list[tuple[float, float]] = []
 
     def add(self, pose_SAT3: Floats, truth: GroundTruth, block: int) -> None:
         """Add the rollouts of a scenario; scenarios of one ``block`` are not independent of each other."""
         error_SAT = displacement(pose_SAT3, truth.future_AT3[:, : pose_SAT3.shape[2]])
         error_SAT = error_SAT[:, np.isfinite(error_SAT).any(axis=(0, 2))]
+        of_scene = (np.nan, np.nan)
         if error_SAT.size:
             error_SA = np.nanmean(error_SAT, axis=2)
             best_AT = error_SAT[error_SA.argmin(axis=0), np.arange(error_SA.shape[1])]
@@ -209,6 +212,8 @@ class MotionScores:
             self._values["ade"] += error_SA.mean(axis=0).tolist()
             self._values["miss_rate"] += (best_AT[np.arange(len(last_A)), last_A] > MISSED).tolist()
             self._by_step.append(best_AT)
+            of_scene = (float(error_SA.min(axis=0).mean()), float(error_SA.mean(axis=1).min()))
+        self._by_scene.append(of_scene)
         found = truth.features(pose_SAT3)
         for name, score in realism(found, truth.truth).items():
             self._values[name].append(score)
@@ -216,6 +221,16 @@ class MotionScores:
             counts = (truth.start[name][0] == 0) & np.isfinite(found[name])
             tallies.append((float(found[name][counts].sum()), float(counts.sum())))
         self._block.append(block)
+
+    def cases(self, names: Sequence[str]) -> dict[str, Any]:
+        """Errors of each scenario by its name, see `millrace.evaluation.cases`."""
+        errors = zip(("min_ade", "scene_min_ade"), np.array(self._by_scene).T, strict=True)
+        found = {name: ("m", values) for name, values in errors}
+        for name in EVENTS:
+            some_N, all_N = np.array(self._events[name]).T
+            rate_N = np.divide(some_N, all_N, out=np.full(len(all_N), np.nan), where=all_N > 0)
+            found[f"{name}_rate"] = ("", rate_N)
+        return case_record(names, self._block, {"motion": found})
 
     def result(self) -> dict[str, Any]:
         """Scores, ready for JSON; None where nothing is known."""
@@ -284,10 +299,11 @@ def motion_scores(
     dict
         `MotionScores.result` of each of ``names``: ``model``, ``shuffled_map`` (the same model, given the
         maps of other scenarios), ``constant_velocity``, ``noise`` (random tokens) and ``truth``; of
-        ``model`` and ``truth`` also ``token_coverage``, see `TokenUsage`; of ``shuffled_map`` also
-        `above_model`.
+        ``model`` and ``truth`` also ``token_coverage``, see `TokenUsage`; of ``model`` also ``cases``, see
+        `MotionScores.cases`; of ``shuffled_map`` also `above_model`.
     """
     scores = {name: MotionScores() for name in names}
+    scenes: list[str] = []
     frequency_CV = token_frequencies(dataset)
     usage = {name: TokenUsage(frequency_CV) for name in ("model", "truth") if name in names}
     shuffled = dataset.with_shuffled_maps() if "shuffled_map" in names else dataset
@@ -299,6 +315,7 @@ def motion_scores(
         if "shuffled_map" in names:
             drawn["shuffled_map"] = rollout(module, shuffled.gather(scenarios), config)
         for b, scenario in enumerate(scenarios.tolist()):
+            scenes.append(dataset.names[scenario])
             rows = dataset.rows("agent", scenario)
             truth = GroundTruth(rows, road_edges(dataset, scenario), config.horizon)
             n, true = len(rows["kind"]), rows["true"].astype(np.float64)
@@ -318,6 +335,8 @@ def motion_scores(
     found = {name: score.result() for name, score in scores.items()}
     for name, used in usage.items():
         found[name]["token_coverage"] = used.result()
+    if "model" in names:
+        found["model"]["cases"] = scores["model"].cases(scenes)
     if "model" in names and "shuffled_map" in names:
         found["shuffled_map"] |= above_model(scores["shuffled_map"], scores["model"])
     return found
