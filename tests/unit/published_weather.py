@@ -86,6 +86,7 @@ def weights(shapes_by_name, seed=0):
 def states(case):
     """States of each channel and static fields in units of their statistics, [B, T, C, I, J], [F, I, J]."""
     every = [*Case().channels, *(f"{n}_{level}" for n in Case().air for level in (100, 300, 700))]
+    every += [name for name in case.channels if name not in every]
 
     def field(*key):
         return np.random.default_rng([1, *key]).standard_normal((ROWS, COLUMNS))

@@ -229,7 +229,8 @@ def parser() -> argparse.ArgumentParser:
     cleaned.add_argument("--yes", action="store_true", help="really remove")
     text = "two runs: settings that differ, losses, paired tests over test cases"
     examples = ["gino_salt/n1_gpu1/seed0 gino_deep/n1_gpu1/seed0 --output compared.html"]
-    compared = add_json(add("compare", _compare, text, outputs, examples=examples))
+    compared = add("compare", _compare, text, outputs, examples=examples)
+    add_json(compared)
     compared.add_argument("a", metavar="A", help="a path, or the beginning of its name")
     compared.add_argument("b", metavar="B", help="the other run")
     text = "also write a page with the curves"

@@ -15,6 +15,7 @@ from millrace.errors import ConfigError, DataError
 from millrace.systems.weather.aurora.config import SMALL, AuroraConfig
 from millrace.systems.weather.aurora.published import adopt
 from millrace.systems.weather.aurora.spec import SPEC
+from millrace.systems.weather.aurora.swin import published_labels, window_labels
 from millrace.systems.weather.dataset import WeatherBatch
 from millrace.training import published
 from millrace.training.deadline import Deadline, Stop
@@ -103,6 +104,17 @@ def made(name, rank=0, steps=2, case=None, weights=None, **changes):
     return ours, expected, found
 
 
+@pytest.mark.parametrize("shift", [(0, 0, 0), (1, 2, 2), (0, 2, 0)])
+def test_windows_that_divide_a_grid_are_labelled_as_ours(shift):
+    arguments = ((4, 8, 16), (2, 4, 4), shift)
+    theirs, ours = published_labels(*arguments), window_labels(*arguments)
+    if not any(shift):
+        assert theirs is ours is None
+        return
+    together = [one[:, :, None] == one[:, None] for one in (theirs, ours)]
+    assert np.array_equal(*together)
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -151,8 +163,7 @@ def test_new_variables_begin_anew_and_change_no_other():
     location, scale = (np.insert(x, 4, v) for x, v in ((location, 0.0), (scale, 1.0)))
     dataset = samples(case, location, scale)
     model, found = loaded(config(), dataset, given(CASES["plain"]))
-    state, _ = weather.states(CASES["plain"])
-    state = np.insert(state, 4, 7.0, axis=2)
+    state, _ = weather.states(case)
     ours = np.delete(forecast(model, dataset, state, location, scale), 4, axis=1)
     assert np.abs(ours - expected).max() <= CLOSE
     assert found.new == {"decoder.surface_head: tp": "not in the file"}
@@ -163,8 +174,11 @@ def test_new_variables_begin_anew_and_change_no_other():
 def test_what_samples_do_not_have_is_left_out():
     found = made("few")[2]
     assert found.new == found.changed == {}
-    assert "decoder.surf_heads.10u.weight" in found.left_out
-    assert all("10" in n or "slt" in n or n.split(".")[-2] in "uvq" or n[-1] in "uvq" for n in found.left_out)
+    heads = [f"decoder.surf_heads.{name}.bias" for name in ("10u", "10v")]
+    heads += [f"decoder.atmos_heads.{name}.bias" for name in ("q", "u", "v")]
+    assert sorted(n for n in found.left_out if n.endswith(".bias")) == sorted(heads)
+    kernels = {name.rpartition(".")[2] for name in found.left_out if "embeds" in name}
+    assert kernels == {"10u", "10v", "slt", "q", "u", "v"}
 
 
 @pytest.mark.parametrize(
