@@ -198,7 +198,12 @@ def test_a_baseline_of_the_plugin_is_scored_beside_the_others(tmp_path):
 
     kind = array_kind("fields", ["raw"], "m:read", baselines={"warmer": warmer})
     run, _ = kind.evaluation.run(trained(dataset, Constant(0.5)), {}, None)
-    assert set(run) == {"validation", "test"}
+    assert set(run) == {"validation", "test", "cases"}
+    own = run["cases"]["errors"]["q"]["rmse"]
+    of_all = run["test"]["q"]["forecasts"]["model"]["rmse"]
+    assert np.sqrt(np.mean(np.square(own["values"]))) == pytest.approx(of_all, rel=1e-6)
+    assert own["unit"] == "K"
+    assert len({*run["cases"]["blocks"]}) == len(own["values"]), "independent samples"
     assert run["test"]["q"]["forecasts"]["warmer"]["rmse"] == pytest.approx(3.0)
     row = kind.table.rows(run)[1]
     assert (row["variable"], row["unit"]) == ("q", "K")

@@ -177,6 +177,11 @@ def test_a_whole_evaluation(block_samples):
     assert set(scores["tas"]) == {"model", "block_mean", "interpolation", "linear_regression"}
     assert scores["tas"]["model"]["conservation"] < 1e-5
     assert scores["tas"]["model"]["times"] == 2
+    errors = example.cases["errors"]["tas"]
+    assert np.mean(errors["crps"]["values"]) == pytest.approx(scores["tas"]["model"]["crps"], 1e-6)
+    together = np.sqrt(np.mean(np.square(errors["rmse"]["values"])))
+    assert together == pytest.approx(scores["tas"]["model"]["rmse"], 1e-6)
+    assert len(example.cases["names"]) == len(example.cases["blocks"]) == 2
     assert example.ensemble_ENV.shape == (3, 1280, 1)
     truth, copy = example.truth_NV[:, 0], np.repeat(example.coarse_MV[:, 0], 16)
     assert 1 < np.sqrt(np.mean((truth - copy) ** 2)) < 20, "kelvin"

@@ -44,6 +44,19 @@ def test_truth_scores_one_and_persistence_zero(model):
             assert ahead[variable]["skill"] == pytest.approx(skill, abs=1e-5)
 
 
+def test_errors_of_windows_are_those_of_all_together(model):
+    one = model(persistence)
+    result, series = forecast_windows(one, "test")
+    starts, length = one.dataset.starts("test"), one.dataset.config.length
+    for variable, errors in series.cases["errors"].items():
+        together = np.sqrt(np.mean(np.square(errors["rmse"]["values"])))
+        assert together == pytest.approx(result[variable]["rmse"], rel=1e-6)
+    blocks = np.array(series.cases["blocks"])
+    assert blocks.tolist() == ((starts - starts[0]) // length).tolist(), "windows follow each other"
+    issued = one.dataset.time[starts + one.dataset.config.input_steps - 1]
+    assert [float(name) for name in series.cases["names"]] == pytest.approx(issued, abs=1e-6)
+
+
 def test_series_is_the_true_series_in_order(model, samples):
     import h5py
 

@@ -362,6 +362,15 @@ def test_scores_of_all_forecasts(dataset):
     found = motion_scores(module, dataset, "test", RolloutConfig(samples=2))
     some = motion_scores(module, dataset, "test", RolloutConfig(samples=2), ("model",))
     assert some == {"model": found["model"]}, "independent of the other forecasts"
+    cases = found["model"]["cases"]
+    scenarios = dataset.scenarios("test")
+    assert cases["names"] == [dataset.names[scenario] for scenario in scenarios]
+    together = np.unique(dataset.block[scenarios], return_inverse=True)[1]
+    assert cases["blocks"] == together.tolist()
+    errors = cases["errors"]["motion"]
+    known = [x for x in errors["scene_min_ade"]["values"] if x is not None]
+    assert np.mean(known) == pytest.approx(found["model"]["scene_min_ade"], rel=1e-6)
+    assert errors.keys() == {"min_ade", "scene_min_ade", "collision_rate", "off_road_rate"}
     for event in ("collision", "off_road"):
         low, high = found["model"][f"{event}_interval"]
         assert low <= found["model"][f"{event}_rate"] <= high

@@ -44,6 +44,14 @@ def test_a_model_that_stays_is_persistence(weather_samples, steps):
     for channel in scores["channels"].values():
         assert channel["rmse"]["model"] == pytest.approx(channel["rmse"]["persistence"], rel=1e-5)
         assert channel["rmse"]["persistence"][1] > channel["rmse"]["persistence"][0] > 0
+    for channel, errors in example.cases["errors"].items():
+        assert errors.keys() == {"rmse_h6", "rmse_h24"}
+        for lead, key in ((0, "rmse_h6"), (3, "rmse_h24")):
+            together = np.sqrt(np.mean(np.square(errors[key]["values"])))
+            assert together == pytest.approx(scores["channels"][channel]["rmse"]["model"][lead], 1e-6)
+    assert example.cases["errors"]["z_500"]["rmse_h6"]["unit"] == "m**2 s**-2"
+    issued = np.array(example.cases["names"], dtype="datetime64[m]")
+    assert [*np.diff(example.cases["blocks"])] == [*(np.diff(issued) >= np.timedelta64(60, "h"))]
     assert example.hours == (24,)
     [day_later] = np.flatnonzero(np.isclose(model.dataset.time, example.issued + 1))
     state_CK = model.dataset.core_states(0, np.array([day_later]))[:, 0].T.numpy()
