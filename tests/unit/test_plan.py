@@ -388,3 +388,41 @@ def test_datasets_are_made_whole_or_in_parts(tmp_path, monkeypatch) -> None:
             for parts in (False, True)
         ]
         assert tuple(found) == expected
+
+
+def test_runs_that_are_compared_are_trained_and_scored() -> None:
+    made = config()
+    run = {"experiment": "head", "layout": "n1_gpu2", "seed": 0}
+    made["comparisons"] = {"luck": {"a": run, "b": run | {"seed": 7, "layout": "n4_gpu1"}}}
+    plan = Plan(made)
+    assert plan.compared("luck") == {
+        "metrics": [
+            "results/evaluate/head/n1_gpu2/seed0/metrics.json",
+            "results/evaluate/head/n4_gpu1/seed7/metrics.json",
+        ],
+        "receipts": [
+            "results/train/head/n1_gpu2/seed0/epoch_10.json",
+            "results/train/head/n4_gpu1/seed7/epoch_10.json",
+        ],
+    }
+    assert plan.compared_files() == ["results/compare/luck.html"]
+    assert {"n1_gpu2", "n4_gpu1"} <= {*plan.layouts()}
+    assert ("head", "n4_gpu1", "train_segment") in plan.trainings()
+    made["comparisons"]["luck"]["b"]["experiment"] = "haed"
+    with pytest.raises(
+        ConfigError, match=r"comparisons\.luck\.b\.experiment: .*did you mean 'head'"
+    ):
+        Plan(made)
+
+
+def test_experiments_on_other_samples_are_not_compared() -> None:
+    made = icon()
+    other = next(name for name in made["experiments"] if name != "head")
+    run = {"layout": "n1_gpu1", "seed": 0}
+    made["comparisons"] = {
+        "odd": {"a": run | {"experiment": "head"}, "b": run | {"experiment": other}}
+    }
+    with pytest.raises(
+        ConfigError, match=r"comparisons\.odd: head is on samples of patches, .* on blocks"
+    ):
+        Plan(made)

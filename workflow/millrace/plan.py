@@ -336,7 +336,9 @@ class Plan:
     def compared(self, comparison: str) -> dict[str, list[str]]:
         """Return the paths of the scores of the two runs of a comparison, and of their receipts."""
         block = self.comparisons[comparison]
-        runs = [tuple(block[side][key] for key in ("experiment", "layout", "seed")) for side in "ab"]
+        runs = [
+            tuple(block[side][key] for key in ("experiment", "layout", "seed")) for side in "ab"
+        ]
         return {
             "metrics": [f"results/evaluate/{e}/{n}/seed{s}/metrics.json" for e, n, s in runs],
             "receipts": [self.final_checkpoint(*run)["receipt"] for run in runs],

@@ -31,7 +31,9 @@ def test_blocks_of_one_case_are_the_bootstrap_of_scipy():
     expected = bootstrap(
         (x,), np.mean, n_resamples=DRAWS, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
-    assert block_interval(x, np.arange(40)) == pytest.approx((expected.low, expected.high), rel=1e-12)
+    assert block_interval(x, np.arange(40)) == pytest.approx(
+        (expected.low, expected.high), rel=1e-12
+    )
 
 
 def test_cases_of_a_block_stay_together():
@@ -90,7 +92,9 @@ def test_cases_are_matched_by_name():
     b = record([30.0, 10.0, 20.0], names=["z", "x", "y"])
     [found] = differences(a, b)
     assert (found.mean_a, found.mean_b, found.cases) == (2.0, 20.0, 3)
-    with pytest.raises(DataError, match=r"no test case in common: .* A are x to other \(4\), those of B p to"):
+    with pytest.raises(
+        DataError, match=r"no test case in common: .* A are x to other \(4\), those of B p to"
+    ):
         list(differences(a, record([1.0, 2.0], names=["p", "q"])))
 
 

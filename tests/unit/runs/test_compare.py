@@ -21,7 +21,9 @@ def evaluate(base, family, store, errors=None, **keys):
     metrics = {"identity": store.name, "samples": "patches", "epoch": 2, "seed": 0}
     if errors is not None:
         names = [str(n) for n in range(len(errors))]
-        metrics["cases"] = case_record(names, np.arange(len(errors)), {"head": {"rmse": ("m", errors)}})
+        metrics["cases"] = case_record(
+            names, np.arange(len(errors)), {"head": {"rmse": ("m", errors)}}
+        )
     path = base / "results/evaluate" / family / "metrics.json"
     path.parent.mkdir(parents=True)
     write_sealed(path, metrics | keys)
@@ -44,7 +46,9 @@ def evaluated(stores, tmp_path):
 def test_differences_are_told(evaluated, capsys):
     assert main(["compare", A, B, "--output", "made/page.html"]) == ExitCode.OK
     said = capsys.readouterr().out
-    assert [line.split() for line in said.splitlines() if "learning_rate" in line or "head" in line] == [
+    assert [
+        line.split() for line in said.splitlines() if "learning_rate" in line or "head" in line
+    ] == [
         ["train.learning_rate", "0.1", "0.3"],
         ["head", "rmse", "(m)", "1.5", "2.5", "-1", "-1", "to", "-1", "A", "20", "20"],
     ]
@@ -75,7 +79,11 @@ def test_a_run_beside_itself(evaluated, capsys):
 @pytest.mark.parametrize(
     ("errors", "keys", "told"),
     [
-        (None, {}, "no errors by test case, because it is of an earlier version; delete it and run"),
+        (
+            None,
+            {},
+            "no errors by test case, because it is of an earlier version; delete it and run",
+        ),
         ([1.0, 2.0], {"identity": "0" * 16}, "its scores are of other settings of this run"),
     ],
 )
@@ -94,7 +102,9 @@ def test_what_was_not_evaluated_has_settings_and_losses(stores, capsys):
     said = capsys.readouterr().out
     assert "metrics.json: no such file; run the evaluate stage first" in said
     best = f"{HISTORY[-1]['validation_loss']:.4g}"
-    assert [line.split()[:3] for line in said.splitlines() if line.split()[:1] in (["A"], ["B"])][-2:] == [
+    assert [line.split()[:3] for line in said.splitlines() if line.split()[:1] in (["A"], ["B"])][
+        -2:
+    ] == [
         ["A", "6", best],
         ["B", "6", best],
     ]

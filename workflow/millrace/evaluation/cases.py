@@ -37,7 +37,9 @@ def case_record(
     for scores in found.values():
         for one in scores.values():
             if not len(one["values"]) == len(names) == len(order):
-                raise ValueError(f"{len(one['values'])} errors and {len(order)} blocks of {len(names)} cases")
+                raise ValueError(
+                    f"{len(one['values'])} errors and {len(order)} blocks of {len(names)} cases"
+                )
     return {"names": [*names], "blocks": order.tolist(), "errors": found}
 
 

@@ -118,7 +118,9 @@ def _remarks(
     cases = max((one.cases for one in found), default=0)
     for side, of in (("A", a.cases), ("B", b.cases)):
         if (left := len(of["names"]) - cases) > 0:
-            notes.append(f"{left} test cases of {side} are left out: the other run has none of their names")
+            notes.append(
+                f"{left} test cases of {side} are left out: the other run has none of their names"
+            )
     blocks = min((one.blocks for one in found), default=0)
     if blocks < 2:
         notes.append("all test cases are in one block: there is no interval")

@@ -32,7 +32,11 @@ def losses_of_two(
             loss = np.array([r["validation_loss"] for r in known], dtype=float)
             marker = "o" if len(known) == 1 else None
             axes.plot(
-                [r["epoch"] for r in known], loss, color=colour, marker=marker, label=f"{side}: {name}"
+                [r["epoch"] for r in known],
+                loss,
+                color=colour,
+                marker=marker,
+                label=f"{side}: {name}",
             )
             shown += loss.tolist()
         log_if_wide(axes, shown)
@@ -55,7 +59,9 @@ def relative_differences(rows: Sequence[Any], path: str | Path) -> None:
             if one.low is not None:
                 ends = [100 * one.low / one.mean_b, 100 * one.high / one.mean_b]
                 axes.plot(ends, [row, row], color=colour)
-            axes.plot(100 * one.difference / one.mean_b, row, color=colour, marker="o", markersize=4)
+            axes.plot(
+                100 * one.difference / one.mean_b, row, color=colour, marker="o", markersize=4
+            )
         axes.set_yticks(range(len(shown)), [f"{one.variable}, {one.score}" for one in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)

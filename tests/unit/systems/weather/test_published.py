@@ -184,7 +184,10 @@ def test_what_samples_do_not_have_is_left_out():
 @pytest.mark.parametrize(
     ("changes", "layers"),
     [
-        ({"patch_size": 2}, ["encoder.air_tokens", "encoder.surface_tokens", "decoder.surface_head"]),
+        (
+            {"patch_size": 2},
+            ["encoder.air_tokens", "encoder.surface_tokens", "decoder.surface_head"],
+        ),
         ({"head": "residual"}, ["decoder.air_head", "decoder.surface_head"]),
     ],
 )
@@ -207,7 +210,10 @@ def test_all_other_weights_are_taken():
     ("changes", "message"),
     [
         ({"conventions": "own"}, r"model\.conventions: .* set it to published"),
-        ({"embed_dim": 32}, r"does not fit the model: shape: encoder\.surface_tokens\.weight \(has \["),
+        (
+            {"embed_dim": 32},
+            r"does not fit the model: shape: encoder\.surface_tokens\.weight \(has \[",
+        ),
         ({"encoder_depths": (2, 1, 1), "decoder_depths": (1, 1, 2)}, "unexpected: backbone"),
         ({"encoder_depths": (3, 2, 1)}, "missing: backbone"),
     ],
@@ -280,7 +286,10 @@ def test_a_run_tells_what_it_started_from(tuning, file, alone, monkeypatch, tmp_
     assert found["new"] == {}
     assert "decoder.atmos_heads.q.bias" in found["left_out"]
     said = capfd.readouterr().err
-    assert f"starts from {file.name} (sha256 {found['sha256'][:16]}): {found['mapped']} weights" in said
+    assert (
+        f"starts from {file.name} (sha256 {found['sha256'][:16]}): {found['mapped']} weights"
+        in said
+    )
     assert "left out: " in said
 
 
@@ -320,7 +329,9 @@ def test_damage_and_other_content_is_refused(file, tmp_path):
     torch.save(SimpleNamespace(), tmp_path / "code.ckpt")
     with pytest.raises(DataError, match="not a readable checkpoint"):
         read_published(str(tmp_path / "code.ckpt"))
-    with pytest.raises(DataError, match=r"train\.init_from\.published: .*gone\.ckpt: cannot be read"):
+    with pytest.raises(
+        DataError, match=r"train\.init_from\.published: .*gone\.ckpt: cannot be read"
+    ):
         published.file_digest(str(tmp_path / "gone.ckpt"))
 
 
@@ -352,12 +363,16 @@ def test_files_of_the_hub_are_downloaded(file, monkeypatch):
         repository | {"filename": "sub/a.ckpt", "revision": "0be7e57c"},
         repository | {"filename": "a.ckpt", "revision": None},
     ]
-    with pytest.raises(DataError, match=r"cannot be had \(no network\).*`hf download microsoft/aurora gone"):
+    with pytest.raises(
+        DataError, match=r"cannot be had \(no network\).*`hf download microsoft/aurora gone"
+    ):
         published.published_file("hf://microsoft/aurora/gone.ckpt")
     with pytest.raises(ConfigError, match="expected hf://owner/repository/file"):
         published.published_file("hf://microsoft/aurora")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ConfigError, match="needs the package huggingface_hub, which is not installed"):
+    with pytest.raises(
+        ConfigError, match="needs the package huggingface_hub, which is not installed"
+    ):
         published.published_file("hf://microsoft/aurora/a.ckpt")
 
 

@@ -48,7 +48,9 @@ def test_a_model_that_stays_is_persistence(weather_samples, steps):
         assert errors.keys() == {"rmse_h6", "rmse_h24"}
         for lead, key in ((0, "rmse_h6"), (3, "rmse_h24")):
             together = np.sqrt(np.mean(np.square(errors[key]["values"])))
-            assert together == pytest.approx(scores["channels"][channel]["rmse"]["model"][lead], 1e-6)
+            assert together == pytest.approx(
+                scores["channels"][channel]["rmse"]["model"][lead], 1e-6
+            )
     assert example.cases["errors"]["z_500"]["rmse_h6"]["unit"] == "m**2 s**-2"
     issued = np.array(example.cases["names"], dtype="datetime64[m]")
     assert [*np.diff(example.cases["blocks"])] == [*(np.diff(issued) >= np.timedelta64(60, "h"))]

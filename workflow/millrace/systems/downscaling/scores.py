@@ -156,7 +156,9 @@ class DownscalingScores:
         return {"rmse": np.sqrt(square_T), "crps": crps_T}
 
     def _means(self, mask_N: NDArray[np.bool_]) -> dict[str, float]:
-        weight_N = self.sphere.area_N * mask_N / (self.sphere.area_N[mask_N].sum() * len(self._errors))
+        weight_N = (
+            self.sphere.area_N * mask_N / (self.sphere.area_N[mask_N].sum() * len(self._errors))
+        )
         mean = {name: float(total @ weight_N) for name, total in self._sums.items()}
         rmse = float(np.sqrt(mean["squared_error"]))
         result = {"rmse": rmse, **{name: mean[name] for name in ("bias", "mae", "crps")}}

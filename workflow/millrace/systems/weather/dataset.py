@@ -124,9 +124,9 @@ class WeatherDataset(WindowDataset):
         """Names of the channels."""
         self.step_hours, self.digest = float(attributes["hours"]), str(attributes["digest"])
         self.static_mean, self.static_std = _statistics(static_FIJ)
-        self.static = ((static_FIJ - _columns(self.static_mean)) / _columns(self.static_std)).astype(
-            np.float32
-        )
+        self.static = (
+            (static_FIJ - _columns(self.static_mean)) / _columns(self.static_std)
+        ).astype(np.float32)
         self.preparation = {"weather": json.loads(attributes["config"])}
         """How the states were taken from raw files."""
         normalisation = statistics or Normalisation(

@@ -140,7 +140,9 @@ def _outside(config: AuroraConfig, module: nn.Module) -> Iterator[tuple[str, str
         for level, depth in enumerate(depths[:2]):
             number += depth
             layer = f"backbone.{half}_layers.{level}"
-            pairs |= {f"blocks.{number}.{name}": f"{layer}.{other}" for name, other in inner.items()}
+            pairs |= {
+                f"blocks.{number}.{name}": f"{layer}.{other}" for name, other in inner.items()
+            }
             number += 1
         number += depths[2]
     names = {name for name, _ in module.named_parameters()}
@@ -190,7 +192,11 @@ class _Source:
         found = [one for one in kernels.values() if one is not None]
         own, bias = self._own[f"{name}.weight"], self._pop(f"{source}.bias")
         cells = own.shape[1] // (steps * len(variables))
-        if not found or bias is None or any(k.ndim != 5 or k[0, 0, 0].numel() != cells for k in found):
+        if (
+            not found
+            or bias is None
+            or any(k.ndim != 5 or k[0, 0, 0].numel() != cells for k in found)
+        ):
             self._new[f"{name}.weight"] = self._new[f"{name}.bias"] = "no kernels of such patches"
             return
         if unknown := [v for v, one in kernels.items() if one is None]:
@@ -217,7 +223,9 @@ class _Source:
             if {*variables} == new:
                 self._new[f"{name}.{part}"] = "no heads of such patches"
                 if not fits:
-                    self._new[f"{name}.{part}"] = "published heads give states, those of model.head changes"
+                    self._new[f"{name}.{part}"] = (
+                        "published heads give states, those of model.head changes"
+                    )
             else:
                 self._weights[f"{name}.{part}"] = torch.cat(rows)
         if new and new != {*variables}:
