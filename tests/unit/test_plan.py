@@ -395,7 +395,7 @@ def test_runs_that_are_compared_are_trained_and_scored() -> None:
     run = {"experiment": "head", "layout": "n1_gpu2", "seed": 0}
     made["comparisons"] = {"luck": {"a": run, "b": run | {"seed": 7, "layout": "n4_gpu1"}}}
     plan = Plan(made)
-    assert plan.compared("luck") == {
+    assert plan.compared_runs("luck") == {
         "metrics": [
             "results/evaluate/head/n1_gpu2/seed0/metrics.json",
             "results/evaluate/head/n4_gpu1/seed7/metrics.json",

@@ -333,7 +333,7 @@ class Plan:
     def _compared(self) -> list[dict[str, Any]]:
         return [block[side] for block in self.comparisons.values() for side in ("a", "b")]
 
-    def compared(self, comparison: str) -> dict[str, list[str]]:
+    def compared_runs(self, comparison: str) -> dict[str, list[str]]:
         """Return the paths of the scores of the two runs of a comparison, and of their receipts."""
         block = self.comparisons[comparison]
         runs = [

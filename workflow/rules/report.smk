@@ -41,7 +41,7 @@ rule summarise_skill:
 
 rule compare_runs:
     input:
-        unpack(compared),
+        unpack(compared_runs),
     output:
         page=report(
             "results/compare/{comparison}.html",

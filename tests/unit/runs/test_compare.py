@@ -82,7 +82,7 @@ def test_a_run_beside_itself(evaluated, capsys):
         (
             None,
             {},
-            "no errors by test case, because it is of an earlier version; delete it and run",
+            "no errors by test case, as it is of an earlier version; delete it and run",
         ),
         ([1.0, 2.0], {"identity": "0" * 16}, "its scores are of other settings of this run"),
     ],

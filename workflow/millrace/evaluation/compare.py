@@ -65,7 +65,7 @@ def _of_metrics(path: Path, identity: str) -> dict[str, Any]:
         return {"missing": f"{path}: its scores are of other settings of this run; {_AGAIN}"}
     if "cases" not in metrics:
         return found | {
-            "missing": f"{path}: it has no errors by test case, because it is of an earlier version; delete it "
+            "missing": f"{path}: it has no errors by test case, as it is of an earlier version; delete it "
             f"and {_AGAIN}"
         }
     return found | {"cases": metrics["cases"]}

@@ -42,9 +42,9 @@ class InitFromConfig(Settings):
     """`epoch_<n>.ckpt` of another run; `{seed}` in it stands for the seed, so that each run starts from the
     one of its own seed."""
     published: Text | None = option(None, examples=["aurora-0.25-small-pretrained.ckpt"])
-    """In place of `checkpoint`, for Aurora: weights of `microsoft-aurora`, a file, a folder that holds one, or
-    `hf://owner/repository/file`, `@revision` after it if not the newest. What fits is taken over, the log and
-    the receipt name what is changed or begins anew. The model takes `conventions: published`."""
+    """In place of `checkpoint`, for Aurora: weights of `microsoft-aurora`, a file, a folder that holds one,
+    or `hf://owner/repository/file`, `@revision` after it if not the newest. What fits is taken over; the
+    log and the receipt name what is changed or begins anew. The model takes `conventions: published`."""
     freeze: tuple[Text, ...] = option((), examples=[["encoder."]])
     """Parameters whose names begin so are not trained; with few data: train the last layers alone."""
 

@@ -36,7 +36,8 @@ def published_file(published: str) -> Path:
     if len(found) != 1:
         held = f"holds {listed([one.name for one in found])}" if found else "holds none"
         raise ConfigError(
-            f"{_KEY}: {path} {held}; expected a folder with one file *{', *'.join(_SUFFIXES)}: name the file"
+            f"{_KEY}: {path} {held}; expected a folder with one file *{', *'.join(_SUFFIXES)}: name the "
+            "file"
         )
     return found[0]
 

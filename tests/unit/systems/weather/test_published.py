@@ -1,4 +1,4 @@
-"""Weights of the published program of Aurora in ours: the same forecasts, and what of them is taken over."""
+"""Weights of the published program of Aurora in ours: the same forecasts, and what is taken over."""
 
 import copy
 import json

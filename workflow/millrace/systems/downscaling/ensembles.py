@@ -30,7 +30,7 @@ _SLAB, _SLAB_CELLS = 32, 32 << 20
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """Ground truth, block means and ensemble of a time (days since 1970), in physical units; with errors."""
+    """Ground truth, block means and ensemble of a time (days since 1970), in physical units; errors."""
 
     time: float
     truth_NV: Floats

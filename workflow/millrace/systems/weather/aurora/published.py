@@ -59,8 +59,8 @@ def adopt(
     others = sorted(name for name in adopted.new if name != _UPDATES)
     if config.lora_rank and others:
         raise ConfigError(
-            f"model.lora_rank: low-rank updates alone would be trained, and {listed(others)} begin anew: set "
-            "it to 0"
+            f"model.lora_rank: low-rank updates alone would be trained, and {listed(others)} begin anew: "
+            "set it to 0"
         )
     location_C, _ = published_statistics(dataset.surface, dataset.air, dataset.levels)
     unknown = [name for name, x in zip(dataset.variables, location_C, strict=True) if x != x]
@@ -72,8 +72,8 @@ def adopt(
 def _check(config: AuroraConfig) -> None:
     if config.conventions != "published":
         raise ConfigError(
-            "model.conventions: published weights are for fields that are normalised in another way; set it "
-            "to published"
+            "model.conventions: published weights are for fields that are normalised in another way; set "
+            "it to published"
         )
     for size in (SMALL, LARGE):
         depths = ("embed_dim", "encoder_depths", "decoder_depths")
@@ -259,8 +259,8 @@ class _Source:
             return
         if any(one.startswith(f"{source}.1.") for one in self._left):
             raise ConfigError(
-                f"{_KEY}: its low-rank updates differ from step to step of a rollout, and the model has one "
-                "for all steps; give weights of another kind"
+                f"{_KEY}: its low-rank updates differ from step to step of a rollout, and the model has "
+                "one for all steps; give weights of another kind"
             )
         up = up.float() * (_ALPHA / len(down))
         if len(down) == rank:
