@@ -81,6 +81,13 @@ def test_who_is_better():
     assert found.record()["better"] == "A"
 
 
+@pytest.mark.parametrize(("blocks", "better"), [(5, ""), (6, "A")])
+def test_few_blocks_that_agree_may_do_so_by_chance(blocks, better):
+    [found] = differences(record(np.ones(blocks)), record(np.full(blocks, 2.0)))
+    assert found.high < 0
+    assert found.better == better
+
+
 def test_one_block_has_no_interval():
     [found] = differences(record(normal(5), blocks=[0] * 5), record(normal(5, 1), blocks=[0] * 5))
     assert found.low is found.high is None

@@ -116,7 +116,7 @@ def test_few_blocks_and_cases_of_one_run_are_told(stores, tmp_path, capsys):
     main(["compare", A, B, "--json"])
     assert json.loads(capsys.readouterr().out)["notes"] == [
         "1 test cases of A are left out: the other run has none of their names",
-        "2 blocks are few: intervals are too narrow",
+        "2 blocks are too few to tell which run is better",
     ]
 
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from millrace.errors import DataError, UserError
-from millrace.evaluation.paired import FEW_BLOCKS, Difference, differences
+from millrace.evaluation.paired import FEW_BLOCKS, FEWEST_BLOCKS, Difference, differences
 from millrace.evaluation.training_record import read_scores
 from millrace.figures.runs import losses_of_two, relative_differences
 from millrace.files import atomic_write
@@ -124,6 +124,8 @@ def _remarks(
     blocks = min((one.blocks for one in found), default=0)
     if blocks < 2:
         notes.append("all test cases are in one block: there is no interval")
+    elif blocks < FEWEST_BLOCKS:
+        notes.append(f"{blocks} blocks are too few to tell which run is better")
     elif blocks < FEW_BLOCKS:
         notes.append(f"{blocks} blocks are few: intervals are too narrow")
     if "data.digest" in settings:
@@ -144,7 +146,8 @@ def write_page(comparison: Comparison, path: Path) -> None:
     figure = folder / f".{path.stem}.svg"
     try:
         if any(one.history for one in sides):
-            losses_of_two(*((one.name, one.history) for one in sides), path=figure)
+            a, b = ((one.name, one.history) for one in sides)
+            losses_of_two(a, b, figure)
             drawn.append(("Validation loss by epoch", _svg(figure)))
         if comparison.differences:
             relative_differences(comparison.differences, figure)

@@ -19,6 +19,8 @@ DRAWS = 9999
 LEVEL = 0.95
 FEW_BLOCKS = 10
 """Intervals of fewer blocks are too narrow."""
+FEWEST_BLOCKS = 6
+"""Fewer blocks agree about who is better in more than one case of twenty by chance: 2 / 2⁵."""
 _AT_ONCE = 1 << 22
 """Numbers of a batch of draws."""
 
@@ -38,14 +40,14 @@ class Difference:
     """A - B: below 0, A is better."""
     low: float | None
     high: float | None
-    """Ends of the interval; None: there is but one block."""
+    """Ends of the 95 % interval; None: there is but one block."""
     cases: int
     blocks: int
 
     @property
     def better(self) -> str:
-        """``A``, ``B``, or nothing if the interval holds 0."""
-        if self.low is None or self.high is None:
+        """``A``, ``B``, or nothing if the interval holds 0 or there are fewer than `FEWEST_BLOCKS`."""
+        if self.low is None or self.high is None or self.blocks < FEWEST_BLOCKS:
             return ""
         return "A" if self.high < 0 else "B" if self.low > 0 else ""
 
@@ -109,11 +111,18 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Differen
         if not known.any():
             continue
         less_N, block = a_N[known] - b_N[known], block_N[known]
-        interval = block_interval(less_N, block) or (None, None)
-        means = (float(x[known].mean()) for x in (a_N, b_N))
-        counts = (int(known.sum()), len(np.unique(block)))
+        low, high = block_interval(less_N, block) or (None, None)
         yield Difference(
-            variable, score, of_a["unit"], *means, float(less_N.mean()), *interval, *counts
+            variable,
+            score,
+            of_a["unit"],
+            mean_a=float(a_N[known].mean()),
+            mean_b=float(b_N[known].mean()),
+            difference=float(less_N.mean()),
+            low=low,
+            high=high,
+            cases=int(known.sum()),
+            blocks=len(np.unique(block)),
         )
 
 

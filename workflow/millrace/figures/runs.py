@@ -26,7 +26,8 @@ def losses_of_two(
 ) -> None:
     """Draw the validation loss by epoch of two runs, (name, records of epochs) each."""
     with figure(path, PAGE_WIDTH, 3.0) as fig:
-        axes, shown = fig.subplots(), list[float]()
+        axes: Any = fig.subplots()
+        shown: list[float] = []
         for side, (name, history), colour in (("A", a, PREDICTION), ("B", b, PERSISTENCE)):
             known = [r for r in history if r.get("validation_loss") is not None]
             loss = np.array([r["validation_loss"] for r in known], dtype=float)

@@ -118,8 +118,7 @@ class Trainer:
         self.adopted: Adopted | None = None
         """What was taken of published weights."""
         if config.init_from is not None:
-            parts = (spec, model_config, dataset)
-            self.adopted = warm_start(self.module, config.init_from, *parts)
+            self.adopted = warm_start(self.module, config.init_from, spec, model_config, dataset)
         self._trained_names = [n for n, p in self.module.named_parameters() if p.requires_grad]
         self.parameters = sum(p.numel() for p in self.module.parameters())
         """Number of parameters of the whole model."""

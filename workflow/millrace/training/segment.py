@@ -357,7 +357,8 @@ def _receipt(
     trainer: Trainer,
     described: Mapping[str, Any],
 ) -> dict[str, Any]:
-    dataset, started_from = trainer.dataset, _started_from(trainer, described)
+    dataset: Any = trainer.dataset
+    started_from = _started_from(trainer, described)
     state, output = load_state(checkpoint.path, full=False), Path(request.checkpoint)
     return {
         "schema": "millrace.receipt/1",

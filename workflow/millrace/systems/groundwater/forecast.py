@@ -95,7 +95,7 @@ def forecast_windows(
                     )
     steps = starts[tiled, None] + config.input_steps + np.arange(config.output_steps)
     issue = np.repeat(dataset.time[starts[tiled] + config.input_steps - 1], config.output_steps)
-    flat = [field.reshape(-1, *field.shape[2:]) for field in fields]
+    truth_TNV, forecast_TNV, still_TNV = (f.reshape(-1, *f.shape[2:]) for f in fields)
     issued_W = dataset.time[starts + config.input_steps - 1]
     errors = {
         variable: {"rmse": (dataset.units[variable], np.sqrt(square_WV[:, v]))}
@@ -103,7 +103,9 @@ def forecast_windows(
     }
     blocks = blocks_in_time(starts, config.length)
     cases = case_record([f"{time:.6f}" for time in issued_W], blocks, errors)
-    return metrics.result(), Series(dataset.time[steps.ravel()], issue, *flat, cases)
+    return metrics.result(), Series(
+        dataset.time[steps.ravel()], issue, truth_TNV, forecast_TNV, still_TNV, cases
+    )
 
 
 def rollout(model: TrainedModel, split: Split, max_steps: int = 40) -> dict[str, Any]:

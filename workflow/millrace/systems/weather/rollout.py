@@ -87,7 +87,7 @@ def score_weather(
             progress(number + 1, len(chosen))
     mean = {kind: np.mean([one[kind] for one in shares], axis=0).tolist() for kind in shares[0]}
     by_name = {kind: dict(zip(names, values, strict=True)) for kind, values in mean.items()}
-    power = (np.mean(one, axis=0) for one in zip(*spectra, strict=True))
+    truth_SCM, forecast_SCM = (np.mean(one, axis=0) for one in zip(*spectra, strict=True))
     issued_S = dataset.time[chosen + past - 1]
     units = {name: SI.get(short_name(name.partition("_")[0]), "") for name in names}
     errors = {
@@ -96,7 +96,9 @@ def score_weather(
     }
     span = (past + leads) * step / 24
     cases = case_record(issue_times(issued_S), blocks_in_time(issued_S, span), errors)
-    example = Example(tuple(hours[shown].tolist()), issued, *fields, *power, cases)
+    example = Example(
+        tuple(hours[shown].tolist()), issued, fields[0], fields[1], truth_SCM, forecast_SCM, cases
+    )
     return {**scores.result(), "loss_share": by_name}, example
 
 

@@ -91,8 +91,8 @@ def _check(config: AuroraConfig) -> None:
 def _named(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights as files of today have them: without a prefix, a kernel and a head for each variable."""
     # Files of the model of waves call the norms of keys and queries so.
-    names = {n: n.removeprefix("net.").replace(".k_ln.", ".ln_k.") for n in given}
-    found = {names[n].replace(".q_ln.", ".ln_q."): value for n, value in given.items()}
+    today = {n: n.removeprefix("net.").replace(".k_ln.", ".ln_k.") for n in given}
+    found = {today[n].replace(".q_ln.", ".ln_q."): value for n, value in given.items()}
     for kind, names in (("surf", _SURFACE + _STATIC), ("atmos", _AIR)):
         kernel = found.get(f"encoder.{kind}_token_embeds.weight")
         if kernel is not None and kernel.ndim == 5 and kernel.shape[1] == len(names):
