@@ -17,7 +17,9 @@ from millrace.data.split import Split
 from millrace.evaluation.cases import blocks_in_time, case_record, issue_times
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.base import Progress
+from millrace.systems.weather.climatology import Climatology
 from millrace.systems.weather.dataset import WeatherDataset
+from millrace.systems.weather.regions import cells_of_regions
 from millrace.systems.weather.scores import Floats, WeatherScores, zonal_spectrum
 from millrace.systems.weather.units import SI, short_name
 
@@ -46,36 +48,67 @@ class Example:
     block."""
 
 
+def starts_of(
+    dataset: WeatherDataset, split: Split, days: float, starts: int | None, stride: int = 1
+) -> tuple[NDArray[np.int64], int]:
+    """First states of forecasts up to ``days`` ahead within a split, and the steps that are forecast.
+
+    They are spread evenly over it, ``starts`` of them, or, for None, all that are ``stride`` steps apart.
+    """
+    every, past = dataset.starts(split), dataset.config.input_steps
+    end = int(every[-1]) + dataset.config.length - past
+    leads = max(1, min(int(days * 24 / dataset.step_hours), end - int(every[0])))
+    last = max(int(every[0]), end - leads)
+    if starts is None:
+        return np.arange(every[0], last + 1, stride), leads
+    return np.unique(np.linspace(every[0], last, starts).astype(int)), leads
+
+
+def scores_of(dataset: WeatherDataset, leads: int) -> WeatherScores:
+    """Scores without any forecast yet."""
+    return WeatherScores(
+        dataset.variables,
+        dataset.step_hours * np.arange(1, leads + 1),
+        dataset.latitude,
+        dataset.climatology(),
+        cells_of_regions(dataset.latitude, dataset.longitude),
+    )
+
+
+def valid_times(
+    dataset: WeatherDataset, starts: NDArray[np.int64], leads: int
+) -> NDArray[np.float64]:
+    """Times of all steps that are forecast, [S, L], days since 1970."""
+    first = np.asarray(starts) + dataset.config.input_steps
+    return np.asarray(dataset.time[first[:, None] + np.arange(leads)])
+
+
 def score_weather(
     model: TrainedModel,
     split: Split,
     days: float = DAYS,
-    starts: int = 16,
+    starts: int | None = 16,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Example]:
     """Score forecasts up to ``days`` ahead from starts spread evenly over a split.
 
-    Scores are those of `WeatherScores.result`, and ``loss_share``: what each channel adds to the loss of
-    the first step, see `loss_shares`.
+    Scores are those of `WeatherScores.result`; ``climatology`` says what it is the mean of, and
+    ``loss_share`` what each channel adds to the loss of the first step, see `loss_shares`.
     """
     dataset: WeatherDataset = model.dataset
-    past, step, every = dataset.config.input_steps, dataset.step_hours, dataset.starts(split)
-    end = int(every[-1]) + dataset.config.length - past
-    leads = max(1, min(int(days * 24 / step), end - int(every[0])))
-    chosen = np.linspace(every[0], max(every[0], end - leads), starts)
-    chosen = np.unique(chosen.astype(int))
-    names = dataset.variables
-    hours = step * np.arange(1, leads + 1)
+    past, names = dataset.config.input_steps, dataset.variables
+    chosen, leads = starts_of(dataset, split, days, starts)
+    hours = dataset.step_hours * np.arange(1, leads + 1)
     shown = np.flatnonzero(np.isin(hours, SHOWN_HOURS))
     shown = shown if len(shown) else np.array([leads - 1])
-    scores = WeatherScores(names, hours, dataset.latitude, dataset.climatology())
+    scores, times = scores_of(dataset, leads), valid_times(dataset, chosen, leads)
+    climatology = Climatology(dataset, times.ravel())
     shares: list[dict[str, Floats]] = []
     spectra: list[list[Floats]] = []
     for number, start in enumerate(chosen):
-        steps = np.arange(start + past - 1, start + past + leads)
-        truth = _physical(dataset, dataset.core_states(0, steps))
-        forecast, share = _forecast(model, int(start), leads)
-        scores.add(truth[1:], forecast, truth[0])
+        truth = true_states(dataset, int(start), leads)
+        forecast, share = forecast_from(model, int(start), leads)
+        scores.add(truth[1:], forecast, truth[0], climatology.at(times[number]))
         pair = (truth[1:][shown], forecast[shown])
         shares.append(share)
         axes = (dataset.latitude, dataset.longitude)
@@ -94,16 +127,25 @@ def score_weather(
         channel: {key: (units[channel], values) for key, values in of_channel.items()}
         for channel, of_channel in scores.by_start(CASE_HOURS).items()
     }
-    span = (past + leads) * step / 24
+    span = (past + leads) * dataset.step_hours / 24
     cases = case_record(issue_times(issued_S), blocks_in_time(issued_S, span), errors)
     example = Example(
         tuple(hours[shown].tolist()), issued, fields[0], fields[1], truth_SCM, forecast_SCM, cases
     )
-    return {**scores.result(), "loss_share": by_name}, example
+    about = {"climatology": climatology.about, "loss_share": by_name}
+    return {**scores.result(), **about}, example
+
+
+def true_states(dataset: WeatherDataset, start: int, leads: int) -> Floats:
+    """The last given state of a start and those to forecast, in physical units, [1 + L, C, I, J]."""
+    issued = start + dataset.config.input_steps - 1
+    return _physical(dataset, dataset.core_states(0, np.arange(issued, issued + leads + 1)))
 
 
 @torch.no_grad()
-def _forecast(model: TrainedModel, start: int, leads: int) -> tuple[Floats, dict[str, Floats]]:
+def forecast_from(
+    model: TrainedModel, start: int, leads: int
+) -> tuple[Floats, dict[str, Floats]]:
     """Forecast [L, C, I, J] in physical units, and the shares of the first step's loss."""
     dataset: WeatherDataset = model.dataset
     past, ahead = dataset.config.input_steps, dataset.config.output_steps

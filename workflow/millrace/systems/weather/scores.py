@@ -2,11 +2,11 @@
 
 They are those of WeatherBench 2 (Rasp et al. 2024, arXiv:2308.15560): cells count by their area.
 
-Shape suffixes: S starts, L lead times, C channels, I latitudes, J longitudes, B baselines,
-M wave numbers.
+Shape suffixes: S starts, L lead times, C channels, I latitudes, J longitudes, K cells,
+R regions, M wave numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ from millrace.systems.weather.grids import goes_round
 Floats = NDArray[np.float64]
 
 FORECASTS = ("model", "persistence", "climatology")
+METRICS = ("mse", "bias", "acc", "mae")
+"""Of one start, by the names of WeatherBench 2; they are means over starts."""
 
 
 def latitude_weights(latitude_I: Floats) -> Floats:
@@ -59,49 +61,94 @@ class WeatherScores:
     latitude_I: Floats
     climatology_CIJ: Floats
     """Mean state of the training period, in physical units."""
+    regions: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    """Cells of regions that are scored by themselves, [I, J] each."""
     _sums: dict[str, Floats] = field(default_factory=dict)
-    """By forecast: square and mean of the error, and anomaly correlation, [3, L, C]."""
+    """By forecast: `METRICS` of the globe and of each region, [4, L, C, 1 + R]."""
     _squares: list[Floats] = field(default_factory=list)
     """Mean square of the model's error of each start, [L, C]."""
 
-    def add(self, truth_LCIJ: Floats, forecast_LCIJ: Floats, initial_CIJ: Floats) -> None:
-        """Add the forecast of one start, in physical units; the last given state is that of persistence."""
+    def add(
+        self,
+        truth_LCIJ: Floats,
+        forecast_LCIJ: Floats,
+        initial_CIJ: Floats,
+        climatology_LCIJ: Floats | None = None,
+    ) -> None:
+        """Add the forecast of one start, in physical units; the last given state is that of persistence.
+
+        The climatology of each lead time is by default the mean state.
+        """
         weight = latitude_weights(self.latitude_I)
-        fixed = ([field] * len(truth_LCIJ) for field in (initial_CIJ, self.climatology_CIJ))
-        for name, of_leads in zip(FORECASTS, ([*forecast_LCIJ], *fixed), strict=True):
+        usual = (
+            [self.climatology_CIJ] * len(truth_LCIJ)
+            if climatology_LCIJ is None
+            else [*climatology_LCIJ]
+        )
+        made = ([*forecast_LCIJ], [initial_CIJ] * len(truth_LCIJ), usual)
+        for name, of_leads in zip(FORECASTS, made, strict=True):
             # One lead time after the other: those of a fine grid are many gigabytes.
-            by_lead = [self._of(f, t, weight) for f, t in zip(of_leads, truth_LCIJ, strict=True)]
-            of_start = np.array(by_lead).swapaxes(0, 1)
+            fields = zip(of_leads, truth_LCIJ, usual, strict=True)
+            of_start = np.array([self._of(*one, weight) for one in fields]).swapaxes(0, 1)
             self._sums[name] = self._sums.get(name, 0.0) + of_start
             if name == "model":
-                self._squares.append(of_start[0])
+                self._squares.append(of_start[0, ..., 0])
 
-    def _of(self, forecast_CIJ: Floats, truth_CIJ: Floats, weight_I: Floats) -> list[Floats]:
-        """Mean square and mean of the error, and anomaly correlation, [C]."""
+    def _of(
+        self, forecast_CIJ: Floats, truth_CIJ: Floats, usual_CIJ: Floats, weight_I: Floats
+    ) -> list[Floats]:
+        """`METRICS` of one lead time, [C, 1 + R] each."""
         error = forecast_CIJ - truth_CIJ
-        correlation = anomaly_correlation(forecast_CIJ, truth_CIJ, self.climatology_CIJ, weight_I)
-        return [area_mean(error**2, weight_I), area_mean(error, weight_I), correlation]
+        one, other = forecast_CIJ - usual_CIJ, truth_CIJ - usual_CIJ
+        correlation = anomaly_correlation(forecast_CIJ, truth_CIJ, usual_CIJ, weight_I)
+        globe = [
+            area_mean(error**2, weight_I),
+            area_mean(error, weight_I),
+            correlation,
+            area_mean(np.abs(error), weight_I),
+        ]
+        weight_RK = self._weights(weight_I)
+
+        def means(values_CIJ: Floats) -> Floats:
+            return values_CIJ.reshape(len(values_CIJ), -1) @ weight_RK.T
+
+        norm = np.sqrt(means(one**2) * means(other**2))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            correlation_CR = np.where(norm > 0, means(one * other) / norm, np.nan)
+        regions = [means(error**2), means(error), correlation_CR, means(np.abs(error))]
+        return [np.column_stack(both) for both in zip(globe, regions, strict=True)]
+
+    def _weights(self, weight_I: Floats) -> Floats:
+        """Share of each cell in the area of each region, [R, I * J]."""
+        cells = self.climatology_CIJ[0].size
+        weight_RK = np.empty((len(self.regions), cells))
+        for row, of_region in enumerate(self.regions.values()):
+            area = (of_region * weight_I[:, None]).ravel()
+            weight_RK[row] = area / area.sum()
+        return weight_RK
+
+    def by_region(self) -> dict[str, dict[str, Floats]]:
+        """Means over starts by forecast and metric, [L, C, 1 + R]: of the globe, then of each region.
+
+        ``rmse`` is the root of the mean of ``mse``; ``acc`` of climatology is not defined.
+        """
+        found = {}
+        for name, total in self._sums.items():
+            metrics = dict(zip(METRICS, total / len(self._squares), strict=True))
+            found[name] = {"rmse": np.sqrt(metrics["mse"]), **metrics}
+        return found
 
     def result(self) -> dict[str, Any]:
         """Scores by channel: lists by lead time for the model, persistence and climatology.
 
         ``rmse`` is the root of the mean over starts of the mean squares, ``acc`` the mean of the anomaly
-        correlations, ``skill`` 1 - rmse / rmse of the better of the two baselines.
+        correlations, ``skill`` 1 - rmse / rmse of the better of the two baselines. ``regions`` has the same
+        of each region.
         """
-        starts = len(self._squares)
-        means = {name: total / starts for name, total in self._sums.items()}
-        rmse = {name: np.sqrt(square) for name, (square, _, _) in means.items()}
-        best = np.minimum(rmse["persistence"], rmse["climatology"])
-        channels = {
-            channel: {
-                "rmse": {name: _plain(rmse[name][:, index]) for name in FORECASTS},
-                "acc": {name: _plain(means[name][2, :, index]) for name in FORECASTS[:2]},
-                "bias": _plain(means["model"][1, :, index]),
-                "skill": _plain(1 - rmse["model"][:, index] / best[:, index]),
-            }
-            for index, channel in enumerate(self.channels)
-        }
-        return {"lead_hours": _plain(self.lead_hours), "starts": starts, "channels": channels}
+        means, starts = self.by_region(), len(self._squares)
+        parts = {name: self._plainly(means, at) for at, name in enumerate(("", *self.regions))}
+        globe = {"lead_hours": _plain(self.lead_hours), "starts": starts}
+        return {**globe, "channels": parts.pop(""), "regions": parts}
 
     def by_start(self, lead_hours: Sequence[float]) -> dict[str, dict[str, Floats]]:
         """RMSE of each start by channel and lead time, `rmse_h24` and so on, of those that are forecast."""
@@ -111,6 +158,22 @@ class WeatherScores:
         return {
             channel: {key: rmse_SLC[:, place, c] for key, place in at.items()}
             for c, channel in enumerate(self.channels)
+        }
+
+    def _plainly(self, means: Mapping[str, Mapping[str, Floats]], at: int) -> dict[str, Any]:
+        of = {
+            name: {key: values[..., at] for key, values in one.items()}
+            for name, one in means.items()
+        }
+        best = np.minimum(of["persistence"]["rmse"], of["climatology"]["rmse"])
+        return {
+            channel: {
+                "rmse": {name: _plain(of[name]["rmse"][:, index]) for name in FORECASTS},
+                "acc": {name: _plain(of[name]["acc"][:, index]) for name in FORECASTS[:2]},
+                "bias": _plain(of["model"]["bias"][:, index]),
+                "skill": _plain(1 - of["model"]["rmse"][:, index] / best[:, index]),
+            }
+            for index, channel in enumerate(self.channels)
         }
 
 
