@@ -1,5 +1,6 @@
 """Small planes that the windows and the model on planes are tried on; trainers, ranks and a browser."""
 
+import copy
 import os
 import shutil
 import subprocess
@@ -13,13 +14,17 @@ from travelling_waves import waves
 
 from millrace.checking.ranks import on_ranks
 from millrace.data.hdf5 import create
+from millrace.data.recipe import recipe_of
 from millrace.data.split import SplitConfig
+from millrace.evaluation.trained_model import TrainedModel
+from millrace.systems import registry
 from millrace.systems.downscaling.blocks import BlockConfig, extract_blocks
 from millrace.systems.downscaling.simulator.climate import ClimateConfig, write_climate
 from millrace.systems.groundwater.planes import PlaneWriter, Section
 from millrace.systems.traffic.scenarios import TokenConfig, build_vocabulary, tokenise
 from millrace.systems.weather.extract import WeatherConfig, extract_weather
 from millrace.training.distributed import Ranks
+from millrace.training.segment import build_trainer
 
 STEPS = 74
 
@@ -89,6 +94,23 @@ def experiments(samples, definition, plane_samples, block_samples, motion_sample
         "gino": (definition, {role: str(path) for role, path in samples.items()}),
         "gfno": (planes, {"planes": str(plane_samples)}),
     }
+
+
+@pytest.fixture
+def saved(experiments, tmp_path):
+    """Checkpoint of an untrained model in a directory of its own, and the model with its samples."""
+
+    def make(name, without=()):
+        definition, files = copy.deepcopy(experiments[name])
+        trainer, _ = build_trainer(definition, files, 0, Ranks(0, 1, torch.device("cpu")))
+        recipe = recipe_of(registry.kind_of(name).name, definition, trainer.dataset)
+        state = {**trainer.state(), "identity": "a run", "recipe": recipe}
+        path = tmp_path / "alone/model.ckpt"
+        path.parent.mkdir()
+        torch.save({key: value for key, value in state.items() if key not in without}, path)
+        return path, TrainedModel(trainer.spec, trainer.module.eval(), trainer.dataset), files
+
+    return make
 
 
 @pytest.fixture(scope="session")

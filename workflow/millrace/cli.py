@@ -27,6 +27,10 @@ COMMANDS = {
         "millrace.systems.downscaling.stream.command",
         "make output files of what a running ICON streams",
     ),
+    "weatherbench": (
+        "millrace.systems.weather.weatherbench",
+        "score a weather model as WeatherBench 2 does, from all starts",
+    ),
     "completion": ("millrace.completion", "print what completes these commands in bash or zsh"),
 }
 """Modules by command, each with functions ``main(arguments)`` and ``parser()``, and what they do."""

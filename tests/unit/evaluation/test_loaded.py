@@ -1,6 +1,5 @@
 """Models that are loaded from a checkpoint alone and applied to named arrays give what evaluation gives."""
 
-import copy
 import json
 import subprocess
 import sys
@@ -34,25 +33,6 @@ from millrace.systems.traffic.formats import Traffic
 from millrace.systems.traffic.smart.rollout import RolloutConfig, rollout
 from millrace.systems.traffic.tracks import CLASSES, LIGHT_STATES
 from millrace.systems.weather.rollout import rolled_out
-from millrace.training.distributed import Ranks
-from millrace.training.segment import build_trainer
-
-
-@pytest.fixture
-def saved(experiments, tmp_path):
-    """Checkpoint of an untrained model in a directory of its own, and the model with its samples."""
-
-    def make(name, without=()):
-        definition, files = copy.deepcopy(experiments[name])
-        trainer, _ = build_trainer(definition, files, 0, Ranks(0, 1, torch.device("cpu")))
-        recipe = recipe_of(registry.kind_of(name).name, definition, trainer.dataset)
-        state = {**trainer.state(), "identity": "a run", "recipe": recipe}
-        path = tmp_path / "alone/model.ckpt"
-        path.parent.mkdir()
-        torch.save({key: value for key, value in state.items() if key not in without}, path)
-        return path, TrainedModel(trainer.spec, trainer.module.eval(), trainer.dataset), files
-
-    return make
 
 
 def test_weather_of_another_order_and_other_units_is_forecast(saved, weather_samples):

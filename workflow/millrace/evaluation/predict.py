@@ -22,6 +22,7 @@ OPTIONS = {
     "days": "length of a forecast of the weather (default: 5)",
     "seconds": "length of a rollout of traffic (default: 8)",
     "stride": "steps between forecasts; default: no overlap",
+    "names": "in files of weather: cf (default) or weatherbench2",
 }
 """Options of forecasts that the command has; which of them a system takes, it says itself."""
 
@@ -97,7 +98,7 @@ def predict_files(
         about = {**model.about, "options": chosen.model_dump_json()}
         with forecast_file(output, about, command) as write:
             for piece in model.pieces(prepared, chosen, progress):
-                write(piece.forecast)
+                write(model.application.as_written(piece.forecast, chosen))
                 scores.add(piece)
                 forecasts += piece.forecast.sizes[axis_of(piece.forecast)]
     result = {
@@ -186,6 +187,6 @@ def parser() -> argparse.ArgumentParser:
     add("--format", dest="raw", metavar="NAME", help="of the raw files; default: by their names")
     add("--workers", type=int, default=1, metavar="N", help="processes that read (default: 1)")
     for name, text in OPTIONS.items():
-        kind = float if name in ("days", "seconds") else int
-        add(f"--{name}", type=kind, metavar="N", help=text)
+        kind = str if name == "names" else float if name in ("days", "seconds") else int
+        add(f"--{name}", type=kind, metavar="NAME" if kind is str else "N", help=text)
     return made

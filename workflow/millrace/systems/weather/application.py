@@ -9,7 +9,7 @@ Shape suffixes: T times, L lead times, B samples, C channels (also V), I x J cel
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -68,6 +68,8 @@ class WeatherForecasts(SeriesForecasts):
 
     days: Positive = 5.0
     """Length of a forecast."""
+    names: Literal["cf", "weatherbench2"] = "cf"
+    """Names of variables and axes in files: short ones with attributes of CF, or those of WeatherBench 2."""
 
 
 class WeatherApplication(Application):
@@ -153,6 +155,25 @@ class WeatherApplication(Application):
             yield Piece(made, truth, baselines, area / area.mean())
             if progress is not None:
                 progress(number + 1, len(starts))
+
+    def as_written(self, forecast: xr.Dataset, options: Any) -> xr.Dataset:
+        """See `Application.as_written`."""
+        return as_forecast(forecast) if options.names == "weatherbench2" else forecast
+
+
+def as_forecast(forecast: xr.Dataset) -> xr.Dataset:
+    """Forecasts with the names, axes and times of WeatherBench 2."""
+    names = {FILE_NAMES.get(short, short): known[0] for short, known in ALIASES.items()}
+    names |= {ISSUE_TIME: "time", "lead_time": "prediction_timedelta", "member": "number"}
+    lead = as_timedelta(forecast["lead_time"].values)
+    about = {"standard_name": "forecast_period", "long_name": "lead time"}
+    made = forecast.drop_vars("valid_time").assign_coords(lead_time=("lead_time", lead, about))
+    return made.rename({key: value for key, value in names.items() if key in made.variables})
+
+
+def as_timedelta(hours: NDArray[np.float64]) -> NDArray[np.timedelta64]:
+    """Lead times of whole minutes."""
+    return np.asarray(np.rint(hours * 60).astype("m8[m]").astype("m8[ns]"))
 
 
 def _on_axes(data: xr.Dataset, axes: dict[str, NDArray], what: str) -> xr.Dataset:

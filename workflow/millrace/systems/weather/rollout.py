@@ -64,7 +64,9 @@ def starts_of(
     return np.unique(np.linspace(every[0], last, starts).astype(int)), leads
 
 
-def scores_of(dataset: WeatherDataset, leads: int) -> WeatherScores:
+def scores_of(
+    dataset: WeatherDataset, leads: int, weight_I: Floats | None = None
+) -> WeatherScores:
     """Scores without any forecast yet."""
     return WeatherScores(
         dataset.variables,
@@ -72,6 +74,7 @@ def scores_of(dataset: WeatherDataset, leads: int) -> WeatherScores:
         dataset.latitude,
         dataset.climatology(),
         cells_of_regions(dataset.latitude, dataset.longitude),
+        weight_I,
     )
 
 

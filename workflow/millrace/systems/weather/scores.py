@@ -37,6 +37,15 @@ def latitude_weights(latitude_I: Floats) -> Floats:
     return area / area.mean()
 
 
+def weights_to_the_poles(latitude_I: Floats) -> Floats:
+    """The same as WeatherBench 2 has it: the first and the last row reach to the poles."""
+    latitude = np.asarray(latitude_I, dtype=np.float64)
+    pole = np.sign(latitude[-1] - latitude[0]) * 90.0
+    bounds = np.concatenate([[-pole], (latitude[1:] + latitude[:-1]) / 2, [pole]])
+    area = np.abs(np.diff(np.sin(np.deg2rad(bounds))))
+    return area / area.mean()
+
+
 def area_mean(field_IJ: Floats, weight_I: Floats) -> Floats:
     """Mean over the sphere of the last two axes."""
     return (field_IJ * weight_I[:, None]).mean(axis=(-2, -1)) / weight_I.mean()
@@ -63,6 +72,8 @@ class WeatherScores:
     """Mean state of the training period, in physical units."""
     regions: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     """Cells of regions that are scored by themselves, [I, J] each."""
+    weight_I: Floats | None = None
+    """Of the rows in means; None: `latitude_weights`."""
     _sums: dict[str, Floats] = field(default_factory=dict)
     """By forecast: `METRICS` of the globe and of each region, [4, L, C, 1 + R]."""
     _squares: list[Floats] = field(default_factory=list)
@@ -79,7 +90,8 @@ class WeatherScores:
 
         The climatology of each lead time is by default the mean state.
         """
-        weight = latitude_weights(self.latitude_I)
+        given = self.weight_I
+        weight = latitude_weights(self.latitude_I) if given is None else given
         usual = (
             [self.climatology_CIJ] * len(truth_LCIJ)
             if climatology_LCIJ is None
