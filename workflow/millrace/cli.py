@@ -31,6 +31,10 @@ COMMANDS = {
         "millrace.systems.weather.weatherbench",
         "score a weather model as WeatherBench 2 does, from all starts",
     ),
+    "sim-agents": (
+        "millrace.systems.traffic.sim_agents",
+        "write a submission to the Waymo Open Sim Agents Challenge",
+    ),
     "completion": ("millrace.completion", "print what completes these commands in bash or zsh"),
 }
 """Modules by command, each with functions ``main(arguments)`` and ``parser()``, and what they do."""
@@ -56,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser(
         usage="millrace [--help] [--version] COMMAND ...",
         description="commands:\n"
-        + "".join(f"  {n:<10} {text}\n" for n, (_, text) in COMMANDS.items()),
+        + "".join(f"  {n:<12} {text}\n" for n, (_, text) in COMMANDS.items()),
         epilog=_EXAMPLES
         + "\nexit codes:\n"
         + "".join(f"  {int(code):<4} {code.meaning}\n" for code in ExitCode),

@@ -56,7 +56,7 @@ from millrace.systems.traffic.tracks import (
 from millrace.systems.traffic.vocabulary import Vocabulary
 
 _BATCH = 8
-_TEST = 2
+TEST = 2
 """Split of all scenarios: nothing is trained."""
 
 
@@ -100,10 +100,10 @@ class TrafficApplication(Application):
             del config
             for one in scenarios:
                 for tokenised in tokeniser([one]):
-                    writer.add(tokenised, _TEST)
+                    writer.add(tokenised, TEST)
 
         known = all(np.isfinite(one.pose_AT3[:, CURRENT_STEP + 1 :]).any() for one in scenarios)
-        return Prepared(_written(recipe, directory, fill), None if known else 0)
+        return Prepared(written(recipe, directory, fill), None if known else 0)
 
     def prepare(
         self, recipe: Recipe, source: Path, raw: str, directory: Path, workers: int
@@ -114,9 +114,9 @@ class TrafficApplication(Application):
 
         def fill(tokeniser: Tokeniser, config: TokenConfig, writer: Writer) -> None:
             for number in range(len(traffic.files)):
-                tokenise_file(traffic, number, tokeniser, config, lambda *_: _TEST, writer)
+                tokenise_file(traffic, number, tokeniser, config, lambda *_: TEST, writer)
 
-        return Prepared(_written(recipe, directory, fill))
+        return Prepared(written(recipe, directory, fill))
 
     def pieces(
         self,
@@ -170,10 +170,16 @@ class TrafficApplication(Application):
                 progress(int(some[-1]) + 1, len(counts))
 
 
-def _written(
-    recipe: Recipe, directory: Path, add: Callable[[Tokeniser, TokenConfig, Writer], None]
+def written(
+    recipe: Recipe,
+    directory: Path,
+    add: Callable[[Tokeniser, TokenConfig, Writer], None],
+    max_agents: int | None = None,
 ) -> dict[str, Path]:
-    """Sample file of scenarios that ``add`` gives to the writer, with the vocabulary of the training."""
+    """Sample file of scenarios that ``add`` gives to the writer, with the vocabulary of the training.
+
+    ``max_agents`` are by default those of the training.
+    """
     content = outline_in(recipe, "scenarios")
     kept = {
         **content,
@@ -186,7 +192,8 @@ def _written(
     config = TokenConfig.parse(json.loads(content["attributes"][""]["config"]), "tokens")
 
     def fill(file: h5py.File) -> None:
-        tokeniser = Tokeniser(Vocabulary.read(file["vocabulary"]), config.margin, config.max_agents)
+        most = config.max_agents if max_agents is None else max_agents
+        tokeniser = Tokeniser(Vocabulary.read(file["vocabulary"]), config.margin, most)
         writer = Writer(file)
         add(tokeniser, config, writer)
         writer.finish()

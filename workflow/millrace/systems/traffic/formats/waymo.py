@@ -9,7 +9,7 @@ that are needed are described here, and the others are skipped. Units and angles
 import functools
 import operator
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,15 @@ from millrace.systems.traffic.formats.recordings import (
 )
 from millrace.systems.traffic.tracks import CURRENT_STEP, LIGHT_STATES, STEPS, Polyline, Scenario
 
-# Fields of each message as (name, number, type); "*" marks a repeated field.
-_MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
+Messages = Mapping[str, tuple[tuple[str, int, str], ...]]
+"""Fields of each message as (name, number, type); "*" marks a repeated field, "+" one that is packed."""
+
+_MESSAGES: Messages = {
     "Point": (("x", 1, "double"), ("y", 2, "double")),
     "State": (
         ("center_x", 2, "double"),
         ("center_y", 3, "double"),
+        ("center_z", 4, "double"),
         ("length", 5, "float"),
         ("width", 6, "float"),
         ("heading", 8, "float"),
@@ -144,11 +147,12 @@ def masked_crc(content: bytes) -> int:
 
 
 def read_scenario(
-    content: bytes, path: Path, account: Account | None = None
+    content: bytes, path: Path, account: Account | None = None, futures: bool = True
 ) -> tuple[str, list[Scenario]]:
     """Read a serialised ``Scenario``: its identifier, and itself, or none without an agent or a future.
 
-    An agent has to be there at step 10; the test set has no futures.
+    An agent has to be there at step 10; the test set has no futures, which are not needed if ``futures`` is
+    False.
 
     Raises
     ------
@@ -170,7 +174,7 @@ def read_scenario(
             f"{at} has {steps} steps and the current step {scenario.current_time_index}; expected up to "
             f"{STEPS} steps, and step {CURRENT_STEP}"
         )
-    if steps == CURRENT_STEP + 1:
+    if futures and steps == CURRENT_STEP + 1:
         account.leave_out("scenarios", WITHOUT_FUTURE)
         account.leave_out("tracks", "in no scenario", len(scenario.tracks))
         return name, []
@@ -190,7 +194,7 @@ def read_scenario(
     seen = [track for track in tracks if any(state.valid for state in track.states)]
     account.leave_out("tracks", "never valid", len(tracks) - len(seen))
     values = [_STATE(state) for track in seen for state in track.states]
-    value_ATF = np.array(values, dtype=np.float64).reshape(len(seen), steps, -1)
+    value_ATF = np.array(values, dtype=np.float64).reshape(len(seen), steps, 8)
     valid_AT = value_ATF[..., -1] > 0
     wrong = np.argwhere(valid_AT & ~np.isfinite(value_ATF[..., :5]).all(axis=-1))
     if len(wrong):
@@ -272,16 +276,22 @@ def message(name: str) -> Any:
 
 @functools.cache
 def _classes() -> dict[str, Any]:
-    """Message classes of `_MESSAGES`."""
+    return message_classes(_MESSAGES)
+
+
+def message_classes(messages: Messages) -> dict[str, Any]:
+    """Make the classes of messages, which read and write them."""
     file = descriptor_pb2.FileDescriptorProto(name="womd.proto", package="womd", syntax="proto2")
     kinds = descriptor_pb2.FieldDescriptorProto
-    for name, fields in _MESSAGES.items():
+    for name, fields in messages.items():
         described = file.message_type.add(name=name)
         for field, number, kind in fields:
-            base = kind.removeprefix("*")
+            base = kind.lstrip("*+")
             added = described.field.add(name=field, number=number)
-            added.label = kinds.LABEL_REPEATED if kind[0] == "*" else kinds.LABEL_OPTIONAL
-            if base in _MESSAGES:
+            added.label = kinds.LABEL_REPEATED if kind[0] in "*+" else kinds.LABEL_OPTIONAL
+            if kind[0] == "+":
+                added.options.packed = True
+            if base in messages:
                 added.type, added.type_name = kinds.TYPE_MESSAGE, f".womd.{base}"
             else:
                 added.type = getattr(kinds, f"TYPE_{base.upper()}")
@@ -289,5 +299,5 @@ def _classes() -> dict[str, Any]:
     pool.Add(file)
     return {
         name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"womd.{name}"))
-        for name in _MESSAGES
+        for name in messages
     }
