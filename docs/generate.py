@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from millrace.errors import ExitCode
 from millrace.systems.base import resolve
 
 LIBRARY = Path(millrace.__file__).parent
+NOTEBOOKS = Path(__file__).parent / "notebooks"
 ERRORS = ("ConfigError", "DataError", "NotFiniteError", "DivergedError")
 ERRORS += ("OutputError", "LockedError", "SchedulerError")
 # What plug-ins use, then what reads and writes the files that others may want to read.
@@ -47,6 +49,7 @@ def write(folder: Path) -> None:
         "commands.md": commands(),
         "exit-codes.md": exit_codes(),
         "messages.md": messages(),
+        "notebooks.md": notebooks(),
         "python.rst": python(),
     }
     for name, text in pages.items():
@@ -73,7 +76,7 @@ def _command(name: str, parser: argparse.ArgumentParser, level: int) -> Iterator
     told, _, examples = (parser.epilog or "").partition("examples:\n")
     yield f"{'#' * level} `{name}`"
     # As the docstring of a module begins, which is the description.
-    about = re.sub(r"^The command ``millrace \w+``: ", "", parser.description or "")
+    about = re.sub(r"^The command ``millrace [\w-]+``: ", "", parser.description or "")
     yield _plain(_sentence(about))
     if told.strip():
         yield _plain(told)
@@ -134,6 +137,21 @@ def exit_codes() -> str:
             "",
         ]
     )
+
+
+def notebooks() -> str:
+    """All notebooks, to read and to download."""
+    parts = [
+        "# Notebooks",
+        "Load a checkpoint, predict, plot, for each system. Tests execute all of them.",
+    ]
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        for cell in json.loads(path.read_text())["cells"]:
+            text = "".join(cell["source"]).strip()
+            is_code = cell["cell_type"] == "code"
+            parts.append(f"```python\n{text}\n```" if is_code else re.sub("^#", "##", text))
+        parts.append(f"The notebook: {{download}}`{path.name} <../notebooks/{path.name}>`")
+    return "\n\n".join(parts) + "\n"
 
 
 def messages() -> str:

@@ -28,9 +28,9 @@ OPTIONS = {
 
 
 def predict_files(
-    checkpoint: Path,
-    source: Path,
-    output: Path,
+    checkpoint: str | Path,
+    source: str | Path,
+    output: str | Path,
     *,
     options: Mapping[str, Any] | None = None,
     samples: Mapping[str, Path] | None = None,
@@ -47,11 +47,11 @@ def predict_files(
 
     Parameters
     ----------
-    checkpoint : Path
+    checkpoint : path
         Of a training, from any device; nothing else is needed, see `millrace.evaluation.loaded.load`.
-    source : Path
+    source : path
         Raw files of a format that the system reads.
-    output : Path
+    output : path
         Forecasts to write, NetCDF (.nc) or Zarr (.zarr), see `forecast_file`.
     options : mapping, optional
         Of the forecasts, such as ``members``; by default forecasts from all states.
@@ -84,6 +84,7 @@ def predict_files(
     from millrace.evaluation.forecast_scores import ForecastScores
     from millrace.evaluation.loaded import load
 
+    source, output = Path(source), Path(output)
     model = load(checkpoint, samples=samples, device=device)
     kind, scores, forecasts = get_kind(model.recipe["kind"]), ForecastScores(), 0
     known = model.application.options.model_fields

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from notebooks import execute
 
 from millrace.config import Settings
 from millrace.data.split import SplitConfig
@@ -175,6 +176,16 @@ def test_another_mesh_is_predicted_better_than_by_persistence(trained, other_mes
         for name in scores
     )
     assert not [one for one in result["remarks"] if "outside the box" in one]
+
+
+def test_the_notebook_predicts_and_plots(trained, raw, monkeypatch, tmp_path):
+    given = {
+        "results/train/gino_salt/n1_gpu1/seed0/epoch_12.ckpt": trained[0],
+        "results/data/coast/raw": raw,
+    }
+    space = execute("groundwater", given, monkeypatch, tmp_path)
+    assert set(space["found"]["variables"]) == set(VARIABLES)
+    assert np.isfinite(space["last"]["head"]).all()
 
 
 def test_normalisation_is_that_of_the_training(trained, other_mesh, base, monkeypatch):
