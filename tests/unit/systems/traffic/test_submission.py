@@ -146,7 +146,7 @@ def check(of_rollouts, ids, original, model):
             np.testing.assert_allclose(of_rollouts[:, n, 0], np.tile(x, (32, 1)), rtol=1e-6)
             y = 3.0 * own - time
             np.testing.assert_allclose(of_rollouts[:, n, 1], np.tile(y, (32, 1)), atol=1e-5)
-    name, found = read_scenario(original, "", futures=False)
+    _, found = read_scenario(original, "", futures=False)
     if not found:
         return
     [one] = found

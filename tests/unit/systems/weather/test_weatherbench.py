@@ -69,8 +69,7 @@ def test_climatology_is_that_of_weatherbench(three_years):
         reference = expected.sel(dayofyear=day, hour=hour).values[rows]
         np.testing.assert_allclose(field, reference, rtol=1e-6)
     # Not in the order that was announced, and a state at a time.
-    few = Climatology(dataset, times)
-    few._room = 1
+    few = Climatology(dataset, times, memory=1)
     np.testing.assert_array_equal(few.at(times[::-1])[:, 0], found[::-1])
 
 
@@ -113,7 +112,7 @@ def test_scores_of_all_starts_are_those_that_weatherbench_makes_of_the_forecasts
     """Its reader opens both files, and its formulas on the forecasts give the scores."""
     checkpoint, trained, _ = saved("aurora")
     scores = tmp_path / "scores"
-    given = ["--checkpoint", str(checkpoint), "--samples", f"weather={weather_samples}"]
+    given = ["--checkpoint", str(checkpoint), "--samples", str(weather_samples)]
     assert main([*given, "--output", str(scores), "--days", "1", "--stride", "4"]) == 0
     assert "model_deterministic.nc" in capsys.readouterr().out
     with xr.open_dataset(weather_samples.parent / "weather.nc") as file:
@@ -149,7 +148,12 @@ def test_scores_of_all_starts_are_those_that_weatherbench_makes_of_the_forecasts
     assert found["geopotential"].dims == ("metric", "region", "lead_time", "level")
     assert found["2m_temperature"].dims == ("metric", "region", "lead_time")
     np.testing.assert_array_equal(found.lead_time, np.arange(6, 25, 6) * np.timedelta64(1, "h"))
-    for name in ("geopotential", "2m_temperature", "u_component_of_wind", "mean_sea_level_pressure"):
+    for name in (
+        "geopotential",
+        "2m_temperature",
+        "u_component_of_wind",
+        "mean_sea_level_pressure",
+    ):
         one, other = (data[name].astype(np.float64) for data in (forecast, truth))
         usual = usual_state[name]
         for region in LATITUDES:
@@ -173,10 +177,19 @@ LATITUDES = {"global": (None, None), "tropics": (-20, 20), "northern-hemisphere"
 
 
 def test_what_cannot_be_scored_is_refused(saved, block_samples, three_years, tmp_path, capsys):
-    given = ["--output", str(tmp_path / "scores"), "--samples"]
-    checkpoint, _, _ = saved("regression")
-    at = ["--checkpoint", str(checkpoint)]
-    assert main([*at, *given, f"weather={block_samples}"]) != 0
-    assert main([*at, *given, f"blocks={block_samples}"]) != 0
-    assert "--samples: expected weather=weather.h5" in capsys.readouterr().err
+    output = ["--output", str(tmp_path / "scores"), "--device", "cpu"]
+
+    def refused(checkpoint, samples, *others):
+        given = ["--checkpoint", str(checkpoint), "--samples", str(samples), *output, *others]
+        assert main(given) != 0
+        return capsys.readouterr().err
+
+    checkpoint, _, _ = saved("aurora")
+    told = refused(checkpoint, three_years[0])
+    assert "channels is not that of the training; give the samples of it" in told
+    assert "expected a positive length, and 1 or more" in refused(checkpoint, "", "--stride", "0")
+    checkpoint = checkpoint.rename(tmp_path / "aurora.ckpt")
+    (tmp_path / "alone").rmdir()
+    other, _, _ = saved("regression")
+    assert "forecasts blocks; expected a model of weather" in refused(other, block_samples)
     assert not (tmp_path / "scores").exists()

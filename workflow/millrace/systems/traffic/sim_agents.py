@@ -1,4 +1,4 @@
-"""A submission to the Waymo Open Sim Agents Challenge: rollouts of the scenarios of its test or validation set.
+"""A submission to the Waymo Open Sim Agents Challenge: rollouts of the scenarios of its test set.
 
 Writes a folder with a shard for each TFRecord file. Pack it before it is submitted:
 `tar czf submission.tar.gz -C FOLDER .`

@@ -1,8 +1,8 @@
 """Rollouts as a submission to the Waymo Open Sim Agents Challenge, written without TensorFlow.
 
-Each file of scenarios gives a shard, a ``SimAgentsChallengeSubmission``: of every scenario 32 rollouts of 80
-steps of 0.1 s, of all objects that are valid at step 10. Objects of the type other, which are no road users,
-go on at their velocity. Objects keep their height above the sea. Source of the numbers of the fields:
+Each file of scenarios gives a shard, a ``SimAgentsChallengeSubmission``: of every scenario 32 rollouts of
+80 steps of 0.1 s, of all objects that are valid at step 10. Objects of the type other, which are no road
+users, go on at their velocity. All keep their height above the sea. Source of the numbers of the fields:
 `protos/sim_agents_submission.proto` of github.com/waymo-research/waymo-open-dataset.
 
 Shape suffixes: S rollouts, T steps, O objects.
@@ -142,8 +142,8 @@ def _given(path: Path) -> Iterator[_Given]:
         }
         if not now:
             raise DataError(
-                f"{path}: scenario {name!r} has no object that is valid at step {CURRENT_STEP}; a submission "
-                "needs one in each: copy the file again"
+                f"{path}: scenario {name!r} has no object that is valid at step {CURRENT_STEP}; a "
+                "submission needs one in each: copy the file again"
             )
         columns = ("center_x", "center_y", "center_z", "heading", "velocity_x", "velocity_y")
         state = np.array([[getattr(one, key) for key in columns] for one in now.values()])

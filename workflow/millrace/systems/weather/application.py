@@ -69,7 +69,7 @@ class WeatherForecasts(SeriesForecasts):
     days: Positive = 5.0
     """Length of a forecast."""
     names: Literal["cf", "weatherbench2"] = "cf"
-    """Names of variables and axes in files: short ones with attributes of CF, or those of WeatherBench 2."""
+    """Names in files: short ones with attributes of CF, or names and axes of WeatherBench 2."""
 
 
 class WeatherApplication(Application):

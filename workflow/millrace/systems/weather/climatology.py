@@ -47,11 +47,11 @@ class Climatology:
     """Mean state of the training period at any time.
 
     ``times`` are all that will be asked for, in days since 1970 and in this order: states of the training
-    period are read once for as many of them as fit into `MEMORY`. If it does not hold each day of the year
+    period are read once for as many of them as fit into ``memory`` bytes. If it does not hold each day of the year
     at each hour that the dataset has, the mean is that over the whole period, as `about` says.
     """
 
-    def __init__(self, dataset: WeatherDataset, times: Floats) -> None:
+    def __init__(self, dataset: WeatherDataset, times: Floats, memory: int = MEMORY) -> None:
         self._dataset = dataset
         begin, end = map(int, dataset.split_ranges[0])
         self._begin = begin
@@ -72,7 +72,7 @@ class Climatology:
         self._wanted = list(dict.fromkeys(_keys(times)))
         self._known: OrderedDict[tuple[int, int], NDArray[np.float32]] = OrderedDict()
         state = 4 * len(dataset.variables) * int(np.prod(dataset.shape))
-        self._room, self._at_once = max(1, MEMORY // state), max(1, _READ // state)
+        self._room, self._at_once = max(1, memory // state), max(1, _READ // state)
 
     def at(self, time_N: Floats) -> Floats:
         """Mean states in physical units, [N, C, I, J]."""

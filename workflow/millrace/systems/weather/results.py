@@ -75,5 +75,9 @@ def _dataset(
             known = ALIASES.get(short_name(name), (name,))[0]
             data[known] = (axes, part if role == "air" else part[..., 0], of)
             first += count
-    coordinates = {"metric": list(METRICS), "region": list(regions), "lead_time": as_timedelta(hours)}
+    coordinates = {
+        "metric": list(METRICS),
+        "region": list(regions),
+        "lead_time": as_timedelta(hours),
+    }
     return xr.Dataset(data, coordinates | ({"level": levels} if dataset.air else {}))

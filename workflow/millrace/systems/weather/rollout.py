@@ -64,13 +64,11 @@ def starts_of(
     return np.unique(np.linspace(every[0], last, starts).astype(int)), leads
 
 
-def scores_of(
-    dataset: WeatherDataset, leads: int, weight_I: Floats | None = None
-) -> WeatherScores:
+def scores_of(dataset: WeatherDataset, leads: int, weight_I: Floats | None = None) -> WeatherScores:
     """Scores without any forecast yet."""
     return WeatherScores(
         dataset.variables,
-        dataset.step_hours * np.arange(1, leads + 1),
+        dataset.step_hours * np.arange(1, leads + 1, dtype=np.float64),
         dataset.latitude,
         dataset.climatology(),
         cells_of_regions(dataset.latitude, dataset.longitude),
@@ -146,9 +144,7 @@ def true_states(dataset: WeatherDataset, start: int, leads: int) -> Floats:
 
 
 @torch.no_grad()
-def forecast_from(
-    model: TrainedModel, start: int, leads: int
-) -> tuple[Floats, dict[str, Floats]]:
+def forecast_from(model: TrainedModel, start: int, leads: int) -> tuple[Floats, dict[str, Floats]]:
     """Forecast [L, C, I, J] in physical units, and the shares of the first step's loss."""
     dataset: WeatherDataset = model.dataset
     past, ahead = dataset.config.input_steps, dataset.config.output_steps

@@ -142,10 +142,10 @@ _TABLE = Table(
         **{f"{key}_h{h}": f"{one[0]}, {h} h" for h in LEADS for key, one in _COLUMNS.items()},
     },
     caption="Skill is 1 − RMSE / RMSE of the better of two: persistence, that nothing changes, and "
-    "climatology, the mean of the training period, by day of the year if it holds a year. All are over the "
-    "sphere, cells by their area, in SI units: K, m/s, Pa, m²/s² (z) and kg/kg (q); numbers in names are pressure levels "
-    "(hPa). ACC is the correlation of departures from climatology. Forecasts feed on themselves, "
-    "from starts spread over the period.",
+    "climatology, the mean of the training period, by day of the year if it holds a year. All are "
+    "over the sphere, cells by their area, in SI units: K, m/s, Pa, m²/s² (z) and kg/kg (q); numbers "
+    "in names are pressure levels (hPa). ACC is the correlation of departures from climatology. "
+    "Forecasts feed on themselves, from starts spread over the period.",
     baseline="the better of persistence and climatology",
     rows=_rows,
     first=(
