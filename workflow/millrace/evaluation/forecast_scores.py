@@ -21,6 +21,8 @@ class ForecastScores:
         self._square: dict[str, dict[str, list[xr.DataArray]]] = {}
         self._absolute: dict[str, dict[str, list[xr.DataArray]]] = {}
         self._crps: dict[str, list[xr.DataArray]] = {}
+        self._variance: dict[str, list[xr.DataArray]] = {}
+        self._members = 0
         self._unit: dict[str, str] = {}
 
     def add(self, piece: Piece) -> None:
@@ -37,6 +39,11 @@ class ForecastScores:
             rivals = {key: data[name] for key, data in piece.baselines.items()}
             if members and forecast.sizes[members[0]] > 1:
                 self._add_crps(str(name), forecast, truth, str(members[0]), axis, piece.weight)
+                self._members = forecast.sizes[members[0]]
+                variance = forecast.astype(np.float64).var(members[0], ddof=1)
+                self._variance.setdefault(str(name), []).append(
+                    _reduced(variance.where(truth.notnull()), axis, piece.weight)
+                )
             means = {"model": forecast.mean(members) if members else forecast, **rivals}
             for key, values in means.items():
                 error = values.astype(np.float64) - truth.astype(np.float64)
@@ -46,8 +53,10 @@ class ForecastScores:
     def result(self) -> dict[str, Any]:
         """By variable ``unit``, ``rmse``, ``mae``, ``rmse_by_lead``, ``crps``, ``baselines`` and ``skill``.
 
-        With several members RMSE and MAE are those of their mean, and the CRPS is the fair one [1]_. The
-        skill is 1 - RMSE / RMSE of the best baseline. A number that is not defined is None.
+        With several members RMSE and MAE are those of their mean, and the CRPS is the fair one [1]_;
+        ``spread`` is the root of the mean variance of M members, and ``spread_skill`` sqrt(1 + 1 / M) times
+        it over the RMSE: 1 for members that are drawn like the truth. The skill is 1 - RMSE / RMSE of the
+        best baseline. A number that is not defined is None.
 
         .. [1] Ferro (2014), Fair scores for ensemble forecasts, QJRMS 140, doi:10.1002/qj.2270.
         """
@@ -73,6 +82,10 @@ class ForecastScores:
                     record["rmse_by_lead"] = [_root(one) for one in _by(square["model"], axis)]
             if name in self._crps:
                 record["crps"] = _mean(self._crps[name])
+                record["spread"] = spread = _root(_mean(self._variance[name]))
+                inflated = None if spread is None else np.sqrt(1 + 1 / self._members) * spread
+                error = record["rmse"]
+                record["spread_skill"] = float(inflated / error) if inflated and error else None
             found[name] = record
         return found
 
@@ -157,6 +170,7 @@ def sentences(scores: Mapping[str, Any]) -> list[str]:
         ]
         if "crps" in one:
             parts.append(f"CRPS {_shown(one['crps'])}{unit}")
+            parts.append(f"spread / error {_shown(one['spread_skill'])}")
         if one["baselines"]:
             parts.append("skill undefined" if one["skill"] is None else f"skill {one['skill']:.3f}")
         found.append(f"{name}: {', '.join(parts)}")

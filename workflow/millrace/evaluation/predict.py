@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from millrace.systems.registry import get_kind, load_plugins, recognised
 OPTIONS = {
     "members": "forecasts drawn of each start or time",
     "seed": "of what is drawn",
+    "perturb": "size of changes of the first states of weather, for members, in changes of one step",
     "days": "length of a forecast of the weather (default: 5)",
     "seconds": "length of a rollout of traffic (default: 8)",
     "stride": "steps between forecasts; default: no overlap",
@@ -28,7 +29,7 @@ OPTIONS = {
 
 
 def predict_files(
-    checkpoint: str | Path,
+    checkpoint: str | Path | Sequence[str | Path],
     source: str | Path,
     output: str | Path,
     *,
@@ -47,8 +48,9 @@ def predict_files(
 
     Parameters
     ----------
-    checkpoint : path
-        Of a training, from any device; nothing else is needed, see `millrace.evaluation.loaded.load`.
+    checkpoint : path, or sequence of paths
+        Of a training, from any device; nothing else is needed, see `millrace.evaluation.loaded.load`. Those
+        of several seeds, say, forecast as members of an ensemble.
     source : path
         Raw files of a format that the system reads.
     output : path
@@ -80,12 +82,18 @@ def predict_files(
         An option is wrong, or the raw files cannot be what the model was trained on.
     """
     # Imports PyTorch and xarray, which --help and planning do without.
+    from millrace.evaluation.ensemble_forecasts import check_alike, together
     from millrace.evaluation.forecast_file import axis_of, forecast_file
     from millrace.evaluation.forecast_scores import ForecastScores
     from millrace.evaluation.loaded import load
 
     source, output = Path(source), Path(output)
-    model = load(checkpoint, samples=samples, device=device)
+    given = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
+    models = [load(one, samples=samples, device=device) for one in given]
+    check_alike(models)
+    model = models[0]
+    described = {key: ", ".join(one.about[key] for one in models) for key in model.about}
+    described |= {key: model.about[key] for key in ("model", "millrace_version")}
     kind, scores, forecasts = get_kind(model.recipe["kind"]), ForecastScores(), 0
     known = model.application.options.model_fields
     every = {"every": True} if "every" in known else {}
@@ -96,15 +104,17 @@ def predict_files(
         directory.mkdir(parents=True, exist_ok=True)
         prepared = model.application.prepare(model.recipe, source, raw, directory, workers)
         remarks = model.remarks(prepared)
-        about = {**model.about, "options": chosen.model_dump_json()}
+        about = {**described, "options": chosen.model_dump_json()}
         with forecast_file(output, about, command) as write:
-            for piece in model.pieces(prepared, chosen, progress):
+            told = [progress, *[None] * (len(models) - 1)]
+            pairs = zip(models, told, strict=True)
+            for piece in together([one.pieces(prepared, chosen, tell) for one, tell in pairs]):
                 write(model.application.as_written(piece.forecast, chosen))
                 scores.add(piece)
                 forecasts += piece.forecast.sizes[axis_of(piece.forecast)]
     result = {
         "schema": "millrace.prediction_metrics/2",
-        **model.about,
+        **described,
         "options": chosen.model_dump(),
         "forecasts": forecasts,
         "remarks": remarks,
@@ -159,10 +169,12 @@ class _Samples(argparse.Action):
         setattr(namespace, self.dest, samples_by_role(values))
 
 
-def add_model_options(made: argparse.ArgumentParser) -> None:
-    """Options that name a model, which `millrace export` has, too."""
+def add_model_options(made: argparse.ArgumentParser, several: bool = False) -> None:
+    """Options that name a model, which `millrace export` has, too, or several."""
     add = made.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="FILE.ckpt", help="of a training")
+    number: dict[str, Any] = {"nargs": "+"} if several else {}
+    about = "of a training; several are an ensemble" if several else "of a training"
+    add("--checkpoint", type=Path, required=True, metavar="FILE.ckpt", help=about, **number)
     add("--samples", nargs="+", action=_Samples, metavar="ROLE=FILE", help="sample files of "
         "the training, for a checkpoint that is of an earlier version or of a very large grid")  # fmt: skip
     add("--device", choices=("cpu", "cuda"), help="default: cuda, if there is a GPU")
@@ -177,8 +189,9 @@ def parser() -> argparse.ArgumentParser:
         "--checkpoint epoch_12.ckpt --source /data/finer --output forecasts.nc",
         "--checkpoint epoch_8.ckpt --source /data/icon --output fine.zarr --members 20 --seed 1",
         "--checkpoint epoch_20.ckpt --source /data/era5.zarr --output weather.nc --days 10",
+        "--checkpoint seed*/epoch_12.ckpt --source /data/site --output ensemble.nc",
     )
-    add_model_options(made)
+    add_model_options(made, several=True)
     add = made.add_argument
     add("--source", type=Path, required=True, metavar="PATH", help="raw files, as for training")
     add("--output", type=Path, required=True, metavar="FILE", help="forecasts, .nc or .zarr")
@@ -188,6 +201,6 @@ def parser() -> argparse.ArgumentParser:
     add("--format", dest="raw", metavar="NAME", help="of the raw files; default: by their names")
     add("--workers", type=int, default=1, metavar="N", help="processes that read (default: 1)")
     for name, text in OPTIONS.items():
-        kind = str if name == "names" else float if name in ("days", "seconds") else int
+        kind = str if name == "names" else float if name in ("days", "seconds", "perturb") else int
         add(f"--{name}", type=kind, metavar="NAME" if kind is str else "N", help=text)
     return made

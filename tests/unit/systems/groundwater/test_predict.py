@@ -188,6 +188,23 @@ def test_the_notebook_predicts_and_plots(trained, raw, monkeypatch, tmp_path):
     assert np.isfinite(space["last"]["head"]).all()
 
 
+def test_checkpoints_together_are_an_ensemble_on_one_mesh(trained, raw, base):
+    alone = predict_files(trained[0], raw, base / "alone.nc", device="cpu")
+    found = predict_files([trained[0]] * 2, raw, base / "two.nc", device="cpu")
+    with (
+        xr.open_dataset(base / "alone.nc", decode_times=False) as one,
+        xr.open_dataset(base / "two.nc", decode_times=False) as two,
+    ):
+        assert two["head"].dims == ("issue_time", "member", "lead", "node")
+        for member in range(2):
+            np.testing.assert_array_equal(two["head"][:, member], one["head"])
+        np.testing.assert_array_equal(two["mesh_face_nodes"], one["mesh_face_nodes"])
+    for name, scores in found["variables"].items():
+        assert scores["rmse"] == pytest.approx(alone["variables"][name]["rmse"], rel=1e-6)
+        assert scores["crps"] == pytest.approx(scores["mae"], rel=1e-6)
+        assert scores["spread"] == scores["spread_skill"] == 0
+
+
 def test_normalisation_is_that_of_the_training(trained, other_mesh, base, monkeypatch):
     """Not that of the new data: a shorter period of it must give the same forecasts."""
     short = base / "short"

@@ -13,13 +13,15 @@ from typing import Any, Literal
 
 import h5py
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from millrace.config import Positive
+from millrace.config import Count, Positive, Seed, option
 from millrace.data.recipe import outline_in, restore
-from millrace.errors import DataError
+from millrace.errors import ConfigError, DataError
 from millrace.evaluation.application import (
     CLOCK,
     ISSUE_TIME,
@@ -36,11 +38,13 @@ from millrace.evaluation.application import (
     values_of,
     window_starts,
 )
+from millrace.evaluation.ensemble_forecasts import joined_members
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.input_files import resolve_address
 from millrace.systems.base import Progress
 from millrace.systems.weather.catalogue import Catalogue
 from millrace.systems.weather.dataset import WeatherDataset
+from millrace.systems.weather.grids import goes_round
 from millrace.systems.weather.rollout import rolled_out
 from millrace.systems.weather.settings import WeatherExtraction
 from millrace.systems.weather.source import AXES, open_sources, with_known_axes
@@ -68,6 +72,13 @@ class WeatherForecasts(SeriesForecasts):
 
     days: Positive = 5.0
     """Length of a forecast."""
+    members: Count = 1
+    """Forecasts from each start; several differ by `perturb`."""
+    perturb: float = option(0.0, ge=0)
+    """Standard deviation of random smooth changes of the first states, in those of the change of a channel
+    in one step."""
+    seed: Seed = 0
+    """Of these changes."""
     names: Literal["cf", "weatherbench2"] = "cf"
     """Names in files: short ones with attributes of CF, or names and axes of WeatherBench 2."""
 
@@ -143,8 +154,12 @@ class WeatherApplication(Application):
         for number, start in enumerate(starts):
             given_KBSV = dataset.core_states(0, np.arange(start, start + past)[None])
             issued = dataset.time[start + past - 1]
-            forecast_KTV = rolled_out(model, given_KBSV, float(issued), leads)
-            made = _named(recipe, dataset, forecast_KTV, issued)
+            made = joined_members(
+                [
+                    _named(recipe, dataset, rolled_out(model, one, float(issued), leads), issued)
+                    for one in _perturbed(dataset, given_KBSV, options, number)
+                ]
+            )
             last = given_KBSV[:, 0, -1:].expand(-1, leads, -1)
             truth, baselines = None, {}
             if number < n_true:
@@ -159,6 +174,30 @@ class WeatherApplication(Application):
     def as_written(self, forecast: xr.Dataset, options: Any) -> xr.Dataset:
         """See `Application.as_written`."""
         return as_forecast(forecast) if options.names == "weatherbench2" else forecast
+
+
+def _perturbed(
+    dataset: WeatherDataset, given_KBSV: Tensor, options: Any, number: int
+) -> Iterator[Tensor]:
+    """First states of all members: those given, plus the same smooth noise at all their steps."""
+    if options.members > 1 and not options.perturb:
+        raise ConfigError(
+            "members: forecasts from one state are the same; give perturb > 0 as well"
+        )
+    if not options.perturb:
+        yield given_KBSV
+        return
+    rounds = goes_round(dataset.longitude)
+    smooth = (0.0, *(size / 32 for size in dataset.shape))
+    for member in range(options.members):
+        random = np.random.default_rng([options.seed, number, member])
+        noise = random.standard_normal((len(dataset.variables), *dataset.shape))
+        edges = ("nearest", "nearest", "wrap" if rounds else "nearest")
+        noise = gaussian_filter(noise, smooth, mode=edges)
+        noise /= noise.std(axis=(1, 2), keepdims=True)
+        change_VIJ = options.perturb * dataset.increment_scale[:, None, None] * noise
+        change_KV = torch.from_numpy(change_VIJ).flatten(1).T.to(given_KBSV)
+        yield given_KBSV + change_KV[:, None, None]
 
 
 def as_forecast(forecast: xr.Dataset) -> xr.Dataset:
