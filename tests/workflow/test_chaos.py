@@ -21,6 +21,7 @@ def chaos(project, library=REPOSITORY / "workflow", **numbers):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_few_faults(finished):
     code, said = chaos(finished, damages=20, full_disks=3, clocks=1)
     assert code == 0, said

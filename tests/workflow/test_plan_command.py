@@ -28,6 +28,7 @@ def plan(project, monkeypatch, capsys):
     return planned
 
 
+@pytest.mark.slow
 def test_what_is_done_and_what_is_left_agrees_with_snakemake(project, plan):
     project.config["run"]["seeds"] = [0, 1]
     rows = {row["rule"]: row for row in json.loads(plan("--json", "--profile", "local"))["rows"]}

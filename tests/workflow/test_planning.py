@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 
+import pytest
 from project import Project
 
 EVALUATED_AGAIN = {"evaluate_run": 1, "summarise_skill": 1}
@@ -152,6 +153,7 @@ def test_missing_raw_directory_is_one_sentence(project):
     assert "datasets.small.source: no directory '/nowhere'; set it to" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_braces_and_glob_characters_in_a_path_are_plain_text(project, tmp_path):
     raw = tmp_path / "da{t}a {dataset} ?*[1]"
     shutil.copytree(project.path("results/data/small/raw"), raw)

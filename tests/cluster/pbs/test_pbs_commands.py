@@ -365,6 +365,7 @@ def test_cancelled_chain_does_not_go_on(pbs, jobscript, quick):
     assert set(pbs.jobs()) == {"1.pbs"}
 
 
+@pytest.mark.slow
 def test_job_submitted_while_it_is_cancelled_is_deleted(pbs, jobscript, quick, monkeypatch):
     quick.submit(jobscript("if [ -e a ]; then sleep 60; fi && touch a && false"))
     asked(pbs, quick, "1.pbs", after_s=100)

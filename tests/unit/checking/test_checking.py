@@ -302,6 +302,7 @@ def test_an_evaluation_without_its_table_is_told(tmp_path, monkeypatch, scores, 
         contracts.evaluation_fills_the_table(Case({"model": {"name": "gino"}}, {}, tmp_path))
 
 
+@pytest.mark.slow
 def test_pytest_collects_a_test_for_each_contract(plugin, tmp_path):
     (tmp_path / "test_own.py").write_text("def test_own():\n    assert True\n")
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "no:millrace"]

@@ -55,6 +55,7 @@ def failed(check, detail, remedy):
     assert remedy in check.remedy
 
 
+@pytest.mark.slow
 def test_sound_image_in_which_the_ranks_start(place, monkeypatch):
     """The whole command, by the stand-in: what Python finds is that of these tests."""
     monkeypatch.setenv("PATH", with_apptainer(os.environ["PATH"]))

@@ -105,6 +105,7 @@ def test_ranks_share_the_threads_of_the_job_and_copies_of_the_samples(
     assert [step for step in kept if step < receipt["step"]], "checkpoints within the epoch"
 
 
+@pytest.mark.slow
 def test_ranks_start_in_an_image_and_train_the_same_bits(request_for, whole, tmp_path, monkeypatch):
     place = tmp_path / "my runs (é)" / "it's"
     place.mkdir(parents=True)
@@ -121,6 +122,7 @@ def test_ranks_start_in_an_image_and_train_the_same_bits(request_for, whole, tmp
     assert_same(torch.load(request.checkpoint, weights_only=True)["model"], whole)
 
 
+@pytest.mark.slow
 def test_a_launch_leaves_nothing_in_the_machines_temporary_folder(
     request_for, tmp_path, monkeypatch
 ):
@@ -157,6 +159,7 @@ def test_signal_saves_and_asks_to_try_again(request_for, number):
     assert 3 <= done < 5000
 
 
+@pytest.mark.slow
 def test_ranks_of_one_node_listen_on_its_loopback_and_need_no_name(request_for):
     request = request_for(epochs=5000, layout="n1_gpu2")
     nameless = ["unshare", "-u", "sh", "-c", 'hostname node-x.invalid && exec "$@"', "sh"]
@@ -246,6 +249,7 @@ def test_second_launch_on_the_same_run_is_refused_by_name(request_for, capfd):
         running.wait(300)
 
 
+@pytest.mark.slow
 def test_user_error_is_the_last_line(request_for, capfd):
     request = request_for(learning_rat=1.0)
     assert launch(request, cpus=1) == ExitCode.USER

@@ -79,6 +79,7 @@ def test_blocks_are_sent_in_half_precision():
     assert half.activations < single.activations
 
 
+@pytest.mark.slow
 def test_stages_of_unequal_work_have_larger_bubbles():
     first, second = (one.bubble for one in predicted(2, pipeline=2))
     assert first != second
@@ -116,6 +117,7 @@ def configuration(tmp_path, monkeypatch):
     return over
 
 
+@pytest.mark.slow
 def test_the_table(configuration, capsys):
     asked = ["--grid", "16x32", "--levels", "3", "--parallel", "storms"]
     assert main([*asked, "--configfile", str(configuration)]) == ExitCode.OK

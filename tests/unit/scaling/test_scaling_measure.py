@@ -71,6 +71,7 @@ def test_one_rank(request_for, one):
     assert list(run.losses) == first_losses(request, one)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_the_same_problem(request_for, one):
     request = request_for("n1_gpu2")
     assert measure_throughput(request, cpus=2) == 0
@@ -91,6 +92,7 @@ def test_weak_scaling_keeps_the_batch_of_a_rank(request_for, one):
     assert read(Path(weak.output)).global_batch == 2 * measure(strong, one).global_batch
 
 
+@pytest.mark.slow
 def test_an_error_of_the_user_is_one_sentence(request_for, capfd):
     request = request_for(learning_rat=1.0)
     assert measure_throughput(request, cpus=1) == 2

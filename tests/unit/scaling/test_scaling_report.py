@@ -90,6 +90,7 @@ def looked_up(content, path):
     return content
 
 
+@pytest.mark.slow
 def test_numbers_of_the_page_are_those_of_the_json(made) -> None:
     assert len(made.page.numbers) > 500
     for attributes, text in made.page.numbers:

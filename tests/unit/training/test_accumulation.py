@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import rank_worker
+from tiers import slow_for
 
 from millrace.training.batches import GlobalBatch, micro_batches, rank_shares
 
@@ -31,7 +32,7 @@ def test_micro_batches_of_one_process(problem, at_once, alone, size):
     assert_same_curve(result, at_once)
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", slow_for([2, 4], (4).__eq__))
 def test_ranks_with_different_numbers_of_micro_batches(problem, at_once, train_on_ranks, size):
     result = train_on_ranks(2, *problem, STEPS, {"micro_batch": size})
     numbers = [

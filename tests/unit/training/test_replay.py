@@ -65,6 +65,7 @@ def test_what_follows_on_a_forecast_is_the_truth(watched, run):
     )
 
 
+@pytest.mark.slow
 def test_no_window_leaves_the_training_period(watched, run):
     trainer, seen = watched
     run(trainer, 8)
@@ -171,6 +172,7 @@ def test_layouts_agree(trained, one_process, ranks, parallel, tolerance):
     assert sorted(found["replayed"]) == one_process["replayed"]
 
 
+@pytest.mark.slow
 def test_layouts_agree_where_batches_are_of_several_groups(experiments, train_on_ranks):
     definition, files = experiments["gino"]
     block = definition["train"] | {"global_batch": 5, "replay": replaying()}

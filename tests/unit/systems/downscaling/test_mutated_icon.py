@@ -556,6 +556,7 @@ def named_file(read):
     return reader
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_mutated_run_folders_are_read_rightly_or_refused_with_their_file(clean, tmp_path):
     base, whole = tmp_path / "raw", clean_run()
@@ -778,6 +779,7 @@ def hours_by_pandas(base):
     return sorted(((times - pd.Timestamp(2020, 1, 1, tz="UTC")) / pd.Timedelta(hours=1)).round())
 
 
+@pytest.mark.slow
 def test_mutated_tables_are_read_rightly_or_refused_with_their_file(clean, tmp_path):
     base, whole = tmp_path / "raw", clean_tables()
     texts = {name: table.to_csv(index=False) for name, table in whole.items()}

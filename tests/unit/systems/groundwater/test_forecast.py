@@ -95,6 +95,7 @@ def test_rollout_feeds_on_itself_and_ghosts_follow_their_patches(model):
             torch.testing.assert_close(risen, torch.full_like(risen, 2.0 * k))
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_is_refused(samples, definition, tmp_path):
     request = Request(
         experiment="wave",

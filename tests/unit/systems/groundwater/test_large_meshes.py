@@ -56,6 +56,7 @@ def peak(job):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_patches_are_cut_from_some_times_at_a_time(series, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("millrace.systems.groundwater.patches.SLAB_BYTES", SLAB)
     config = PatchConfig(slice_groups=2, clusters=20)  # a chunk of a patch could hold all times

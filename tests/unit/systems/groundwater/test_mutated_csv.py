@@ -383,6 +383,7 @@ def same(one, other):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Dtype")
 def test_mutated_files_of_a_mesh_are_read_rightly_or_refused_with_their_file(tmp_path):
     cases = []

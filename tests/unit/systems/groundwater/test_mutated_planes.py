@@ -11,6 +11,7 @@ import shutil
 
 import h5py
 import numpy as np
+import pytest
 from mutations import NUMBER, try_mutations
 
 from millrace.data.split import SplitConfig
@@ -281,6 +282,7 @@ MUTATIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_mutated_folders_of_planes_are_read_rightly_or_refused_with_their_folder(tmp_path):
     cases = []
 

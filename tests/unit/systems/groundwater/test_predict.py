@@ -297,6 +297,7 @@ def pointwise(monkeypatch):
     return "pointwise"
 
 
+@pytest.mark.slow
 def test_a_column_of_ones_own_is_forecast_without_a_graph_and_keeps_its_unit(pointwise, raw, base):
     """In metrics, receipt, predictions and what the command says."""
     warm = base / "warm"

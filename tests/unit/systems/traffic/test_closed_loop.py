@@ -118,6 +118,7 @@ def second_stage(experiments, alone, tmp_path):
     return contracts.Case(definition, files, tmp_path)
 
 
+@pytest.mark.slow
 def test_fine_tuning_lowers_the_error_of_driving_alone(second_stage, batch):
     trainer = second_stage.trainer()
     before = errors(batch, cat_k_rollout(trainer.module, batch, 1)[0]).mean()
@@ -126,6 +127,7 @@ def test_fine_tuning_lowers_the_error_of_driving_alone(second_stage, batch):
     assert after < 0.9 * before
 
 
+@pytest.mark.slow
 def test_the_second_stage_resumes_bitwise(second_stage):
     contracts.resumes_bitwise(second_stage)
 

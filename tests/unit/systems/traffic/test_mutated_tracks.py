@@ -170,6 +170,7 @@ def clean(tmp_path_factory):
     return base
 
 
+@pytest.mark.slow
 def test_mutated_recordings_are_read_rightly_or_refused_with_their_file(clean, tmp_path):
     whole = by_millrace(clean)
     path = tmp_path / "tracks/place.csv"

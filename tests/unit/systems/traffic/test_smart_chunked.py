@@ -105,6 +105,7 @@ def test_relations_with_rows_of_a_table(as_written):
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_rollouts_draw_the_same_tokens(dataset, model, as_written):
     batch, config = dataset.gather(np.arange(3)), RolloutConfig(samples=4, top_k=8)
     one = rollout(model, batch, config)

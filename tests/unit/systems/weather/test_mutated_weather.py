@@ -409,6 +409,7 @@ def extract(tmp_path):
     return extracted
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_mutated_weather_is_read_rightly_or_refused_with_its_file(extract, tmp_path):
     data, folder = planet(), tmp_path / "raw"

@@ -327,6 +327,7 @@ def test_a_place_has_one_encoding():
     assert torch.allclose(found[1], scale[1:3][:, columns], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_model_of_an_area_is_scored_and_drawn(area_samples, tmp_path):
     dataset = WeatherDataset(area_samples, WeatherWindowConfig())
     model = TrainedModel(SPEC, SPEC.build(MODEL, dataset).eval(), dataset)

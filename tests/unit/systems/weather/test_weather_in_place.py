@@ -270,6 +270,7 @@ def test_what_goes_on_failing_is_named(server, served, extracting):
     assert server.asked[CHUNK] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [COPY, REFERENCE], ids=["copy", "reference"])
 def test_what_an_address_lacks_is_no_field_of_fill_values(server, served, config):
     (server.folder / CHUNK[1:]).unlink()
@@ -303,6 +304,7 @@ def states(path, steps):
     return np.concatenate(list(found), axis=1)
 
 
+@pytest.mark.slow
 def test_ranks_and_their_threads_read_at_once(served, tmp_path, monkeypatch):
     monkeypatch.setenv("MILLRACE_CACHE", str(tmp_path / "kept"))
     copy, path = served
