@@ -13,6 +13,7 @@ from published_weather import CASES, Case, changed
 
 from millrace.errors import ConfigError, DataError
 from millrace.systems.weather.aurora.config import SMALL, AuroraConfig
+from millrace.systems.weather.aurora.conventions import published_statistics
 from millrace.systems.weather.aurora.published import adopt
 from millrace.systems.weather.aurora.spec import SPEC
 from millrace.systems.weather.aurora.swin import published_labels, window_labels
@@ -132,6 +133,16 @@ def test_forecasts_are_those_of_the_published_program(name, options):
     ours, expected, _ = made(name, **options)
     assert expected.std() > 0.3, "the network does something"
     assert np.abs(ours - expected).max() <= CLOSE
+
+
+def test_statistics_between_published_levels_are_interpolated():
+    """In the logarithm of pressure; beyond them, and of other variables, there are none."""
+    middle = float(np.sqrt(850 * 925))
+    location, scale = published_statistics(["2m_temperature"], ["t", "w"], [10, 850, middle, 925])
+    assert (location[0], scale[0]) == (278.514, 21.22036)
+    assert np.isnan(location[[1, *range(5, 9)]]).all()
+    assert location[2:5] == pytest.approx([274.56, (274.56 + 277.3572) / 2, 277.3572])
+    assert scale[2:5] == pytest.approx([15.5888, (15.5888 + 16.08798) / 2, 16.08798])
 
 
 def test_low_rank_updates_of_another_rank_become_part_of_the_weights():
