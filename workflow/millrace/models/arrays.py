@@ -35,7 +35,7 @@ class ArrayModel(nn.Module):
     def forward(self, batch: ArrayBatch) -> Tensor:
         """Forecast in normalised units, [K, B, T, V]."""
         steps, targets, *grid = batch.y.shape[1:]
-        change, expected = self.net(batch.x), (len(batch.x), steps * targets, *grid)
+        change, expected = self.net(batch.x), (batch.x.shape[0], steps * targets, *grid)
         if change.shape != expected:
             raise ConfigError(
                 f"model: the module gives the shape {tuple(change.shape)}, expected {expected}: samples, "

@@ -38,7 +38,7 @@ class BlockMlp(nn.Module):
 
     def forward(self, x_BNV: Tensor, e_BE: Tensor, batch: BlockBatch) -> Tensor:
         """Field on the fine cells, [B, N, V]."""
-        n_samples, n_blocks = len(x_BNV), batch.geometry.n_blocks
+        n_samples, n_blocks = x_BNV.shape[0], batch.geometry.n_blocks
         around_BMV = batch.coarse_BMV[:, batch.geometry.block_neighbours_M3].flatten(2)
         place_BM3 = batch.geometry.block_centres_M3.expand(n_samples, -1, -1)
         clock_BMF = batch.clock_BF[:, None].expand(-1, n_blocks, -1)

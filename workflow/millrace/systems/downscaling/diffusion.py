@@ -97,7 +97,7 @@ def conditions(batch: BlockBatch) -> Tensor:
     """What the U-Net is given of each fine cell besides the noisy field, [B, N, V + F]."""
     n_cells, n_blocks = batch.y_BNV.shape[1], batch.geometry.n_blocks
     own_BNV = batch.coarse_BMV.repeat_interleave(n_cells // n_blocks, dim=1)
-    static_BNF = batch.geometry.static_NF.expand(len(own_BNV), -1, -1)
+    static_BNF = batch.geometry.static_NF.expand(own_BNV.shape[0], -1, -1)
     return torch.cat([own_BNV, batch.features_BNF, static_BNF], dim=2)
 
 
@@ -119,7 +119,7 @@ def with_noise(config: Any, batch: BlockBatch, seeds: np.ndarray) -> BlockBatch:
 def recentred(x_BNV: Tensor, batch: BlockBatch) -> Tensor:
     """Take away the area-weighted mean of each block, so that the block means are conserved."""
     share_MK = batch.geometry.share_N.view(batch.geometry.n_blocks, -1).to(x_BNV.dtype)
-    blocks = x_BNV.reshape(len(x_BNV), *share_MK.shape, -1)
+    blocks = x_BNV.reshape(x_BNV.shape[0], *share_MK.shape, -1)
     mean = torch.einsum("bmkv,mk->bmv", blocks, share_MK)
     return (blocks - mean[:, :, None]).reshape(x_BNV.shape)
 

@@ -51,7 +51,7 @@ class NestedUnet(nn.Module):
         levels = geometry.levels[:-1]
         for layers, up, level in reversed(list(zip(self.decoder, self.up, levels, strict=True))):
             fine = kept.pop()
-            rows = up(h).reshape(len(fine), -1, fine.shape[2])
+            rows = up(h).reshape(fine.shape[0], -1, fine.shape[2])
             assert level.up is not None
             h = _run(layers, fine + level.up(rows), e_BE, level)
         return self.project(self.norm(h))
@@ -103,4 +103,4 @@ def _run(layers: nn.Module, h: Tensor, e_BE: Tensor | None, level: Level) -> Ten
 def _grouped(matrix: SparseMatrix | None, x_BNC: Tensor, per_cell: int) -> Tensor:
     """Product with a matrix of so many rows a cell, those of a cell as channels."""
     assert matrix is not None
-    return matrix(x_BNC).reshape(len(x_BNC), -1, per_cell * x_BNC.shape[2])
+    return matrix(x_BNC).reshape(x_BNC.shape[0], -1, per_cell * x_BNC.shape[2])

@@ -73,7 +73,7 @@ def integrate(
     def raw(scaled_BNV: Tensor, sigma_B: Tensor) -> Tensor:
         return module.raw(scaled_BNV, sigma_B, batch)
 
-    x_BNV = _carried(raw, noise_BNV, config)
+    x_BNV = carried(raw, noise_BNV, config)
     return recentred(x_BNV / SIGMA_DATA, batch)
 
 
@@ -100,7 +100,7 @@ def sample_grid(
 
         return _in_pieces(of_piece, samples, scaled_ENV)
 
-    x_ENV = _carried(raw, noise_ENV, config) / SIGMA_DATA
+    x_ENV = carried(raw, noise_ENV, config) / SIGMA_DATA
     return _in_pieces(lambda batch, _, given: recentred(given, batch), samples, x_ENV)
 
 
@@ -167,7 +167,7 @@ def _in_pieces(
     return made_ENV
 
 
-def _carried(
+def carried(
     raw: Callable[[Tensor, Tensor], Tensor], noise_BNV: Tensor, config: SamplerConfig
 ) -> Tensor:
     """Integrate from standard normal noise; ``raw`` is (scaled fields, noise level of each) -> F."""

@@ -57,6 +57,9 @@ class SparseMatrix:
 
     def __call__(self, x_BNC: Tensor) -> Tensor:
         """Multiply each sample, [B, R, C]."""
+        if torch.compiler.is_exporting():  # of any number of samples: side by side
+            side_by_side = self.sum(x_BNC.transpose(0, 1).flatten(1), 1)
+            return side_by_side.unflatten(1, (x_BNC.shape[0], -1)).transpose(0, 1)
         rows = x_BNC.flatten(0, 1)
         product: Tensor = _Product.apply(rows, self, len(x_BNC))
         return product.unflatten(0, (len(x_BNC), self.shape[0]))

@@ -84,6 +84,10 @@ class _Spectral(nn.Module):
     def forward(self, x_GBC: Tensor, skip_OC: Tensor, shape: Shape, activated: bool) -> Tensor:
         forward, inverse, zero = _transforms(shape, self._kept, x_GBC.dtype, x_GBC.device)
         bias_O = self.bias.flatten()
+        if torch.compiler.is_exporting():
+            basis = (forward, inverse, shape, self._kept)
+            y = _traced_layer(x_GBC, self.weight.tensor, bias_O, skip_OC, *basis)
+            return functional.gelu(functional.gelu(y)) if activated else y
         return _Layer.apply(
             *(x_GBC, self.weight.tensor, bias_O, skip_OC, *forward, *inverse),
             *(shape, self._kept, zero, activated),
@@ -259,6 +263,28 @@ class _Layer(torch.autograd.Function):
         grad_x.addmm_(g, skip_OC)
         others = (None,) * (len(matrices) + 4)
         return grad_x.view(x_GBC.shape), grad_weight, grad_bias, grad_skip, *others
+
+
+def _traced_layer(
+    x_GBC: Tensor,
+    weight_KC: Tensor,
+    bias_O: Tensor,
+    skip_OC: Tensor,
+    forward: Matrices,
+    inverse: Matrices,
+    shape: Shape,
+    kept: Shape,
+) -> Tensor:
+    """`_Layer` before activation in operations that exported programs hold, of any number of samples."""
+    points, samples, channels = x_GBC.shape
+    n_modes, n_out = weight_KC.shape[0], skip_OC.shape[0]
+    z = _to_modes(x_GBC.reshape(points, samples * channels), forward, shape)
+    product = torch.bmm(z.view(n_modes, 2 * samples, channels), weight_KC)
+    re, im = product.view(n_modes, 2, samples, 2, n_out).unbind(1)
+    modes = torch.stack([re[:, :, 0] - im[:, :, 1], re[:, :, 1] + im[:, :, 0]], dim=1)
+    y = _to_values(modes.view(2 * n_modes, samples * n_out), inverse, kept)
+    # The mode of frequency zero alone is a constant: the bias is added to values all the same.
+    return y.view(points, samples, n_out) + functional.linear(x_GBC, skip_OC, bias_O)
 
 
 def _parts(rows: Tensor) -> list[slice]:

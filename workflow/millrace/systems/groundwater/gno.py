@@ -54,8 +54,17 @@ class NeighbourTable:
     @classmethod
     def from_csr(cls, csr: CSR, n_points: int) -> "NeighbourTable":
         """Build the table of ``csr``, whose neighbours are drawn from ``n_points`` points."""
-        indptr, index = torch.from_numpy(csr.indptr), torch.from_numpy(csr.index)
-        row = torch.repeat_interleave(torch.arange(len(indptr) - 1), indptr.diff())
+        return cls.of(torch.from_numpy(csr.indptr), torch.from_numpy(csr.index), n_points)
+
+    @classmethod
+    def of(cls, indptr: Tensor, index: Tensor, n_points: int) -> "NeighbourTable":
+        """Build the table of tensors, see `from_csr`."""
+        if torch.compiler.is_exporting():  # of any mesh, without gradients: no transpose
+            edge = torch.arange(index.shape[0], device=index.device)
+            row = torch.bucketize(edge, indptr[1:], right=True)
+            return cls(indptr, index, row, indptr, index)
+        rows = torch.arange(len(indptr) - 1, device=index.device)
+        row = torch.repeat_interleave(rows, indptr.diff())
         counts = torch.bincount(index, minlength=n_points)
         transposed_indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         return cls(indptr, index, row, transposed_indptr, torch.argsort(index, stable=True))
@@ -139,7 +148,7 @@ class _KernelSum(torch.autograd.Function):
 
 
 def _sum_of_bags(values_CNB: Tensor, index: Tensor, offset: Tensor, weight_CE: Tensor) -> Tensor:
-    channels, samples = len(values_CNB), values_CNB.shape[2]
+    channels, samples = values_CNB.shape[0], values_CNB.shape[2]
     summed = functional.embedding_bag(
         index,
         values_CNB.reshape(-1, samples),
@@ -180,6 +189,11 @@ def kernel_sum(kernel_CE: Tensor, f_CNB: Tensor, table: NeighbourTable) -> Tenso
         # Under autocast: hundreds of neighbours are not summed in half precision.
         kernel_CE = kernel_CE.float()
     f_CNB = f_CNB.to(kernel_CE.dtype)
+    if torch.compiler.is_exporting():  # of any mesh and number of samples, without gradients
+        channel = torch.arange(f_CNB.shape[0], device=f_CNB.device)[:, None]
+        index = (table.index + channel * f_CNB.shape[1]).flatten()
+        offset = (table.indptr[:-1] + channel * table.index.shape[0]).flatten()
+        return _sum_of_bags(f_CNB, index, offset, kernel_CE)
     if not len(table.index):
         return f_CNB.new_zeros(len(f_CNB), len(table.indptr) - 1, f_CNB.shape[2])
     at_once = table.bags(len(f_CNB)).channels

@@ -361,7 +361,8 @@ class Smart(nn.Module):
         """Road segments near agents, which may be of several rollouts of each scenario."""
         n_scenarios, n_segments = encoded.valid_BM.shape
         n_steps = pose_BAK3.shape[2]
-        agents, road = pose_BAK3[..., :2].reshape(n_scenarios, -1, 2), encoded.pose_BM3[..., :2]
+        agents = pose_BAK3[..., :2].unflatten(0, (n_scenarios, -1)).flatten(1, 3)
+        road = encoded.pose_BM3[..., :2]
         count, radius = self.config.road_neighbours, self.config.road_radius
         index, mask = nearest_neighbours(agents, road, encoded.valid_BM[:, None], count, radius)
         flat = _rows(_flat(index, n_segments), queries)
@@ -403,5 +404,5 @@ def _rows(x: Tensor, taken: Tensor | None) -> Tensor:
 
 def _flat(index_BQK: Tensor, n_sources: int) -> Tensor:
     """Index over the sources of all scenarios, [B Q, K]."""
-    first = torch.arange(len(index_BQK), device=index_BQK.device)[:, None, None] * n_sources
+    first = torch.arange(index_BQK.shape[0], device=index_BQK.device)[:, None, None] * n_sources
     return (index_BQK + first).flatten(0, 1)

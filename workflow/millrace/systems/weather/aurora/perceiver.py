@@ -72,6 +72,8 @@ class CrossAttention(nn.Module):
 
 def _in_chunks(layer: nn.Module, query: Tensor, context: Tensor) -> Tensor:
     """Apply a `CrossAttention` to `PATCHES_AT_ONCE` at a time; patches do not see each other in it."""
+    if torch.compiler.is_exporting():  # of any number of samples, without gradients
+        return layer(query, context)
     pairs = zip(query.split(PATCHES_AT_ONCE), context.split(PATCHES_AT_ONCE), strict=True)
     made = [layer(*pair) for pair in pairs]
     return made[0] if len(made) == 1 else torch.cat(made)
@@ -126,7 +128,7 @@ class Encoder(nn.Module):
         air_BLND = air_MND.unflatten(0, (batch, levels))
         air_BLND = air_BLND + self._embed("level", self.level_LD)[:, None]
         air_MLD = air_BLND.transpose(1, 2).flatten(0, 1)
-        query_MPD = self.latents_PD.expand(len(air_MLD), *self.latents_PD.shape)
+        query_MPD = self.latents_PD.expand(air_MLD.shape[0], *self.latents_PD.shape)
         latents_MPD = _in_chunks(self.aggregation, query_MPD, air_MLD)
         latents_BPND = latents_MPD.unflatten(0, (batch, -1)).transpose(1, 2)
 
@@ -170,11 +172,11 @@ class Decoder(nn.Module):
         surface = unpatched(self.surface_head(x_BCND[:, 0]), self.patch, self.rows)
         context_MPD = x_BCND[:, 1:].transpose(1, 2).flatten(0, 1)
         query_LD = self.level(self.level_LD.to(self.level.weight.dtype))
-        query_MLD = query_LD.expand(len(context_MPD), *query_LD.shape)
+        query_MLD = query_LD.expand(context_MPD.shape[0], *query_LD.shape)
         air_MLK = self.air_head(_in_chunks(self.aggregation, query_MLD, context_MPD))
-        air_BLNK = air_MLK.unflatten(0, (len(x_BND), -1)).transpose(1, 2)
+        air_BLNK = air_MLK.unflatten(0, (x_BND.shape[0], -1)).transpose(1, 2)
         air_BLAIJ = unpatched(air_BLNK.flatten(0, 1), self.patch, self.rows)
-        air_BALIJ = air_BLAIJ.unflatten(0, (len(x_BND), -1)).transpose(1, 2)
+        air_BALIJ = air_BLAIJ.unflatten(0, (x_BND.shape[0], -1)).transpose(1, 2)
         return torch.cat([surface, air_BALIJ.flatten(1, 2)], dim=1)
 
 

@@ -79,7 +79,7 @@ class WindowAttention(nn.Module):
             qkv = qkv + self.lora_qkv(x_WSC)
         q, k, v = qkv.unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
         if mask_WSS is not None:
-            mask_WSS = mask_WSS.repeat(len(q) // len(mask_WSS), 1, 1)[:, None]
+            mask_WSS = mask_WSS.repeat(q.shape[0] // mask_WSS.shape[0], 1, 1)[:, None]
         y_WHSK = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_WSS)
         y_WSC = y_WHSK.transpose(1, 2).flatten(2)
         out = self.proj(y_WSC)
