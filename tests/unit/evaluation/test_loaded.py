@@ -8,24 +8,16 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from array_fields import independent, series, write
+from array_fields import independent, series
 
 from millrace.data.account import Account
-from millrace.data.arrays import ArrayDataset
 from millrace.data.recipe import MOST_BYTES, recipe_of
 from millrace.errors import ConfigError, DataError
 from millrace.evaluation import predict as command
 from millrace.evaluation.arrays import physical
 from millrace.evaluation.loaded import LoadedModel, load
 from millrace.evaluation.predict import main, predict_files
-from millrace.evaluation.trained_model import TrainedModel
-from millrace.models.arrays import ArrayModel
-from millrace.models.losses import forecast
-from millrace.models.spec import ModelSpec
 from millrace.sealed import checksum, write_sealed
-from millrace.systems import registry
-from millrace.systems.arrays import ArrayConfig, array_kind
-from millrace.systems.base import Model, System
 from millrace.systems.downscaling.ensembles import downscaled
 from millrace.systems.downscaling.sampling import SamplerConfig
 from millrace.systems.traffic.dataset import ScenarioDataset
@@ -166,44 +158,6 @@ def test_named_tracks_are_rolled_out_as_those_of_files(saved, motion_tracks, tmp
     assert 0 < result["variables"]["x"]["crps"] < result["variables"]["x"]["rmse"] * 2
     with pytest.raises(DataError, match="expected the axes agent and time, with 11 to 91 steps"):
         best.predict(states.isel(time=slice(0, 5)), road)
-
-
-class Shift(torch.nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-        self.net = torch.nn.Conv1d(channels[0], channels[1], 1)
-
-    def forward(self, x):
-        return self.net(x.flatten(2)).unflatten(2, x.shape[2:])
-
-
-@pytest.fixture
-def of_arrays(monkeypatch, tmp_path):
-    """A loaded model on arrays, its dataset and samples."""
-
-    def make(samples, **config):
-        is_series = samples.time is not None
-        kind = array_kind("mine", ["mine"], lambda *_: samples, series=is_series)
-        spec = ModelSpec("shift", ArrayConfig, _build, forecast, _loss)
-        system = System("mine", kinds=(kind,), models=(Model("shift", "mine", spec),))
-        monkeypatch.setattr(registry, "loaded_plugins", {"mine": system})
-        dataset = ArrayDataset(write(tmp_path, samples), ArrayConfig(**config))
-        definition = {"data": config, "model": {"name": "shift"}}
-        module = _build(None, dataset)
-        state = {"model": module.state_dict(), "recipe": recipe_of("mine", definition, dataset)}
-        torch.save(state, tmp_path / "mine.ckpt")
-        return load(tmp_path / "mine.ckpt", device="cpu"), TrainedModel(spec, module, dataset)
-
-    return make
-
-
-def _build(_, dataset):
-    torch.manual_seed(0)
-    return ArrayModel(Shift((dataset.in_channels, dataset.out_channels)))
-
-
-def _loss(*_):
-    raise NotImplementedError
 
 
 def test_samples_of_a_plug_in_are_predicted_from_what_is_given_alone(of_arrays):

@@ -25,7 +25,9 @@ from millrace.data.recipe import recipe_of
 from millrace.data.samples import Files, dataset_class, datasets_of, open_dataset
 from millrace.data.split import SPLITS
 from millrace.errors import listed
-from millrace.evaluation.loaded import load
+from millrace.evaluation.exporting import checked, traced
+from millrace.evaluation.loaded import LoadedModel, load
+from millrace.evaluation.program import NotExportable
 from millrace.evaluation.run import evaluate_run
 from millrace.evaluation.trained_model import finite
 from millrace.models.spec import ModelSpec
@@ -411,6 +413,27 @@ def loads_by_itself(case: Case) -> None:
     """A checkpoint alone, without samples or receipt, gives the same forecasts as the model in it."""
     if case.kind.application is None:
         return  # nothing loads it
+    trainer, model = _loaded_alone(case)
+    batch = samples_of(trainer, 1)
+    module = model.module_for(None)  # it was built when it was loaded
+    same = torch.equal(_forecast(trainer, batch), finite(model.spec.predict(module, batch)))
+    _require(same, "the model that is loaded from its checkpoint gives other forecasts")
+
+
+def exports(case: Case) -> None:
+    """A program that is exported of a checkpoint gives the same forecasts, for any number of samples."""
+    if case.kind.application is None:
+        return  # nothing loads it
+    _, model = _loaded_alone(case)
+    try:
+        program = model.program()
+    except NotExportable:
+        return
+    checked(program, traced(program).module(), model.spec.name, "program")
+
+
+def _loaded_alone(case: Case) -> tuple[Trainer, LoadedModel]:
+    """A model that is not trained, and the same loaded from a checkpoint that lies alone."""
     trainer, _ = build_trainer(case.definition, case.files, 0, ALONE)
     recipe = recipe_of(case.kind.name, case.definition, trainer.dataset)
     _require(
@@ -421,11 +444,7 @@ def loads_by_itself(case: Case) -> None:
     alone = case.directory / "alone"
     alone.mkdir(exist_ok=True)
     torch.save({**trainer.state(), "recipe": recipe}, alone / "model.ckpt")
-    model = load(alone / "model.ckpt", device="cpu")
-    batch = samples_of(trainer, 1)
-    module = model.module_for(None)  # it was built when it was loaded
-    same = torch.equal(_forecast(trainer, batch), finite(model.spec.predict(module, batch)))
-    _require(same, "the model that is loaded from its checkpoint gives other forecasts")
+    return trainer, load(alone / "model.ckpt", device="cpu")
 
 
 OF_SAMPLES = (
@@ -442,6 +461,7 @@ OF_MODELS = (
     no_hidden_state,
     survives_a_file,
     loads_by_itself,
+    exports,
     resumes_bitwise,
     ranks_agree,
     half_precision_agrees,

@@ -20,6 +20,7 @@ from millrace.config import Count, Settings
 from millrace.data.samples import Files
 from millrace.data.units import conversion
 from millrace.errors import ConfigError, DataError, listed
+from millrace.evaluation.program import NotExportable, Program
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.base import Progress
 
@@ -45,6 +46,10 @@ class SeriesForecasts(Settings):
     """From all states, and not only from the last ones."""
     stride: Count | None = None
     """Steps between forecasts; null: as many as one has."""
+
+
+class NoOptions(Settings):
+    """There is nothing to choose."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +82,10 @@ class Application(ABC):
 
     options: ClassVar[type[Settings]]
     """Of forecasts; what `LoadedModel.predict` and the command take beside what is given."""
+    export_options: ClassVar[type[Settings]] = NoOptions
+    """Of programs; what `LoadedModel.export` and the command take."""
+    exported_data: ClassVar[Mapping[str, Any]] = {}
+    """Keys of the block ``data`` that samples of programs have in place of those of the training."""
 
     @abstractmethod
     def write(
@@ -105,6 +114,29 @@ class Application(ABC):
         """Return what files get of a piece, if an option asks for other names in them."""
         del options
         return forecast
+
+    def example(self, recipe: Recipe, directory: Path) -> Prepared:
+        """Write sample files of two samples or more that are made up, on which programs are tried.
+
+        They are the same each time. Raises `NotExportable` if these models are not exported.
+        """
+        raise _not_exported(recipe)
+
+    def program(
+        self, model: TrainedModel, recipe: Recipe, prepared: Prepared, options: Any
+    ) -> Program:
+        """The model as a program, with examples from two samples, see `millrace.evaluation.program`.
+
+        Raises `NotExportable` if this one is not exported.
+        """
+        raise _not_exported(recipe)
+
+
+def _not_exported(recipe: Recipe) -> NotExportable:
+    return NotExportable(
+        f"models on samples of {recipe['kind']} cannot be exported as programs: their Application has no "
+        "methods `example` and `program`; `--to safetensors` writes their weights"
+    )
 
 
 def values_of(

@@ -36,7 +36,9 @@ from millrace.evaluation.application import (
     values_of,
     window_starts,
 )
+from millrace.evaluation.array_program import array_program
 from millrace.evaluation.arrays import physical, values_per_sample
+from millrace.evaluation.program import Program
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.arrays import ArrayConfig, Samples
 from millrace.systems.base import Progress, resolve
@@ -162,6 +164,27 @@ class ArrayApplication(Application):
                 yield Piece(made["forecast"], made.get("truth"), baselines)
             if progress is not None:
                 progress(begin + len(part), len(starts))
+
+    def example(self, recipe: Recipe, directory: Path) -> Prepared:
+        """See `Application.example`."""
+        about, config = _About.of(recipe), ArrayConfig.parse(recipe["definition"]["data"], "data")
+        random, n = np.random.default_rng(0), config.length + 1
+        rows: dict[str, Any] = {"time": np.arange(n), "order": np.arange(n)}
+        for role in ROLES:
+            for name, (_, on_grid) in about.fields[role].items():
+                kept = about.content["attributes"][f"{role}/{name}"]
+                drawn = random.standard_normal((n, *(about.grid if on_grid else ())))
+                rows[f"{role}/{name}"] = float(kept["mean"]) + float(kept["std"]) * drawn
+        return Prepared({"samples": restore(about.content, directory / "samples.h5", rows)})
+
+    def program(
+        self, model: TrainedModel, recipe: Recipe, prepared: Prepared, options: Any
+    ) -> Program:
+        """See `Application.program`."""
+        del prepared, options
+        about = _About.of(recipe)
+        scalars = [name for name, (_, on_grid) in about.fields["inputs"].items() if not on_grid]
+        return array_program(model, about.axes, scalars)
 
 
 class _About:

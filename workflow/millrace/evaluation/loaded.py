@@ -19,11 +19,13 @@ from millrace.data.recipe import VERSION, recipe_of, restore, statistics_of
 from millrace.data.samples import Files, open_dataset
 from millrace.errors import ConfigError, DataError
 from millrace.evaluation.application import Application, Piece, Prepared, Recipe
+from millrace.evaluation.exporting import export
+from millrace.evaluation.program import Program
 from millrace.evaluation.trained_model import TrainedModel, read_training
 from millrace.models.spec import ModelSpec
 from millrace.provenance import code_version
 from millrace.systems.base import Progress, resolve
-from millrace.systems.registry import get_kind, get_model, kind_of, load_plugins
+from millrace.systems.registry import get_kind, get_model, kind_of, load_plugins, recognised
 from millrace.training.receipt import check_bytes, check_published
 from millrace.training.store import load_state, weights_of
 from millrace.training.warm_start import check_buffers, content_digest
@@ -71,10 +73,10 @@ class LoadedModel:
             self._module = module.eval()
         return self._module
 
-    def opened(self, files: Files) -> Any:
-        """Dataset of sample files, normalised as that of the training."""
+    def opened(self, files: Files, **other: Any) -> Any:
+        """Dataset of sample files, normalised as that of the training; ``other`` keys replace its own."""
         statistics = statistics_of(self.recipe["normalisation"])
-        data = self.recipe["definition"]["data"]
+        data = {**self.recipe["definition"]["data"], **other}
         return open_dataset(self.recipe["kind"], files, data, self.device, statistics)
 
     @property
@@ -126,6 +128,43 @@ class LoadedModel:
             parts = [piece.forecast for piece in self.pieces(prepared, chosen)]
         axis = next(iter(parts[0][next(iter(parts[0].data_vars))].dims))
         return parts[0] if len(parts) == 1 else xr.concat(parts, axis, data_vars="minimal")
+
+    def program(
+        self, source: str | Path | None = None, raw: str | None = None, **options: Any
+    ) -> Program:
+        """The model as one module from physical tensors to physical tensors, see `Program`.
+
+        Parameters
+        ----------
+        source : path, optional
+            Raw files whose first samples become its examples; by default these are made up.
+        raw : str, optional
+            Format of the raw files; by default it is recognised by the names of the files.
+        **options
+            Of the system, such as ``steps`` of a sampler.
+
+        Raises
+        ------
+        ConfigError
+            The model cannot be exported, or an option is unknown or wrong.
+        """
+        application = self.application
+        chosen = application.export_options.parse(options, "export")
+        with tempfile.TemporaryDirectory() as name:
+            directory = Path(name)
+            if source is None:
+                prepared = application.example(self.recipe, directory)
+            else:
+                place = Path(source)
+                raw = raw or recognised(get_kind(self.recipe["kind"]).formats, place, "--format")
+                prepared = application.prepare(self.recipe, place, raw, directory, 1)
+            dataset = self.opened(prepared.files, **application.exported_data)
+            model = TrainedModel(self.spec, self.module_for(dataset), dataset)
+            return application.program(model, self.recipe, prepared, chosen)
+
+    def export(self, output: str | Path, to: str | None = None, **options: Any) -> dict[str, Any]:
+        """Write a program or the weights, see `millrace.evaluation.exporting.export`."""
+        return export(self, Path(output), to, **options)
 
     def remarks(self, prepared: Prepared) -> list[str]:
         """In which ways samples differ from those of the training, in sentences without a full stop."""

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import h5py
@@ -32,6 +33,7 @@ from millrace.evaluation.application import (
     field,
     values_of,
 )
+from millrace.evaluation.program import Program
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.base import Progress
 from millrace.systems.downscaling.blocks import block_means
@@ -40,6 +42,7 @@ from millrace.systems.downscaling.dataset import BlockDataset
 from millrace.systems.downscaling.ensembles import downscaled
 from millrace.systems.downscaling.icon import open_source
 from millrace.systems.downscaling.icon_source import FieldScreening, Floats, Ints, refuse_no_data
+from millrace.systems.downscaling.program import downscaling_program
 from millrace.systems.downscaling.sampling import SamplerConfig
 from millrace.systems.settings import MissingConfig
 
@@ -64,6 +67,9 @@ class BlockApplication(Application):
     """Downscalers."""
 
     options = SamplerConfig
+    export_options = SamplerConfig
+    exported_data = MappingProxyType({"piece_blocks": None})
+    """A program is of the whole grid: the network gives on pieces what it gives there."""
 
     def write(
         self, recipe: Recipe, states: Any, forcings: xr.Dataset | None, directory: Path
@@ -161,6 +167,28 @@ class BlockApplication(Application):
             yield Piece(forecast, truth, baselines, weight / weight.mean())
             if progress is not None:
                 progress(step + 1, n_times)
+
+    def example(self, recipe: Recipe, directory: Path) -> Prepared:
+        """See `Application.example`."""
+        grid, random = _Grid(recipe), np.random.default_rng(0)
+        stats, n_times = recipe["normalisation"]["variables"], 2
+        shape = (n_times, grid.n_blocks, len(grid.order_N) // grid.n_blocks, len(grid.names))
+        fine, drawn = random.standard_normal(shape), random.standard_normal(shape)
+        for v, name in enumerate(grid.names):
+            one = stats.get(name, {"mean": 0.0, "std": 1.0, "increment_std": 1.0})
+            fine[..., v] = one["mean"] + one["std"] * fine[:, :, :1, v]
+            fine[..., v] += one["increment_std"] * drawn[..., v]
+        fine_TNV = fine.reshape(n_times, -1, len(grid.names)).astype(np.float32)
+        rows = {"time": 10_000 + np.array([0.0, 0.4]), "fine": fine_TNV}
+        rows["coarse"] = block_means(fine_TNV, grid.area_N, grid.n_blocks)
+        return Prepared({"blocks": restore(grid.content, directory / "blocks.h5", rows)})
+
+    def program(
+        self, model: TrainedModel, recipe: Recipe, prepared: Prepared, options: Any
+    ) -> Program:
+        """See `Application.program`."""
+        del prepared
+        return downscaling_program(model, _Grid(recipe).order_N, options)
 
 
 class _Grid:

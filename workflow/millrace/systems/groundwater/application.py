@@ -17,6 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from millrace.data.hdf5 import create, create_dataset, open_checked, strings
+from millrace.data.recipe import outline_in, restore
 from millrace.data.samples import dataset_class
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError, DataError
@@ -35,6 +36,7 @@ from millrace.evaluation.application import (
     field,
     values_of,
 )
+from millrace.evaluation.program import Program
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.base import Progress
 from millrace.systems.groundwater.feflow_csv import find_files
@@ -44,7 +46,9 @@ from millrace.systems.groundwater.plane_folders import convert_plane_folders
 from millrace.systems.groundwater.planes import BOUNDARY
 from millrace.systems.groundwater.prediction import Prediction
 from millrace.systems.groundwater.preparation import cut, prepare
+from millrace.systems.groundwater.program import groundwater_program
 from millrace.systems.groundwater.series import SCHEMA as SERIES_SCHEMA
+from millrace.systems.groundwater.settings import PatchConfig
 from millrace.systems.groundwater.units import UNITS
 
 _SPLIT = {"train": 1 / 3, "validation": 1 / 3}
@@ -155,6 +159,65 @@ class GroundwaterApplication(Application):
                 made[1] if known else None,
                 {"persistence": made[2]} if known else {},
             )
+
+    def example(self, recipe: Recipe, directory: Path) -> Prepared:
+        """See `Application.example`: a mesh in the box of the training, or the sections of the training."""
+        random, stats = np.random.default_rng(0), recipe["normalisation"]
+        n_times = _config(recipe).length + 1
+        if recipe["kind"] == "planes":
+            return Prepared({"planes": _drawn_planes(recipe, directory / "planes.h5", n_times)})
+        low, high = (np.asarray(corner, float) for corner in stats["box"])
+        cutting = PatchConfig.parse(_cutting(recipe)["patches"], "patches")
+        layers, of_layer = cutting.slice_groups + 1, 12 * cutting.clusters
+        layer = np.repeat(np.arange(layers), of_layer)
+        plan = random.uniform(low[:2], high[:2], (of_layer, 2))
+        depth = (layer + random.uniform(0, 0.4, len(layer))) / layers
+        z = high[2] - (high[2] - low[2]) * depth
+        time, n_nodes = np.arange(n_times, dtype=float), len(layer)
+        axes = ("time", "node")
+
+        def drawn(one: Mapping[str, float]) -> tuple[tuple[str, str], NDArray[np.float64]]:
+            return axes, one["mean"] + one["std"] * random.standard_normal((n_times, n_nodes))
+
+        states = xr.Dataset(
+            {name: drawn(one) for name, one in stats["variables"].items()}
+            | {"slice": ("node", layer), "z": ("node", z)}
+            | {key: ("node", np.tile(plan[:, d], layers)) for d, key in enumerate("xy")},
+            {"time": time},
+        )
+        given = xr.Dataset(
+            {name: drawn(one) for name, one in stats["forcings"].items()}, {"time": time}
+        )
+        given = given.where(random.random((n_times, n_nodes)) < 0.5) if given.data_vars else given
+        return self.write(recipe, states, given if given.data_vars else None, directory)
+
+    def program(
+        self, model: TrainedModel, recipe: Recipe, prepared: Prepared, options: Any
+    ) -> Program:
+        """See `Application.program`."""
+        del options
+        given = {k: v for k, v in recipe["definition"]["model"].items() if k != "name"}
+        radius = getattr(model.spec.config.parse(given, "model"), "radius", None)
+        return groundwater_program(model, prepared.files, radius)
+
+
+def _drawn_planes(recipe: Recipe, output: Path, n_times: int) -> Path:
+    """Sample file of the sections of the training with random states and boundary values."""
+    content, random = outline_in(recipe, "planes"), np.random.default_rng(0)
+    stats, attributes = recipe["normalisation"], content["attributes"][""]
+    rows: dict[str, Any] = {"time": np.arange(n_times, dtype=float)}
+    for name in content["rows"]:
+        shape = (n_times, *content["values"][name].shape[1:])
+        last = name.rpartition("/")[2]
+        if last == "bc_mask":
+            rows[name] = (random.random(shape) < 0.5).astype(np.uint8)
+        elif last in ("field", "bc"):
+            names = attributes["variables"] if last == "field" else attributes["boundary"]
+            known = stats["variables"] if last == "field" else stats["forcings"]
+            about = [known.get(one, {"mean": 0.0, "std": 1.0}) for one in names]
+            mean, std = (np.array([one[key] for one in about]) for key in ("mean", "std"))
+            rows[name] = (mean + std * random.standard_normal(shape)).astype(np.float32)
+    return restore(content, output, rows)
 
 
 def _config(recipe: Recipe) -> Any:

@@ -31,11 +31,13 @@ from millrace.evaluation.application import (
     dataset_of,
     values_of,
 )
+from millrace.evaluation.program import Program
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.base import Progress
 from millrace.systems.traffic.dataset import ScenarioDataset
 from millrace.systems.traffic.formats import Traffic
 from millrace.systems.traffic.geometry import Floats
+from millrace.systems.traffic.program import next_token_program
 from millrace.systems.traffic.scenario_file import Writer
 from millrace.systems.traffic.scenarios import tokenise_file
 from millrace.systems.traffic.scores import constant_velocity, velocity_of_tokens
@@ -168,6 +170,40 @@ class TrafficApplication(Application):
                 yield Piece(made, real, {"constant_velocity": straight})
             if progress is not None:
                 progress(int(some[-1]) + 1, len(counts))
+
+    def example(self, recipe: Recipe, directory: Path) -> Prepared:
+        """See `Application.example`: agents side by side on parallel lanes, straight on."""
+        steps, lanes = STEP_S * np.arange(CURRENT_STEP + 1), 6
+        lane = np.arange(lanes)
+        along = np.arange(0.0, 101.0, 2.0)
+        road = xr.Dataset(
+            {
+                "x": ("point", np.tile(along, lanes)),
+                "y": ("point", np.repeat(4.0 * lane, len(along))),
+                "polyline": ("point", np.repeat(lane.astype(str), len(along))),
+                "type": ("point", np.repeat(["lane"], lanes * len(along))),
+            }
+        )
+        scenes = []
+        for speed in (2.0, 6.0):
+            x = 20.0 + 5.0 * lane[:, None] + (speed + lane[:, None]) * steps
+            pose = {"x": x, "y": np.broadcast_to(4.0 * lane[:, None], x.shape), "heading": 0 * x}
+            kinds = np.array(CLASSES)[lane % len(CLASSES)]
+            about = {"type": kinds, "length": np.full(lanes, 4.0), "width": np.full(lanes, 1.5)}
+            scenes.append(
+                xr.Dataset(
+                    {key: (("agent", "time"), values) for key, values in pose.items()}
+                    | {key: ("agent", values) for key, values in about.items()}
+                )
+            )
+        return self.write(recipe, scenes, road, directory)
+
+    def program(
+        self, model: TrainedModel, recipe: Recipe, prepared: Prepared, options: Any
+    ) -> Program:
+        """See `Application.program`."""
+        del recipe, prepared, options
+        return next_token_program(model)
 
 
 def written(

@@ -39,12 +39,15 @@ from millrace.evaluation.application import (
     window_starts,
 )
 from millrace.evaluation.ensemble_forecasts import joined_members
+from millrace.evaluation.program import Program
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.input_files import resolve_address
 from millrace.systems.base import Progress
+from millrace.systems.registry import get_kind
 from millrace.systems.weather.catalogue import Catalogue
 from millrace.systems.weather.dataset import WeatherDataset
 from millrace.systems.weather.grids import goes_round
+from millrace.systems.weather.program import weather_program
 from millrace.systems.weather.rollout import rolled_out
 from millrace.systems.weather.settings import WeatherExtraction
 from millrace.systems.weather.source import AXES, open_sources, with_known_axes
@@ -174,6 +177,25 @@ class WeatherApplication(Application):
     def as_written(self, forecast: xr.Dataset, options: Any) -> xr.Dataset:
         """See `Application.as_written`."""
         return as_forecast(forecast) if options.names == "weatherbench2" else forecast
+
+    def example(self, recipe: Recipe, directory: Path) -> Prepared:
+        """See `Application.example`."""
+        content, stats = outline_in(recipe, "weather"), recipe["normalisation"]["variables"]
+        n_times = get_kind(recipe["kind"]).window(recipe["definition"]["data"]) + 1
+        step_days = float(content["attributes"][""]["hours"]) / 24
+        shape = (n_times, *content["values"]["state"].shape[1:])
+        drawn = np.random.default_rng(0).standard_normal(shape, np.float32)
+        for number, one in enumerate(stats.values()):
+            drawn[:, number] = one["mean"] + one["std"] * drawn[:, number]
+        rows = {"time": 10_000 + step_days * np.arange(n_times), "state": drawn}
+        return Prepared({"weather": restore(content, directory / "weather.h5", rows)})
+
+    def program(
+        self, model: TrainedModel, recipe: Recipe, prepared: Prepared, options: Any
+    ) -> Program:
+        """See `Application.program`."""
+        del recipe, prepared, options
+        return weather_program(model)
 
 
 def _perturbed(
