@@ -421,15 +421,16 @@ def loads_by_itself(case: Case) -> None:
 
 
 def exports(case: Case) -> None:
-    """A program that is exported of a checkpoint gives the same forecasts, for any number of samples."""
+    """A program of a checkpoint, if it can be exported, forecasts the same for any number of samples."""
     if case.kind.application is None:
         return  # nothing loads it
     _, model = _loaded_alone(case)
     try:
         program = model.program()
+        run = traced(program).module()
     except NotExportable:
-        return
-    checked(program, traced(program).module(), model.spec.name, "program")
+        return  # such as those of libraries that cannot be traced: `millrace export` says why
+    checked(program, run, model.spec.name, "program")
 
 
 def _loaded_alone(case: Case) -> tuple[Trainer, LoadedModel]:

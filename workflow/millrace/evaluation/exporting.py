@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from millrace.errors import ConfigError, UserError, first_line
-from millrace.evaluation.program import BATCH, Program
+from millrace.evaluation.program import BATCH, NotExportable, Program
 from millrace.files import atomic_write, write_json
 from millrace.provenance import provenance
 
@@ -167,7 +167,7 @@ def traced(program: Program) -> torch.export.ExportedProgram:
                 module, program.tensors, dynamic_shapes=_by_argument(module, shapes), strict=False
             )
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(
+        raise NotExportable(
             f"torch.export cannot trace the model for any {', '.join(dims)} ({first_line(error)}); write "
             "lengths as `x.shape[0]`, not `len(x)`, and let no `if` or loop depend on values of tensors; "
             "`--to safetensors` works all the same"
