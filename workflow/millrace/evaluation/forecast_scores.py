@@ -85,7 +85,9 @@ class ForecastScores:
                 record["spread"] = spread = _root(_mean(self._variance[name]))
                 inflated = None if spread is None else np.sqrt(1 + 1 / self._members) * spread
                 error = record["rmse"]
-                record["spread_skill"] = float(inflated / error) if inflated and error else None
+                record["spread_skill"] = (
+                    None if inflated is None or not error else float(inflated / error)
+                )
             found[name] = record
         return found
 

@@ -97,6 +97,31 @@ def test_scores_of_known_forecasts():
     assert result["starts"] == 2
 
 
+def test_scores_of_a_region_are_of_its_cells_alone():
+    truth, initial, climatology = (
+        random_fields(1, 2),
+        random_fields(2, seed=1),
+        random_fields(2, seed=2),
+    )
+    south = np.broadcast_to(LATITUDE[:, None] < -20, (36, 72))
+    scores = WeatherScores(["t", "u"], np.array([6.0]), LATITUDE, climatology, {"south": south})
+    scores.add(truth, np.where(south, truth + 3, truth - 1), initial)
+    whole, part = scores.result(), scores.result()["regions"]["south"]
+    assert part["t"]["rmse"]["model"] == pytest.approx([3])
+    assert part["u"]["bias"] == pytest.approx([3])
+    weight = latitude_weights(LATITUDE)
+    share = weight[LATITUDE < -20].sum() / weight.sum()
+    assert whole["channels"]["t"]["bias"] == pytest.approx([4 * share - 1])
+    error = (initial[0] - truth[0, 0])[LATITUDE < -20]
+    expected = np.sqrt(area_mean(error**2, weight[LATITUDE < -20]))
+    assert part["t"]["rmse"]["persistence"] == pytest.approx([expected], rel=1e-5)
+    one, other, usual = (
+        field[0, 0, LATITUDE < -20] for field in (truth + 3, truth, climatology[None])
+    )
+    correlation = anomaly_correlation(one, other, usual, weight[LATITUDE < -20])
+    assert part["t"]["acc"]["model"] == pytest.approx([correlation], rel=1e-5)
+
+
 def test_spectrum_of_a_wave():
     wave = 3 * np.cos(np.deg2rad(4 * LONGITUDE)) * np.ones((36, 1))
     power = zonal_spectrum(wave, LATITUDE, LONGITUDE)

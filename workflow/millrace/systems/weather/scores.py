@@ -6,7 +6,7 @@ Shape suffixes: S starts, L lead times, C channels, I latitudes, J longitudes, K
 R regions, M wave numbers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,12 +155,16 @@ class WeatherScores:
 
         ``rmse`` is the root of the mean over starts of the mean squares, ``acc`` the mean of the anomaly
         correlations, ``skill`` 1 - rmse / rmse of the better of the two baselines. ``regions`` has the same
-        of each region.
+        of each region, to six digits, as they are many.
         """
         means, starts = self.by_region(), len(self._squares)
-        parts = {name: self._plainly(means, at) for at, name in enumerate(("", *self.regions))}
-        globe = {"lead_hours": _plain(self.lead_hours), "starts": starts}
-        return {**globe, "channels": parts.pop(""), "regions": parts}
+        names = enumerate(self.regions, start=1)
+        return {
+            "lead_hours": _plain(self.lead_hours),
+            "starts": starts,
+            "channels": self._plainly(means, 0, _plain),
+            "regions": {name: self._plainly(means, at, _short) for at, name in names},
+        }
 
     def by_start(self, lead_hours: Sequence[float]) -> dict[str, dict[str, Floats]]:
         """RMSE of each start by channel and lead time, `rmse_h24` and so on, of those that are forecast."""
@@ -172,7 +176,12 @@ class WeatherScores:
             for c, channel in enumerate(self.channels)
         }
 
-    def _plainly(self, means: Mapping[str, Mapping[str, Floats]], at: int) -> dict[str, Any]:
+    def _plainly(
+        self,
+        means: Mapping[str, Mapping[str, Floats]],
+        at: int,
+        plain: Callable[[Any], list[float | None]],
+    ) -> dict[str, Any]:
         of = {
             name: {key: values[..., at] for key, values in one.items()}
             for name, one in means.items()
@@ -180,10 +189,10 @@ class WeatherScores:
         best = np.minimum(of["persistence"]["rmse"], of["climatology"]["rmse"])
         return {
             channel: {
-                "rmse": {name: _plain(of[name]["rmse"][:, index]) for name in FORECASTS},
-                "acc": {name: _plain(of[name]["acc"][:, index]) for name in FORECASTS[:2]},
-                "bias": _plain(of["model"]["bias"][:, index]),
-                "skill": _plain(1 - of["model"]["rmse"][:, index] / best[:, index]),
+                "rmse": {name: plain(of[name]["rmse"][:, index]) for name in FORECASTS},
+                "acc": {name: plain(of[name]["acc"][:, index]) for name in FORECASTS[:2]},
+                "bias": plain(of["model"]["bias"][:, index]),
+                "skill": plain(1 - of["model"]["rmse"][:, index] / best[:, index]),
             }
             for index, channel in enumerate(self.channels)
         }
@@ -225,3 +234,7 @@ def wave_numbers(longitude_J: Floats) -> Floats:
 def _plain(values: Any) -> list[float | None]:
     """For JSON, which knows no NaN."""
     return [float(v) if np.isfinite(v) else None for v in np.asarray(values)]
+
+
+def _short(values: Any) -> list[float | None]:
+    return [None if v is None else float(f"{v:.6g}") for v in _plain(values)]
