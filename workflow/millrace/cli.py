@@ -15,7 +15,10 @@ COMMANDS = {
     "config": ("millrace.config_command", "check, show and explain a configuration"),
     "check": ("millrace.checking.command", "hold models and samples of a plug-in to all contracts"),
     "predict": ("millrace.evaluation.predict", "apply a trained model to new raw files"),
-    "export": ("millrace.evaluation.export", "make a program of a trained model that runs elsewhere"),
+    "export": (
+        "millrace.evaluation.export",
+        "make a program of a trained model that runs elsewhere",
+    ),
     "runs": ("millrace.runs.command", "list, watch, verify, clean and back up runs"),
     "cluster": ("millrace.cluster.command", "show clusters, and what jobs would ask them for"),
     "doctor": (

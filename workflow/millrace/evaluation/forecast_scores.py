@@ -40,7 +40,7 @@ class ForecastScores:
             if members and forecast.sizes[members[0]] > 1:
                 self._add_crps(str(name), forecast, truth, str(members[0]), axis, piece.weight)
                 self._members = forecast.sizes[members[0]]
-                variance = forecast.astype(np.float64).var(members[0], ddof=1)
+                variance = forecast.astype(np.float64).var(str(members[0]), ddof=1)
                 self._variance.setdefault(str(name), []).append(
                     _reduced(variance.where(truth.notnull()), axis, piece.weight)
                 )

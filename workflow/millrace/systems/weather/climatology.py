@@ -47,8 +47,8 @@ class Climatology:
     """Mean state of the training period at any time.
 
     ``times`` are all that will be asked for, in days since 1970 and in this order: states of the training
-    period are read once for as many of them as fit into ``memory`` bytes. If it does not hold each day of the year
-    at each hour that the dataset has, the mean is that over the whole period, as `about` says.
+    period are read once for as many of them as fit into ``memory`` bytes. If it does not hold each day of
+    the year at each hour that the dataset has, the mean is that over the whole period, as `about` says.
     """
 
     def __init__(self, dataset: WeatherDataset, times: Floats, memory: int = MEMORY) -> None:
