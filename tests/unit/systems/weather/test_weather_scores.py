@@ -119,7 +119,7 @@ def test_scores_of_a_region_are_of_its_cells_alone():
         field[0, 0, LATITUDE < -20] for field in (truth + 3, truth, climatology[None])
     )
     correlation = anomaly_correlation(one, other, usual, weight[LATITUDE < -20])
-    assert part["t"]["acc"]["model"] == pytest.approx([correlation], rel=1e-5)
+    assert part["t"]["acc"]["model"] == pytest.approx([float(correlation)], rel=1e-5)
 
 
 def test_spectrum_of_a_wave():
