@@ -92,6 +92,14 @@ def test_a_good_plugin_holds_to_all_contracts(plugin, capsys):
     assert f"{len(OF_MODELS)} contracts hold, 0 do not" in said
 
 
+def test_what_is_not_tried_is_said(plugin, capsys):
+    name = plugin("cellwise_unpredictable", forward="made = made if made.sum() > 1e9 else -made")
+    assert main([name, "--only", "exports"]) == 0
+    said = capsys.readouterr().out
+    assert "  skipped exports: " in said
+    assert "0 contracts hold, 0 do not, 1 was not tried" in said
+
+
 BROKEN = {
     "hidden": (
         {"state": "self.calls = 0", "forward": "self.calls += 1; made = made * self.calls"},

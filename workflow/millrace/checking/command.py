@@ -18,6 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns 0, 1 if a contract does not hold, or the exit code of a user's error."""
     options = parser().parse_args(arguments)
     # Imports PyTorch, which --help can do without.
+    from millrace.checking.contracts import NotTried
     from millrace.checking.subjects import find_subjects
 
     started = time.monotonic()
@@ -27,28 +28,36 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.json:
             print(text, flush=True)
 
-    def note(subject: str, contract: str, reason: str | None) -> None:
+    def note(subject: str, contract: str, holds: bool | None, reason: str | None = None) -> None:
         records.append(
-            {"experiment": subject, "contract": contract, "holds": not reason, "reason": reason}
+            {"experiment": subject, "contract": contract, "holds": holds, "reason": reason}
         )
 
     for subject in find_subjects(options.names, options.config, options.only):
         tell(subject.name)
         if reason := subject.failure(lambda case: None):
-            note(subject.name, "samples", reason)
+            note(subject.name, "samples", False, reason)
             tell(f"  FAILED  samples: {reason}")
             continue
         for contract in subject.contracts:
-            reason = subject.failure(contract)
-            note(subject.name, contract.__name__, reason)
+            try:
+                reason = subject.failure(contract)
+            except NotTried as error:
+                note(subject.name, contract.__name__, None, str(error))
+                tell(f"  skipped {contract.__name__}: {error}")
+                continue
+            note(subject.name, contract.__name__, not reason, reason)
             if reason:
                 tell(f"  FAILED  {contract.__name__}: {contract.__doc__}\n          {reason}")
             else:
                 tell(f"  ok      {contract.__name__}")
-    failed = [f"{one['experiment']} {one['contract']}" for one in records if not one["holds"]]
+    failed = [f"{one['experiment']} {one['contract']}" for one in records if one["holds"] is False]
+    holding = sum(one["holds"] is True for one in records)
+    skipped = len(records) - holding - len(failed)
     tell(
-        f"{len(records) - len(failed)} contracts hold, {len(failed)} do not, "
-        f"{time.monotonic() - started:.0f} s"
+        f"{holding} contracts hold, {len(failed)} do not, "
+        + (f"{skipped} {'was' if skipped == 1 else 'were'} not tried, " if skipped else "")
+        + f"{time.monotonic() - started:.0f} s"
     )
     if failed:
         tell(f"failed: {', '.join(failed)}")

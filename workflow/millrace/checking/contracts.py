@@ -1,7 +1,7 @@
 """What every model promises the training engine, and every kind of samples the workflow.
 
 A contract is a function that raises `ContractError` where its promise, the first line of its docstring,
-does not hold. It is known by the name of the function.
+does not hold, and `NotTried` where a model may do without it. It is known by the name of the function.
 """
 
 import dataclasses
@@ -51,6 +51,10 @@ _COMPARED = 2000
 
 class ContractError(AssertionError):
     """A promise does not hold; the message is one sentence that says how."""
+
+
+class NotTried(Exception):
+    """A model is not held to a promise; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -411,8 +415,7 @@ def evaluation_fills_the_table(case: Case) -> None:
 
 def loads_by_itself(case: Case) -> None:
     """A checkpoint alone, without samples or receipt, gives the same forecasts as the model in it."""
-    if case.kind.application is None:
-        return  # nothing loads it
+    _require_application(case)
     trainer, model = _loaded_alone(case)
     batch = samples_of(trainer, 1)
     module = model.module_for(None)  # it was built when it was loaded
@@ -422,15 +425,19 @@ def loads_by_itself(case: Case) -> None:
 
 def exports(case: Case) -> None:
     """A program of a checkpoint, if it can be exported, forecasts the same for any number of samples."""
-    if case.kind.application is None:
-        return  # nothing loads it
+    _require_application(case)
     _, model = _loaded_alone(case)
     try:
         program = model.program()
         run = traced(program).module()
-    except NotExportable:
-        return  # such as those of libraries that cannot be traced: `millrace export` says why
+    except NotExportable as error:  # such as those of libraries that cannot be traced
+        raise NotTried(str(error)) from None
     checked(program, run, model.spec.name, "program")
+
+
+def _require_application(case: Case) -> None:
+    if case.kind.application is None:
+        raise NotTried(f"samples of {case.kind.name} have no `application`, which loads checkpoints")
 
 
 def _loaded_alone(case: Case) -> tuple[Trainer, LoadedModel]:

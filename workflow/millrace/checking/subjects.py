@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import millrace
-from millrace.checking.contracts import OF_MODELS, OF_SAMPLES, Case, ContractError
+from millrace.checking.contracts import OF_MODELS, OF_SAMPLES, Case, ContractError, NotTried
 from millrace.checking.ranks import RanksError
 from millrace.config import nearest
 from millrace.data.extraction import prepare, simulate
@@ -64,9 +64,14 @@ class Subject:
         )
 
     def failure(self, contract: Contract) -> str | None:
-        """How a contract does not hold, in a sentence; None: it holds."""
+        """How a contract does not hold, in a sentence; None: it holds.
+
+        Raises `NotTried` if the model is not held to it.
+        """
         try:
             contract(self.case)
+        except NotTried:
+            raise
         except (ContractError, RanksError, UserError) as error:
             return str(error)
         except Exception as error:  # whatever somebody else's code raises
