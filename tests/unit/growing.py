@@ -6,27 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-import h5py
+from hdf5_content import content
 
 from millrace.data.division import read_share
 from millrace.data.split import SplitConfig
 from millrace.plan import Plan
 
 SPLIT = {"train": 0.6, "validation": 0.2, "gap": 2}
-
-
-def content(path):
-    """Bytes of all datasets, and the attributes."""
-    with h5py.File(path) as file:
-        found = {k: str(v) for k, v in file.attrs.items() if k[:4] != "part"}
-
-        def note(name, one):
-            if isinstance(one, h5py.Dataset):
-                values = one[()]
-                found[name] = values.tolist() if values.dtype == object else values.tobytes()
-
-        file.visititems(note)
-    return found
 
 
 @dataclass

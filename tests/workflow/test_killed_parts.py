@@ -8,9 +8,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import h5py
 import psutil
 import pytest
+from hdf5_content import content
 from project import FOLDER, Project
 
 from millrace.processes import die_with_parent
@@ -81,20 +81,6 @@ CASES = {
         {"gather_scenarios": 1},
     ),
 }
-
-
-def content(path):
-    """Attributes, and bytes of all values."""
-    with h5py.File(path) as file:
-        found = {name: str(value) for name, value in file.attrs.items()}
-
-        def note(name, one):
-            if isinstance(one, h5py.Dataset):
-                values = one[()]
-                found[name] = values.tolist() if values.dtype == object else values.tobytes()
-
-        file.visititems(note)
-    return found
 
 
 class Parted:

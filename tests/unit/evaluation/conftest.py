@@ -1,6 +1,4 @@
-"""Checkpoints of all models, and of a plug-in's."""
-
-import copy
+"""A checkpoint of a plug-in's model."""
 
 import pytest
 import torch
@@ -16,25 +14,6 @@ from millrace.models.spec import ModelSpec
 from millrace.systems import registry
 from millrace.systems.arrays import ArrayConfig, array_kind
 from millrace.systems.base import Model, System
-from millrace.training.distributed import Ranks
-from millrace.training.segment import build_trainer
-
-
-@pytest.fixture
-def saved(experiments, tmp_path):
-    """Checkpoint of an untrained model in a directory of its own, and the model with its samples."""
-
-    def make(name, without=()):
-        definition, files = copy.deepcopy(experiments[name])
-        trainer, _ = build_trainer(definition, files, 0, Ranks(0, 1, torch.device("cpu")))
-        recipe = recipe_of(registry.kind_of(name).name, definition, trainer.dataset)
-        state = {**trainer.state(), "identity": "a run", "recipe": recipe}
-        path = tmp_path / "alone/model.ckpt"
-        path.parent.mkdir()
-        torch.save({key: value for key, value in state.items() if key not in without}, path)
-        return path, TrainedModel(trainer.spec, trainer.module.eval(), trainer.dataset), files
-
-    return make
 
 
 class Shift(torch.nn.Module):

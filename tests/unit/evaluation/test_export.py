@@ -51,6 +51,18 @@ for path in paths:
 """
 
 
+def run_elsewhere(kind, output, example):
+    torch.save(load_file(example), f"{output}.example")
+    run = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, kind, str(output)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+
+
 @pytest.mark.parametrize(
     "name",
     slow_for(
@@ -66,14 +78,7 @@ def test_programs_run_elsewhere_with_any_number_of_samples(saved, tmp_path, name
     about = json.loads(output.with_suffix(".json").read_text())
     assert about["difference"] < 1e-5
     assert about["model"] == name
-    torch.save(load_file(example), f"{output}.example")
-    run = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, "program", str(output)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
+    run_elsewhere("program", output, example)
     if name in OTHERS:
         OTHERS[name](torch.export.load(output).module(), about, trained, files)
 
@@ -132,14 +137,7 @@ def test_packages_run_elsewhere(saved, tmp_path):
     output, example = tmp_path / "model.pt2", tmp_path / "example.safetensors"
     about = load(path, device="cpu").export(output, "aoti", example=example)
     assert about["difference"] < 1e-5
-    torch.save(load_file(example), f"{output}.example")
-    run = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, "aoti", str(output)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
+    run_elsewhere("aoti", output, example)
 
 
 def test_a_program_of_the_weather_goes_on_from_states_in_physical_units(saved, weather_samples):
