@@ -24,7 +24,7 @@ from millrace.systems.registry import kinds
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests/golden/requests"
 # Runs where Snakemake does.
-LOCAL = {"summarise_skill", "train_race", "analyse_scaling", "summarise_sweep"}
+LOCAL = {"summarise_skill", "compare_runs", "train_race", "analyse_scaling", "summarise_sweep"}
 ON_LAYOUT = {"train_segment", "measure_throughput", "preflight_layout"}
 
 

@@ -100,6 +100,7 @@ def test_an_error_of_the_user_is_one_sentence(request_for, capfd):
     assert last == "error: train: unknown key 'learning_rat': did you mean 'learning_rate'?"
 
 
+@pytest.mark.slow
 def test_scenes_of_traffic_are_measured(experiments, one, tmp_path):
     """Batches of several sizes, from buckets."""
     definition, files = experiments["smart"]

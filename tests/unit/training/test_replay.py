@@ -36,6 +36,7 @@ def watched(make_trainer, monkeypatch):
     return trainer, seen
 
 
+@pytest.mark.slow
 def test_forecasts_continue_up_to_the_longest_lead(watched, run):
     trainer, seen = watched
     run(trainer, 8)

@@ -7,9 +7,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from tiers import slow_for
 from torch.utils._pytree import tree_leaves
 
-from millrace.checking.contracts import OF_MODELS, OF_SAMPLES, Case
+from millrace.checking.contracts import OF_MODELS, OF_SAMPLES, Case, exports
 from millrace.data.samples import open_dataset
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError, DataError
@@ -323,7 +324,11 @@ def test_a_deeper_network_sees_more():
     assert 30 < few < more < 100
 
 
-@pytest.mark.parametrize("contract", [*OF_SAMPLES[:2], *OF_MODELS], ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    "contract",
+    slow_for([*OF_SAMPLES[:2], *OF_MODELS], exports.__eq__),
+    ids=lambda one: one.__name__,
+)
 @pytest.mark.parametrize("name", ["downscaler", "regression"])
 def test_contracts_hold_in_pieces(blocks, tmp_path, name, contract):
     definition = {

@@ -119,6 +119,7 @@ def other_mesh(base):
     return simulate(base / "finer", nodes=80, steps=60)
 
 
+@pytest.mark.slow
 def test_the_receipt_holds_what_other_data_needs(trained):
     receipt = json.loads(trained[1].read_text())
     with h5py.File(trained[2]["patches"]) as file:

@@ -25,6 +25,7 @@ def results(experiments, train_on_ranks, sizes):
     return {n: train_on_ranks(n, definition, files, steps) for n in RANKS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", RANKS)
 def test_each_scenario_is_seen_once_an_epoch(results, sizes, ranks):
     steps = results[ranks]["batches"]
