@@ -437,7 +437,9 @@ def exports(case: Case) -> None:
 
 def _require_application(case: Case) -> None:
     if case.kind.application is None:
-        raise NotTried(f"samples of {case.kind.name} have no `application`, which loads checkpoints")
+        raise NotTried(
+            f"samples of {case.kind.name} have no `application`, which loads checkpoints"
+        )
 
 
 def _loaded_alone(case: Case) -> tuple[Trainer, LoadedModel]:
