@@ -187,6 +187,7 @@ def test_profiles_are_found_beside_the_users_snakefile_and_beside_the_workflow(m
     assert "runtime=720, slurm_partition=a100-80gb" in of_user
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_module_knows_its_stages_and_what_is_done(module, monkeypatch, capsys):
     monkeypatch.chdir(module.root)
     module.config["run"]["seeds"] = [0, 1]

@@ -41,6 +41,7 @@ def test_a_second_seed_makes_an_ensemble(project):
     assert project.planned() == new
 
 
+@pytest.mark.slow
 def test_the_table_is_made_again_when_results_hold_another_run(project):
     run = project.path("results/evaluate/tiny/n1_gpu1")
     shutil.copytree(run / "seed0", run / "seed7")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from observers import silent
-from tiers import slow_for
+from tiers import nightly_for, slow_for
 
 from millrace.checking import contracts
 from millrace.checking.contracts import OF_MODELS, Case, ContractError
@@ -40,11 +40,18 @@ def make_case(experiments, tmp_path):
 
 @pytest.mark.parametrize(
     ("model", "contract"),
-    slow_for(
-        [*itertools.product(models(), OF_MODELS)],
+    [
+        *slow_for(
+            [
+                *itertools.product(
+                    models(), (one for one in OF_MODELS if one is not contracts.exports)
+                )
+            ],
+            ("smart", contracts.loss_falls).__eq__,
+        ),
         # Programs of these models are also run elsewhere, see evaluation/test_export.py.
-        lambda given: given == ("smart", contracts.loss_falls) or given[1] is contracts.exports,
-    ),
+        *nightly_for([(model, contracts.exports) for model in models()], bool),
+    ],
     ids=lambda given: getattr(given, "__name__", given),
 )
 def test_contract(make_case, model, contract):

@@ -86,6 +86,7 @@ def test_stages_of_unequal_work_have_larger_bubbles():
     assert (first + second) / 2 > 1 / 5  # the bubble of stages of equal work
 
 
+@pytest.mark.slow
 def test_stages_send_tokens_time_and_skip():
     tokens, width = SMALL.latent_levels * (SHAPE[0] // 4) * (SHAPE[1] // 4), SMALL.embed_dim
     # Between the two stages lies the coarsest resolution: a 16th of the tokens, four times as wide.

@@ -19,6 +19,8 @@ from millrace.scaling.quantity import format_number, format_scaled, format_secon
 from millrace.scaling.report import write_report
 from millrace.scaling.settings import AnalysisSettings
 
+pytestmark = pytest.mark.slow  # what they share takes twenty seconds
+
 SIX = ("n1_gpu1", "n1_gpu2", "n2_gpu1", "n2_gpu2", "n1_gpu4", "n4_gpu1")
 SETTINGS = AnalysisSettings(
     layouts=SIX,
@@ -90,7 +92,6 @@ def looked_up(content, path):
     return content
 
 
-@pytest.mark.slow
 def test_numbers_of_the_page_are_those_of_the_json(made) -> None:
     assert len(made.page.numbers) > 500
     for attributes, text in made.page.numbers:

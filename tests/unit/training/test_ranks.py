@@ -2,6 +2,8 @@
 
 import pytest
 
+pytestmark = pytest.mark.slow  # what they share takes twenty seconds
+
 STEPS = 40
 
 

@@ -103,6 +103,7 @@ def test_forecasts_that_are_not_finite_are_not_kept():
     assert replay.state()["key"] == [[0, 1, 0]]
 
 
+@pytest.mark.slow
 def test_truth_follows_where_a_forecast_was_foreseen_that_is_not_finite(watched, run, monkeypatch):
     """What was gathered ahead for it belongs to other times."""
     trainer, seen = watched

@@ -26,6 +26,7 @@ def exact(train):
     return train("none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", slow_for(["bfloat16", "float16"], "float16".__eq__))
 def test_two_ranks_train_nearly_alike(train, exact, kind):
     compressed = train(kind)

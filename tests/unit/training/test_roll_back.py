@@ -155,6 +155,7 @@ def test_a_spike_is_one_beside_the_epochs_before(problem, alone, tmp_path):
     assert back["cause"].startswith("the training loss rose to ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parallel", "step"),
     nightly_for([("gino", {}, 29), ("aurora", {"dp_shard": 2}, 1)], lambda case: case[0] != "gino"),

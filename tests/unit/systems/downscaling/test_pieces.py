@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from tiers import slow_for
+from tiers import nightly_for
 from torch.utils._pytree import tree_leaves
 
 from millrace.checking.contracts import OF_MODELS, OF_SAMPLES, Case, exports
@@ -263,6 +263,7 @@ def size_of(value):
     return size_of(vars(value)) if hasattr(value, "__dict__") else 0
 
 
+@pytest.mark.slow
 def test_memory_of_a_sample_does_not_grow_with_the_grid(grids):
     sizes, wholes = [], []
     for level in (3, 4, 5):
@@ -326,7 +327,7 @@ def test_a_deeper_network_sees_more():
 
 @pytest.mark.parametrize(
     "contract",
-    slow_for([*OF_SAMPLES[:2], *OF_MODELS], exports.__eq__),
+    nightly_for([*OF_SAMPLES[:2], *OF_MODELS], exports.__eq__),
     ids=lambda one: one.__name__,
 )
 @pytest.mark.parametrize("name", ["downscaler", "regression"])

@@ -124,6 +124,7 @@ def test_length_scales_are_the_typical_distances() -> None:
     np.testing.assert_allclose(length_scales(coords[one], layer.ravel()[one]), [20, 20, 20])
 
 
+@pytest.mark.slow
 def test_does_not_depend_on_threads_or_process(nodes, patches) -> None:
     code = """
         import sys, numpy as np

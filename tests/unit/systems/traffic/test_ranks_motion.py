@@ -45,6 +45,7 @@ def test_each_scenario_is_seen_once_an_epoch(results, sizes, ranks):
         assert set(seen.values()) == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", RANKS[1:])
 def test_loss_curves_agree(results, ranks):
     alone = results[1]
