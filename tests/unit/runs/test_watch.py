@@ -98,7 +98,8 @@ def test_a_store_knows_its_target_and_where_time_went(train):
     assert (session["session"], session["step"], session["end_step"]) == (1, 0, run.newest.step)
     assert all(session["seconds"][phase] > 0 for phase in ("training", "validating", "saving"))
     trained = sum(record["seconds"] for record in run.history)
-    assert session["seconds"]["training"] == pytest.approx(trained, rel=0.5)
+    # Seconds of epochs are within; what else the phase holds depends on the machine.
+    assert session["seconds"]["training"] > trained - 0.01
     train(4)
     numbers = [(s["session"], s["step"], s["end_step"]) for s in read_sessions(run.path)]
     assert len({s["begun"] for s in read_sessions(run.path)}) == 1, "one process in this test"
