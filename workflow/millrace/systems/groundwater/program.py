@@ -176,8 +176,8 @@ def groundwater_program(
     if isinstance(model.dataset, PlaneDataset):
         if not isinstance(model.module, GFNO):
             raise NotExportable(
-                f"model {model.spec.name}: of the models on sections, GFNO alone can be exported as a "
-                "program; `--to safetensors` writes the weights of this one"
+                f"model {model.spec.name}: of the models on sections, GFNO alone can be exported; the "
+                "weights of this one are `model` of its checkpoint"
             )
         return _of_planes(model)
     return _of_patch(model, Path(files["patches"]), radius)

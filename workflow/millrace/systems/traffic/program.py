@@ -71,8 +71,8 @@ def next_token_program(model: TrainedModel) -> Program:
     dataset: ScenarioDataset = model.dataset
     if not isinstance(model.module, Smart):
         raise NotExportable(
-            f"model {model.spec.name}: of the models of traffic, SMART alone can be exported as a program; "
-            "`--to safetensors` writes the weights of this one"
+            f"model {model.spec.name}: of the models of traffic, SMART alone can be exported; the weights "
+            "of this one are `model` of its checkpoint"
         )
     net = model.module
     config = net.config
