@@ -89,7 +89,7 @@ def test_keys_of_a_plug_in_are_in_reference_and_schema(tmp_path, capsys, monkeyp
         ("a: 1:30", r":1: YAML reads 1:30 as 90: write 90"),
         ("a: [", ": not YAML: "),
         ("\x07: 1", ": not YAML: "),
-        ("[" * 5000, ": not YAML: "),
+        pytest.param("[" * 5000, ": not YAML: ", id="deeply nested"),
     ],
 )
 def test_what_yaml_would_read_as_something_else_is_refused(tmp_path, text, told) -> None:

@@ -314,6 +314,15 @@ def test_ranks_and_their_threads_read_at_once(served, tmp_path, monkeypatch):
             assert np.array_equal(found, expected)
 
 
+@pytest.mark.slow
+def test_ranks_train_on_an_address_as_on_a_copy(server, served, experiments, train_on_ranks):
+    """Losses, norms of gradients and the validation of two ranks, bit by bit."""
+    definition, _ = experiments["aurora"]
+    on_a_copy, here = (train_on_ranks(2, definition, {"weather": str(one)}, 5) for one in served)
+    assert here == on_a_copy
+    assert server.asked[CHUNK] > 0
+
+
 def test_nothing_at_an_address_is_a_sentence(server, tmp_path):
     with pytest.raises(DataError, match=r"http://127\.0\.0\.1:\d+/w\.zarr: not readable as Zarr"):
         extract_weather(server.address, tmp_path / "weather.h5", REFERENCE, SPLIT)
