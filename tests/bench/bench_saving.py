@@ -125,7 +125,7 @@ def kill(demo: str, folder: Path, kills: int) -> None:
             for path in here.glob("runs/**/step_*")
             if (found := Manifest.read(path)) and found.problem(path) is None
         ]
-        lost = killed - ends[max(steps) - 1]
+        lost = killed - ends[max(steps) - 1 if steps else 0]
         said = "reached" if lost <= MOST_LOST else "MISSED"
         print(
             f"{demo}: killed after {killed - ends[0]:.1f} s, lost {lost:.1f} s; {said}", flush=True

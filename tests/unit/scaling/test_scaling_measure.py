@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiers import slow_for
 
 from millrace.scaling.measure import MESSAGE_BYTES, measure
 from millrace.scaling.records import TIMED_PARTS, read
 from millrace.scaling.request import MeasureRequest
 from millrace.scaling.worker import measure_throughput
+from millrace.systems.registry import models
 from millrace.training.distributed import Ranks
 from millrace.training.segment import build_trainer
 
@@ -100,22 +102,25 @@ def test_an_error_of_the_user_is_one_sentence(request_for, capfd):
     assert last == "error: train: unknown key 'learning_rat': did you mean 'learning_rate'?"
 
 
-@pytest.mark.slow
-def test_scenes_of_traffic_are_measured(experiments, one, tmp_path):
-    """Batches of several sizes, from buckets."""
-    definition, files = experiments["smart"]
+@pytest.mark.parametrize("model", slow_for(models(), lambda one: one[0] != "downscaler"))
+def test_every_model_is_measured(experiments, one, tmp_path, model):
+    """With noise that is drawn for each sample, and batches of several sizes."""
+    definition, files = experiments[model]
     request = MeasureRequest(
-        experiment="drive",
+        experiment="any",
         layout="n1_gpu1",
         mode="strong",
         repeat=0,
         definition=definition,
         files=files,
-        output=str(tmp_path / "drive.json"),
+        output=str(tmp_path / "any.json"),
         steps=STEPS,
     )
     run = measure(request, one)
+    of_the_first_epoch = first_losses(request, one)
+    assert list(run.losses)[: len(of_the_first_epoch)] == of_the_first_epoch
     trainer = build_trainer(definition, files, 0, one)[0]
     assert run.samples_per_epoch == trainer.dataset.groups("train").sum()
     assert run.times.array("total").shape == (1, STEPS)
     assert (run.times.array("forward") > 0).all()
+    assert run.flops_per_sample > 1e3

@@ -19,7 +19,7 @@ from millrace.layout import Layout
 from millrace.provenance import provenance
 from millrace.scaling.records import SCHEMA, AllReduceTiming, Device, Host, ScalingRun, Times
 from millrace.scaling.request import MeasureRequest
-from millrace.training.batches import GlobalBatch
+from millrace.training.batches import GlobalBatch, rank_shares
 from millrace.training.config import ExecutionConfig
 from millrace.training.distributed import Ranks, node_name
 from millrace.training.engine import Trainer
@@ -146,7 +146,8 @@ def _flops_per_sample(trainer: Trainer, batch: GlobalBatch) -> float | None:
     if trainer.divided is not None:
         return None
     group, index = batch.parts[0]
-    samples = trainer.dataset.batch("train", group, index[:1])
+    [share] = rank_shares(GlobalBatch(((group, index[:1]),)), 0, 1)
+    samples = trainer.passes.samples("train", share, 0)
     counter = FlopCounterMode(display=False)
     random = torch.get_rng_state()
     with counter:
