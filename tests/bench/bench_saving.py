@@ -15,6 +15,7 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,19 @@ def train(request: Request) -> tuple[float, float]:
     return time.perf_counter() - started[0], time.process_time() - started[1]
 
 
+def warm(config: Mapping[str, Any], experiment: str) -> bool:
+    """Whether an experiment begins with the weights of another one."""
+    return "init_from" in config["experiments"][experiment].get("train", {})
+
+
 def requested(demo: str, folder: Path, name: str | None = None) -> Request:
-    """A run of two epochs on the samples of a demo, of its first experiment by default."""
+    """A run of two epochs on the samples of a demo, by default of its first experiment that begins anew."""
     config: dict[str, Any]
     config = read_files([DEFAULT, Path(f"config/demo/{demo}.yaml")], [])
     plan = Plan(config)
-    name = name or str(config["run"]["experiments"][0])
+    if name is None:
+        starting = (one for one in config["run"]["experiments"] if not warm(config, one))
+        name = str(next(starting))
     experiment, kind = plan.experiments[name], plan.kind(name)
     dataset = plan.datasets[experiment["dataset"]]
     raw = raw_format(dataset)
@@ -115,6 +123,8 @@ def kill(demo: str, folder: Path, kills: int) -> None:
         )
         process.start()
         while not ends[0]:
+            if process.exitcode is not None:
+                raise SystemExit(f"{demo}: the training ended before its first step")
             time.sleep(0.01)
         time.sleep(random.uniform(1.1, 3) * INTERVAL)
         process.kill()
