@@ -28,6 +28,7 @@ MODULES = {
         "evaluation.loaded",
         "data.samples",
         "checking.contracts",
+        "checking.sample_contracts",
     ],
     "Files and runs": [
         "files",

@@ -57,8 +57,8 @@ def requested(demo: str, folder: Path, name: str | None = None) -> Request:
     config = read_files([DEFAULT, Path(f"config/demo/{demo}.yaml")], [])
     plan = Plan(config)
     if name is None:
-        starting = (one for one in config["run"]["experiments"] if not warm(config, one))
-        name = str(next(starting))
+        names = [*config["run"]["experiments"], *config["experiments"]]
+        name = str(next(one for one in names if not warm(config, one)))
     experiment, kind = plan.experiments[name], plan.kind(name)
     dataset = plan.datasets[experiment["dataset"]]
     raw = raw_format(dataset)

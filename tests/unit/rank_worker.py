@@ -1,6 +1,6 @@
 """Trains some steps and tells what each did, on one rank or several (`train_on_ranks`)."""
 
-from millrace.checking.contracts import advance
+from millrace.checking.case import advance
 from millrace.training.batches import rank_shares
 from millrace.training.config import ExecutionConfig
 from millrace.training.parallel.config import ParallelConfig

@@ -13,6 +13,8 @@ import yaml
 from plans import ROOT
 
 from millrace.checking import contracts
+from millrace.checking.case import Case
+from millrace.checking.sample_contracts import evaluation_fills_the_table
 from millrace.errors import ConfigError
 from millrace.plan import Plan
 from millrace.systems import registry
@@ -70,10 +72,10 @@ def test_the_model_of_the_page_trains_on_one_rank_and_two_and_is_scored(
 ):
     blocks = {**definition, "model": {"name": "my_gru", "hidden": 8}}
     files = {"patches": str(samples["patches"])}
-    case = contracts.Case(blocks, files, tmp_path, plugins=[plugin])
+    case = Case(blocks, files, tmp_path, plugins=[plugin])
     for contract in (contracts.ranks_agree, contracts.loss_falls):
         assert contract(case) is None
-    contracts.evaluation_fills_the_table(case)
+    evaluation_fills_the_table(case)
     assert (tmp_path / "figures/head/error_map.png").is_file()
     scores = json.loads((tmp_path / "metrics.json").read_text())["test"]
     assert scores.keys() == {"head", "mass_concentration"}

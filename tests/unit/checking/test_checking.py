@@ -14,9 +14,12 @@ import torch
 import yaml
 from plans import ROOT, changed_part
 
-from millrace.checking import contracts, pytest_plugin
+from millrace.checking import case as checked_case
+from millrace.checking import pytest_plugin, sample_contracts
+from millrace.checking.case import Case, ContractError
 from millrace.checking.command import main
-from millrace.checking.contracts import OF_MODELS, OF_SAMPLES, Case, ContractError
+from millrace.checking.contracts import OF_MODELS
+from millrace.checking.sample_contracts import OF_SAMPLES
 from millrace.checking.subjects import find_subjects
 from millrace.data.split import SPLITS
 from millrace.systems import registry
@@ -253,10 +256,11 @@ def test_broken_samples_fail_the_contract_they_break(
 ):
     opened = []  # kept, so that no two have the same id
     monkeypatch.setattr(
-        contracts, "open_dataset", lambda *_: opened.append(Few(**changes)) or opened[-1]
+        checked_case, "open_dataset", lambda *_: opened.append(Few(**changes)) or opened[-1]
     )
     hold = partial(
-        getattr(contracts, contract), Case({"model": {"name": "gino"}, "data": {}}, {}, tmp_path)
+        getattr(sample_contracts, contract),
+        Case({"model": {"name": "gino"}, "data": {}}, {}, tmp_path),
     )
     if told is None:
         assert hold() is None
@@ -275,7 +279,7 @@ def test_broken_samples_fail_the_contract_they_break(
 )
 def test_statistics_of_other_samples_are_found(tmp_path, monkeypatch, statistics, told):
     monkeypatch.setattr(
-        contracts, "open_dataset", lambda kind, files, *_: Few(mean=statistics(files["split"]))
+        checked_case, "open_dataset", lambda kind, files, *_: Few(mean=statistics(files["split"]))
     )
     case = Case(
         {"model": {"name": "gino"}, "data": {}},
@@ -285,10 +289,10 @@ def test_statistics_of_other_samples_are_found(tmp_path, monkeypatch, statistics
         prepared=lambda block: block,
     )
     if told is None:
-        assert contracts.statistics_are_of_training(case) is None
+        assert sample_contracts.statistics_are_of_training(case) is None
     else:
         with pytest.raises(ContractError, match=told):
-            contracts.statistics_are_of_training(case)
+            sample_contracts.statistics_are_of_training(case)
 
 
 @pytest.mark.parametrize(
@@ -300,14 +304,14 @@ def test_statistics_of_other_samples_are_found(tmp_path, monkeypatch, statistics
     ],
 )
 def test_an_evaluation_without_its_table_is_told(tmp_path, monkeypatch, scores, rows, told):
-    monkeypatch.setattr(contracts, "on_ranks", lambda *_, directory: None)
+    monkeypatch.setattr(sample_contracts, "on_ranks", lambda *_, directory: None)
     monkeypatch.setattr(
-        contracts, "evaluate_run", lambda *given: given[3].write_text(json.dumps(scores))
+        sample_contracts, "evaluate_run", lambda *given: given[3].write_text(json.dumps(scores))
     )
     table = replace(registry.get_kind("patches").table, rows=lambda _: rows)
     changed_part(monkeypatch, "kinds", "patches", table=table)
     with pytest.raises(ContractError, match=told):
-        contracts.evaluation_fills_the_table(Case({"model": {"name": "gino"}}, {}, tmp_path))
+        sample_contracts.evaluation_fills_the_table(Case({"model": {"name": "gino"}}, {}, tmp_path))
 
 
 @pytest.mark.slow

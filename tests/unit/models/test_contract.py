@@ -15,7 +15,8 @@ from observers import silent
 from tiers import nightly_for, slow_for
 
 from millrace.checking import contracts
-from millrace.checking.contracts import OF_MODELS, Case, ContractError
+from millrace.checking.case import Case, ContractError
+from millrace.checking.contracts import OF_MODELS
 from millrace.checking.subjects import find_subjects
 from millrace.systems.groundwater import gino
 from millrace.systems.registry import models

@@ -5,7 +5,7 @@ import pytest
 from observers import silent
 from tensors import assert_same
 
-from millrace.checking.contracts import advance
+from millrace.checking.case import advance
 from millrace.training.deadline import Deadline
 from millrace.training.engine import NotFiniteError
 from millrace.training.segment import build_trainer

@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns 0, 1 if a contract does not hold, or the exit code of a user's error."""
     options = parser().parse_args(arguments)
     # Imports PyTorch, which --help can do without.
-    from millrace.checking.contracts import NotTried
+    from millrace.checking.case import NotTried
     from millrace.checking.subjects import find_subjects
 
     started = time.monotonic()

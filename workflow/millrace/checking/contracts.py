@@ -1,142 +1,62 @@
-"""What every model promises the training engine, and every kind of samples the workflow.
+"""What every model promises the training engine and those who use its checkpoints.
 
 A contract is a function that raises `ContractError` where its promise, the first line of its docstring,
 does not hold, and `NotTried` where a model may do without it. It is known by the name of the function.
 """
 
 import dataclasses
-import itertools
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import torch
 from torch import Tensor
 
+from millrace.checking.case import (
+    ALONE,
+    Case,
+    NotTried,
+    advance,
+    is_finite,
+    require,
+    samples_of,
+    target,
+)
 from millrace.checking.ranks import on_ranks
 from millrace.config import Settings
 from millrace.data.recipe import recipe_of
-from millrace.data.samples import Files, dataset_class, datasets_of, open_dataset
-from millrace.data.split import SPLITS
 from millrace.errors import listed
 from millrace.evaluation.exporting import checked, traced
 from millrace.evaluation.loaded import LoadedModel, load
 from millrace.evaluation.program import NotExportable
-from millrace.evaluation.run import evaluate_run
 from millrace.evaluation.trained_model import finite
 from millrace.models.spec import ModelSpec
-from millrace.systems.base import Block, SampleKind
-from millrace.systems.registry import get_model, kind_of, load_plugins
+from millrace.systems.registry import get_model, load_plugins
 from millrace.training import run_hash
-from millrace.training.batches import GlobalBatch, rank_shares
 from millrace.training.distributed import Ranks
 from millrace.training.engine import Trainer
 from millrace.training.precision import autocast
-from millrace.training.request import Request
-from millrace.training.segment import build_trainer, run_segment
+from millrace.training.segment import build_trainer
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
-"""This process as the only rank."""
 _STEPS = 6
 """Of a short training."""
-_COMPARED = 2000
-"""Samples of a group that are compared with those of other splits."""
-
-
-class ContractError(AssertionError):
-    """A promise does not hold; the message is one sentence that says how."""
-
-
-class NotTried(Exception):
-    """A model is not held to a promise; the message says why."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model in a small experiment, with its samples."""
-
-    definition: Mapping[str, Any]
-    """Blocks ``data``, ``model`` and ``train``."""
-    files: Mapping[str, str | list[str]]
-    """Sample files by role."""
-    directory: Path
-    """For what contracts write."""
-    plugins: Sequence[str] = ()
-    """What ranks have to load, see `millrace.systems.registry.load_plugins`."""
-    dataset: Block = dataclasses.field(default_factory=dict)
-    """The dataset's block."""
-    prepared: Callable[[Block], Files] | None = None
-    """Dataset block -> sample files made anew of the same raw files; None: they cannot be."""
-
-    @property
-    def kind(self) -> SampleKind:
-        """Kind of the samples."""
-        return kind_of(self.definition["model"]["name"])
-
-    def trainer(self, seed: int = 0, **train: Any) -> Trainer:
-        """Start a training, with other keys of the block ``train`` if some are given."""
-        blocks = {**self.definition, "train": {**self.definition["train"], **train}}
-        return build_trainer(blocks, self.files, seed, ALONE)[0]
-
-    def opened(self, files: Files | None = None) -> Any:
-        """Open the samples, or others of the same kind."""
-        data = self.definition["data"]
-        return open_dataset(self.kind.name, files or self.files, data, ALONE.device)
-
-
-def samples_of(trainer: Trainer, number: int | None = None) -> Any:
-    """Batch of one group as the model gets it, if possible of several samples; or its first ones."""
-    parts = [part for batch in trainer.batches(0) for part in batch.parts]
-    group, index = next((part for part in parts if len(part[1]) > 1), parts[0])
-    [share] = rank_shares(GlobalBatch(((group, index[:number]),)), 0, 1)
-    return trainer.passes.samples("train", share, trainer.position.epoch)
-
-
-def target(batch: Any) -> tuple[Tensor, str]:
-    """Target of a batch and the letters of its axes: the field ``y_KBTV``, or with others ``y_<axes>``."""
-    names = [name for name in dir(batch) if name.startswith("y_") and "B" in name]
-    names = ["y_KBTV"] if "y_KBTV" in names else names
-    values = [getattr(batch, name) for name in names]
-    if len(values) != 1 or values[0].ndim != len(names[0]) - 2:
-        raise ContractError(
-            f"{type(batch).__name__}: expected the target as one tensor y_<axes>, whose name has a letter "
-            f"for each axis and B for that of the samples, such as y_BVHW; found {names or 'none'}"
-        )
-    return values[0], names[0][2:]
-
-
-def advance(trainer: Trainer, steps: int) -> Iterator[tuple[GlobalBatch, Tensor]]:
-    """Train until ``steps`` are done; yields each batch and this rank's part of its loss."""
-    trainer.module.train()
-    while trainer.step < steps:
-        position = trainer.position
-        batches = trainer.batches(position.epoch, position.batch)
-        for batch in itertools.islice(batches, steps - trainer.step):
-            loss = trainer.train_step(batch)
-            trainer.step += 1
-            yield batch, loss
 
 
 def builds(case: Case) -> None:
     """The same configuration and seed build the same model under the name it is registered by."""
     name = case.definition["model"]["name"]
     spec = get_model(name)
-    _require(isinstance(spec, ModelSpec), f"expected a ModelSpec, got {spec!r}")
-    _require(spec.name == name, f"ModelSpec.name is {spec.name!r}, it is registered as {name!r}")
+    require(isinstance(spec, ModelSpec), f"expected a ModelSpec, got {spec!r}")
+    require(spec.name == name, f"ModelSpec.name is {spec.name!r}, it is registered as {name!r}")
     is_settings = isinstance(spec.config, type) and issubclass(spec.config, Settings)
-    _require(is_settings, "ModelSpec.config is not a class of millrace.config.Settings")
+    require(is_settings, "ModelSpec.config is not a class of millrace.config.Settings")
     made = (build_trainer(case.definition, case.files, 0, ALONE) for _ in range(2))
     (one, defined), (other, again) = made
-    _require(one.parameters > 0, "the model has no parameters")
-    _require(_same_weights(one, other), "another model of the same seed has other weights")
+    require(one.parameters > 0, "the model has no parameters")
+    require(_same_weights(one, other), "another model of the same seed has other weights")
     hashes = [run_hash.digest(definition) for definition in (defined, again)]
-    _require(len(set(hashes)) == 1, "opening the same samples twice gives two run hashes")
+    require(len(set(hashes)) == 1, "opening the same samples twice gives two run hashes")
 
 
 def forecast_fits_the_target(case: Case) -> None:
@@ -144,11 +64,11 @@ def forecast_fits_the_target(case: Case) -> None:
     trainer = case.trainer()
     batch = samples_of(trainer)
     forecast, (wanted, _) = _forecast(trainer, batch), target(batch)
-    _require(
+    require(
         forecast.shape == wanted.shape,
         f"the forecast has the shape {tuple(forecast.shape)}, the target {tuple(wanted.shape)}",
     )
-    _require(_finite(forecast), "the forecast has values that are infinite or NaN")
+    require(is_finite(forecast), "the forecast has values that are infinite or NaN")
 
 
 def gives_a_loss_per_sample(case: Case) -> None:
@@ -160,13 +80,13 @@ def gives_a_loss_per_sample(case: Case) -> None:
             trainer.spec.loss(trainer.module, one, trainer.config.loss)
             for one in (batch, samples_of(trainer, 1))
         )
-    _require(
+    require(
         loss_B.shape == batch.weight_B.shape,
         f"the loss has the shape {tuple(loss_B.shape)}, expected {tuple(batch.weight_B.shape)}: one loss "
         "for each sample, the engine averages",
     )
-    _require(_finite(loss_B), f"the loss is not finite: {loss_B.tolist()}")
-    _require(
+    require(is_finite(loss_B), f"the loss is not finite: {loss_B.tolist()}")
+    require(
         torch.allclose(loss_B[:1], alone_B, rtol=1e-4),
         f"the first sample has the loss {float(loss_B[0]):.6g} among others and {float(alone_B[0]):.6g} "
         "alone: do not average over the samples or normalise by them",
@@ -181,9 +101,9 @@ def every_parameter_learns(case: Case) -> None:
         trainer.module.get_parameter(name).register_hook(partial(_note, largest, name))
     _train(trainer, _STEPS)  # layers that begin as zero let nothing through in the first
     broken = [n for n, value in largest.items() if not math.isfinite(value)]
-    _require(not broken, f"gradient not finite: {listed(broken)}")
+    require(not broken, f"gradient not finite: {listed(broken)}")
     unused = [n for n, value in largest.items() if not value]
-    _require(
+    require(
         not unused,
         f"no gradient: {listed(unused)}; the loss does not depend on it: remove it or use it",
     )
@@ -194,30 +114,30 @@ def no_hidden_state(case: Case) -> None:
     trainer = case.trainer()
     batch = samples_of(trainer)
     first, axis = _forecast(trainer, batch), target(batch)[1].index("B")
-    _require(torch.equal(first, _forecast(trainer, batch)), "another second forecast of a batch")
+    require(torch.equal(first, _forecast(trainer, batch)), "another second forecast of a batch")
     alone = _forecast(trainer, samples_of(trainer, 1))
-    _require(
+    require(
         torch.allclose(first.narrow(axis, 0, 1), alone, rtol=1e-4, atol=1e-5),
         "other samples show in the forecast of the first: the layout would decide the results",
     )
     before = {n: b.clone() for n, b in trainer.module.named_buffers()}
     trainer.spec.loss(trainer.module.train(), batch, trainer.config.loss).sum().backward()
     changed = [n for n, b in trainer.module.named_buffers() if not torch.equal(b, before[n])]
-    _require(
+    require(
         not changed,
         f"buffers change in training: {listed(changed)}; ranks would have different ones: take layers "
         "without running statistics",
     )
-    _require(torch.equal(first, _forecast(trainer, batch)), "training without a step shows")
+    require(torch.equal(first, _forecast(trainer, batch)), "training without a step shows")
 
 
 def survives_a_file(case: Case) -> None:
     """A model that is saved and loaded again gives the same forecast, bit by bit."""
     trainer, other = case.trainer(seed=0), case.trainer(seed=1)
     other.load(_through_a_file(case, trainer))
-    _require(_same_weights(trainer, other), "the loaded model has other weights")
+    require(_same_weights(trainer, other), "the loaded model has other weights")
     batch = samples_of(trainer)
-    _require(
+    require(
         torch.equal(_forecast(trainer, batch), _forecast(other, batch)),
         "the loaded model gives another forecast: what it computes with is not among its parameters and "
         "buffers",
@@ -233,7 +153,7 @@ def resumes_bitwise(case: Case) -> None:
     torch.manual_seed(99)
     again.load(_through_a_file(case, stopped))
     _train(again, _STEPS)
-    _require(
+    require(
         _same_weights(whole, again),
         "the resumed run has other weights: does the model draw random numbers of its own, or keep "
         "something from step to step?",
@@ -247,7 +167,7 @@ def ranks_agree(case: Case) -> None:
     together = on_ranks(2, _steps_on_rank, job, directory=case.directory)
     for key, tolerance in (("loss", 1e-5), ("gradient norm", 1e-4), ("validation loss", 1e-5)):
         for step, (one, two) in enumerate(zip(alone[key], together[key], strict=True), start=1):
-            _require(
+            require(
                 math.isclose(one, two, rel_tol=tolerance),
                 f"{key} {step} is {one:.7g} on one rank and {two:.7g} on two: does the model draw random "
                 "numbers of its own, such as dropout (draw in ModelSpec.add_noise), or look at other "
@@ -263,13 +183,13 @@ def half_precision_agrees(case: Case) -> None:
         with autocast(precision, ALONE.device):
             loss_B = trainer.spec.loss(trainer.module, batch, trainer.config.loss)
         losses[precision] = float(loss_B.detach().float().mean())
-        _require(_finite(loss_B), f"the loss in {precision} is not finite: {loss_B.tolist()}")
+        require(is_finite(loss_B), f"the loss in {precision} is not finite: {loss_B.tolist()}")
     loss_B.sum().backward()
     gradients = {n: p.grad for n, p in trainer.module.named_parameters() if p.grad is not None}
-    broken = [n for n, gradient in gradients.items() if not _finite(gradient)]
-    _require(not broken, f"gradient in bfloat16 not finite: {listed(broken)}")
+    broken = [n for n, gradient in gradients.items() if not is_finite(gradient)]
+    require(not broken, f"gradient in bfloat16 not finite: {listed(broken)}")
     single, half = losses.values()
-    _require(
+    require(
         math.isclose(single, half, rel_tol=0.1),
         f"the loss is {half:.4g} in bfloat16 and {single:.4g} in float32: compute what loses digits, "
         "such as differences and long sums, in float32",
@@ -283,11 +203,11 @@ def double_precision_agrees(case: Case) -> None:
     for tensor in (*double.module.parameters(), *double.module.buffers()):
         tensor.data = _in_double(tensor.data)
     rough, exact = _forecast(single, batch), _forecast(double, _in_double(batch))
-    _require(
+    require(
         exact.dtype == torch.float64,
         f"a model and a batch in float64 give a forecast in {exact.dtype}: something is cast on the way",
     )
-    _require(
+    require(
         torch.allclose(rough.double(), exact, rtol=1e-4, atol=1e-5),
         f"forecasts in float32 and float64 differ by up to {float((rough - exact).abs().max()):.3g}",
     )
@@ -298,119 +218,10 @@ def loss_falls(case: Case) -> None:
     trainer = case.trainer(schedule={})
     batch = next(trainer.batches(0))
     first, *_, last = (float(trainer.train_step(batch)) for _ in range(5 * _STEPS))
-    _require(
+    require(
         last < first - 0.01 * abs(first),
         f"the loss of a batch is {first:.4g} at first and {last:.4g} after {5 * _STEPS} steps on it",
     )
-
-
-def samples_open(case: Case) -> None:
-    """Sample files are HDF5 and open as a dataset with all that the engine asks of it."""
-    for files in datasets_of(case.files):
-        for role, path in files.items():
-            _require(h5py.is_hdf5(path), f"{path.name} ({role}) is no HDF5 file")
-    roles = dataset_class(case.kind.name).roles
-    _require(
-        not set(case.files) - set(roles),
-        f"files of the roles {', '.join(case.files)} are made, the dataset takes {', '.join(roles)}",
-    )
-    dataset, again = case.opened(), case.opened()
-    missing = [n for n in _DATASET if not hasattr(dataset, n)]
-    _require(not missing, f"{type(dataset).__name__} has no {', '.join(missing)}")
-    _require(
-        bool(dataset.definition.get("digest")),
-        f"{type(dataset).__name__}.definition has no digest of the samples: other samples would count as "
-        "the same run",
-    )
-    for part in ("definition", "preparation"):
-        one, other = (json.dumps(getattr(d, part), sort_keys=True) for d in (dataset, again))
-        _require(one == other, f"{part} is another one when the same files are opened again")
-    for split in SPLITS:
-        sizes = dataset.groups(split)
-        _require(
-            len(sizes) == len(dataset.group_costs), f"{split}: group_costs are not one a group"
-        )
-        _require(sum(sizes) > 0, f"{split}: no samples; make the dataset of the example larger")
-        batch = dataset.batch(split, int(np.argmax(sizes)), np.zeros(1, dtype=np.int64))
-        _require(tuple(batch.weight_B.shape) == (1,), f"{split}: weight_B is not one a sample")
-        wanted, axes = target(batch)
-        _require(wanted.shape[axes.index("B")] == 1, f"{split}: one sample has several targets")
-        _require(_finite(wanted), f"{split}: a target is infinite or NaN")
-
-
-def splits_are_disjoint(case: Case) -> None:
-    """No target of one split, nor a time step of one, is also in another."""
-    dataset = case.opened()
-    seen: dict[tuple[int, bytes], str] = {}
-    for split in SPLITS:
-        for group, size in enumerate(dataset.groups(split)):
-            for sample in range(min(int(size), _COMPARED)):
-                wanted, axes = target(dataset.batch(split, group, np.array([sample])))
-                steps = wanted.unbind(axes.index("T")) if "T" in axes else (wanted,)
-                for values in steps:
-                    if values.numel() < 2 or values.min() == values.max():
-                        continue  # such as a field that is zero everywhere
-                    other = seen.setdefault((group, values.cpu().numpy().tobytes()), split)
-                    _require(
-                        other == split,
-                        f"sample {sample} of group {group} of the {split} split has a target that is also "
-                        f"in the {other} split: windows must not reach into each other",
-                    )
-
-
-def statistics_are_of_training(case: Case) -> None:
-    """Statistics come from the training samples only."""
-    split = case.dataset.get("split")
-    if case.prepared is None or split is None:
-        return
-    prepared, rest = case.prepared, 1 - split["train"] - split["validation"]
-
-    def statistics(**changes: float) -> Any:
-        files = prepared({**case.dataset, "split": {**split, **changes}})
-        return case.opened(files).normalisation.to_json()
-
-    given = statistics()
-    longer = statistics(validation=split["validation"] + rest / 4)
-    shorter = statistics(train=0.75 * split["train"])
-    _require(
-        given == longer,
-        "a longer validation split changes the statistics: take them from the training samples only",
-    )
-    _require(
-        given != shorter,
-        "fewer training samples do not change the statistics: take them from the training samples only",
-    )
-
-
-def evaluation_fills_the_table(case: Case) -> None:
-    """Training writes a checkpoint and a receipt, and their evaluation gives the rows of the table."""
-    request = Request(
-        experiment="example",
-        layout="n1_gpu1",
-        seed=0,
-        target_epoch=1,
-        definition=dict(case.definition),
-        files=dict(case.files),
-        runs=str(case.directory / "runs"),
-        checkpoint=str(case.directory / "epoch_1.ckpt"),
-        receipt=str(case.directory / "epoch_1.json"),
-        plugins=list(case.plugins),
-    )
-    on_ranks(1, _segment_on_rank, dataclasses.asdict(request), directory=case.directory)
-    names = ("metrics.json", "figures", "training.png")
-    metrics, figures, curves = (case.directory / name for name in names)
-    outputs = (Path(request.checkpoint), Path(request.receipt))
-    evaluate_run(*outputs, case.files, metrics, figures, curves)
-    scores = json.loads(metrics.read_text())
-    missing = {"validation", "test"} - scores.keys()
-    _require(not missing, f"the scores have no {' and no '.join(sorted(missing))}")
-    rows = case.kind.table.rows(scores)
-    _require(bool(rows), "Table.rows gives no row")
-    _require(
-        all({"variable", "skill"} <= row.keys() for row in rows),
-        "a row of the table has no `variable` or no `skill`",
-    )
-    _require(any(figures.iterdir()), "the evaluation drew no figure")
 
 
 def loads_by_itself(case: Case) -> None:
@@ -420,7 +231,7 @@ def loads_by_itself(case: Case) -> None:
     batch = samples_of(trainer, 1)
     module = model.module_for(None)  # it was built when it was loaded
     same = torch.equal(_forecast(trainer, batch), finite(model.spec.predict(module, batch)))
-    _require(same, "the model that is loaded from its checkpoint gives other forecasts")
+    require(same, "the model that is loaded from its checkpoint gives other forecasts")
 
 
 def exports(case: Case) -> None:
@@ -446,7 +257,7 @@ def _loaded_alone(case: Case) -> tuple[Trainer, LoadedModel]:
     """A model that is not trained, and the same loaded from a checkpoint that lies alone."""
     trainer, _ = build_trainer(case.definition, case.files, 0, ALONE)
     recipe = recipe_of(case.kind.name, case.definition, trainer.dataset)
-    _require(
+    require(
         "samples" in recipe,
         f"{type(trainer.dataset).__name__} has no method `recipe`, which says what of its sample files a "
         "checkpoint holds; see millrace.data.recipe",
@@ -457,12 +268,6 @@ def _loaded_alone(case: Case) -> tuple[Trainer, LoadedModel]:
     return trainer, load(alone / "model.ckpt", device="cpu")
 
 
-OF_SAMPLES = (
-    samples_open,
-    splits_are_disjoint,
-    statistics_are_of_training,
-    evaluation_fills_the_table,
-)
 OF_MODELS = (
     builds,
     forecast_fits_the_target,
@@ -478,20 +283,10 @@ OF_MODELS = (
     double_precision_agrees,
     loss_falls,
 )
-_DATASET = ("groups", "group_costs", "batch", "definition", "normalisation", "preparation")
-
-
-def _require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise ContractError(otherwise)
 
 
 def _note(largest: dict[str, float], name: str, gradient: Tensor) -> None:
     largest[name] = max(float(gradient.abs().max().nan_to_num(math.inf)), largest[name])
-
-
-def _finite(values: Tensor) -> bool:
-    return bool(torch.isfinite(values).all())
 
 
 @torch.no_grad()
@@ -537,8 +332,3 @@ def _steps_on_rank(job: Mapping[str, Any], ranks: Ranks) -> dict[str, list[float
         norms.append(float(trainer.gradient_norm))
     validation = [trainer.validation_loss()]
     return {"loss": losses, "gradient norm": norms, "validation loss": validation}
-
-
-def _segment_on_rank(request: Mapping[str, Any], ranks: Ranks) -> None:
-    load_plugins(request["plugins"])
-    run_segment(Request(**request), ranks)

@@ -54,7 +54,7 @@ class ContractItem(pytest.Item):
 
     def runtest(self) -> None:
         """Hold the model to the contract."""
-        from millrace.checking.contracts import NotTried
+        from millrace.checking.case import NotTried
 
         try:
             reason = self.subject.failure(self.contract)

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import millrace
-from millrace.checking.contracts import OF_MODELS, OF_SAMPLES, Case, ContractError, NotTried
+from millrace.checking.case import Case, ContractError, NotTried
+from millrace.checking.contracts import OF_MODELS
 from millrace.checking.ranks import RanksError
+from millrace.checking.sample_contracts import OF_SAMPLES
 from millrace.config import nearest
 from millrace.data.extraction import prepare, simulate
 from millrace.errors import ConfigError, UserError

@@ -10,7 +10,9 @@ import torch
 from tiers import nightly_for
 from torch.utils._pytree import tree_leaves
 
-from millrace.checking.contracts import OF_MODELS, OF_SAMPLES, Case, exports
+from millrace.checking.case import Case
+from millrace.checking.contracts import OF_MODELS, exports
+from millrace.checking.sample_contracts import OF_SAMPLES
 from millrace.data.samples import open_dataset
 from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError, DataError

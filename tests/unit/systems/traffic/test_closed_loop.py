@@ -8,6 +8,7 @@ import torch
 from observers import silent
 
 from millrace.checking import contracts
+from millrace.checking.case import Case
 from millrace.errors import ConfigError
 from millrace.systems.traffic.dataset import ScenarioDataset
 from millrace.systems.traffic.settings import ScenarioConfig, SmartConfig
@@ -115,7 +116,7 @@ def second_stage(experiments, alone, tmp_path):
     torch.save(first.state(), path)
     definition["model"]["closed_loop"] = 8
     definition["train"] |= {"learning_rate": 3e-3, "init_from": {"checkpoint": str(path)}}
-    return contracts.Case(definition, files, tmp_path)
+    return Case(definition, files, tmp_path)
 
 
 @pytest.mark.slow
