@@ -8,7 +8,10 @@ import yaml
 from docutils.core import publish_parts
 from plans import ROOT
 
-PAGE = jinja2.Template((ROOT / "workflow/report/workflow.rst").read_text())
+# Blocks are trimmed as Snakemake's report does it.
+PAGE = jinja2.Template(
+    (ROOT / "workflow/report/workflow.rst").read_text(), trim_blocks=True, lstrip_blocks=True
+)
 
 
 def rendered(config):
