@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tensors import assert_same
@@ -69,6 +72,26 @@ def test_milestones_after_an_early_stop_are_the_last_state(segment, tmp_path):
     again, again_receipt = segment(3 * EPOCHS, previous=str(tmp_path / f"epoch_{EPOCHS}.ckpt"))
     assert again_receipt["epoch"] == stopped
     assert_same(weights_of(again), weights_of(state))
+
+
+def test_steps_are_reported_beside_epochs(segment, monkeypatch):
+    logged = []
+
+    def init(**options):
+        return SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=list)
+
+    spec = ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, __spec__=spec))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    _, receipt = segment(1, execution={"log": ["wandb"], "log_steps": 1})
+    [record] = receipt["history"]
+    *steps, (last, epoch) = logged
+    assert (last, epoch["train_loss"]) == (record["step"], record["train_loss"])
+    assert [step for step, _ in steps] == [*range(1, record["step"] + 1)]
+    assert {values["steps/learning_rate"] for _, values in steps} == {record["learning_rate"]}
+    assert all(values["steps/gradient_norm"] > 0 for _, values in steps)
+    mean = sum(values["steps/loss"] for _, values in steps) / len(steps)
+    assert mean == pytest.approx(record["train_loss"], rel=0.1)
 
 
 def test_a_damaged_milestone_is_not_trained_on(segment, tmp_path):

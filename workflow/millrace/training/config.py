@@ -166,8 +166,11 @@ class ExecutionConfig(Settings):
     faster than the file system that they share; without room for them they are read where they are."""
     profile: ProfileConfig | None = None
     """Trace some steps, to find out where time goes; null: none."""
-    log: Annotated[tuple[Literal["tensorboard", "wandb"], ...], *UNIQUE] = ()
+    log: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], *UNIQUE] = ()
     """Where epochs are reported besides `metrics.jsonl`."""
+    log_steps: Count | None = option(None, unit="steps")
+    """Every so many steps the loss, the learning rate and the norm of the gradient are reported there,
+    too; null: epochs alone. Each time the processor waits for the GPU."""
 
 
 class LengthConfig(Settings):

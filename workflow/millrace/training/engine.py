@@ -183,6 +183,8 @@ class Trainer:
         self._not_finite = torch.zeros((), dtype=torch.bool, device=ranks.device)
         self.gradient_norm = torch.zeros((), device=ranks.device)
         """Norm of the gradient of the last step before it was clipped, the same on all ranks."""
+        self.step_loss = torch.zeros((), device=ranks.device)
+        """This rank's part of the mean loss of the last step."""
 
     def _checkpoint_activations(self, module: nn.Module) -> None:
         if self.execution.activation_checkpointing:
@@ -291,7 +293,7 @@ class Trainer:
                         self.stopped = Stop(int(stop))
                         return False
                     agree_at = self.step + max(1, int(AGREE_EVERY_S / max(seconds, 1e-3)))
-                loss = self.train_step(batch)
+                loss = self.step_loss = self.train_step(batch)
                 self.step += 1
                 now = time.monotonic()
                 deadline.record_step(now - started)

@@ -26,7 +26,7 @@ from millrace.training.distributed import Ranks
 from millrace.training.engine import Trainer
 from millrace.training.history import best_epoch
 from millrace.training.learning import stalled_loss
-from millrace.training.loggers import Logger, check_loggers, open_loggers
+from millrace.training.loggers import Logger, StepReports, check_loggers, open_loggers
 from millrace.training.owner import current_job
 from millrace.training.parallel.checkpoints import save
 from millrace.training.parallel.config import ParallelConfig
@@ -190,9 +190,11 @@ def _observer(
     with contextlib.ExitStack() as stack:
         reporter = Reporter(name, metrics, trainer.history, request.target_epoch)
         stack.enter_context(reporter)
-        loggers = open_loggers(execution.log, store.root, name, trainer.position.epoch, described)
+        every, done = execution.log_steps, trainer.position
+        loggers = open_loggers(execution.log, store.root, name, done, described, every)
         for logger in loggers:
             stack.callback(logger.close)
+        steps = StepReports(loggers, every, done, partial(_last_step, trainer))
         profiler = StepProfiler(execution.profile, store.root, trainer.step)
         stack.callback(profiler.close)
         reporter.say(
@@ -213,7 +215,17 @@ def _observer(
         stack.enter_context(saver)
         kind = kind_of(trainer.spec.name).name
         recipe = recipe_of(kind, request.definition, trainer.dataset)
-        yield _Observer(request, store, deadline, usage, saver, reporter, profiler, loggers, recipe)
+        shown = reporter, profiler, loggers, steps
+        yield _Observer(request, store, deadline, usage, saver, *shown, recipe)
+
+
+def _last_step(trainer: Trainer) -> dict[str, float]:
+    """What is told of a step: the loss is that of the first process' share of the samples."""
+    return {
+        "loss": float(trainer.step_loss) * trainer.ranks.world_size,
+        "learning_rate": trainer.optimizer.param_groups[0]["lr"],
+        "gradient_norm": float(trainer.gradient_norm),
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,6 +240,7 @@ class _Observer:
     reporter: Reporter | None = None
     profiler: StepProfiler | None = None
     loggers: Sequence[Logger] = ()
+    steps: StepReports | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """How the model is applied, see `millrace.data.recipe`."""
 
@@ -237,6 +250,8 @@ class _Observer:
             self.reporter.on_step(position, steps_per_epoch, loss)
         if self.profiler is not None:
             self.profiler.on_step(position.step)
+        if self.steps is not None:
+            self.steps.on_step(position.step)
 
     def on_epoch(self, record: dict[str, Any]) -> None:
         self.usage.lap("validating")
