@@ -43,8 +43,10 @@ class LoadedModel:
     recipe : mapping
         See `millrace.data.recipe`.
     about : mapping
-        Provenance of forecasts: model, run hash, digest of the weights, version.
+        Provenance of forecasts: model, run hash, epoch, digest of the weights, version.
     device : torch.device
+    weights : mapping of str to Tensor
+        State dict of the module.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class LoadedModel:
         checkpoint: Path,
     ) -> None:
         self.spec, self.recipe, self.about, self.device = spec, recipe, about, device
-        self._weights, self._checkpoint = weights, checkpoint
+        self.weights, self._checkpoint = weights, checkpoint
         self._module: nn.Module | None = None
 
     def module_for(self, dataset: Any) -> nn.Module:
@@ -68,8 +70,8 @@ class LoadedModel:
             config = self.spec.config.parse(parameters, "model")
             module = self.spec.build(config, dataset).to(self.device)
             buffers = self.spec.matching_buffers
-            check_buffers(module, self._weights, buffers, self._checkpoint)
-            module.load_state_dict(self._weights)
+            check_buffers(module, self.weights, buffers, self._checkpoint)
+            module.load_state_dict(self.weights)
             self._module = module.eval()
         return self._module
 
@@ -228,6 +230,7 @@ def load(
         "checkpoint": path.name,
         "checkpoint_digest": content_digest(path),
         "run_hash": str(state.get("identity", "")),
+        "epoch": str(max((one["epoch"] for one in state.get("history", ())), default=0)),
         "millrace_version": code_version(),
     }
     model = LoadedModel(get_model(name), weights, recipe, about, _device(device), path)

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def predict_files(
     options: Mapping[str, Any] | None = None,
     samples: Mapping[str, Path] | None = None,
     raw: str | None = None,
+    calibration: Path | None = None,
     metrics: Path | None = None,
     figure: Path | None = None,
     workspace: Path | None = None,
@@ -61,6 +63,9 @@ def predict_files(
         Sample files of the training by role, for checkpoints that do not load by themselves.
     raw : str, optional
         Format of the raw files; by default it is recognised by the names of the files.
+    calibration : Path, optional
+        ``metrics.json`` of the ensemble of these checkpoints, as the workflow evaluates it: members are
+        spread about their mean as the errors on its validation data ask for.
     metrics, figure : Path, optional
         JSON to write with what is returned, and the error over time to draw.
     workspace : Path, optional
@@ -82,7 +87,7 @@ def predict_files(
         An option is wrong, or the raw files cannot be what the model was trained on.
     """
     # Imports PyTorch and xarray, which --help and planning do without.
-    from millrace.evaluation.ensemble_forecasts import check_alike, together
+    from millrace.evaluation.ensemble_forecasts import check_alike, read_calibration, together
     from millrace.evaluation.forecast_file import axis_of, forecast_file
     from millrace.evaluation.forecast_scores import ForecastScores
     from millrace.evaluation.loaded import load
@@ -91,9 +96,12 @@ def predict_files(
     given = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
     models = [load(one, samples=samples, device=device) for one in given]
     check_alike(models)
-    model = models[0]
+    model, calibrated = models[0], None
+    if calibration is not None:
+        calibrated = read_calibration(calibration, models)
     described = {key: ", ".join(one.about[key] for one in models) for key in model.about}
     described |= {key: model.about[key] for key in ("model", "millrace_version")}
+    described |= calibrated.about if calibrated else {}
     kind, scores, forecasts = get_kind(model.recipe["kind"]), ForecastScores(), 0
     known = model.application.options.model_fields
     every = {"every": True} if "every" in known else {}
@@ -109,6 +117,8 @@ def predict_files(
             told = [progress, *[None] * (len(models) - 1)]
             pairs = zip(models, told, strict=True)
             for piece in together([one.pieces(prepared, chosen, tell) for one, tell in pairs]):
+                if calibrated is not None:
+                    piece = replace(piece, forecast=calibrated(piece.forecast))
                 write(model.application.as_written(piece.forecast, chosen))
                 scores.add(piece)
                 forecasts += piece.forecast.sizes[axis_of(piece.forecast)]
@@ -195,6 +205,8 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--source", type=Path, required=True, metavar="PATH", help="raw files, as for training")
     add("--output", type=Path, required=True, metavar="FILE", help="forecasts, .nc or .zarr")
+    add("--calibration", type=Path, metavar="metrics.json", help="scores of the ensemble of "
+        "these checkpoints: spread members as its validation data ask for")  # fmt: skip
     add("--metrics", type=Path, metavar="FILE.json", help="errors against the truth")
     add("--figure", type=Path, metavar="FILE.png", help="error over time")
     add("--workspace", type=Path, metavar="DIR", help="for samples; default: temporary")

@@ -18,10 +18,11 @@ from millrace.data.split import SplitConfig
 from millrace.errors import ConfigError, DataError
 from millrace.evaluation.loaded import load
 from millrace.evaluation.predict import main, predict_files
-from millrace.evaluation.run import evaluate_run
+from millrace.evaluation.run import evaluate_ensemble, evaluate_run
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
+from millrace.sealed import write_sealed
 from millrace.systems import registry
 from millrace.systems.base import Model, System
 from millrace.systems.groundwater.forecast import forecast_windows
@@ -84,10 +85,15 @@ def train(base, raw, definition, epochs, own=None):
         files["graph"] = base / "graph.h5"
         shape = tuple(model["latent_shape"])
         build_graphs(files["patches"], files["graph"], shape, model["radius"])
+    return (*run(base, files, definition, epochs), files)
+
+
+def run(base, files, definition, epochs, seed=0):
+    """Train; returns checkpoint and receipt."""
     request = Request(
         experiment="tiny",
         layout="n1_gpu1",
-        seed=0,
+        seed=seed,
         target_epoch=epochs,
         definition=definition,
         files={role: str(path) for role, path in files.items()},
@@ -96,7 +102,7 @@ def train(base, raw, definition, epochs, own=None):
         receipt=str(base / f"epoch_{epochs}.json"),
     )
     assert run_segment(request, Ranks(0, 1, torch.device("cpu"))) is Stop.NO
-    return Path(request.checkpoint), Path(request.receipt), files
+    return Path(request.checkpoint), Path(request.receipt)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +123,84 @@ def trained(base, raw):
 @pytest.fixture(scope="module")
 def other_mesh(base):
     return simulate(base / "finer", nodes=80, steps=60)
+
+
+@pytest.mark.slow
+def test_a_program_runs_on_all_patches_of_a_mesh(trained, other_mesh, tmp_path):
+    checkpoint, _, _ = trained
+    predict_files(
+        checkpoint, other_mesh, tmp_path / "mesh.nc", workspace=tmp_path, options={"stride": 1}
+    )
+    expected = xr.load_dataset(tmp_path / "mesh.nc").isel(issue_time=0)
+    program = load(checkpoint, device="cpu").program(other_mesh)
+    site, made = program.beside, np.full((2, expected.sizes["node"], 2), np.nan)
+    assert np.array_equal(site["mesh.node"], expected["node"])
+    assert np.array_equal(site["mesh.coords"][:, 0], expected["x"])
+    with h5py.File(tmp_path / "patches.h5") as file:
+        patches = sorted(name for name in file if name.startswith("patch_"))
+        columns = [list(file.attrs["variables"]).index(name) for name in VARIABLES]
+        forced = [list(file.attrs["forcings"]).index(name) for name in FORCINGS]
+        states, forcings = np.full((2, 2, made.shape[1], 2), np.nan, dtype=np.float32)
+        for patch in patches:  # what is given, along the nodes of the mesh
+            group = file[patch]
+            core = group["core_node"][()]
+            given = np.where(group["forcing_mask"], group["forcing"], np.nan)
+            states[:, core] = group["obs"][:2, : len(core)][..., columns]
+            forcings[:, core] = given[2:4, : len(core)][..., forced]
+    names = [one.name for one in program.inputs[3:]]
+    assert len(patches) == 2
+    assert site.keys() == {"mesh.coords", "mesh.node"} | {
+        f"patch_{n:04d}.{name}" for n in range(2) for name in ("point", *names)
+    }
+    for patch in ("patch_0000", "patch_0001"):
+        point = site[f"{patch}.point"]
+        given = (torch.from_numpy(x)[None][:, :, point] for x in (states, forcings))
+        tables = (site[f"{patch}.{name}"] for name in names)
+        one_state, one_forcing = given
+        forecast = program.module(one_state, site["mesh.coords"][point], one_forcing, *tables)[0]
+        made[:, point[: forecast.shape[1]]] = forecast.detach()
+    for v, name in enumerate(VARIABLES):
+        np.testing.assert_allclose(made[..., v], expected[name], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_members_are_spread_as_the_validation_data_of_the_training_asks_for(trained, raw, tmp_path):
+    first, receipt, files = trained
+    second = run(tmp_path, files, DEFINITION, 1, seed=1)
+    checkpoints, receipts = (first, second[0]), (receipt, second[1])
+    metrics = tmp_path / "metrics.json"
+    evaluate_ensemble(checkpoints, receipts, files, metrics, tmp_path / "figure.png")
+    found = {}
+    for name, given in (("plain", None), ("calibrated", metrics)):
+        output, scores = tmp_path / f"{name}.nc", tmp_path / f"{name}.json"
+        predict_files(checkpoints, raw, output, calibration=given, metrics=scores)
+        found[name] = xr.open_dataset(output).load(), json.loads(scores.read_text())
+    plain, calibrated = found["plain"][0], found["calibrated"][0]
+    record = json.loads(metrics.read_text())
+    assert calibrated.attrs.keys() - plain.attrs.keys() == {"calibration", "calibration_factors"}
+    assert "validation period" in calibrated.attrs["calibration"]
+    factors = json.loads(calibrated.attrs["calibration_factors"])
+    assert factors.keys() == {"head", "mass_concentration"}
+    for name, factor in factors.items():
+        assert factor == record["test"][name]["calibrated"]["factor"]
+        means = [one[name].astype(float).mean("member") for one in (plain, calibrated)]
+        size = float(abs(plain[name]).max())
+        np.testing.assert_allclose(*means, atol=1e-5 * size)
+        spread = [
+            float(one[name].astype(float).std("member")[:, 1].mean()) for one in (plain, calibrated)
+        ]
+        assert spread[1] / spread[0] == pytest.approx(factor[1], rel=1e-3)
+        assert abs(factor[1] - 1) > 0.01
+        told = [one["variables"][name]["spread_skill"] for _, one in found.values()]
+        assert told[1] != told[0]
+    with pytest.raises(ConfigError, match=r"is of seeds 0, 1 of tiny at epoch 1, 14; give exactly"):
+        predict_files(first, raw, tmp_path / "no.nc", calibration=metrics)
+    for scores in record["test"].values():
+        del scores["calibrated"]
+    write_sealed(metrics, {key: value for key, value in record.items() if key != "seal"})
+    with pytest.raises(ConfigError, match="holds no factors of calibrated members"):
+        predict_files(checkpoints, raw, tmp_path / "no.nc", calibration=metrics)
+    assert not (tmp_path / "no.nc").exists()
 
 
 @pytest.mark.slow
