@@ -14,14 +14,19 @@ from array_fields import independent, series
 from safetensors.torch import load_file
 from tiers import slow_for
 
+from millrace.config import Settings
 from millrace.errors import ConfigError
-from millrace.evaluation import exporting
 from millrace.evaluation.arrays import physical
 from millrace.evaluation.export import main
+from millrace.evaluation.export_formats import FORMATS
 from millrace.evaluation.exporting import ExportError, export
 from millrace.evaluation.loaded import load
 from millrace.evaluation.program import Program, Scaling, Value
+from millrace.models.spec import ModelSpec
+from millrace.systems import registry
+from millrace.systems.base import Model, System
 
+NAMES = ["gino", "gfno", "regression", "downscaler", "aurora", "smart"]
 ELSEWHERE = """
 import sys
 for name in ("millrace", "neuralop", "diffusers", "scipy", "xarray", "h5py"):
@@ -66,7 +71,7 @@ def run_elsewhere(kind, output, example):
 @pytest.mark.parametrize(
     "name",
     slow_for(
-        ["gino", "gfno", "regression", "downscaler", "aurora", "smart"],
+        NAMES,
         lambda name: name != "gfno",  # the others are traced for longer
     ),
 )
@@ -131,13 +136,44 @@ def after_more_tokens(run, about, trained, _):
 OTHERS = {"gino": on_another_mesh, "smart": after_more_tokens}
 
 
-@pytest.mark.nightly
-def test_packages_run_elsewhere(saved, tmp_path):
-    path, _, _ = saved("regression")
+@pytest.mark.nightly  # half a minute of compiling each
+@pytest.mark.parametrize("name", NAMES)
+def test_packages_run_elsewhere(saved, tmp_path, name):
+    path, *_ = saved(name)
     output, example = tmp_path / "model.pt2", tmp_path / "example.safetensors"
-    about = load(path, device="cpu").export(output, "aoti", example=example)
+    arguments = ["--checkpoint", str(path), "--output", str(output), "--device", "cpu"]
+    assert main([*arguments, "--to", "aoti", "--example", str(example)]) == 0
+    about = json.loads(output.with_suffix(".json").read_text())
     assert about["difference"] < 1e-5
+    assert (about["model"], about["format"]) == (name, "aoti")
     run_elsewhere("aoti", output, example)
+
+
+def test_a_package_of_smart_sees_all_that_matters(saved):
+    """Of a long history the latest steps give the same as all of them; fewer do not."""
+    path, trained, _ = saved("smart")
+    package = load(path, device="cpu").program().package()
+    assert package.free == {"batch": 1}
+    sizes = {
+        axis: n
+        for one in package.inputs
+        for axis, n in zip(one.axes, one.tensor.shape, strict=True)
+    }
+    window = sizes["token_step"]
+    net, batch = trained.module, trained.dataset.gather(np.arange(3))
+    assert batch.token_BAK.shape[2] > window
+    agents = (batch.kind_BA, batch.size_BA2)
+    history = (batch.token_BAK, batch.pose_BAK3, batch.valid_BAK)
+    road = (batch.road_token_BM, batch.road_type_BM, batch.road_pose_BM3, batch.road_valid_BM)
+    with torch.no_grad():
+        logits = net.decode(net.encode_map(batch), *agents, *history)[:, :, -1]
+        expected = logits.softmax(dim=-1) * batch.valid_BAK[:, :, -1:]
+        off = []
+        for steps in (window, 2):
+            late = [x[:, :, -steps:] for x in (*history, batch.light_BMK)]
+            probability, _ = package.module(*agents, *late[:3], *road, late[3])
+            off.append(float((probability - expected).abs().max() / expected.max()))
+    assert off[0] < 1e-5 < off[1]
 
 
 def test_a_program_of_the_weather_goes_on_from_states_in_physical_units(saved, weather_samples):
@@ -195,6 +231,41 @@ def test_weights_are_those_of_the_checkpoint(saved, tmp_path):
     assert about["normalisation"] == load(path, device="cpu").recipe["normalisation"]
 
 
+@pytest.fixture
+def of_a_plug_in(saved, monkeypatch):
+    """Checkpoint of a model of traffic from outside, which has no program, and its weights."""
+    path, *_ = saved("smart")
+    spec = ModelSpec("mine", Settings, lambda *_: torch.nn.Linear(3, 2), None, None)
+    system = System("mine", models=(Model("mine", "scenarios", spec),))
+    monkeypatch.setattr(registry, "loaded_plugins", {"mine": system})
+    state = torch.load(path, weights_only=True)
+    state["recipe"]["definition"]["model"] = {"name": "mine"}
+    state["model"] = torch.nn.Linear(3, 2).state_dict()
+    state.pop("average", None)
+    torch.save(state, path)
+    return path, state["model"]
+
+
+def test_weights_alone_where_there_is_no_program(of_a_plug_in, tmp_path, capsys):
+    path, weights = of_a_plug_in
+    output, example = tmp_path / "w.safetensors", tmp_path / "example.safetensors"
+    arguments = ["--checkpoint", str(path), "--device", "cpu", "--output"]
+    assert main([*arguments, str(output)]) == 0
+    assert "SMART alone can be exported as a program" in capsys.readouterr().out
+    loaded = load_file(output)
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+    about = json.loads(output.with_suffix(".json").read_text())
+    assert about["difference"] == 0
+    assert about["definition"]["model"] == {"name": "mine"}
+    output.unlink()
+    assert main([*arguments, str(output), "--example", str(example)]) == 2
+    assert "nothing goes in or comes out of weights alone" in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "model.pt2")]) == 2
+    assert "`--to safetensors` writes the weights" in capsys.readouterr().err
+    assert {one.name for one in tmp_path.iterdir()} == {"alone", "w.json"}
+
+
 class Celsius(torch.nn.Module):
     def __init__(self, off):
         super().__init__()
@@ -223,11 +294,19 @@ def _model(module, expected):
 
 def test_what_differs_from_the_checkpoint_is_not_written(tmp_path):
     expected = torch.tensor([[-3.15], [6.85]])
-    for to, suffix in exporting.FORMATS.items():
+    for to, (suffix, _) in FORMATS.items():
         if to == "aoti":  # the same check, after a minute of compiling
             continue
+        wrong, example = _model(Celsius(1.001), expected), tmp_path / "example"
         with pytest.raises(ExportError, match="not written, because what was made"):
-            export(_model(Celsius(1.001), expected), tmp_path / f"wrong{suffix}", to)
+            export(wrong, tmp_path / f"wrong{suffix}", to, example=example)
+    assert not [*tmp_path.iterdir()]
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(IsADirectoryError, match="taken"):  # and nothing else is left
+        export(_model(Celsius(1.0), expected), tmp_path / "x.pt2", example=tmp_path / "taken")
+    (tmp_path / "taken").rmdir()
+    with pytest.raises(ConfigError, match="writes this file itself"):
+        export(_model(Celsius(1.0), expected), tmp_path / "x.pt2", example=tmp_path / "x.json")
     assert not [*tmp_path.iterdir()]
     assert export(_model(Celsius(1.0), expected), tmp_path / "right.pt2")["difference"] < 1e-5
     assert {one.name for one in tmp_path.iterdir()} == {"right.pt2", "right.json"}

@@ -134,8 +134,8 @@ class Application(ABC):
 
 def _not_exported(recipe: Recipe) -> NotExportable:
     return NotExportable(
-        f"models on samples of {recipe['kind']} cannot be exported: their Application has no methods "
-        "`example` and `program`; their weights are `model` of the checkpoint"
+        f"models on samples of {recipe['kind']} cannot be exported as programs: their Application has no "
+        "methods `example` and `program`"
     )
 
 

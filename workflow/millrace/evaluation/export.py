@@ -9,6 +9,7 @@ from pathlib import Path
 
 from millrace.command_line import make_parser
 from millrace.errors import ExitCode, exits_with_code
+from millrace.evaluation.export_formats import FORMATS
 from millrace.evaluation.predict import add_model_options
 from millrace.systems.registry import load_plugins
 
@@ -17,11 +18,6 @@ OPTIONS = {
     "seed": "of the noise of the example of a downscaler",
 }
 """Options of programs that the command has; which of them a system takes, it says itself."""
-FORMATS = {
-    "program": "`torch.export`, runs with PyTorch alone",
-    "aoti": "AOTInductor, compiled for this machine; takes a C++ compiler",
-    "safetensors": "weights, with definition and normalisation as JSON",
-}
 
 
 @exits_with_code
@@ -65,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     add_model_options(made)
     add = made.add_argument
     add("--output", type=Path, required=True, metavar="FILE", help=".pt2 or .safetensors")
-    formats = "; ".join(f"{name}: {text}" for name, text in FORMATS.items())
+    formats = "; ".join(f"{name}: {one.about}" for name, one in FORMATS.items())
     add("--to", choices=[*FORMATS], help=f"{formats}. Default: by the suffix, a program for .pt2")
     add("--source", type=Path, metavar="PATH", help="raw files that it is tried on, as for "
         "prediction; default: made up")  # fmt: skip

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from millrace.errors import ConfigError, UserError, first_line
+from millrace.evaluation.export_formats import FORMATS
 from millrace.evaluation.program import BATCH, NotExportable, Program
 from millrace.files import atomic_write, write_json
 from millrace.provenance import provenance
 
 TOLERANCE = 1e-5
 """Greatest difference from what the checkpoint gives, see `Program.difference`."""
-FORMATS = {"program": ".pt2", "aoti": ".pt2", "safetensors": ".safetensors"}
-"""Suffixes by format; the first one with a suffix is what it stands for."""
 _RUNS = 5
 
 Runs = Callable[..., Any]
@@ -72,13 +71,17 @@ def export(
     ExportError
         What was made gives something else than the checkpoint; nothing is left of it.
     """
-    to = to or next((name for name, suffix in FORMATS.items() if suffix == output.suffix), None)
-    if to not in FORMATS or output.suffix != FORMATS[to]:
-        wanted = f"{FORMATS[to]} for {to}" if to in FORMATS else "one of " + ", ".join(FORMATS)
+    to = to or next((name for name, one in FORMATS.items() if one.suffix == output.suffix), None)
+    if to not in FORMATS or output.suffix != FORMATS[to].suffix:
+        wanted = (
+            f"{FORMATS[to].suffix} for {to}" if to in FORMATS else "one of " + ", ".join(FORMATS)
+        )
         raise ConfigError(f"--output {output}: expected the suffix {wanted}")
+    about = output.with_suffix(".json")
+    if example in (output, about):
+        raise ConfigError(f"--example {example}: the export writes this file itself; name another")
     if to == "aoti":
         need_compiler(model.device)
-    program: Program = model.program(source, raw, **options)
     said = {
         "schema": "millrace.export/1",
         **model.about,
@@ -87,7 +90,6 @@ def export(
         "device": str(model.device),
         "torch": torch.__version__,
         "options": options,
-        **program.outline(),
         "definition": model.recipe["definition"],
         "normalisation": model.recipe["normalisation"],
         "preparation": model.recipe["preparation"],
@@ -95,18 +97,52 @@ def export(
     }
     if to == "aoti":
         said["machine"] = platform.processor() or platform.machine()
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    written: list[Path] = []
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _all_or_none(written):
         made = Path(folder) / f"model{output.suffix}"
-        run = _WRITERS[to](program, made)
-        said["difference"] = checked(program, run, output, to)
-        if to != "safetensors":
-            said["seconds"] = _speeds(program, run)
+        try:
+            program: Program = model.program(source, raw, **options)
+            if to == "aoti" and program.package is not None:
+                program = program.package()
+            if example is not None:
+                _write_example(program, example)
+                written.append(example)
+            said |= program.outline()
+            run = _WRITERS[to](program, made)
+            said["difference"] = checked(program, run, output, to)
+            if to != "safetensors":
+                said["seconds"] = _speeds(program, run)
+        except NotExportable as error:
+            if to != "safetensors":
+                raise NotExportable(f"{error}; `--to safetensors` writes the weights") from error
+            if example is not None:
+                raise ConfigError(
+                    f"--example {example}: nothing goes in or comes out of weights alone ({error}); leave "
+                    "the option out"
+                ) from error
+            said |= _alone(f"Weights alone, read again and compared one by one: {error}.")
+            said["difference"] = _write_weights_alone(model.weights, made, output)
+        write_json(about, said)
+        written.append(about)
         with atomic_write(output) as partial:
             shutil.copyfile(made, partial)
-    write_json(output.with_suffix(".json"), said)
-    if example is not None:
-        _write_example(program, example)
     return said
+
+
+@contextmanager
+def _all_or_none(written: Iterable[Path]) -> Iterator[None]:
+    """Remove the files again if what is inside fails."""
+    try:
+        yield
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _alone(note: str) -> dict[str, Any]:
+    """What `Program.outline` says where there is no program."""
+    return {"inputs": [], "outputs": [], "labels": {}, "free_axes": {}, "notes": [note]}
 
 
 class ExportError(UserError):
@@ -169,8 +205,7 @@ def traced(program: Program) -> torch.export.ExportedProgram:
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise NotExportable(
             f"torch.export cannot trace the model for any {', '.join(dims)} ({first_line(error)}); write "
-            "lengths as `x.shape[0]`, not `len(x)`, and let no `if` or loop depend on values of tensors; "
-            "`--to safetensors` works all the same"
+            "lengths as `x.shape[0]`, not `len(x)`, and let no `if` or loop depend on values of tensors"
         ) from error
 
 
@@ -201,23 +236,37 @@ def _write_package(program: Program, path: Path) -> Runs:
 
 
 def _write_weights(program: Program, path: Path) -> Runs:
+    again: Any = copy.deepcopy(program.module)
+    loaded = _saved(again.net.state_dict(), path)[1]
+    for parameter in again.net.parameters():
+        parameter.fill_(torch.nan)
+    # What is missing stays NaN, and is noticed.
+    again.net.load_state_dict(loaded, strict=False)
+    runs: Runs = again
+    return runs
+
+
+def _write_weights_alone(weights: Mapping[str, Any], path: Path, output: Path) -> float:
+    """The difference of what is read again, which is none; raises `ExportError` if there is one."""
+    kept, loaded = _saved(weights, path)
+    if kept.keys() != loaded.keys() or not all(torch.equal(kept[n], loaded[n]) for n in kept):
+        raise ExportError(f"{output}: not written, because its weights differ from the checkpoint")
+    return 0.0
+
+
+def _saved(weights: Mapping[str, Any], path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights as they were written, and as they are read again."""
     from safetensors.torch import load_file, save_file
 
-    again: Any = copy.deepcopy(program.module)
     # One tensor under two names, such as that of a shared layer, is written twice. Libraries keep other
     # things beside tensors.
     kept = {
         name: one.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, one in again.net.state_dict().items()
+        for name, one in weights.items()
         if isinstance(one, Tensor)
     }
     save_file(kept, path, {"format": "pt"})
-    for parameter in again.net.parameters():
-        parameter.fill_(torch.nan)
-    # What is missing stays NaN, and is noticed.
-    again.net.load_state_dict(load_file(path), strict=False)
-    loaded: Runs = again
-    return loaded
+    return kept, load_file(path)
 
 
 _WRITERS: dict[str, Callable[[Program, Path], Runs]] = {
@@ -232,7 +281,9 @@ def _write_example(program: Program, path: Path) -> None:
 
     values = [("input", one) for one in program.inputs]
     values += [("output", one) for one in program.outputs]
-    tensors = {f"{role}.{one.name}": one.tensor.detach().cpu().contiguous() for role, one in values}
+    tensors = {f"{role}.{one.name}": one.tensor for role, one in values}
+    tensors |= program.beside
+    tensors = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
     with atomic_write(path) as partial:
         save_file(tensors, partial, {"order": json.dumps([*tensors])})
 

@@ -25,7 +25,7 @@ from millrace.systems.groundwater.patch_dataset import (
     PatchDataset,
     PatchGeometry,
 )
-from millrace.systems.groundwater.patch_file import SCHEMA
+from millrace.systems.groundwater.patch_file import SCHEMA, read_nodes
 from millrace.systems.groundwater.plane_dataset import PlaneDataset
 
 _UNKNOWN = "NaN where none is given"
@@ -176,8 +176,8 @@ def groundwater_program(
     if isinstance(model.dataset, PlaneDataset):
         if not isinstance(model.module, GFNO):
             raise NotExportable(
-                f"model {model.spec.name}: of the models on sections, GFNO alone can be exported; the "
-                "weights of this one are `model` of its checkpoint"
+                f"model {model.spec.name}: of the models on sections, GFNO alone can be exported as a "
+                "program"
             )
         return _of_planes(model)
     return _of_patch(model, Path(files["patches"]), radius)
@@ -217,11 +217,10 @@ def _of_patch(model: TrainedModel, patches: Path, radius: float | None) -> Progr
         notes.append(
             "Its points are mapped to the unit cube by their own box, in which the latent grid of "
             f"{shape} points, ends included and the last axis fastest, lies; neighbours are those within "
-            f"{radius:g} of it. `--source` and `--example` write those of the largest patch of a mesh."
+            f"{radius:g} of it. `--source` and `--example` write those of all patches of a mesh."
         )
     else:
-        core = torch.arange(geometry.n_core, device=device)
-        inputs.append(Value("core_point", core, ("core_point",), "1", "numbers of the core points"))
+        inputs += _neighbours(geometry)
         free["core_point"] = 1
     return Program(
         PatchProgram(model, geometry).to(device),
@@ -234,11 +233,33 @@ def _of_patch(model: TrainedModel, patches: Path, radius: float | None) -> Progr
         labels=labels,
         free=free,
         notes=notes,
+        beside=_mesh(dataset, patches),
     )  # fmt: skip
 
 
-def _neighbours(geometry: LatentGeometry) -> list[Value]:
-    """Tables of the graph layers as inputs."""
+def _mesh(dataset: PatchDataset, patches: Path) -> dict[str, Tensor]:
+    """Places and ids of all points of the mesh, and of each patch its points and their neighbours.
+
+    The program runs on the whole mesh with it, a patch at a time.
+    """
+    nodes = read_nodes(patches)
+    found = {"mesh.coords": torch.from_numpy(nodes.coords_N3)}
+    if nodes.node_N is not None:
+        found["mesh.node"] = torch.from_numpy(nodes.node_N)
+    pairs = zip(dataset.core_nodes, dataset.ghost_nodes, strict=True)
+    for number, (core, ghost) in enumerate(pairs):
+        patch = f"patch_{number:04d}"
+        found[f"{patch}.point"] = torch.from_numpy(np.concatenate([core, ghost]))
+        geometry = dataset.at_times(number, np.zeros(1, dtype=np.int64)).geometry
+        found |= {f"{patch}.{one.name}": one.tensor for one in _neighbours(geometry)}
+    return found
+
+
+def _neighbours(geometry: PatchGeometry) -> list[Value]:
+    """Tables of the graph layers as inputs; without a latent grid the numbers of the core points."""
+    if not isinstance(geometry, LatentGeometry):
+        core = torch.arange(geometry.n_core, device=geometry.points_N3.device)
+        return [Value("core_point", core, ("core_point",), "1", "numbers of the core points")]
     into, out = geometry.into_latent, geometry.from_latent
     return [
         Value("into_ends", into.indptr, ("latent_bounds",), "1",

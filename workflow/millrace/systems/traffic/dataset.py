@@ -249,6 +249,10 @@ class ScenarioDataset:
                 found[name][b, : len(values)] = values
         return found
 
+    def most(self, kind: str) -> int:
+        """The most agents, of the kind ``agent``, or road segments, ``road``, that a scenario has."""
+        return int(self._size[kind].max())
+
     def shuffled(self, scenarios: np.ndarray) -> np.ndarray:
         """For each scenario another one, drawn at random, a quarter of the file away or more.
 

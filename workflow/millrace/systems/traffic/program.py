@@ -3,7 +3,7 @@
 Shape suffixes: B scenarios, A agents, K token steps, M road segments, V tokens, T steps of 0.1 s.
 """
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -67,22 +67,45 @@ def next_tokens(
 
 
 def next_token_program(model: TrainedModel) -> Program:
-    """Program of a model of traffic, and examples from its samples."""
-    dataset: ScenarioDataset = model.dataset
-    if not isinstance(model.module, Smart):
+    """Program of a model of traffic, and examples from its samples.
+
+    Packages of it have fixed numbers of agents and segments, the most that a scenario of the samples has,
+    and of token steps: with all of them free AOTInductor does not come to an end. Their token steps are all
+    that a forecast depends on, since each layer looks back so many; those before the first are padding.
+    """
+    net, dataset = model.module, model.dataset
+    if not isinstance(net, Smart):
         raise NotExportable(
-            f"model {model.spec.name}: of the models of traffic, SMART alone can be exported; the weights "
-            "of this one are `model` of its checkpoint"
+            f"model {model.spec.name}: of the models of traffic, SMART alone can be exported as a program"
         )
-    net = model.module
     config = net.config
     agents = config.agent_neighbours + 1
     segments = max(config.map_neighbours, config.road_neighbours) + 1
+    window = config.layers * config.past + 1
+    free = {BATCH: 1, "agent": agents, "segment": segments, "token_step": 2}
+    program = replace(_program(dataset, net, HISTORY, agents, segments), free=free)
+
+    def package() -> Program:
+        most = max(agents, dataset.most("agent")), max(segments, dataset.most("road"))
+        fixed = (
+            "Numbers of agents, segments and token steps are fixed: fill up with what is not valid, token "
+            f"steps before the first one. The latest {window} steps are all that matters: a rollout drops "
+            "the first one when it appends another."
+        )
+        return replace(_program(dataset, net, window, *most), notes=(*program.notes, fixed))
+
+    return replace(program, package=package)
+
+
+def _program(
+    dataset: ScenarioDataset, net: Smart, n_steps: int, agents: int, segments: int
+) -> Program:
+    """Of so many token steps in the examples, those before the history as padding."""
     batch = dataset.gather(np.arange(len(dataset.names))[:2], agents, segments)
-    seconds, names = STRIDE * STEP_S, (f.name for f in fields(ScenarioBatch))
+    seconds, names = STRIDE * STEP_S, [f.name for f in fields(ScenarioBatch)]
     tensors = {name: getattr(batch, name) for name in names}
-    for name in ("token_BAK", "pose_BAK3", "valid_BAK", "light_BMK"):
-        tensors[name] = tensors[name][:, :, :HISTORY].contiguous()
+    history = ("token_BAK", "pose_BAK3", "valid_BAK", "light_BMK")
+    tensors |= {name: tensors[name][:, :, :HISTORY].contiguous() for name in history}
     agent, road, token = (BATCH, "agent"), (BATCH, "segment"), (BATCH, "agent", "token_step")
     pose = "x, y (m), heading (rad, counter-clockwise from +x)"
     place = f"{pose}, relative to a point within some hundred metres"
@@ -99,18 +122,22 @@ def next_token_program(model: TrainedModel) -> Program:
         ("road_valid_BM", road, "1", "false for padding"),
         ("light_BMK", (*road, "token_step"), "1", f"its traffic light: {_numbered(LIGHT_STATES)}"),
     ]  # fmt: skip
+
+    @torch.no_grad()
+    def own() -> tuple[Tensor, Tensor]:
+        given = ScenarioBatch(**tensors)
+        kind, *now = (tensors[name] for name, *_ in about[:5])
+        logits = finite(net.decode(net.encode_map(given), kind, *now)[:, :, -1])
+        return next_tokens(net, logits, kind, now[2][:, :, -1], now[3][:, :, -1])
+
+    expected = own()
+    for name in history:
+        behind = (0, 0) * (tensors[name].dim() - 3)
+        tensors[name] = nn.functional.pad(tensors[name], (*behind, n_steps - HISTORY, 0))
     inputs = [
         Value(name.rpartition("_")[0], tensors[name], axes, unit, text)
         for name, axes, unit, text in about
     ]
-    kind, *given = (tensors[name] for name, *_ in about[:5])
-
-    @torch.no_grad()
-    def own() -> tuple[Tensor, Tensor]:
-        logits = finite(net.decode(net.encode_map(batch), kind, *given)[:, :, -1])
-        return next_tokens(net, logits, kind, given[2][:, :, -1], given[3][:, :, -1])
-
-    expected = own()
     return Program(
         NextTokenProgram(net),
         inputs,
@@ -121,7 +148,6 @@ def next_token_program(model: TrainedModel) -> Program:
                   f"{pose} every {STEP_S:g} s of the next {seconds:g} s, if that token is taken"),
         ],
         own=own,
-        free={BATCH: 1, "agent": agents, "segment": segments, "token_step": 2},
         notes=[
             "One token: for a rollout draw one for each agent, append it, the last pose of its path and "
             "its validity, and call the program again. Rollouts of `millrace predict` also keep agents "
