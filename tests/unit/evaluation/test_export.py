@@ -152,7 +152,7 @@ def test_packages_run_elsewhere(saved, tmp_path, name):
 def test_a_package_of_smart_sees_all_that_matters(saved):
     """Of a long history the latest steps give the same as all of them; fewer do not."""
     path, trained, _ = saved("smart")
-    package = load(path, device="cpu").program().package()
+    package = load(path, device="cpu").program().package
     assert package.free == {"batch": 1}
     sizes = {
         axis: n

@@ -103,7 +103,7 @@ def export(
         try:
             program: Program = model.program(source, raw, **options)
             if to == "aoti" and program.package is not None:
-                program = program.package()
+                program = program.package
             if example is not None:
                 _write_example(program, example)
                 written.append(example)
@@ -283,7 +283,8 @@ def _write_example(program: Program, path: Path) -> None:
     values += [("output", one) for one in program.outputs]
     tensors = {f"{role}.{one.name}": one.tensor for role, one in values}
     tensors |= program.beside
-    tensors = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
+    # Tables of a patch may be those of the example; a file holds no tensor twice.
+    tensors = {name: one.detach().cpu().clone().contiguous() for name, one in tensors.items()}
     with atomic_write(path) as partial:
         save_file(tensors, partial, {"order": json.dumps([*tensors])})
 

@@ -71,7 +71,7 @@ class Program:
     """What who runs it must know, in sentences."""
     beside: Mapping[str, Tensor] = field(default_factory=dict)
     """What is written with the examples beside them, such as tables of all patches of a mesh."""
-    package: "Callable[[], Program] | None" = None
+    package: "Program | None" = None
     """What AOTInductor compiles in its place, with fewer free axes; None: the same."""
 
     @property

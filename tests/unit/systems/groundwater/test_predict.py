@@ -127,38 +127,29 @@ def other_mesh(base):
 
 @pytest.mark.slow
 def test_a_program_runs_on_all_patches_of_a_mesh(trained, other_mesh, tmp_path):
-    checkpoint, _, _ = trained
-    predict_files(
-        checkpoint, other_mesh, tmp_path / "mesh.nc", workspace=tmp_path, options={"stride": 1}
-    )
-    expected = xr.load_dataset(tmp_path / "mesh.nc").isel(issue_time=0)
-    program = load(checkpoint, device="cpu").program(other_mesh)
-    site, made = program.beside, np.full((2, expected.sizes["node"], 2), np.nan)
+    output, shape = tmp_path / "mesh.nc", (2, 240, 2)
+    predict_files(trained[0], other_mesh, output, workspace=tmp_path, options={"stride": 1})
+    expected = xr.load_dataset(output).isel(issue_time=0)
+    program = load(trained[0], device="cpu").program(other_mesh)
+    site, tables = program.beside, [one.name for one in program.inputs[3:]]
     assert np.array_equal(site["mesh.node"], expected["node"])
     assert np.array_equal(site["mesh.coords"][:, 0], expected["x"])
+    states, forcings, made = (torch.full(shape, torch.nan) for _ in range(3))
     with h5py.File(tmp_path / "patches.h5") as file:
-        patches = sorted(name for name in file if name.startswith("patch_"))
         columns = [list(file.attrs["variables"]).index(name) for name in VARIABLES]
         forced = [list(file.attrs["forcings"]).index(name) for name in FORCINGS]
-        states, forcings = np.full((2, 2, made.shape[1], 2), np.nan, dtype=np.float32)
-        for patch in patches:  # what is given, along the nodes of the mesh
-            group = file[patch]
-            core = group["core_node"][()]
-            given = np.where(group["forcing_mask"], group["forcing"], np.nan)
-            states[:, core] = group["obs"][:2, : len(core)][..., columns]
-            forcings[:, core] = given[2:4, : len(core)][..., forced]
-    names = [one.name for one in program.inputs[3:]]
-    assert len(patches) == 2
-    assert site.keys() == {"mesh.coords", "mesh.node"} | {
-        f"patch_{n:04d}.{name}" for n in range(2) for name in ("point", *names)
-    }
+        for patch in ("patch_00", "patch_01"):  # what is given, along the nodes of the mesh
+            given = {name: torch.from_numpy(values[()]) for name, values in file[patch].items()}
+            core, n = given["core_node"], len(given["core_node"])
+            known = given["forcing"].where(given["forcing_mask"].bool(), torch.nan)
+            states[:, core] = given["obs"][:2, :n][..., columns]
+            forcings[:, core] = known[2:4, :n][..., forced]
     for patch in ("patch_0000", "patch_0001"):
         point = site[f"{patch}.point"]
-        given = (torch.from_numpy(x)[None][:, :, point] for x in (states, forcings))
-        tables = (site[f"{patch}.{name}"] for name in names)
-        one_state, one_forcing = given
-        forecast = program.module(one_state, site["mesh.coords"][point], one_forcing, *tables)[0]
+        fields = states[None][:, :, point], site["mesh.coords"][point], forcings[None][:, :, point]
+        forecast = program.module(*fields, *(site[f"{patch}.{name}"] for name in tables))[0]
         made[:, point[: forecast.shape[1]]] = forecast.detach()
+    assert len(site) == 2 + 2 * (1 + len(tables))
     for v, name in enumerate(VARIABLES):
         np.testing.assert_allclose(made[..., v], expected[name], rtol=1e-4)
 

@@ -82,19 +82,18 @@ def next_token_program(model: TrainedModel) -> Program:
     agents = config.agent_neighbours + 1
     segments = max(config.map_neighbours, config.road_neighbours) + 1
     window = config.layers * config.past + 1
-    free = {BATCH: 1, "agent": agents, "segment": segments, "token_step": 2}
-    program = replace(_program(dataset, net, HISTORY, agents, segments), free=free)
-
-    def package() -> Program:
-        most = max(agents, dataset.most("agent")), max(segments, dataset.most("road"))
-        fixed = (
-            "Numbers of agents, segments and token steps are fixed: fill up with what is not valid, token "
-            f"steps before the first one. The latest {window} steps are all that matters: a rollout drops "
-            "the first one when it appends another."
-        )
-        return replace(_program(dataset, net, window, *most), notes=(*program.notes, fixed))
-
-    return replace(program, package=package)
+    most = max(agents, dataset.most("agent")), max(segments, dataset.most("road"))
+    fixed = (
+        "Numbers of agents, segments and token steps are fixed: fill up with what is not valid, token "
+        f"steps before the first one. The latest {window} steps are all that matters: a rollout drops the "
+        "first one when it appends another."
+    )
+    package = _program(dataset, net, window, *most)
+    return replace(
+        _program(dataset, net, HISTORY, agents, segments),
+        free={BATCH: 1, "agent": agents, "segment": segments, "token_step": 2},
+        package=replace(package, notes=(*package.notes, fixed)),
+    )
 
 
 def _program(
