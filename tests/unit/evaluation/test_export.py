@@ -25,6 +25,7 @@ from millrace.evaluation.program import Program, Scaling, Value
 from millrace.models.spec import ModelSpec
 from millrace.systems import registry
 from millrace.systems.base import Model, System
+from millrace.systems.traffic.program import next_token_program
 
 NAMES = ["gino", "gfno", "regression", "downscaler", "aurora", "smart"]
 ELSEWHERE = """
@@ -139,7 +140,7 @@ OTHERS = {"gino": on_another_mesh, "smart": after_more_tokens}
 @pytest.mark.nightly  # half a minute of compiling each
 @pytest.mark.parametrize("name", NAMES)
 def test_packages_run_elsewhere(saved, tmp_path, name):
-    path, *_ = saved(name)
+    path, trained, _ = saved(name)
     output, example = tmp_path / "model.pt2", tmp_path / "example.safetensors"
     arguments = ["--checkpoint", str(path), "--output", str(output), "--device", "cpu"]
     assert main([*arguments, "--to", "aoti", "--example", str(example)]) == 0
@@ -147,33 +148,28 @@ def test_packages_run_elsewhere(saved, tmp_path, name):
     assert about["difference"] < 1e-5
     assert (about["model"], about["format"]) == (name, "aoti")
     run_elsewhere("aoti", output, example)
+    if name == "smart":
+        run = torch._inductor.aoti_load_package(str(output))
+        sizes = [
+            one["shape"][1] for one in about["inputs"] if one["name"] in ("kind", "road_token")
+        ]
+        after_more_tokens(
+            run, {"free_axes": {"agent": sizes[0] - 2, "segment": sizes[1] - 9}}, trained, None
+        )
 
 
-def test_a_package_of_smart_sees_all_that_matters(saved):
-    """Of a long history the latest steps give the same as all of them; fewer do not."""
-    path, trained, _ = saved("smart")
-    package = load(path, device="cpu").program().package
-    assert package.free == {"batch": 1}
-    sizes = {
-        axis: n
-        for one in package.inputs
-        for axis, n in zip(one.axes, one.tensor.shape, strict=True)
-    }
-    window = sizes["token_step"]
-    net, batch = trained.module, trained.dataset.gather(np.arange(3))
-    assert batch.token_BAK.shape[2] > window
-    agents = (batch.kind_BA, batch.size_BA2)
-    history = (batch.token_BAK, batch.pose_BAK3, batch.valid_BAK)
-    road = (batch.road_token_BM, batch.road_type_BM, batch.road_pose_BM3, batch.road_valid_BM)
-    with torch.no_grad():
-        logits = net.decode(net.encode_map(batch), *agents, *history)[:, :, -1]
-        expected = logits.softmax(dim=-1) * batch.valid_BAK[:, :, -1:]
-        off = []
-        for steps in (window, 2):
-            late = [x[:, :, -steps:] for x in (*history, batch.light_BMK)]
-            probability, _ = package.module(*agents, *late[:3], *road, late[3])
-            off.append(float((probability - expected).abs().max() / expected.max()))
-    assert off[0] < 1e-5 < off[1]
+def test_a_package_of_smart_takes_the_largest_scenario_and_any_history(saved):
+    _, trained, files = saved("smart")
+    with h5py.File(files["scenarios"]) as file:
+        first = {kind: file["first"][kind][()] for kind in ("agent", "road")}
+    most = {kind: int(np.diff(rows).max()) for kind, rows in first.items()}
+    package = next_token_program(trained).package
+    assert package.free == {"batch": 1, "token_step": 2}
+    named = (zip(one.axes, one.tensor.shape, strict=True) for one in package.inputs)
+    sizes = {axis: size for pairs in named for axis, size in pairs}
+    assert most["agent"] < sizes["agent"] == trained.module.config.agent_neighbours + 1
+    assert sizes["segment"] == most["road"] > trained.module.config.map_neighbours + 1
+    assert "fill up" in package.notes[-1]
 
 
 def test_a_program_of_the_weather_goes_on_from_states_in_physical_units(saved, weather_samples):

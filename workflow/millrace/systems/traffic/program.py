@@ -69,9 +69,8 @@ def next_tokens(
 def next_token_program(model: TrainedModel) -> Program:
     """Program of a model of traffic, and examples from its samples.
 
-    Packages of it have fixed numbers of agents and segments, the most that a scenario of the samples has,
-    and of token steps: with all of them free AOTInductor does not come to an end. Their token steps are all
-    that a forecast depends on, since each layer looks back so many; those before the first are padding.
+    Packages of it have fixed numbers of agents and segments, the most that a scenario of the samples has:
+    with them free, too, AOTInductor does not come to an end.
     """
     net, dataset = model.module, model.dataset
     if not isinstance(net, Smart):
@@ -81,30 +80,25 @@ def next_token_program(model: TrainedModel) -> Program:
     config = net.config
     agents = config.agent_neighbours + 1
     segments = max(config.map_neighbours, config.road_neighbours) + 1
-    window = config.layers * config.past + 1
-    most = max(agents, dataset.most("agent")), max(segments, dataset.most("road"))
-    fixed = (
-        "Numbers of agents, segments and token steps are fixed: fill up with what is not valid, token "
-        f"steps before the first one. The latest {window} steps are all that matters: a rollout drops the "
-        "first one when it appends another."
+    free = {BATCH: 1, "token_step": 2}
+    package = _program(
+        dataset, net, max(agents, dataset.most("agent")), max(segments, dataset.most("road"))
     )
-    package = _program(dataset, net, window, *most)
+    fixed = "Numbers of agents and segments are fixed: fill up with what is not valid."
     return replace(
-        _program(dataset, net, HISTORY, agents, segments),
-        free={BATCH: 1, "agent": agents, "segment": segments, "token_step": 2},
-        package=replace(package, notes=(*package.notes, fixed)),
+        _program(dataset, net, agents, segments),
+        free=free | {"agent": agents, "segment": segments},
+        package=replace(package, free=free, notes=(*package.notes, fixed)),
     )
 
 
-def _program(
-    dataset: ScenarioDataset, net: Smart, n_steps: int, agents: int, segments: int
-) -> Program:
-    """Of so many token steps in the examples, those before the history as padding."""
+def _program(dataset: ScenarioDataset, net: Smart, agents: int, segments: int) -> Program:
+    """Program with examples of at least so many agents and segments."""
     batch = dataset.gather(np.arange(len(dataset.names))[:2], agents, segments)
     seconds, names = STRIDE * STEP_S, [f.name for f in fields(ScenarioBatch)]
     tensors = {name: getattr(batch, name) for name in names}
-    history = ("token_BAK", "pose_BAK3", "valid_BAK", "light_BMK")
-    tensors |= {name: tensors[name][:, :, :HISTORY].contiguous() for name in history}
+    for name in ("token_BAK", "pose_BAK3", "valid_BAK", "light_BMK"):
+        tensors[name] = tensors[name][:, :, :HISTORY].contiguous()
     agent, road, token = (BATCH, "agent"), (BATCH, "segment"), (BATCH, "agent", "token_step")
     pose = "x, y (m), heading (rad, counter-clockwise from +x)"
     place = f"{pose}, relative to a point within some hundred metres"
@@ -130,9 +124,6 @@ def _program(
         return next_tokens(net, logits, kind, now[2][:, :, -1], now[3][:, :, -1])
 
     expected = own()
-    for name in history:
-        behind = (0, 0) * (tensors[name].dim() - 3)
-        tensors[name] = nn.functional.pad(tensors[name], (*behind, n_steps - HISTORY, 0))
     inputs = [
         Value(name.rpartition("_")[0], tensors[name], axes, unit, text)
         for name, axes, unit, text in about
