@@ -3,14 +3,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image, ImageSequence
 
 from millrace.errors import ConfigError
 from millrace.figures import style, training
+from millrace.figures.film import Film
 from millrace.systems.groundwater.figures import animation, comparison, maps, sections
 from millrace.systems.groundwater.scores import FieldMetrics
+from millrace.systems.groundwater.sections import SectionGrid
 
 
 @pytest.fixture
@@ -289,6 +292,27 @@ def test_section_animation(tmp_path, drawn, aquifer):
     low, high = drawn[0].axes[0].collections[0].get_clim()
     assert low <= truth[1:].min() + 200
     assert high >= truth[1:].max() - 200
+
+
+def test_frames_of_an_animation_are_those_of_a_figure_drawn_anew(aquifer):
+    node, s, z = section_of(aquifer)
+    grid = SectionGrid.around(s, z)
+    truth, prediction = (grid.interpolate(x[:, node]) for x in (aquifer.truth, aquifer.prediction))
+
+    def panels(number):
+        fig = Figure(figsize=sections.SECTION_SIZE, dpi=60, layout="constrained")
+        of = sections.SectionPanels(fig, grid, truth, prediction, "head", "m")
+        of.show(truth[number], prediction[number], aquifer.time[number], None)
+        return fig, of
+
+    with style.style():
+        fig, moved = panels(0)
+        film = Film(fig, moved.moving)
+        film.frame()
+        moved.show(truth[5], prediction[5], aquifer.time[5], None)
+        canvas = FigureCanvasAgg(panels(5)[0])
+        canvas.draw()
+        np.testing.assert_array_equal(film.frame(), np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def history(epochs, session_starts):

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
-from PIL import Image
+from PIL.Image import Dither
 
 from millrace.errors import ConfigError
+from millrace.figures.film import Film
 from millrace.figures.style import (
     CATEGORIES,
     PAGE_WIDTH,
@@ -158,23 +158,22 @@ def rollout_animation(drawing: Drawing, path: Path, fps: float = 5) -> None:
     frames = []
     with style():
         fig = Figure(figsize=(PAGE_WIDTH, 3.9), dpi=_DPI, layout="constrained")
-        canvas = FigureCanvasAgg(fig)
-        drawn = []
+        drawn, film = [], None
         for axes, (name, after) in zip(fig.subplots(1, 2), future.items(), strict=True):
             _draw_map(axes, drawing)
             axes.set_title(name)
             pose_AT3 = np.concatenate([drawing.past_AT3, after], axis=1)
             drawn.append((_draw_boxes(axes, pose_AT3[:, 0], drawing), pose_AT3))
+        title = fig.suptitle("")
         for step in range(0, current + 1 + drawing.true_AT3.shape[1], every):
             for boxes, pose_AT3 in drawn:
                 boxes.set_verts(_corners(pose_AT3[:, step], drawing))
-            fig.suptitle(f"{drawing.title}, {STEP_S * (step - current):+.1f} s")
-            canvas.draw()
-            fig.set_layout_engine("none")  # once is enough: no label changes its size
-            frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
+            title.set_text(f"{drawing.title}, {STEP_S * (step - current):+.1f} s")
+            film = film or Film(fig, [*(boxes for boxes, _ in drawn), title])
+            frames.append(film.frame())
     palette = frames[-1].quantize(160)
     # One palette for all frames: colours do not flicker, and unchanged areas take no space.
-    first, *rest = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
+    first, *rest = [f.quantize(palette=palette, dither=Dither.NONE) for f in frames]
     with atomic_write(path) as part:
         duration = round(1000 * every * STEP_S)
         first.save(part, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
 
 from millrace.errors import ConfigError
+from millrace.figures.film import Film
 from millrace.figures.style import DIFFERENCE_MAP, FIELD_MAP, style
 from millrace.files import atomic_write
 from millrace.systems.groundwater.figures.sections import SECTION_SIZE, SectionPanels
@@ -46,14 +46,13 @@ def section_animation(
     frames = []
     with style():
         fig = Figure(figsize=SECTION_SIZE, dpi=_DPI, layout="constrained")
-        canvas = FigureCanvasAgg(fig)
         panels = SectionPanels(fig, grid, truth_FHW, prediction_FHW, variable, unit, ends)
+        film = None
         for i, day in enumerate(np.asarray(time, dtype=np.float64)):
             issued = None if issue is None else float(np.asarray(issue)[i])
             panels.show(truth_FHW[i], prediction_FHW[i], day, issued)
-            canvas.draw()
-            fig.set_layout_engine("none")  # once is enough: no label changes its size
-            frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
+            film = film or Film(fig, panels.moving)
+            frames.append(film.frame())
     with atomic_write(path) as part:
         _write_gif(frames, part)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
@@ -99,7 +100,13 @@ class SectionPanels:
         for mesh, field in zip(self._meshes, fields, strict=True):
             mesh.set_array(field)
         issued = "" if issue is None else f", issued at {issue:,.2f} d"
-        self._axes[0].set_title(f"{time:,.2f} d{issued}", loc="right")
+        self._time = self._axes[0].set_title(f"{time:,.2f} d{issued}", loc="right")
+
+    @property
+    def moving(self) -> list[Artist]:
+        """What `show` changes, and the spines, which lie above the fields."""
+        spines = [spine for axes in self._axes for spine in axes.spines.values()]
+        return [*self._meshes, *spines, self._time]
 
 
 def _colours(truth: Floats, prediction: Floats) -> tuple[dict[str, Any], dict[str, Any], str]:
