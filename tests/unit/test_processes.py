@@ -35,3 +35,15 @@ def test_a_job_whose_head_was_killed_before_it_began_stops():
         [sys.executable, "-c", ORPHAN], capture_output=True, text=True, timeout=300
     )
     assert done.stderr == "Snakemake was killed: this job stops\n"
+
+
+def test_a_process_ends_without_a_search_for_cycles():
+    cycle = (
+        "class Cycle:\n    def __del__(self): print('found')\n"
+        "from millrace.processes import end_quickly\n{call}\nc = Cycle(); c.me = c; del c"
+    )
+    said = [
+        subprocess.run([sys.executable, "-c", cycle.format(call=call)], capture_output=True).stdout
+        for call in ("", "end_quickly()")
+    ]
+    assert said == [b"found\n", b""]

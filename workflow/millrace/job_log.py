@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from millrace.errors import tell
-from millrace.processes import stop_without_head
+from millrace.processes import end_quickly, stop_without_head
 from millrace.systems.base import Progress
 from millrace.systems.registry import load_plugins
 
@@ -41,6 +41,7 @@ def job(snakemake: Any) -> Iterator[Callable[[str], Progress]]:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
         stop_without_head()
+        end_quickly()
         try:
             try:
                 load_plugins(snakemake.config.get("plugins", []))

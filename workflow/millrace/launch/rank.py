@@ -14,12 +14,13 @@ from pathlib import Path
 import psutil
 
 from millrace.launch.agent import AGENT, CANCELLED
-from millrace.processes import STOP_SIGNALS, die_with_parent, set_name
+from millrace.processes import STOP_SIGNALS, die_with_parent, end_quickly, set_name
 
 
 def main() -> None:
     """Run the module that is named first, with the other arguments."""
     die_with_parent()
+    end_quickly()
     try:
         agent = psutil.Process(os.getppid()).ppid()
     except psutil.NoSuchProcess:

@@ -28,6 +28,7 @@ from torch.distributed.run import main as torchrun
 
 from millrace.errors import first_line
 from millrace.launch import rank
+from millrace.processes import end_quickly
 from millrace.systems.registry import import_ahead
 from millrace.training.distributed import LOOPBACK, loopback_store
 
@@ -37,6 +38,7 @@ _HANDLED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 
 def main() -> int:
     """Run torchrun with the command line; returns its exit code."""
+    end_quickly()
     try:
         return _run()
     except SignalException as error:
