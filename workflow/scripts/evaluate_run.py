@@ -5,8 +5,10 @@ from pathlib import Path
 from millrace.job_log import job
 
 with job(snakemake) as progress:
-    from millrace.evaluation.run import evaluate_run
-    from millrace.processes import keep_freed_memory
+    from millrace.processes import importing, keep_freed_memory
+
+    with importing():
+        from millrace.evaluation.run import evaluate_run
 
     keep_freed_memory()
     inputs = dict(snakemake.input.items())

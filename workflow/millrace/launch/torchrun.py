@@ -28,7 +28,7 @@ from torch.distributed.run import main as torchrun
 
 from millrace.errors import first_line
 from millrace.launch import rank
-from millrace.processes import end_quickly
+from millrace.processes import end_quickly, importing
 from millrace.systems.registry import import_ahead
 from millrace.training.distributed import LOOPBACK, loopback_store
 
@@ -53,7 +53,8 @@ def _run() -> int:
     *options, module, request = sys.argv[1:]
     started = ["-m", rank.__name__]
     if not torch.cuda.is_available():
-        _import_for(Path(request))
+        with importing():
+            _import_for(Path(request))
         _fork_without_handlers()
         started = ["--start-method=fork", "--run-path", rank.__file__]
     endpoint = next((one for one in options if one.startswith("--rdzv-endpoint=")), None)
@@ -80,7 +81,10 @@ def _import_for(request: Path) -> None:
     """Import what the ranks of a request will need."""
     importlib.import_module("millrace.training.segment")
     with suppress(Exception):  # what cannot be imported, the ranks tell in a sentence
-        import_ahead(json.loads(request.read_text()).get("definition", {}))
+        asked = json.loads(request.read_text())
+        if asked.get("parallel"):
+            importlib.import_module("millrace.training.parallel.divided")
+        import_ahead(asked.get("definition", {}))
 
 
 def _fork_without_handlers() -> None:

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -33,7 +33,6 @@ from millrace.training.distributed import (
 from millrace.training.ema import Ema
 from millrace.training.history import EpochSums, best_epoch, is_exhausted
 from millrace.training.parallel.config import ParallelConfig
-from millrace.training.parallel.divided import DividedModel
 from millrace.training.parallel.replicas import check_static_graph, replicated
 from millrace.training.parallel.shards import by_mesh
 from millrace.training.parallel.state import (
@@ -51,6 +50,9 @@ from millrace.training.schedules import factor
 from millrace.training.store import Position, is_sharded
 from millrace.training.warm_start import warm_start
 from millrace.training.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from millrace.training.parallel.divided import DividedModel
 
 # Ranks agree on stopping about this often; every step would cost an all-reduce of its own.
 AGREE_EVERY_S = 0.5
@@ -136,7 +138,9 @@ class Trainer:
         prepare = self._checkpoint_activations
         self.divided: DividedModel | None = None
         if self.parallel.is_divided:
-            self.divided = DividedModel(
+            from millrace.training.parallel import divided  # takes a third of a second
+
+            self.divided = divided.DividedModel(
                 spec, self.module, self.parallel, ranks, dataset, config.precision, prepare
             )
             members = dataset.datasets if isinstance(dataset, JointDataset) else [dataset]

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,11 +23,13 @@ from millrace.training.batches import (
 )
 from millrace.training.config import ExecutionConfig, TrainConfig
 from millrace.training.distributed import Ranks
-from millrace.training.parallel.divided import DividedModel
 from millrace.training.phases import Mark
 from millrace.training.precision import LossScaler, autocast
 from millrace.training.replay import Draw, Replay
 from millrace.training.store import Position
+
+if TYPE_CHECKING:
+    from millrace.training.parallel.divided import DividedModel
 
 
 class Dataset(Protocol):
@@ -59,7 +61,7 @@ class Passes:
     """The model without wrappers for training."""
     trained: nn.Module
     """``module`` as called in training; among replicas its backward pass exchanges gradients."""
-    divided: DividedModel | None
+    divided: "DividedModel | None"
     """How the module is divided among ranks; None: each has a replica."""
     scaler: LossScaler
     replay: Replay | None
@@ -174,7 +176,7 @@ class Passes:
         return loss.detach()
 
     def _backward_divided(
-        self, divided: DividedModel, parts: list[RankShare], position: Position
+        self, divided: "DividedModel", parts: list[RankShare], position: Position
     ) -> Tensor:
         if divided.is_pipeline:
             samples = [self._taken("train", part, position) for part in parts]
@@ -190,7 +192,7 @@ class Passes:
         return total / divided.counted  # other processes report the same loss
 
     def _through_stages(
-        self, divided: DividedModel, samples: list[Any], backward: float | None = None
+        self, divided: "DividedModel", samples: list[Any], backward: float | None = None
     ) -> Tensor:
         """Sum of the losses, the same on all ranks of the pipeline.
 

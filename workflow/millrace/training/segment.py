@@ -28,7 +28,6 @@ from millrace.training.history import best_epoch
 from millrace.training.learning import stalled_loss
 from millrace.training.loggers import Logger, StepReports, check_loggers, open_loggers
 from millrace.training.owner import current_job
-from millrace.training.parallel.checkpoints import save
 from millrace.training.parallel.config import ParallelConfig
 from millrace.training.phases import Mark, no_mark
 from millrace.training.profiler import StepProfiler, traces
@@ -329,13 +328,17 @@ class _Observer:
         started, ranks = time.monotonic(), trainer.ranks
         self.saver.begin(trainer.step)
         state, tensors = trainer.checkpoint()
+        write_shards = None
+        if tensors:
+            from millrace.training.parallel.checkpoints import save
+
+            write_shards = partial(save, tensors, ranks=ranks)
         if self.reporter is None:
-            if tensors:
+            if write_shards:
                 with output_errors(self.store.root):
-                    save(tensors, None, ranks)
+                    write_shards(None)
             self.deadline.has_saved = True
             return
-        write_shards = partial(save, tensors, ranks=ranks) if tensors else None
         state |= {"identity": self.store.run_hash, "recipe": self.recipe}
         position = trainer.position
 

@@ -21,9 +21,8 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from millrace.errors import DataError
 from millrace.sealed import checksum
 from millrace.training.distributed import Ranks
+from millrace.training.parallel.shards import MOMENTS
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""State of AdamW for each parameter, besides its step."""
 _INDEX = ".metadata"
 # Classes in the index of a checkpoint; a pickle could name any other and have it called.
 _PARTS = {

@@ -5,21 +5,23 @@ The tensors are full, as a single process writes them, or in shards: each proces
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from millrace.models.stored import restored
-from millrace.training.parallel.checkpoints import MOMENTS, load_into
-from millrace.training.parallel.divided import DividedModel
+from millrace.training.parallel.shards import MOMENTS
+
+if TYPE_CHECKING:
+    from millrace.training.parallel.divided import DividedModel
 
 _OF_PROCESS = ("params", "fused")
 """Of an optimiser's groups, what is not taken from a checkpoint: it does not decide the weights."""
 
 
-def local_weights(module: nn.Module, divided: DividedModel | None) -> dict[str, Tensor]:
+def local_weights(module: nn.Module, divided: "DividedModel | None") -> dict[str, Tensor]:
     """Weights and buffers by name, as far as this process holds them."""
     if divided is None:
         # Tensors only: library models add metadata that may hold code.
@@ -29,7 +31,7 @@ def local_weights(module: nn.Module, divided: DividedModel | None) -> dict[str, 
 
 
 def load_weights(
-    module: nn.Module, state: Mapping[str, Tensor], divided: DividedModel | None
+    module: nn.Module, state: Mapping[str, Tensor], divided: "DividedModel | None"
 ) -> None:
     """Load full weights into a module."""
     if divided is None:
@@ -44,7 +46,7 @@ def load_full_state(
     optimizer: Optimizer,
     module: nn.Module,
     names: Sequence[str],
-    divided: DividedModel | None,
+    divided: "DividedModel | None",
 ) -> dict[str, dict[str, Tensor]]:
     """Continue from a state with full tensors; returns its other kinds of weights.
 
@@ -99,7 +101,7 @@ def sharded_state(
     weights: Mapping[str, Mapping[str, Tensor]],
     optimizer: Optimizer,
     names: Sequence[str],
-    divided: DividedModel,
+    divided: "DividedModel",
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Split a state into a description, on the first process, and the tensors of this process.
 
@@ -125,12 +127,14 @@ def sharded_state(
 
 
 def load_sharded_state(
-    state: Mapping[str, Any], optimizer: Optimizer, divided: DividedModel
+    state: Mapping[str, Any], optimizer: Optimizer, divided: "DividedModel"
 ) -> dict[str, dict[str, Tensor]]:
     """Continue from a `sharded_state` of any division; returns the other kinds of weights.
 
     ``state["shards"]`` is the directory of the tensors.
     """
+    from millrace.training.parallel.checkpoints import load_into
+
     facts, parameters = state["sharded"], dict(divided.module.named_parameters())
     others: dict[str, dict[str, Tensor]] = {
         kind: {name: torch.zeros_like(p).detach() for name, p in parameters.items()}
