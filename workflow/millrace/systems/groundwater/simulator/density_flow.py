@@ -19,6 +19,7 @@ Any consistent units of length and time will do; ``m`` and ``d`` below stand for
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ from millrace.systems.groundwater.simulator.mesh import Mesh
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+
+_NO_PIVOTS: dict[str, Any] = {"diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,16 @@ class DensityFlow:
         self._buoyancy = medium.density_ratio * (self._difference @ mesh.z)
         self._flow_matrix = self._divergence @ diags_array(medium.conductance) @ self._difference
         self._flow_factors: dict[float, SuperLU] = {}
+        # Unknowns of the transport in an order in which factors stay sparse: to find one takes longer than
+        # to factorise a matrix in it.
+        free = np.flatnonzero(~fixed_concentration)
+        pattern = (self._divergence @ self._difference).tocsr()[free][:, free]
+        shifted = pattern + diags_array(np.ones(len(free)))
+        found = splu(shifted.tocsc(), permc_spec="MMD_AT_PLUS_A", **_NO_PIVOTS)
+        self._free = free[np.argsort(found.perm_c)]
+        self._difference_free = self._difference[:, self._free].tocsr()
+        self._average_free = self._average[:, self._free].tocsr()
+        self._divergence_free = self._divergence[self._free]
 
     def state(self, head: Floats, concentration: Floats) -> State:
         """Return a state whose water volumes agree with ``head``."""
@@ -143,25 +156,32 @@ class DensityFlow:
         head = self._solve_flow(state, forcing, dt)
         flux = self.flux(head, state.concentration)
         water = state.water + self.medium.storage * (head - state.head)
-        exchange = self._divergence @ self._transport_operator(flux)
+        mixing = self._mixing(flux)
 
-        c = state.concentration.copy()
-        c[self.fixed_concentration] = forcing.concentration[self.fixed_concentration]
-        free = ~self.fixed_concentration
-        rows = (diags_array(water / dt) + exchange).tocsr()[free]
+        def solute_flux(c: Floats) -> Floats:
+            return flux * (self._average @ c) + mixing * (self._difference @ c)
+
+        c = np.where(self.fixed_concentration, forcing.concentration, 0.0)
         right = state.water * state.concentration / dt
         right += forcing.source * forcing.source_concentration
-        c[free] = splu(rows[:, free].tocsc()).solve(right[free] - rows[:, ~free] @ c[~free])
+        given = right[self._free] - self._divergence_free @ solute_flux(c)
+        # Diagonally dominant by columns, by the upstream values: it needs no pivots.
+        operator = self._difference_free.copy()
+        on_edges = np.diff(operator.indptr)
+        operator.data *= np.repeat(mixing, on_edges)
+        operator.data += self._average_free.data * np.repeat(flux, on_edges)
+        matrix = diags_array((water / dt)[self._free]) + self._divergence_free @ operator
+        c[self._free] = splu(matrix.tocsc(), permc_spec="NATURAL", **_NO_PIVOTS).solve(given)
         new = State(head, c, water)
-        return new, self._balance(state, new, forcing, flux, exchange @ c, dt)
+        outflow = self._divergence @ solute_flux(c)
+        return new, self._balance(state, new, forcing, flux, outflow, dt)
 
-    def _transport_operator(self, flux: Floats) -> sparse.csr_array:
-        """Map salinities [N] to solute fluxes [E]."""
+    def _mixing(self, flux: Floats) -> Floats:
+        """Solute that an edge exchanges per difference of salinity, [E] (m³/d)."""
         speed = np.abs(flux)
         mixing = self.medium.diffusion + self.medium.dispersivity / self.mesh.length * speed
         # |flux| / 2 turns the central mean into the upstream value; it takes over at Péclet > 2.
-        mixing = np.maximum(mixing, 0.5 * speed)
-        return diags_array(flux) @ self._average + diags_array(mixing) @ self._difference
+        return np.maximum(mixing, 0.5 * speed)
 
     def _solve_flow(self, state: State, forcing: Forcing, dt: float) -> Floats:
         free = ~self.fixed_head
