@@ -9,6 +9,7 @@ import pytest
 
 from millrace.errors import ConfigError
 from millrace.training import loggers
+from millrace.training.config import ExecutionConfig, TrainSettings
 from millrace.training.loggers import StepReports, check_loggers, open_loggers
 from millrace.training.store import Position
 
@@ -30,6 +31,16 @@ def test_a_missing_package_is_said_in_one_sentence(monkeypatch, name):
     with pytest.raises(ConfigError, match=f"pip install {name}"):
         check_loggers([name])
     check_loggers([])
+
+
+def test_steps_are_reported_somewhere():
+    with pytest.raises(
+        ConfigError, match="train: log_steps: nothing reports steps; name tensorboard"
+    ):
+        ExecutionConfig.parse({"log_steps": 50}, "train")
+    train = {"epochs": 10**6, "global_batch": 1, "milestone_every": 1}
+    with pytest.raises(ConfigError, match="milestone_every"):  # what another base class checks
+        TrainSettings.parse(train, "train")
 
 
 @pytest.fixture

@@ -172,6 +172,14 @@ class ExecutionConfig(Settings):
     """Every so many steps the loss, the learning rate and the norm of the gradient are reported there,
     too; null: epochs alone. Each time the processor waits for the GPU."""
 
+    def model_post_init(self, context: Any) -> None:
+        """Check that somebody hears of the steps."""
+        super().model_post_init(context)
+        if self.log_steps and not self.log:
+            raise ValueError(
+                "log_steps: nothing reports steps; name tensorboard, wandb or mlflow in log"
+            )
+
 
 class LengthConfig(Settings):
     """The keys of the block ``train`` that say how long and how often."""
@@ -202,6 +210,6 @@ class LengthConfig(Settings):
 class TrainSettings(ExecutionConfig, TrainConfig, LengthConfig):
     """How a model is trained.
 
-    The first five keys say how long and how often, the last five how it is computed and what is told of
+    The first five keys say how long and how often, the last seven how it is computed and what is told of
     it; changing them, or the block `parallel`, never starts a new run. Changing any other does.
     """
