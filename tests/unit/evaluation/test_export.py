@@ -115,12 +115,13 @@ def after_more_tokens(run, about, trained, _):
     """Of more scenarios, with four tokens in place of two."""
     free, n = about["free_axes"], 4
     batch = trained.dataset.gather(np.arange(3), free["agent"] + 2, free["segment"] + 9)
-    token, pose, valid = (
-        getattr(batch, name)[:, :, :n] for name in ("token_BAK", "pose_BAK3", "valid_BAK")
+    token, pose, valid, light = (
+        getattr(batch, name)[:, :, :n].contiguous()
+        for name in ("token_BAK", "pose_BAK3", "valid_BAK", "light_BMK")
     )
     agents = (batch.kind_BA, batch.size_BA2, token, pose, valid)
     road = (batch.road_token_BM, batch.road_type_BM, batch.road_pose_BM3, batch.road_valid_BM)
-    probability, path = run(*agents, *road, batch.light_BMK[:, :, :n])
+    probability, path = run(*agents, *road, light)
     with torch.no_grad():
         logits = trained.module.decode(trained.module.encode_map(batch), *agents)[:, :, -1]
     expected = logits.softmax(dim=-1) * valid[:, :, -1:]
@@ -147,6 +148,7 @@ def test_packages_run_elsewhere(saved, tmp_path, name):
     about = json.loads(output.with_suffix(".json").read_text())
     assert about["difference"] < 1e-5
     assert (about["model"], about["format"]) == (name, "aoti")
+    assert "contiguous" in about["notes"][-1]
     run_elsewhere("aoti", output, example)
     if name == "smart":
         run = torch._inductor.aoti_load_package(str(output))

@@ -29,6 +29,10 @@ from millrace.provenance import provenance
 TOLERANCE = 1e-5
 """Greatest difference from what the checkpoint gives, see `Program.difference`."""
 _RUNS = 5
+_UNCHECKED = (
+    "Inputs are contiguous and have exactly these shapes and types: a package reads others wrongly without "
+    "a word, unless AOTI_RUNTIME_CHECK_INPUTS=1 is set where it runs, which refuses them."
+)
 
 Runs = Callable[..., Any]
 
@@ -108,6 +112,8 @@ def export(
                 _write_example(program, example)
                 written.append(example)
             said |= program.outline()
+            if to == "aoti":
+                said["notes"] = [*said["notes"], _UNCHECKED]
             run = _WRITERS[to](program, made)
             said["difference"] = checked(program, run, output, to)
             if to != "safetensors":
