@@ -6,10 +6,12 @@ from millrace.job_log import job
 
 with job(snakemake) as progress:
     from millrace.data.division import read_share
+    from millrace.processes import keep_freed_memory
     from millrace.systems.groundwater.missing_nodes import find_missing
     from millrace.systems.groundwater.settings import MaskedMissing
     from millrace.systems.groundwater.units import UNITS
 
+    keep_freed_memory()
     find_missing(
         Path(snakemake.input.source),
         Path(snakemake.output.nodes),

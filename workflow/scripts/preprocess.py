@@ -6,9 +6,11 @@ from millrace.job_log import job
 
 with job(snakemake) as progress:
     from millrace.data.split import SplitConfig
+    from millrace.processes import keep_freed_memory
     from millrace.systems.groundwater.series import preprocess
     from millrace.systems.groundwater.settings import MaskedMissing
 
+    keep_freed_memory()
     columns = snakemake.params.variables
     clip = snakemake.params.clip
     told = clip if isinstance(clip, dict) else {"clip": clip, "missing": None}

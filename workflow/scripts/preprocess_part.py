@@ -6,9 +6,11 @@ from millrace.job_log import job
 
 with job(snakemake) as progress:
     from millrace.data.division import read_share
+    from millrace.processes import keep_freed_memory
     from millrace.systems.groundwater.series import RawSeries, series_options
     from millrace.systems.groundwater.series_parts import preprocess_part
 
+    keep_freed_memory()
     preprocess_part(
         RawSeries(
             Path(snakemake.input.source),

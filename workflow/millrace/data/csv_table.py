@@ -192,13 +192,15 @@ def _plain(path: Path, content: bytes, columns: Sequence[str], units: Mapping[st
 
     Below the header each character stays where it is, so that places in errors are those in the file.
     """
-    header, *rest = content.split(b"\n", 1)
-    body = rest[0] if rest else b""
-    separator = next((s for s in (b";", b"\t") if s in header and s in body[:10_000]), b",")
+    end = content.find(b"\n")
+    end = end if end >= 0 else len(content)
+    header, start, body = content[:end], content[end : end + 10_000], None
+    separator = next((s for s in (b";", b"\t") if s in header and s in start), b",")
     if separator != b"," and header.count(separator) >= header.count(b","):
+        body = content[end:]
         comma = body.find(b",")
         if comma >= 0 and b"." in body:
-            line, column = _place(content, len(header) + 1 + comma)
+            line, column = _place(content, end + comma)
             raise DataError(
                 f"{path}:{line}:{column}: both ',' and '.' in numbers of a file separated by "
                 f"{separator.decode()!r}; expected one of them, as the decimal sign: save the file with "
@@ -210,10 +212,12 @@ def _plain(path: Path, content: bytes, columns: Sequence[str], units: Mapping[st
     names = _cells(text.rstrip("\r")) if text.count('"') % 2 == 0 else []
     wanted = [name for name in columns if name not in names]
     renamed = {cell: name for name in wanted for cell in names if _means(path, cell, name, units)}
+    if body is None and not renamed:
+        return content  # most files are plain, and large
     if renamed:
-        end = "\r" * text.endswith("\r")
-        header = (",".join(renamed.get(name, name) for name in names) + end).encode()
-    return b"\n".join([header, body]) if rest else header
+        carriage = "\r" * text.endswith("\r")
+        header = (",".join(renamed.get(name, name) for name in names) + carriage).encode()
+    return header + (content[end:] if body is None else body)
 
 
 def _means(path: Path, cell: str, name: str, units: Mapping[str, str]) -> bool:
@@ -275,7 +279,8 @@ def _check_size(path: Path, content: bytes) -> None:
                 f"{path}:{line}:1: a line of more than {in_words(LONGEST_LINE)}; expected rows of numbers"
             )
         start = end + 1
-    if _PER_CELL * len(content) > max(SMALL, free_memory()):  # if every character were a cell
+    most = _PER_CELL * len(content)  # if every character were a cell
+    if most > SMALL and most > free_memory():
         cells = sum(content.count(one) for one in (b",", b";", b"\t", b"\n", b"\r"))
         check_memory(path, _PER_CELL * cells, f"a table of {cells:,} cells")
 
