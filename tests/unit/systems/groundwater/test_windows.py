@@ -10,6 +10,7 @@ import torch
 from millrace.data.samples import open_dataset
 from millrace.data.split import SPLITS
 from millrace.errors import ConfigError
+from millrace.systems.groundwater.group_dataset import windows
 from millrace.systems.groundwater.patch_dataset import LatentGeometry, PatchDataset
 from millrace.systems.groundwater.settings import WindowConfig
 
@@ -127,3 +128,17 @@ def test_physical_units_round_trip(dataset, raw):
 
 def close(tensor, array):
     np.testing.assert_allclose(tensor.numpy(), array, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_windows_are_slices_of_the_series_and_stay_in_their_channels(steps):
+    series_NTC, first = torch.randn(5, 9, 2), np.array([0, 9 - steps, 2, 2])
+    expected = torch.stack([series_NTC[:, t : t + steps] for t in first], dim=1)
+    assert torch.equal(windows(series_NTC, first, steps), expected)
+    # Of a series that is not contiguous, and among other channels.
+    rows = torch.full((5, 4, 2 * steps + 3), 7.0)
+    windows(series_NTC.mT.contiguous().mT, first, steps, rows[:, :, 1:-2])
+    assert torch.equal(rows[:, :, 1:-2], expected.flatten(2))
+    assert (rows[:, :, [0, -2, -1]] == 7).all()
+    with pytest.raises(IndexError):
+        windows(series_NTC, np.array([10 - steps]), steps)

@@ -154,22 +154,19 @@ class GroupDataset(WindowDataset):
         """
 
     @abstractmethod
-    def _inputs(
-        self, series: GroupSeries, past_NBTV: Tensor, past_BT: Tensor, future_BT: Tensor
-    ) -> dict[str, Tensor]:
-        """Input channels of windows by their names in the batch, from past states and indices of time."""
+    def _inputs(self, series: GroupSeries, starts: np.ndarray) -> tuple[dict[str, Any], Tensor]:
+        """Inputs of windows by their names in the batch, and their past states, [N, B, T, V]."""
 
     def at_times(self, group: int, starts: np.ndarray) -> Any:
         """Windows of a group that begin at the given time indices, whatever their split."""
         series, config = self._series(group), self.config
-        starts_B = to_device(np.asarray(starts), self.device)
-        steps_BT = starts_B[:, None] + torch.arange(config.length, device=self.device)
-        past_BT, future_BT = steps_BT.split([config.input_steps, config.output_steps], dim=1)
-        past_NBTV, n_core = series.state_NTV[:, past_BT], len(self.core_nodes[group])
+        starts, n_core = np.asarray(starts), len(self.core_nodes[group])
+        inputs, past_NBTV = self._inputs(series, starts)
+        ends = starts + config.input_steps
         return self.batch_type(
-            **self._inputs(series, past_NBTV, past_BT, future_BT),
+            **inputs,
             last_KBV=past_NBTV[:n_core, :, -1],
-            y_KBTV=series.state_NTV[:n_core, future_BT],
+            y_KBTV=windows(series.state_NTV[:n_core], ends, config.output_steps),
             scale_V=self._scale_V,
             variance_weight_KV=series.variance_weight_KV,
             weight_B=torch.ones(len(starts), device=self.device),
@@ -216,6 +213,32 @@ class GroupDataset(WindowDataset):
             variance_weight_KV=variance_weights(core_KTV, self.config.variables),
             geometry=geometry,
         )
+
+
+def windows(
+    series_NTC: Tensor, first_B: np.ndarray, steps: int, out_NBR: Tensor | None = None
+) -> Tensor:
+    """Cut ``steps`` states from a series, beginning with each first one, [N, B, steps, C].
+
+    ``out_NBR``, with R = steps C, is where to put them, such as a slice of channels.
+    """
+    n_points, length, channels = series_NTC.shape
+    if out_NBR is None:
+        out_NBR = series_NTC.new_empty(n_points, len(first_B), steps * channels)
+    if series_NTC.device.type == "cpu":
+        # What is of one point and window is copied at once: torch would copy number by number.
+        size = series_NTC.element_size()
+        piece, shape = f"V{steps * channels * size}", (n_points, length - steps + 1)
+        strides = (length * channels * size, channels * size)
+        from_NW = np.ndarray(shape, piece, series_NTC.contiguous().numpy(), 0, strides)
+        to_NB = out_NBR.numpy().view(piece)[..., 0]
+        for sample, first in enumerate(first_B.tolist()):
+            to_NB[:, sample] = from_NW[:, first]
+    else:
+        device = series_NTC.device
+        step_BT = to_device(first_B, device)[:, None] + torch.arange(steps, device=device)
+        out_NBR.copy_(series_NTC[:, step_BT].flatten(2))
+    return out_NBR.unflatten(2, (steps, channels))
 
 
 def _columns(wanted: Sequence[str], present: Sequence[str], key: str, path: Path) -> list[int]:

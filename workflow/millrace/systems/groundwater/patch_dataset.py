@@ -21,7 +21,12 @@ from millrace.systems.groundwater.gno import NeighbourTable
 from millrace.systems.groundwater.graph import CSR
 from millrace.systems.groundwater.graphs import SCHEMA as GRAPH_SCHEMA
 from millrace.systems.groundwater.graphs import unit_coords
-from millrace.systems.groundwater.group_dataset import GroupDataset, GroupSeries, WindowBatch
+from millrace.systems.groundwater.group_dataset import (
+    GroupDataset,
+    GroupSeries,
+    WindowBatch,
+    windows,
+)
 from millrace.systems.groundwater.patch_file import SCHEMA
 from millrace.systems.groundwater.settings import WindowConfig
 
@@ -116,13 +121,16 @@ class PatchDataset(GroupDataset):
         cut = {"patches": json.loads(file.attrs.get("config", "{}"))}
         return np.concatenate([group["coords"][()] for group in groups]), cut
 
-    def _inputs(
-        self, series: GroupSeries, past_NBTV: Tensor, past_BT: Tensor, future_BT: Tensor
-    ) -> dict[str, Any]:
-        parts = [past_NBTV.flatten(2), series.constant[:, None].expand(-1, len(past_BT), -1)]
-        if self.config.forcings:
-            parts.insert(1, series.forcing_NTF[:, future_BT].flatten(2))
-        return {"x_NBC": torch.cat(parts, dim=2), "input_steps": self.config.input_steps}
+    def _inputs(self, series: GroupSeries, starts: np.ndarray) -> tuple[dict[str, Any], Tensor]:
+        steps, config = self.config.input_steps, self.config
+        n_state, n_place = steps * len(config.variables), series.constant.shape[1]
+        x_NBC = series.constant.new_empty(len(series.constant), len(starts), self.in_channels)
+        state, forcing, place = x_NBC.tensor_split([n_state, self.in_channels - n_place], dim=2)
+        past_NBTV = windows(series.state_NTV, starts, steps, state)
+        if config.forcings:
+            windows(series.forcing_NTF, starts + steps, config.output_steps, forcing)
+        windows(series.constant[:, None], np.zeros_like(starts), 1, place)
+        return {"x_NBC": x_NBC, "input_steps": steps}, past_NBTV
 
     def with_states(self, batch: PatchBatch, past_NBTV: Tensor) -> PatchBatch:
         """Replace the past states of a batch, for forecasts that feed on their own output."""

@@ -16,6 +16,7 @@ channels, F grid features.
 import itertools
 import json
 from dataclasses import dataclass, replace
+from typing import Any
 
 import h5py
 import numpy as np
@@ -27,7 +28,12 @@ from millrace.data.hdf5 import open_checked
 from millrace.data.recipe import Outline
 from millrace.systems.groundwater.gno import NeighbourTable
 from millrace.systems.groundwater.graph import radius_neighbours
-from millrace.systems.groundwater.group_dataset import GroupDataset, GroupSeries, WindowBatch
+from millrace.systems.groundwater.group_dataset import (
+    GroupDataset,
+    GroupSeries,
+    WindowBatch,
+    windows,
+)
 from millrace.systems.groundwater.planes import SCHEMA
 from millrace.systems.groundwater.settings import PlaneWindowConfig
 
@@ -113,17 +119,18 @@ class PlaneDataset(GroupDataset):
         """Channels of `PlaneBatch.features_BFTHW`."""
         return 6 + len(self.config.variables)
 
-    def _inputs(
-        self, series: GroupSeries, past_NBTV: Tensor, past_BT: Tensor, future_BT: Tensor
-    ) -> dict[str, Tensor]:
-        given_BT = past_BT if self.config.boundary == "input" else future_BT
-        x_MBTC = series.forcing_NTF[:, given_BT]
-        constant_BFTHW = series.constant.expand(len(past_BT), *series.constant.shape)
+    def _inputs(self, series: GroupSeries, starts: np.ndarray) -> tuple[dict[str, Any], Tensor]:
+        steps = self.config.input_steps
+        past_NBTV = windows(series.state_NTV, starts, steps)
+        given = starts if self.config.boundary == "input" else starts + steps
+        x_MBTC = windows(series.forcing_NTF, given, steps)
+        constant_BFTHW = series.constant.expand(len(starts), *series.constant.shape)
         states_BVTHW = _on_grid(past_NBTV, series.geometry)
-        return {
+        inputs = {
             "x_NBC": x_MBTC.permute(2, 0, 1, 3).flatten(0, 1),
             "features_BFTHW": torch.cat([constant_BFTHW, states_BVTHW], dim=1),
         }
+        return inputs, past_NBTV
 
     def with_states(self, batch: PlaneBatch, past_KBTV: Tensor) -> PlaneBatch:
         """Replace the past states of a batch, for forecasts that feed on their own output."""
