@@ -28,7 +28,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-sumo test test-all test-nightly test-times test-docs test-mutation coverage fuzz chaos reference docs docs-links lint doctor \
-  bench bench-data bench-gpu lock release-check clean unknown-system FORCE
+  bench bench-compare bench-data bench-gpu lock release-check clean unknown-system FORCE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -154,8 +154,12 @@ lint: $(STAMP) ## check format, style, types, import direction, spelling, dead c
 doctor: $(STAMP) ## check a cluster before work goes there: make doctor PROFILE=gilbreth
 	@$(BIN)/millrace doctor --profile profiles/$(PROFILE) $(DOCTOR_ARGS)
 
-bench: $(STAMP) ## measure on this machine's CPU
-	@for file in $(wildcard tests/bench/bench_*.py); do echo "==> $$file"; $(BIN)/python $$file; done
+# BENCH names measurements, or what their names begin with: `make bench BENCH="gino-1500 windows"`.
+bench: $(STAMP) ## measure on this machine's CPU: one table, written to docs/results; BENCH="gino windows" for some
+	@$(BIN)/python tests/bench/rows.py --results docs/results $(BENCH)
+
+bench-compare: ## what changed beyond noise between results: make bench-compare OLD=FILE.json NEW=FILE.json
+	@$(BIN)/python tests/bench/rows.py --compare $(OLD) $(NEW)
 
 bench-data: $(STAMP) ## measure what jobs on raw files take, beside what `millrace plan` says
 	@for file in $(wildcard tests/bench/data_*.py); do echo "==> $$file"; PYTHONPATH=tests/bench $(BIN)/python $$file; done

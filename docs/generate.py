@@ -14,6 +14,7 @@ from millrace.systems.base import resolve
 
 LIBRARY = Path(millrace.__file__).parent
 NOTEBOOKS = Path(__file__).parent / "notebooks"
+RESULTS = Path(__file__).parent / "results"
 ERRORS = ("ConfigError", "DataError", "NotFiniteError", "DivergedError")
 ERRORS += ("OutputError", "LockedError", "SchedulerError")
 # What plug-ins use, then what reads and writes the files that others may want to read.
@@ -51,6 +52,7 @@ def write(folder: Path) -> None:
         "exit-codes.md": exit_codes(),
         "messages.md": messages(),
         "notebooks.md": notebooks(),
+        "speed.md": speed(),
         "python.rst": python(),
     }
     for name, text in pages.items():
@@ -152,6 +154,32 @@ def notebooks() -> str:
             is_code = cell["cell_type"] == "code"
             parts.append(f"```python\n{text}\n```" if is_code else re.sub("^#", "##", text))
         parts.append(f"The notebook: {{download}}`{path.name} <../notebooks/{path.name}>`")
+    return "\n\n".join(parts) + "\n"
+
+
+def speed() -> str:
+    """Tables of `make bench`, the newest first."""
+    parts = [
+        "# Speed",
+        "What `make bench` measured, by commit and machine: medians of CPU time on one thread, of "
+        "variants that take turns; in brackets the interval in which the median of the ratio lies with "
+        "95 %, or all ratios where there are few rounds. The limit is what the core does in large "
+        "products and copies, measured in the same run. `make bench-compare OLD=… NEW=…` tells "
+        "what changed beyond noise between two of the files in `docs/results/`.",
+    ]
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("cpu-*.json"))]
+    for one in sorted(found, key=lambda one: one["date"], reverse=True):
+        on = one["machine"]
+        lines = [one["columns"], ["---"] * len(one["columns"])]
+        lines += [row["cells"] for row in one["rows"]]
+        parts += [
+            f"## {on['cpu']}, commit {one['commit']}, {one['date']}",
+            f"{on['cores']} cores, 1 thread, Python {on['python']}, torch {on['torch']}, neuraloperator "
+            f"{on['neuraloperator']}: products {on['gemm_gflops']} GF/s, copies {on['copy_gb_s']} GB/s.",
+            "\n".join(f"| {' | '.join(line)} |" for line in lines),
+        ]
+    if not found:
+        parts.append("There are no results yet.")
     return "\n\n".join(parts) + "\n"
 
 

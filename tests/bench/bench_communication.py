@@ -6,13 +6,14 @@ step of one process is that of as many independent processes at once: they share
 """
 
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from rows import Row, run
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -24,7 +25,7 @@ from millrace.scaling.records import ScalingRun, read  # noqa: E402
 from millrace.scaling.request import MeasureRequest  # noqa: E402
 from millrace.scaling.worker import measure_throughput  # noqa: E402
 
-ROUNDS, RANKS, GOAL = 5, (2, 3, 4), 0.10
+RANKS, GOAL = (2, 3, 4), 10
 DEFINITION = {
     "data": {
         "variables": ["head", "mass_concentration"],
@@ -46,8 +47,8 @@ DEFINITION = {
 ALONE = "from bench_communication import alone; alone({!r}, {!r})"
 
 
-def main() -> None:
-    """Print predicted and measured steps, and their ratio, as medians over rounds."""
+def measure(rounds: int) -> Iterator[Row]:
+    """How far the predicted step is from the measured one, by the wall."""
     with tempfile.TemporaryDirectory() as directory:
         write_samples(
             Path(directory, "patches.h5"),
@@ -55,8 +56,8 @@ def main() -> None:
             sizes=((220, 30), (200, 30)),
         )
         for ranks in RANKS:
-            ratios, steps = [], []
-            for _ in range(ROUNDS):
+            errors = []
+            for _ in range(rounds):
                 single = _side_by_side(directory, ranks)
                 together = _measure(directory, f"n1_gpu{ranks}")
                 link = fit_link(together.bandwidth, "intra")
@@ -64,19 +65,10 @@ def main() -> None:
                     sys.exit(f"no model of the link: {link}")
                 exchange = float(all_reduce_seconds(link, together.gradient_bytes, ranks))
                 measured = float(np.median(together.times.array("total").max(axis=0)))
-                ratios.append((single + exchange) / measured)
-                steps.append((single, exchange, measured))
-            single, exchange, measured = (
-                1e3 * statistics.median(s) for s in zip(*steps, strict=True)
-            )
-            shared = "" if ranks <= (os.cpu_count() or 1) else " (ranks share cores)"
-            ratio = statistics.median(ratios)
-            goal = f", goal within {GOAL:.0%}" if ranks == 2 else ""
-            print(
-                f"{ranks} ranks: {single:.1f} ms computing + {exchange:.1f} ms all-reduce, measured "
-                f"{measured:.1f} ms: predicted / measured {ratio:.3f} (median of {ROUNDS}){goal}{shared}",
-                flush=True,
-            )
+                errors.append(100 * abs((single + exchange) / measured - 1))
+            shared = "" if ranks <= (os.cpu_count() or 1) else ", which share cores"
+            what = f"step of {ranks} gloo ranks{shared}: predicted by the alpha-beta model, off by"
+            yield Row(what, "%", errors, goal=GOAL if ranks == 2 else None)
 
 
 def _side_by_side(directory: str, processes: int) -> float:
@@ -114,4 +106,4 @@ def _measure(directory: str, layout: str, name: str = "together") -> ScalingRun:
 
 
 if __name__ == "__main__":
-    main()
+    run({"communication": measure}, __doc__)

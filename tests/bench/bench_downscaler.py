@@ -8,19 +8,15 @@ others     the engine with `architecture: mlp`, batches of 4 or 12 whole globes 
 
 They take turns in one process; figures are medians of CPU seconds. Larger batches take fewer steps, so
 this is time for data seen, not for a loss reached.
-
-Run it as ``python tests/bench/bench_downscaler.py``.
 """
 
-import argparse
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from reference_downscaler import Reference
+from rows import Row, in_turns, run
 
 from millrace.data.split import SplitConfig
 from millrace.systems.downscaling.blocks import BlockConfig, extract_blocks
@@ -31,37 +27,27 @@ from millrace.training.segment import build_trainer
 TIMES, BLOCKS = 48, 80
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+VARIANTS: dict[tuple[str, int], float | None] = {
+    ("float32", 4): None,
+    ("float32", 12): 8,
+    ("bfloat16", 12): 12,
+}
+"""Precision and globes of a batch -> how many times faster than the reference it is to be."""
+
+
+def measure(rounds: int) -> Iterator[Row]:
+    """CPU time to see all blocks once."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
-        variants = {"reference": reference_round()}
         blocks = make_blocks(Path(directory))
-        for precision, batch in (("float32", 4), ("float32", 12), ("bfloat16", 12)):
+        variants = {"reference": reference_round()}
+        for precision, batch in VARIANTS:
             variants[f"{precision} {batch}"] = engine_round(blocks, batch, precision)
-        times = take_turns(variants, rounds)
-    print(f"{TIMES * BLOCKS:,} blocks of 256 cells, one core, {torch.__version__}")
-    print("variant        CPU s    reference / variant   optimiser steps")
-    steps = dict.fromkeys(variants, TIMES * BLOCKS // 16) | {
-        name: TIMES // int(name.split()[1]) for name in list(variants)[1:]
-    }
-    base = statistics.median(times["reference"])
-    for name, values in times.items():
-        median = statistics.median(values)
-        print(f"{name:12}  {median:6.3f}    {base / median:6.1f} x   {steps[name]:20}")
-
-
-def take_turns(variants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(rounds + 1):
-        for name, run in variants.items():
-            started = time.process_time()
-            run()
-            if turn:  # the first round warms up
-                times[name].append(time.process_time() - started)
-    return times
+        times = in_turns(variants, rounds)
+    for (precision, batch), goal in VARIANTS.items():
+        what = f"downscaler, {TIMES * BLOCKS:,} blocks, {precision}, {batch} globes a step"
+        ours = times[f"{precision} {batch}"]
+        yield Row(what, "s", ours, "reference loop", times["reference"], goal)
 
 
 def make_blocks(directory: Path) -> Path:
@@ -104,4 +90,4 @@ def engine_round(blocks: Path, batch: int, precision: str) -> Callable[[], None]
 
 
 if __name__ == "__main__":
-    main()
+    run({"downscaler": measure}, __doc__)

@@ -3,18 +3,17 @@
 Counted are the bytes of all tensors that are alive at once, from when they are made until they are freed:
 samples, matrices, activations, gradients and moments of the optimiser, as a GPU would hold them. Beside it
 stands what planning expects of the same training (`millrace.training.parallel.footprint`).
-
-Run it as ``python tests/bench/bench_downscaler_memory.py``; ``--levels 3 4`` takes a minute.
 """
 
-import argparse
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from rows import Row, run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -26,6 +25,7 @@ from millrace.training.parallel.workload import needed_bytes
 from millrace.training.segment import build_trainer
 
 MB = 2**20
+PIECE = 64
 LEVELS = 2
 """Blocks of 16 cells: around a piece of R2B04 is not yet the whole globe."""
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -61,18 +61,13 @@ class Alive(TorchDispatchMode):
         self.now -= size
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--levels", type=int, nargs="+", default=[4, 5, 6])
-    parser.add_argument("--pieces", type=int, default=64, help="blocks of a piece")
-    given = parser.parse_args()
+def measure(level: int, _: int) -> Iterator[Row]:
+    """Whole grids, and pieces of 64 blocks."""
     torch.set_num_threads(1)
-    print("grid        cells    piece   own   all blocks   step (MB)   planned (MB)")
     with tempfile.TemporaryDirectory() as directory:
-        for level in given.levels:
-            blocks = make_blocks(Path(directory) / str(level), level)
-            for piece in (None, given.pieces):
-                report(blocks, level, piece)
+        blocks = make_blocks(Path(directory), level)
+        for piece in (None, PIECE):
+            yield step(blocks, level, piece)
 
 
 def make_blocks(directory: Path, level: int) -> Path:
@@ -84,7 +79,7 @@ def make_blocks(directory: Path, level: int) -> Path:
     return blocks
 
 
-def report(blocks: Path, level: int, piece: int | None) -> None:
+def step(blocks: Path, level: int, piece: int | None) -> Row:
     experiment: Mapping[str, Any] = {
         "data": {} if piece is None else {"piece_blocks": piece},
         "model": {"name": "downscaler", "channels": [24, 48, 96]},
@@ -100,14 +95,11 @@ def report(blocks: Path, level: int, piece: int | None) -> None:
             trainer.step += 1
             if trainer.step == 2:
                 break
-    dataset = trainer.dataset
-    geometry = dataset.geometry()
-    print(
-        f"R2B{level:02d}  {dataset.grid.n_cells:11,}  {piece or 'whole':>7}  {geometry.n_own:4}  "
-        f"{geometry.n_blocks:11}  {alive.peak / MB:10.1f}  {planned / MB:13.1f}",
-        flush=True,
-    )
+    geometry = trainer.dataset.geometry()
+    whole = "whole" if piece is None else f"{geometry.n_own} of its {geometry.n_blocks} blocks"
+    what = f"memory of a downscaler step, R2B{level:02d}, {whole}"
+    return Row(what, "MB", [alive.peak / MB], "planned", [planned / MB])
 
 
 if __name__ == "__main__":
-    main()
+    run({f"downscaler_memory-{level}": partial(measure, level) for level in (4, 5, 6)}, __doc__)

@@ -1,25 +1,23 @@
 """One training step of GINO against the library's model with the same weights, on one CPU core.
 
-Three variants take turns in one process; a step is forecast, loss, gradient, clipping and AdamW.
+Variants take turns in one process; a step is forecast, loss, gradient, clipping and AdamW.
 
 stock     `neuralop.models.GINO` as it comes without torch_scatter: a Python loop over output points
-segment   the same with `torch.segment_reduce` in place of that loop
+folded    the same with `torch.segment_reduce` in place of that loop
 millrace  real matrices for the kept modes, kernel sums over bags, cached neighbours and embeddings
 
 The floor is the time of all products at the rate of a large one of this core, and of reading and writing
-once what lies between layers at the rate of a copy. Run it as ``python tests/bench/bench_gino.py [--stock]
-[SIZE ...]``; a stock step takes a minute at the smallest size.
+once what lies between layers at the rate of a copy. A stock step takes a minute: ``gino-stock`` takes one.
 """
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import neuralop.layers.integral_transform as integral_transform
 import numpy as np
 import torch
+from rows import Limits, Row, cpu_seconds, in_turns, run
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -33,93 +31,67 @@ from millrace.systems.groundwater.settings import GinoConfig
 
 @dataclass(frozen=True)
 class Size:
-    """A problem, and how many times faster than ``segment`` a step is to be."""
+    """A problem, how many times faster than ``folded`` a step is to be, and its share of the floor."""
 
     config: GinoConfig
     points: int
     samples: int
     steps_in: int
     steps_out: int
-    goal: float
-    rounds: int = 7
+    goal: float | None = None
+    floor: float | None = None
 
 
 _LARGE = GinoConfig(latent_shape=(32, 32, 8), radius=0.18, modes=(8, 8, 6), hidden=128)
 _SMALL = GinoConfig(latent_shape=(16, 16, 8), radius=0.1, modes=(8, 8, 8), hidden=64)
 SIZES = {
-    "1500": Size(_SMALL, 1500, 16, 10, 10, goal=4),
-    "3000": Size(_LARGE, 3000, 8, 14, 2, goal=5, rounds=3),
-    "24000": Size(_SMALL, 24_000, 8, 10, 10, goal=3, rounds=3),
+    "1500": Size(_SMALL, 1500, 16, 10, 10, goal=4, floor=50),
+    "3000": Size(_LARGE, 3000, 8, 14, 2, goal=5),
+    "24000": Size(_SMALL, 24_000, 8, 10, 10),
 }
-STOCK_GOAL, FLOOR_GOAL = 140, 0.5
+STOCK_GOAL = 140
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sizes", nargs="*", metavar="SIZE", default=["1500", "3000"])
-    parser.add_argument("--stock", action="store_true", help="the stock library, too")
-    text = "do not keep freed memory, as processes other than Millrace's"
-    parser.add_argument("--default-malloc", action="store_true", help=text)
-    arguments = parser.parse_args()
-    if not arguments.default_malloc:
-        keep_freed_memory()
+def measure(size: Size, rounds: int) -> Iterator[Row]:
+    """Against the folded library, and the share of the floor."""
+    batch, model, theirs = prepared(size)
+    forecasts = {
+        "millrace": (model, lambda: model(batch)),
+        "folded": (theirs, lambda: library(theirs, batch, segment_csr)),
+    }
+    steps = {name: training(*forecast, batch) for name, forecast in forecasts.items()}
+    with FlopCounterMode(display=False) as counter:
+        steps["millrace"]()
+    times = in_turns(steps, rounds)
+    floor = Limits.measured().seconds(counter.get_total_flops(), unavoidable_bytes(size))
+    shares = [100 * floor / seconds for seconds in times["millrace"]]
+    what = f"GINO step, {size.points:,} points, {size.config.hidden} channels, batch {size.samples}"
+    peer = "neuralop, folded segment_reduce"
+    yield Row(what, "s", times["millrace"], peer, times["folded"], size.goal)
+    yield Row(f"{what}: share of the floor", "%", shares, goal=size.floor, larger=True)
+
+
+def stock(rounds: int) -> Iterator[Row]:
+    """Against the library as it comes, of which one step is timed."""
+    size = SIZES["1500"]
+    batch, model, theirs = prepared(size)
+    step = training(model, lambda: model(batch), batch)
+    reduction = integral_transform.segment_csr
+    slow = training(theirs, lambda: library(theirs, batch, reduction), batch)
+    ours = in_turns({"millrace": step}, rounds)["millrace"]
+    what = f"GINO step, {size.points:,} points, batch {size.samples}, to the library as it comes"
+    yield Row(what, "s", ours, "neuralop, stock", [cpu_seconds(slow)], STOCK_GOAL)
+
+
+def prepared(size: Size) -> tuple[PatchBatch, GINO, nn.Module]:
+    """Samples, our model, and that of the library with the same weights."""
+    keep_freed_memory()
     torch.set_num_threads(1)
-    for name in arguments.sizes:
-        measure(SIZES[name], arguments.stock)
-
-
-def measure(size: Size, with_stock: bool) -> None:
     torch.manual_seed(0)
-    batch = make_batch(size)
     model = GINO(size.config, size.steps_in, size.steps_out, torch.ones(1))
     theirs = library_model(size.config, size.steps_in, size.steps_out)
     theirs.load_state_dict(model.net.state_dict())
-    forecasts: dict[str, tuple[nn.Module, Callable[[], torch.Tensor]]] = {
-        "millrace": (model, lambda: model(batch)),
-        "segment": (theirs, lambda: library(theirs, batch, segment_csr)),
-    }
-    if with_stock:
-        stock = integral_transform.segment_csr
-        forecasts["stock"] = (theirs, lambda: library(theirs, batch, stock))
-    with torch.no_grad():
-        made = {name: forecast() for name, (_, forecast) in forecasts.items() if name != "stock"}
-    difference = float(
-        (made["segment"] - made["millrace"]).abs().max() / made["segment"].abs().max()
-    )
-    steps = {name: training(*forecasts[name], batch) for name in forecasts}
-    with FlopCounterMode(display=False) as counter:
-        steps["millrace"]()
-    steps["segment"]()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(size.rounds):
-        for name, step in steps.items():
-            if name != "stock" or not turn:
-                times[name].append(cpu_seconds(step))
-    base = statistics.median(times["millrace"])
-    edges = len(batch.geometry.into_latent.index) + len(batch.geometry.from_latent.index)
-    print(f"GINO step, {size.points} points, {edges} edges, batch {size.samples}, {size.config}")
-    print(f"  largest difference of outputs {difference:.1e}")
-    goals = {"segment": size.goal, "stock": STOCK_GOAL}
-    for name, values in times.items():
-        median = statistics.median(values)
-        text = f"  {name:9} {median:8.3f} CPU s"
-        if name in goals:
-            ratio = median / base
-            text += f", {ratio:6.1f} x; goal {goals[name]}: {told(ratio >= goals[name])}"
-        print(text)
-    flops, moved = counter.get_total_flops(), unavoidable_bytes(size)
-    gemm, copy = rates()
-    floor = flops / gemm + moved / copy
-    print(
-        f"  {flops / 1e9:.1f} GFLOP at {gemm / 1e9:.0f} GF/s and {moved / 1e9:.2f} GB at {copy / 1e9:.1f} "
-        f"GB/s: floor {floor:.3f} s, share {floor / base:.0%}; goal {FLOOR_GOAL:.0%}: "
-        f"{told(floor >= FLOOR_GOAL * base)}",
-        flush=True,
-    )
-
-
-def told(reached: bool) -> str:
-    return "reached" if reached else "MISSED"
+    return make_batch(size), model, theirs
 
 
 def training(
@@ -147,21 +119,6 @@ def unavoidable_bytes(size: Size) -> int:
     modes = size.config.modes
     weights = 2 * modes[0] * modes[1] * (modes[2] // 2 + 1) * size.config.hidden**2
     return 4 * size.config.layers * (2 * 2 * cells + 6 * weights)
-
-
-def rates() -> tuple[float, float]:
-    """Operations a second of a large product, and bytes a second of a copy, read and written."""
-    a, b = torch.randn(1024, 1024), torch.empty(64 << 20)
-    c = torch.empty_like(b)
-    product = min(cpu_seconds(lambda: torch.mm(a, a)) for _ in range(10))
-    copy = min(cpu_seconds(lambda: c.copy_(b)) for _ in range(5))
-    return 2 * 1024**3 / product, 2 * 4 * len(b) / copy
-
-
-def cpu_seconds(work: Callable[[], object]) -> float:
-    started = time.process_time()
-    work()
-    return time.process_time() - started
 
 
 def make_batch(size: Size) -> PatchBatch:
@@ -218,5 +175,8 @@ def segment_csr(src, indptr, reduction, use_scatter):
     return out.unflatten(1, (src.shape[0], src.shape[2])).transpose(0, 1)
 
 
+MEASUREMENTS = {f"gino-{name}": partial(measure, size) for name, size in SIZES.items()}
+MEASUREMENTS["gino-stock"] = stock
+
 if __name__ == "__main__":
-    main()
+    run(MEASUREMENTS, __doc__, on_request=["gino-stock"])

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from rows import Row, run
 from torch.distributed.pipelining import PipelineStage, schedules
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,7 @@ from millrace.training.parallel.order import bubbles  # noqa: E402
 from millrace.training.parallel.pipeline import stages  # noqa: E402
 
 GOAL, ROUNDS, MICRO_BATCHES = 0.15, 9, (2, 4, 8)
+ON_RANK = "--on-rank"
 GRID = {"tiny": ((64, 128), 4), "small": ((32, 64), 4)}
 """Size of the model -> cells, pressure levels."""
 BATCH = {"tiny": 8, "small": 2}
@@ -104,8 +106,8 @@ def resolved(what: Workload, ranks: int, block: dict[str, Any]) -> ParallelConfi
     )
 
 
-def main() -> None:
-    """Print predictions and measurements, and their ratios."""
+def pipelines(_: int) -> Iterator[Row]:
+    """How far the predicted share of waiting is from the measured one, with messages and without."""
     for key, (rounds, message) in _on_ranks(2, "waiting", "").items():
         schedule, parts = key.split()
         block = {"pipeline": 2, "schedule": schedule, "micro_batches": int(parts)}
@@ -114,33 +116,25 @@ def main() -> None:
         assert what.spec.division is not None
         module = what.spec.build(what.model_config, what.dataset)
         _, costs = stages(what.spec.division, module, config)
-        planned = statistics.mean(bubbles(config, costs))
         # A pass forward and one back, which costs twice as much, of each micro-batch.
         second = 3 * int(parts) * sum(costs) / statistics.median(sum(busy) for busy, _, _ in rounds)
         linked = statistics.mean(bubbles(config, costs, message * second))
-        idle = statistics.median(sum(waited) / 2 / span for _, waited, span in rounds)
-        outside = statistics.median(1 - sum(busy) / 2 / span for busy, _, span in rounds)
-        work = [1e3 * statistics.median(busy[rank] for busy, _, _ in rounds) for rank in (0, 1)]
-        print(
-            f"waiting, {schedule}, {parts} micro-batches: predicted {linked:.3f} (without messages of "
-            f"{1e3 * message:.1f} ms {planned:.3f}, equal stages {config.bubble():.3f}), measured "
-            f"{idle:.3f} (not in passes {outside:.3f}): predicted / measured {linked / idle:.3f} "
-            f"(without messages {planned / idle:.3f}; median of {len(rounds)}), goal within {GOAL:.0%}; "
-            f"stages work {work[0]:.0f} and {work[1]:.0f} ms",
-            flush=True,
-        )
+        errors = [100 * abs(linked / (sum(waited) / 2 / span) - 1) for _, waited, span in rounds]
+        told = f"pipeline of two, {schedule}, {parts} micro-batches: predicted waiting, off by"
+        yield Row(told, "%", errors, goal=100 * GOAL)
+
+
+def processes(_: int) -> Iterator[Row]:
+    """How far the planned memory of a process is from what it holds."""
     for size in GRID:
         for mode, (ranks, block, precision) in MODES.items():
             what, _ = subject(size, BATCH[size], precision)
             found = footprints(what, resolved(what, ranks, block), None, False)
             peaks = _on_ranks(ranks, "memory", f"{size}/{mode}")["peaks"]
             expected = [found[rank * len(found) // ranks].total for rank in range(ranks)]
-            ratios = ", ".join(f"{a / b:.3f}" for a, b in zip(expected, peaks, strict=True))
-            print(
-                f"memory, {size}, {mode}: predicted {max(expected) / 2**20:,.0f} MB, measured "
-                f"{max(peaks) / 2**20:,.0f} MB: predicted / measured {ratios}, goal within {GOAL:.0%}",
-                flush=True,
-            )
+            errors = [100 * abs(a / b - 1) for a, b in zip(expected, peaks, strict=True)]
+            told = f"memory of Aurora {size}, {mode}, {max(peaks) / 2**20:,.0f} MB: plan off by"
+            yield Row(told, "%", [max(errors)], goal=100 * GOAL)
 
 
 def _on_ranks(ranks: int, what: str, mode: str) -> dict[str, Any]:
@@ -148,7 +142,7 @@ def _on_ranks(ranks: int, what: str, mode: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory, "result.json")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={ranks}", __file__, what, mode, str(output)]
+        command += [f"--nproc-per-node={ranks}", __file__, ON_RANK, what, mode, str(output)]
         done = subprocess.run(
             command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
         )
@@ -274,7 +268,7 @@ class Clock:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        measure(*sys.argv[1:])
+    if sys.argv[1:2] == [ON_RANK]:
+        measure(*sys.argv[2:])
     else:
-        main()
+        run({"parallel-waiting": pipelines, "parallel-memory": processes}, __doc__)

@@ -1,29 +1,31 @@
-"""Time and memory from raw CSV to patches, against reading every CSV once per patch.
+"""CPU time and memory from raw CSV to a series and to patches, against parsing the CSV files alone.
 
-Usage: ``python tests/bench/bench_preprocess.py [--steps 30] [--workers 1] [--full]``
-
-Both sides run in one process tree on the same files, which were just written and lie in the page cache:
-
-a   plain ``pandas.read_csv`` of ``all/`` once per patch (20 x), nothing else: what the reference does
-    before it selects and writes anything; its forcing files, read as often, are not counted
-b   `preprocess` + `extract_patches`, forcings included, files written
-
-Goals: a / b >= 3, peak memory of b below 1 GB.
+The files are of the reference's size, 61,360 rows, and lie in the page cache. Each run is a process of its
+own, as in a job: `preprocess` reads, checks and writes the series, `extract_patches` cuts it.
+Peers parse the text of the same files and do nothing else: pandas, and pyarrow and polars where they are
+installed. The reference reads every file once for each of its 20 patches.
 """
 
-import argparse
+import importlib.util
+import io
+import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rows import Row, in_turns, run
 
+FILES, RATE, MEMORY, REPEATED = 30, 170, 500, 3
+CHILD = "--child"
 SLICES, PER_SLICE, PATCHES = 26, 2360, 20
 N = SLICES * PER_SLICE
+FOLDERS = ("all", "forcings_corrected_all")
 
 
 def write_directory(base: Path, steps: int) -> None:
@@ -43,7 +45,7 @@ def write_directory(base: Path, steps: int) -> None:
         }
     )
     forcing = pd.DataFrame({"node": frame["node"]})
-    for folder in ("all", "forcings_corrected_all"):
+    for folder in FOLDERS:
         (base / folder).mkdir(parents=True)
     for step in range(steps):
         head = 0.5 + 0.3 * np.sin(frame["X"] / 300 + step / 3) + 0.01 * random.standard_normal(N)
@@ -60,78 +62,97 @@ def write_directory(base: Path, steps: int) -> None:
         forcing.to_csv(base / "forcings_corrected_all" / f"{step:04d}.csv", index=False)
 
 
-def read_once_per_patch(base: Path, repetitions: int) -> float:
-    """Seconds."""
-    start = time.perf_counter()
-    for _ in range(repetitions):
-        for path in sorted((base / "all").iterdir()):
-            pd.read_csv(path)
-    return time.perf_counter() - start
+def of_files(base: Path, parse: Callable[[bytes], object]) -> Callable[[], None]:
+    """Parse all files in memory, one after the other, so that only parsing is timed."""
+    content = [path.read_bytes() for path in files(base)]
+
+    def work() -> None:
+        for one in content:
+            parse(one)
+
+    return work
 
 
-def run_child(base: Path, workers: int) -> None:
-    """Side b: print seconds of both stages, and peak memory of this process and of its largest child."""
+def files(base: Path) -> list[Path]:
+    return sorted(path for folder in FOLDERS for path in (base / folder).iterdir())
+
+
+def parsers() -> dict[str, Callable[[bytes], object]]:
+    """What is installed."""
+    found: dict[str, Callable[[bytes], object]] = {
+        "pandas": lambda text: pd.read_csv(io.BytesIO(text), dtype=np.float64)
+    }
+    if importlib.util.find_spec("pyarrow"):
+        from pyarrow import csv
+
+        serial = csv.ReadOptions(use_threads=False)
+        found["pyarrow"] = lambda text: csv.read_csv(io.BytesIO(text), read_options=serial)
+    if importlib.util.find_spec("polars"):
+        os.environ["POLARS_MAX_THREADS"] = "1"
+        import polars
+
+        found["polars"] = lambda text: polars.read_csv(text, infer_schema_length=None)
+    return found
+
+
+def child(base: Path, output: Path) -> None:
+    """Print CPU seconds of both stages, and the most memory, in MB, of the first and of both."""
+    from rows import cpu_seconds
+
     from millrace.data.split import SplitConfig
+    from millrace.processes import keep_freed_memory
     from millrace.systems.groundwater.patches import PatchConfig, extract_patches
     from millrace.systems.groundwater.series import preprocess
 
-    start = time.perf_counter()
-    preprocess(
-        base,
-        base / "series.h5",
-        variables=("mass_concentration", "head"),
-        forcings=None,
-        split=SplitConfig(train=0.6, validation=0.2, gap=2),
-        workers=workers,
-    )
-    middle = time.perf_counter()
-    extract_patches(base / "series.h5", base / "patches.h5", PatchConfig())
-    stop = time.perf_counter()
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if workers > 1 else 0
-    print(middle - start, stop - middle, own / 1024, child / 1024)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--full", action="store_true", help="time all 20 repetitions of a")
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        run_child(options.child, options.workers)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder) / "raw"
-        write_directory(base, options.steps)
-        size = (base / "all" / "0000.csv").stat().st_size / 1e6
-        print(f"{options.steps} files of {N:,} rows, {size:.1f} MB, and as many of forcings")
-        # Half of a before and half after b, so that other load on the machine hits both.
-        half = PATCHES // 2 if options.full else 1
-        seconds = read_once_per_patch(base, half)
-        command = [
-            sys.executable,
-            __file__,
-            "--child",
-            str(base),
-            "--workers",
-            str(options.workers),
-        ]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        seconds = (seconds + read_once_per_patch(base, half)) * PATCHES / (2 * half)
-        how = "measured" if options.full else f"scaled from 2 of {PATCHES}"
-        print(f"a  read_csv once per patch      {seconds:8.2f} s  ({how})")
-        first, second, own, child = map(float, done.stdout.split())
-        print(f"b  preprocess                   {first:8.2f} s  ({options.workers} workers)")
-        print(f"b  extract_patches              {second:8.2f} s")
-        peak = own + child * options.workers
-        print(f"ratio a / b                     {seconds / (first + second):8.1f}    (goal >= 3)")
-        print(
-            f"peak memory of b                {peak:8.0f} MB (goal < 1000; parent {own:.0f}, "
-            f"each worker at most {child:.0f})"
+    keep_freed_memory()  # as the job does
+    split = SplitConfig(train=0.6, validation=0.2, gap=2)
+    series = output / "series.h5"
+    variables = ("mass_concentration", "head")
+    seconds = [
+        cpu_seconds(
+            lambda: preprocess(base, series, variables=variables, forcings=None, split=split)
         )
+    ]
+    peaks = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]
+    seconds.append(
+        cpu_seconds(lambda: extract_patches(series, output / "patches.h5", PatchConfig()))
+    )
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(json.dumps([*seconds, *peaks]))
+
+
+def measure(rounds: int) -> Iterator[Row]:
+    """Rates of preprocessing and of parsers, time to patches, memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        base, output = Path(folder, "raw"), Path(folder)
+        write_directory(base, FILES)
+        command = [sys.executable, __file__, CHILD, str(base), str(output)]
+        found: list[list[float]] = []
+
+        def ours() -> None:
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+
+        peers = {name: of_files(base, parse) for name, parse in parsers().items()}
+        times = in_turns({"ours": ours, **peers}, rounds)
+        megabytes = sum(path.stat().st_size for path in files(base)) / 1e6
+    series, patches, peak, both = zip(*found[1:], strict=True)
+    rates = [megabytes / seconds for seconds in series]
+    what = f"preprocessing, {FILES} x 2 files of {N:,} nodes, {megabytes:.0f} MB"
+    yield Row(what, "MB/s", rates, goal=RATE, larger=True)
+    yield Row(f"{what}: memory", "MB", peak, goal=MEMORY)
+    for name in peers:
+        parsed = [megabytes / seconds for seconds in times[name]]
+        yield Row(f"{what}, to parsing alone by {name}", "MB/s", rates, name, parsed, larger=True)
+    total = [a + b for a, b in zip(series, patches, strict=True)]
+    again = [PATCHES * seconds for seconds in times["pandas"]]
+    peer = f"pandas, {PATCHES} times"
+    yield Row(f"from raw files to {PATCHES} patches", "s", total, peer, again, REPEATED)
+    yield Row(f"from raw files to {PATCHES} patches: memory", "MB", both)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == [CHILD]:
+        child(*map(Path, sys.argv[2:]))
+    else:
+        run({"preprocess": measure}, __doc__)

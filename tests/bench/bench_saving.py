@@ -4,24 +4,24 @@ A run that saves every few steps takes turns with one that does not; the differe
 checkpoints, is the cost of one, and that over 19 s the share of a training that saves so often (modelled: a
 demo is too short to be measured so). The thread that writes has no core of its own here.
 
-With ``--kills`` such a training is killed at random instants: what the newest checkpoint lacks is lost.
+``saving-kills-gino`` kills such a training at random instants: what the newest checkpoint lacks is lost.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
 import random
-import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from rows import Row, run
 
 from millrace.data.extraction import prepare, simulate
 from millrace.plan import Plan
@@ -33,17 +33,17 @@ from millrace.training.segment import run_segment
 from millrace.training.store import Manifest
 from millrace.yaml_files import DEFAULT, read_files
 
-INTERVAL, GOAL, ROUNDS = 19.0, 0.01, 7
+INTERVAL, GOAL = 19.0, 1.0
 MOST_LOST = 20.0
 DEMOS = {"gino": 10, "downscaler": 3, "aurora": 10, "smart": 5}
 """Steps between checkpoints, about a second."""
 
 
-def train(request: Request) -> tuple[float, float]:
-    """Wall and CPU seconds of a run."""
-    started = time.perf_counter(), time.process_time()
+def train(request: Request) -> float:
+    """Wall seconds of a run."""
+    started = time.perf_counter()
     run_segment(request, Ranks(0, 1, torch.device("cpu")))
-    return time.perf_counter() - started[0], time.process_time() - started[1]
+    return time.perf_counter() - started
 
 
 def warm(config: Mapping[str, Any], experiment: str) -> bool:
@@ -56,9 +56,8 @@ def requested(demo: str, folder: Path, name: str | None = None) -> Request:
     config: dict[str, Any]
     config = read_files([DEFAULT, Path(f"config/demo/{demo}.yaml")], [])
     plan = Plan(config)
-    if name is None:
-        names = [*config["run"]["experiments"], *config["experiments"]]
-        name = str(next(one for one in names if not warm(config, one)))
+    names = [*config["run"]["experiments"], *config["experiments"]]
+    name = name or str(next(one for one in names if not warm(config, one)))
     experiment, kind = plan.experiments[name], plan.kind(name)
     dataset = plan.datasets[experiment["dataset"]]
     raw = raw_format(dataset)
@@ -77,25 +76,6 @@ def requested(demo: str, folder: Path, name: str | None = None) -> Request:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("demos", nargs="*", default=list(DEMOS), help=f"of {', '.join(DEMOS)}")
-    parser.add_argument("--kills", type=int, default=0, help="how often each is killed instead")
-    torch.set_num_threads(1)
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    print(
-        "demo: a checkpoint (wall, CPU seconds), a step, share of a training that saves every "
-        f"{INTERVAL:g} s"
-    )
-    given = parser.parse_args()
-    for demo in given.demos:
-        with tempfile.TemporaryDirectory() as made:
-            if given.kills:
-                kill(demo, Path(made), given.kills)
-            else:
-                measure(demo, Path(made))
-
-
 def train_until_killed(request: Request, ends: Any) -> None:
     """Train, and note when each step has ended."""
     torch.set_num_threads(1)
@@ -110,8 +90,16 @@ def train_until_killed(request: Request, ends: Any) -> None:
         train(request)
 
 
-def kill(demo: str, folder: Path, kills: int) -> None:
+def kill(demo: str, kills: int) -> Iterator[Row]:
     """What is lost of a training that is killed after some time beyond its first checkpoint."""
+    with tempfile.TemporaryDirectory() as made:
+        lost = killed(demo, Path(made), kills)
+    yield Row(f"{demo}, killed at random instants: lost", "s", lost, goal=MOST_LOST)
+
+
+def killed(demo: str, folder: Path, kills: int) -> list[float]:
+    """Seconds of work that each of these lost."""
+    losses = []
     base, context = requested(demo, folder), multiprocessing.get_context("spawn")
     for number in range(kills):
         here = folder / str(number)
@@ -128,47 +116,41 @@ def kill(demo: str, folder: Path, kills: int) -> None:
             time.sleep(0.01)
         time.sleep(random.uniform(1.1, 3) * INTERVAL)
         process.kill()
-        killed = time.monotonic()
+        end = time.monotonic()
         process.join()
         steps = [
             found.step
             for path in here.glob("runs/**/step_*")
             if (found := Manifest.read(path)) and found.problem(path) is None
         ]
-        lost = killed - ends[max(steps) - 1 if steps else 0]
-        said = "reached" if lost <= MOST_LOST else "MISSED"
-        print(
-            f"{demo}: killed after {killed - ends[0]:.1f} s, lost {lost:.1f} s; {said}", flush=True
-        )
+        losses.append(end - ends[max(steps) - 1 if steps else 0])
+    return losses
 
 
-def measure(demo: str, folder: Path) -> None:
-    base = requested(demo, folder)
-    taken: dict[int | None, list[tuple[float, float]]] = {None: [], DEMOS[demo]: []}
-    steps = 0
-    for turn in range(ROUNDS):
-        for every, times in taken.items():
-            here = folder / f"{turn}_{every}"
-            paths = {key: str(here / key) for key in ("runs", "checkpoint", "receipt")}
-            times.append(train(replace(base, save_steps=every, **paths)))
-            steps = json.loads((here / "receipt").read_text())["step"]
+def measure(demo: str, rounds: int) -> Iterator[Row]:
+    """Share of a training, by the wall, that checkpoints of that interval take."""
+    with tempfile.TemporaryDirectory() as made:
+        base = requested(demo, Path(made))
+        taken: dict[int | None, list[float]] = {None: [], DEMOS[demo]: []}
+        for turn in range(rounds):
+            for every, times in taken.items():
+                here = Path(made, f"{turn}_{every}")
+                paths = {key: str(here / key) for key in ("runs", "checkpoint", "receipt")}
+                times.append(train(replace(base, save_steps=every, **paths)))
+                steps = json.loads((here / "receipt").read_text())["step"]
     per_epoch = steps // base.target_epoch
     saved = sum(step % per_epoch > 0 for step in range(0, steps, DEMOS[demo]))
-    wall, cpu = (
-        statistics.median(
-            (saving[i] - plain[i]) / saved
-            for plain, saving in zip(taken[None], taken[DEMOS[demo]], strict=True)
-        )
-        for i in (0, 1)
-    )
-    step = statistics.median(one[0] for one in taken[None]) / steps
-    share = wall / INTERVAL
-    print(
-        f"{demo}: {wall:.4f}, {cpu:.4f}; {step:.3f} s; {share:.2%}, "
-        f"{'reached' if share <= GOAL else 'MISSED'}",
-        flush=True,
+    pairs = zip(*taken.values(), strict=True)
+    shares = [100 * (saving - plain) / saved / INTERVAL for plain, saving in pairs]
+    yield Row(
+        f"{demo}, a checkpoint every {INTERVAL:g} s: share of a training", "%", shares, goal=GOAL
     )
 
+
+MEASUREMENTS = {f"saving-{demo}": partial(measure, demo) for demo in DEMOS}
+KILLS = {f"saving-kills-{demo}": partial(kill, demo) for demo in DEMOS}
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    run({**MEASUREMENTS, **KILLS}, __doc__, on_request=[*KILLS])

@@ -1,10 +1,11 @@
-"""Coverage of the intervals of the scaling analysis over 1,000 synthetic studies each, and its time."""
+"""Coverage of the intervals of the scaling analysis over 1,000 synthetic studies each."""
 
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from rows import Row, run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "scaling"))
 from synthetic import LINKS, SIZES, all_reduce, series
@@ -48,21 +49,17 @@ def factor_coverage(noise: float, run_noise: float) -> dict[str, float]:
     return {name: count / TRIALS for name, count in held.items()}
 
 
-def main() -> None:
-    print(f"share of {TRIALS} trials whose 95 % interval holds the truth, goal >= {GOAL}")
-    worst = 1.0
-    for noise in (0.01, 0.02):
-        for made in (
-            fit_coverage(noise),
-            factor_coverage(noise, 0.0),
-            factor_coverage(0.005, noise),
-        ):
-            print(f"noise {noise:.0%}: " + ", ".join(f"{k} {v:.3f}" for k, v in made.items()))
-            worst = min(worst, *made.values())
-    print(f"worst {worst:.3f}: {'reached' if worst >= GOAL else 'MISSED'}")
+def coverage(_: int) -> Iterator[Row]:
+    """Shares of trials whose interval holds the truth, of all quantities at two levels of noise."""
+    shares = [
+        share
+        for noise in (0.01, 0.02)
+        for made in (fit_coverage(noise), factor_coverage(noise, 0), factor_coverage(0.005, noise))
+        for share in made.values()
+    ]
+    what = f"scaling study, worst of {len(shares)} 95 % intervals holds the truth"
+    yield Row(what, "%", [100 * min(shares)], goal=100 * GOAL, larger=True)
 
 
 if __name__ == "__main__":
-    started = time.perf_counter()
-    main()
-    print(f"{time.perf_counter() - started:.0f} s")
+    run({"scaling": coverage}, __doc__)

@@ -3,30 +3,31 @@
 Steps are measured as the rule ``measure_throughput`` does, in turns with samples that are gathered ahead
 and without. The thread that gathers has no core of its own here: what it computes takes time from the step.
 
-On a machine that does other things, too, a thread waits for the core more often than for samples. With
-``--cpu`` the CPU time of the thread that steps is measured instead: what it does for samples itself.
+On a machine that does other things, too, a thread waits for the core more often than for samples. So the
+CPU time of the thread that steps is measured: what it does for samples itself. ``waiting-wall-…`` measures
+by the wall.
 """
 
-import argparse
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from bench_saving import requested
+from rows import Row, run
 
 from millrace.scaling.measure import measure
 from millrace.scaling.request import MeasureRequest
 from millrace.training.ahead import Ahead
 from millrace.training.distributed import Ranks
 
-GOAL, ROUNDS = 0.02, 3
+GOAL = 2.0
 DEMOS = {
     "gino/gino_head": 60,
     "gino/gino_salt": 60,
@@ -59,37 +60,37 @@ def share(request: MeasureRequest, kind: type[Ahead], clock: Callable[[], float]
     return float(run.times.array("data").sum() / run.times.array("total").sum())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("demos", nargs="*", default=list(DEMOS), help=f"of {', '.join(DEMOS)}")
-    parser.add_argument("--cpu", action="store_true", help="CPU time, not that of the wall")
-    given = parser.parse_args()
-    clock = time.thread_time if given.cpu else time.perf_counter
+def shares_of(name: str, clock: Callable[[], float], rounds: int) -> Iterator[Row]:
+    """Shares of samples that are gathered ahead, and before that within the step."""
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    print("demo/experiment: share of the step that waits for samples, gathered in it, and ahead")
-    for name in given.demos:
-        demo, _, experiment = name.partition("/")
-        with tempfile.TemporaryDirectory() as folder:
-            made = requested(demo, Path(folder), experiment)
-            request = MeasureRequest(
-                experiment=experiment,
-                layout="n1_gpu1",
-                mode="strong",
-                repeat=0,
-                definition=made.definition,
-                files=made.files,
-                output="",
-                steps=DEMOS[name],
-            )
-            found: dict[type[Ahead], list[float]] = {NotAhead: [], Ahead: []}
-            for repeat in range(1 if given.cpu else ROUNDS):
-                for kind, shares in found.items():
-                    shares.append(share(replace(request, repeat=repeat), kind, clock))
-        before, after = (statistics.median(shares) for shares in found.values())
-        said = "reached" if after <= GOAL else "MISSED"
-        print(f"{name}: {before:.2%}, {after:.2%}; {said}", flush=True)
+    demo, _, experiment = name.partition("/")
+    with tempfile.TemporaryDirectory() as folder:
+        made = requested(demo, Path(folder), experiment)
+        request = MeasureRequest(
+            experiment=experiment,
+            layout="n1_gpu1",
+            mode="strong",
+            repeat=0,
+            definition=made.definition,
+            files=made.files,
+            output="",
+            steps=DEMOS[name],
+        )
+        found: dict[type[Ahead], list[float]] = {NotAhead: [], Ahead: []}
+        for repeat in range(1 if clock is time.thread_time else min(rounds, 3)):
+            for kind, shares in found.items():
+                shares.append(100 * share(replace(request, repeat=repeat), kind, clock))
+    what = f"{experiment}: share of a step that waits for samples"
+    yield Row(f"{what}, gathered in it", "%", found[NotAhead])
+    yield Row(f"{what}, gathered ahead", "%", found[Ahead], goal=GOAL)
 
+
+MEASUREMENTS = {
+    f"waiting{kind}-{name.partition('/')[2]}": partial(shares_of, name, clock)
+    for kind, clock in (("", time.thread_time), ("-wall", time.perf_counter))
+    for name in DEMOS
+}
 
 if __name__ == "__main__":
-    main()
+    run(MEASUREMENTS, __doc__, on_request=[one for one in MEASUREMENTS if "-wall-" in one])

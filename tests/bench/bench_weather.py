@@ -1,19 +1,20 @@
 """Time of `weather.h5` of a Zarr store over that of reading the store whole once, by length of its chunks.
 
-CPU time of this process, the least of some repetitions. Chunks of many states, as those of public stores
+CPU time of this process. Chunks of many states, as those of public stores
 of coarse fields, are unpacked once each. What is no reading is measured apart: the least that a file of
 samples takes, with its checksums and its digest.
 """
 
 import hashlib
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from rows import Row, in_turns, run
 
 from millrace.data import hdf5
 from millrace.data.split import SplitConfig
@@ -62,35 +63,31 @@ def write_states(path: Path, states: np.ndarray) -> None:
     hashlib.sha256(states.data)
 
 
-def seconds(run: Callable[[], None], repetitions: int = 5) -> float:
-    times = []
-    for _ in range(repetitions):
-        start = time.process_time()
-        run()
-        times.append(time.process_time() - start)
-    return min(times)
-
-
-def main() -> None:
+def measure(rounds: int) -> Iterator[Row]:
+    """Extraction over reading, and over reading and writing what is checked."""
     warnings.simplefilter("ignore")
     split = SplitConfig(train=0.5, validation=0.25, gap=0)
     config, states = WeatherConfig(static=()), (STATES, 4 + 5 * LEVELS, ROWS, COLUMNS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = write_stores(folder)
         noise = np.random.default_rng(0).normal(size=states).astype(np.float32)
-        least = seconds(lambda: write_states(folder / "least.h5", noise))
-        print(
-            f"{STATES} states, {noise.nbytes / 1e6:.0f} MB; to write and digest them {least:.2f} s"
-        )
-        for length, path in paths.items():
-            whole = seconds(lambda path=path: read_whole(path))
-            ours = seconds(lambda path=path: extract_weather(path, folder / "w.h5", config, split))
-            print(
-                f"chunks of {length:3}: read whole {whole:.2f} s, extract {ours:.2f} s, ratio "
-                f"{ours / whole:.1f} (goal <= {GOAL}), over reading and that {ours / (whole + least):.1f}"
+        for length, path in write_stores(folder).items():
+            times = in_turns(
+                {
+                    "least": partial(write_states, folder / "least.h5", noise),
+                    "read": partial(read_whole, path),
+                    "ours": partial(extract_weather, path, folder / "w.h5", config, split),
+                },
+                rounds,
             )
+            what = (
+                f"weather.h5 of {STATES} states, Zarr in chunks of {length}, over reading it whole"
+            )
+            ratios = [a / b for a, b in zip(times["ours"], times["read"], strict=True)]
+            yield Row(what, "x", ratios, goal=GOAL)
+            pairs = zip(times["ours"], times["read"], times["least"], strict=True)
+            yield Row(f"{what} and writing", "x", [a / (b + c) for a, b, c in pairs])
 
 
 if __name__ == "__main__":
-    main()
+    run({"weather": measure}, __doc__)

@@ -1,5 +1,8 @@
 """The benchmarks keep up with the code they measure."""
 
+import dataclasses
+import importlib
+import json
 import runpy
 from pathlib import Path
 
@@ -7,6 +10,66 @@ import pytest
 import torch
 
 BENCH = Path(__file__).parents[1] / "bench"
+
+
+@pytest.fixture(autouse=True)
+def of_bench(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+
+
+def test_rows_tell_ratio_interval_and_whether_the_goal_is_met():
+    rows = importlib.import_module("rows")
+    ours, theirs = [2.0, 1.0, 4.0, 2.0, 2.0, 2.0, 2.0], [6.0, 6.0, 8.0, 6.0, 6.0, 6.0, 6.0]
+    row = rows.Row("step", "s", ours, "library", theirs, goal=3)
+    assert row.result == rows.Interval(3, 2, 6)
+    assert row.cells()[1:] == ["2 s", "6 s, library", "3.00 x (2.00 to 6.00)", "≥ 3 x", "", "met"]
+    rate = rows.Row("read", "MB/s", [100.0, 110.0, 105.0], goal=170, larger=True, share=0.5)
+    assert rate.cells() == ["read", "105 MB/s", "", "", "≥ 170 MB/s", "50%", "MISSED"]
+    faster = rows.Row("windows", "1/s", [2.0, 2.0], "loader", [1.0], goal=2, larger=True)
+    assert (faster.result.middle, faster.met) == (2, True)
+    assert rows.Row("memory", "MB", [600.0], goal=500).met is False
+    # One value of twenty on either side lies outside of what holds the median with 95 %.
+    many = rows.Interval.of(range(20))
+    assert (many.low, many.high) == (5, 14)
+
+
+def test_variants_take_turns_after_a_first_round():
+    rows = importlib.import_module("rows")
+    called = []
+    variants = {name: lambda name=name: called.append(name) for name in "ab"}
+    times = rows.in_turns(variants, 3)
+    assert "".join(called) == "ab" * 4
+    assert [len(seconds) for seconds in times.values()] == [3, 3]
+
+
+def test_results_are_compared_beyond_noise(tmp_path):
+    rows = importlib.import_module("rows")
+
+    def results(cpu, *made):
+        on = {"cpu": cpu, "cores": 2}
+        path = rows.write(tmp_path, [dataclasses.asdict(row) for row in made], on, "c0ffee")
+        return json.loads(path.read_text())
+
+    def step(*seconds):
+        return rows.Row("step", "s", seconds, "library", [8.0] * len(seconds))
+
+    alone, memory = rows.Row("start", "s", [1.0, 1.1]), rows.Row("memory", "MB", [5.0])
+    old = results("A", step(2.0, 2.1, 1.9), alone, memory)
+    slower = results("A", step(3.0, 3.1, 2.9), rows.Row("start", "s", [0.5, 0.6]))
+    lines = rows.compare(old, slower)
+    assert [line.split()[0] for line in lines] == ["WORSE", "better", "gone"]
+    assert "step: 4 (3.81 to 4.21) -> 2.67 x" in lines[0]
+    assert rows.compare(old, old) == ["no change beyond noise"]
+    other = rows.compare(results("B", step(2.1, 1.8, 2.3), rows.Row("start", "s", [9.0])), old)
+    assert [line.split()[0] for line in other] == ["new", "other"]
+
+
+def test_names_choose_measurements():
+    rows = importlib.import_module("rows")
+    names = ["gino-1500", "gino-stock"]
+    assert rows.selected(names, [], ["gino-stock"]) == ["gino-1500"]
+    assert rows.selected(names, ["gino"], ["gino-stock"]) == ["gino-1500"]
+    assert rows.selected(names, ["gino-stock"], ["gino-stock"]) == ["gino-stock"]
 
 
 def test_gino_benchmark_measures_equal_outputs():
