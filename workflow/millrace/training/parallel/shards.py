@@ -19,7 +19,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """State of AdamW for each parameter, besides its step."""
 
 
-def is_part(tensor: Tensor) -> "TypeGuard[DTensor]":
+def is_part(tensor: Tensor) -> TypeGuard["DTensor"]:
     """Whether this process may hold a part of the tensor only."""
     imported = sys.modules.get("torch.distributed.tensor")
     return imported is not None and isinstance(tensor, imported.DTensor)
