@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from rows import Row, in_turns, run
 
-FILES, RATE, MEMORY, REPEATED = 30, 170, 500, 3
+FILES, RATE, MEMORY, REPEATED = 15, 170, 500, 3
 CHILD = "--child"
 SLICES, PER_SLICE, PATCHES = 26, 2360, 20
 N = SLICES * PER_SLICE
