@@ -31,7 +31,7 @@ from millrace.systems.groundwater.settings import GinoConfig
 
 @dataclass(frozen=True)
 class Size:
-    """A problem, the goal against ``folded``, which runs only if there is one, and the share of the floor."""
+    """A problem, the goal against ``folded``, which runs only if there is one, and that of the floor."""
 
     config: GinoConfig
     points: int
