@@ -90,7 +90,7 @@ test test-all test-nightly test-times test-docs test-mutation coverage fuzz chao
 test test-all test-nightly test-times test-docs test-mutation coverage fuzz chaos: export OPENBLAS_NUM_THREADS := 1
 PYTEST = $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test: lint ## lint, then the tests that fail often: before every commit
+test: lint ## lint, then the quick tests: before every commit
 	@echo "==> pytest -m 'not slow and not nightly' $(PYTEST_ARGS)"
 	@$(PYTEST) -m 'not slow and not nightly'
 

@@ -312,6 +312,8 @@ def test_errors_of_a_plugins_settings_name_the_experiment(monkeypatch) -> None:
         ({"train": 0.7, "validation": 0.15, "gap": 45}, "leave a period of 31 steps"),
         ({"train": 0.7, "validation": 0.15, "gap": 45}, "the largest gap that fits is 34"),
         ({"train": 0.9, "validation": 0.05, "gap": 20}, "no gap fits, shorten the window"),
+        # 0.05 of 400 steps between two gaps of 20 are 20 steps.
+        ({"train": 0.9, "validation": 0.05, "gap": 20}, "or use 440 steps or more"),
     ],
 )
 def test_periods_that_are_too_short_are_refused_with_the_largest_gap(split, told) -> None:

@@ -41,7 +41,8 @@ def time_split(n_steps: int, split: SplitConfig) -> NDArray[np.int64]:
 def check_periods(n_steps: int, split: SplitConfig, window: int) -> None:
     """Raise `ConfigError` if a period of ``n_steps`` steps is shorter than the gap or a window.
 
-    The message names the largest gap that fits, if there is one that is not too short for the window.
+    The message names the largest gap that fits, if there is one that is not too short for the window, and a
+    number of steps that is enough for the given one.
     """
 
     def shortest(gap: int) -> int:
@@ -60,10 +61,12 @@ def check_periods(n_steps: int, split: SplitConfig, window: int) -> None:
         if largest >= window - 1
         else "no gap fits, shorten the window"
     )
+    smallest = min(split.train, split.validation, 1 - split.train - split.validation)
+    enough = 2 * split.gap + math.ceil(round(max(split.gap, window) / smallest, 6))
     raise ConfigError(
         f"{n_steps} steps in fractions {split.train} and {split.validation} with gaps of {split.gap} leave "
         f"a period of {max(0, shortest(split.gap))} steps, where the gap and a window of {window} steps "
-        f"have to fit: {remedy}, or use more steps"
+        f"have to fit: {remedy}, or use {enough:,} steps or more"
     )
 
 
