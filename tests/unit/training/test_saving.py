@@ -14,6 +14,7 @@ from millrace.files import OutputError
 from millrace.training.deadline import Deadline, Stop
 from millrace.training.engine import Trainer
 from millrace.training.request import Request
+from millrace.training.saving import Saver
 from millrace.training.segment import run_segment
 from millrace.training.store import CheckpointStore, load_state
 
@@ -85,6 +86,26 @@ def test_a_clock_asks_for_checkpoints_once_the_one_before_is_written(segment):
     assert_same(same, plain)
     _, saved = segment("seldom", save_minutes=1e6)
     assert sorted(saved) == [STEPS, 2 * STEPS]
+
+
+def test_a_checkpoint_is_begun_so_early_that_it_is_written_in_time(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("millrace.training.saving.time.monotonic", lambda: now)
+    saver = Saver(None, minutes=1, step=0)
+
+    def first_late(reserve):
+        nonlocal now
+        saver.begin(0)
+        begun = now
+        while not saver.is_late(1, reserve):
+            now += 1
+        return now - begun
+
+    assert first_late(reserve=0) == 60
+    assert first_late(reserve=7) == 53
+    assert first_late(reserve=1000) == 30
+    now += 1000
+    assert not saver.is_late(0, reserve=7), "nothing new to save"
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(

@@ -194,8 +194,9 @@ class LengthConfig(Settings):
     save_steps: Count | None = option(None, unit="optimiser steps")
     """Between further checkpoints, within epochs; null: none."""
     save_minutes: Positive | None = option(None, unit="minutes", examples=[10])
-    """Between further checkpoints, within epochs that are long: what a kill can cost; null: none. Training
-    waits only until the state is copied, and a checkpoint that is still being written is not overtaken."""
+    """Between further checkpoints, within epochs that are long: what a kill can cost, but for a validation;
+    null: none. They are begun early enough to be written in time. Training waits only until the state is
+    copied, and a checkpoint that is still being written is not overtaken."""
 
     def model_post_init(self, _: Any) -> None:
         """Check that there are not more jobs than anybody wants."""

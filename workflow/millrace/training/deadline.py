@@ -87,11 +87,19 @@ class Deadline:
         self._validation = seconds
 
     @property
+    def slow_save(self) -> float:
+        """Seconds that a slow checkpoint takes, until it is written."""
+        return float(np.percentile(self._saves, 99)) if self._saves else 5.0
+
+    @property
+    def slow_step(self) -> float:
+        """Seconds that a slow step takes."""
+        return float(np.percentile(self._steps, 99)) if self._steps else 1.0
+
+    @property
     def reserve(self) -> float:
         """Seconds needed before the end: three slow saves, a slow step and a validation."""
-        save = float(np.percentile(self._saves, 99)) if self._saves else 5.0
-        step = float(np.percentile(self._steps, 99)) if self._steps else 1.0
-        return 3 * save + step + self._validation
+        return 3 * self.slow_save + self.slow_step + self._validation
 
     @property
     def stop(self) -> Stop:

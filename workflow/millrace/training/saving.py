@@ -30,10 +30,17 @@ class Saver:
         """Whether a checkpoint is due by the number of steps: the same on all ranks."""
         return bool(self._steps) and step % (self._steps or 1) == 0 and step != self._saved_step
 
-    def is_late(self, step: int) -> bool:
-        """Whether a checkpoint is due by the clock of this rank, and the one before is written."""
-        over = self._seconds is not None and time.monotonic() - self._begun >= self._seconds
-        return over and step != self._saved_step and (self._writing is None or self._writing.done())
+    def is_late(self, step: int, reserve: float = 0) -> bool:
+        """Whether a checkpoint is due by the clock of this rank, and the one before is written.
+
+        It is begun ``reserve`` seconds early, as it counts only once it is written: but not before half of
+        the time, so that slow disks do not make training save all the time.
+        """
+        if self._seconds is None or step == self._saved_step:
+            return False
+        after = max(self._seconds - reserve, self._seconds / 2)
+        over = time.monotonic() - self._begun >= after
+        return over and (self._writing is None or self._writing.done())
 
     def start(self, write: Callable[[], None]) -> None:
         """Call ``write`` in the thread, once what was started before is done."""

@@ -23,7 +23,7 @@ from millrace.training import published, run_hash
 from millrace.training.config import ExecutionConfig, TrainConfig
 from millrace.training.deadline import Deadline, Stop
 from millrace.training.distributed import Ranks
-from millrace.training.engine import Trainer
+from millrace.training.engine import AGREE_EVERY_S, Trainer
 from millrace.training.history import best_epoch
 from millrace.training.learning import stalled_loss
 from millrace.training.loggers import Logger, StepReports, check_loggers, open_loggers
@@ -273,7 +273,9 @@ class _Observer:
         return self.saver.saves_at(step)
 
     def is_late(self, step: int) -> bool:
-        return self.reporter is not None and self.saver.is_late(step)
+        # Ranks agree this often, and then a step ends.
+        reserve = self.deadline.slow_save + self.deadline.slow_step + AGREE_EVERY_S
+        return self.reporter is not None and self.saver.is_late(step, reserve)
 
     def on_due(self, trainer: Trainer) -> None:
         self._save(trainer, milestone=False)
