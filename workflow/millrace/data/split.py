@@ -122,10 +122,16 @@ class Moments:
 
     @staticmethod
     def terms(
-        values_NC: Floats, shift_C: Floats, weight_NC: Floats | None = None
+        values_NC: Floats,
+        shift_C: Floats,
+        weight_NC: Floats | None = None,
+        out: Floats | None = None,
     ) -> tuple[Floats, Floats]:
-        """Sums of the rows and of their squares, less ``shift_C``; see `of_terms`."""
-        deviation = values_NC - shift_C
+        """Sums of the rows and of their squares, less ``shift_C``; see `of_terms`.
+
+        ``out`` is overwritten, in place of new memory; it may be ``values_NC``, as which it lies in memory.
+        """
+        deviation = np.subtract(values_NC, shift_C, out=out)
         if weight_NC is not None:
             deviation = deviation * weight_NC
         # The last digits of sums depend on the order in memory. Statistics of earlier versions were

@@ -16,8 +16,8 @@ from millrace.systems.traffic.geometry import Floats
 from millrace.systems.traffic.tokens import TokenisedScenario
 
 SCHEMA = "millrace.scenarios/2"
-TOGETHER = 64
-"""Scenarios that are tokenised and written at once."""
+TOGETHER = 16
+"""Scenarios that are tokenised and written at once: they are what tokenising holds, 1 MB each."""
 _CHUNK = 1 << 16  # bytes: a scenario is read at a time, not a file
 
 ROWS: dict[str, dict[str, tuple[str, Any]]] = {

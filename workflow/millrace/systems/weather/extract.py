@@ -336,8 +336,9 @@ class _Raw:
         digest = np.zeros((len(numbers), 32), dtype=np.uint8)
         term = np.full((len(numbers), 4, len(self.names)), np.nan)
         check = np.zeros(len(numbers) if state is None else 0, dtype=np.uint32)
-        block_CIJ, in_block = np.zeros(self.shape[1:]), 0
-        done = 0
+        # Of all states: to get new memory for each takes longer than the sums.
+        block_CIJ, scratch_CIJ, *value_2 = np.zeros((4, *self.shape[1:]))
+        in_block = done = 0
         for run in runs(numbers):
             previous_CIJ = None
             for begin, block_SCIJ in self._blocks(run, self.rounding):
@@ -351,17 +352,19 @@ class _Raw:
                         check[row] = checksum(raw_CIJ)
                     if n >= summed:
                         continue
-                    values_CIJ = raw_CIJ.astype(np.float64)
+                    values_CIJ = value_2[n % 2]
+                    values_CIJ[:] = raw_CIJ
                     if n % BLOCK == 0 or n == run.start:
                         block_CIJ[:], in_block = 0, 0
                     block_CIJ += values_CIJ
                     in_block += 1
                     if in_block == BLOCK or n + 1 == summed < self.shape[0]:
                         on_block(block_CIJ)
-                    term[row, :2] = Moments.terms(_columns(values_CIJ), shift_2C[0])
+                    scratch = _columns(scratch_CIJ)
+                    term[row, :2] = Moments.terms(_columns(values_CIJ), shift_2C[0], out=scratch)
                     if previous_CIJ is not None:
-                        change = _columns(values_CIJ - previous_CIJ)
-                        term[row, 2:] = Moments.terms(change, shift_2C[1])
+                        np.subtract(values_CIJ, previous_CIJ, out=scratch_CIJ)
+                        term[row, 2:] = Moments.terms(scratch, shift_2C[1], out=scratch)
                     previous_CIJ = values_CIJ
                 done += len(block_SCIJ)
                 if progress is not None:
