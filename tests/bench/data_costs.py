@@ -156,7 +156,7 @@ def main() -> None:
                 jobs = prepare(Path(name), size)
                 raw = bytes_of(Path(name) / "raw")
                 for job, (run, output) in jobs.items():
-                    seconds, peak = in_a_process(run, 3 if size == SIZES[0] else 1)
+                    seconds, peak = in_a_process(run, 3 if size == SIZES[0] else 2)
                     found.setdefault(job, []).append(np.array([raw, seconds, peak]))
                     cost = declared.get(job, Cost(np.nan, np.nan))
                     memory = cost.memory_gb + cost.held * raw / 2**30
