@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
 from millrace.errors import tell
 from millrace.processes import end_quickly, stop_without_head
@@ -65,8 +65,11 @@ def job(snakemake: Any) -> Iterator[Callable[[str], Progress]]:
         sys.exit(tell(untold))
 
 
-def progress_in_lines(what: str) -> Progress:
-    """Progress for a log file: now and then a line with the rate and the time that is left."""
+def progress_in_lines(what: str, file: TextIO | None = None) -> Progress:
+    """Progress for a log: now and then a line with the rate and the time that is left.
+
+    ``file`` is by default the standard output.
+    """
     started, last = time.monotonic(), 0.0
 
     def report(done: int, total: int) -> None:
@@ -76,6 +79,6 @@ def progress_in_lines(what: str) -> Progress:
             last = now
             rate = done / max(now - started, 1e-9)
             left = (total - done) / rate if rate else float("inf")
-            print(f"{done}/{total} {what}, {rate:.1f}/s, {left:.0f} s left", flush=True)
+            print(f"{done}/{total} {what}, {rate:.1f}/s, {left:.0f} s left", file=file, flush=True)
 
     return report

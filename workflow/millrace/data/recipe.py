@@ -7,6 +7,7 @@ A recipe is of plain values and tensors, which `torch.load` reads without execut
     normalisation       statistics of the training period
     preparation         how samples were made of raw files
     time_step           median time between samples that follow on each other, in the unit of their times
+    periods             first and last time of training, validation and test, of samples in time
     samples             by role, the `Outline` of a sample file: all but the samples themselves
 
 A sample file with samples of its own is made of an outline by `restore`; the class that opened the files of
@@ -26,6 +27,7 @@ import torch
 
 from millrace.data.hdf5 import create, create_dataset, reading, strings
 from millrace.data.normalisation import Normalisation
+from millrace.data.split import SPLITS
 from millrace.errors import DataError
 
 VERSION = 1
@@ -53,6 +55,12 @@ def recipe_of(
     time = np.asarray(getattr(dataset, "time", []), dtype=np.float64)
     if len(time) > 1:
         recipe["time_step"] = float(np.median(np.diff(time)))
+    ranges, order = getattr(dataset, "split_ranges", None), getattr(dataset, "order_S", ())
+    if ranges is not None and (np.diff(order) > 0).all():
+        recipe["periods"] = {
+            split: [float(time[begin]), float(time[end - 1])]
+            for split, (begin, end) in zip(SPLITS, ranges, strict=True)
+        }
     if outlines and (most is None or sum(one.size() for one in outlines.values()) <= most):
         recipe["samples"] = {role: one.read() for role, one in outlines.items()}
     plain: dict[str, Any] = _plain(recipe)

@@ -21,6 +21,7 @@ from millrace.data.samples import Files
 from millrace.data.units import conversion
 from millrace.errors import ConfigError, DataError, listed
 from millrace.evaluation.program import NotExportable, Program
+from millrace.evaluation.selection import Period, Selection
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.base import Progress
 
@@ -39,11 +40,11 @@ ISSUE_TIME = "issue_time"
 """Axis of forecasts in time: the time of the last given state."""
 
 
-class SeriesForecasts(Settings):
+class SeriesForecasts(Selection):
     """Which forecasts are made of a series."""
 
     every: bool = False
-    """From all states, and not only from the last ones."""
+    """From all states, and not only from the last ones; so it is if `times` or `limit` are given."""
     stride: Count | None = None
     """Steps between forecasts; null: as many as one has."""
 
@@ -61,6 +62,9 @@ class Prepared:
     """Times whose states are given, the first ones; None: all. What follows has forcings alone."""
     remarks: Sequence[str] = ()
     """In which ways this differs from what the model was trained on."""
+    first: int = 0
+    """Number of the first sample among those of the source, of which only some were read: what is drawn
+    at random depends on it, so that it is the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +99,18 @@ class Application(ABC):
 
     @abstractmethod
     def prepare(
-        self, recipe: Recipe, source: Path, raw: str, directory: Path, workers: int
+        self,
+        recipe: Recipe,
+        source: Path,
+        raw: str,
+        directory: Path,
+        workers: int,
+        options: Any = None,
     ) -> Prepared:
-        """Write sample files of raw files of the format ``raw``; raises `DataError` for malformed ones."""
+        """Write sample files of raw files of the format ``raw``; raises `DataError` for malformed ones.
+
+        ``options`` are those that `pieces` is then given; what it needs for them may be read alone.
+        """
 
     @abstractmethod
     def pieces(
@@ -202,42 +215,62 @@ def days_of(data: xr.Dataset, what: str) -> NDArray[np.float64]:
 
 
 def window_starts(
-    given: int, total: int, window: tuple[int, int], stride: int | None, every: bool
+    given: int,
+    time_T: NDArray[np.float64],
+    window: tuple[int, int],
+    options: SeriesForecasts,
+    period: Period,
+    is_date: bool = False,
 ) -> tuple[NDArray[np.int64], int]:
     """First states of forecast windows, and how many of them have their ground truth: the first ones.
 
     Parameters
     ----------
-    given, total : int
-        Times with states, and with what else a forecast takes.
+    given : int
+        Times with states, the first ones.
+    time_T : ndarray
+        All times with what a forecast takes besides.
     window : tuple of int
         Steps given, and forecast.
-    stride : int, optional
-        Steps between windows; by default those that are forecast.
-    every : bool
-        Whether to forecast from all states, or from the last ones only.
+    options : SeriesForecasts
+        By default forecasts from the last states, or, with ``every``, those whose truth is known, and the
+        last one. Of a period also others are made.
+    period : Period
+        What `SeriesForecasts.times` means.
+    is_date : bool
+        Whether times are days since 1970, for messages.
 
-    Raises `ConfigError` if the stride is no number of steps, `DataError` if there are too few times.
+    Raises `DataError` if there are too few times, `ConfigError` if none is meant.
     """
-    past, ahead = window
-    stride = ahead if stride is None else stride
-    if stride < 1:
-        raise ConfigError(f"stride = {stride}: expected 1 or more steps")
+    (past, ahead), total = window, len(time_T)
+    stride = options.stride or ahead
     if given < past or total < past + ahead:
         raise DataError(
             f"{given} times with states and {total - given} times after them with forcings; this model "
             f"needs {past} with states, and forcings to {ahead} after the last"
         )
-    last = given - past
-    if not every:
+    last, n_true = given - past, given - past - ahead + 1
+    if not (options.every or options.times or options.limit):
         if last + past + ahead > total:
             raise DataError(
                 f"forcings end {total - given} times after the last state; this model needs them at "
                 f"{ahead} times after it"
             )
-        return np.array([last]), int(last + past + ahead <= given)
-    starts = np.arange(0, given - past - ahead + 1, stride)
-    n_true = len(starts)
-    if total >= given + ahead:
-        starts = np.append(starts, last)
-    return starts, n_true
+        return np.array([last]), int(n_true > last)
+    if period.name:
+        possible = np.arange(min(last, total - past - ahead) + 1)
+        issued = time_T[possible + past - 1]
+        ends = (
+            (time_T[possible], time_T[possible + past + ahead - 1])
+            if period.whole
+            else (issued,) * 2
+        )
+        starts = possible[period.holds(*ends)][::stride]
+        if not len(starts):
+            raise period.nothing(issued, is_date)
+    else:
+        starts = np.arange(0, n_true, stride)
+        if total >= given + ahead:
+            starts = np.append(starts, last)
+    starts = starts[: options.limit]
+    return starts, int((starts < n_true).sum())

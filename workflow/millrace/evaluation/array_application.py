@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from millrace.data.arrays import CHUNKS, ROLES, ArrayDataset
 from millrace.data.hdf5 import rows_per_chunk
 from millrace.data.recipe import outline_in, restore
-from millrace.errors import DataError
+from millrace.errors import ConfigError, DataError
 from millrace.evaluation.application import (
     ISSUE_TIME,
     ISSUED,
@@ -39,6 +39,7 @@ from millrace.evaluation.application import (
 from millrace.evaluation.array_program import array_program
 from millrace.evaluation.arrays import physical, values_per_sample
 from millrace.evaluation.program import Program
+from millrace.evaluation.selection import Period, period_of
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.arrays import ArrayConfig, Samples
 from millrace.systems.base import Progress, resolve
@@ -90,10 +91,18 @@ class ArrayApplication(Application):
         return Prepared({"samples": path}, n_steps if has_truth else 0)
 
     def prepare(
-        self, recipe: Recipe, source: Path, raw: str, directory: Path, workers: int
+        self,
+        recipe: Recipe,
+        source: Path,
+        raw: str,
+        directory: Path,
+        workers: int,
+        options: Any = None,
     ) -> Prepared:
-        """See `Application.prepare`."""
+        """See `Application.prepare`; all samples are read."""
         del raw, workers
+        if options is not None:
+            _period(recipe, options)  # refused before anything is read
         about, extraction = _About.of(recipe), get_kind(recipe["kind"]).extraction
         assert extraction is not None
         given = json.loads(recipe["preparation"]["arrays"])["settings"]
@@ -138,11 +147,14 @@ class ArrayApplication(Application):
         dataset: ArrayDataset = model.dataset
         total, given = len(dataset.time), prepared.steps
         given = total if given is None else given
+        period = _period(recipe, options)
         if _is_series(recipe):
             window = (dataset.config.input_steps, dataset.config.output_steps)
-            starts, n_true = window_starts(given, total, window, options.stride, options.every)
+            is_date = _is_date(recipe)
+            starts, n_true = window_starts(given, dataset.time, window, options, period, is_date)
         else:
-            starts, n_true = np.arange(total), given
+            starts = np.arange(total)[: options.limit]
+            n_true = min(given, len(starts))
         size = max(1, min(64, _BATCH_VALUES // values_per_sample(dataset)))
         for begin in range(0, len(starts), size):
             part = starts[begin : begin + size]
@@ -243,6 +255,19 @@ def _missing(source: Path, role: str, name: str) -> bool:
 
 def _is_series(recipe: Recipe) -> bool:
     return bool(json.loads(recipe["preparation"]["arrays"])["series"])
+
+
+def _is_date(recipe: Recipe) -> bool:
+    unit = outline_in(recipe, "samples")["attributes"].get("time", {}).get("unit", "")
+    return str(unit).startswith("days since 1970")
+
+
+def _period(recipe: Recipe, options: SeriesForecasts) -> Period:
+    if options.times is not None and not _is_series(recipe):
+        raise ConfigError(
+            "times: these samples have none; --limit, or `limit`, takes the first ones"
+        )
+    return period_of(options.times, recipe, _is_date(recipe))
 
 
 def _named(

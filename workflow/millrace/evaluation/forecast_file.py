@@ -30,6 +30,16 @@ class ForecastWriter(Protocol):
         """Append a piece along its first axis."""
 
 
+def attributes_of(about: Mapping[str, str]) -> dict[str, str]:
+    """Attributes of forecasts, from what is said of their model."""
+    return {
+        "Conventions": "CF-1.11 UGRID-1.0",
+        "title": f"Forecasts of the model {about.get('model', '')}",
+        "source": f"Millrace {about.get('millrace_version', '')}",
+        **about,
+    }
+
+
 @contextlib.contextmanager
 def forecast_file(path: Path, about: Mapping[str, str], command: str) -> Iterator[ForecastWriter]:
     """Write a file of forecasts, NetCDF (.nc) or Zarr (.zarr), which appears when it is complete.
@@ -43,13 +53,7 @@ def forecast_file(path: Path, about: Mapping[str, str], command: str) -> Iterato
             f"{path}: files of forecasts are NetCDF, with the suffix .nc, or Zarr, with .zarr"
         )
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    attributes = {
-        "Conventions": "CF-1.11 UGRID-1.0",
-        "title": f"Forecasts of the model {about.get('model', '')}",
-        "source": f"Millrace {about.get('millrace_version', '')}",
-        "history": f"{now}: {command}",
-        **about,
-    }
+    attributes = {**attributes_of(about), "history": f"{now}: {command}"}
     with writers[path.suffix](path, attributes) as write:
         yield write
 

@@ -20,6 +20,7 @@ from millrace.data.samples import Files, open_dataset
 from millrace.errors import ConfigError, DataError
 from millrace.evaluation.application import Application, Piece, Prepared, Recipe
 from millrace.evaluation.exporting import export
+from millrace.evaluation.forecast_file import attributes_of, axis_of
 from millrace.evaluation.program import Program
 from millrace.evaluation.trained_model import TrainedModel, read_training
 from millrace.models.spec import ModelSpec
@@ -100,22 +101,23 @@ class LoadedModel:
     def predict(
         self, states: Any, forcings: xr.Dataset | None = None, **options: Any
     ) -> xr.Dataset:
-        """Forecast what follows on named arrays.
+        """Forecast what follows on named arrays, or from raw files.
 
         Parameters
         ----------
-        states : xarray.Dataset
+        states : xarray.Dataset or path
             What the system says of named arrays, in the units of their attributes, or else in those of the
-            training; see the documentation of the system.
+            training; see the documentation of the system. Or where raw files lie, as for the training.
         forcings : xarray.Dataset, optional
             What is known of the time that is forecast, for models that were trained with it.
         **options
-            Of the system, such as ``members`` and ``seed``.
+            Of the system, such as ``members`` and ``seed``, and what is forecast: ``limit``, ``times`` or
+            ``scenarios``.
 
         Returns
         -------
         xarray.Dataset
-            In physical units, with names and units as in files of forecasts.
+            In physical units, with names, units and attributes as in files of forecasts.
 
         Raises
         ------
@@ -125,11 +127,36 @@ class LoadedModel:
             An option is unknown or wrong.
         """
         chosen = self.options(options)
-        with tempfile.TemporaryDirectory() as directory:
-            prepared = self.application.write(self.recipe, states, forcings, Path(directory))
+        with tempfile.TemporaryDirectory() as name:
+            directory = Path(name)
+            if not isinstance(states, str | Path):
+                prepared = self.application.write(self.recipe, states, forcings, directory)
+            elif forcings is not None:
+                raise ConfigError("forcings: raw files hold their own; leave them out")
+            else:
+                prepared = self.prepared(Path(states), directory, chosen)
             parts = [piece.forecast for piece in self.pieces(prepared, chosen)]
-        axis = next(iter(parts[0][next(iter(parts[0].data_vars))].dims))
-        return parts[0] if len(parts) == 1 else xr.concat(parts, axis, data_vars="minimal")
+        made = parts[0]
+        if len(parts) > 1:
+            made = xr.concat(parts, axis_of(made), data_vars="minimal")
+        about = {**self.about, "options": chosen.model_dump_json()}
+        return made.assign_attrs(attributes_of(about))
+
+    def prepared(
+        self,
+        source: Path,
+        directory: Path,
+        options: Settings | None = None,
+        raw: str | None = None,
+        workers: int = 1,
+    ) -> Prepared:
+        """Sample files of raw files, which ``workers`` processes parse, of what the options ask for.
+
+        ``raw`` is their format, by default that of the names of the files. Raises `DataError` if they are
+        malformed, or not what the model was trained on.
+        """
+        raw = raw or recognised(get_kind(self.recipe["kind"]).formats, source, "--format")
+        return self.application.prepare(self.recipe, source, raw, directory, workers, options)
 
     def program(
         self, source: str | Path | None = None, raw: str | None = None, **options: Any
@@ -157,9 +184,7 @@ class LoadedModel:
             if source is None:
                 prepared = application.example(self.recipe, directory)
             else:
-                place = Path(source)
-                raw = raw or recognised(get_kind(self.recipe["kind"]).formats, place, "--format")
-                prepared = application.prepare(self.recipe, place, raw, directory, 1)
+                prepared = self.prepared(Path(source), directory, raw=raw)
             dataset = self.opened(prepared.files, **application.exported_data)
             model = TrainedModel(self.spec, self.module_for(dataset), dataset)
             return application.program(model, self.recipe, prepared, chosen)

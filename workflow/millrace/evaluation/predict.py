@@ -13,11 +13,15 @@ from typing import Any
 from millrace.command_line import make_parser
 from millrace.errors import ConfigError, ExitCode, exits_with_code
 from millrace.files import write_json
+from millrace.job_log import progress_in_lines
 from millrace.provenance import provenance
 from millrace.systems.base import Progress
-from millrace.systems.registry import get_kind, load_plugins, recognised
+from millrace.systems.registry import load_plugins
 
 OPTIONS = {
+    "times": "FIRST..LAST or one time, as dates or in the unit of the series, or `validation`",
+    "limit": "at most so many forecasts, the first ones",
+    "scenarios": "of traffic: their names",
     "members": "forecasts drawn of each start or time",
     "seed": "of what is drawn",
     "perturb": "size of changes of the first states of weather, for members, in changes of one step",
@@ -58,7 +62,7 @@ def predict_files(
     output : path
         Forecasts to write, NetCDF (.nc) or Zarr (.zarr), see `forecast_file`.
     options : mapping, optional
-        Of the forecasts, such as ``members``; by default forecasts from all states.
+        Of the forecasts, such as ``members``, ``times`` and ``limit``; by default they are from all states.
     samples : mapping, optional
         Sample files of the training by role, for checkpoints that do not load by themselves.
     raw : str, optional
@@ -102,15 +106,14 @@ def predict_files(
     described = {key: ", ".join(one.about[key] for one in models) for key in model.about}
     described |= {key: model.about[key] for key in ("model", "millrace_version")}
     described |= calibrated.about if calibrated else {}
-    kind, scores, forecasts = get_kind(model.recipe["kind"]), ForecastScores(), 0
+    scores, forecasts = ForecastScores(), 0
     known = model.application.options.model_fields
     every = {"every": True} if "every" in known else {}
     chosen = model.options({**every, **(options or {})})
-    raw = raw or recognised(kind.formats, source, "--format")
     with nullcontext(workspace) if workspace else tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         directory.mkdir(parents=True, exist_ok=True)
-        prepared = model.application.prepare(model.recipe, source, raw, directory, workers)
+        prepared = model.prepared(source, directory, chosen, raw, workers)
         remarks = model.remarks(prepared)
         about = {**described, "options": chosen.model_dump_json()}
         with forecast_file(output, about, command) as write:
@@ -150,6 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     result = predict_files(
         **options,
         options={key: value for key, value in chosen.items() if value is not None},
+        progress=progress_in_lines("forecasts", sys.stderr),
         # Where files lie is nobody's business who gets the forecasts.
         command=f"millrace predict {shlex.join(Path(one).name if '/' in one else one for one in given)}",
     )
@@ -198,7 +202,8 @@ def parser() -> argparse.ArgumentParser:
         __doc__,
         "--checkpoint epoch_12.ckpt --source /data/finer --output forecasts.nc",
         "--checkpoint epoch_8.ckpt --source /data/icon --output fine.zarr --members 20 --seed 1",
-        "--checkpoint epoch_20.ckpt --source /data/era5.zarr --output weather.nc --days 10",
+        "--checkpoint epoch_20.ckpt --source /data/era5.zarr --output weather.nc --days 10 "
+        "--times 2020-01-01..2020-01-03",
         "--checkpoint seed*/epoch_12.ckpt --source /data/site --output ensemble.nc",
     )
     add_model_options(made, several=True)
@@ -212,7 +217,11 @@ def parser() -> argparse.ArgumentParser:
     add("--workspace", type=Path, metavar="DIR", help="for samples; default: temporary")
     add("--format", dest="raw", metavar="NAME", help="of the raw files; default: by their names")
     add("--workers", type=int, default=1, metavar="N", help="processes that read (default: 1)")
+    kinds: dict[str, type] = dict.fromkeys(("times", "names", "scenarios"), str)
+    kinds |= dict.fromkeys(("days", "seconds", "perturb"), float)
     for name, text in OPTIONS.items():
-        kind = str if name == "names" else float if name in ("days", "seconds", "perturb") else int
-        add(f"--{name}", type=kind, metavar="NAME" if kind is str else "N", help=text)
+        kind = kinds.get(name, int)
+        metavar = "TIMES" if name == "times" else "NAME" if kind is str else "N"
+        several: dict[str, Any] = {"nargs": "+"} if name == "scenarios" else {}
+        add(f"--{name}", type=kind, metavar=metavar, help=text, **several)
     return made

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
+from millrace.config import Count
 from millrace.data.recipe import outline_in, restore
 from millrace.errors import DataError
 from millrace.evaluation import ugrid
@@ -34,6 +35,7 @@ from millrace.evaluation.application import (
     values_of,
 )
 from millrace.evaluation.program import Program
+from millrace.evaluation.selection import Selection, period_of
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.base import Progress
 from millrace.systems.downscaling.blocks import block_means
@@ -63,10 +65,17 @@ STANDARD_NAMES = {
 SLAB_BYTES = 16 << 20
 
 
+class DownscalingForecasts(SamplerConfig, Selection):
+    """Which times are downscaled, and how."""
+
+    stride: Count = 1
+    """Steps between times that are downscaled."""
+
+
 class BlockApplication(Application):
     """Downscalers."""
 
-    options = SamplerConfig
+    options = DownscalingForecasts
     export_options = SamplerConfig
     exported_data = MappingProxyType({"piece_blocks": None})
     """A program is of the whole grid: the network gives on pieces what it gives there."""
@@ -111,7 +120,13 @@ class BlockApplication(Application):
         return Prepared({"blocks": path}, None if is_fine == {True} else 0)
 
     def prepare(
-        self, recipe: Recipe, source: Path, raw: str, directory: Path, workers: int
+        self,
+        recipe: Recipe,
+        source: Path,
+        raw: str,
+        directory: Path,
+        workers: int,
+        options: Any = None,
     ) -> Prepared:
         """See `Application.prepare`."""
         del raw, workers
@@ -130,19 +145,30 @@ class BlockApplication(Application):
             )
         time = icon.fields.time_T
         steps = max(1, SLAB_BYTES // (4 * n_cells * len(grid.names)))
+        chosen = np.arange(len(time)) if options is None else _chosen(recipe, time, options)
+        first, stop = int(chosen[0]), int(chosen[-1]) + 1
 
         def fill(file: h5py.File) -> None:
-            spans = [span for group in icon.fields.groups(steps, 1) for span in group]
+            spans = [
+                range(max(first, span.start), min(stop, span.stop))
+                for group in icon.fields.groups(steps, 1)
+                for span in group
+                if span.start < stop and span.stop > first
+            ]
             slabs = icon.fields.slabs(spans, screening)
             for span, values_TNV in zip(spans, slabs, strict=True):
-                fine_TNV = values_TNV[:, grid.order_N]
-                file["fine"][span.start : span.stop] = fine_TNV
-                coarse_TMV = block_means(fine_TNV, grid.area_N, grid.n_blocks)
-                file["coarse"][span.start : span.stop] = coarse_TMV
+                fine_TNV, rows = (
+                    values_TNV[:, grid.order_N],
+                    slice(span[0] - first, span[-1] - first + 1),
+                )
+                file["fine"][rows] = fine_TNV
+                file["coarse"][rows] = block_means(fine_TNV, grid.area_N, grid.n_blocks)
             refuse_no_data([screening.evidence()], missing)
 
-        rows = {"time": time, "fine": len(time), "coarse": len(time)}
-        return Prepared({"blocks": restore(grid.content, directory / "blocks.h5", rows, fill)})
+        n_times = stop - first
+        rows = {"time": time[first:stop], "fine": n_times, "coarse": n_times}
+        path = restore(grid.content, directory / "blocks.h5", rows, fill)
+        return Prepared({"blocks": path}, first=first)
 
     def pieces(
         self,
@@ -154,9 +180,9 @@ class BlockApplication(Application):
     ) -> Iterator[Piece]:
         """See `Application.pieces`."""
         dataset: BlockDataset = model.dataset
-        grid, n_times = _Grid(recipe), len(dataset.time)
-        for step in range(n_times):
-            made = downscaled(model.module, dataset, step, options)
+        grid, chosen = _Grid(recipe), _chosen(recipe, dataset.time, options)
+        for done, step in enumerate(chosen.tolist(), start=1):
+            made = downscaled(model.module, dataset, step, options, prepared.first + step)
             forecast = grid.named(dataset, made.ensemble_ENV, made.time, members=True)
             truth, baselines = None, {}
             if prepared.steps is None:
@@ -166,7 +192,7 @@ class BlockApplication(Application):
             weight = xr.DataArray(grid.in_file(grid.area_N), dims="cell")
             yield Piece(forecast, truth, baselines, weight / weight.mean())
             if progress is not None:
-                progress(step + 1, n_times)
+                progress(done, len(chosen))
 
     def example(self, recipe: Recipe, directory: Path) -> Prepared:
         """See `Application.example`."""
@@ -189,6 +215,15 @@ class BlockApplication(Application):
         """See `Application.program`."""
         del prepared
         return downscaling_program(model, _Grid(recipe).order_N, options)
+
+
+def _chosen(recipe: Recipe, time: Floats, options: DownscalingForecasts) -> Ints:
+    """Numbers of the times that are downscaled; raises `ConfigError` if there is none."""
+    period = period_of(options.times, recipe, is_date=True)
+    chosen = np.flatnonzero(period.holds(time, time))[:: options.stride][: options.limit]
+    if not len(chosen):
+        raise period.nothing(time, is_date=True)
+    return chosen
 
 
 class _Grid:

@@ -97,11 +97,15 @@ def sphere_of(dataset: BlockDataset) -> Sphere:
 
 
 def downscaled(
-    module: nn.Module, dataset: BlockDataset, step: int, sampler: SamplerConfig
+    module: nn.Module,
+    dataset: BlockDataset,
+    step: int,
+    sampler: SamplerConfig,
+    number: int | None = None,
 ) -> Example:
-    """Ground truth, block means and forecasts of a time."""
+    """Ground truth, block means and forecasts of a time; the noise is of ``number``, else the same."""
     if isinstance(module, Downscaler):
-        drawn_ENV = sample_grid(module, dataset, sampler, step)
+        drawn_ENV = sample_grid(module, dataset, sampler, step, number)
     else:
         drawn_ENV = expected_grid(module, dataset, step)
     fine_TNV, coarse_TMV = dataset.fields(np.array([step]))

@@ -79,18 +79,23 @@ def integrate(
 
 @torch.no_grad()
 def sample_grid(
-    module: Downscaler, dataset: BlockDataset, config: SamplerConfig, time: int
+    module: Downscaler,
+    dataset: BlockDataset,
+    config: SamplerConfig,
+    time: int,
+    number: int | None = None,
 ) -> Tensor:
     """Draw an ensemble at a time index on the whole grid, normalised, [E, N, V].
 
-    Of a grid that is divided into pieces the noisy fields of all members are in the memory of the host. In
-    each step the network is applied to piece after piece with the noise on the blocks around it, so that
-    the pieces do not show.
+    The noise is that of the time ``number``, by default of the index. Of a grid that is divided into pieces
+    the noisy fields of all members are in the memory of the host. In each step the network is applied to
+    piece after piece with the noise on the blocks around it, so that the pieces do not show.
     """
+    number = time if number is None else number
     if dataset.is_whole:
-        return sample(module, dataset.at_times(np.array([time])), config, [time])[:, 0]
+        return sample(module, dataset.at_times(np.array([time])), config, [number])[:, 0]
     shape = (dataset.grid.n_cells, len(dataset.config.variables))
-    keys = [(config.seed, time, member) for member in range(config.members)]
+    keys = [(config.seed, number, member) for member in range(config.members)]
     noise_ENV = torch.stack([_noise(shape, key) for key in keys])
     samples = _Samples(dataset, time)
 

@@ -37,6 +37,7 @@ from millrace.evaluation.application import (
     values_of,
 )
 from millrace.evaluation.program import Program
+from millrace.evaluation.selection import period_of
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.base import Progress
 from millrace.systems.groundwater.feflow_csv import find_files
@@ -122,9 +123,17 @@ class GroundwaterApplication(Application):
         return Prepared(files, n_given, _remarks(recipe, coords))
 
     def prepare(
-        self, recipe: Recipe, source: Path, raw: str, directory: Path, workers: int
+        self,
+        recipe: Recipe,
+        source: Path,
+        raw: str,
+        directory: Path,
+        workers: int,
+        options: Any = None,
     ) -> Prepared:
-        """See `Application.prepare`."""
+        """See `Application.prepare`; all times are read."""
+        if options is not None:
+            period_of(options.times, recipe, is_date=False)  # refused before anything is read
         if raw == "plane_folders":
             path = directory / "planes.h5"
             convert_plane_folders(source, path, None, SplitConfig.parse(_SPLIT, "split"))
@@ -147,7 +156,8 @@ class GroundwaterApplication(Application):
         progress: Progress | None = None,
     ) -> Iterator[Piece]:
         """See `Application.pieces`."""
-        prediction = Prediction(model, options.stride, prepared.steps, options.every)
+        period = period_of(options.times, recipe, is_date=False)
+        prediction = Prediction(model, options, period, prepared.steps)
         file = next(iter(prepared.files.values()))
         points = _points(model.dataset, Path(str(file)).with_name("series.h5"))
         for first, forecast_WLNV, known in prediction.batches(progress):

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.evaluation.application import window_starts
+from millrace.evaluation.application import SeriesForecasts, window_starts
+from millrace.evaluation.selection import Period
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.systems.base import Progress
 from millrace.systems.groundwater.forecast import next_states, physical, true_states
@@ -29,13 +30,13 @@ class Prediction:
     Parameters
     ----------
     model : TrainedModel
-    stride : int, optional
-        Steps between the starts of windows; by default as many as a forecast has.
+    options : SeriesForecasts
+        From which states to forecast.
+    period : Period
+        What its ``times`` mean.
     given : int, optional
         Times of the dataset whose states are known, the first ones, by default all. The others have
         forcings alone.
-    every : bool
-        Whether to forecast from all states, or from the last ones only.
 
     Attributes
     ----------
@@ -55,25 +56,25 @@ class Prediction:
     def __init__(
         self,
         model: TrainedModel,
-        stride: int | None = None,
+        options: SeriesForecasts,
+        period: Period,
         given: int | None = None,
-        every: bool = True,
     ) -> None:
         dataset, config = model.dataset, model.dataset.config
         n_steps = len(dataset.time)
         needs_forcings = not isinstance(dataset, PatchDataset) or bool(config.forcings)
+        ahead = dataset.time[-1] + np.median(np.diff(dataset.time)) * np.arange(1, config.length)
+        time = np.concatenate([dataset.time, ahead])
         starts, self.n_true = window_starts(
             n_steps if given is None else given,
-            n_steps if needs_forcings else n_steps + config.output_steps,
+            time[: n_steps if needs_forcings else n_steps + config.output_steps],
             (config.input_steps, config.output_steps),
-            stride,
-            every,
+            options,
+            period,
         )
         self.starts, self._model = starts, model
         self.n_points = sum(map(len, dataset.core_nodes))
         self.shape = (len(starts), config.output_steps, self.n_points, len(config.variables))
-        ahead = dataset.time[-1] + np.median(np.diff(dataset.time)) * np.arange(1, config.length)
-        time = np.concatenate([dataset.time, ahead])
         self.issue_time_W = time[starts + config.input_steps - 1]
         self.time_WL = time[starts[:, None] + config.input_steps + np.arange(config.output_steps)]
         self.metrics = FieldMetrics(config.variables, config.output_steps)
@@ -103,15 +104,14 @@ class Prediction:
             yield first, forecast.astype(np.float32), [truth, last]
             if progress is not None:
                 progress(windows.stop, len(self.starts))
-        if self.n_true < len(self.starts):
-            # The last window, of whose forecasts nothing is known.
-            within = self.starts[-1] + self._model.dataset.config.length <= len(
-                self._model.dataset.time
-            )
-            ahead = self._forecast(self.starts[-1:])[2] if within else self._forecast_ahead()
-            yield self.n_true, ahead.astype(np.float32), []
+        # Windows of whose forecasts not all is known.
+        for window, start in enumerate(self.starts[self.n_true :], start=self.n_true):
+            within = start + self._model.dataset.config.length <= len(self._model.dataset.time)
+            some = self.starts[window : window + 1]
+            ahead = self._forecast(some)[2] if within else self._forecast_ahead(some)
+            yield window, ahead.astype(np.float32), []
             if progress is not None:
-                progress(len(self.starts), len(self.starts))
+                progress(window + 1, len(self.starts))
 
     def _forecast(self, starts: np.ndarray) -> list[Floats]:
         """Ground truth, persistence and forecast, each [B, L, N, V]."""
@@ -124,10 +124,10 @@ class Prediction:
                 field[:, :, core] = values.swapaxes(1, 2)
         return fields
 
-    def _forecast_ahead(self) -> Floats:
-        """Forecast from the last states of the series, [1, L, N, V]."""
+    def _forecast_ahead(self, starts: np.ndarray) -> Floats:
+        """Forecast from a window of states that reaches beyond the series, [1, L, N, V]."""
         dataset, config = self._model.dataset, self._model.dataset.config
-        states = true_states(self._model, self.starts[-1:], config.input_steps)
+        states = true_states(self._model, starts, config.input_steps)
         # Without forcings a window differs from any other in its states alone.
         start = np.array([len(dataset.time) - config.length])
         forecast = next_states(self._model, states, start)

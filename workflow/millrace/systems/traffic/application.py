@@ -10,8 +10,10 @@ of states are several scenarios on one map.
 Shape suffixes: B scenarios, S rollouts, A agents, T steps of 0.1 s.
 """
 
+import difflib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from millrace.config import Count, Positive, Seed, Settings, option
+from millrace.config import Count, Positive, Seed, Settings, SomeNames, option
+from millrace.data.account import Account
 from millrace.data.recipe import outline_in, restore
-from millrace.errors import DataError
+from millrace.errors import ConfigError, DataError, listed
 from millrace.evaluation.application import (
     Application,
     Piece,
@@ -38,8 +41,7 @@ from millrace.systems.traffic.dataset import ScenarioDataset
 from millrace.systems.traffic.formats import Traffic
 from millrace.systems.traffic.geometry import Floats
 from millrace.systems.traffic.program import next_token_program
-from millrace.systems.traffic.scenario_file import Writer
-from millrace.systems.traffic.scenarios import tokenise_file
+from millrace.systems.traffic.scenario_file import TOGETHER, Writer
 from millrace.systems.traffic.scores import constant_velocity, velocity_of_tokens
 from millrace.systems.traffic.settings import TokenConfig
 from millrace.systems.traffic.smart.rollout import RolloutConfig, rollout
@@ -63,8 +65,12 @@ TEST = 2
 
 
 class TrafficForecasts(Settings):
-    """How rollouts are drawn."""
+    """Of which scenarios rollouts are drawn, and how."""
 
+    scenarios: SomeNames | None = None
+    """Names of those that are rolled out; null: all."""
+    limit: Count | None = None
+    """At most so many scenarios, the first ones."""
     members: Count = 32
     """Rollouts of each scenario."""
     seed: Seed = 0
@@ -108,15 +114,25 @@ class TrafficApplication(Application):
         return Prepared(written(recipe, directory, fill), None if known else 0)
 
     def prepare(
-        self, recipe: Recipe, source: Path, raw: str, directory: Path, workers: int
+        self,
+        recipe: Recipe,
+        source: Path,
+        raw: str,
+        directory: Path,
+        workers: int,
+        options: Any = None,
     ) -> Prepared:
         """See `Application.prepare`."""
         del workers
-        traffic = Traffic(raw, source)
+        traffic, chosen = Traffic(raw, source), options or TrafficForecasts()
 
         def fill(tokeniser: Tokeniser, config: TokenConfig, writer: Writer) -> None:
-            for number in range(len(traffic.files)):
-                tokenise_file(traffic, number, tokeniser, config, lambda *_: TEST, writer)
+            del config
+            found, most = _scenarios_of(traffic, chosen.scenarios), chosen.limit or TOGETHER
+            together = iter(lambda: list(islice(found, min(most, TOGETHER))), [])
+            tokenised = (one for some in together for one in tokeniser(some))
+            for one in islice(tokenised, chosen.limit):
+                writer.add(one, TEST)
 
         return Prepared(written(recipe, directory, fill))
 
@@ -142,9 +158,10 @@ class TrafficApplication(Application):
         with h5py.File(dataset.path, "r") as file:
             origin_B2, track = file["origin"][()], [one.decode() for one in file["track"][()]]
         counts = [len(dataset.rows("agent", n)["kind"]) for n in range(len(dataset.names))]
-        last, most = np.cumsum(counts), max(counts)
-        for begin in range(0, len(counts), _BATCH):
-            some = np.arange(begin, min(begin + _BATCH, len(counts)))
+        chosen = _chosen(dataset, options)
+        last, most = np.cumsum(counts), max(counts[n] for n in chosen)
+        for begin in range(0, len(chosen), _BATCH):
+            some = chosen[begin : begin + _BATCH]
             drawn = rollout(module, dataset.gather(some), config).pose_BSAT3.double().cpu().numpy()
             shape = (len(some), most, config.horizon, 3)
             forecast = np.full((len(some), config.samples, *shape[1:]), np.nan)
@@ -169,7 +186,7 @@ class TrafficApplication(Application):
                 real, straight = (_named(values, *about)[["x", "y"]] for values in (truth, steady))
                 yield Piece(made, real, {"constant_velocity": straight})
             if progress is not None:
-                progress(int(some[-1]) + 1, len(counts))
+                progress(begin + len(some), len(chosen))
 
     def example(self, recipe: Recipe, directory: Path) -> Prepared:
         """See `Application.example`: agents side by side on parallel lanes, straight on."""
@@ -235,6 +252,40 @@ def written(
         writer.finish()
 
     return {"scenarios": restore(kept, directory / "scenarios.h5", {}, fill)}
+
+
+def _chosen(dataset: ScenarioDataset, options: TrafficForecasts) -> NDArray[np.int64]:
+    """Numbers of the scenarios that are rolled out."""
+    names = options.scenarios
+    if unknown := sorted({*(names or ())} - {*dataset.names}):
+        raise _unknown(unknown[0], dataset.names, "")
+    chosen = [n for n, name in enumerate(dataset.names) if names is None or name in names]
+    return np.array(chosen[: options.limit])
+
+
+def _scenarios_of(traffic: Traffic, names: Sequence[str] | None) -> Iterator[Scenario]:
+    """Scenarios of all files, or those of these names; raises `ConfigError` if one of them is not there."""
+    seen: set[str] = set()
+    left = set(names or ())
+
+    def is_wanted(name: str) -> bool:
+        seen.add(name)
+        return names is None or name in left
+
+    for number in range(len(traffic.files)):
+        for scenario in traffic.scenarios(number, Account(), is_wanted):
+            left.discard(scenario.name)
+            yield scenario
+        if names is not None and not left:
+            return
+    if left:
+        raise _unknown(min(left), seen, f" in {traffic.source}")
+
+
+def _unknown(name: str, known: Iterable[str], where: str) -> ConfigError:
+    close = difflib.get_close_matches(name, names := sorted(known), n=1)
+    told = f"did you mean {close[0]!r}?" if close else f"there are {listed(names)}"
+    return ConfigError(f"scenarios: no scenario {name!r}{where}; {told}")
 
 
 def _scenario(

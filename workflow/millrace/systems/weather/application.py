@@ -40,12 +40,13 @@ from millrace.evaluation.application import (
 )
 from millrace.evaluation.ensemble_forecasts import joined_members
 from millrace.evaluation.program import Program
+from millrace.evaluation.selection import period_of
 from millrace.evaluation.trained_model import TrainedModel
 from millrace.input_files import resolve_address
 from millrace.systems.base import Progress
 from millrace.systems.registry import get_kind
 from millrace.systems.weather.catalogue import Catalogue
-from millrace.systems.weather.dataset import WeatherDataset
+from millrace.systems.weather.dataset import WeatherDataset, WeatherWindowConfig
 from millrace.systems.weather.grids import goes_round
 from millrace.systems.weather.program import weather_program
 from millrace.systems.weather.rollout import rolled_out
@@ -113,7 +114,13 @@ class WeatherApplication(Application):
         return Prepared({"weather": path})
 
     def prepare(
-        self, recipe: Recipe, source: Path, raw: str, directory: Path, workers: int
+        self,
+        recipe: Recipe,
+        source: Path,
+        raw: str,
+        directory: Path,
+        workers: int,
+        options: Any = None,
     ) -> Prepared:
         """See `Application.prepare`."""
         del raw, workers
@@ -130,15 +137,21 @@ class WeatherApplication(Application):
                     f"{source}: {axis} is not that of the training ({_range(own)}), but {_range(found)}; "
                     "interpolate to it"
                 )
-        shape = (len(reader.time), *content["values"]["state"].shape[1:])
+        read = range(len(reader.time))
+        if options is not None:
+            hours = float(content["attributes"][""]["hours"])
+            starts, _, ahead = _starts(recipe, reader.time, hours, options)
+            stop = int(starts[-1]) + _past(recipe) + ahead
+            read = range(int(starts[0]), min(len(reader.time), stop))
 
         def fill(file: h5py.File) -> None:
-            for begin, block_SCIJ in reader.blocks(range(shape[0])):
-                file["state"][begin : begin + len(block_SCIJ)] = block_SCIJ
+            for begin, block_SCIJ in reader.blocks(read):
+                first = begin - read.start
+                file["state"][first : first + len(block_SCIJ)] = block_SCIJ
 
-        rows = {"time": reader.time, "state": shape[0]}
+        rows = {"time": reader.time[read.start : read.stop], "state": len(read)}
         path = restore(content, directory / "weather.h5", rows, fill)
-        return Prepared({"weather": path})
+        return Prepared({"weather": path}, first=read.start)
 
     def pieces(
         self,
@@ -150,17 +163,15 @@ class WeatherApplication(Application):
     ) -> Iterator[Piece]:
         """See `Application.pieces`."""
         dataset: WeatherDataset = model.dataset
-        past, n_times = dataset.config.input_steps, len(dataset.time)
-        leads = max(1, int(options.days * 24 / dataset.step_hours))
-        total = n_times + (0 if options.every and options.stride else leads)
-        starts, n_true = window_starts(n_times, total, (past, leads), options.stride, options.every)
+        past = _past(recipe)
+        starts, n_true, leads = _starts(recipe, dataset.time, dataset.step_hours, options)
         for number, start in enumerate(starts):
             given_KBSV = dataset.core_states(0, np.arange(start, start + past)[None])
             issued = dataset.time[start + past - 1]
             made = joined_members(
                 [
                     _named(recipe, dataset, rolled_out(model, one, float(issued), leads), issued)
-                    for one in _perturbed(dataset, given_KBSV, options, number)
+                    for one in _perturbed(dataset, given_KBSV, options, prepared.first + start)
                 ]
             )
             last = given_KBSV[:, 0, -1:].expand(-1, leads, -1)
@@ -196,6 +207,22 @@ class WeatherApplication(Application):
         """See `Application.program`."""
         del recipe, prepared, options
         return weather_program(model)
+
+
+def _past(recipe: Recipe) -> int:
+    return WeatherWindowConfig.parse(recipe["definition"]["data"], "data").input_steps
+
+
+def _starts(
+    recipe: Recipe, time: NDArray[np.float64], hours: float, options: Any
+) -> tuple[NDArray[np.int64], int, int]:
+    """First given states of forecasts, how many have their ground truth, and steps of each forecast."""
+    leads = max(1, int(options.days * 24 / hours))
+    known_alone = options.every and options.stride and not options.times
+    ahead = np.arange(1, 1 if known_alone else leads + 1) * hours / 24
+    every = np.concatenate([time, time[-1] + ahead])
+    window, period = (_past(recipe), leads), period_of(options.times, recipe, is_date=True)
+    return *window_starts(len(time), every, window, options, period, is_date=True), leads
 
 
 def _perturbed(
