@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import types
 
@@ -13,6 +14,7 @@ from millrace.training.config import ExecutionConfig, TrainSettings
 from millrace.training.loggers import StepReports, check_loggers, open_loggers
 from millrace.training.store import Position
 
+_PATIENCE = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
 DONE = Position(step=20, epoch=2, batch=0)
 RECORD = {
     "epoch": 3,
@@ -164,7 +166,16 @@ def mlflow(monkeypatch):
     def of(number):
         return types.SimpleNamespace(info=types.SimpleNamespace(run_id=number))
 
+    def named(name):
+        """As MLflow refuses other names."""
+        if not re.fullmatch(r"[/\w.\- :]*", name):
+            raise MlflowError(f"Invalid value {name!r}: Names may only contain alphanumerics")
+
     class Client:
+        @reached
+        def __init__(self):
+            kept.retries = os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+
         @reached
         def search_runs(self, experiments, text):
             assert experiments == ["7"]
@@ -186,10 +197,13 @@ def mlflow(monkeypatch):
 
         @reached
         def log_param(self, number, key, value):
+            named(key)
             kept.runs[number]["params"][key] = value
 
         @reached
         def log_batch(self, number, metrics):
+            for one in metrics:
+                named(one.key)
             kept.runs[number]["metrics"] += metrics
 
         @reached
@@ -217,13 +231,14 @@ def mlflow(monkeypatch):
         exceptions=types.SimpleNamespace(MlflowException=MlflowError),
     )
     monkeypatch.setitem(sys.modules, "mlflow", module)
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", *_PATIENCE):
+        monkeypatch.setenv(name, "x")  # restored after the test, whatever happens to it
+        monkeypatch.delenv(name)
     return kept
 
 
 def test_mlflow_goes_on_with_the_run_of_a_store(mlflow, monkeypatch, tmp_path):
-    config = {"model": {"name": "gino", "modes": [4, 2]}, "seed": 0}
+    config = {"model": {"name": "gino", "modes": [4, 2]}, "weights": {"T (°C), 100%": 2}}
     for number in range(2):  # the second session does again what a kill undid
         (logger,) = open_loggers(["mlflow"], tmp_path / "1a2b", "head seed 0", DONE, config, 5)
         logger.log_step(25, {"steps/loss": 0.5})
@@ -235,7 +250,9 @@ def test_mlflow_goes_on_with_the_run_of_a_store(mlflow, monkeypatch, tmp_path):
         assert run["status"] == "FINISHED"
     assert mlflow.uri == f"sqlite:///{tmp_path}/1a2b/mlflow.db"
     assert (mlflow.experiment, run["name"]) == ("millrace", "head seed 0")
-    assert run["params"] == {"model.name": "gino", "model.modes": "[4, 2]", "seed": "0"}
+    weights = {"weights.T __C__ 100_": "2"}
+    assert run["params"] == {"model.name": "gino", "model.modes": "[4, 2]"} | weights
+    assert mlflow.retries == "2"
     shown = [(one.key, one.step) for one in run["metrics"]]
     assert shown == [("steps/loss", 25), *((key, n) for n in (3, 4, 5) for key in NUMBERS)]
     assert {one.key: one.value for one in run["metrics"][1:5]} == NUMBERS

@@ -8,6 +8,7 @@ files.
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -139,16 +140,20 @@ class _MLflow:
     def __init__(
         self, directory: Path, run: str, _done: Position, config: Any, _every: int | None
     ) -> None:
+        for name, value in _PATIENCE.items():
+            os.environ.setdefault(name, value)
         mlflow = importlib.import_module("mlflow")
         local = f"sqlite:///{directory.resolve() / 'mlflow.db'}"
         mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or local)
-        self._client, self._metric = mlflow.MlflowClient(), mlflow.entities.Metric
-        self._error, self._is_lost = mlflow.exceptions.MlflowException, False
+        # Without SQLAlchemy, which mlflow-skinny leaves out, there is no database.
+        self._errors, self._is_lost = (mlflow.exceptions.MlflowException, ImportError), False
         self._attempt(lambda: self._open(mlflow, directory.name, run, config))
 
     def _open(self, mlflow: Any, store: str, run: str, config: Mapping[str, Any]) -> None:
         """Go on with the run of this store, or begin one."""
-        name, client = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT), self._client
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+        self._client = client = mlflow.MlflowClient()  # looks at the store already
+        self._metric = mlflow.entities.Metric
         experiment = mlflow.set_experiment(name).experiment_id
         found = client.search_runs([experiment], f"tags.`{_STORE}` = '{store}'")
         if found:
@@ -158,7 +163,7 @@ class _MLflow:
             made = client.create_run(experiment, tags={_STORE: store}, run_name=run)
             self._run = made.info.run_id
             for key, value in _flat(config):
-                client.log_param(self._run, key, value)
+                client.log_param(self._run, _allowed(key), value)
         # What comes again after a kill would be shown twice.
         self._last = {
             key: max((one.step for one in client.get_metric_history(self._run, key)), default=0)
@@ -177,8 +182,8 @@ class _MLflow:
     def _send(self, axis: str, at: int, values: Mapping[str, float]) -> None:
         if at > self._last[axis]:
             now = int(time.time() * 1000)
-            made = [self._metric(name, float(value), now, at) for name, value in values.items()]
-            self._client.log_batch(self._run, metrics=made)
+            made = [(_allowed(name), float(value), now, at) for name, value in values.items()]
+            self._client.log_batch(self._run, metrics=[self._metric(*one) for one in made])
             self._last[axis] = at
 
     def _attempt(self, call: Callable[[], None]) -> None:
@@ -186,7 +191,7 @@ class _MLflow:
             return
         try:
             call()
-        except self._error as error:
+        except self._errors as error:
             self._is_lost = True
             print(
                 f"warning: train.log: MLflow gets no more of this session ({first_line(error)}); "
@@ -195,6 +200,8 @@ class _MLflow:
             )
 
 
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+"""By default MLflow tries for four minutes, while the GPUs wait, to reach a server that is not there."""
 _STORE = "millrace.store"
 _AXES = ("epoch", "steps/loss")
 """Metrics of MLflow that each epoch, and each step that is reported, has."""
@@ -206,6 +213,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", str(value)
+
+
+def _allowed(name: str) -> str:
+    """A name as MLflow takes it; others, such as that of a column with a bracket, it refuses."""
+    return re.sub(r"[^\w./: -]", "_", name, flags=re.ASCII)
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
