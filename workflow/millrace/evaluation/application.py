@@ -91,6 +91,16 @@ class Application(ABC):
     exported_data: ClassVar[Mapping[str, Any]] = {}
     """Keys of the block ``data`` that samples of programs have in place of those of the training."""
 
+    spreads: ClassVar[bool] = True
+    """Whether members may be spread about their mean to calibrate them."""
+    of_spread: ClassVar[Sequence[str]] = ()
+    """Options on which it depends how much members differ."""
+
+    def calibrated_options(self, validation: Mapping[str, Any]) -> dict[str, Any]:
+        """Options that the scores of a run on validation data ask for; by default none."""
+        del validation
+        return {}
+
     @abstractmethod
     def write(
         self, recipe: Recipe, states: Any, forcings: xr.Dataset | None, directory: Path

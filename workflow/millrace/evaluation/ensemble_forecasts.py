@@ -1,9 +1,7 @@
 """Forecasts of several models, or from several initial states, as members of one ensemble."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import xarray as xr
@@ -11,9 +9,7 @@ import xarray as xr
 from millrace.errors import ConfigError
 from millrace.evaluation.application import Piece
 from millrace.evaluation.forecast_file import axis_of
-from millrace.evaluation.forecast_scores import LEADS
 from millrace.evaluation.loaded import LoadedModel
-from millrace.sealed import read_sealed
 
 MEMBER = {"standard_name": "realization", "long_name": "member", "units": "1"}
 
@@ -48,81 +44,3 @@ def joined_members(parts: Sequence[xr.Dataset]) -> xr.Dataset:
             made = made.drop_vars(str(name)).assign({name: joined.transpose(axis, "member", ...)})
     number = np.arange(made.sizes["member"], dtype=np.int32)
     return made.assign_coords(member=("member", number, MEMBER))
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Factors on the deviations of members from their mean, fitted on validation data of the training."""
-
-    path: Path
-    factors: Mapping[str, Sequence[float]]
-    """By variable and step ahead."""
-    about: Mapping[str, str]
-    """What was done, for attributes of files."""
-
-    def __call__(self, forecast: xr.Dataset) -> xr.Dataset:
-        """Forecasts whose members are spread by the factors; raises `ConfigError` for other variables."""
-        for name, factors in self.factors.items():
-            if name not in forecast or "member" not in forecast[name].dims:
-                raise ConfigError(f"--calibration {self.path}: there are no members of {name!r}")
-            one = forecast[name]
-            lead = next((axis for axis in one.dims if axis in LEADS), None)
-            if lead is None or one.sizes[lead] != len(factors):
-                raise ConfigError(
-                    f"--calibration {self.path}: {len(factors)} factors of {name!r}, one for each step "
-                    f"ahead; the forecasts have {one.sizes.get(lead, 0)} steps"
-                )
-            mean, factor = one.mean("member", dtype=np.float64), xr.DataArray([*factors], dims=lead)
-            spread = (mean + factor * (one - mean)).transpose(*one.dims)
-            forecast = forecast.assign({name: one.copy(data=spread.values.astype(one.dtype))})
-        return forecast
-
-
-def read_calibration(path: Path, models: Sequence[LoadedModel]) -> Calibration:
-    """Calibration of an ensemble of these models, from the scores of the same seeds in the workflow.
-
-    Parameters
-    ----------
-    path : Path
-        ``results/evaluate/<experiment>/<layout>/ensemble/metrics.json``. Its factors are those of the
-        validation period; what it says of the test period is not used.
-    models : sequence of LoadedModel
-
-    Raises
-    ------
-    DataError
-        The file is missing or damaged.
-    ConfigError
-        It is of other models, or holds no factors.
-    """
-    record = read_sealed(
-        path,
-        "the scores of an ensemble, results/evaluate/<experiment>/<layout>/ensemble/metrics.json",
-        "run the workflow with two seeds or more, which writes it, or leave --calibration out",
-        "delete it and run the workflow again",
-    )
-    factors = {
-        name: scores["calibrated"]["factor"]
-        for name, scores in record.get("test", {}).items()
-        if isinstance(scores, Mapping) and "calibrated" in scores
-    }
-    if record.get("schema") != "millrace.ensemble_metrics/1" or not factors:
-        raise ConfigError(
-            f"--calibration {path}: holds no factors of calibrated members; expected the scores of an "
-            "ensemble of groundwater, evaluated by this version or a later one: evaluate it again"
-        )
-    scored = zip(record["identities"], map(str, record["epochs"]), strict=True)
-    given = [(one.about["run_hash"], one.about["epoch"]) for one in models]
-    if sorted(scored) != sorted(given):
-        raise ConfigError(
-            f"--calibration {path}: is of seeds {', '.join(map(str, record['seeds']))} of "
-            f"{record['experiment']} at epoch {', '.join(sorted({*map(str, record['epochs'])}))}; give "
-            "exactly their checkpoints, or evaluate the ensemble of yours"
-        )
-    told = (
-        "deviations of members from their mean times the factors of their variable and step ahead, with "
-        "which spread is error on the validation period of the training"
-    )
-    return Calibration(
-        path, factors, {"calibration": told, "calibration_factors": json.dumps(factors)}
-    )

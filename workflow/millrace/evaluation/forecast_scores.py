@@ -51,11 +51,13 @@ class ForecastScores:
                 self._add(self._absolute, str(name), key, abs(error), axis, piece.weight)
 
     def result(self) -> dict[str, Any]:
-        """By variable ``unit``, ``rmse``, ``mae``, ``rmse_by_lead``, ``crps``, ``baselines`` and ``skill``.
+        """By variable ``unit``, ``rmse``, ``mae``, ``rmse_by_lead``, ``baselines``, ``skill`` and so on.
 
         With several members RMSE and MAE are those of their mean, and the CRPS is the fair one [1]_;
         ``spread`` is the root of the mean variance of M members, and ``spread_skill`` sqrt(1 + 1 / M) times
-        it over the RMSE: 1 for members that are drawn like the truth. The skill is 1 - RMSE / RMSE of the
+        it over the RMSE: 1 for members that are drawn like the truth. ``spread_factor`` is by lead what the
+        deviations of members from their mean are to be multiplied with for that, 1 if there are none, or if
+        it is not known. The skill is 1 - RMSE / RMSE of the
         best baseline. A number that is not defined is None.
 
         .. [1] Ferro (2014), Fair scores for ensemble forecasts, QJRMS 140, doi:10.1002/qj.2270.
@@ -88,8 +90,17 @@ class ForecastScores:
                 record["spread_skill"] = (
                     None if inflated is None or not error else float(inflated / error)
                 )
+                by_lead = record.get("rmse_by_lead", [error])
+                record["spread_factor"] = self._factors(self._variance[name], by_lead)
             found[name] = record
         return found
+
+    def _factors(self, variance: list[xr.DataArray], rmse: list[float | None]) -> list[float]:
+        lead = next((axis for axis in variance[0].dims if axis in LEADS), None)
+        spread = [_root(one) for one in (_by(variance, str(lead)) if lead else [_mean(variance)])]
+        pairs = zip(rmse, spread, strict=True)
+        whole = np.sqrt(1 + 1 / self._members)
+        return [float(error / (whole * own)) if error and own else 1.0 for error, own in pairs]
 
     def over_time(self) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]], dict[str, str], str]:
         """First axis of the pieces, RMSE along it by variable and forecast, units by variable, and a label.
@@ -171,8 +182,10 @@ def sentences(scores: Mapping[str, Any]) -> list[str]:
             for key, rival in one["baselines"].items()
         ]
         if "crps" in one:
-            parts.append(f"CRPS {_shown(one['crps'])}{unit}")
-            parts.append(f"spread / error {_shown(one['spread_skill'])}")
+            before = one.get("uncalibrated")
+            for key, of, text in (("crps", unit, "CRPS"), ("spread_skill", "", "spread / error")):
+                told = f" (before calibration {_shown(before[key])}{of})" if before else ""
+                parts.append(f"{text} {_shown(one[key])}{of}{told}")
         if one["baselines"]:
             parts.append("skill undefined" if one["skill"] is None else f"skill {one['skill']:.3f}")
         found.append(f"{name}: {', '.join(parts)}")

@@ -68,8 +68,8 @@ def predict_files(
     raw : str, optional
         Format of the raw files; by default it is recognised by the names of the files.
     calibration : Path, optional
-        ``metrics.json`` of the ensemble of these checkpoints, as the workflow evaluates it: members are
-        spread about their mean as the errors on its validation data ask for.
+        Scores on validation data, see `millrace.evaluation.calibration.read_calibration`: members are
+        spread about their mean as the errors there ask for, or drawn with another temperature.
     metrics, figure : Path, optional
         JSON to write with what is returned, and the error over time to draw.
     workspace : Path, optional
@@ -91,7 +91,8 @@ def predict_files(
         An option is wrong, or the raw files cannot be what the model was trained on.
     """
     # Imports PyTorch and xarray, which --help and planning do without.
-    from millrace.evaluation.ensemble_forecasts import check_alike, read_calibration, together
+    from millrace.evaluation.calibration import read_calibration
+    from millrace.evaluation.ensemble_forecasts import check_alike, together
     from millrace.evaluation.forecast_file import axis_of, forecast_file
     from millrace.evaluation.forecast_scores import ForecastScores
     from millrace.evaluation.loaded import load
@@ -101,15 +102,16 @@ def predict_files(
     models = [load(one, samples=samples, device=device) for one in given]
     check_alike(models)
     model, calibrated = models[0], None
-    if calibration is not None:
-        calibrated = read_calibration(calibration, models)
-    described = {key: ", ".join(one.about[key] for one in models) for key in model.about}
-    described |= {key: model.about[key] for key in ("model", "millrace_version")}
-    described |= calibrated.about if calibrated else {}
-    scores, forecasts = ForecastScores(), 0
     known = model.application.options.model_fields
     every = {"every": True} if "every" in known else {}
     chosen = model.options({**every, **(options or {})})
+    if calibration is not None:
+        calibrated = read_calibration(calibration, models, chosen)
+        chosen = chosen.replaced(**calibrated.options)
+    described = {key: ", ".join(one.about[key] for one in models) for key in model.about}
+    described |= {key: model.about[key] for key in ("model", "millrace_version")}
+    described |= calibrated.about if calibrated else {}
+    scores, before, forecasts = ForecastScores(), ForecastScores(), 0
     with nullcontext(workspace) if workspace else tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         directory.mkdir(parents=True, exist_ok=True)
@@ -120,18 +122,24 @@ def predict_files(
             told = [progress, *[None] * (len(models) - 1)]
             pairs = zip(models, told, strict=True)
             for piece in together([one.pieces(prepared, chosen, tell) for one, tell in pairs]):
-                if calibrated is not None:
+                if calibrated is not None and calibrated.factors:
+                    before.add(piece)
                     piece = replace(piece, forecast=calibrated(piece.forecast))
                 write(model.application.as_written(piece.forecast, chosen))
                 scores.add(piece)
                 forecasts += piece.forecast.sizes[axis_of(piece.forecast)]
+    variables = scores.result()
+    for name, plain in before.result().items():
+        variables[name]["uncalibrated"] = {
+            key: plain[key] for key in ("crps", "spread", "spread_skill")
+        }
     result = {
         "schema": "millrace.prediction_metrics/2",
         **described,
         "options": chosen.model_dump(),
         "forecasts": forecasts,
         "remarks": remarks,
-        "variables": scores.result(),
+        "variables": variables,
         "provenance": provenance(),
     }
     if metrics is not None:
@@ -210,8 +218,8 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--source", type=Path, required=True, metavar="PATH", help="raw files, as for training")
     add("--output", type=Path, required=True, metavar="FILE", help="forecasts, .nc or .zarr")
-    add("--calibration", type=Path, metavar="metrics.json", help="scores of the ensemble of "
-        "these checkpoints: spread members as its validation data ask for")  # fmt: skip
+    add("--calibration", type=Path, metavar="FILE.json", help="--metrics of --times validation, or "
+        "metrics.json of an evaluation: spread members as validation data ask for")  # fmt: skip
     add("--metrics", type=Path, metavar="FILE.json", help="errors against the truth")
     add("--figure", type=Path, metavar="FILE.png", help="error over time")
     add("--workspace", type=Path, metavar="DIR", help="for samples; default: temporary")

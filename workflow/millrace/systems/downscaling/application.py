@@ -76,6 +76,7 @@ class BlockApplication(Application):
     """Downscalers."""
 
     options = DownscalingForecasts
+    of_spread = ("steps", "solver")
     export_options = SamplerConfig
     exported_data = MappingProxyType({"piece_blocks": None})
     """A program is of the whole grid: the network gives on pieces what it gives there."""

@@ -12,7 +12,7 @@ Shape suffixes: B scenarios, S rollouts, A agents, T steps of 0.1 s.
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,12 @@ class TrafficApplication(Application):
     """Models of traffic."""
 
     options = TrafficForecasts
+    spreads = False
+
+    def calibrated_options(self, validation: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Application.calibrated_options`: the temperature."""
+        fitted = validation.get("motion", {}).get("temperature")
+        return {"temperature": fitted["value"]} if fitted else {}
 
     def write(
         self, recipe: Recipe, states: Any, forcings: xr.Dataset | None, directory: Path

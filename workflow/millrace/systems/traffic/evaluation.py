@@ -19,7 +19,12 @@ from millrace.systems.traffic.figures import (
     rollout_maps,
     token_usage,
 )
-from millrace.systems.traffic.scores import displacement, motion_scores, token_scores
+from millrace.systems.traffic.scores import (
+    displacement,
+    motion_scores,
+    temperature_for,
+    token_scores,
+)
 from millrace.systems.traffic.smart.network import Smart
 from millrace.systems.traffic.smart.rollout import RolloutConfig, rollout
 from millrace.systems.traffic.tracks import CURRENT_STEP
@@ -39,17 +44,20 @@ def evaluate(
 
     See `millrace.evaluation.base.Evaluation`. Scores are
     ``{"motion": {"forecasts": {forecast: scores}, "tokens": {class: scores}}}``; of the validation
-    scenarios only those of the model and of constant velocity.
+    scenarios only those of the model and of constant velocity, and the ``temperature`` that fits them.
     """
     module, dataset = cast(Smart, model.module), model.dataset
+    fitted = temperature_for(module, dataset, "validation")
+    temperature = fitted["value"] if fitted else None
     compared = ("model", "constant_velocity")
-    validation = {
+    validation: dict[str, Any] = {
         "forecasts": motion_scores(module, dataset, "validation", ROLLOUTS, compared),
         "tokens": token_scores(module, dataset, "validation"),
+        "temperature": fitted,
     }
     test = {
         "forecasts": motion_scores(module, dataset, "test", ROLLOUTS, progress=progress),
-        "tokens": token_scores(module, dataset, "test"),
+        "tokens": token_scores(module, dataset, "test", temperature=temperature),
     }
     validation["forecasts"]["model"].pop("cases")
     cases = test["forecasts"]["model"].pop("cases")

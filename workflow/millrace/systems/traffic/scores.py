@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from millrace.evaluation.cases import case_record
 from millrace.evaluation.trained_model import finite
@@ -23,6 +24,7 @@ from millrace.systems.traffic.geometry import Floats, global_poses
 from millrace.systems.traffic.realism import FEATURES, KNOWN, features, realism
 from millrace.systems.traffic.smart.network import Smart
 from millrace.systems.traffic.smart.rollout import RolloutConfig, rollout
+from millrace.systems.traffic.temperature import fitted_temperature
 from millrace.systems.traffic.tokens import HISTORY, STRIDE
 from millrace.systems.traffic.tracks import CLASSES, CURRENT_STEP, LINE_TYPES, STEP_S
 
@@ -74,34 +76,64 @@ class TokenUsage:
         }
 
 
-def token_scores(
+def next_tokens(
     module: Smart, dataset: ScenarioDataset, split: str, progress: Progress | None = None
-) -> dict[str, dict[str, Any]]:
-    """Accuracy and mean log loss of the next token, given the true tokens before it.
+) -> Iterator[tuple[ScenarioBatch, Tensor, Tensor, Tensor]]:
+    """Logits of tokens after the current step, given the true ones before them, [B, A, K, V].
 
-    Only tokens after the current step count. Scores are by class, and of ``all``; ``prior_accuracy`` and
-    ``prior_log_loss`` are of the baseline that predicts the frequencies of tokens in training.
+    Yields for each batch of a split also the true tokens, and which of them count, [B, A, K].
     """
-    frequency_CV = token_frequencies(dataset)
-    sums_C5 = np.zeros((len(CLASSES), 5))
     for batch in _batches(dataset, split, progress):
         with torch.no_grad():
             logits = finite(module(batch)[0])[:, :, HISTORY - 1 :]
         token = batch.token_BAK[:, :, HISTORY:]
         valid = batch.valid_BAK[:, :, HISTORY:] & batch.valid_BAK[:, :, HISTORY - 1 : -1]
-        log = logits.float().log_softmax(dim=-1).gather(-1, token[..., None])[..., 0]
+        yield batch, logits, token, valid
+
+
+def temperature_for(module: Smart, dataset: ScenarioDataset, split: str) -> dict[str, Any] | None:
+    """The temperature with which next tokens of a split are most probable, see `fitted_temperature`."""
+
+    def tokens() -> Iterator[tuple[Tensor, Tensor]]:
+        for _, logits, token, valid in next_tokens(module, dataset, split):
+            yield logits[valid], token[valid]
+
+    return fitted_temperature(tokens)
+
+
+def token_scores(
+    module: Smart,
+    dataset: ScenarioDataset,
+    split: str,
+    progress: Progress | None = None,
+    temperature: float | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Accuracy and mean log loss of the next token, given the true tokens before it.
+
+    Only tokens after the current step count. Scores are by class, and of ``all``; ``prior_accuracy`` and
+    ``prior_log_loss`` are of the baseline that predicts the frequencies of tokens in training, and
+    ``calibrated_log_loss`` is that with a ``temperature``, if one is given.
+    """
+    frequency_CV = token_frequencies(dataset)
+    sums_C6 = np.zeros((len(CLASSES), 6))
+    for batch, logits, token, valid in next_tokens(module, dataset, split, progress):
+        log, cooler = (
+            (logits.float() / by).log_softmax(dim=-1).gather(-1, token[..., None])[..., 0]
+            for by in (1.0, temperature or 1.0)
+        )
         right = logits.argmax(dim=-1) == token
         for kind, share in enumerate(frequency_CV):
             own = valid & (batch.kind_BA == kind)[:, :, None]
             found = token[own].cpu().numpy()
             hits = [int(right[own].sum()), int((found == share.argmax()).sum())]
             losses = [-float(log[own].sum()), -float(np.log(share[found]).sum())]
-            sums_C5[kind] += [len(found), *hits, *losses]
-    keys = ("accuracy", "prior_accuracy", "log_loss", "prior_log_loss")
+            sums_C6[kind] += [len(found), *hits, *losses, -float(cooler[own].sum())]
+    keys = ["accuracy", "prior_accuracy", "log_loss", "prior_log_loss"]
+    keys += ["calibrated_log_loss"] if temperature else []
     return {
         name: {"tokens": int(n)}
-        | {key: _ratio(one, n) for key, one in zip(keys, sums, strict=True)}
-        for name, (n, *sums) in zip(("all", *CLASSES), (sums_C5.sum(axis=0), *sums_C5), strict=True)
+        | {key: _ratio(one, n) for key, one in zip(keys, sums, strict=False)}
+        for name, (n, *sums) in zip(("all", *CLASSES), (sums_C6.sum(axis=0), *sums_C6), strict=True)
     }
 
 

@@ -91,6 +91,7 @@ class WeatherApplication(Application):
     """Models of weather."""
 
     options = WeatherForecasts
+    of_spread = ("perturb",)
 
     def write(
         self, recipe: Recipe, states: Any, forcings: xr.Dataset | None, directory: Path
