@@ -103,6 +103,11 @@ class PredictionSettings(Settings):
     """Its seed."""
     source: Text
     """Directory that holds the raw files, or the name of a dataset whose raw files are meant."""
+    options: dict[str, Any] = option(
+        default_factory=dict, examples=[{"times": "validation", "members": 20}]
+    )
+    """Of the forecasts, as `millrace predict` takes them: what is forecast, members, seed. By default
+    forecasts are from all states."""
 
 
 class ComparedRun(Settings):

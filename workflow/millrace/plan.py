@@ -18,7 +18,7 @@ from millrace.provenance import fingerprint
 from millrace.scaling.settings import AnalysisSettings, ScalingSettings
 from millrace.sweeps.experiments import Experiments
 from millrace.sweeps.sweep import Sweep, read_sweeps
-from millrace.systems.base import SampleKind, check_replay, dataset_names, known
+from millrace.systems.base import SampleKind, check_replay, dataset_names, known, resolve
 from millrace.systems.registry import kinds, models, raw_format
 from millrace.systems.settings import SplitConfig
 from millrace.training.parallel.config import ParallelConfig
@@ -136,11 +136,14 @@ class Plan:
                 f"config: {key}.experiment: {experiment} is a sweep; name one of its trials, such as "
                 f"that of results/sweeps/{experiment}/chosen.yaml"
             )
-        if self.kind(experiment).application is None:
+        application = self.kind(experiment).application
+        if application is None:
             raise ConfigError(
                 f"config: {key}.experiment: models on {self.kind(experiment).name}, as that of "
                 f"{experiment}, are not applied to new raw files"
             )
+        if block.get("options"):  # what knows them takes a second to import
+            resolve(application).options.parse(block["options"], f"config: {key}.options")
         readable = self.kind(experiment).formats
         if source in self.datasets and raw_format(self.datasets[source]).name not in readable:
             raise ConfigError(
@@ -311,9 +314,12 @@ class Plan:
         return source
 
     def prediction_fingerprint(self, prediction: str) -> Any:
-        """Return a value that changes with the content of the raw files of a prediction."""
+        """Return a value that changes with the raw files of a prediction, and with its options."""
         source = self.predictions[prediction]["source"]
-        return self.data.fingerprint(source) if source in self.datasets else fingerprint(source)
+        options = self.predictions[prediction].get("options")
+        of_files = self.data.fingerprint(source) if source in self.datasets else fingerprint(source)
+        # Predictions of versions that knew no options are not made again.
+        return {"files": of_files, "options": options} if options else of_files
 
     def outside(self) -> list[Path]:
         """Return what the user names and jobs read: raw files, folders of checkpoints to start from."""

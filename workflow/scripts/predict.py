@@ -16,6 +16,7 @@ with job(snakemake) as progress:
         source=Path(snakemake.input.source),
         output=Path(snakemake.output.predictions),
         raw=raw_format(dataset).name if dataset else None,
+        options=block.get("options"),
         metrics=Path(snakemake.output.metrics),
         figure=Path(snakemake.output.figure),
         workers=snakemake.threads,
