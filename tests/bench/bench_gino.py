@@ -7,10 +7,12 @@ folded    the same with `torch.segment_reduce` in place of that loop
 millrace  real matrices for the kept modes, kernel sums over bags, cached neighbours and embeddings
 
 The floor is the time of all products at the rate of a large one of this core, and of reading and writing
-once what lies between layers at the rate of a copy. A stock step takes a minute: ``gino-stock`` takes one.
+once what lies between layers at the rate of a copy. A stock step takes half a minute: ``gino-stock`` takes two.
 """
 
+import multiprocessing
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -71,20 +73,34 @@ def measure(size: Size, rounds: int) -> Iterator[Row]:
 
 
 def stock(rounds: int) -> Iterator[Row]:
-    """Against the library as it comes, of which one step is timed."""
+    """Against the library as it comes, of which one step is timed.
+
+    In a process of its own, as what ranks do to keep memory makes it three times as fast.
+    """
     size = SIZES["1500"]
-    batch, model, theirs = prepared(size)
-    step = training(model, lambda: model(batch), batch)
-    reduction = integral_transform.segment_csr
-    slow = training(theirs, lambda: library(theirs, batch, reduction), batch)
-    ours = in_turns({"millrace": step}, rounds)["millrace"]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as there:
+        theirs = there.submit(stock_seconds, size).result()
+    batch, model, _ = prepared(size)
+    ours = in_turns({"millrace": training(model, lambda: model(batch), batch)}, rounds)["millrace"]
     what = f"GINO step, {size.points:,} points, batch {size.samples}, to the library as it comes"
-    yield Row(what, "s", ours, "neuralop, stock", [cpu_seconds(slow)], STOCK_GOAL)
+    yield Row(what, "s", ours, "neuralop, stock", [theirs], STOCK_GOAL)
 
 
-def prepared(size: Size) -> tuple[PatchBatch, GINO, nn.Module]:
-    """Samples, our model, and that of the library with the same weights."""
-    keep_freed_memory()
+def stock_seconds(size: Size) -> float:
+    """CPU time of a step of the library as it comes, after another one."""
+    batch, _, model = prepared(size, keep=False)
+    reduction = integral_transform.segment_csr
+    step = training(model, lambda: library(model, batch, reduction), batch)
+    return [cpu_seconds(step) for _ in range(2)][-1]
+
+
+def prepared(size: Size, keep: bool = True) -> tuple[PatchBatch, GINO, nn.Module]:
+    """Samples, our model, and that of the library with the same weights.
+
+    ``keep`` is whether memory is kept, as ranks do.
+    """
+    if keep:
+        keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = GINO(size.config, size.steps_in, size.steps_out, torch.ones(1))
