@@ -15,10 +15,11 @@ def on_a_line(speed_C, start_A, heading_A):
     """Paths along the x axis: candidate c goes ``speed_C[c]`` m in five steps."""
     speed_C, start_A, heading_A = map(torch.tensor, (speed_C, start_A, heading_A))
 
-    def paths(place_BA):
-        done = speed_C[place_BA].unsqueeze(-1) * torch.linspace(0, 1, 6)
-        x = start_A[:, None] + done * heading_A.cos()[:, None]
-        return torch.stack([x, torch.zeros_like(x), heading_A[:, None].expand_as(x)], dim=-1)
+    def paths(agent_N, place_N):
+        done = speed_C[place_N].unsqueeze(-1) * torch.linspace(0, 1, 6)
+        heading = heading_A[agent_N, None]
+        x = start_A[agent_N, None] + done * heading.cos()
+        return torch.stack([x, torch.zeros_like(x), heading.expand_as(x)], dim=-1)
 
     return paths
 
@@ -31,7 +32,7 @@ def drawn(paths, n, uniform=0.5, weights=WEIGHTS, present=None, usable=(True, Tr
     usable = torch.tensor(usable).expand(1, n, -1)
     sizes = torch.tensor(CAR).expand(1, n, 2)
     place, path = choose(weight, usable, uniform, paths, sizes, present)
-    assert torch.equal(path, paths(place))
+    assert torch.equal(path[0], paths(torch.arange(n), place[0]))
     return place[0].tolist()
 
 
@@ -84,7 +85,7 @@ def test_boxes_overlap_where_their_distance_is_negative(seed):
     size = random.uniform([2, 0.5], [8, 3], (n, 2))
     one, other = np.triu_indices(n, 1)
     expected = box_distance(pose[one, 0], size[one], pose[other, 0], size[other]) < 0
-    pairs = torch.from_numpy(np.stack([np.zeros_like(one), one, other]))
-    found = overlap(torch.from_numpy(pose)[None], torch.from_numpy(size)[None], pairs)
+    pairs = torch.from_numpy(np.stack([one, other]))
+    found = overlap(torch.from_numpy(pose), torch.from_numpy(size), pairs)
     assert 0.05 < expected.mean() < 0.95
     assert (found.numpy() == expected).all()

@@ -14,9 +14,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 PAIRS = 1024
 """Pairs of a chunk: each has some KiB of intermediate values."""
+
+
+SCORES = 1 << 18
+"""Scores of a chunk, of queries with all sources."""
+_MANY = 32
+"""Above so many sources for each neighbour it is better to gather keys than to take all products."""
 
 
 def applies(*tensors: Tensor) -> bool:
@@ -59,6 +66,63 @@ def attention(
     """
     given = (query_QHD, sources_N2C, relation_QKC, to_key_HDC, to_value_HDC, index_QK, mask_QK)
     return cast(Tensor, _Attention.apply(*given))
+
+
+def dense_enough(groups: int, sources: int, neighbours: int) -> bool:
+    """Whether `grouped_attention` is of use: without gradients, and with few sources in a group."""
+    few = bool(groups) and sources <= _MANY * neighbours * groups
+    return few and not torch.is_grad_enabled()
+
+
+def grouped_attention(
+    query_QHD: Tensor,
+    sources_N2C: Tensor,
+    to_key_HDC: Tensor,
+    to_value_HDC: Tensor,
+    index_QK: Tensor,
+    mask_QK: Tensor,
+    relation_QKC: Tensor,
+    groups: int,
+) -> Tensor:
+    """`attention`, without gradients, within equal parts of queries and sources.
+
+    Products of queries and keys are taken with all sources of the part, and those of neighbours picked:
+    no keys or values are gathered.
+    """
+    heads, width = query_QHD.shape[1:]
+    neighbours, own = index_QK.shape[1], len(sources_N2C) // groups
+    key, value = sources_N2C.unflatten(1, (2, heads, width)).unbind(1)
+    key_GHDN, value_ND = key.unflatten(0, (groups, own)).permute(0, 2, 3, 1), value.flatten(0, 1)
+    head_H1 = torch.arange(heads)[:, None]
+    given = (query_QHD, index_QK, mask_QK, relation_QKC)
+    query, index, mask, relation = (t.unflatten(0, (groups, -1)) for t in given)
+    out = torch.empty_like(query)
+    for part in _parts(groups, query.shape[1], max(1, SCORES // (heads * own))):
+        query_R, relation_R = query[part].flatten(0, 1), relation[part].flatten(0, 1)
+        index_RK, mask_RK = index[part].flatten(0, 1), mask[part].flatten(0, 1)
+        score = torch.matmul(query[part].transpose(1, 2), key_GHDN[part[0]])
+        local = index[part] - torch.arange(groups)[part[0], None, None] * own
+        score = score.gather(3, local[:, None].expand(-1, heads, -1, -1)).transpose(1, 2)
+        score = torch.bmm(_by_head(query_R, to_key_HDC), relation_R.mT) + score.flatten(0, 1)
+        score.masked_fill_(~mask_RK[:, None], -1e4)
+        weight = torch.softmax(score, dim=-1)
+        weight *= mask_RK[:, None]
+        seen = torch.bmm(torch.bmm(weight, relation_R).transpose(0, 1), to_value_HDC.mT)
+        found = functional.embedding_bag(
+            (index_RK[:, None] * heads + head_H1).flatten(0, 1), value_ND,
+            mode="sum", per_sample_weights=weight.view(-1, neighbours),
+        )
+        out[part] = (found.view_as(query_R) + seen.transpose(0, 1)).view_as(out[part])
+    return out.flatten(0, 1)
+
+
+def _parts(groups: int, rows: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of groups and of their rows, of about ``size`` rows each."""
+    return (
+        (group, row)
+        for group in _chunks(groups, max(1, size // rows))
+        for row in _chunks(rows, min(size, rows))
+    )
 
 
 class _Relations(torch.autograd.Function):

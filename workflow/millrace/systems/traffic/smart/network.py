@@ -372,7 +372,7 @@ class Smart(nn.Module):
         light = encoded.light_BMK.flatten(0, 1)[flat, _rows(at.flatten(), queries)[:, None]]
         mask = _rows(mask.flatten(0, 1) & valid_BAK.flatten()[:, None], queries)
         relation = self.relation_road.pairs(seen, mask, (self.light.weight, light))
-        return Neighbours(flat, mask, relation)
+        return Neighbours(flat, mask, relation, n_scenarios if queries is None else 0)
 
     def _near_agents(
         self,
@@ -395,7 +395,9 @@ class Smart(nn.Module):
         pose, mask = pose_BAK3.flatten(0, 2), _rows(mask.flatten(0, 2), queries)
         seen = relative_positions(_rows(pose, queries)[:, None], pose[flat])
         relation = self.relation_agents.pairs(seen, mask)
-        return Neighbours(flat if place is None else place[flat], mask, relation)
+        if place is not None:
+            return Neighbours(place[flat], mask, relation)
+        return Neighbours(flat, mask, relation, n if steps == 1 else 0)
 
 
 def _rows(x: Tensor, taken: Tensor | None) -> Tensor:

@@ -121,9 +121,10 @@ def _next_tokens(
     weight_BAC = (best_BAC[..., : config.top_k] / config.temperature).softmax(dim=-1)
     weight_BAC = F.pad(weight_BAC, (0, wanted - weight_BAC.shape[-1]))
 
-    def paths(place_BA: Tensor) -> Tensor:
-        token_BA = index_BAC.gather(2, place_BA.unsqueeze(2))[..., 0]
-        return module.token_poses(pose_BA3, kind_BA, token_BA)
+    index_NC, pose_N3, kind_N = (t.flatten(0, 1) for t in (index_BAC, pose_BA3, kind_BA))
+
+    def paths(agent_N: Tensor, place_N: Tensor) -> Tensor:
+        return module.token_poses(pose_N3[agent_N], kind_N[agent_N], index_NC[agent_N, place_N])
 
     usable_BAC = module.exists_CV[kind_BA].gather(2, index_BAC)
     place_BA, path = choose(weight_BAC, usable_BAC, uniform_BA.float(), paths, size_BA2, present_BA)
