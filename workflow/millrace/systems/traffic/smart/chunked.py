@@ -20,8 +20,6 @@ PAIRS = 1024
 """Pairs of a chunk: each has some KiB of intermediate values."""
 
 
-SCORES = 1 << 18
-"""Scores of a chunk, of queries with all sources."""
 _MANY = 32
 """Above so many sources for each neighbour it is better to gather keys than to take all products."""
 
@@ -97,7 +95,7 @@ def grouped_attention(
     given = (query_QHD, index_QK, mask_QK, relation_QKC)
     query, index, mask, relation = (t.unflatten(0, (groups, -1)) for t in given)
     out = torch.empty_like(query)
-    for part in _parts(groups, query.shape[1], max(1, SCORES // (heads * own))):
+    for part in _parts(groups, query.shape[1], max(1, 4 * PAIRS // neighbours)):
         query_R, relation_R = query[part].flatten(0, 1), relation[part].flatten(0, 1)
         index_RK, mask_RK = index[part].flatten(0, 1), mask[part].flatten(0, 1)
         score = torch.matmul(query[part].transpose(1, 2), key_GHDN[part[0]])
@@ -120,8 +118,8 @@ def _parts(groups: int, rows: int, size: int) -> Iterator[tuple[slice, slice]]:
     """Slices of groups and of their rows, of about ``size`` rows each."""
     return (
         (group, row)
-        for group in _chunks(groups, max(1, size // rows))
-        for row in _chunks(rows, min(size, rows))
+        for group in chunks(groups, max(1, size // rows))
+        for row in chunks(rows, min(size, rows))
     )
 
 
@@ -140,7 +138,7 @@ class _Relations(torch.autograd.Function):
         keep: bool,
         *weights: Tensor,
     ) -> Tensor:
-        parts, last = _by_feature(weights)
+        parts, last = by_feature(weights)
         kept_N = mask_P.nonzero()[:, 0]
         hidden = table_TC.shape[1]
         shape = (len(kept_N) if keep else PAIRS, hidden)  # without gradients those of one chunk
@@ -148,17 +146,17 @@ class _Relations(torch.autograd.Function):
         sum_NC, deviation_N = table_TC.new_empty(shape), table_TC.new_empty(shape[0], 1)
         out_PC = table_TC.new_zeros(len(mask_P), hidden)
         bias_C = torch.stack([part[6] for part in parts]).sum(dim=0)
-        for rows in _chunks(len(kept_N), PAIRS):
+        for rows in chunks(len(kept_N), PAIRS):
             pair_R = kept_N[rows]
             at = rows if keep else slice(len(pair_R))
             total_RC = table_TC.index_select(0, entry_P.index_select(0, pair_R)).add_(bias_C)
             values = feature_PF.index_select(0, pair_R).split(widths, dim=1)
             for value_RF, kept_NC, part in zip(values, first_NC, parts, strict=True):
-                wave_RW = _waves(value_RF, part[0])
+                wave_RW = waves(value_RF, part[0])
                 first_RC = torch.addmm(part[2], wave_RW, part[1].t(), out=kept_NC[at])
-                total_RC.addmm_(_rectified(first_RC, part[3:], eps)[0], part[5].t())
+                total_RC.addmm_(rectified(first_RC, part[3:], eps)[0], part[5].t())
             sum_NC[at] = total_RC
-            made_RC = torch.addmm(last[3], _rectified(total_RC, last, eps)[0], last[2].t())
+            made_RC = torch.addmm(last[3], rectified(total_RC, last, eps)[0], last[2].t())
             made_RC, _, deviation_N[at] = torch.native_layer_norm(
                 made_RC, (hidden,), None, None, eps
             )
@@ -177,11 +175,11 @@ class _Relations(torch.autograd.Function):
             ctx.saved_tensors
         )
         first_NC, weights = others[: len(ctx.widths)], others[len(ctx.widths) :]
-        parts, last = _by_feature(weights)
+        parts, last = by_feature(weights)
         grad_table = torch.zeros_like(table_TC)
         grad_weights = [torch.zeros_like(weight) for weight in weights]
-        grad_parts, grad_last = _by_feature(grad_weights)
-        for rows in _chunks(len(kept_N), PAIRS):
+        grad_parts, grad_last = by_feature(grad_weights)
+        for rows in chunks(len(kept_N), PAIRS):
             pair_R = kept_N[rows]
             grad_RC = _layer_norm_backward(
                 gradients[0].index_select(0, pair_R), out_PC.index_select(0, pair_R)
@@ -194,7 +192,7 @@ class _Relations(torch.autograd.Function):
                 values, first_NC, parts, grad_parts, strict=True
             ):
                 first_RC = _layers_backward(grad_RC, kept_NC[rows], part[3:], grads[3:], ctx.eps)
-                wave_RW = _waves(value_RF, part[0])
+                wave_RW = waves(value_RF, part[0])
                 grads[1].addmm_(first_RC.t(), wave_RW)
                 grads[2].add_(first_RC.sum(dim=0))
                 bands = part[0].shape[1]
@@ -225,7 +223,7 @@ class _Attention(torch.autograd.Function):
         weight_QHK = query_QHD.new_empty(queries, heads, neighbours)
         out_QHD = torch.empty_like(query_QHD)
         spread = query_QHD.new_zeros(size, heads, heads, width)
-        for rows in _chunks(queries, size):
+        for rows in chunks(queries, size):
             query, relation = query_QHD[rows], relation_QKC[rows]
             key, value = _gathered(sources_N2C, index_QK[rows])
             own = _spread(query, spread)
@@ -255,7 +253,7 @@ class _Attention(torch.autograd.Function):
         factor_GDC = torch.cat([to_value_HDC, to_key_HDC])
         grad_factor = torch.zeros_like(factor_GDC)
         spread = query_QHD.new_zeros(size, 2, heads, 2, heads, width)
-        for rows in _chunks(queries, size):
+        for rows in chunks(queries, size):
             query, relation, weight = query_QHD[rows], relation_QKC[rows], weight_QHK[rows]
             grad = gradients[0][rows]
             key, value = _gathered(sources_N2C, index_QK[rows])
@@ -278,16 +276,17 @@ class _Attention(torch.autograd.Function):
         return grad_query, grad_sources, grad_relation, grad_key, grad_value, None, None
 
 
-def _by_feature(tensors: Sequence[Tensor]) -> tuple[list[Sequence[Tensor]], Sequence[Tensor]]:
+def by_feature(tensors: Sequence[Tensor]) -> tuple[list[Sequence[Tensor]], Sequence[Tensor]]:
     """Weights, or gradients, of each feature and of the last layers."""
     return [tensors[at : at + 7] for at in range(0, len(tensors) - 4, 7)], tensors[-4:]
 
 
-def _chunks(length: int, size: int) -> Iterator[slice]:
+def chunks(length: int, size: int) -> Iterator[slice]:
+    """Slices of at most ``size``."""
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
-def _waves(value_RF: Tensor, frequency_FB: Tensor) -> Tensor:
+def waves(value_RF: Tensor, frequency_FB: Tensor) -> Tensor:
     """Cosines and sines of a feature, and the feature itself."""
     bands, width = frequency_FB.shape[1], value_RF.shape[1]
     wave = value_RF.new_empty(len(value_RF), 2 * bands + width)
@@ -301,7 +300,7 @@ def _waves(value_RF: Tensor, frequency_FB: Tensor) -> Tensor:
     return wave
 
 
-def _rectified(x_RC: Tensor, layers: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def rectified(x_RC: Tensor, layers: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised and rectified values; mean and reciprocal deviation of each row."""
     scale, shift, *_ = layers
     y_RC, mean, deviation = torch.native_layer_norm(x_RC, x_RC.shape[1:], scale, shift, eps)
@@ -317,7 +316,7 @@ def _layers_backward(
 ) -> Tensor:
     """Gradient of the input of normalisation, ReLU and linear layer; those of weights are added up."""
     scale, shift, weight, _ = layers
-    y_RC, mean, deviation = _rectified(x_RC, layers, eps)
+    y_RC, mean, deviation = rectified(x_RC, layers, eps)
     totals[2].addmm_(gradient_RC.t(), y_RC)
     totals[3].add_(gradient_RC.sum(dim=0))
     inner = torch.ops.aten.threshold_backward(gradient_RC @ weight, y_RC, 0)

@@ -6,13 +6,14 @@ Shape suffixes: B scenarios, Q queries, N sources (whose keys and values are att
 query, H heads, D channels of a head, C channels.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from millrace.systems.traffic.smart import chunked
+from millrace.systems.traffic.smart import chunked, tabulated
 
 
 class Neighbours(NamedTuple):
@@ -73,26 +74,50 @@ class FourierEmbedding(nn.Module):
         feature_QKF: Tensor,
         mask_QK: Tensor,
         extra: tuple[Tensor, Tensor] | None = None,
+        tables: tabulated.Tables | None = None,
     ) -> Tensor:
         """Normalised embeddings of pairs, [Q, K, C]; any finite values where the mask is False.
 
         ``extra`` is added to the sum of the MLPs: a table, [T, C], and numbers of its rows, int64[Q, K].
+        ``tables`` are those of `tabulated`, of the same table.
         """
         if not chunked.applies(feature_QKF):
             row = None if extra is None else functional.embedding(extra[1], extra[0])
             embedded = self(feature_QKF, row)
             return functional.layer_norm(embedded, embedded.shape[-1:])
         if extra is None:
-            hidden = self.frequencies[0].new_zeros(1, len(next(self.out.parameters())))
-            extra = hidden, torch.zeros_like(mask_QK, dtype=torch.int64)
+            extra = self._nothing(), torch.zeros_like(mask_QK, dtype=torch.int64)
+        pairs = (feature_QKF.flatten(0, 1), mask_QK.flatten())
+        about = (self.widths, self._eps, self._weights())
+        if tables is None:
+            embedded = chunked.relations(*pairs, extra[0], extra[1].flatten(), *about)
+        else:
+            embedded = tabulated.relations(*pairs, extra[1].flatten(), *about, tables)
+        return embedded.unflatten(0, mask_QK.shape)
+
+    def tables(
+        self, lengths: Sequence[float | None], table_TC: Tensor | None = None
+    ) -> tabulated.Tables | None:
+        """Tables for `pairs`, see `tabulated.tabulate`; None where they are of no use."""
+        table_TC = self._nothing() if table_TC is None else table_TC
+        single = table_TC.dtype == torch.float32
+        if torch.is_grad_enabled() or not single or not chunked.applies(table_TC):
+            return None
+        return tabulated.tabulate(table_TC, lengths, self._eps, self._weights())
+
+    @property
+    def _eps(self) -> float:
+        return cast(nn.LayerNorm, self.out[0]).eps
+
+    def _nothing(self) -> Tensor:
+        return self.frequencies[0].new_zeros(1, len(next(self.out.parameters())))
+
+    def _weights(self) -> list[Tensor]:
+        """As in `chunked.relations`."""
         weights = [*self.out.parameters()]
         for frequency, mlp in reversed([*zip(self.frequencies, self.mlps, strict=True)]):
             weights = [frequency, *mlp.parameters(), *weights]
-        embedded = chunked.relations(
-            *(feature_QKF.flatten(0, 1), mask_QK.flatten(), extra[0], extra[1].flatten()),
-            *(self.widths, cast(nn.LayerNorm, self.out[0]).eps, weights),
-        )
-        return embedded.unflatten(0, mask_QK.shape)
+        return weights
 
 
 class RelativeAttention(nn.Module):

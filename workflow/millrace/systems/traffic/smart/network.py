@@ -10,6 +10,7 @@ Shape suffixes: B scenarios, A agents, K token steps (0.5 s, at the ends of the 
 V tokens, L decoder layers, C channels, Q queries and N sources of an attention, flattened.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
@@ -29,6 +30,7 @@ from millrace.systems.traffic.smart.layers import (
     nearest_neighbours,
     relative_positions,
 )
+from millrace.systems.traffic.smart.tabulated import Tables
 from millrace.systems.traffic.tracks import CLASSES, LIGHT_STATES, LINE_TYPES
 from millrace.systems.traffic.vocabulary import corners
 
@@ -58,6 +60,8 @@ class EncodedMap(NamedTuple):
     """Embedding of motion tokens."""
     token_T: Tensor | None
     """int64: their numbers, see `Smart._numbers`, in order; None: those of all tokens."""
+    road_tables: Tables | None = None
+    agent_tables: Tables | None = None
 
 
 @dataclass
@@ -153,9 +157,20 @@ class Smart(nn.Module):
         masked_BMC = torch.where(masked_BM[..., None], torch.zeros_like(road_BMC), road_BMC)
         return logits, self.road_head(self._attend_map(masked_BMC, shown))
 
-    def encode_map(self, batch: ScenarioBatch) -> EncodedMap:
-        """Encode the map, for `decode` and `advance`."""
-        return self._encode(batch, self._attend_map(*self._embed_map(batch)))
+    def encode_map(self, batch: ScenarioBatch, tabulate: bool = False) -> EncodedMap:
+        """Encode the map, for `decode` and `advance`.
+
+        ``tabulate`` what relations are embedded from, see `tabulated`: of use for many token steps.
+        """
+        encoded = self._encode(batch, self._attend_map(*self._embed_map(batch)))
+        if not tabulate:
+            return encoded
+        far = [r * 1.001 / 10 for r in (self.config.road_radius, self.config.agent_radius)]
+        lengths = [(length, None, 2 * math.pi) for length in far]  # bearings have two degrees
+        return encoded._replace(
+            road_tables=self.relation_road.tables(lengths[0], self.light.weight),
+            agent_tables=self.relation_agents.tables(lengths[1]),
+        )
 
     def decode(
         self,
@@ -209,7 +224,7 @@ class Smart(nn.Module):
         near = (
             self._near_cache(cache),
             self._near_road(pose, valid, encoded, len(cache.pose) - 1),
-            self._near_agents(pose, valid),
+            self._near_agents(pose, valid, tables=encoded.agent_tables),
         )
         return self._logits(encoded, kind_BA, x_BAKC, near, earlier)[:, :, 0]
 
@@ -371,7 +386,8 @@ class Smart(nn.Module):
         at = torch.arange(first, first + n_steps, device=pose.device).expand_as(valid_BAK)
         light = encoded.light_BMK.flatten(0, 1)[flat, _rows(at.flatten(), queries)[:, None]]
         mask = _rows(mask.flatten(0, 1) & valid_BAK.flatten()[:, None], queries)
-        relation = self.relation_road.pairs(seen, mask, (self.light.weight, light))
+        extra = self.light.weight, light
+        relation = self.relation_road.pairs(seen, mask, extra, encoded.road_tables)
         return Neighbours(flat, mask, relation, n_scenarios if queries is None else 0)
 
     def _near_agents(
@@ -380,6 +396,7 @@ class Smart(nn.Module):
         valid_BAK: Tensor,
         queries: Tensor | None = None,
         place: Tensor | None = None,
+        tables: Tables | None = None,
     ) -> Neighbours:
         """Other agents at the same token step; see `_near_time`."""
         n, agents, steps = valid_BAK.shape
@@ -394,7 +411,7 @@ class Smart(nn.Module):
         flat = _rows(((scenario * agents + index) * steps + step).flatten(0, 2), queries)
         pose, mask = pose_BAK3.flatten(0, 2), _rows(mask.flatten(0, 2), queries)
         seen = relative_positions(_rows(pose, queries)[:, None], pose[flat])
-        relation = self.relation_agents.pairs(seen, mask)
+        relation = self.relation_agents.pairs(seen, mask, tables=tables)
         if place is not None:
             return Neighbours(place[flat], mask, relation)
         return Neighbours(flat, mask, relation, n if steps == 1 else 0)

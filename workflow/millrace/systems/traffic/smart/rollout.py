@@ -30,6 +30,10 @@ from millrace.systems.traffic.tokens import HISTORY, STRIDE, TOKENS
 from millrace.systems.traffic.vocabulary import BOXES
 
 
+_TABULATED = 4096
+"""From so many tokens on tables of relations pay: they have the size of those of some hundred tokens."""
+
+
 class RolloutConfig(Settings):
     """How rollouts are drawn."""
 
@@ -78,7 +82,8 @@ def rollout(
     kind, size = (t.repeat_interleave(n, dim=0) for t in (batch.kind_BA, batch.size_BA2))
     token, pose, valid = ([*t.repeat_interleave(n, dim=0).unbind(2)] for t in history)
     uniform = _uniform(batch, config).to(pose[0])
-    encoded, cache = module.encode_map(batch), Cache()
+    tabulate = cached and kind.numel() * config.steps >= _TABULATED
+    encoded, cache = module.encode_map(batch, tabulate), Cache()
     if cached:  # up to the current step all rollouts are the same
         for known in zip(*(t.unbind(2) for t in history), strict=True):
             logits = module.advance(encoded, cache, batch.kind_BA, batch.size_BA2, *known)
