@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from millrace.systems.traffic.smart import chunked, tabulated
+from millrace.systems.traffic.smart.products import Linear
 
 
 class Neighbours(NamedTuple):
@@ -49,14 +50,14 @@ class FourierEmbedding(nn.Module):
         self.frequencies = nn.ParameterList(torch.randn(width, bands) for width in widths)
         self.mlps = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(2 * bands + width, hidden),
+                Linear(2 * bands + width, hidden),
                 nn.LayerNorm(hidden),
                 nn.ReLU(),
-                nn.Linear(hidden, hidden),
+                Linear(hidden, hidden),
             )
             for width in widths
         )
-        self.out = nn.Sequential(nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        self.out = nn.Sequential(nn.LayerNorm(hidden), nn.ReLU(), Linear(hidden, hidden))
 
     def forward(self, features: Tensor, extra: Tensor | None = None) -> Tensor:
         """Embed [..., sum of widths] to [..., hidden]; ``extra`` is added to the sum of the MLPs."""
@@ -142,21 +143,21 @@ class RelativeAttention(nn.Module):
     def __init__(self, hidden: int, heads: int, two_sided: bool = False) -> None:
         super().__init__()
         self.heads, self.width = heads, hidden // heads
-        self.query = nn.Linear(hidden, hidden)
-        self.key = nn.Linear(hidden, hidden, bias=False)
-        self.value = nn.Linear(hidden, hidden)
-        self.relation_key = nn.Linear(hidden, hidden, bias=False)
-        self.relation_value = nn.Linear(hidden, hidden, bias=False)
-        self.skip = nn.Linear(hidden, hidden)
-        self.gate = nn.Linear(2 * hidden, hidden)
-        self.out = nn.Linear(hidden, hidden)
+        self.query = Linear(hidden, hidden)
+        self.key = Linear(hidden, hidden, bias=False)
+        self.value = Linear(hidden, hidden)
+        self.relation_key = Linear(hidden, hidden, bias=False)
+        self.relation_value = Linear(hidden, hidden, bias=False)
+        self.skip = Linear(hidden, hidden)
+        self.gate = Linear(2 * hidden, hidden)
+        self.out = Linear(hidden, hidden)
         self.norm_query = nn.LayerNorm(hidden)
         self.norm_source = nn.LayerNorm(hidden) if two_sided else self.norm_query
         self.norm_out = nn.LayerNorm(hidden)
         self.norm_before = nn.LayerNorm(hidden)
         self.norm_after = nn.LayerNorm(hidden)
         self.feed_forward = nn.Sequential(
-            nn.Linear(hidden, 4 * hidden), nn.ReLU(), nn.Linear(4 * hidden, hidden)
+            Linear(hidden, 4 * hidden), nn.ReLU(), Linear(4 * hidden, hidden)
         )
 
     def sources(self, x_NC: Tensor) -> Tensor:
@@ -204,7 +205,7 @@ class RelativeAttention(nn.Module):
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """Two linear layers, with normalisation and ReLU between them."""
     return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+        Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(), Linear(hidden, outputs)
     )
 
 

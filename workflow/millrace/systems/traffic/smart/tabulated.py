@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from millrace.systems.traffic.smart.chunked import PAIRS, by_feature, chunks, rectified, waves
+from millrace.systems.traffic.smart.products import linear
 
 _STEP = 0.008
 """Distance of nodes, in radians of the fastest wave: the error of a straight line is an eighth of its
@@ -69,9 +70,9 @@ def tabulate(
         turns = feature @ frequency.double()
         phase = ((turns - turns.round()) * (2 * math.pi)).to(table_TC.dtype)
         wave = torch.cat([phase.cos(), phase.sin(), feature.to(table_TC.dtype)], dim=1)
-        active, *_ = rectified(torch.addmm(bias, wave, weight.t()), layers, eps)
+        active, *_ = rectified(linear(wave, weight, bias), layers, eps)
         on = active > 0
-        values.append(active @ layers[2].t())
+        values.append(linear(active, layers[2]))
         curves.append(Curve(first, length / count, (on[1:] == on[:-1]).all(dim=1)))
         first += len(at_T)
     return Tables(torch.cat(values), tuple(curves))
@@ -115,12 +116,11 @@ def relations(
             row_NK[at], tables.value_TC, mode="sum", per_sample_weights=share_NK[at]
         )
         for value_NF, part in by_formula:
-            first_RC = torch.addmm(part[2], waves(value_NF[at], part[0]), part[1].t())
-            total_RC.addmm_(rectified(first_RC, part[3:], eps)[0], part[5].t())
+            total_RC += _curve(value_NF[at], part, eps)
         for kinked, value_KC, bounds in exact:
             some = slice(*bounds[number : number + 2])
             total_RC.index_add_(0, kinked[some] - at.start, value_KC[some])
-        made_RC = torch.addmm(last[3], rectified(total_RC, last, eps)[0], last[2].t())
+        made_RC = linear(rectified(total_RC, last, eps)[0], last[2], last[3])
         normed_RC = functional.layer_norm(made_RC, (hidden,), eps=eps)
         out_PC.index_copy_(0, kept_N[at], normed_RC)
     return out_PC
@@ -134,5 +134,5 @@ def _angle(direction_N2: Tensor) -> Tensor:
 
 def _curve(value_NF: Tensor, part: Sequence[Tensor], eps: float) -> Tensor:
     """What a feature adds, without the last bias, by the formula."""
-    first_NC = torch.addmm(part[2], waves(value_NF, part[0]), part[1].t())
-    return rectified(first_NC, part[3:], eps)[0] @ part[5].t()
+    first_NC = linear(waves(value_NF, part[0]), part[1], part[2])
+    return linear(rectified(first_NC, part[3:], eps)[0], part[5])
