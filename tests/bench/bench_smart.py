@@ -4,7 +4,8 @@ Two variants take turns in one process, with the same weights; a step is forecas
 and AdamW, of a model with 7 million parameters on simulated intersections.
 
 plain     gathered keys and values, every pair and token embedded at once, as on a GPU
-millrace  relations and attention in chunks, without padding
+millrace  relations and attention in chunks, without padding; in a rollout also tables of relations,
+          products of queries with all keys of a scenario, and linear layers by oneDNN
 """
 
 import statistics
@@ -16,6 +17,7 @@ from unittest import mock
 import torch
 from rows import Limits, Row, in_turns, run
 from torch import nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from millrace.processes import keep_freed_memory
@@ -23,7 +25,7 @@ from millrace.systems.traffic.dataset import ScenarioBatch, ScenarioDataset
 from millrace.systems.traffic.scenarios import build_vocabulary, tokenise
 from millrace.systems.traffic.settings import ScenarioConfig, SmartConfig, TokenConfig
 from millrace.systems.traffic.simulator.traffic import TrafficConfig, simulate
-from millrace.systems.traffic.smart import chunked
+from millrace.systems.traffic.smart import chunked, products
 from millrace.systems.traffic.smart.rollout import RolloutConfig, rollout
 from millrace.systems.traffic.smart.spec import SPEC
 
@@ -77,7 +79,8 @@ def simulated(directory: Path) -> ScenarioDataset:
 
 
 def plain(work):
-    with mock.patch.object(chunked, "applies", return_value=False):
+    as_written = mock.patch.object(chunked, "applies", return_value=False)
+    with as_written, mock.patch.object(products, "linear", functional.linear):
         return work()
 
 

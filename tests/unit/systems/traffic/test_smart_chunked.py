@@ -1,6 +1,7 @@
 """SMART on a CPU, in chunks and without padding, is the model as it is written down for all devices."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from millrace.systems.traffic.dataset import ScenarioDataset
 from millrace.systems.traffic.settings import ScenarioConfig, SmartConfig
 from millrace.systems.traffic.smart import chunked
 from millrace.systems.traffic.smart.layers import FourierEmbedding, Neighbours, RelativeAttention
+from millrace.systems.traffic.smart.network import Cache
+from millrace.systems.traffic.smart.products import Linear
 from millrace.systems.traffic.smart.rollout import RolloutConfig, rollout
 from millrace.systems.traffic.smart.spec import SPEC
 
@@ -103,6 +106,74 @@ def test_relations_with_rows_of_a_table(as_written):
 
     for one, two in zip(found(), as_written(found), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-13)
+
+
+@torch.no_grad()
+def test_attention_within_groups(as_written):
+    """Three groups of four queries and five sources, of which three are neighbours."""
+    torch.manual_seed(3)
+    layer = RelativeAttention(8, 2).double()
+    x, sources, relation = (
+        torch.randn(*shape).double() for shape in ((12, 8), (15, 16), (12, 3, 8))
+    )
+    index = torch.stack([torch.randperm(5)[:3] for _ in range(12)])
+    index += 5 * torch.arange(3).repeat_interleave(4)[:, None]
+    mask = torch.rand(12, 3) < 0.7
+    mask[5] = False
+    near = Neighbours(index, mask, relation, groups=3)
+    found, expected = (
+        layer.attend(x, sources, near),
+        as_written(lambda: layer.attend(x, sources, near)),
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    assert not found[5].any()
+
+
+@torch.no_grad()
+def test_relations_from_tables():
+    """Also beyond the end of a curve, where it is computed by the formula, and where angles begin anew."""
+    torch.manual_seed(4)
+    embedding = FourierEmbedding((1, 2, 2), 32, 16)
+    distance, *angles = torch.rand(3, 3000, 1) * torch.tensor([4, 7, 7]).view(3, 1, 1)
+    angles[1][:4, 0] = torch.tensor([0.0, -1e-7, math.pi, -math.pi])
+    directions = [one(angle) for angle in angles for one in (torch.cos, torch.sin)]
+    feature, mask = torch.cat([distance, *directions], dim=1)[:, None], torch.rand(3000, 1) < 0.9
+    table, entry = torch.randn(3, 32), torch.randint(0, 3, (3000, 1))
+    tables = embedding.tables((3.0, None, 2 * math.pi), table)
+    assert [curve is not None for curve in tables.curves] == [True, False, True]
+    assert all(0.5 < curve.smooth_T.double().mean() < 1 for curve in tables.curves if curve)
+    found = embedding.pairs(feature, mask, (table, entry), tables)
+    by_formula = embedding.pairs(feature, mask, (table, entry))
+    exact = embedding.double().pairs(feature.double(), mask, (table.double(), entry))
+    error, rounding = ((one - exact).square().mean().sqrt() for one in (found, by_formula))
+    assert error <= 5 * rounding
+    torch.testing.assert_close(found, exact.float(), rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_probabilities_of_a_cached_rollout_are_those_of_the_formula(dataset, model, as_written):
+    batch = dataset.gather(np.arange(3))
+    steps = [t[:, :, :6] for t in (batch.token_BAK, batch.pose_BAK3, batch.valid_BAK)]
+    encoded, cache = model.encode_map(batch, tabulate=True), Cache()
+    assert encoded.road_tables is not None
+    for known in zip(*(t.unbind(2) for t in steps), strict=True):
+        logits = model.advance(encoded, cache, batch.kind_BA, batch.size_BA2, *known)
+    given = (batch.kind_BA, batch.size_BA2, *steps)
+    expected = as_written(lambda: model.decode(model.encode_map(batch), *given)[:, :, -1])
+    there = batch.valid_BAK[:, :, 5]
+    found, expected = (one[there].softmax(dim=-1) for one in (logits, expected))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_linear_layers_without_gradients_are_the_same():
+    torch.manual_seed(5)
+    layer, x = Linear(20, 30), torch.randn(4, 7, 40)[..., ::2]
+    with torch.no_grad():
+        found, nothing = layer(x), layer(x[:0])
+    expected = layer(x)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
+    assert nothing.shape == (0, 7, 30)
+    assert expected.requires_grad
 
 
 @pytest.mark.slow

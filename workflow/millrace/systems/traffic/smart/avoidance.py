@@ -42,8 +42,8 @@ def choose(
     uniform_BA : Tensor
         Uniform random numbers, that decide the draws.
     paths : callable
-        Numbers of agents among those of all scenes and a candidate of each, both int64[N] -> poses, [N, T, 3],
-        of which the first are those at present (m, rad).
+        Numbers of agents among those of all scenes and a candidate of each, both int64[N] -> poses,
+        [N, T, 3], of which the first are those at present (m, rad).
     size_BA2 : Tensor
         Length and width (m).
     present_BA : Tensor

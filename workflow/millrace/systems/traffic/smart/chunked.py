@@ -95,7 +95,7 @@ def grouped_attention(
     given = (query_QHD, index_QK, mask_QK, relation_QKC)
     query, index, mask, relation = (t.unflatten(0, (groups, -1)) for t in given)
     out = torch.empty_like(query)
-    for part in _parts(groups, query.shape[1], max(1, 4 * PAIRS // neighbours)):
+    for part in _parts(groups, query.shape[1], max(1, 8 * PAIRS // neighbours)):
         query_R, relation_R = query[part].flatten(0, 1), relation[part].flatten(0, 1)
         index_RK, mask_RK = index[part].flatten(0, 1), mask[part].flatten(0, 1)
         score = torch.matmul(query[part].transpose(1, 2), key_GHDN[part[0]])
@@ -107,8 +107,10 @@ def grouped_attention(
         weight *= mask_RK[:, None]
         seen = torch.bmm(torch.bmm(weight, relation_R).transpose(0, 1), to_value_HDC.mT)
         found = functional.embedding_bag(
-            (index_RK[:, None] * heads + head_H1).flatten(0, 1), value_ND,
-            mode="sum", per_sample_weights=weight.view(-1, neighbours),
+            (index_RK[:, None] * heads + head_H1).flatten(0, 1),
+            value_ND,
+            mode="sum",
+            per_sample_weights=weight.view(-1, neighbours),
         )
         out[part] = (found.view_as(query_R) + seen.transpose(0, 1)).view_as(out[part])
     return out.flatten(0, 1)

@@ -88,12 +88,13 @@ class FourierEmbedding(nn.Module):
             return functional.layer_norm(embedded, embedded.shape[-1:])
         if extra is None:
             extra = self._nothing(), torch.zeros_like(mask_QK, dtype=torch.int64)
-        pairs = (feature_QKF.flatten(0, 1), mask_QK.flatten())
+        table, entry = extra[0], extra[1].flatten()
+        feature, mask = feature_QKF.flatten(0, 1), mask_QK.flatten()
         about = (self.widths, self._eps, self._weights())
         if tables is None:
-            embedded = chunked.relations(*pairs, extra[0], extra[1].flatten(), *about)
+            embedded = chunked.relations(feature, mask, table, entry, *about)
         else:
-            embedded = tabulated.relations(*pairs, extra[1].flatten(), *about, tables)
+            embedded = tabulated.relations(feature, mask, entry, *about, tables)
         return embedded.unflatten(0, mask_QK.shape)
 
     def tables(
@@ -115,7 +116,7 @@ class FourierEmbedding(nn.Module):
 
     def _weights(self) -> list[Tensor]:
         """As in `chunked.relations`."""
-        weights = [*self.out.parameters()]
+        weights: list[Tensor] = [*self.out.parameters()]
         for frequency, mlp in reversed([*zip(self.frequencies, self.mlps, strict=True)]):
             weights = [frequency, *mlp.parameters(), *weights]
         return weights

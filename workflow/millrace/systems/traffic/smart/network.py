@@ -60,6 +60,7 @@ class EncodedMap(NamedTuple):
     """Embedding of motion tokens."""
     token_T: Tensor | None
     """int64: their numbers, see `Smart._numbers`, in order; None: those of all tokens."""
+    time_tables: Tables | None = None
     road_tables: Tables | None = None
     agent_tables: Tables | None = None
 
@@ -165,11 +166,13 @@ class Smart(nn.Module):
         encoded = self._encode(batch, self._attend_map(*self._embed_map(batch)))
         if not tabulate:
             return encoded
-        far = [r * 1.001 / 10 for r in (self.config.road_radius, self.config.agent_radius)]
-        lengths = [(length, None, 2 * math.pi) for length in far]  # bearings have two degrees
+        config, turn = self.config, 2 * math.pi
+        road, agents = (r * 1.001 / 10 for r in (config.road_radius, config.agent_radius))
+        # Bearings fade out where they have no meaning: two degrees of freedom.
         return encoded._replace(
-            road_tables=self.relation_road.tables(lengths[0], self.light.weight),
-            agent_tables=self.relation_agents.tables(lengths[1]),
+            time_tables=self.relation_time.tables((road, None, turn, config.past * _TOKEN_S)),
+            road_tables=self.relation_road.tables((road, None, turn), self.light.weight),
+            agent_tables=self.relation_agents.tables((agents, None, turn)),
         )
 
     def decode(
@@ -222,7 +225,7 @@ class Smart(nn.Module):
         x_BAKC = self._embed(encoded, kind_BA, size_BA2, token_BA[..., None])
         pose, valid = pose_BA3[:, :, None], valid_BA[:, :, None]
         near = (
-            self._near_cache(cache),
+            self._near_cache(cache, encoded.time_tables),
             self._near_road(pose, valid, encoded, len(cache.pose) - 1),
             self._near_agents(pose, valid, tables=encoded.agent_tables),
         )
@@ -338,7 +341,7 @@ class Smart(nn.Module):
         index, own = flat if place is None else place[flat], _rows(pose, queries)
         return self._over_time(index, mask, own, pose[flat], -back * _TOKEN_S)
 
-    def _near_cache(self, cache: Cache) -> Neighbours:
+    def _near_cache(self, cache: Cache, tables: Tables | None) -> Neighbours:
         """Earlier token steps of the cache, for the newest."""
         pose, past = cache.pose[-1].flatten(0, 1), self.config.past
         poses, valid = cache.pose[-1 - past : -1], cache.valid[-1 - past : -1]
@@ -350,7 +353,8 @@ class Smart(nn.Module):
         mask = torch.stack([v.flatten() for v in valid], dim=1)
         flat = torch.arange(mask.numel(), device=pose.device).view_as(mask)
         back = torch.arange(len(poses), 0, -1, device=pose.device) * _TOKEN_S
-        return self._over_time(flat, mask, pose, earlier, back)
+        near = self._over_time(flat, mask, pose, earlier, back, tables)
+        return near._replace(groups=len(pose))
 
     def _over_time(
         self,
@@ -359,10 +363,11 @@ class Smart(nn.Module):
         pose_Q3: Tensor,
         earlier_QK3: Tensor,
         back_K: Tensor,
+        tables: Tables | None = None,
     ) -> Neighbours:
         seen = relative_positions(pose_Q3[:, None], earlier_QK3)
         back = back_K.to(seen.dtype)[:, None].expand(*seen.shape[:-1], 1)
-        relation = self.relation_time.pairs(torch.cat([seen, back], dim=-1), mask_QK)
+        relation = self.relation_time.pairs(torch.cat([seen, back], dim=-1), mask_QK, tables=tables)
         return Neighbours(index_QK, mask_QK, relation)
 
     def _near_road(

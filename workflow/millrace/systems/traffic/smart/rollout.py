@@ -29,7 +29,6 @@ from millrace.systems.traffic.smart.network import Cache, Smart
 from millrace.systems.traffic.tokens import HISTORY, STRIDE, TOKENS
 from millrace.systems.traffic.vocabulary import BOXES
 
-
 _TABULATED = 4096
 """From so many tokens on tables of relations pay: they have the size of those of some hundred tokens."""
 

@@ -1,4 +1,4 @@
-"""Embeddings of relations from tables: for rollouts on a CPU, which embed a million pairs with the same weights.
+"""Embeddings of relations from tables, for rollouts on a CPU: a million pairs with the same weights.
 
 What a feature with one degree of freedom, distance or difference in heading, adds to the embedding of a
 relation is a curve: waves, a linear layer, normalisation, ReLU, and a linear layer. It is computed once at
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from millrace.systems.traffic.smart.chunked import PAIRS, by_feature, chunks, rectified, waves
+from millrace.systems.traffic.smart import chunked
+from millrace.systems.traffic.smart.chunked import by_feature, rectified, waves
 from millrace.systems.traffic.smart.products import linear
 
 _STEP = 0.008
@@ -50,8 +51,8 @@ def tabulate(
 ) -> Tables:
     """Tabulate features; see `chunked.relations` for arguments.
 
-    ``lengths`` are those of the curves, which begin at 0: the largest value of a feature of one number, 2 π
-    for an angle given by its cosine and sine; None: this feature has no curve.
+    ``lengths`` are those of the curves, which begin at 0: of a feature of one number, above which it is
+    computed by the formula, or 2 π for an angle given by its cosine and sine; None: there is no curve.
     """
     parts, _ = by_feature(weights)
     values = [table_TC + torch.stack([part[6] for part in parts]).sum(dim=0)]
@@ -90,7 +91,7 @@ def relations(
     """`chunked.relations` without gradients; ``entry_P`` are rows of the table of other values."""
     parts, last = by_feature(weights)
     kept_N = mask_P.nonzero()[:, 0]
-    starts = torch.arange(0, len(kept_N) + PAIRS, PAIRS)
+    starts = torch.arange(0, len(kept_N) + chunked.PAIRS, chunked.PAIRS)
     rows, shares = [entry_P[kept_N]], [torch.ones_like(feature_PF[:, 0])[kept_N]]
     by_formula, exact = [], []
     for value_NF, part, curve in zip(
@@ -102,7 +103,8 @@ def relations(
         at_N = value_NF[:, 0] if len(part[0]) == 1 else _angle(value_NF)
         place_N = at_N / curve.step
         node_N = place_N.long().clamp_(0, len(curve.smooth_T) - 1)
-        smooth_N, beyond_N = curve.smooth_T[node_N], place_N - node_N
+        beyond_N = place_N - node_N
+        smooth_N = curve.smooth_T[node_N] & (beyond_N <= 1.001)
         rows += [curve.first + node_N, curve.first + node_N + 1]
         shares += [smooth_N * (1 - beyond_N), smooth_N * beyond_N]
         kinked = (~smooth_N).nonzero()[:, 0]
@@ -111,7 +113,7 @@ def relations(
     row_NK, share_NK = torch.stack(rows, dim=1), torch.stack(shares, dim=1)
     hidden = tables.value_TC.shape[1]
     out_PC = tables.value_TC.new_zeros(len(mask_P), hidden)
-    for number, at in enumerate(chunks(len(kept_N), PAIRS)):
+    for number, at in enumerate(chunked.chunks(len(kept_N), chunked.PAIRS)):
         total_RC = functional.embedding_bag(
             row_NK[at], tables.value_TC, mode="sum", per_sample_weights=share_NK[at]
         )
