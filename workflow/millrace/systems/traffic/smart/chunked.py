@@ -45,7 +45,7 @@ def relations(
     frequencies, weight and bias of the first layer, and scale, shift, weight and bias of normalisation and
     second layer; then these four of the layers after the sum.
     """
-    given = (feature_PF, mask_P, table_TC, entry_P, widths, eps, torch.is_grad_enabled())
+    given = (feature_PF, mask_P, table_TC, entry_P, widths, eps)
     return cast(Tensor, _Relations.apply(*given, *weights))
 
 
@@ -137,29 +137,27 @@ class _Relations(torch.autograd.Function):
         entry_P: Tensor,
         widths: tuple[int, ...],
         eps: float,
-        keep: bool,
         *weights: Tensor,
     ) -> Tensor:
         parts, last = by_feature(weights)
         kept_N = mask_P.nonzero()[:, 0]
         hidden = table_TC.shape[1]
-        shape = (len(kept_N) if keep else PAIRS, hidden)  # without gradients those of one chunk
+        shape = (len(kept_N), hidden)
         first_NC = [table_TC.new_empty(shape) for _ in parts]
         sum_NC, deviation_N = table_TC.new_empty(shape), table_TC.new_empty(shape[0], 1)
         out_PC = table_TC.new_zeros(len(mask_P), hidden)
         bias_C = torch.stack([part[6] for part in parts]).sum(dim=0)
         for rows in chunks(len(kept_N), PAIRS):
             pair_R = kept_N[rows]
-            at = rows if keep else slice(len(pair_R))
             total_RC = table_TC.index_select(0, entry_P.index_select(0, pair_R)).add_(bias_C)
             values = feature_PF.index_select(0, pair_R).split(widths, dim=1)
             for value_RF, kept_NC, part in zip(values, first_NC, parts, strict=True):
                 wave_RW = waves(value_RF, part[0])
-                first_RC = torch.addmm(part[2], wave_RW, part[1].t(), out=kept_NC[at])
+                first_RC = torch.addmm(part[2], wave_RW, part[1].t(), out=kept_NC[rows])
                 total_RC.addmm_(rectified(first_RC, part[3:], eps)[0], part[5].t())
-            sum_NC[at] = total_RC
+            sum_NC[rows] = total_RC
             made_RC = torch.addmm(last[3], rectified(total_RC, last, eps)[0], last[2].t())
-            made_RC, _, deviation_N[at] = torch.native_layer_norm(
+            made_RC, _, deviation_N[rows] = torch.native_layer_norm(
                 made_RC, (hidden,), None, None, eps
             )
             out_PC.index_copy_(0, pair_R, made_RC)
@@ -202,7 +200,7 @@ class _Relations(torch.autograd.Function):
                 phase = grad_RW[:, bands : 2 * bands] * wave_RW[:, :bands]
                 phase -= grad_RW[:, :bands] * wave_RW[:, bands : 2 * bands]
                 grads[0].addmm_(value_RF.t(), phase, alpha=2 * torch.pi)
-        return None, None, grad_table, None, None, None, None, *grad_weights
+        return None, None, grad_table, None, None, None, *grad_weights
 
 
 class _Attention(torch.autograd.Function):

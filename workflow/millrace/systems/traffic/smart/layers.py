@@ -90,10 +90,12 @@ class FourierEmbedding(nn.Module):
             extra = self._nothing(), torch.zeros_like(mask_QK, dtype=torch.int64)
         table, entry = extra[0], extra[1].flatten()
         feature, mask = feature_QKF.flatten(0, 1), mask_QK.flatten()
-        about = (self.widths, self._eps, self._weights())
-        if tables is None:
+        weights = self._weights()
+        about = (self.widths, self._eps, weights)
+        if torch.is_grad_enabled():
             embedded = chunked.relations(feature, mask, table, entry, *about)
         else:
+            tables = tables or tabulated.Tables.without_curves(table, weights)
             embedded = tabulated.relations(feature, mask, entry, *about, tables)
         return embedded.unflatten(0, mask_QK.shape)
 

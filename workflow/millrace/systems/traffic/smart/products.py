@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_ONEDNN = None
+if torch.backends.mkldnn.is_available():
+    _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 class Linear(nn.Linear):
@@ -26,7 +28,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         _ONEDNN is None
         or not wide
         or not x.numel()
-        or not torch.backends.mkldnn.is_available()
         or torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()

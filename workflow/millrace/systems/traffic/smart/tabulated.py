@@ -26,6 +26,8 @@ square, of what that wave contributes."""
 _MOST = 1 << 16
 """Nodes of a curve. With more the table would be larger than caches."""
 
+_ROWS = 128
+
 
 class Curve(NamedTuple):
     """A feature on a grid."""
@@ -45,6 +47,13 @@ class Tables(NamedTuple):
     curves: tuple[Curve | None, ...]
     """Of each feature; None: by the formula."""
 
+    @classmethod
+    def without_curves(cls, table_TC: Tensor, weights: Sequence[Tensor]) -> "Tables":
+        """All features are computed by the formula."""
+        parts, _ = by_feature(weights)
+        bias_C = torch.stack([part[6] for part in parts]).sum(dim=0)
+        return cls(table_TC + bias_C, (None,) * len(parts))
+
 
 def tabulate(
     table_TC: Tensor, lengths: Sequence[float | None], eps: float, weights: Sequence[Tensor]
@@ -55,7 +64,7 @@ def tabulate(
     computed by the formula, or 2 π for an angle given by its cosine and sine; None: there is no curve.
     """
     parts, _ = by_feature(weights)
-    values = [table_TC + torch.stack([part[6] for part in parts]).sum(dim=0)]
+    values = [Tables.without_curves(table_TC, weights).value_TC]
     curves: list[Curve | None] = []
     first = len(table_TC)
     for length, (frequency, weight, bias, *layers) in zip(lengths, parts, strict=True):
@@ -90,7 +99,7 @@ def relations(
 ) -> Tensor:
     """`chunked.relations` without gradients; ``entry_P`` are rows of the table of other values."""
     parts, last = by_feature(weights)
-    kept_N = mask_P.nonzero()[:, 0]
+    kept_N = _padded(mask_P.nonzero()[:, 0])
     starts = torch.arange(0, len(kept_N) + chunked.PAIRS, chunked.PAIRS)
     rows, shares = [entry_P[kept_N]], [torch.ones_like(feature_PF[:, 0])[kept_N]]
     by_formula, exact = [], []
@@ -109,7 +118,7 @@ def relations(
         shares += [smooth_N * (1 - beyond_N), smooth_N * beyond_N]
         kinked = (~smooth_N).nonzero()[:, 0]
         bounds = torch.searchsorted(kinked, starts).tolist()
-        exact.append((kinked, _curve(value_NF[kinked], part, eps), bounds))
+        exact.append((kinked, _curve(value_NF[_padded(kinked)], part, eps), bounds))
     row_NK, share_NK = torch.stack(rows, dim=1), torch.stack(shares, dim=1)
     hidden = tables.value_TC.shape[1]
     out_PC = tables.value_TC.new_zeros(len(mask_P), hidden)
@@ -126,6 +135,11 @@ def relations(
         normed_RC = functional.layer_norm(made_RC, (hidden,), eps=eps)
         out_PC.index_copy_(0, kept_N[at], normed_RC)
     return out_PC
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """The last row several times: oneDNN makes a kernel for each number of rows."""
+    return torch.cat([rows, rows[-1:].expand(-len(rows) % _ROWS)])
 
 
 def _angle(direction_N2: Tensor) -> Tensor:
