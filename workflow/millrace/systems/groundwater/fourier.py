@@ -19,6 +19,7 @@ R = B C columns.
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ from torch.nn import functional
 
 from millrace.models.stored import StoredParameter
 from millrace.systems.groundwater.neuraloperator import ChannelMLP, FNOBlocks, SpectralConv
+from millrace.systems.groundwater.products import Layers, add_product, in_parts, parts
 
-_CACHED_BYTES = 1 << 19
 Shape = tuple[int, int, int]
 Matrices = Sequence[Tensor]
 """One for each of three axes: what maps values to modes, or modes to values."""
@@ -63,6 +64,10 @@ class ChannelLast(nn.Module):
     def forward(self, x_CR: Tensor, rows: bool = False) -> Tensor:
         """Map [C, R] to [O, R], or to [R, O] with ``rows``."""
         first, second = self.fcs
+        if in_parts(x_CR):
+            pairs = [(layer.weight.squeeze(2), layer.bias) for layer in self.fcs]
+            y_OR = Layers.apply(x_CR, False, rows, *chain.from_iterable(pairs))
+            return y_OR.t() if rows else y_OR
         h_HR = torch.addmm(first.bias[:, None], first.weight.squeeze(2), x_CR)
         h_HR = functional.gelu(h_HR)
         weight_OH = second.weight.squeeze(2)
@@ -212,7 +217,7 @@ class _Layer(torch.autograd.Function):
         *matrices, shape, kept, zero, activated = basis
         points, samples, channels = x_GBC.shape
         n_modes, n_out = len(weight_KC), len(skip_OC)
-        x_GBC = x_GBC.contiguous()
+        x_GBC = x_GBC.flatten(0, 1).contiguous().view_as(x_GBC)
         x = x_GBC.view(points, samples * channels)
         z = _to_modes(x, matrices[:3], shape).view(n_modes, 2 * samples, channels)
         product = torch.bmm(z, weight_KC).view(n_modes, 2, samples, 2, n_out)
@@ -224,7 +229,7 @@ class _Layer(torch.autograd.Function):
         rows = x.view(-1, channels)
         once, out = (torch.empty_like(y), torch.empty_like(y)) if activated else (None, y)
         for part in _parts(y):
-            y[part].addmm_(rows[part], skip_OC.t())
+            add_product(y[part], rows[part], skip_OC)
             if zero < 0:
                 y[part] += bias_O
             if once is not None:
@@ -241,7 +246,7 @@ class _Layer(torch.autograd.Function):
         shape, kept, zero = ctx.shapes
         points, samples, channels = x_GBC.shape
         n_modes, n_out = len(weight_KC), len(skip_OC)
-        g = gradients[0].contiguous().view(points * samples, n_out)
+        g = gradients[0].flatten(0, 1).contiguous()
         rows = x_GBC.view(points * samples, channels)
         given, grad_skip = g, torch.zeros_like(skip_OC)
         if once is not None:
@@ -250,7 +255,7 @@ class _Layer(torch.autograd.Function):
             if once is not None:
                 between = torch.ops.aten.gelu_backward(given[part], once[part])
                 torch.ops.aten.gelu_backward.grad_input(between, y[part], grad_input=g[part])
-            grad_skip.addmm_(g[part].t(), rows[part])
+            add_product(grad_skip, g[part].t(), rows[part].t())
         forward, inverse = ([m.t() for m in of] for of in (matrices[:3], matrices[3:]))
         modes = _to_modes(g.view(points, samples * n_out), inverse, shape)
         modes = modes.view(n_modes, 2, samples, n_out)
@@ -260,7 +265,8 @@ class _Layer(torch.autograd.Function):
         grad_z = torch.bmm(product, weight_KC.transpose(1, 2))
         columns = grad_z.view(2 * n_modes, samples * channels)
         grad_x = _to_values(columns, forward, kept).view(points * samples, channels)
-        grad_x.addmm_(g, skip_OC)
+        for part in _parts(grad_x):
+            add_product(grad_x[part], g[part], skip_OC.t())
         others = (None,) * (len(matrices) + 4)
         return grad_x.view(x_GBC.shape), grad_weight, grad_bias, grad_skip, *others
 
@@ -288,11 +294,10 @@ def _traced_layer(
 
 
 def _parts(rows: Tensor) -> list[slice]:
-    """Rows that are worked on one after the other, so that a CPU's cache holds them."""
-    step = len(rows)
-    if rows.device.type == "cpu":
-        step = max(1, _CACHED_BYTES // max(1, rows[:1].nbytes))
-    return [slice(begin, begin + step) for begin in range(0, len(rows), step)]
+    """`parts` on a CPU; all at once on a GPU."""
+    if rows.device.type != "cpu":
+        return [slice(len(rows))]
+    return [*parts(len(rows), rows[:1].nbytes)]
 
 
 def _complex_sum(product_K2B2O: Tensor) -> Tensor:
