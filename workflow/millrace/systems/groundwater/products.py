@@ -22,11 +22,12 @@ CACHED_BYTES = 1 << 21
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-if _ONEDNN:
+def _operations(a_RI: torch.Size, b_OI: torch.Size, *_: Any, **__: Any) -> int:
+    return 2 * a_RI.numel() * b_OI[0]
 
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _operations(a_RI: torch.Size, b_OI: torch.Size, *_: Any, **__: Any) -> int:
-        return 2 * a_RI.numel() * b_OI[0]
+
+if _ONEDNN:
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_operations)
 
 
 def in_parts(x: Tensor) -> bool:
