@@ -12,8 +12,13 @@ from millrace.errors import ConfigError
 from millrace.systems.downscaling import diffusion as downscaler
 from millrace.systems.downscaling import regression
 from millrace.systems.downscaling.dataset import BlockDataset
-from millrace.systems.downscaling.diffusion import SIGMA_DATA, preconditioning, recentred
-from millrace.systems.downscaling.sampling import SamplerConfig, integrate, sample
+from millrace.systems.downscaling.diffusion import (
+    SIGMA_DATA,
+    SIGMA_MAX,
+    preconditioning,
+    recentred,
+)
+from millrace.systems.downscaling.sampling import SamplerConfig, carried, integrate, sample
 from millrace.systems.downscaling.settings import (
     BlockDatasetConfig,
     DownscalerConfig,
@@ -68,6 +73,28 @@ def test_sampler_draws_from_a_normal_distribution(dataset, monkeypatch, solver):
     drawn = integrate(Gaussian(0.7, 0.4), noise, batch, config)
     assert float(drawn.mean()) == pytest.approx(0.7, abs=0.02)
     assert float(drawn.std()) == pytest.approx(0.4, rel=0.02 if solver == "dpm" else 0.2)
+
+
+def _spread(std, steps):
+    """Deviation of what is drawn over the exact one, for normal values of ``std``, less 1."""
+
+    def raw(scaled, sigma_B):
+        return Gaussian(0.0, std / SIGMA_DATA).raw(scaled, sigma_B, None)
+
+    drawn = carried(raw, torch.ones(1, 1, 1, dtype=torch.float64), SamplerConfig(steps=steps))
+    begun = math.sqrt((SIGMA_MAX**2 + 1) / (SIGMA_MAX**2 + std**2))
+    return float(drawn) / (begun * std) - 1
+
+
+@pytest.mark.parametrize("std", [1.0, 6.0])
+def test_solver_is_of_second_order(std):
+    assert _spread(std, 32) / _spread(std, 64) == pytest.approx(4, rel=0.1)
+    assert abs(_spread(std, 128)) < 1e-3
+
+
+@pytest.mark.parametrize("std", [0.2, 0.5, 2.0, 6.0])
+def test_few_steps_leave_the_spread_on_all_scales(std):
+    assert abs(_spread(std, SamplerConfig().steps)) < 0.03
 
 
 def test_samples_conserve_block_means_exactly(dataset, model):

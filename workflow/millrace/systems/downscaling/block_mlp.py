@@ -25,7 +25,9 @@ class BlockMlp(nn.Module):
         n_variables = len(dataset.config.variables)
         values = dataset.grid.per_block * n_variables
         context = 4 * n_variables + 3 + dataset.n_clock
-        self.context = nn.Sequential(nn.Linear(context, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
+        self.context = nn.Sequential(
+            nn.Linear(context, WIDTH), nn.ReLU(inplace=True), nn.Linear(WIDTH, WIDTH)
+        )
         # The first layer takes three parts side by side: as three maps, that of the noise level is
         # computed once a sample and not once a block.
         self.first = nn.Linear(values, 2 * WIDTH)
@@ -33,7 +35,7 @@ class BlockMlp(nn.Module):
         self.first_level = nn.Linear(embedding, 2 * WIDTH, bias=False)
         sizes = itertools.pairwise((2 * WIDTH, 2 * WIDTH, WIDTH, values))
         self.rest = nn.Sequential(
-            *(layer for size in sizes for layer in (nn.ReLU(), nn.Linear(*size)))
+            *(layer for size in sizes for layer in (nn.ReLU(inplace=True), nn.Linear(*size)))
         )
 
     def forward(self, x_BNV: Tensor, e_BE: Tensor, batch: BlockBatch) -> Tensor:

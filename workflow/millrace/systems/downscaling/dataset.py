@@ -55,7 +55,8 @@ class BlockBatch:
     """Block means."""
     features_BNF: Tensor
     """Interpolated block means less those of the own block (in units of the target), then sine and
-    cosine of the local solar time and, if asked for, of the time of the year."""
+    cosine of the local solar time and, if asked for, of the time of the year. [B, N, 0] for a network that
+    does not take them."""
     clock_BF: Tensor
     """Sine and cosine of the time of day (UTC) and, if asked for, of the year."""
     weight_B: Tensor
@@ -149,6 +150,7 @@ class BlockDataset:
         """Own blocks of each piece."""
         self.core_nodes = [np.empty(0, dtype=np.int64)] * len(self.pieces)
         self._seen: Seen = lambda blocks, _: blocks
+        self._takes_features = True
         self._cuts: dict[int, Cut] = {}
         self._geometries: OrderedDict[int, BlockGeometry] = OrderedDict()
         self._fields: tuple[Tensor, Tensor] | None = None
@@ -187,9 +189,12 @@ class BlockDataset:
         """All samples cost about the same."""
         return np.ones(len(self.pieces))
 
-    def surround(self, seen: Seen) -> None:
-        """Take the blocks around each piece that a network sees there; by default there are none."""
-        self._seen = seen
+    def surround(self, seen: Seen, takes_features: bool = True) -> None:
+        """Take the blocks around each piece that a network sees there; by default there are none.
+
+        ``takes_features`` says whether the network takes the features of cells; they are empty if not.
+        """
+        self._seen, self._takes_features = seen, takes_features
         self._cuts.clear()
         self._geometries.clear()
 
@@ -226,15 +231,17 @@ class BlockDataset:
         steps = np.asarray(steps)
         cut, geometry = self.cut(piece), self.geometry(piece)
         fine_BNV, given_BPV = self.fields(steps, None if self.is_whole else cut)
-        coarse_BMV = given_BPV[:, : geometry.n_blocks]
-        smooth_BNV = geometry.interpolation(given_BPV) - self.of_cells(coarse_BMV)
-        clock_BF, local_BNF = self._clock(steps, cut.lon_N)
-        scale = self._tensor(1 / self.increment_scale)
+        coarse_BMV, clock_BF = given_BPV[:, : geometry.n_blocks], self._clock(steps)
+        features_BNF = fine_BNV[..., :0]
+        if self._takes_features:
+            smooth_BNV = geometry.interpolation(given_BPV) - self.of_cells(coarse_BMV)
+            smooth_BNV *= self._tensor(1 / self.increment_scale)
+            features_BNF = torch.cat([smooth_BNV, self._local(clock_BF, cut.lon_N)], dim=2)
         return BlockBatch(
             y_BNV=fine_BNV,
             coarse_BMV=coarse_BMV,
-            features_BNF=torch.cat([smooth_BNV * scale, local_BNF], dim=2),
-            clock_BF=clock_BF,
+            features_BNF=features_BNF,
+            clock_BF=self._tensor(clock_BF),
             weight_B=self._tensor(np.ones(len(steps)) if weight is None else weight),
             geometry=geometry,
         )
@@ -309,18 +316,21 @@ class BlockDataset:
         )
         return fine_BNV, coarse_BPV
 
-    def _clock(self, steps: np.ndarray, lon_N: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Sine and cosine of the time for all cells alike, and of the local time for each."""
-        angle_B = 2 * np.pi * (self.time[steps] % DAY)
-        year_B = 2 * np.pi * (self.time[steps] % YEAR) / YEAR
-        local_BN = angle_B[:, None] + lon_N
-        angles = [(angle_B, local_BN), (year_B, np.broadcast_to(year_B[:, None], local_BN.shape))]
-        used = angles if self.config.season else angles[:1]
-        common, own = (
-            self._tensor(np.stack([f(x) for x in kind for f in (np.sin, np.cos)], axis=-1))
-            for kind in zip(*used, strict=True)
-        )
-        return common, own
+    def _clock(self, steps: np.ndarray) -> np.ndarray:
+        """Sine and cosine of the time of day and, if asked for, of the year, float64[B, F]."""
+        day_B, year_B = (2 * np.pi * (self.time[steps] % period) / period for period in (DAY, YEAR))
+        angles = (day_B, year_B) if self.config.season else (day_B,)
+        return np.stack([f(angle_B) for angle_B in angles for f in (np.sin, np.cos)], axis=-1)
+
+    def _local(self, clock_BF: np.ndarray, lon_N: np.ndarray) -> Tensor:
+        """The same of each cell at its local time, [B, N, F]."""
+        local_BNF = np.empty((len(clock_BF), len(lon_N), clock_BF.shape[1]), dtype=np.float32)
+        local_BNF[...] = clock_BF[:, None]
+        # By the sum formulas: a sine costs ten times a product.
+        sine_B1, cosine_B1, *_ = clock_BF.T[..., None]
+        local_BNF[..., 0] = sine_B1 * np.cos(lon_N) + cosine_B1 * np.sin(lon_N)
+        local_BNF[..., 1] = cosine_B1 * np.cos(lon_N) - sine_B1 * np.sin(lon_N)
+        return self._tensor(local_BNF)
 
     def _tensor(self, array: Any) -> Tensor:
         return to_device(np.asarray(array), self.device, np.float32)

@@ -27,7 +27,8 @@ from millrace.systems.downscaling.settings import DownscalerConfig
 
 SIGMA_DATA = 0.5
 """Standard deviation of the target as the network sees it; the noise levels of EDM are made for it."""
-SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+SIGMA_MAX = 80.0
+"""Where sampling begins: hardly anything is left of a field."""
 
 
 class Downscaler(nn.Module):
@@ -149,7 +150,7 @@ def check_levels(channels: tuple[int, ...], dataset: BlockDataset) -> None:
 
 def _build(config: DownscalerConfig, dataset: BlockDataset) -> Downscaler:
     if config.architecture == "mlp":
-        see(dataset, seen_beside)
+        see(dataset, seen_beside, takes_features=False)
     else:
         check_levels(config.channels, dataset)
         see(dataset, partial(seen_by_unet, depth=config.depth))

@@ -56,6 +56,7 @@ class BlockOutline:
     n_cells: int
     """Of the grid."""
     _seen: Seen | None = field(default=None, repr=False)
+    _takes_features: bool = field(default=True, repr=False)
 
     @property
     def said(self) -> str:
@@ -89,10 +90,10 @@ class BlockOutline:
         n_variables = len(self.config.variables)
         return 10 + n_variables * (1 + self.config.climatology) + self.n_clock
 
-    def surround(self, seen: Seen) -> None:
-        """Count around a piece what the network of the experiment sees there."""
+    def surround(self, seen: Seen, takes_features: bool = True) -> None:
+        """Count what the network of the experiment sees around a piece, and what it takes of cells."""
         if self._seen is None:
-            self._seen = seen
+            self._seen, self._takes_features = seen, takes_features
             self.__dict__.pop("n_blocks", None)
 
     @cached_property
@@ -128,7 +129,9 @@ class BlockOutline:
         return BlockBatch(
             y_BNV=fields,
             coarse_BMV=torch.empty(samples, blocks, n_variables),
-            features_BNF=torch.empty(samples, n_cells, n_variables + self.n_clock),
+            features_BNF=torch.empty(
+                samples, n_cells, (n_variables + self.n_clock) * self._takes_features
+            ),
             clock_BF=torch.empty(samples, self.n_clock),
             weight_B=torch.empty(samples),
             geometry=BlockGeometry(

@@ -66,10 +66,11 @@ def seen_beside(blocks_M: Ints, neighbours: Sequence[Ints]) -> Ints:
     return _spread(blocks_M, neighbours[-1], 1)
 
 
-def see(dataset: Any, seen: Seen) -> None:
-    """Tell a dataset, or several as one, which blocks around its pieces a network sees."""
+def see(dataset: Any, seen: Seen, takes_features: bool = True) -> None:
+    """Tell a dataset, or several as one, what a network sees: which blocks around its pieces, and whether
+    the features of cells."""
     for one in getattr(dataset, "datasets", [dataset]):
-        one.surround(seen)
+        one.surround(seen, takes_features)
 
 
 def _descendants(cells: Ints, levels: int) -> Ints:
