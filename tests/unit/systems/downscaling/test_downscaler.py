@@ -162,7 +162,8 @@ def test_blocks_have_no_seams(dataset, model):
     assert reached[beside].all()
 
 
-def test_mlp_sees_each_block_alone(dataset):
+def test_mlp_sees_each_block_alone(block_samples):
+    dataset = BlockDataset(block_samples, BlockDatasetConfig())
     model = downscaler.SPEC.build(DownscalerConfig(architecture="mlp"), dataset)
     batch = downscaler.with_noise(
         DownscalerConfig(), dataset.at_times(np.array([2])), np.array([3])
@@ -172,6 +173,20 @@ def test_mlp_sees_each_block_alone(dataset):
     difference = model(batch) - model(dataclasses.replace(batch, noise_BNV=changed))
     reached = difference.abs().reshape(80, -1).amax(dim=1) > 0
     assert reached.nonzero().flatten().tolist() == [0]
+    assert batch.features_BNF.shape == (1, dataset.grid.n_cells, 0), "it takes none of cells"
+
+
+def test_cells_are_given_their_local_time(block_samples):
+    dataset, steps = BlockDataset(block_samples, BlockDatasetConfig(season=True)), np.array([0, 3])
+    lon_N = np.arctan2(dataset.centres_N3[:, 1], dataset.centres_N3[:, 0])
+    local_BN = 2 * np.pi * dataset.time[steps, None] + lon_N
+    year_B1 = 2 * np.pi * dataset.time[steps, None] / 365.2425
+    given_BNF = dataset.at_times(steps).features_BNF[..., 1:].numpy()
+    for number, angle in enumerate((local_BN, year_B1)):
+        np.testing.assert_allclose(given_BNF[..., 2 * number], np.sin(angle) + 0 * lon_N, atol=1e-6)
+        np.testing.assert_allclose(
+            given_BNF[..., 2 * number + 1], np.cos(angle) + 0 * lon_N, atol=1e-6
+        )
 
 
 def test_regression_conserves_block_means(dataset):

@@ -67,8 +67,10 @@ def seen_beside(blocks_M: Ints, neighbours: Sequence[Ints]) -> Ints:
 
 
 def see(dataset: Any, seen: Seen, takes_features: bool = True) -> None:
-    """Tell a dataset, or several as one, what a network sees: which blocks around its pieces, and whether
-    the features of cells."""
+    """Tell a dataset, or several as one, which blocks around its pieces a network sees.
+
+    ``takes_features``: see `BlockDataset.surround`.
+    """
     for one in getattr(dataset, "datasets", [dataset]):
         one.surround(seen, takes_features)
 
