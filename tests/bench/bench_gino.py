@@ -7,7 +7,7 @@ folded    the same with `torch.segment_reduce` in place of that loop
 millrace  real matrices for the kept modes, kernel sums over bags, cached neighbours and embeddings
 
 The floor is the time of all products at the rate of a large one of this core, and of reading and writing
-once what lies between layers at the rate of a copy. A stock step takes half a minute: ``gino-stock`` takes two.
+once what lies between layers at the rate of a copy. A stock step takes half a minute: ``gino-stock``.
 """
 
 import multiprocessing

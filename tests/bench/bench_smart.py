@@ -5,7 +5,7 @@ and AdamW, of a model with 7 million parameters on simulated intersections.
 
 plain     gathered keys and values, every pair and token embedded at once, as on a GPU
 millrace  relations and attention in chunks, without padding; in a rollout also tables of relations,
-          products of queries with all keys of a scenario, and linear layers by oneDNN
+          products of queries with all keys of a scenario; linear layers by oneDNN where that is faster
 """
 
 import statistics
@@ -20,12 +20,13 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from millrace.models import products
 from millrace.processes import keep_freed_memory
 from millrace.systems.traffic.dataset import ScenarioBatch, ScenarioDataset
 from millrace.systems.traffic.scenarios import build_vocabulary, tokenise
 from millrace.systems.traffic.settings import ScenarioConfig, SmartConfig, TokenConfig
 from millrace.systems.traffic.simulator.traffic import TrafficConfig, simulate
-from millrace.systems.traffic.smart import chunked, products
+from millrace.systems.traffic.smart import chunked
 from millrace.systems.traffic.smart.rollout import RolloutConfig, rollout
 from millrace.systems.traffic.smart.spec import SPEC
 

@@ -12,7 +12,6 @@ from millrace.systems.traffic.settings import ScenarioConfig, SmartConfig
 from millrace.systems.traffic.smart import chunked
 from millrace.systems.traffic.smart.layers import FourierEmbedding, Neighbours, RelativeAttention
 from millrace.systems.traffic.smart.network import Cache
-from millrace.systems.traffic.smart.products import Linear
 from millrace.systems.traffic.smart.rollout import RolloutConfig, rollout
 from millrace.systems.traffic.smart.spec import SPEC
 
@@ -163,17 +162,6 @@ def test_probabilities_of_a_cached_rollout_are_those_of_the_formula(dataset, mod
     there = batch.valid_BAK[:, :, 5]
     found, expected = (one[there].softmax(dim=-1) for one in (logits, expected))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_linear_layers_without_gradients_are_the_same():
-    torch.manual_seed(5)
-    layer, x = Linear(20, 30), torch.randn(4, 7, 40)[..., ::2]
-    with torch.no_grad():
-        found, nothing = layer(x), layer(x[:0])
-    expected = layer(x)
-    torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
-    assert nothing.shape == (0, 7, 30)
-    assert expected.requires_grad
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from millrace.models.products import Linear
 from millrace.systems.downscaling.dataset import BlockBatch, BlockDataset
 
 WIDTH = 256
@@ -26,16 +27,16 @@ class BlockMlp(nn.Module):
         values = dataset.grid.per_block * n_variables
         context = 4 * n_variables + 3 + dataset.n_clock
         self.context = nn.Sequential(
-            nn.Linear(context, WIDTH), nn.ReLU(inplace=True), nn.Linear(WIDTH, WIDTH)
+            Linear(context, WIDTH), nn.ReLU(inplace=True), Linear(WIDTH, WIDTH)
         )
         # The first layer takes three parts side by side: as three maps, that of the noise level is
         # computed once a sample and not once a block.
-        self.first = nn.Linear(values, 2 * WIDTH)
-        self.first_context = nn.Linear(WIDTH, 2 * WIDTH, bias=False)
-        self.first_level = nn.Linear(embedding, 2 * WIDTH, bias=False)
+        self.first = Linear(values, 2 * WIDTH)
+        self.first_context = Linear(WIDTH, 2 * WIDTH, bias=False)
+        self.first_level = Linear(embedding, 2 * WIDTH, bias=False)
         sizes = itertools.pairwise((2 * WIDTH, 2 * WIDTH, WIDTH, values))
         self.rest = nn.Sequential(
-            *(layer for size in sizes for layer in (nn.ReLU(inplace=True), nn.Linear(*size)))
+            *(layer for size in sizes for layer in (nn.ReLU(inplace=True), Linear(*size)))
         )
 
     def forward(self, x_BNV: Tensor, e_BE: Tensor, batch: BlockBatch) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from millrace.data.device import to_device
 from millrace.errors import ConfigError
+from millrace.models.products import Linear
 from millrace.models.spec import ModelSpec
 from millrace.systems.downscaling.block_mlp import BlockMlp
 from millrace.systems.downscaling.dataset import BlockBatch, BlockDataset, as_fields
@@ -75,7 +76,7 @@ class NoiseEmbedding(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.register_buffer("frequency", 2 * math.pi * torch.logspace(-2, 1, size // 2))
-        self.layers = nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, size))
+        self.layers = nn.Sequential(Linear(size, size), nn.SiLU(), Linear(size, size))
 
     def forward(self, level_B: Tensor) -> Tensor:
         """Embed ln(sigma) / 4."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from millrace.models.norms import LayerNorm
+from millrace.models.products import Linear
 from millrace.systems.downscaling.geometry import BlockGeometry, Level
 from millrace.systems.downscaling.sparse import SparseMatrix
 
@@ -34,10 +35,10 @@ class NestedUnet(nn.Module):
         self.encoder = nn.ModuleList(_layers(size, embedding, depth) for size in channels)
         self.decoder = nn.ModuleList(_layers(size, embedding, depth) for size in channels[:-1])
         pairs = list(itertools.pairwise(channels))
-        self.down = nn.ModuleList(nn.Linear(3 * fine, coarse) for fine, coarse in pairs)
-        self.up = nn.ModuleList(nn.Linear(coarse, 3 * fine) for fine, coarse in pairs)
+        self.down = nn.ModuleList(Linear(3 * fine, coarse) for fine, coarse in pairs)
+        self.up = nn.ModuleList(Linear(coarse, 3 * fine) for fine, coarse in pairs)
         self.norm = LayerNorm(channels[0])
-        self.project = nn.Linear(channels[0], outputs)
+        self.project = Linear(channels[0], outputs)
 
     def forward(self, x_BNC: Tensor, e_BE: Tensor | None, geometry: BlockGeometry) -> Tensor:
         """Fields on the fine cells, [B, N, outputs]."""
@@ -62,7 +63,7 @@ class EdgeConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(4 * in_channels, out_channels)
+        self.linear = Linear(4 * in_channels, out_channels)
 
     def forward(self, x_BNC: Tensor, level: Level) -> Tensor:
         """Apply on a level."""
@@ -75,9 +76,9 @@ class ResidualLayer(nn.Module):
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
         self.norm = LayerNorm(channels)
-        self.modulate = nn.Linear(embedding, 2 * channels) if embedding else None
+        self.modulate = Linear(embedding, 2 * channels) if embedding else None
         self.conv = EdgeConv(channels, channels)
-        self.linear = nn.Linear(channels, channels)
+        self.linear = Linear(channels, channels)
         # A network that begins as nearly the identity can be deep (Goyal et al. 2017).
         nn.init.normal_(self.linear.weight, std=0.1 * channels**-0.5)
 

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from millrace.models.products import add_product, is_eager
 from millrace.models.stored import StoredParameter
+from millrace.systems.groundwater.layers import Layers, parts
 from millrace.systems.groundwater.neuraloperator import ChannelMLP, FNOBlocks, SpectralConv
-from millrace.systems.groundwater.products import Layers, add_product, in_parts, parts
 
 Shape = tuple[int, int, int]
 Matrices = Sequence[Tensor]
@@ -64,7 +65,7 @@ class ChannelLast(nn.Module):
     def forward(self, x_CR: Tensor, rows: bool = False) -> Tensor:
         """Map [C, R] to [O, R], or to [R, O] with ``rows``."""
         first, second = self.fcs
-        if in_parts(x_CR):
+        if is_eager(x_CR):
             pairs = [(layer.weight.squeeze(2), layer.bias) for layer in self.fcs]
             y_OR = Layers.apply(x_CR, False, rows, *chain.from_iterable(pairs))
             return y_OR.t() if rows else y_OR

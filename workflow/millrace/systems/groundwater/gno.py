@@ -27,9 +27,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from millrace.data.device import to_device
+from millrace.models.products import is_eager
 from millrace.systems.groundwater.graph import CSR
+from millrace.systems.groundwater.layers import Layers
 from millrace.systems.groundwater.neuraloperator import GNOBlock, LinearChannelMLP
-from millrace.systems.groundwater.products import Layers, in_parts
 
 BAG_BYTES = 50_000_000
 """Bags of a table of neighbours; of many edges channels are taken in turns."""
@@ -232,7 +233,7 @@ def _edge_kernel(
     hidden = _Gathered.apply(y_NH, functional.linear(x_MD, weight_x, first.bias), table)
     if not others:
         return hidden.t()
-    if in_parts(hidden):
+    if is_eager(hidden):
         pairs = [(layer.weight, layer.bias) for layer in others]
         return Layers.apply(hidden.t(), True, False, *chain.from_iterable(pairs))
     for layer in others[:-1]:

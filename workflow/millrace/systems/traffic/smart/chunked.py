@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from millrace.models.products import add_product, product
+
 PAIRS = 1024
 """Pairs of a chunk: each has some KiB of intermediate values."""
 
@@ -153,10 +155,10 @@ class _Relations(torch.autograd.Function):
             values = feature_PF.index_select(0, pair_R).split(widths, dim=1)
             for value_RF, kept_NC, part in zip(values, first_NC, parts, strict=True):
                 wave_RW = waves(value_RF, part[0])
-                first_RC = torch.addmm(part[2], wave_RW, part[1].t(), out=kept_NC[rows])
-                total_RC.addmm_(rectified(first_RC, part[3:], eps)[0], part[5].t())
+                first_RC = torch.add(product(wave_RW, part[1]), part[2], out=kept_NC[rows])
+                add_product(total_RC, rectified(first_RC, part[3:], eps)[0], part[5])
             sum_NC[rows] = total_RC
-            made_RC = torch.addmm(last[3], rectified(total_RC, last, eps)[0], last[2].t())
+            made_RC = product(rectified(total_RC, last, eps)[0], last[2]).add_(last[3])
             made_RC, _, deviation_N[rows] = torch.native_layer_norm(
                 made_RC, (hidden,), None, None, eps
             )
@@ -193,10 +195,10 @@ class _Relations(torch.autograd.Function):
             ):
                 first_RC = _layers_backward(grad_RC, kept_NC[rows], part[3:], grads[3:], ctx.eps)
                 wave_RW = waves(value_RF, part[0])
-                grads[1].addmm_(first_RC.t(), wave_RW)
+                add_product(grads[1], first_RC.t(), wave_RW.t())
                 grads[2].add_(first_RC.sum(dim=0))
                 bands = part[0].shape[1]
-                grad_RW = first_RC @ part[1]
+                grad_RW = product(first_RC, part[1].t())
                 phase = grad_RW[:, bands : 2 * bands] * wave_RW[:, :bands]
                 phase -= grad_RW[:, :bands] * wave_RW[:, bands : 2 * bands]
                 grads[0].addmm_(value_RF.t(), phase, alpha=2 * torch.pi)
@@ -317,9 +319,9 @@ def _layers_backward(
     """Gradient of the input of normalisation, ReLU and linear layer; those of weights are added up."""
     scale, shift, weight, _ = layers
     y_RC, mean, deviation = rectified(x_RC, layers, eps)
-    totals[2].addmm_(gradient_RC.t(), y_RC)
+    add_product(totals[2], gradient_RC.t(), y_RC.t())
     totals[3].add_(gradient_RC.sum(dim=0))
-    inner = torch.ops.aten.threshold_backward(gradient_RC @ weight, y_RC, 0)
+    inner = torch.ops.aten.threshold_backward(product(gradient_RC, weight.t()), y_RC, 0)
     gradient, *sums = torch.ops.aten.native_layer_norm_backward(
         inner, x_RC, x_RC.shape[1:], mean, deviation, scale, shift, [True] * 3
     )

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from millrace.models.products import Linear
 from millrace.systems.traffic.smart import chunked, tabulated
-from millrace.systems.traffic.smart.products import Linear
 
 
 class Neighbours(NamedTuple):

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from millrace.models.products import linear
 from millrace.systems.traffic.smart import chunked
 from millrace.systems.traffic.smart.chunked import by_feature, rectified, waves
-from millrace.systems.traffic.smart.products import linear
 
 _STEP = 0.008
 """Distance of nodes, in radians of the fastest wave: the error of a straight line is an eighth of its
@@ -121,7 +121,8 @@ def relations(
         exact.append((kinked, _curve(value_NF[_padded(kinked)], part, eps), bounds))
     row_NK, share_NK = torch.stack(rows, dim=1), torch.stack(shares, dim=1)
     hidden = tables.value_TC.shape[1]
-    out_PC = tables.value_TC.new_zeros(len(mask_P), hidden)
+    out_PC = tables.value_TC.new_empty(len(mask_P), hidden)
+    out_PC.index_fill_(0, (~mask_P).nonzero()[:, 0], 0)
     for number, at in enumerate(chunked.chunks(len(kept_N), chunked.PAIRS)):
         total_RC = functional.embedding_bag(
             row_NK[at], tables.value_TC, mode="sum", per_sample_weights=share_NK[at]

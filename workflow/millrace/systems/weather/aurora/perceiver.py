@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from millrace.models.norms import LayerNorm
+from millrace.models.products import Linear
 from millrace.systems.weather.aurora.config import AuroraConfig
 from millrace.systems.weather.aurora.encodings import ABSOLUTE_TIME, LEAD_TIME, PRESSURE, fourier
 from millrace.systems.weather.aurora.swin import Mlp
@@ -50,9 +51,9 @@ class CrossAttention(nn.Module):
     def __init__(self, channels: int, heads: int, mlp_ratio: float, normalise: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_kv = nn.Linear(channels, 2 * channels, bias=False)
-        self.to_out = nn.Linear(channels, channels, bias=False)
+        self.to_q = Linear(channels, channels, bias=False)
+        self.to_kv = Linear(channels, 2 * channels, bias=False)
+        self.to_out = Linear(channels, channels, bias=False)
         self.norm_q = LayerNorm(channels) if normalise else nn.Identity()
         # The same shift of all keys changes no weight of the attention: a bias could not learn.
         self.norm_k = LayerNorm(channels, bias=False) if normalise else nn.Identity()
@@ -92,8 +93,8 @@ class Encoder(nn.Module):
         width, self.patch = config.embed_dim, config.patch_size
         self.surface, self.air, self.hours = grid.surface, grid.air, grid.hours
         values, n_fields = steps * self.patch**2, grid.surface + len(grid.static_FIJ)
-        self.surface_tokens = nn.Linear(n_fields * values, width)
-        self.air_tokens = nn.Linear(grid.air * values, width)
+        self.surface_tokens = Linear(n_fields * values, width)
+        self.air_tokens = Linear(grid.air * values, width)
         self.surface_level = nn.Parameter(0.02 * torch.randn(width))
         self.surface_mlp = Mlp(width, int(config.mlp_ratio * width))
         self.surface_norm = LayerNorm(width)
@@ -102,8 +103,8 @@ class Encoder(nn.Module):
             width, config.perceiver_heads, config.mlp_ratio, config.stabilise_level_agg
         )
         names = ("position", "scale", "level", "lead_time", "absolute_time")
-        self.embedding = nn.ModuleDict({name: nn.Linear(width, width) for name in names})
-        self.time_mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.embedding = nn.ModuleDict({name: Linear(width, width) for name in names})
+        self.time_mlp = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
         for name in ("position_ND", "scale_ND", "static_FIJ"):
             self.register_buffer(name, getattr(grid, name), persistent=False)
         level_LD = fourier(grid.level_L, PRESSURE, width).float()
@@ -157,12 +158,12 @@ class Decoder(nn.Module):
         super().__init__()
         width, self.patch = 2 * config.embed_dim, config.patch_size
         self.latent_levels, self.rows = config.latent_levels, rows
-        self.level = nn.Linear(width, width)
+        self.level = Linear(width, width)
         self.aggregation = CrossAttention(
             width, config.perceiver_heads, config.mlp_ratio / 2, False
         )
-        self.surface_head = nn.Linear(width, grid.surface * self.patch**2)
-        self.air_head = nn.Linear(width, grid.air * self.patch**2)
+        self.surface_head = Linear(width, grid.surface * self.patch**2)
+        self.air_head = Linear(width, grid.air * self.patch**2)
         level_LD = fourier(grid.level_L, PRESSURE, width).float()
         self.register_buffer("level_LD", level_LD, persistent=False)
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from millrace.models.norms import LayerNorm
+from millrace.models.products import Linear
 from millrace.systems.weather.aurora.config import AuroraConfig
 
 Size = tuple[int, int, int]
@@ -33,7 +34,7 @@ class AdaptiveNorm(nn.Module):
     def __init__(self, channels: int, context: int) -> None:
         super().__init__()
         self.channels = channels
-        self.modulation = nn.Linear(context, 2 * channels)
+        self.modulation = Linear(context, 2 * channels)
         nn.init.normal_(self.modulation.weight, std=_MODULATION_STD / math.sqrt(context))
         nn.init.zeros_(self.modulation.bias)
 
@@ -49,8 +50,8 @@ class Mlp(nn.Module):
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
-        self.fc2 = nn.Linear(hidden, channels)
+        self.fc1 = Linear(channels, hidden)
+        self.fc2 = Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape."""
@@ -67,8 +68,8 @@ class WindowAttention(nn.Module):
     def __init__(self, channels: int, heads: int, lora_rank: int) -> None:
         super().__init__()
         self.head_dim = channels // heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
         self.lora_qkv = Lora(channels, 3 * channels, lora_rank) if lora_rank else None
         self.lora_proj = Lora(channels, channels, lora_rank) if lora_rank else None
 
@@ -91,8 +92,8 @@ class Lora(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, rank: int) -> None:
         super().__init__()
-        self.down = nn.Linear(inputs, rank, bias=False)
-        self.up = nn.Linear(rank, outputs, bias=False)
+        self.down = Linear(inputs, rank, bias=False)
+        self.up = Linear(rank, outputs, bias=False)
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -247,7 +248,7 @@ class PatchMerging(nn.Module):
         super().__init__()
         self.size = size
         self.norm = LayerNorm(4 * channels)
-        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+        self.reduction = Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, x_BNC: Tensor, _: Tensor) -> Tensor:
         """Tokens of the next coarser resolution, see `coarser`."""
@@ -263,9 +264,9 @@ class PatchSplitting(nn.Module):
     def __init__(self, channels: int, size: Size) -> None:
         super().__init__()
         self.size = size
-        self.expansion = nn.Linear(channels, 2 * channels, bias=False)
+        self.expansion = Linear(channels, 2 * channels, bias=False)
         self.norm = LayerNorm(channels // 2)
-        self.mixing = nn.Linear(channels // 2, channels // 2, bias=False)
+        self.mixing = Linear(channels // 2, channels // 2, bias=False)
 
     def forward(self, x_BNC: Tensor, _: Tensor) -> Tensor:
         """Tokens of the next finer resolution."""

@@ -1,14 +1,13 @@
-"""Products by oneDNN and layers part by part, against those of PyTorch."""
+"""Layers part by part, against those of PyTorch."""
 
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from millrace.systems.groundwater import products
-from millrace.systems.groundwater.products import Layers, add_product, product
+from millrace.systems.groundwater import layers as in_parts
+from millrace.systems.groundwater.layers import Layers
 
 COLUMNS, WIDTHS = 50, (3, 8, 5)
 
@@ -17,7 +16,7 @@ COLUMNS, WIDTHS = 50, (3, 8, 5)
 @pytest.mark.parametrize("rows", [False, True])
 @pytest.mark.parametrize("given_by", ["channels", "rows"])
 def test_layers_in_parts_equal_those_of_pytorch(monkeypatch, activated, rows, given_by):
-    monkeypatch.setattr(products, "CACHED_BYTES", 8 * 8 * 7)  # seven columns at once
+    monkeypatch.setattr(in_parts, "CACHED_BYTES", 8 * 8 * 7)  # seven columns at once
     torch.manual_seed(0)
     layers = [nn.Linear(*pair).double() for pair in pairwise(WIDTHS)]
     parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
@@ -36,16 +35,3 @@ def test_layers_in_parts_equal_those_of_pytorch(monkeypatch, activated, rows, gi
     gradients = torch.autograd.grad((found * weight).sum(), [x_IR, *parameters])
     for gradient, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, other)
-
-
-@pytest.mark.parametrize("channels", [6, 96])
-def test_products_equal_those_of_pytorch_and_are_counted(channels):
-    a, b, total = torch.randn(40, 96), torch.randn(channels, 96), torch.randn(40, channels)
-    expected = total.double() + a.double() @ b.double().t()
-    with FlopCounterMode(display=False) as counter:
-        found = total + product(a, b)
-        turned = total + product(a, b.t().contiguous().t())
-        add_product(total, a.t().contiguous().t(), b)
-    for one in (found, turned, total):
-        assert (one - expected).abs().max() < 1e-5 * expected.abs().max()
-    assert counter.get_total_flops() == 3 * 2 * 40 * 96 * channels

@@ -1,9 +1,7 @@
-"""Products of matrices on a CPU, and networks of linear layers that are worked on part by part.
+"""Networks of linear layers on a CPU, worked on part by part.
 
-PyTorch takes products of float32 matrices to MKL, which on processors of other makers than Intel leaves
-half of their vector units idle; oneDNN, which PyTorch has as well, does not. Parts of the values stay in
-the cache from layer to layer, forward and backward, and only what is given and the values before
-activations are kept.
+Parts of the values stay in the cache from layer to layer, forward and backward, and only what is given and
+the values before activations are kept.
 
 Shape suffixes: R columns of values, I channels in, O channels out.
 """
@@ -14,58 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.flop_counter import register_flop_formula
+
+from millrace.models.products import product
 
 CACHED_BYTES = 1 << 21
 """Of a part of the widest values; smaller parts cost more calls than the nearer cache saves."""
-
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def _operations(a_RI: torch.Size, b_OI: torch.Size, *_: Any, **__: Any) -> int:
-    return 2 * a_RI.numel() * b_OI[0]
-
-
-if _ONEDNN:
-    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_operations)
-
-
-def in_parts(x: Tensor) -> bool:
-    """Whether values are worked on part by part: eagerly, on a CPU, in their own precision."""
-    return (
-        x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-    )
 
 
 def parts(count: int, nbytes: int) -> Iterator[slice]:
     """Parts of so many rows or columns, of so many bytes each, which the cache holds."""
     step = max(1, CACHED_BYTES // max(1, nbytes))
     return (slice(begin, min(count, begin + step)) for begin in range(0, count, step))
-
-
-def product(a_RI: Tensor, b_OI: Tensor) -> Tensor:
-    """``a @ b.T``; both are contiguous, or their transposes are."""
-    if _by_onednn(a_RI):
-        return torch.ops.mkldnn._linear_pointwise(a_RI, b_OI, None, "none", [], "")
-    return functional.linear(a_RI, b_OI)
-
-
-def add_product(sum_RO: Tensor, a_RI: Tensor, b_OI: Tensor) -> None:
-    """Add ``a @ b.T`` in place."""
-    if min(b_OI.shape) >= _WORTH_COPYING and _by_onednn(a_RI):
-        sum_RO += product(a_RI.contiguous(), b_OI)
-    else:
-        torch.addmm(sum_RO, a_RI, b_OI.t(), out=sum_RO)  # which `FlopCounterMode` counts
-
-
-def _by_onednn(a: Tensor) -> bool:
-    return _ONEDNN and a.dtype == torch.float32 and in_parts(a) and a.numel() > 0
-
-
-_WORTH_COPYING = 64
-"""Channels, from which on oneDNN wins although its product is another tensor, and ``a`` may be copied."""
 
 
 class Layers(torch.autograd.Function):
