@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import tarfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,8 @@ from millrace.plan import Plan
 from millrace.runs import command
 from millrace.runs.inventory import find_runs
 from millrace.scaling import records
+from millrace.systems.downscaling import ensembles, evaluation
+from millrace.systems.downscaling.sampling import SamplerConfig
 from millrace.systems.registry import raw_format
 from millrace.training import run_hash, segment
 from millrace.training.deadline import Deadline, Stop
@@ -150,7 +153,11 @@ def test_a_deleted_output_is_restored_without_training(train):
 @pytest.mark.parametrize(
     ("run", "epoch"), [(RUN, LAST), ("fine/n1_gpu1/seed0", 1)], ids=["gino", "downscaler"]
 )
-def test_a_checkpoint_has_the_same_scores(config, run, epoch, tmp_path):
+def test_a_checkpoint_has_the_same_scores(config, run, epoch, monkeypatch, tmp_path):
+    # The downscaler's sampler was another one then, which can still be asked for.
+    sampler = {"solver": "dpm3", "steps": 20}
+    monkeypatch.setattr(ensembles, "SamplerConfig", partial(SamplerConfig, **sampler))
+    monkeypatch.setattr(evaluation, "VALIDATION_SAMPLER", SamplerConfig(members=4, **sampler))
     path = Path(f"results/train/{run}/epoch_{epoch}.ckpt")
     files = Plan(config).samples(run.split("/")[0])
     made = [tmp_path / name for name in ("metrics.json", "figures", "training.png")]

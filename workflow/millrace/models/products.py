@@ -23,8 +23,8 @@ ONEDNN = (
     and not _IS_INTEL
 )
 """Whether products go to oneDNN: the same in all processes on a machine, so that runs repeat bit by bit."""
-LEAST, LEAST_TRAINED = 1 << 20, 1 << 22
-"""Multiplications from which on oneDNN is faster, and with a function for gradients around it."""
+LEAST = 1 << 21
+"""Multiplications from which on oneDNN is faster, with and without gradients."""
 WIDE = 64
 """Channels of both sides from which on it is faster for gradients of weights, too."""
 
@@ -48,14 +48,14 @@ def is_eager(x: Tensor) -> bool:
 
 def product(a_RI: Tensor, b_OI: Tensor) -> Tensor:
     """``a @ b.T`` without gradients; both are contiguous, or their transposes are."""
-    if _suits(a_RI, b_OI, LEAST):
+    if _suits(a_RI, b_OI):
         return _onednn(a_RI, b_OI)
     return functional.linear(a_RI, b_OI)
 
 
 def add_product(sum_RO: Tensor, a_RI: Tensor, b_OI: Tensor) -> None:
     """Add ``a @ b.T`` in place."""
-    if min(b_OI.shape) >= WIDE and _suits(a_RI, b_OI, LEAST):
+    if min(b_OI.shape) >= WIDE and _suits(a_RI, b_OI):
         sum_RO += _onednn(a_RI.contiguous(), b_OI)
     else:
         torch.addmm(sum_RO, a_RI, b_OI.t(), out=sum_RO)  # which `FlopCounterMode` counts
@@ -64,12 +64,11 @@ def add_product(sum_RO: Tensor, a_RI: Tensor, b_OI: Tensor) -> None:
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """`functional.linear`, with gradients."""
     given = [one for one in (x, weight_OI, bias_O) if one is not None]
-    trained = torch.is_grad_enabled() and any(one.requires_grad for one in given)
     # Parts of a model that is divided are of a type of their own.
     plain = all(type(one) in (Tensor, nn.Parameter) for one in given)
-    if not (plain and _suits(x, weight_OI, LEAST_TRAINED if trained else LEAST)):
+    if not (plain and _suits(x, weight_OI)):
         return functional.linear(x, weight_OI, bias_O)
-    if trained:
+    if torch.is_grad_enabled() and any(one.requires_grad for one in given):
         made: Tensor = _Linear.apply(x, weight_OI, bias_O)
         return made
     return _onednn(x, weight_OI, bias_O)
@@ -105,9 +104,9 @@ class _Linear(torch.autograd.Function):
         return grad_x, grad_weight, g_RO.sum(0) if wanted_bias else None
 
 
-def _suits(a: Tensor, b_OI: Tensor, least: int) -> bool:
+def _suits(a: Tensor, b_OI: Tensor) -> bool:
     single = a.dtype == b_OI.dtype == torch.float32
-    return ONEDNN and single and a.numel() * len(b_OI) >= least and is_eager(a)
+    return ONEDNN and single and is_eager(a) and a.numel() * len(b_OI) >= LEAST
 
 
 def _onednn(a: Tensor, b_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:

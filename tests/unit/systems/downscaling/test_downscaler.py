@@ -204,7 +204,7 @@ def test_bad_parameters(dataset):
     with pytest.raises(ConfigError, match="expected 3 numbers, one for each level"):
         downscaler.SPEC.build(DownscalerConfig(channels=(8, 8)), dataset)
     with pytest.raises(
-        ConfigError, match=r"sampler\.solver: expected one of dpm, euler, got 'heun'"
+        ConfigError, match=r"sampler\.solver: expected one of dpm, dpm3, euler, got 'heun'"
     ):
         SamplerConfig.parse({"solver": "heun"}, "sampler")
 

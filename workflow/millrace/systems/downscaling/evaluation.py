@@ -18,7 +18,7 @@ from millrace.systems.downscaling.figures.sphere import Panel, sphere_maps
 from millrace.systems.downscaling.sampling import SamplerConfig
 
 # The CRPS does not depend on the number of members, so that few will do to compare periods.
-_VALIDATION_TIMES, _VALIDATION_SAMPLER = 4, SamplerConfig(members=4)
+_VALIDATION_TIMES, VALIDATION_SAMPLER = 4, SamplerConfig(members=4)
 
 
 def evaluate(
@@ -29,7 +29,7 @@ def evaluate(
     See `millrace.evaluation.base.Evaluation`. Scores are ``{variable: {forecast: scores}}``.
     """
     validation, _ = score(
-        model.module, model.dataset, "validation", _VALIDATION_SAMPLER, _VALIDATION_TIMES
+        model.module, model.dataset, "validation", VALIDATION_SAMPLER, _VALIDATION_TIMES
     )
     test, example = score(model.module, model.dataset, "test", progress=progress)
 

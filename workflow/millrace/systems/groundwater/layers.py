@@ -50,8 +50,9 @@ class Layers(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Of values, then of weights and biases."""
-        count = len(ctx.saved_tensors) // (len(ctx.parts) + 1)
-        weights, kept = ctx.saved_tensors[:count], iter(ctx.saved_tensors[count:])
+        saved = ctx.saved_tensors  # which may be computed again, once
+        count = len(saved) // (len(ctx.parts) + 1)
+        weights, kept = saved[:count], iter(saved[count:])
         g_OR, grad_x = gradients[0], None
         if ctx.needs_input_grad[0]:
             grad_x = _empty(g_OR, (weights[0].shape[1], g_OR.shape[1]), ctx.rows)

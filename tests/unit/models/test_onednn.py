@@ -15,8 +15,7 @@ def by_onednn(request, monkeypatch):
     if request.param and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this PyTorch has no products of oneDNN")
     monkeypatch.setattr(products, "ONEDNN", request.param)
-    for name in ("LEAST", "LEAST_TRAINED"):
-        monkeypatch.setattr(products, name, 0)
+    monkeypatch.setattr(products, "LEAST", 0)
     monkeypatch.setattr(products, "WIDE", 8)
     return request.param
 
