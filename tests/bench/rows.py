@@ -162,10 +162,12 @@ class Limits:
         """The best of some, of this core now."""
         import torch  # results are compared without it
 
+        from millrace.models.products import HAS_ONEDNN
+
         a, b = torch.randn(1024, 1024), torch.empty(64 << 20)
         c = torch.empty_like(b)
         ways = [partial(torch.mm, a, a)]
-        if torch.backends.mkldnn.is_available():  # on some processors twice as fast
+        if HAS_ONEDNN:  # on some processors twice as fast
             onednn = torch.ops.mkldnn._linear_pointwise
             ways.append(partial(onednn, a, a, None, "none", [], ""))
         product = min(cpu_seconds(way) for way in ways for _ in range(10))

@@ -18,7 +18,7 @@ from millrace.provenance import fingerprint
 from millrace.scaling.settings import AnalysisSettings, ScalingSettings
 from millrace.sweeps.experiments import Experiments
 from millrace.sweeps.sweep import Sweep, read_sweeps
-from millrace.systems.base import SampleKind, check_replay, dataset_names, known, resolve
+from millrace.systems.base import SampleKind, check_replay, dataset_names, known
 from millrace.systems.registry import kinds, models, raw_format
 from millrace.systems.settings import SplitConfig
 from millrace.training.parallel.config import ParallelConfig
@@ -136,14 +136,11 @@ class Plan:
                 f"config: {key}.experiment: {experiment} is a sweep; name one of its trials, such as "
                 f"that of results/sweeps/{experiment}/chosen.yaml"
             )
-        application = self.kind(experiment).application
-        if application is None:
+        if self.kind(experiment).application is None:
             raise ConfigError(
                 f"config: {key}.experiment: models on {self.kind(experiment).name}, as that of "
                 f"{experiment}, are not applied to new raw files"
             )
-        if block.get("options"):  # what knows them takes a second to import
-            resolve(application).options.parse(block["options"], f"config: {key}.options")
         readable = self.kind(experiment).formats
         if source in self.datasets and raw_format(self.datasets[source]).name not in readable:
             raise ConfigError(

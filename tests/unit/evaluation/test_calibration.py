@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy.stats import norm
 
 from millrace.errors import ConfigError
 from millrace.evaluation.application import Piece
-from millrace.evaluation.calibration import Calibration
+from millrace.evaluation.calibration import Calibration, read_calibration
 from millrace.evaluation.forecast_scores import ForecastScores
 from millrace.evaluation.predict import main, predict_files
 from millrace.sealed import write_sealed
@@ -79,6 +80,37 @@ def test_forecasts_of_fewer_steps_take_the_first_factors(tmp_path):
         calibrate(forecast)
     with pytest.raises(ConfigError, match="there are no members of 't'"):
         calibrate(forecast.mean("member"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, None),
+        ({"calibration": "of before"}, "is of members that were calibrated already"),
+        ({"options": {"times": "validation", "members": 5}}, "members = 5, these have 3"),
+        ({"schema": "millrace.prediction_metrics/1"}, "holds no scores of forecasts"),
+    ],
+)
+def test_scores_of_other_members_calibrate_nothing(changed, said, tmp_path):
+    record = {
+        "schema": "millrace.prediction_metrics/2",
+        "options": {"times": "validation", "members": 3},
+        "run_hash": "a, b",
+        "epoch": "4, 4",
+        "variables": {"t": {"spread_factor": [2.0]}},
+    }
+    write_sealed(tmp_path / "scores.json", record | changed)
+    application = SimpleNamespace(spreads=True, of_spread=())
+    models = [
+        SimpleNamespace(application=application, about={"run_hash": one, "epoch": "4"})
+        for one in "ab"
+    ]
+    given = (tmp_path / "scores.json", models, SimpleNamespace(members=3))
+    if said is None:
+        assert read_calibration(*given).factors == {"t": [2.0]}
+        return
+    with pytest.raises(ConfigError, match=said):
+        read_calibration(*given)
 
 
 @pytest.mark.slow  # rollouts from a score of states, three times

@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
+import yaml
 from array_fields import series
 
-from millrace.errors import ConfigError
+from millrace.data.joint import JointDataset
+from millrace.data.recipe import recipe_of
+from millrace.errors import ConfigError, DataError
 from millrace.evaluation.application import SeriesForecasts, window_starts
 from millrace.evaluation.loaded import load
 from millrace.evaluation.predict import main
@@ -41,6 +44,33 @@ def test_numbers_are_both_ends():
     time = np.array([0.476, 0.952, 1.428, 1.904])
     for times, held in (("0.952..1.428", 2), ("1.428..", 2), ("0.952", 1), ("..1e3", 4)):
         assert period_of(times, {}, is_date=False).holds(time, time).sum() == held
+
+
+def test_a_number_is_one_of_many_times_that_lie_close():
+    minutes = 26_297_280.0 + 5 * np.arange(20)
+    found = period_of("26297300", {"time_step": 5.0}, is_date=False).holds(minutes, minutes)
+    assert minutes[found].tolist() == [26_297_300.0]
+
+
+def test_yaml_may_take_times_for_numbers_or_dates():
+    given = yaml.safe_load("[2020, 1.5, 2020-01-31]")
+    found = [SeriesForecasts.parse({"times": one}, "predict").times for one in given]
+    assert found == ["2020", "1.5", "2020-01-31"]
+
+
+def test_a_series_without_any_forecast_is_refused():
+    chosen = SeriesForecasts.parse({"limit": 2}, "predict")
+    with pytest.raises(DataError, match="5 times with states and 3 times after them"):
+        window_starts(5, np.arange(8.0), (2, 5), chosen, Period())
+
+
+def test_periods_of_several_datasets_are_not_those_of_the_first(of_arrays):
+    _, trained = of_arrays(series(), input_steps=2, output_steps=2)
+    both = JointDataset.__new__(JointDataset)
+    both.datasets = [trained.dataset, trained.dataset]
+    definition = {"data": {}, "model": {}}
+    assert "periods" in recipe_of("mine", definition, trained.dataset)
+    assert "periods" not in recipe_of("mine", definition, both)
 
 
 @pytest.mark.parametrize(

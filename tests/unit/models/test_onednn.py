@@ -12,7 +12,7 @@ from millrace.models.products import Linear, add_product, linear, product
 @pytest.fixture(params=[True, False], autouse=True)
 def by_onednn(request, monkeypatch):
     """Small products go to oneDNN as well, on any processor; or none does."""
-    if request.param and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if request.param and not products.HAS_ONEDNN:
         pytest.skip("this PyTorch has no products of oneDNN")
     monkeypatch.setattr(products, "ONEDNN", request.param)
     monkeypatch.setattr(products, "LEAST", 0)
@@ -64,10 +64,28 @@ def test_only_what_is_wanted_has_a_gradient():
     torch.testing.assert_close(layer.bias.grad, torch.full((30,), 5.0))
 
 
-def test_half_precision_empty_batches_and_graphs_go_to_pytorch():
+def test_gradients_have_gradients_and_transforms_work():
+    torch.manual_seed(0)
+    layer, x = Linear(20, 30), torch.randn(5, 20, requires_grad=True)
+    plain, exact = nn.Linear(20, 30).double(), x.detach().double().requires_grad_()
+    plain.load_state_dict(layer.state_dict())
+
+    def second(module, given):
+        [first] = torch.autograd.grad(module(given).square().sum(), given, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), [given, module.weight])
+
+    for one, other in zip(second(layer, x), second(plain, exact), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-3)
+    by_func = torch.func.grad(lambda given: layer(given).square().sum())(x.detach())
+    [gradient] = torch.autograd.grad(layer(x).square().sum(), x)
+    torch.testing.assert_close(by_func, gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_empty_batches_and_graphs_go_to_pytorch(monkeypatch):
     layer, x = Linear(20, 30), torch.randn(5, 20)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
+    monkeypatch.setattr(products, "LEAST", 1)
     assert linear(x[:0], layer.weight).shape == (0, 30)
     assert linear(x.double(), layer.weight.double()).dtype == torch.float64
     program = torch.export.export(layer, (x,))

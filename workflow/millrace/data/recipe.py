@@ -56,7 +56,8 @@ def recipe_of(
     if len(time) > 1:
         recipe["time_step"] = float(np.median(np.diff(time)))
     ranges, order = getattr(dataset, "split_ranges", None), getattr(dataset, "order_S", ())
-    if ranges is not None and (np.diff(order) > 0).all():
+    # Of several datasets each has periods of its own.
+    if ranges is not None and (np.diff(order) > 0).all() and not hasattr(dataset, "datasets"):
         recipe["periods"] = {
             split: [float(time[begin]), float(time[end - 1])]
             for split, (begin, end) in zip(SPLITS, ranges, strict=True)

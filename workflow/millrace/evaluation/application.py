@@ -282,5 +282,10 @@ def window_starts(
         starts = np.arange(0, n_true, stride)
         if total >= given + ahead:
             starts = np.append(starts, last)
+    if not len(starts):
+        raise DataError(
+            f"{given} times with states and {total - given} times after them with forcings: no forecast of "
+            f"{ahead} times has its truth or its forcings"
+        )
     starts = starts[: options.limit]
     return starts, int((starts < n_true).sum())

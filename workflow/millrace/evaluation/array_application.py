@@ -153,8 +153,8 @@ class ArrayApplication(Application):
             is_date = _is_date(recipe)
             starts, n_true = window_starts(given, dataset.time, window, options, period, is_date)
         else:
-            starts = np.arange(total)[: options.limit]
-            n_true = min(given, len(starts))
+            starts = np.arange(total)[:: options.stride][: options.limit]
+            n_true = int((starts < given).sum())
         size = max(1, min(64, _BATCH_VALUES // values_per_sample(dataset)))
         for begin in range(0, len(starts), size):
             part = starts[begin : begin + size]

@@ -88,11 +88,11 @@ def read_calibration(path: Path, models: Sequence[LoadedModel], options: Setting
         "make it by predict --times validation --metrics, see docs/howto/predict.md",
         "make it again",
     )
-    schema, where = str(record.get("schema")).partition("/")[0], f"--calibration {path}"
+    schema, where = str(record.get("schema")), f"--calibration {path}"
     readers = {
-        "millrace.prediction_metrics": _of_forecasts,
-        "millrace.ensemble_metrics": _of_seeds,
-        "millrace.metrics": _of_run,
+        "millrace.prediction_metrics/2": _of_forecasts,
+        "millrace.ensemble_metrics/1": _of_seeds,
+        "millrace.metrics/1": _of_run,
     }
     if schema not in readers:
         raise ConfigError(
@@ -136,7 +136,15 @@ def _of_forecasts(
             f"{where}: is of {record['options'].get('times') or 'all times'}, which may hold training or "
             f"test data; make it by predict --times {PERIOD}"
         )
-    for name in application.of_spread:
+    if "calibration" in record:
+        raise ConfigError(
+            f"{where}: is of members that were calibrated already; make it without --calibration"
+        )
+    # Members of one model are alike: how far all are apart depends on how many it has.
+    same = (*application.of_spread, *(["members"] if len(models) > 1 else []))
+    for name in same:
+        if not hasattr(options, name):
+            continue
         asked, was = getattr(options, name), record["options"].get(name)
         if asked != was:
             raise ConfigError(

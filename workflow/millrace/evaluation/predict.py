@@ -107,6 +107,8 @@ def predict_files(
     chosen = model.options({**every, **(options or {})})
     if calibration is not None:
         calibrated = read_calibration(calibration, models, chosen)
+        if twice := sorted(calibrated.options.keys() & (options or {}).keys()):
+            raise ConfigError(f"--calibration sets {twice[0]}, too; give one of them")
         chosen = chosen.replaced(**calibrated.options)
     described = {key: ", ".join(one.about[key] for one in models) for key in model.about}
     described |= {key: model.about[key] for key in ("model", "millrace_version")}

@@ -3,10 +3,13 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import date
+from functools import partial
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BeforeValidator
 
 from millrace.config import Count, Settings, Text
 from millrace.data.split import SPLITS
@@ -18,13 +21,20 @@ _ROUNDING = 1e-6
 """Relative difference of numbers that a user means as the same."""
 
 
+def _as_text(value: Any) -> Any:
+    """What YAML takes for a number or a date."""
+    plain = isinstance(value, int | float | date) and not isinstance(value, bool)
+    return str(value) if plain else value
+
+
 class Selection(Settings):
     """Which forecasts are made."""
 
-    times: Text | None = None
+    times: Annotated[Text | None, BeforeValidator(_as_text)] = None
     """Those whose last given state, or field, is of these times: one, `FIRST..LAST` with both, `FIRST..`
-    or `..LAST`. Dates, of which `2020-01` is all of January, or numbers in the unit of the series. Or a
-    period of the training, such as `validation`: forecasts within it to their last step."""
+    or `..LAST`; each begins where the one before ends, unless there is a `stride`. Dates, of which
+    `2020-01` is all of January, or numbers in the unit of the series. Or a period of the training, such as
+    `validation`: forecasts within it to their last step."""
     limit: Count | None = None
     """At most so many forecasts, the first ones."""
 
@@ -74,11 +84,14 @@ def period_of(times: str | None, recipe: Mapping[str, Any], is_date: bool) -> Pe
         margin = 1e-9 * max(1.0, abs(low), abs(high))
         return Period(low - margin, high + margin, times, whole=True)
     first, dots, last = (part.strip() for part in times.partition(".."))
-    bounds = _dates if is_date else _numbers
-    low = bounds(first, times)[0] if first else -np.inf
-    high = bounds(last, times)[1] if last else np.inf
+    if is_date:
+        bounds = partial(_dates, given=times)
+    else:
+        bounds = partial(_numbers, given=times, step=recipe.get("time_step", np.inf))
+    low = bounds(first)[0] if first else -np.inf
+    high = bounds(last)[1] if last else np.inf
     if not dots:
-        high = bounds(first, times)[1]
+        high = bounds(first)[1]
     if (dots and not first and not last) or low >= high:
         raise ConfigError(f"times {times}: expected FIRST..LAST, the earlier one first")
     return Period(low, high, times)
@@ -105,7 +118,7 @@ def _dates(text: str, given: str) -> tuple[float, float]:
     return low / _SECONDS, high / _SECONDS
 
 
-def _numbers(text: str, given: str) -> tuple[float, float]:
+def _numbers(text: str, given: str, step: float) -> tuple[float, float]:
     try:
         value = float(text)
     except ValueError:
@@ -115,7 +128,7 @@ def _numbers(text: str, given: str) -> tuple[float, float]:
             f"times {given}: {text!r} is no number; expected a time in the unit of the series, or "
             f"FIRST..LAST, or one of {', '.join(SPLITS)}"
         )
-    margin = _ROUNDING * max(1.0, abs(value))
+    margin = min(_ROUNDING * max(1.0, abs(value)), step / 4)
     return value - margin, value + margin
 
 

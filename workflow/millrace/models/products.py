@@ -1,6 +1,6 @@
-"""Products of matrices in float32 on a CPU: by oneDNN, on processors of other makers than Intel.
+"""Products of matrices in float32 on a CPU: by oneDNN, on processors of AMD.
 
-PyTorch takes them to MKL, which leaves half of the vector units of such processors idle. The same PyTorch
+PyTorch takes them to MKL, which leaves half of the vector units of these processors idle. The same PyTorch
 has the products of oneDNN, which its compiler uses; they have no gradients of their own.
 
 Shape suffixes: R rows, I channels in, O channels out.
@@ -11,17 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 _INFORMATION = Path("/proc/cpuinfo")
-_IS_INTEL = _INFORMATION.exists() and "GenuineIntel" in _INFORMATION.read_text()
-ONEDNN = (
-    torch.backends.mkldnn.is_available()
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    and not _IS_INTEL
-)
+_IS_AMD = _INFORMATION.exists() and "AuthenticAMD" in _INFORMATION.read_text()
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+ONEDNN = HAS_ONEDNN and _IS_AMD
 """Whether products go to oneDNN: the same in all processes on a machine, so that runs repeat bit by bit."""
 LEAST = 1 << 21
 """Multiplications from which on oneDNN is faster, with and without gradients."""
@@ -33,7 +29,7 @@ def _operations(a_RI: torch.Size, b_OI: torch.Size, *_: Any, **__: Any) -> int:
     return 2 * a_RI.numel() * b_OI[0]
 
 
-if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+if HAS_ONEDNN:
     register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_operations)
 
 
@@ -66,7 +62,8 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
     given = [one for one in (x, weight_OI, bias_O) if one is not None]
     # Parts of a model that is divided are of a type of their own.
     plain = all(type(one) in (Tensor, nn.Parameter) for one in given)
-    if not (plain and _suits(x, weight_OI)):
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None  # by torch.func
+    if transformed or not (plain and _suits(x, weight_OI)):
         return functional.linear(x, weight_OI, bias_O)
     if torch.is_grad_enabled() and any(one.requires_grad for one in given):
         made: Tensor = _Linear.apply(x, weight_OI, bias_O)
@@ -91,16 +88,16 @@ class _Linear(torch.autograd.Function):
         return torch.ops.aten._unsafe_view(made, [*x.shape[:-1], len(weight_OI)])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_OI = ctx.saved_tensors
         wanted_x, wanted_weight, wanted_bias = ctx.needs_input_grad
         g_RO, x_RI = gradient.reshape(-1, len(weight_OI)), x.reshape(-1, weight_OI.shape[1])
-        grad_x = _onednn(g_RO, weight_OI.t()).view_as(x) if wanted_x else None
+        # By functions that have gradients: these may be asked for, too.
+        grad_x = linear(g_RO, weight_OI.t()).view_as(x) if wanted_x else None
         grad_weight = None
         if wanted_weight:
             wide = min(weight_OI.shape) >= WIDE
-            grad_weight = _onednn(g_RO.t(), x_RI.t()) if wide else g_RO.t() @ x_RI
+            grad_weight = linear(g_RO.t(), x_RI.t()) if wide else g_RO.t() @ x_RI
         return grad_x, grad_weight, g_RO.sum(0) if wanted_bias else None
 
 

@@ -162,8 +162,9 @@ class _MLflow:
         else:
             made = client.create_run(experiment, tags={_STORE: store}, run_name=run)
             self._run = made.info.run_id
-            for key, value in _flat(config):
-                client.log_param(self._run, _allowed(key), value)
+            # Names that MLflow takes as the same would be refused the second time.
+            for key, value in {_allowed(key): value for key, value in _flat(config)}.items():
+                client.log_param(self._run, key, value)
         # What comes again after a kill would be shown twice.
         self._last = {
             key: max((one.step for one in client.get_metric_history(self._run, key)), default=0)

@@ -16,6 +16,7 @@ from millrace.data.recipe import recipe_of
 from millrace.data.samples import Files, open_dataset
 from millrace.errors import ConfigError, UserError
 from millrace.files import output_errors, write_json
+from millrace.models.products import ONEDNN
 from millrace.provenance import code_version, provenance
 from millrace.sealed import checksum, write_sealed
 from millrace.systems.registry import get_model, kind_of
@@ -164,6 +165,7 @@ def _begin_session(trainer: Trainer, request: Request) -> None:
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
             "torch": str(torch.__version__),
+            "products": "oneDNN" if ONEDNN and device.type == "cpu" else "PyTorch's",
             "execution": trainer.execution.essentials(),
             "parallel": trainer.parallel.essentials() if trainer.divided else {},
         }
@@ -365,7 +367,7 @@ def _benign_changes(sessions: list[dict[str, Any]]) -> list[str]:
     return [
         f"resumed with another {key} ({before[key]} -> {now[key]}): results agree to rounding, not "
         "bit by bit"
-        for key in ("ranks", "parallel", "micro_batch", "threads", "device", "torch")
+        for key in ("ranks", "parallel", "micro_batch", "threads", "device", "products", "torch")
         if before.get(key, now[key]) != now[key]
     ]
 

@@ -207,6 +207,8 @@ def test_bad_parameters(dataset):
         ConfigError, match=r"sampler\.solver: expected one of dpm, dpm3, euler, got 'heun'"
     ):
         SamplerConfig.parse({"solver": "heun"}, "sampler")
+    with pytest.raises(ConfigError, match="steps: expected 20 or more for the solver euler, got 7"):
+        SamplerConfig.parse({"solver": "euler"}, "sampler")
 
 
 # What the schedule of the reference does even to a perfect network. Fields are a ring of points with

@@ -37,6 +37,7 @@ SOLVERS: dict[str, Callable[..., Any]] = {
     "euler": partial(EDMEulerScheduler, sigma_min=0.002, rho=7.0),
 }
 
+_LEAST_STEPS = 20
 HELD_BYTES = 1 << 30
 """Size of the samples of pieces that are kept while an ensemble is drawn."""
 
@@ -53,6 +54,13 @@ class SamplerConfig(Settings):
     between the levels of EDM, with 20 steps what versions up to 0.2 drew; or `euler`: 20 steps and more."""
     seed: Seed = 0
     """Of the noise that is drawn."""
+
+    def model_post_init(self, _: Any) -> None:
+        """Refuse so few steps that members are too narrow or too wide by a third and more."""
+        if self.solver != "dpm" and self.steps < _LEAST_STEPS:
+            raise ValueError(
+                f"steps: expected {_LEAST_STEPS} or more for the solver {self.solver}, got {self.steps}"
+            )
 
 
 @torch.no_grad()

@@ -32,6 +32,9 @@ from millrace.systems.groundwater.graph import CSR
 from millrace.systems.groundwater.layers import Layers
 from millrace.systems.groundwater.neuraloperator import GNOBlock, LinearChannelMLP
 
+# It is made anew in each backward pass.
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
+
 BAG_BYTES = 50_000_000
 """Bags of a table of neighbours; of many edges channels are taken in turns."""
 
@@ -129,8 +132,7 @@ class _Bags:
         end = self.offset.new_full((1,), len(self.index))
         rows = torch.cat([self.offset, end])
         zeros, size = g.new_zeros(len(self.index)), (len(g), len(f))
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # "in beta state"
-            places = torch.sparse_csr_tensor(rows, self.index, zeros, size, check_invariants=False)
+        places = torch.sparse_csr_tensor(rows, self.index, zeros, size, check_invariants=False)
         return torch.sparse.sampled_addmm(places, g, f.t(), beta=0).values()
 
 

@@ -275,6 +275,10 @@ def _scenarios_of(traffic: Traffic, names: Sequence[str] | None) -> Iterator[Sce
     left = set(names or ())
 
     def is_wanted(name: str) -> bool:
+        if name in seen:
+            raise DataError(
+                f"{traffic.source}: two scenarios are named {name!r}; expected different names"
+            )
         seen.add(name)
         return names is None or name in left
 

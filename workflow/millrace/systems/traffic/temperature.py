@@ -25,7 +25,7 @@ def fitted_temperature(tokens: Tokens) -> dict[str, Any] | None:
 
     None if there is no token.
     """
-    inverse, first = 1.0, None
+    inverse, first, found = 1.0, None, None
     for _ in range(_PASSES):
         count, loss, slope, curvature = _sums(tokens, inverse)
         if not count:
@@ -34,10 +34,11 @@ def fitted_temperature(tokens: Tokens) -> dict[str, Any] | None:
         wanted = inverse - slope / curvature if curvature else inverse
         # Far from the minimum a step may be too long.
         wanted = min(max(wanted, inverse / 2, BOUNDS[0]), inverse * 2, BOUNDS[1])
+        found = {"value": 1 / inverse, "log_loss": first, "calibrated_log_loss": loss / count}
         if abs(wanted / inverse - 1) < _ENOUGH:
             break
         inverse = wanted
-    return {"value": 1 / inverse, "log_loss": first, "calibrated_log_loss": loss / count}
+    return found
 
 
 @torch.no_grad()
