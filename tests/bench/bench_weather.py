@@ -95,9 +95,10 @@ def measure(rounds: int) -> Iterator[Row]:
             shares = [a / (b + c) for a, b, c in pairs]
             yield Row(f"{what} and writing", "x", shares, goal=GOAL)
             counted = (MOST - LEAST) * noise.nbytes / 100e6
-            costs = [(a - b) / counted for a, b in zip(times["ours"], times["bare"], strict=True)]
+            # Rounds differ by more, in what reading and writing take: the shortest of each.
+            cost = (min(times["ours"]) - min(times["bare"])) / counted
             what = f"statistics of 100 MB of states, Zarr in chunks of {length}"
-            yield Row(what, "s", costs, goal=STATISTICS_GOAL)
+            yield Row(what, "s", [cost], goal=STATISTICS_GOAL)
 
 
 if __name__ == "__main__":
