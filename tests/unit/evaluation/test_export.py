@@ -290,6 +290,21 @@ def _model(module, expected):
     )
 
 
+def test_a_program_without_forcings_is_written(tmp_path):
+    class Forecast(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.states, self.forcings = Scaling([1.0], [2.0]), Scaling(*np.zeros((2, 0)))
+
+        def forward(self, x):
+            return self.states.physical(x)
+
+    program = torch.export.export(Forecast(), (torch.ones(3, 1),))
+    torch.export.save(program, tmp_path / "program.pt2")
+    found = torch.export.load(tmp_path / "program.pt2").module()(torch.ones(3, 1))
+    torch.testing.assert_close(found, torch.full((3, 1), 3.0))
+
+
 def test_what_differs_from_the_checkpoint_is_not_written(tmp_path):
     expected = torch.tensor([[-3.15], [6.85]])
     for to, (suffix, _) in FORMATS.items():

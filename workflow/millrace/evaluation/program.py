@@ -134,8 +134,11 @@ class Scaling(nn.Module):
     def __init__(self, mean: ArrayLike, std: ArrayLike, inner: int = 0) -> None:
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
-            tensor = torch.as_tensor(values, dtype=torch.float64)
-            self.register_buffer(name, tensor.reshape(-1, *[1] * inner))
+            tensor = torch.as_tensor(values, dtype=torch.float64).reshape(-1, *[1] * inner)
+            if len(tensor):
+                self.register_buffer(name, tensor)
+            else:  # of no forcings; `torch.export.save` fails on buffers without elements
+                setattr(self, name, tensor)
 
     def normalised(self, x: Tensor) -> Tensor:
         """As models take it, float32; computed in double precision, as where samples are read."""
