@@ -23,10 +23,8 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 # Parameters of several classes have one name; texts do not link to them.
-suppress_warnings = [
-    "ref.python",
-    "autosectionlabel.releases",
-]  # each release has the same headings
+# Releases have the same headings.
+suppress_warnings = ["ref.python", "autosectionlabel.releases"]
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4

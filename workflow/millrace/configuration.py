@@ -107,7 +107,7 @@ class PredictionSettings(Settings):
         default_factory=dict, examples=[{"times": "validation", "members": 20}]
     )
     """Of the forecasts, as `millrace predict` takes them: what is forecast, members, seed. By default
-    forecasts are from all states."""
+    forecasts are from all states. They are checked when the job begins."""
 
 
 class ComparedRun(Settings):

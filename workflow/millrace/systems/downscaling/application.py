@@ -158,10 +158,8 @@ class BlockApplication(Application):
             ]
             slabs = icon.fields.slabs(spans, screening)
             for span, values_TNV in zip(spans, slabs, strict=True):
-                fine_TNV, rows = (
-                    values_TNV[:, grid.order_N],
-                    slice(span[0] - first, span[-1] - first + 1),
-                )
+                fine_TNV = values_TNV[:, grid.order_N]
+                rows = slice(span[0] - first, span[-1] - first + 1)
                 file["fine"][rows] = fine_TNV
                 file["coarse"][rows] = block_means(fine_TNV, grid.area_N, grid.n_blocks)
             refuse_no_data([screening.evidence()], missing)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from millrace.models.products import add_product, product
+from millrace.models.products import add_product, is_eager, product
 
 PAIRS = 1024
 """Pairs of a chunk: each has some KiB of intermediate values."""
@@ -28,8 +28,7 @@ _MANY = 32
 
 def applies(*tensors: Tensor) -> bool:
     """Whether chunks are of use: on a CPU, not compiled, and without products in half precision."""
-    on_cpu = all(t.device.type == "cpu" for t in tensors)
-    return on_cpu and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+    return all(map(is_eager, tensors))
 
 
 def relations(
