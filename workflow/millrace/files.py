@@ -30,6 +30,12 @@ def output_errors(path: Path, consequence: str = "nothing was kept") -> Iterator
         raise OutputError(f"{path}: cannot be written ({reason}); {consequence}") from error
 
 
+def leaves_room(folder: Path, size: int, share: float) -> bool:
+    """Whether ``size`` bytes more in a folder leave this share of its file system free."""
+    disk = shutil.disk_usage(folder)
+    return disk.free - size >= share * disk.total
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it is renamed to ``path`` once it is complete and on the disk.

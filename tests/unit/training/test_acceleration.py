@@ -1,5 +1,9 @@
 """Checkpointed activations and compilation: other ways to the same numbers."""
 
+import copy
+import functools
+
+import numpy as np
 import pytest
 import torch
 from tensors import assert_same
@@ -77,6 +81,27 @@ def test_a_compiled_model_is_called(make_trainer, monkeypatch):
     assert acceleration.probe not in calls
 
 
+def test_graphs_add_to_gradients_that_they_have_not_made(make_trainer, run, monkeypatch):
+    """What a CUDA graph has made is overwritten by its next run, that of the next micro-batch."""
+    events, modes = [], []
+
+    def compiled(function, mode=None):
+        modes.append(mode)
+        return lambda *a, **k: events.append("pass") or function(*a, **k)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: events.append("begin"))
+    execution = {"compile": "reduce-overhead", "micro_batch": 2}
+    trainer = make_trainer(execution=execution)
+    assert modes == [None, "reduce-overhead"]
+    places = [p.grad.data_ptr() for p in trainer.module.parameters()]
+    events.clear()
+    state = run(trainer, 1)
+    assert [p.grad.data_ptr() for p in trainer.module.parameters()] == places
+    assert events == ["begin", "pass"] * (len(events) // 2)
+    assert_same(state["model"], run(make_trainer(execution={"micro_batch": 2}), 1)["model"])
+
+
 @pytest.mark.slow
 def test_a_compiler_gives_the_same_numbers():
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh())
@@ -85,3 +110,70 @@ def test_a_compiler_gives_the_same_numbers():
     acceleration.compile_in_place(module, x.device)
     assert module._compiled_call_impl is not None
     torch.testing.assert_close(module(x), expected)
+
+
+def on_meta(value):
+    """A sample with its geometry on a device other than the CPU, where it has sizes alone."""
+    if isinstance(value, torch.Tensor):
+        return value.to("meta")
+    if isinstance(value, dict):
+        return {key: on_meta(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return type(value)(map(on_meta, value))
+    if not hasattr(value, "__dict__") or isinstance(value, type):
+        return value
+    made = copy.copy(value)
+    made.__dict__.update(on_meta(vars(value)))
+    return made
+
+
+@pytest.fixture
+def autocast_on_meta(monkeypatch):
+    """There it is refused; what is cast is that of a CPU."""
+    made = torch.autocast.__init__
+
+    @functools.wraps(made)
+    def make(self, device_type, *arguments, **options):
+        made(self, "cpu" if device_type == "meta" else device_type, *arguments, **options)
+
+    monkeypatch.setattr(torch.autocast, "__init__", make)
+
+
+def losses(trainer, move):
+    """Of two batches, whose sizes differ."""
+    found = []
+    for batch in (trainer.dataset.batch("train", 0, np.arange(size)) for size in (2, 3)):
+        if trainer.spec.add_noise is not None:
+            seeds = np.arange(len(batch.weight_B))
+            batch = trainer.spec.add_noise(trainer.passes.model_config, batch, seeds)
+        found.append(trainer.spec.loss(trainer.module, move(batch), trainer.config.loss))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", models())
+def test_a_compiled_model_is_one_graph_that_stays_on_its_device(
+    make_trainer, autocast_on_meta, model
+):
+    """Else launches of the parts cost what compiling saves, and CUDA graphs are left out."""
+    graphs = []
+
+    def compiler(graph, _):
+        graphs.append(graph)
+        return graph
+
+    trainer = make_trainer(model)
+    expected = losses(trainer, lambda batch: batch)
+    torch._dynamo.reset()
+    trainer.module.compile(backend=compiler, fullgraph=True)
+    for one, other in zip(losses(trainer, lambda batch: batch), expected, strict=True):
+        torch.testing.assert_close(one, other)
+        one.sum().backward()
+    assert 1 <= len(graphs) <= 2
+    graphs.clear()
+    trainer.module.to("meta")
+    losses(trainer, on_meta)
+    values = [node.meta.get("example_value") for graph in graphs for node in graph.graph.nodes]
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert not any(tensor.is_complex() for tensor in tensors)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import pickle
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from millrace.files import leaves_room
 from millrace.processes import SHARED_SAMPLES
 
 LEFT_FREE = 0.05
@@ -88,10 +88,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _write(made: Any, path: Path) -> bool:
     """Whether it could be written."""
-    disk, size = shutil.disk_usage(path.parent), sum(one.nbytes for one in tensors_in(made))
+    size = sum(one.nbytes for one in tensors_in(made))
     partial = path.with_suffix(".part")
     try:
-        if size > disk.free - LEFT_FREE * disk.total:
+        if not leaves_room(path.parent, size, LEFT_FREE):
             return False
         torch.save(made, partial)
         partial.rename(path)

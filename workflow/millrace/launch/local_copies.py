@@ -12,6 +12,7 @@ from millrace.data.hdf5 import parts_of
 from millrace.data.samples import LOCAL_COPIES, Files, datasets_of
 from millrace.data.shared import LEFT_FREE
 from millrace.errors import DataError
+from millrace.files import leaves_room
 from millrace.launch.node_folder import node_folder, sweep
 
 
@@ -48,9 +49,9 @@ def local_copies(files: Files) -> Iterator[dict[str, str]]:
 
 def _check_room(paths: Sequence[Path], place: Path) -> None:
     size = sum((path.parent / name).stat().st_size for path in paths for name in _names(path))
-    disk = shutil.disk_usage(place)
-    if size > disk.free - LEFT_FREE * disk.total:
-        raise OSError(f"no room for {size / 1e9:.3g} GB beside {disk.free / 1e9:.3g} GB free")
+    if not leaves_room(place, size, LEFT_FREE):
+        free = shutil.disk_usage(place).free
+        raise OSError(f"no room for {size / 1e9:.3g} GB beside {free / 1e9:.3g} GB free")
 
 
 def _copy(path: Path, folder: Path) -> str:

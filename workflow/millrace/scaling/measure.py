@@ -153,7 +153,7 @@ def _flops_per_sample(trainer: Trainer, batch: GlobalBatch) -> float | None:
     with counter:
         trainer.spec.loss(trainer.module, samples, trainer.config.loss).sum().backward()
     torch.set_rng_state(random)
-    trainer.module.zero_grad(set_to_none=True)
+    trainer.clear_gradients()
     return float(counter.get_total_flops()) or None
 
 

@@ -12,8 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from millrace.errors import first_line
 
 
-def compile_in_place(module: nn.Module, device: torch.device) -> None:
+def compile_in_place(module: nn.Module, device: torch.device, mode: str | None = None) -> None:
     """Compile a module's forward pass; names of parameters and `forward` itself stay the same.
+
+    ``mode`` is that of `torch.compile`. With CUDA graphs outputs last until the next pass after
+    `torch.compiler.cudagraph_mark_step_begin`, and gradients must be there before the first one: those
+    that a graph has made are overwritten by its next run, so that sums over micro-batches would be wrong.
 
     Without a working compiler (a C++ compiler on the CPU, Triton on a GPU) there is a warning and nothing
     is compiled.
@@ -27,7 +31,7 @@ def compile_in_place(module: nn.Module, device: torch.device) -> None:
             stacklevel=2,
         )
         return
-    module.compile()
+    module.compile(mode=mode)
 
 
 def checkpoint_activations(module: nn.Module, names: Sequence[str]) -> None:

@@ -156,8 +156,10 @@ class ExecutionConfig(Settings):
     micro_batch: Count | None = option(None, unit="samples")
     """A rank takes at most so many samples at once and adds up their gradients, if memory is short;
     null: its whole share."""
-    compile: bool = False
-    """Compile the model with `torch.compile`; without a working compiler a warning is given."""
+    compile: bool | Literal["reduce-overhead"] = False
+    """Compile the model with `torch.compile`; without a working compiler a warning is given.
+    `reduce-overhead` also records what a GPU does as CUDA graphs, for models whose kernels are shorter than
+    their launch: each size of a batch is recorded anew."""
     activation_checkpointing: bool = False
     """Compute activations of the large blocks again in the backward pass instead of keeping them, if
     memory is short; costs about a third more time."""
@@ -171,6 +173,11 @@ class ExecutionConfig(Settings):
     log_steps: Count | None = option(None, unit="steps")
     """Every so many steps the loss, the learning rate and the norm of the gradient are reported there,
     too; null: epochs alone. Each time the processor waits for the GPU."""
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether steps are CUDA graphs, which keep the memory of what they give."""
+        return self.compile == "reduce-overhead"
 
     def model_post_init(self, context: Any) -> None:
         """Check that somebody hears of the steps."""

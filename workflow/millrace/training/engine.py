@@ -133,7 +133,7 @@ class Trainer:
             division.steps(dataset) if division else 1,
         )
         self.parallel.check_options(
-            self.execution.compile, config.gradient_compression, config.replay is not None
+            bool(self.execution.compile), config.gradient_compression, config.replay is not None
         )
         prepare = self._checkpoint_activations
         self.divided: DividedModel | None = None
@@ -151,6 +151,9 @@ class Trainer:
         seed_everything(*self._seeds)
         trained = self._called_in_training()
         self._trained = [p for p in self.module.parameters() if p.requires_grad]
+        if self.execution.has_graphs:
+            for parameter in self._trained:
+                parameter.grad = torch.zeros_like(parameter)
         groups: list[dict[str, Any]] = [{"params": group} for group in by_mesh(self._trained)]
         # One pass over weights and moments; complex weights, as models of others may have, it refuses.
         fused = self.divided is None and not any(p.is_complex() for p in self._trained)
@@ -199,8 +202,9 @@ class Trainer:
         if self.divided is not None:
             return self.module
         self._checkpoint_activations(self.module)
-        if self.execution.compile:
-            compile_in_place(self.module, self.ranks.device)
+        if how := self.execution.compile:
+            mode = how if isinstance(how, str) else None
+            compile_in_place(self.module, self.ranks.device, mode)
         if self.ranks.world_size == 1:
             return self.module
         static_graph, compression = self.parallel.static_graph, self.config.gradient_compression
@@ -322,8 +326,12 @@ class Trainer:
             self.optimizer.step()
             if self._ema is not None:
                 self._ema.update(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.clear_gradients()
         return loss
+
+    def clear_gradients(self) -> None:
+        """As before the first step."""
+        self.optimizer.zero_grad(set_to_none=not self.execution.has_graphs)
 
     def clipped_norm(self) -> Tensor:
         """Clip the gradient; returns its norm before, the same on all ranks."""

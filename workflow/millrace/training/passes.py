@@ -211,6 +211,8 @@ class Passes:
     def _losses(self, split: str, part: RankShare, position: Position, model: nn.Module) -> Tensor:
         """Loss of each sample, [B]; 0 for those that do not count."""
         self.mark("data")
+        if self.execution.has_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         if self.replay is not None and split == "train":
             assert self.spec.continued is not None
             samples, draw = self._replayed(self.replay, part, position)

@@ -76,7 +76,8 @@ def test_graph_layer_equals_the_library(dataset, dtype, tolerance):
             latent_G3=batch.geometry.latent_G3.to(dtype),
         )
         x_NBC = batch.x_NBC.to(dtype)
-        ours_BGC = model.encode(x_NBC, geometry).permute(2, 1, 0)
+        prepared = model.prepared(geometry)[:2]
+        ours_BGC = model.encode(x_NBC, geometry.into_latent, *prepared).permute(2, 1, 0)
         stock_BGC = model.gno(
             y=geometry.boundary_N3, x=geometry.latent_G3, f_y=model.boundary(x_NBC).transpose(0, 1)
         )
@@ -126,7 +127,8 @@ def test_layers_on_the_grid_equal_those_of_the_library(dataset):
     )
     lifting.load_state_dict(model.lifting.state_dict())
     projection.load_state_dict(model.projection.state_dict())
-    x_BCG = model.encode(batch.x_NBC, geometry).permute(2, 0, 1)
+    x_CGB = model.encode(batch.x_NBC, geometry.into_latent, *model.prepared(geometry)[:2])
+    x_BCG = x_CGB.permute(2, 0, 1)
     x_BCTHW = x_BCG.unflatten(2, geometry.latent_shape)
     h_BCTHW = lifting(torch.cat([x_BCTHW, batch.features_BFTHW], dim=1))
     for layer in range(len(blocks.convs)):

@@ -103,18 +103,21 @@ class _Bags:
         """Columns, begins and weights of the bags of all samples."""
         if n_samples == 1:
             return self._index, self._start[:-1], self._weight
-        if n_samples not in self._of_batch:
+        made = self._of_batch.get(n_samples)
+        if made is None:
             is_large = n_samples * max(self._columns, len(self._index)) >= MANY
             index, start = (
                 one.long() if is_large else one for one in (self._index, self._start[:-1])
             )
             sample = torch.arange(n_samples, dtype=index.dtype, device=index.device)[:, None]
-            self._of_batch[n_samples] = (
+            made = (
                 (index + sample * self._columns).flatten(),
                 (start + sample * len(index)).flatten(),
                 self._weight.repeat(n_samples),
             )
-        return self._of_batch[n_samples]
+            if not torch.compiler.is_compiling():  # where it would split the graph
+                self._of_batch[n_samples] = made
+        return made
 
 
 class _Product(torch.autograd.Function):

@@ -20,7 +20,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,17 @@ Matrices = Sequence[Tensor]
 """One for each of three axes: what maps values to modes, or modes to values."""
 
 
+class Basis(NamedTuple):
+    """Matrices to the kept modes of a grid and back."""
+
+    forward: Matrices
+    inverse: Matrices
+    shape: Shape
+    kept: Shape
+    zero: int
+    """Number of the mode that gives a constant, or -1."""
+
+
 class FourierLayers(nn.Module):
     """The layers of a library's `FNOBlocks`, whose parameters and their names they take over."""
 
@@ -44,14 +55,20 @@ class FourierLayers(nn.Module):
         self.convs = nn.ModuleList(_Spectral(conv) for conv in blocks.convs)
         self.fno_skips = blocks.fno_skips
 
-    def forward(self, x_GBC: Tensor, shape: Shape) -> Tensor:
-        """Apply all layers to fields on a grid of this shape, [G, B, O]."""
+    def basis(self, shape: Shape) -> Basis:
+        """That of a grid of this shape. It takes complex numbers, which a compiler does not."""
+        first: Any = self.convs[0]
+        dtype = torch.promote_types(first.weight.tensor.dtype, torch.float32)
+        return _basis(shape, first.kept, dtype, first.weight.tensor.device)
+
+    def forward(self, x_GBC: Tensor, basis: Basis) -> Tensor:
+        """Apply all layers to fields on the grid of a basis, [G, B, O]."""
         with torch.autocast(x_GBC.device.type, enabled=False):
             # Sums over the grid are not rounded to half precision.
             h = x_GBC.float() if x_GBC.dtype in (torch.float16, torch.bfloat16) else x_GBC
             for number, (conv, skip) in enumerate(zip(self.convs, self.fno_skips, strict=True)):
                 last = number + 1 == len(self.convs)
-                h = conv(h, skip.conv.weight.squeeze(2), shape, activated=not last)
+                h = conv(h, skip.conv.weight.squeeze(2), basis, activated=not last)
         return h
 
 
@@ -85,19 +102,16 @@ class _Spectral(nn.Module):
         # In this order stand the moments of an optimiser in checkpoints of the library's layers.
         self.bias = conv.bias
         self.weight = _Weight(conv)
-        self._kept: Shape = tuple(conv.weight.shape[2:])
+        self.kept: Shape = tuple(conv.weight.shape[2:])
 
-    def forward(self, x_GBC: Tensor, skip_OC: Tensor, shape: Shape, activated: bool) -> Tensor:
-        forward, inverse, zero = _transforms(shape, self._kept, x_GBC.dtype, x_GBC.device)
-        bias_O = self.bias.flatten()
+    def forward(self, x_GBC: Tensor, skip_OC: Tensor, basis: Basis, activated: bool) -> Tensor:
+        parameters = (self.weight.tensor, self.bias.flatten(), skip_OC)
         if torch.compiler.is_exporting():
-            basis = (forward, inverse, shape, self._kept)
-            y = _traced_layer(x_GBC, self.weight.tensor, bias_O, skip_OC, *basis)
+            y = _traced_layer(x_GBC, *parameters, basis)
             return functional.gelu(functional.gelu(y)) if activated else y
-        return _Layer.apply(
-            *(x_GBC, self.weight.tensor, bias_O, skip_OC, *forward, *inverse),
-            *(shape, self._kept, zero, activated),
-        )
+        matrices = (*basis.forward, *basis.inverse)
+        others = (basis.shape, basis.kept, basis.zero, activated)
+        return _Layer.apply(x_GBC, *parameters, *matrices, *others)
 
 
 class _Weight(StoredParameter):
@@ -130,10 +144,8 @@ def complex_weights(real_KC: Tensor, modes: tuple[int, ...]) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _transforms(
-    shape: Shape, kept: Shape, dtype: torch.dtype, device: torch.device
-) -> tuple[Matrices, Matrices, int]:
-    """Matrices to the kept modes and back, and the number of the mode that gives a constant, or -1.
+def _basis(shape: Shape, kept: Shape, dtype: torch.dtype, device: torch.device) -> Basis:
+    """Matrices to the kept modes and back.
 
     Values come as rows (real parts) or pairs of rows (real, imaginary) of an axis, modes as pairs. The
     modes of an axis are those around zero, of the last one those from zero on, whose conjugates are
@@ -157,7 +169,7 @@ def _transforms(
     inverse = (last, _to_parts(from_y), _to_parts(from_z))
     zero = -1 if nx % 2 or ny % 2 else ((kx // 2) * ky + ky // 2) * kz
     made = [[m.to(device, dtype).contiguous() for m in of] for of in (forward, inverse)]
-    return made[0], made[1], zero
+    return Basis(made[0], made[1], shape, kept, zero)
 
 
 def _waves(frequency_K: Tensor, points: int) -> Tensor:
@@ -213,9 +225,9 @@ class _Layer(torch.autograd.Function):
         weight_KC: Tensor,
         bias_O: Tensor,
         skip_OC: Tensor,
-        *basis: Any,
+        *given: Any,
     ) -> Tensor:
-        *matrices, shape, kept, zero, activated = basis
+        *matrices, shape, kept, zero, activated = given
         points, samples, channels = x_GBC.shape
         n_modes, n_out = len(weight_KC), len(skip_OC)
         x_GBC = x_GBC.flatten(0, 1).contiguous().view_as(x_GBC)
@@ -277,26 +289,22 @@ def _traced_layer(
     weight_KC: Tensor,
     bias_O: Tensor,
     skip_OC: Tensor,
-    forward: Matrices,
-    inverse: Matrices,
-    shape: Shape,
-    kept: Shape,
+    basis: Basis,
 ) -> Tensor:
     """`_Layer` before activation in operations that exported programs hold, of any number of samples."""
     points, samples, channels = x_GBC.shape
     n_modes, n_out = weight_KC.shape[0], skip_OC.shape[0]
-    z = _to_modes(x_GBC.reshape(points, samples * channels), forward, shape)
+    z = _to_modes(x_GBC.reshape(points, samples * channels), basis.forward, basis.shape)
     product = torch.bmm(z.view(n_modes, 2 * samples, channels), weight_KC)
-    re, im = product.view(n_modes, 2, samples, 2, n_out).unbind(1)
-    modes = torch.stack([re[:, :, 0] - im[:, :, 1], re[:, :, 1] + im[:, :, 0]], dim=1)
-    y = _to_values(modes.view(2 * n_modes, samples * n_out), inverse, kept)
+    modes = _complex_sum(product.view(n_modes, 2, samples, 2, n_out))
+    y = _to_values(modes.view(2 * n_modes, samples * n_out), basis.inverse, basis.kept)
     # The mode of frequency zero alone is a constant: the bias is added to values all the same.
     return y.view(points, samples, n_out) + functional.linear(x_GBC, skip_OC, bias_O)
 
 
 def _parts(rows: Tensor) -> list[slice]:
-    """`parts` on a CPU; all at once on a GPU."""
-    if rows.device.type != "cpu":
+    """`parts` on a CPU; all at once on a GPU, and where a compiler divides the work."""
+    if rows.device.type != "cpu" or torch.compiler.is_compiling():
         return [slice(len(rows))]
     return [*parts(len(rows), rows[:1].nbytes)]
 
@@ -304,6 +312,8 @@ def _parts(rows: Tensor) -> list[slice]:
 def _complex_sum(product_K2B2O: Tensor) -> Tensor:
     """Parts of the product of complex numbers from all products of their parts, [K, 2, B, O]."""
     re, im = product_K2B2O.unbind(1)
+    if torch.compiler.is_compiling():  # which does not write to a part of a tensor
+        return torch.stack([re[:, :, 0] - im[:, :, 1], re[:, :, 1] + im[:, :, 0]], dim=1)
     made = re.new_empty(len(re), 2, re.shape[1], re.shape[3])
     torch.sub(re[:, :, 0], im[:, :, 1], out=made[:, 0])
     torch.add(re[:, :, 1], im[:, :, 0], out=made[:, 1])

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from millrace.errors import ConfigError
 from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
-from millrace.systems.groundwater.fourier import ChannelLast, FourierLayers
-from millrace.systems.groundwater.gno import gno
+from millrace.systems.groundwater.fourier import Basis, ChannelLast, FourierLayers
+from millrace.systems.groundwater.gno import NeighbourTable, gno
 from millrace.systems.groundwater.network import GraphNetwork, continued
 from millrace.systems.groundwater.neuraloperator import ChannelMLP, FNOBlocks, GNOBlock
 from millrace.systems.groundwater.plane_dataset import PlaneBatch, PlaneDataset, PlaneGeometry
@@ -73,27 +73,34 @@ class GFNO(GraphNetwork):
         self.lifting, self.projection = ChannelLast(self.lifting), ChannelLast(self.projection)
         self.fno_blocks = FourierLayers(self.fno_blocks)
 
-    def forward(self, batch: PlaneBatch) -> Tensor:
-        """Forecast in normalised units, [K, B, T, V]."""
+    def prepared(self, geometry: PlaneGeometry) -> tuple[Tensor, Tensor, Basis]:
+        """Embedded positions of boundary and grid points, and the basis of the grid."""
+        boundary_ND, latent_GD = self.embeddings(
+            geometry, (self.gno, geometry.boundary_N3), (self.gno, geometry.latent_G3)
+        )
+        return boundary_ND, latent_GD, self.fno_blocks.basis(geometry.latent_shape)
+
+    def computed(
+        self, batch: PlaneBatch, boundary_ND: Tensor, latent_GD: Tensor, basis: Basis
+    ) -> Tensor:
+        """The forecast, given what is `prepared`."""
         geometry = batch.geometry
-        x_CGB = self.encode(batch.x_NBC, geometry)
+        x_CGB = self.encode(batch.x_NBC, geometry.into_latent, boundary_ND, latent_GD)
         features_FGB = batch.features_BFTHW.flatten(2).permute(1, 2, 0)
         h_GBH = self.lifting(torch.cat([x_CGB, features_FGB]).flatten(1), rows=True)
         h_GBH = h_GBH.unflatten(0, (x_CGB.shape[1], -1))
-        h_GBH = self.fno_blocks(h_GBH, geometry.latent_shape)
+        h_GBH = self.fno_blocks(h_GBH, basis)
         h_TSBH = h_GBH.unflatten(0, (geometry.latent_shape[0], -1))[:, geometry.cell_K]
         change = self.projection(h_TSBH.flatten(0, 2).t())
         change_VTKB = change.unflatten(1, h_TSBH.shape[:3])
         return self.forecast(batch, change_VTKB.permute(2, 3, 1, 0))
 
-    def encode(self, x_NBC: Tensor, geometry: PlaneGeometry) -> Tensor:
+    def encode(
+        self, x_NBC: Tensor, table: NeighbourTable, boundary_ND: Tensor, latent_GD: Tensor
+    ) -> Tensor:
         """Carry boundary values into the grid, [C, G, B]; 0 where no boundary point is near."""
-        boundary_ND, latent_GD = self.embeddings(
-            geometry, (self.gno, geometry.boundary_N3), (self.gno, geometry.latent_G3)
-        )
-        h_NBC = self.boundary(x_NBC)
-        f_CNB = h_NBC.permute(2, 0, 1)
-        return gno(self.gno, boundary_ND, latent_GD, f_CNB, geometry.into_latent, "mean")
+        f_CNB = self.boundary(x_NBC).permute(2, 0, 1)
+        return gno(self.gno, boundary_ND, latent_GD, f_CNB, table, "mean")
 
 
 def _build(config: GfnoConfig, dataset: PlaneDataset) -> GFNO:

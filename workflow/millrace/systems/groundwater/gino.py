@@ -15,7 +15,7 @@ from torch import Tensor
 
 from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
-from millrace.systems.groundwater.fourier import ChannelLast, FourierLayers
+from millrace.systems.groundwater.fourier import Basis, ChannelLast, FourierLayers
 from millrace.systems.groundwater.gno import gno
 from millrace.systems.groundwater.network import GraphNetwork, continued
 from millrace.systems.groundwater.neuraloperator import LibraryGINO
@@ -59,17 +59,24 @@ class GINO(GraphNetwork):
         self.net.projection = ChannelLast(self.net.projection)
         self.net.fno_blocks = FourierLayers(self.net.fno_blocks)
 
-    def forward(self, batch: PatchBatch) -> Tensor:
-        """Forecast in normalised units, [K, B, T, V]."""
-        geometry = cast(LatentGeometry, batch.geometry)
-        net, (n_latent, n_core) = self.net, (len(geometry.latent_G3), geometry.n_core)
+    def prepared(self, geometry: LatentGeometry) -> tuple[Tensor, Tensor, Basis]:
+        """Embedded positions of points and latent points, and the basis of the latent grid."""
+        net = self.net
         points_ND, latent_GD = self.embeddings(
             geometry, (net.gno_in, geometry.points_N3), (net.gno_out, geometry.latent_G3)
         )
+        return points_ND, latent_GD, net.fno_blocks.basis(geometry.latent_shape)
+
+    def computed(
+        self, batch: PatchBatch, points_ND: Tensor, latent_GD: Tensor, basis: Basis
+    ) -> Tensor:
+        """The forecast, given what is `prepared`."""
+        geometry = cast(LatentGeometry, batch.geometry)
+        net, (n_latent, n_core) = self.net, (len(geometry.latent_G3), geometry.n_core)
         f_CNB = batch.x_NBC.permute(2, 0, 1)
         x_CGB = gno(net.gno_in, points_ND, latent_GD, f_CNB, geometry.into_latent, "mean")
         h_GBH = net.lifting(x_CGB.flatten(1), rows=True).unflatten(0, (n_latent, -1))
-        h_GBH = net.fno_blocks(h_GBH, geometry.latent_shape)
+        h_GBH = net.fno_blocks(h_GBH, basis)
         h_HGB = h_GBH.permute(2, 0, 1)
         core_KD = points_ND[:n_core]
         h_HKB = gno(net.gno_out, latent_GD, core_KD, h_HGB, geometry.from_latent, "sum")

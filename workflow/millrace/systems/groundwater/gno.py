@@ -35,6 +35,7 @@ from millrace.systems.groundwater.neuraloperator import GNOBlock, LinearChannelM
 # It is made anew in each backward pass.
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
 
+_HAS_MKL = torch.backends.mkl.is_available()
 BAG_BYTES = 50_000_000
 """Bags of a table of neighbours; of many edges channels are taken in turns."""
 
@@ -86,7 +87,9 @@ class NeighbourTable:
         """Bags of so many channels, or as many of them as are taken at once."""
         rows = len(self.indptr) + len(self.transposed_indptr) + 3 * len(self.index)
         most = max(1, min(BAG_BYTES // 4, 2**31 - 1) // rows)
-        return _bags(self, min(channels, most))
+        # A compiler would know neither the smaller number nor what is cached.
+        make = _Bags.of if torch.compiler.is_compiling() else _bags
+        return make(self, channels if channels <= most else most)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +127,7 @@ class _Bags:
 
     def products(self, g: Tensor, f: Tensor) -> Tensor:
         """Inner products of each bag's row of ``g`` with its rows of ``f``."""
-        if g.device.type != "cpu" or not torch.backends.mkl.is_available():
+        if not (_HAS_MKL and is_eager(g)):
             return torch.ops.aten._embedding_bag_per_sample_weights_backward(
                 g, f, self.index, self.offset, self.bag, 0
             )

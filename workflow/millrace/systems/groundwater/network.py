@@ -1,5 +1,6 @@
 """What networks with graph layers and Fourier layers have in common."""
 
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,11 +33,23 @@ class GraphNetwork(nn.Module):
     """
 
     increment_scale_V: Tensor
+    prepared: Callable[..., tuple[Any, ...]]
+    """(geometry) -> what it alone decides."""
+    computed: Callable[..., Tensor]
+    """(batch, *prepared) -> forecast in normalised units, [K, B, T, V]."""
 
     def __init__(self, increment_scale_V: Tensor) -> None:
         super().__init__()
         self.register_buffer("increment_scale_V", increment_scale_V.float())
         self.embedded: WeakKeyDictionary[Any, tuple[Tensor, ...]] = WeakKeyDictionary()
+
+    def forward(self, batch: WindowBatch) -> Tensor:
+        """Forecast in normalised units, [K, B, T, V]."""
+        return self.computed(batch, *self.prepared(batch.geometry))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile what is computed of samples, as one graph; what is prepared is not a part of it."""
+        self.computed = torch.compile(self.computed, *args, **kwargs)
 
     def embeddings(self, geometry: Any, *points: tuple[GNOBlock, Tensor]) -> tuple[Tensor, ...]:
         """Positions of a geometry as embedded by graph layers, which happens once."""

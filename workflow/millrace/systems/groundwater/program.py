@@ -17,7 +17,7 @@ from millrace.data.hdf5 import open_checked
 from millrace.evaluation.program import BATCH, NotExportable, Program, Scaling, Value
 from millrace.evaluation.trained_model import TrainedModel, finite
 from millrace.systems.groundwater.gfno import GFNO
-from millrace.systems.groundwater.gno import NeighbourTable, embed, gno
+from millrace.systems.groundwater.gno import NeighbourTable, embed
 from millrace.systems.groundwater.hdf5_parts import group_names
 from millrace.systems.groundwater.patch_dataset import (
     LatentGeometry,
@@ -135,6 +135,7 @@ class PlaneProgram(nn.Module):
             ("cell_S", torch.cat([one.cell_K.cpu() + p * n_cells for p, one in enumerate(planes)])),
         ):
             self.register_buffer(name, tensor.detach().to(dataset.device))
+        self._basis = net.fno_blocks.basis(self._shape)
         self._n_planes, self._n_latent, self._n_cells = len(planes), n_latent, n_cells
 
     def forward(self, states_BTSV: Tensor, boundary_BTMF: Tensor) -> Tensor:
@@ -144,10 +145,9 @@ class PlaneProgram(nn.Module):
         samples, steps = past_BTSV.shape[0], self._shape[0]
         planes, cells = self._n_planes, self._n_cells
         x_NBC = _with_mask(self.boundary, boundary_BTMF).permute(1, 2, 0, 3).flatten(0, 1)
-        f_CNB = net.boundary(x_NBC).permute(2, 0, 1)
         boundary_ND = buffer("boundary_ND")
         table = NeighbourTable.of(buffer("ends"), buffer("point"), len(boundary_ND))
-        x_CGB = gno(net.gno, boundary_ND, buffer("latent_GD"), f_CNB, table, "mean")
+        x_CGB = net.encode(x_NBC, table, boundary_ND, buffer("latent_GD"))
         grid = past_BTSV.new_zeros(samples, steps, planes * cells, past_BTSV.shape[3])
         grid = grid.index_copy(2, buffer("cell_S"), past_BTSV).unflatten(2, (planes, cells))
         features = [
@@ -157,7 +157,7 @@ class PlaneProgram(nn.Module):
         ]
         columns = torch.cat(features).transpose(1, 2).flatten(1)
         h = net.lifting(columns, rows=True).unflatten(0, (self._n_latent, -1))
-        h = net.fno_blocks(h, self._shape).unflatten(1, (planes, -1))
+        h = net.fno_blocks(h, self._basis).unflatten(1, (planes, -1))
         h = h.unflatten(0, (steps, cells)).transpose(1, 2).flatten(1, 2)
         h_TSBH = h.index_select(1, buffer("cell_S"))
         change = net.projection(h_TSBH.flatten(0, 2).t())

@@ -10,7 +10,6 @@ import itertools
 import json
 import math
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from millrace.data.declared import DESCRIPTION, MOST_OBJECTS, check_shape
 from millrace.errors import DataError, first_line
+from millrace.files import leaves_room
 from millrace.input_files import Address, check_file, in_words
 
 RETRY_AFTER = [1.0, 4.0, 16.0]
@@ -104,8 +104,7 @@ def _write(path: Path, content: bytes) -> None:
     """Keep a chunk; other processes see all of it or nothing. What cannot be kept is read again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        disk = shutil.disk_usage(path.parent)
-        if disk.free - len(content) < KEEP_FREE * disk.total:
+        if not leaves_room(path.parent, len(content), KEEP_FREE):
             return
         with tempfile.NamedTemporaryFile(dir=path.parent) as file:
             file.write(content)

@@ -74,7 +74,9 @@ def described(
         train.global_batch,
         division.steps(outlined),
     )
-    parallel.check_options(execution.compile, train.gradient_compression, train.replay is not None)
+    parallel.check_options(
+        bool(execution.compile), train.gradient_compression, train.replay is not None
+    )
     spec = replace(spec, division=division)
     return Workload(spec, model_config, outlined, outlined.batch, train), parallel, execution
 

@@ -3,6 +3,8 @@
 Shape suffixes: L patches, D channels.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ def fourier(x: Tensor, bounds: tuple[float, float], channels: int) -> Tensor:
 
     ``bounds`` are the shortest and the longest wavelength, in the unit of ``x``; ``channels`` is D, even.
     """
-    low, high = (float(np.log10(bound)) for bound in bounds)
+    low, high = (math.log10(bound) for bound in bounds)
     wavelengths = torch.logspace(low, high, channels // 2, dtype=torch.float64, device=x.device)
     phase = x.double()[..., None] * (2 * np.pi / wavelengths)
     return torch.cat([phase.sin(), phase.cos()], dim=-1)
