@@ -132,13 +132,25 @@ def close(tensor, array):
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_windows_are_slices_of_the_series_and_stay_in_their_channels(steps):
-    series_NTC, first = torch.randn(5, 9, 2), np.array([0, 9 - steps, 2, 2])
-    expected = torch.stack([series_NTC[:, t : t + steps] for t in first], dim=1)
-    assert torch.equal(windows(series_NTC, first, steps), expected)
-    # Of a series that is not contiguous, and among other channels.
-    rows = torch.full((5, 4, 2 * steps + 3), 7.0)
-    windows(series_NTC.mT.contiguous().mT, first, steps, rows[:, :, 1:-2])
-    assert torch.equal(rows[:, :, 1:-2], expected.flatten(2))
-    assert (rows[:, :, [0, -2, -1]] == 7).all()
+    series_TCN, first = torch.randn(9, 2, 5), np.array([0, 9 - steps, 2, 2])
+    expected = torch.stack([series_TCN[t : t + steps] for t in first]).permute(3, 0, 1, 2)
+    assert torch.equal(windows(series_TCN, first, steps), expected)
+    # Of some of the points, and among other channels.
+    assert torch.equal(windows(series_TCN[:, :, :3], first, steps), expected[:3])
+    rows = torch.full((4, 2 * steps + 3, 5), 7.0)
+    windows(series_TCN, first, steps, rows[:, 1:-2])
+    assert torch.equal(rows[:, 1:-2].permute(2, 0, 1), expected.flatten(2))
+    assert (rows[:, [0, -2, -1]] == 7).all()
     with pytest.raises(IndexError):
-        windows(series_NTC, np.array([10 - steps]), steps)
+        windows(series_TCN, np.array([10 - steps]), steps)
+
+
+def test_points_of_a_channel_are_one_piece_of_memory(dataset):
+    """That is what makes windows fast to cut; batches of forecasts that feed on their own are no others."""
+    batch = dataset.batch("train", 1, np.array([4, 0]))
+    fed = dataset.with_states(batch, batch.past_NBTV + 1)
+    for one in (batch, fed):
+        assert one.x_NBC.permute(1, 2, 0).is_contiguous()
+        assert torch.equal(one.last_KBV, one.past_NBTV[: one.geometry.n_core, :, -1])
+    assert batch.y_KBTV.permute(1, 2, 3, 0).is_contiguous()
+    assert torch.equal(fed.past_NBTV, batch.past_NBTV + 1), "the batch before is not written to"

@@ -56,13 +56,13 @@ class WindowBatch(ABC):
 
 @dataclass(frozen=True)
 class GroupSeries:
-    """The whole series of a group, normalised."""
+    """The whole series of a group, normalised; a window of it is one piece of memory."""
 
-    state_NTV: Tensor
-    forcing_NTF: Tensor
+    state_TVN: Tensor
+    forcing_TFN: Tensor
     """Values (0 where none is given), then masks: F is twice the number of forcings."""
     constant: Tensor
-    """Input channels that do not change in time."""
+    """Input channels that do not change in time, which come first."""
     variance_weight_KV: Tensor
     geometry: Any
 
@@ -166,7 +166,7 @@ class GroupDataset(WindowDataset):
         return self.batch_type(
             **inputs,
             last_KBV=past_NBTV[:n_core, :, -1],
-            y_KBTV=windows(series.state_NTV[:n_core], ends, config.output_steps),
+            y_KBTV=windows(series.state_TVN[:, :, :n_core], ends, config.output_steps),
             scale_V=self._scale_V,
             variance_weight_KV=series.variance_weight_KV,
             weight_B=torch.ones(len(starts), device=self.device),
@@ -189,7 +189,8 @@ class GroupDataset(WindowDataset):
     def core_states(self, group: int, steps: np.ndarray) -> Tensor:
         """States of a group's core points at time indices of any shape S, [K, *S, V]."""
         index = to_device(np.asarray(steps), self.device)
-        return self._series(group).state_NTV[: len(self.core_nodes[group]), index]
+        core_TVK = self._series(group).state_TVN[:, :, : len(self.core_nodes[group])]
+        return core_TVK[index].movedim(-1, 0)
 
     def _normalised(
         self,
@@ -200,45 +201,41 @@ class GroupDataset(WindowDataset):
         constant: np.ndarray,
         geometry: Any,
     ) -> GroupSeries:
-        state_NTV = self._tensor(((value_TNV - self.mean) / self.std).swapaxes(0, 1))
-        core_KTV = state_NTV[: len(self.core_nodes[group]), slice(*self.split_ranges[0])]
+        state_TVN = self._tensor(((value_TNV - self.mean) / self.std).swapaxes(1, 2))
+        core_TVK = state_TVN[slice(*self.split_ranges[0]), :, : len(self.core_nodes[group])]
         # Where no boundary condition is given, the value is the mean (0 after normalisation) and the
         # mask says so: 0 m would be a head like any other.
         stats, mask_TNF = self.normalisation, mask_TNF.astype(np.float32)
         forcing_TNF = (forcing_TNF - stats.forcing_mean_F) / stats.forcing_std_F * mask_TNF
         return GroupSeries(
-            state_NTV=state_NTV,
-            forcing_NTF=self._tensor(np.concatenate([forcing_TNF, mask_TNF], 2).swapaxes(0, 1)),
+            state_TVN=state_TVN,
+            forcing_TFN=self._tensor(np.concatenate([forcing_TNF, mask_TNF], 2).swapaxes(1, 2)),
             constant=self._tensor(constant),
-            variance_weight_KV=variance_weights(core_KTV, self.config.variables),
+            variance_weight_KV=variance_weights(core_TVK.permute(2, 0, 1), self.config.variables),
             geometry=geometry,
         )
 
 
 def windows(
-    series_NTC: Tensor, first_B: np.ndarray, steps: int, out_NBR: Tensor | None = None
+    series_TCN: Tensor, first_B: np.ndarray, steps: int, out_BRN: Tensor | None = None
 ) -> Tensor:
     """Cut ``steps`` states from a series, beginning with each first one, [N, B, steps, C].
 
-    ``out_NBR``, with R = steps C, is where to put them, such as a slice of channels.
+    ``out_BRN``, with R = steps C, is where to put them, such as a slice of channels. Samples lie one after
+    the other, and the points of a channel side by side.
     """
-    n_points, length, channels = series_NTC.shape
-    if out_NBR is None:
-        out_NBR = series_NTC.new_empty(n_points, len(first_B), steps * channels)
-    if series_NTC.device.type == "cpu":
-        # What is of one point and window is copied at once: torch would copy number by number.
-        size = series_NTC.element_size()
-        piece, shape = f"V{steps * channels * size}", (n_points, length - steps + 1)
-        strides = (length * channels * size, channels * size)
-        from_NW = np.ndarray(shape, piece, series_NTC.contiguous().numpy(), 0, strides)
-        to_NB = out_NBR.numpy().view(piece)[..., 0]
+    from_WTCN = series_TCN.unfold(0, steps, 1).movedim(-1, 1)
+    if out_BRN is None:
+        out_BRN = series_TCN.new_empty(len(first_B), *from_WTCN.shape[1:]).flatten(1, 2)
+    to_BTCN = out_BRN.unflatten(1, from_WTCN.shape[1:3])
+    if series_TCN.device.type == "cpu":
+        # Piece by piece, as NumPy does it in half the time of indexing in torch.
+        pieces, to = from_WTCN.numpy(), to_BTCN.numpy()
         for sample, first in enumerate(first_B.tolist()):
-            to_NB[:, sample] = from_NW[:, first]
+            to[sample] = pieces[first]
     else:
-        device = series_NTC.device
-        step_BT = to_device(first_B, device)[:, None] + torch.arange(steps, device=device)
-        out_NBR.copy_(series_NTC[:, step_BT].flatten(2))
-    return out_NBR.unflatten(2, (steps, channels))
+        to_BTCN.copy_(from_WTCN[to_device(first_B, series_TCN.device)])
+    return to_BTCN.permute(3, 0, 1, 2)
 
 
 def _columns(wanted: Sequence[str], present: Sequence[str], key: str, path: Path) -> list[int]:

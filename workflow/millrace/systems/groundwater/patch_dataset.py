@@ -11,7 +11,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import torch
 from torch import Tensor
 
 from millrace.data.hdf5 import open_checked
@@ -123,20 +122,21 @@ class PatchDataset(GroupDataset):
 
     def _inputs(self, series: GroupSeries, starts: np.ndarray) -> tuple[dict[str, Any], Tensor]:
         steps, config = self.config.input_steps, self.config
-        n_state, n_place = steps * len(config.variables), series.constant.shape[1]
-        x_NBC = series.constant.new_empty(len(series.constant), len(starts), self.in_channels)
-        state, forcing, place = x_NBC.tensor_split([n_state, self.in_channels - n_place], dim=2)
-        past_NBTV = windows(series.state_NTV, starts, steps, state)
+        n_state, (n_place, n_points) = steps * len(config.variables), series.constant.shape
+        x_BCN = series.constant.new_empty(len(starts), self.in_channels, n_points)
+        state, forcing, place = x_BCN.tensor_split([n_state, self.in_channels - n_place], dim=1)
+        past_NBTV = windows(series.state_TVN, starts, steps, state)
         if config.forcings:
-            windows(series.forcing_NTF, starts + steps, config.output_steps, forcing)
-        windows(series.constant[:, None], np.zeros_like(starts), 1, place)
-        return {"x_NBC": x_NBC, "input_steps": steps}, past_NBTV
+            windows(series.forcing_TFN, starts + steps, config.output_steps, forcing)
+        place.copy_(series.constant)
+        return {"x_NBC": x_BCN.permute(2, 0, 1), "input_steps": steps}, past_NBTV
 
     def with_states(self, batch: PatchBatch, past_NBTV: Tensor) -> PatchBatch:
         """Replace the past states of a batch, for forecasts that feed on their own output."""
-        n_state = self.config.input_steps * len(self.config.variables)
-        x_NBC = torch.cat([past_NBTV.flatten(2), batch.x_NBC[:, :, n_state:]], dim=2)
-        return replace(batch, x_NBC=x_NBC, last_KBV=past_NBTV[: batch.geometry.n_core, :, -1])
+        last_KBV = past_NBTV[: batch.geometry.n_core, :, -1]
+        batch = replace(batch, x_NBC=batch.x_NBC.clone(), last_KBV=last_KBV)
+        batch.past_NBTV.copy_(past_NBTV)
+        return batch
 
     def _replace_inputs(self, batch: PatchBatch, row_R: Tensor, past_RKTV: Tensor) -> None:
         batch.past_NBTV[: past_RKTV.shape[1], row_R] = past_RKTV.swapaxes(0, 1)
@@ -151,7 +151,7 @@ class PatchDataset(GroupDataset):
                 patch["obs"][()][..., self._columns],
                 patch["forcing"][()][..., self._forcing_columns],
                 patch["forcing_mask"][()][..., self._forcing_columns],
-                self.normalisation.unit_coords(coords_N3),
+                self.normalisation.unit_coords(coords_N3).T,
                 self._geometry(name, unit_coords(coords_N3), len(self.core_nodes[group])),
             )
 

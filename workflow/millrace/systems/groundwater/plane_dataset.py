@@ -121,9 +121,9 @@ class PlaneDataset(GroupDataset):
 
     def _inputs(self, series: GroupSeries, starts: np.ndarray) -> tuple[dict[str, Any], Tensor]:
         steps = self.config.input_steps
-        past_NBTV = windows(series.state_NTV, starts, steps)
+        past_NBTV = windows(series.state_TVN, starts, steps)
         given = starts if self.config.boundary == "input" else starts + steps
-        x_MBTC = windows(series.forcing_NTF, given, steps)
+        x_MBTC = windows(series.forcing_TFN, given, steps)
         constant_BFTHW = series.constant.expand(len(starts), *series.constant.shape)
         states_BVTHW = _on_grid(past_NBTV, series.geometry)
         inputs = {
