@@ -164,10 +164,11 @@ bench-compare: ## what changed beyond noise between results: make bench-compare 
 bench-data: $(STAMP) ## measure what jobs on raw files take, beside what `millrace plan` says
 	@for file in $(wildcard tests/bench/data_*.py); do echo "==> $$file"; PYTHONPATH=tests/bench $(BIN)/python $$file; done
 
-bench-gpu: $(STAMP) ## measure on this machine's GPUs
+bench-gpu: $(STAMP) ## measure on this machine's GPUs, and write to docs/results
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
 	  { echo "torch sees no CUDA device here: run 'make bench-gpu' on a GPU node." >&2; exit 1; }
-	@for file in $(wildcard tests/bench/gpu_*.py); do echo "==> $$file"; $(BIN)/python $$file; done
+	@$(BIN)/python tests/bench/gpu_links.py
+	@$(BIN)/python tests/bench/gpu_training.py --results docs/results
 
 # torch comes first and alone, so that no other requirement chooses its build; the packages a CUDA
 # build of torch brings along stay out, for they differ from machine to machine.

@@ -167,15 +167,26 @@ def speed() -> str:
         "products and copies, measured in the same run. `make bench-compare OLD=… NEW=…` tells "
         "what changed beyond noise between two of the files in `docs/results/`.",
     ]
-    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("cpu-*.json"))]
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*pu-*.json"))]
     for one in sorted(found, key=lambda one: one["date"], reverse=True):
         on = one["machine"]
         lines = [one["columns"], ["---"] * len(one["columns"])]
         lines += [row["cells"] for row in one["rows"]]
+        if "gpu" in on:
+            single, half = (on["products_tflops"][name] for name in ("float32", "bfloat16"))
+            about = (
+                f"`make bench-gpu`, medians by the wall, torch {on['torch']}: products {single} TF/s in "
+                f"float32 and {half} in bfloat16, copies {on['copy_gb_s']} GB/s."
+            )
+        else:
+            about = (
+                f"{on['cores']} cores, 1 thread, Python {on['python']}, torch {on['torch']}, "
+                f"neuraloperator {on['neuraloperator']}: products {on['gemm_gflops']} GF/s, copies "
+                f"{on['copy_gb_s']} GB/s."
+            )
         parts += [
-            f"## {on['cpu']}, commit {one['commit']}, {one['date']}",
-            f"{on['cores']} cores, 1 thread, Python {on['python']}, torch {on['torch']}, neuraloperator "
-            f"{on['neuraloperator']}: products {on['gemm_gflops']} GF/s, copies {on['copy_gb_s']} GB/s.",
+            f"## {on.get('gpu') or on['cpu']}, commit {one['commit']}, {one['date']}",
+            about,
             "\n".join(f"| {' | '.join(line)} |" for line in lines),
         ]
     if not found:

@@ -1,30 +1,38 @@
-"""The training step of each system on one GPU, in float32, in bfloat16, and compiled.
+"""The training step of each system on one GPU: float32, bfloat16, compiled, and as CUDA graphs.
 
 The settings are those of config/experiments (of GFNO, which has none there, those of the demo). Samples are
-simulated, as large as configured but at fewer times. The variants of a system take turns, so that a change
-of the clock rate meets all of them; figures are medians over the rounds. A step is all that the engine
-does: taking the samples, forward and backward pass, clipping, optimiser. Memory is the most that a variant
-held in its first steps, where it ran alone.
+simulated, as large as configured but at fewer times. The variants of a system take turns, a few steps each,
+so that a change of the clock rate meets all of them; figures are medians. A step is all that the engine
+does: taking samples, which are gathered meanwhile, forward and backward pass, clipping, optimiser.
 
-Run it as ``python tests/bench/gpu_training.py [SYSTEM ...]``; ``--device cpu --steps 2`` tries it out
-without a GPU, on small settings.
+TFLOP/s        of matrix products, convolutions and attention, counted in one pass in float32
+of the limit   that over the rate of a large matrix product of the same precision here
+waiting        share of the step until its samples are there
+memory         the most that a variant held in its first steps, where it ran alone
+compiling      how much longer the first steps took than later ones
+
+Run it as ``python tests/bench/gpu_training.py [SYSTEM ...]``; ``--device cpu --rounds 2`` tries it out
+without a GPU, on small settings. ``--results FOLDER`` writes ``gpu-<model>-<date>.json`` there.
 """
 
 import argparse
 import itertools
 import os
+import re
 import statistics
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from rows import commit, save
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -34,6 +42,7 @@ from millrace.plan import Plan  # noqa: E402
 from millrace.training.config import ExecutionConfig  # noqa: E402
 from millrace.training.distributed import Ranks, peak_memory  # noqa: E402
 from millrace.training.engine import Trainer  # noqa: E402
+from millrace.training.phases import PhaseClock  # noqa: E402
 from millrace.training.request import EXECUTION  # noqa: E402
 from millrace.training.segment import build_trainer  # noqa: E402
 
@@ -55,13 +64,20 @@ SMALL: dict[str, Setting] = {
     "aurora": ("demo/aurora.yaml", "aurora_copies", FEW),
     "smart": ("demo/smart.yaml", "smart_traffic", {"demo": {"towns": 2, "scenes": 24}}),
 }
-VARIANTS: dict[str, tuple[str, bool]] = {
+VARIANTS: dict[str, tuple[str, bool | str]] = {
     "float32": ("float32", False),
     "bfloat16": ("bfloat16", False),
     "bfloat16, compiled": ("bfloat16", True),
+    "bfloat16, CUDA graphs": ("bfloat16", "reduce-overhead"),
 }
-"""Name -> precision, whether the model is compiled."""
-BATCHES = 4  # that take turns; compiled models have seen the shapes of all before they are timed
+"""Name -> precision, how the model is compiled."""
+STEPS = 5
+"""Of a variant in a row, always of the same batches: compiled models have seen their shapes. The first is
+not counted, as its samples were not gathered while another step ran."""
+COLUMNS = (
+    *("system", "variant", "ms/step", "samples/s", "x float32", "TFLOP/s", "of the limit"),
+    *("waiting", "memory", "compiling"),
+)
 
 
 @dataclass
@@ -69,11 +85,34 @@ class Subject:
     """A variant in training."""
 
     trainer: Trainer
+    clock: PhaseClock
+    precision: str
+    begun: float
+    """Seconds of the first steps."""
     memory: float | None
     """Most bytes of the GPU that it held; None on a CPU."""
-    seconds: list[float]
-    rates: list[float]
-    """Samples/s."""
+    rounds: int = 0
+
+    def run(self, device: torch.device) -> float:
+        """Seconds of some steps."""
+        self.trainer.step = 0  # of the same samples, also where they are forecasts
+        begun = time.perf_counter()
+        self.clock.end_step()
+        epochs = map(self.trainer.batches, itertools.count())
+        for batch in itertools.islice(itertools.chain.from_iterable(epochs), STEPS):
+            self.trainer.train_step(batch)
+            self.trainer.step += 1
+            self.clock.end_step()
+        synchronise(device)
+        self.rounds += 1
+        return time.perf_counter() - begun
+
+    def steps(self) -> list[dict[str, float]]:
+        """Seconds of each phase and in total, of all steps that count."""
+        times = self.clock.steps()
+        # Between two rounds is what the other variants did.
+        first = range(STEPS + 1, self.rounds * (STEPS + 1), STEPS + 1)
+        return [one for begin in first for one in times[begin + 1 : begin + STEPS]]
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -83,30 +122,95 @@ def main(given: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("systems", nargs="*", metavar="SYSTEM", help=f"of {', '.join(FULL)}")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument(
-        "--steps", type=int, default=20, help="steps of each variant that are timed"
-    )
+    parser.add_argument("--rounds", type=int, default=7, help=f"of {STEPS} steps of each variant")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="write them there, too")
     arguments = parser.parse_args(given)
     unknown = sorted(set(arguments.systems) - set(FULL))
     if unknown:
         parser.error(f"no system {unknown[0]!r}; expected one of {', '.join(FULL)}")
-    if arguments.steps < 1:
-        parser.error(f"--steps: expected 1 or more, got {arguments.steps}")
+    if arguments.rounds < 1:
+        parser.error(f"--rounds: expected 1 or more, got {arguments.rounds}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit(
             "torch sees no CUDA device here: run this on a GPU node, or try it out with "
-            "`--device cpu --steps 2`"
+            "`--device cpu --rounds 2`"
         )
     on_gpu = arguments.device == "cuda"
     device = torch.device("cuda:0" if on_gpu else "cpu")
-    print(f"measured on {label(device)}, torch {torch.__version__}, medians of {arguments.steps}")
-    print("system      variant             ms/step  samples/s  x float32  peak memory")
+    limits = {name: product_rate(device, name) for name in ("float32", "bfloat16")}
+    on = {
+        "gpu" if on_gpu else "cpu": label(device),
+        "torch": str(torch.__version__),
+        "products_tflops": {name: round(rate / 1e12, 3) for name, rate in limits.items()},
+        "copy_gb_s": round(copy_rate(device) / 1e9, 1),
+    }
+    rates = ", ".join(f"{rate / 1e12:.3g} TF/s in {name}" for name, rate in limits.items())
+    print(
+        f"measured on {label(device)}, torch {torch.__version__}: products {rates}, copies "
+        f"{on['copy_gb_s']} GB/s; medians of {arguments.rounds * (STEPS - 1)} steps"
+    )
+    print(line(COLUMNS))
+    rows = []
     for system in arguments.systems or FULL:
         setting = (FULL if on_gpu else SMALL)[system]
         with tempfile.TemporaryDirectory() as directory:
             definition, files, execution = made(setting, Path(directory) / "project")
-            found = measure(definition, files, execution, device, arguments.steps)
-        report(system, setting[1], definition["train"]["global_batch"], found)
+            found, operations = measure(definition, files, execution, device, arguments.rounds)
+        base = found["float32"]
+        assert isinstance(base, Subject)
+        batch = definition["train"]["global_batch"]
+        print(f"{system}: {setting[1]}, {base.trainer.parameters:,} parameters, batches of {batch}")
+        for name, subject in found.items():
+            if isinstance(subject, str):
+                print(f"{'':10}  {name:22}  not measured: {subject}")
+                continue
+            rows.append(row(system, name, subject, base, batch, operations, limits))
+            print(line(["", *rows[-1]["cells"][1:]]), flush=True)
+    if arguments.results:
+        model = re.sub(r"[^a-z0-9]+", "-", label(device).lower()).strip("-")
+        path = arguments.results / f"gpu-{model}-{time.strftime('%Y-%m-%d')}.json"
+        save(path, rows, on, commit(), COLUMNS)
+        print(f"written to {path}")
+
+
+def line(cells: Sequence[str]) -> str:
+    """Cells below each other."""
+    widths = (10, 22, 9, 10, 9, 9, 12, 8, 12, 10)
+    first, second, *others = zip(cells, widths, strict=True)
+    texts = [f"{text:{width}}" for text, width in (first, second)]
+    return "  ".join([*texts, *(f"{text:>{width}}" for text, width in others)])
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has done all of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def best(work: Callable[[], object], device: torch.device, times: int = 10) -> float:
+    """Seconds of the fastest of some runs."""
+    found = []
+    for _ in range(times):
+        synchronise(device)
+        begun = time.perf_counter()
+        work()
+        synchronise(device)
+        found.append(time.perf_counter() - begun)
+    return min(found)
+
+
+def product_rate(device: torch.device, precision: str) -> float:
+    """Operations a second of a large matrix product."""
+    size = 8192 if device.type == "cuda" else 512
+    a = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
+    return 2 * size**3 / best(lambda: a @ a, device)
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes a second that a copy in the device's memory reads and writes."""
+    a = torch.zeros(1 << (28 if device.type == "cuda" else 22), device=device)
+    b = torch.empty_like(a)
+    return 2 * a.nbytes / best(lambda: b.copy_(a), device)
 
 
 def label(device: torch.device) -> str:
@@ -146,33 +250,33 @@ def measure(
     files: Mapping[str, str],
     execution: Mapping[str, Any],
     device: torch.device,
-    steps: int,
-) -> dict[str, Subject | str]:
-    """Time the variants in turn; of one that cannot be measured the reason.
+    rounds: int,
+) -> tuple[dict[str, Subject | str], float]:
+    """Time the variants in turn, of one that cannot be measured the reason; operations of a step.
 
     On a CPU nothing is compiled: it would take minutes, and say nothing about GPUs.
     """
     found: dict[str, Subject | str] = {}
+    operations = 0.0
     for name, (precision, compiled) in VARIANTS.items():
         if compiled and device.type != "cuda":
             continue
         how = ExecutionConfig.parse(execution, "train").replaced(compile=compiled)
         train = {**definition["train"], "precision": precision}
         try:
-            found[name] = warmed_up({**definition, "train": train}, files, how, device)
+            subject = warmed_up({**definition, "train": train}, files, how, device)
         except Exception as error:  # of the compiler, of any kind: the others are measured
             if not compiled:
                 raise
             found[name] = (str(error).splitlines() or [type(error).__name__])[0]
-    subjects = [subject for subject in found.values() if isinstance(subject, Subject)]
-    batches = {id(one): itertools.cycle(first_batches(one.trainer)) for one in subjects}
-    for _ in range(steps):
-        for subject in subjects:
-            batch = next(batches[id(subject)])
-            seconds = timed(subject.trainer, batch, device)
-            subject.seconds.append(seconds)
-            subject.rates.append(batch.size / seconds)
-    return found
+            continue
+        found[name] = subject
+        operations = operations or counted(subject.trainer)
+    for _ in range(rounds):
+        for subject in found.values():
+            if isinstance(subject, Subject):
+                subject.run(device)
+    return found, operations
 
 
 def warmed_up(
@@ -181,53 +285,63 @@ def warmed_up(
     how: ExecutionConfig,
     device: torch.device,
 ) -> Subject:
-    """A variant that has taken a step of each batch."""
-    ranks = Ranks(0, 1, device)
+    """A variant that has taken its steps once."""
+    ranks, clock = Ranks(0, 1, device), PhaseClock(device)
     others = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     peak_memory(ranks)  # from here on
     with warnings.catch_warnings():
         # Else the engine goes on without a compiler, and what is timed is not what the line says.
         warnings.filterwarnings("error", message="train.compile")
-        trainer, _ = build_trainer(definition, files, 0, ranks, how)
+        trainer, _ = build_trainer(definition, files, 0, ranks, how, mark=clock.mark)
     trainer.module.train()
-    for batch in first_batches(trainer):
-        timed(trainer, batch, device)
-    held = peak_memory(ranks).get("gpu_bytes_allocated")
-    return Subject(trainer, None if held is None else held - others, [], [])
+    subject = Subject(trainer, clock, definition["train"]["precision"], 0.0, None)
+    subject.begun = subject.run(device)
+    if (held := peak_memory(ranks).get("gpu_bytes_allocated")) is not None:
+        subject.memory = held - others
+    return subject
 
 
-def first_batches(trainer: Trainer) -> list[Any]:
-    """The same ones for every variant."""
-    return list(itertools.islice(trainer.batches(0), BATCHES))
+def counted(trainer: Trainer) -> float:
+    """Operations of the products in a step."""
+    trainer.step = 0
+    with FlopCounterMode(display=False) as counter:
+        trainer.passes.backward(next(iter(trainer.batches(0))), trainer.position)
+    trainer.clear_gradients()
+    return float(counter.get_total_flops())
 
 
-def timed(trainer: Trainer, batch: Any, device: torch.device) -> float:
-    """Seconds of a step, until the GPU has done all of it."""
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
-    synchronise(device)
-    begun = time.perf_counter()
-    trainer.train_step(batch)
-    trainer.step += 1
-    synchronise(device)
-    return time.perf_counter() - begun
-
-
-def report(system: str, experiment: str, batch: int, found: Mapping[str, Subject | str]) -> None:
-    """Print the lines of a system."""
-    base = found["float32"]
-    assert isinstance(base, Subject)
-    print(f"{system}: {experiment}, {base.trainer.parameters:,} parameters, batches of {batch}")
-    for name, subject in found.items():
-        if isinstance(subject, str):
-            print(f"{'':10}  {name:18}  not measured: {subject}")
-            continue
-        rate = statistics.median(subject.rates)
-        memory = "-" if subject.memory is None else f"{subject.memory / 2**20:,.0f} MiB"
-        print(
-            f"{'':10}  {name:18}  {1e3 * statistics.median(subject.seconds):7.1f}  {rate:9.1f}  "
-            f"{rate / statistics.median(base.rates):9.2f}  {memory:>11}",
-            flush=True,
-        )
+def row(
+    system: str,
+    name: str,
+    subject: Subject,
+    base: Subject,
+    batch: int,
+    operations: float,
+    limits: Mapping[str, float],
+) -> dict[str, Any]:
+    """What a variant is, its figures, and its cells by `COLUMNS`."""
+    steps = subject.steps()
+    seconds, first = (statistics.median(one["total"] for one in of) for of in (steps, base.steps()))
+    rate = operations / seconds
+    waiting = sum(one["data"] for one in steps) / sum(one["total"] for one in steps)
+    compiling = max(0.0, subject.begun - STEPS * seconds)
+    cells = [
+        *(system, name, f"{1e3 * seconds:.1f}", f"{batch / seconds:.1f}", f"{first / seconds:.2f}"),
+        *(f"{rate / 1e12:.3g}", f"{rate / limits[subject.precision]:.0%}", f"{waiting:.1%}"),
+        "-" if subject.memory is None else f"{subject.memory / 2**20:,.0f} MiB",
+        f"{compiling:.0f} s" if "," in name else "-",
+    ]
+    return {
+        "name": f"{system}, {name}",
+        "parameters": subject.trainer.parameters,
+        "batch": batch,
+        "operations": operations,
+        "seconds": [one["total"] for one in steps],
+        "waiting": waiting,
+        "memory": subject.memory,
+        "compiling": compiling,
+        "cells": cells,
+    }
 
 
 if __name__ == "__main__":

@@ -253,14 +253,24 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], on: Mapping[str, Any]
     """Write results, by commit and machine."""
     slug = re.sub(r"[^a-z0-9]+", "-", f"{on['cpu']} {on['cores']}".lower()).strip("-")
     path = folder / f"cpu-{of}-{slug}.json"
-    shown = [{**row, "cells": _row(row).cells()} for row in rows]
+    save(path, [{**row, "cells": _row(row).cells()} for row in rows], on, of, COLUMNS)
+    return path
+
+
+def save(
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    on: Mapping[str, Any],
+    of: str,
+    columns: Sequence[str],
+) -> None:
+    """Write rows with ``cells`` by ``columns``, a machine and a commit to a file."""
     head = {"schema": SCHEMA, "commit": of, "date": time.strftime("%Y-%m-%d"), "machine": on}
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(head | {"columns": COLUMNS, "rows": shown}, indent=1, ensure_ascii=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(head | {"columns": columns, "rows": rows}, indent=1, ensure_ascii=False)
     # Lists of numbers stand on one line each.
     text = re.sub(r"\[\s+([-\d.,\se+]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
     path.write_text(text + "\n")
-    return path
 
 
 def _row(values: Mapping[str, Any]) -> Row:

@@ -4,10 +4,15 @@ import dataclasses
 import importlib
 import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from millrace.scaling.measure import MESSAGE_BYTES
+from millrace.training.phases import PhaseClock
 
 BENCH = Path(__file__).parents[1] / "bench"
 
@@ -95,7 +100,7 @@ def test_parallel_benchmark_measures_the_memory_that_is_planned(alone):
 
 
 @pytest.mark.slow
-def test_gpu_benchmark_times_every_system(experiments, monkeypatch, capsys):
+def test_gpu_benchmark_times_every_system(experiments, monkeypatch, capsys, tmp_path):
     bench = runpy.run_path(str(BENCH / "gpu_training.py"))
 
     def made(setting, root):
@@ -105,17 +110,52 @@ def test_gpu_benchmark_times_every_system(experiments, monkeypatch, capsys):
         return *experiments[name], {"micro_batch": 2}
 
     monkeypatch.setitem(bench["main"].__globals__, "made", made)
-    bench["main"](["--device", "cpu", "--steps", "2"])
+    bench["main"](["--device", "cpu", "--rounds", "2", "--results", str(tmp_path)])
     first, _, *lines = capsys.readouterr().out.splitlines()
     assert first.startswith("measured on CPU")
     for system in bench["SMALL"]:
         (start,) = [n for n, line in enumerate(lines) if line.startswith(f"{system}: ")]
         assert "parameters, batches of" in lines[start]
         for line, precision in zip(lines[start + 1 :], ("float32", "bfloat16"), strict=False):
-            name, milliseconds, rate, _, memory = line.split()
+            name, milliseconds, rate, ratio, tera, share, waiting, memory, _ = line.split()
             assert (name, memory) == (precision, "-")
-            assert float(milliseconds) > 0
-            assert float(rate) > 0
+            assert min(map(float, (milliseconds, rate, ratio, tera))) > 0
+            assert share.endswith("%")
+            assert 0 <= float(waiting.removesuffix("%")) <= 100
+    [path] = tmp_path.glob("gpu-cpu-*.json")
+    found = json.loads(path.read_text())
+    counts = {len(found["columns"]), *(len(row["cells"]) for row in found["rows"])}
+    assert counts == {len(bench["COLUMNS"])}
+    assert {len(row["seconds"]) for row in found["rows"]} == {2 * (bench["STEPS"] - 1)}
+
+
+def test_steps_that_count_are_those_of_a_variant_in_a_row():
+    """Not what others did in between, nor the first, whose samples were not gathered before."""
+    bench = runpy.run_path(str(BENCH / "gpu_training.py"))
+    clock = PhaseClock(torch.device("cpu"))
+    subject = bench["Subject"](None, clock, "float32", 0.0, None, rounds=3)
+    steps, instant = bench["STEPS"], 0.0
+    for number in range(3):
+        instant += 100  # of the others
+        clock._ends.append(len(clock._marks))
+        clock._marks.append(("", instant))
+        for step in range(steps):
+            instant += 10 if step == 0 else number + 1
+            clock._ends.append(len(clock._marks))
+            clock._marks.append(("", instant))
+    found = [one["total"] for one in subject.steps()]
+    assert found == [2] * (steps - 1) + [3] * (steps - 1)
+
+
+@pytest.mark.slow
+def test_links_between_processes_are_measured():
+    command = [sys.executable, BENCH / "gpu_links.py", "--device", "cpu", "--ranks", "2"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    first, _, *rows, last = said.splitlines()
+    assert first.startswith("all-reduce between 2 x CPU processes")
+    assert [int(row.split()[0].replace(",", "")) for row in rows] == [*MESSAGE_BYTES]
+    assert all(float(row.split()[1]) > 0 for row in rows)
+    assert last.startswith("latency ")
 
 
 def test_gpu_benchmark_knows_settings_of_full_size_and_needs_a_gpu(monkeypatch):

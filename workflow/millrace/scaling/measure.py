@@ -57,7 +57,7 @@ def measure(request: MeasureRequest, ranks: Ranks) -> ScalingRun | None:
     steps, joules = clock.steps(), energy()
     gathered = ranks.gather((steps, list(map(float, losses)), _peak(ranks), joules, _host()))
     layout = Layout.parse(request.layout)
-    bandwidth = _time_all_reduces(ranks, "inter" if layout.nodes > 1 else "intra")
+    bandwidth = time_all_reduces(ranks, "inter" if layout.nodes > 1 else "intra")
     if not ranks.is_first:
         return None
     times, parts, peaks, energies, hosts = map(list, zip(*gathered, strict=True))
@@ -164,7 +164,7 @@ def _gradient_bytes(trainer: Trainer) -> int:
     return 2 * sum(p.numel() * (2 if p.is_complex() else 1) for p in trained)
 
 
-def _time_all_reduces(ranks: Ranks, link: str) -> tuple[AllReduceTiming, ...]:
+def time_all_reduces(ranks: Ranks, link: str) -> tuple[AllReduceTiming, ...]:
     """Time all-reduces of many message sizes between all ranks."""
     if ranks.world_size == 1:
         return ()
