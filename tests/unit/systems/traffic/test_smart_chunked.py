@@ -138,7 +138,7 @@ def test_relations_from_tables():
     directions = [one(angle) for angle in angles for one in (torch.cos, torch.sin)]
     feature, mask = torch.cat([distance, *directions], dim=1)[:, None], torch.rand(3000, 1) < 0.9
     table, entry = torch.randn(3, 32), torch.randint(0, 3, (3000, 1))
-    tables = embedding.tables((3.0, None, 2 * math.pi), table)
+    tables = embedding.tables((3.0, None, 1), table)
     assert [curve is not None for curve in tables.curves] == [True, False, True]
     assert all(0.5 < curve.smooth_T.double().mean() < 1 for curve in tables.curves if curve)
     found = embedding.pairs(feature, mask, (table, entry), tables)

@@ -100,14 +100,14 @@ class FourierEmbedding(nn.Module):
         return embedded.unflatten(0, mask_QK.shape)
 
     def tables(
-        self, lengths: Sequence[float | None], table_TC: Tensor | None = None
+        self, extents: Sequence[float | None], table_TC: Tensor | None = None
     ) -> tabulated.Tables | None:
         """Tables for `pairs`, see `tabulated.tabulate`; None where they are of no use."""
         table_TC = self._nothing() if table_TC is None else table_TC
         single = table_TC.dtype == torch.float32
         if torch.is_grad_enabled() or not single or not chunked.applies(table_TC):
             return None
-        return tabulated.tabulate(table_TC, lengths, self._eps, self._weights())
+        return tabulated.tabulate(table_TC, extents, self._eps, self._weights())
 
     @property
     def _eps(self) -> float:

@@ -10,7 +10,6 @@ Shape suffixes: B scenarios, A agents, K token steps (0.5 s, at the ends of the 
 V tokens, L decoder layers, C channels, Q queries and N sources of an attention, flattened.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
@@ -166,13 +165,13 @@ class Smart(nn.Module):
         encoded = self._encode(batch, self._attend_map(*self._embed_map(batch)))
         if not tabulate:
             return encoded
-        config, turn = self.config, 2 * math.pi
-        road, agents = (r * 1.001 / 10 for r in (config.road_radius, config.agent_radius))
-        # Bearings fade out where they have no meaning: two degrees of freedom.
+        road, agents = (r * 1.001 / 10 for r in (self.config.road_radius, self.config.agent_radius))
+        past = self.config.past * _TOKEN_S
+        # Of an agent at earlier times bearings often fade out: it stands.
         return encoded._replace(
-            time_tables=self.relation_time.tables((road, None, turn, config.past * _TOKEN_S)),
-            road_tables=self.relation_road.tables((road, None, turn), self.light.weight),
-            agent_tables=self.relation_agents.tables((agents, None, turn)),
+            time_tables=self.relation_time.tables((road, None, 1, past)),
+            road_tables=self.relation_road.tables((road, 2, 1), self.light.weight),
+            agent_tables=self.relation_agents.tables((agents, 2, 1)),
         )
 
     def decode(
