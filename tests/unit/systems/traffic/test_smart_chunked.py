@@ -119,7 +119,7 @@ def test_attention_within_groups(as_written):
     index += 5 * torch.arange(3).repeat_interleave(4)[:, None]
     mask = torch.rand(12, 3) < 0.7
     mask[5] = False
-    near = Neighbours(index, mask, relation, groups=3)
+    near = Neighbours(index, mask, relation, chunked.parts(index, 3, 15, heads=2))
     found, expected = (
         layer.attend(x, sources, near),
         as_written(lambda: layer.attend(x, sources, near)),

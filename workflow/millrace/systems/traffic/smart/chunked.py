@@ -10,7 +10,7 @@ rows of a table, and G twice the heads.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -67,10 +67,53 @@ def attention(
     return cast(Tensor, _Attention.apply(*given))
 
 
-def dense_enough(groups: int, sources: int, neighbours: int) -> bool:
+def dense_enough(index_QK: Tensor, groups: int, sources: int) -> bool:
     """Whether `grouped_attention` is of use: without gradients, and with few sources in a group."""
-    few = bool(groups) and sources <= _MANY * neighbours * groups
-    return few and not torch.is_grad_enabled()
+    few = sources <= _MANY * index_QK.shape[-1] * groups
+    return few and not torch.is_grad_enabled() and applies(index_QK)
+
+
+class Part(NamedTuple):
+    """Queries and the sources of their neighbours, of some groups in `grouped_attention`."""
+
+    query_R: slice | Tensor
+    """Rows of the queries."""
+    source_S: slice | Tensor
+    """Rows of the sources, equally many for each group."""
+    local_G1RK: Tensor
+    """int64: numbers of neighbours among the sources of the group."""
+    value_EK: Tensor
+    """int64: for each query and head, rows of the values of the neighbours, of all heads in turn."""
+
+
+def parts(
+    index_QK: Tensor, groups: int, sources: int, heads: int, order_Q: Tensor | None = None
+) -> tuple[Part, ...]:
+    """Parts for `grouped_attention`, for all layers; none where it is of no use, see `dense_enough`.
+
+    Queries and sources are in so many equal groups, and neighbours of a query in its own. Row i of
+    ``index_QK`` is of query ``order_Q[i]``: it is best if neighbouring rows have neighbours in common.
+    """
+    if not dense_enough(index_QK, groups, sources):
+        return ()
+    head_H1, own = torch.arange(heads)[:, None], sources // groups
+    index_GRK = index_QK.unflatten(0, (groups, -1)) - torch.arange(groups)[:, None, None] * own
+    made, rows, size = [], index_GRK.shape[1], max(1, 8 * PAIRS // index_QK.shape[1])
+    for group in chunks(groups, max(1, size // rows)):
+        for row in chunks(rows, size):
+            local_GRK = index_GRK[group, row]
+            source_S: slice | Tensor = slice(group.start * own, group.stop * own)
+            width, first = own, group.start * rows + row.start
+            if rows > size:  # of the only group those that are neighbours
+                used_N = index_QK.new_zeros(own).index_fill_(0, local_GRK.flatten(), 1)
+                source_S = used_N.nonzero()[:, 0] + group.start * own
+                local_GRK, width = (used_N.cumsum(0) - 1)[local_GRK], len(source_S)
+            own_GRK = local_GRK + torch.arange(len(local_GRK))[:, None, None] * width
+            value_EK = (own_GRK.flatten(0, 1)[:, None] * heads + head_H1).flatten(0, 1)
+            at = slice(first, first + local_GRK.shape[0] * local_GRK.shape[1])
+            query_R = at if order_Q is None else order_Q[at]
+            made.append(Part(query_R, source_S, local_GRK[:, None], value_EK))
+    return tuple(made)
 
 
 def grouped_attention(
@@ -78,52 +121,39 @@ def grouped_attention(
     sources_N2C: Tensor,
     to_key_HDC: Tensor,
     to_value_HDC: Tensor,
-    index_QK: Tensor,
     mask_QK: Tensor,
     relation_QKC: Tensor,
-    groups: int,
+    given: tuple[Part, ...],
 ) -> Tensor:
-    """`attention`, without gradients, within equal parts of queries and sources.
+    """`attention`, without gradients, within groups of queries and sources; see `parts`.
 
     Products of queries and keys are taken with all sources of the part, and those of neighbours picked:
-    no keys or values are gathered.
+    no keys or values of neighbours are gathered.
     """
     heads, width = query_QHD.shape[1:]
-    neighbours, own = index_QK.shape[1], len(sources_N2C) // groups
-    key, value = sources_N2C.unflatten(1, (2, heads, width)).unbind(1)
-    key_GHDN, value_ND = key.unflatten(0, (groups, own)).permute(0, 2, 3, 1), value.flatten(0, 1)
-    head_H1 = torch.arange(heads)[:, None]
-    given = (query_QHD, index_QK, mask_QK, relation_QKC)
-    query, index, mask, relation = (t.unflatten(0, (groups, -1)) for t in given)
-    out = torch.empty_like(query)
-    for part in _parts(groups, query.shape[1], max(1, 8 * PAIRS // neighbours)):
-        query_R, relation_R = query[part].flatten(0, 1), relation[part].flatten(0, 1)
-        index_RK, mask_RK = index[part].flatten(0, 1), mask[part].flatten(0, 1)
-        score = torch.matmul(query[part].transpose(1, 2), key_GHDN[part[0]])
-        local = index[part] - torch.arange(groups)[part[0], None, None] * own
-        score = score.gather(3, local[:, None].expand(-1, heads, -1, -1)).transpose(1, 2)
-        score = torch.bmm(_by_head(query_R, to_key_HDC), relation_R.mT) + score.flatten(0, 1)
-        score.masked_fill_(~mask_RK[:, None], -1e4)
+    out_QHD, first = torch.empty_like(query_QHD), 0
+    for part in given:
+        groups, _, each, neighbours = part.local_G1RK.shape
+        rows = slice(first, first + groups * each)
+        first = rows.stop
+        query, relation, mask = query_QHD[part.query_R], relation_QKC[rows], mask_QK[rows, None]
+        key, value = sources_N2C[part.source_S].unflatten(1, (2, heads, width)).unbind(1)
+        key_GHDN = key.unflatten(0, (groups, -1)).permute(0, 2, 3, 1)
+        score = torch.matmul(query.unflatten(0, (groups, each)).transpose(1, 2), key_GHDN)
+        score = score.gather(3, part.local_G1RK.expand(-1, heads, -1, -1)).transpose(1, 2)
+        score = torch.bmm(_by_head(query, to_key_HDC), relation.mT) + score.flatten(0, 1)
+        score.masked_fill_(~mask, -1e4)
         weight = torch.softmax(score, dim=-1)
-        weight *= mask_RK[:, None]
-        seen = torch.bmm(torch.bmm(weight, relation_R).transpose(0, 1), to_value_HDC.mT)
+        weight *= mask
+        seen = torch.bmm(torch.bmm(weight, relation).transpose(0, 1), to_value_HDC.mT)
         found = functional.embedding_bag(
-            (index_RK[:, None] * heads + head_H1).flatten(0, 1),
-            value_ND,
+            part.value_EK,
+            value.flatten(0, 1),
             mode="sum",
             per_sample_weights=weight.view(-1, neighbours),
         )
-        out[part] = (found.view_as(query_R) + seen.transpose(0, 1)).view_as(out[part])
-    return out.flatten(0, 1)
-
-
-def _parts(groups: int, rows: int, size: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of groups and of their rows, of about ``size`` rows each."""
-    return (
-        (group, row)
-        for group in chunks(groups, max(1, size // rows))
-        for row in chunks(rows, min(size, rows))
-    )
+        out_QHD[part.query_R] = found.view_as(query) + seen.transpose(0, 1)
+    return out_QHD
 
 
 class _Relations(torch.autograd.Function):

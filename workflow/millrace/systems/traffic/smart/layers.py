@@ -26,8 +26,8 @@ class Neighbours(NamedTuple):
     """bool: False where there are fewer than K neighbours."""
     relation_QKC: Tensor
     """Embedding of the source's position relative to the query; normalised."""
-    groups: int = 0
-    """Queries and sources are in so many equal parts, and those of a query in its own; 0: not known."""
+    parts: tuple[chunked.Part, ...] = ()
+    """For `chunked.grouped_attention`: rows of the above are in their order; empty: in that of queries."""
 
 
 class FourierEmbedding(nn.Module):
@@ -185,10 +185,11 @@ class RelativeAttention(nn.Module):
             query_QHD = self.query(x_QC).view(-1, *heads) * self.width**-0.5
             to_key = self.relation_key.weight.view(*heads, -1)
             to_value = self.relation_value.weight.view(*heads, -1)
-            given = (query_QHD, sources_N2C, to_key, to_value, *near[:2], relation_QKC)
-            if chunked.dense_enough(near.groups, len(sources_N2C), near.index_QK.shape[1]):
-                return chunked.grouped_attention(*given, near.groups).flatten(1)
-            return chunked.attention(*given).flatten(1)
+            given = (query_QHD, sources_N2C, to_key, to_value)
+            if near.parts:
+                pairs = near.mask_QK, relation_QKC, near.parts
+                return chunked.grouped_attention(*given, *pairs).flatten(1)
+            return chunked.attention(*given, *near[:2], relation_QKC).flatten(1)
         gathered = sources_N2C.index_select(0, near.index_QK.flatten())
         key, value = gathered.view(*near.index_QK.shape, 2, *heads).unbind(2)
         query_QHD = self.query(x_QC).view(-1, *heads) * self.width**-0.5

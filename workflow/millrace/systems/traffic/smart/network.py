@@ -353,7 +353,8 @@ class Smart(nn.Module):
         flat = torch.arange(mask.numel(), device=pose.device).view_as(mask)
         back = torch.arange(len(poses), 0, -1, device=pose.device) * _TOKEN_S
         near = self._over_time(flat, mask, pose, earlier, back, tables)
-        return near._replace(groups=len(pose))
+        parts = chunked.parts(flat, len(pose), flat.numel(), self.config.heads)
+        return near._replace(parts=parts)
 
     def _over_time(
         self,
@@ -384,6 +385,10 @@ class Smart(nn.Module):
         road = encoded.pose_BM3[..., :2]
         count, radius = self.config.road_neighbours, self.config.road_radius
         index, mask = nearest_neighbours(agents, road, encoded.valid_BM[:, None], count, radius)
+        grouped = queries is None and chunked.dense_enough(index, n_scenarios, road[..., 0].numel())
+        if grouped:  # rollouts of an agent follow each other: they see the same road
+            rows = torch.arange(valid_BAK.numel()).view(n_scenarios, -1, *valid_BAK.shape[1:])
+            queries = rows.transpose(1, 2).flatten()
         flat = _rows(_flat(index, n_segments), queries)
         pose = _rows(pose_BAK3.flatten(0, 2), queries)
         seen = relative_positions(pose[:, None], encoded.pose_BM3.flatten(0, 1)[flat])
@@ -392,7 +397,10 @@ class Smart(nn.Module):
         mask = _rows(mask.flatten(0, 1) & valid_BAK.flatten()[:, None], queries)
         extra = self.light.weight, light
         relation = self.relation_road.pairs(seen, mask, extra, encoded.road_tables)
-        return Neighbours(flat, mask, relation, n_scenarios if queries is None else 0)
+        if not grouped:
+            return Neighbours(flat, mask, relation)
+        given = (flat, n_scenarios, road[..., 0].numel(), self.config.heads)
+        return Neighbours(flat, mask, relation, chunked.parts(*given, queries))
 
     def _near_agents(
         self,
@@ -418,7 +426,10 @@ class Smart(nn.Module):
         relation = self.relation_agents.pairs(seen, mask, tables=tables)
         if place is not None:
             return Neighbours(place[flat], mask, relation)
-        return Neighbours(flat, mask, relation, n if steps == 1 else 0)
+        if steps > 1:
+            return Neighbours(flat, mask, relation)
+        parts = chunked.parts(flat, n, len(pose), self.config.heads)
+        return Neighbours(flat, mask, relation, parts)
 
 
 def _rows(x: Tensor, taken: Tensor | None) -> Tensor:
