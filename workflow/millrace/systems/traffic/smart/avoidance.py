@@ -138,7 +138,8 @@ def _boxes_overlap(
     """The same by the separating axis theorem."""
     pose_MT3, its_MT3 = path_NT3[pair_2M]
     half_M12, its_half_M12 = size_N2[pair_2M][:, :, None] / 2
-    x, y, turn_MT = np.moveaxis(its_MT3 - pose_MT3, -1, 0)
+    apart_MT3 = its_MT3 - pose_MT3
+    x, y, turn_MT = (apart_MT3[..., number] for number in range(3))
     c, s = np.abs(np.cos(turn_MT)), np.abs(np.sin(turn_MT))
     meet = np.ones_like(turn_MT, dtype=bool)
     boxes = ((pose_MT3, half_M12, its_half_M12), (its_MT3, its_half_M12, half_M12))

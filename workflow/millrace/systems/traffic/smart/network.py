@@ -167,11 +167,11 @@ class Smart(nn.Module):
             return encoded
         road, agents = (r * 1.001 / 10 for r in (self.config.road_radius, self.config.agent_radius))
         past = self.config.past * _TOKEN_S
-        # Of an agent at earlier times bearings often fade out: it stands.
+        # Other pairs than those of road and agent are too few for tables of bearings.
         return encoded._replace(
             time_tables=self.relation_time.tables((road, None, 1, past)),
             road_tables=self.relation_road.tables((road, 2, 1), self.light.weight),
-            agent_tables=self.relation_agents.tables((agents, 2, 1)),
+            agent_tables=self.relation_agents.tables((agents, None, 1)),
         )
 
     def decode(

@@ -2,12 +2,13 @@
 
 What a feature with one degree of freedom, distance or difference in heading, adds to the embedding of a
 relation is a curve: waves, a linear layer, normalisation, ReLU, and a linear layer. It is computed once at
-the nodes of a grid, and between them by a straight line. Between nodes where an input of ReLU changes its
-sign the curve has a kink; pairs in there, about a tenth, are computed by the formula.
+the nodes of a grid, and between them by a straight line. Where an input of ReLU changes its sign the curve
+has a kink, which is a node, too; pairs between nodes of the grid with two kinks, about a hundredth, are
+computed by the formula.
 
 A bearing, which fades out near 0 m, has a little of a second degree: there are two circles of nodes, with
-radius 1 and a step less, and a straight line between them, too. Bearings within the second one, of the
-nearest few metres, are computed by the formula.
+radius 1 and a step less, and a straight line between them, too. Bearings with a kink between these nodes,
+about a sixth, and within the second circle, of the nearest five metres, are computed by the formula.
 
 Suffixes as in `chunked`; T nodes and rows of a table.
 """
@@ -24,13 +25,15 @@ from millrace.models.products import linear
 from millrace.systems.traffic.smart import chunked
 from millrace.systems.traffic.smart.chunked import by_feature, rectified, waves
 
-_STEP = 0.008
+_STEP = 0.006
 """Distance of nodes, in radians of the fastest wave: the error of a straight line is an eighth of its
 square, of what that wave contributes."""
 _MOST = 1 << 16
 """Nodes of a curve. With more the table would be larger than caches."""
 
 _ROWS = 128
+_FEW = 1 / 16
+"""Share of masked pairs up to which embeddings of all are made: numbers of rows cost more."""
 
 
 class Curve(NamedTuple):
@@ -40,7 +43,11 @@ class Curve(NamedTuple):
     """Row of the first node."""
     step: float
     smooth_T: Tensor
-    """bool: whether there is no kink between a node and the next, and those of the other circle."""
+    """bool: whether straight lines hold between a node and the next."""
+    kink_T: Tensor
+    """float64: where the kink is between them, from 0 to 1; 1: there is none."""
+    row_T: Tensor
+    """int64: row of the kink, or of the next node."""
     second: int
     """Rows from a node to that of the second circle; 0: there is none."""
 
@@ -74,33 +81,37 @@ def tabulate(
     values = [Tables.without_curves(table_TC, weights).value_TC]
     curves: list[Curve | None] = []
     first = len(table_TC)
-    for extent, (frequency, weight, bias, *layers) in zip(extents, parts, strict=True):
-        fastest = 2 * math.pi * float(frequency.norm(dim=0).max())
-        is_angle = len(frequency) == 2
+    for extent, part in zip(extents, parts, strict=True):
+        fastest = 2 * math.pi * float(part[0].norm(dim=0).max())
+        is_angle = len(part[0]) == 2
         length = 2 * math.pi if is_angle else extent
         if extent is None or length is None or not length * fastest < _STEP * _MOST:
             curves.append(None)
             continue
         count = max(1, math.ceil(length * fastest / _STEP))
-        step = length / count
-        at_T = torch.linspace(0, length, count + 1, dtype=torch.float64)
-        feature = at_T[:, None]
-        if is_angle:
-            circle = torch.stack([at_T.cos(), at_T.sin()], dim=1)
-            feature = torch.cat([circle * (1 - number * step) for number in range(int(extent))])
-        signs = []
-        for rows in chunked.chunks(len(feature), chunked.PAIRS):
-            turns = feature[rows] @ frequency.double()
-            phase = ((turns - turns.round()) * (2 * math.pi)).to(table_TC.dtype)
-            wave = torch.cat([phase.cos(), phase.sin(), feature[rows].to(table_TC.dtype)], dim=1)
-            active, *_ = rectified(linear(wave, weight, bias), layers, eps)
-            values.append(linear(active, layers[2]))
-            signs.append(active > 0)
-        on = torch.cat(signs).unflatten(0, (-1, len(at_T)))
-        smooth_T = (on[:, 1:] == on[:, :-1]).all(dim=2).all(dim=0)
-        smooth_T &= (on[0] == on[-1]).all(dim=1)[1:]
-        curves.append(Curve(first, step, smooth_T, len(at_T) * (len(on) - 1)))
-        first += len(feature)
+        step, circles = length / count, int(extent) if is_angle else 1
+        node_T = torch.arange(count + 1, dtype=torch.float64)
+        radii = [1 - number * step for number in range(circles)]
+        input_SC = torch.cat([_inputs(node_T * step, radius, part, eps) for radius in radii])
+        values.append(linear(input_SC.relu(), part[5]))
+        on = (input_SC > 0).unflatten(0, (circles, -1))
+        changes_TC = on[0, 1:] != on[0, :-1]
+        kink_T, row_T = torch.ones(count).double(), first + 1 + torch.arange(count)
+        start, first = first, first + len(input_SC)
+        if circles > 1:
+            changes_TC |= (on[1, 1:] != on[1, :-1]) | (on[0] != on[1])[1:]
+            smooth_T = ~changes_TC.any(dim=1)
+        else:
+            smooth_T = changes_TC.sum(dim=1) <= 1
+            node_K, channel_K = (changes_TC & smooth_T[:, None]).nonzero(as_tuple=True)
+            left_K, right_K = (input_SC[node_K + n, channel_K].double() for n in (0, 1))
+            kink_T[node_K] = left_K / (left_K - right_K)
+            row_T[node_K] = first + torch.arange(len(node_K))
+            kinked_KC = _inputs((node_K + kink_T[node_K]) * step, 1, part, eps)
+            values.append(linear(kinked_KC.relu(), part[5]))
+            first += len(node_K)
+        second = len(node_T) * (circles - 1)
+        curves.append(Curve(start, step, smooth_T, kink_T, row_T, second))
     return Tables(torch.cat(values), tuple(curves))
 
 
@@ -113,10 +124,15 @@ def relations(
     weights: Sequence[Tensor],
     tables: Tables,
 ) -> Tensor:
-    """`chunked.relations` without gradients; ``entry_P`` are rows of the table of other values."""
+    """`chunked.relations` without gradients; ``entry_P`` are rows of the table of other values.
+
+    Where the mask is False there are any finite values.
+    """
     parts, last = by_feature(weights)
-    whole = bool(mask_P.all())
-    kept_N = _padded(torch.arange(len(mask_P)) if whole else mask_P.nonzero()[:, 0])
+    kept_N = mask_P.nonzero()[:, 0]
+    whole = len(mask_P) - len(kept_N) <= len(mask_P) * _FEW
+    kept_N = _padded(torch.arange(len(mask_P)) if whole else kept_N)
+    mask_N = mask_P[kept_N]
     starts = torch.arange(0, len(kept_N) + chunked.PAIRS, chunked.PAIRS)
     rows, shares = [entry_P[kept_N]], [torch.ones(len(kept_N), dtype=torch.float64)]
     by_formula, exact = [], []
@@ -132,15 +148,26 @@ def relations(
         node_N = place_N.long().clamp_(0, len(curve.smooth_T) - 1)
         beyond_N = place_N - node_N
         smooth_N = curve.smooth_T[node_N] & (beyond_N <= 1.001)
-        circles = [(curve.first + node_N, torch.ones_like(at_N))]
+        first_N = curve.first + node_N
         if curve.second:
             inwards_N = (1 - torch.hypot(*exact_NF.unbind(1))) / curve.step
             smooth_N &= inwards_N <= 1.001
-            circles = [(circles[0][0], 1 - inwards_N), (circles[0][0] + curve.second, inwards_N)]
-        for row_N, share_N in circles:
-            rows += [row_N, row_N + 1]
+            inside_N = first_N + curve.second
+            lines = [(first_N, first_N + 1, 1 - inwards_N), (inside_N, inside_N + 1, inwards_N)]
+        else:
+            kink_N, row_N = curve.kink_T[node_N], curve.row_T[node_N]
+            after_N = beyond_N > kink_N
+            beyond_N = torch.where(after_N, (beyond_N - kink_N) / (1 - kink_N), beyond_N / kink_N)
+            beyond_N = beyond_N.nan_to_num_(1.0).clamp_(0, 1)
+            left_N, right_N = (
+                torch.where(after_N, row_N, first_N),
+                row_N.where(~after_N, first_N + 1),
+            )
+            lines = [(left_N, right_N, 1.0)]
+        for left_N, right_N, share_N in lines:
+            rows += [left_N, right_N]
             shares += [smooth_N * share_N * (1 - beyond_N), smooth_N * share_N * beyond_N]
-        kinked = (~smooth_N).nonzero()[:, 0]
+        kinked = (mask_N & ~smooth_N).nonzero()[:, 0]
         bounds = torch.searchsorted(kinked, starts).tolist()
         exact.append((kinked, _curve(value_NF[_padded(kinked)], part, eps), bounds))
     row_NK, share_NK = torch.stack(rows, dim=1), torch.stack(shares, dim=1).to(feature_PF.dtype)
@@ -164,6 +191,21 @@ def relations(
         else:
             out_PC.index_copy_(0, kept_N[at], normed_RC)
     return out_PC[: len(mask_P)]
+
+
+def _inputs(at_T: Tensor, radius: float, part: Sequence[Tensor], eps: float) -> Tensor:
+    """Inputs of ReLU at places of a curve, in radians for angles."""
+    made = []
+    for at in at_T.split(chunked.PAIRS):
+        feature = at[:, None]
+        if len(part[0]) == 2:
+            feature = radius * torch.stack([at.cos(), at.sin()], dim=1)
+        turns = feature @ part[0].double()
+        phase = ((turns - turns.round()) * (2 * math.pi)).to(part[0].dtype)
+        wave = torch.cat([phase.cos(), phase.sin(), feature.to(part[0].dtype)], dim=1)
+        first_RC = linear(wave, part[1], part[2])
+        made.append(functional.layer_norm(first_RC, first_RC.shape[1:], part[3], part[4], eps))
+    return torch.cat(made)
 
 
 def _padded(rows: Tensor) -> Tensor:
