@@ -148,4 +148,4 @@ def _boxes_overlap(
         length, width = others_M12[..., 0], others_M12[..., 1]
         meet &= np.abs(x * ahead + y * left) < own_M12[..., 0] + c * length + s * width
         meet &= np.abs(y * ahead - x * left) < own_M12[..., 1] + s * length + c * width
-    return meet.any(axis=1)
+    return np.asarray(meet.any(axis=1))

@@ -106,8 +106,9 @@ def parts(
             width, first = own, group.start * rows + row.start
             if rows > size:  # of the only group those that are neighbours
                 used_N = index_QK.new_zeros(own).index_fill_(0, local_GRK.flatten(), 1)
-                source_S = used_N.nonzero()[:, 0] + group.start * own
-                local_GRK, width = (used_N.cumsum(0) - 1)[local_GRK], len(source_S)
+                used_S = used_N.nonzero()[:, 0]
+                local_GRK, width = (used_N.cumsum(0) - 1)[local_GRK], len(used_S)
+                source_S = used_S + group.start * own
             own_GRK = local_GRK + torch.arange(len(local_GRK))[:, None, None] * width
             value_EK = (own_GRK.flatten(0, 1)[:, None] * heads + head_H1).flatten(0, 1)
             at = slice(first, first + local_GRK.shape[0] * local_GRK.shape[1])

@@ -93,23 +93,24 @@ def tabulate(
         node_T = torch.arange(count + 1, dtype=torch.float64)
         radii = [1 - number * step for number in range(circles)]
         input_SC = torch.cat([_inputs(node_T * step, radius, part, eps) for radius in radii])
-        values.append(linear(input_SC.relu(), part[5]))
         on = (input_SC > 0).unflatten(0, (circles, -1))
         changes_TC = on[0, 1:] != on[0, :-1]
         kink_T, row_T = torch.ones(count).double(), first + 1 + torch.arange(count)
         start, first = first, first + len(input_SC)
+        nodes = [input_SC]
         if circles > 1:
             changes_TC |= (on[1, 1:] != on[1, :-1]) | (on[0] != on[1])[1:]
             smooth_T = ~changes_TC.any(dim=1)
         else:
-            smooth_T = changes_TC.sum(dim=1) <= 1
-            node_K, channel_K = (changes_TC & smooth_T[:, None]).nonzero(as_tuple=True)
+            number_T = changes_TC.sum(dim=1)
+            smooth_T, node_K = number_T <= 1, (number_T == 1).nonzero()[:, 0]
+            channel_K = changes_TC[node_K].byte().argmax(dim=1)
             left_K, right_K = (input_SC[node_K + n, channel_K].double() for n in (0, 1))
             kink_T[node_K] = left_K / (left_K - right_K)
             row_T[node_K] = first + torch.arange(len(node_K))
-            kinked_KC = _inputs((node_K + kink_T[node_K]) * step, 1, part, eps)
-            values.append(linear(kinked_KC.relu(), part[5]))
+            nodes.append(_inputs((node_K + kink_T[node_K]) * step, 1, part, eps))
             first += len(node_K)
+        values += [linear(input_RC.relu_(), part[5]) for input_RC in nodes]
         second = len(node_T) * (circles - 1)
         curves.append(Curve(start, step, smooth_T, kink_T, row_T, second))
     return Tables(torch.cat(values), tuple(curves))
@@ -159,11 +160,9 @@ def relations(
             after_N = beyond_N > kink_N
             beyond_N = torch.where(after_N, (beyond_N - kink_N) / (1 - kink_N), beyond_N / kink_N)
             beyond_N = beyond_N.nan_to_num_(1.0).clamp_(0, 1)
-            left_N, right_N = (
-                torch.where(after_N, row_N, first_N),
-                row_N.where(~after_N, first_N + 1),
-            )
-            lines = [(left_N, right_N, 1.0)]
+            left_N = torch.where(after_N, row_N, first_N)
+            right_N = torch.where(after_N, first_N + 1, row_N)
+            lines = [(left_N, right_N, torch.ones_like(beyond_N))]
         for left_N, right_N, share_N in lines:
             rows += [left_N, right_N]
             shares += [smooth_N * share_N * (1 - beyond_N), smooth_N * share_N * beyond_N]
