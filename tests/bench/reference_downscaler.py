@@ -20,14 +20,19 @@ ALPHA_BAR = torch.cumprod(1 - BETA, 0)
 
 
 class ReferenceNet(nn.Module):
-    """Noise in a block, given its noisy cells, the context and the step."""
+    """Noise in a block, given its noisy cells, the context and the step.
 
-    def __init__(self) -> None:
+    ``level`` is what embeds the step, or a noise level, as so many numbers.
+    """
+
+    def __init__(
+        self, context: int = 7, level: nn.Module | None = None, numbers: int = 256
+    ) -> None:
         super().__init__()
-        self.context = nn.Sequential(nn.Linear(7, 256), nn.ReLU(), nn.Linear(256, 256))
-        self.time = nn.Embedding(STEPS, 256)
+        self.context = nn.Sequential(nn.Linear(context, 256), nn.ReLU(), nn.Linear(256, 256))
+        self.time = level or nn.Embedding(STEPS, numbers)
         self.denoise = nn.Sequential(
-            nn.Linear(768, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(),
+            nn.Linear(512 + numbers, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(),
             nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 256),
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from torch.utils._pytree import tree_map_only
 
 from millrace.errors import ConfigError
 from millrace.systems.downscaling import diffusion as downscaler
@@ -56,8 +57,8 @@ class Gaussian(torch.nn.Module):
         super().__init__()
         self.mean, self.std = mean * SIGMA_DATA, std * SIGMA_DATA
 
-    def raw(self, scaled, sigma_B, batch):
-        sigma = sigma_B[:, None, None]
+    def raw(self, scaled, sigma_B1, batch):
+        sigma = sigma_B1[..., None]
         skip, out, into = preconditioning(sigma)
         x = scaled / into
         best = (self.std**2 * x + sigma**2 * self.mean) / (self.std**2 + sigma**2)
@@ -79,7 +80,7 @@ def _spread(std, steps):
     """Deviation of what is drawn over the exact one, for normal values of ``std``, less 1."""
 
     def raw(scaled, sigma_B):
-        return Gaussian(0.0, std / SIGMA_DATA).raw(scaled, sigma_B, None)
+        return Gaussian(0.0, std / SIGMA_DATA).raw(scaled, sigma_B[:, None], None)
 
     drawn = carried(raw, torch.ones(1, 1, 1, dtype=torch.float64), SamplerConfig(steps=steps))
     begun = math.sqrt((SIGMA_MAX**2 + 1) / (SIGMA_MAX**2 + std**2))
@@ -125,8 +126,9 @@ def test_noise_follows_from_each_samples_seed(dataset):
     noisy = downscaler.with_noise(config, batch, seeds)
     again = downscaler.with_noise(config, dataset.at_times(np.array([1])), seeds[1:2])
     assert torch.equal(noisy.noise_BNV[1], again.noise_BNV[0])
-    assert torch.equal(noisy.sigma_B[1], again.sigma_B[0])
-    assert len(set(noisy.sigma_B.tolist())) == 3
+    assert torch.equal(noisy.sigma_BL[1], again.sigma_BL[0])
+    assert noisy.sigma_BL.shape == (3, 1)
+    assert len(noisy.sigma_BL.unique()) == 3
 
 
 def test_seeds_differ_between_epochs_splits_and_samples_but_not_layouts():
@@ -145,8 +147,82 @@ def test_noise_levels_are_log_normal(dataset):
     batch = dataset.at_times(np.zeros(400, dtype=int))
     small = dataclasses.replace(batch, y_BNV=batch.y_BNV[:, :1])
     noisy = downscaler.with_noise(DownscalerConfig(), small, np.arange(400))
-    assert float(noisy.sigma_B.log().mean()) == pytest.approx(-1.2, abs=0.2)
-    assert float(noisy.sigma_B.log().std()) == pytest.approx(1.2, rel=0.1)
+    assert float(noisy.sigma_BL.log().mean()) == pytest.approx(-1.2, abs=0.2)
+    assert float(noisy.sigma_BL.log().std()) == pytest.approx(1.2, rel=0.1)
+
+
+OF_BLOCKS = DownscalerConfig(architecture="mlp", noise_levels="block")
+
+
+def test_levels_of_blocks_are_independent_and_log_normal(dataset):
+    batch, seeds = dataset.at_times(np.arange(3)), np.array([5, 9, 1])
+    noisy = downscaler.with_noise(OF_BLOCKS, batch, seeds)
+    again = downscaler.with_noise(OF_BLOCKS, dataset.at_times(np.array([1])), seeds[1:2])
+    assert torch.equal(noisy.sigma_BL[1], again.sigma_BL[0])
+    small = dataclasses.replace(
+        dataset.at_times(np.zeros(400, dtype=int)), y_BNV=batch.y_BNV[:, :1]
+    )
+    level_BM = downscaler.with_noise(OF_BLOCKS, small, np.arange(400)).sigma_BL.log()
+    assert level_BM.shape == (400, 80)
+    assert float(level_BM.mean()) == pytest.approx(-1.2, abs=0.03)
+    assert float(level_BM.std()) == pytest.approx(1.2, rel=0.02)
+    deviation_MM = torch.corrcoef(level_BM.T) - torch.eye(80)
+    assert float(deviation_MM.std()) == pytest.approx(400**-0.5, rel=0.1), "of independent ones"
+
+
+def _in_double(batch):
+    return tree_map_only(torch.Tensor, lambda x: x.double() if x.is_floating_point() else x, batch)
+
+
+def test_loss_of_levels_of_blocks_is_the_mean_of_the_losses_of_blocks(block_samples):
+    dataset = BlockDataset(block_samples, BlockDatasetConfig())
+    model = downscaler.SPEC.build(OF_BLOCKS, dataset).double()
+    torch.nn.init.normal_(model.net.rest[-1].weight, std=0.1)
+    times, seeds = np.array([2, 3]), np.array([3, 4])
+    noisy = downscaler.with_noise(OF_BLOCKS, _in_double(dataset.at_times(times)), seeds)
+    losses_MB = []
+    for block in range(80):
+        # All blocks at the level of this one, as with a level for each sample.
+        sigma_B1 = noisy.sigma_BL[:, block, None]
+        at_one = dataclasses.replace(noisy, sigma_BL=sigma_B1)
+        error_BMK = (model(at_one) - noisy.y_BNV).reshape(2, 80, -1)
+        weight_B = (sigma_B1[:, 0] ** 2 + 0.25) / (sigma_B1[:, 0] * 0.5) ** 2
+        losses_MB.append(weight_B * 0.25 * error_BMK[:, block].square().mean(dim=1))
+    found_B = downscaler.denoising_loss(model, noisy, None)
+    torch.testing.assert_close(found_B, torch.stack(losses_MB).mean(dim=0), rtol=1e-12, atol=0)
+    assert found_B.dtype == torch.float64
+    gradients = (
+        torch.autograd.grad(loss_B.sum(), list(model.parameters()))
+        for loss_B in (found_B, torch.stack(losses_MB).mean(dim=0))
+    )
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_mlp_begins_linear_and_loses_nothing_of_a_field_on_its_way(block_samples):
+    net = downscaler.SPEC.build(OF_BLOCKS, BlockDataset(block_samples, BlockDatasetConfig())).net
+    for layer in (net.first, net.rest[1], net.rest[3]):
+        torch.nn.init.zeros_(layer.bias)
+
+    def passed(x_SC):
+        """What the positive and the negative one of each pair of channels tell."""
+        positive, negative = net.rest[:-1](net.first(x_SC)).chunk(2, dim=1)
+        return positive - negative
+
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randn(2, 1000, 16, generator=generator)
+    with torch.no_grad():
+        torch.testing.assert_close(passed(one - 2 * other), passed(one) - 2 * passed(other))
+        # It ends as half as many channels.
+        assert float(passed(one).square().sum() / one.square().sum()) == pytest.approx(0.5, abs=0.1)
+        assert not net.rest[-1].weight.any(), "the loss begins at 1"
+
+
+def test_noise_levels_of_blocks_are_for_blocks_that_are_drawn_alone():
+    with pytest.raises(ConfigError, match=r"model: noise_levels: expected sample, got 'block'"):
+        DownscalerConfig.parse({"noise_levels": "block"}, "model")
+    assert "noise_levels" not in DownscalerConfig(architecture="mlp").essentials()
+    assert OF_BLOCKS.essentials()["noise_levels"] == "block"
 
 
 def test_blocks_have_no_seams(dataset, model):
@@ -259,8 +335,8 @@ def test_schedule_of_edm_passes_with_a_perfect_network(dataset, monkeypatch):
     truth = _filtered(_noise(), _eigenvalues().sqrt())
 
     class Perfect(torch.nn.Module):
-        def raw(self, scaled, sigma_B, batch):
-            sigma = sigma_B[:1]
+        def raw(self, scaled, sigma_B1, batch):
+            sigma = sigma_B1[:1]
             skip, out, into = preconditioning(sigma)
             x = scaled / into
             best = _filtered(x, eigenvalues / (eigenvalues + sigma**2))

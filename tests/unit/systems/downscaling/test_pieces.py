@@ -36,6 +36,10 @@ MODELS = {
     "unet": (diffusion.SPEC, DownscalerConfig(**UNET)),
     "deep": (diffusion.SPEC, DownscalerConfig(**UNET, depth=2)),
     "mlp": (diffusion.SPEC, DownscalerConfig(architecture="mlp", embedding=8)),
+    "mlp of levels": (
+        diffusion.SPEC,
+        DownscalerConfig(architecture="mlp", embedding=8, noise_levels="block"),
+    ),
     "regression": (regression.SPEC, RegressionConfig(channels=(8, 8, 8))),
 }
 
@@ -95,8 +99,10 @@ def samples(dataset, config, noise_1NV, piece=0):
     """A batch of two times with the noise of the whole globe, in double precision."""
     batch = in_double(dataset.at_times(np.array([5, 2]), piece=piece))
     noise_BNV = noise_1NV[:, cells(dataset, piece, around=True)].expand(2, -1, -1)
-    sigma_B = torch.tensor([0.3, 7.0], dtype=torch.float64)
-    return replace(batch, sigma_B=sigma_B, noise_BNV=noise_BNV)
+    sigma_BL = torch.tensor([[0.3], [7.0]], dtype=torch.float64)
+    if getattr(config, "noise_levels", "") == "block":
+        sigma_BL = sigma_BL * torch.linspace(0.5, 2, 320).double()[dataset.cut(piece).blocks_M]
+    return replace(batch, sigma_BL=sigma_BL, noise_BNV=noise_BNV)
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +148,13 @@ def test_gradients_of_a_piece_are_those_of_its_cells_on_the_globe(blocks, noise,
     module.double()
     batch, sums = samples(whole, config, noise), 0
     everywhere = module(batch) - batch.y_BNV
-    weight_B = torch.ones(2, dtype=torch.float64)
     if spec is diffusion.SPEC:
-        weight_B = diffusion.loss_weight(batch.sigma_B) * diffusion.SIGMA_DATA**2
+        weight_BL = diffusion.loss_weight(batch.sigma_BL) * diffusion.SIGMA_DATA**2
+        everywhere = diffusion.scaled(everywhere, weight_BL.sqrt())
     for piece in range(7):
         chosen = everywhere[:, cells(parted, piece)].square()
         # In units of an average piece, so that the mean over pieces is the loss of the globe.
-        wanted = (weight_B * chosen.sum(dim=(1, 2)) * 7 / 5120).sum()
+        wanted = chosen.sum() * 7 / 5120
         loss_B = spec.loss(module, samples(parted, config, noise, piece), None)
         found, expected = (
             torch.autograd.grad(loss, list(module.parameters()), retain_graph=True)
@@ -332,11 +338,19 @@ def test_a_deeper_network_sees_more():
     nightly_for([*OF_SAMPLES[:2], *OF_MODELS], lambda one: one is exports),
     ids=lambda one: one.__name__,
 )
-@pytest.mark.parametrize("name", ["downscaler", "regression"])
-def test_contracts_hold_in_pieces(blocks, tmp_path, name, contract):
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "downscaler", "channels": [8, 8, 8]},
+        {"name": "downscaler", "architecture": "mlp", "noise_levels": "block"},
+        {"name": "regression", "channels": [8, 8, 8]},
+    ],
+    ids=["downscaler", "mlp of levels", "regression"],
+)
+def test_contracts_hold_in_pieces(blocks, tmp_path, model, contract):
     definition = {
         "data": {"piece_blocks": 50},
-        "model": {"name": name, "channels": [8, 8, 8]},
+        "model": model,
         "train": {"global_batch": 3, "learning_rate": 3e-3},
     }
     contract(Case(definition, {"blocks": str(blocks)}, tmp_path))

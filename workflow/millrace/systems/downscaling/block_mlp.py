@@ -4,7 +4,8 @@ Context MLP to 256 -> 256, embedding of the noise level 256, denoiser 768 -> 512
 ReLU, as in the plug-in that this model comes from. What is new is the context: real neighbours
 instead of those next by number, and where and when the block is.
 
-Shape suffixes: N fine cells, M blocks, K cells of a block, B samples, V variables, E embedding.
+Shape suffixes: N fine cells, M blocks, B samples, L noise levels of a sample (one, or one for each block),
+V variables, F features, E embedding.
 """
 
 import itertools
@@ -30,7 +31,7 @@ class BlockMlp(nn.Module):
             Linear(context, WIDTH), nn.ReLU(inplace=True), Linear(WIDTH, WIDTH)
         )
         # The first layer takes three parts side by side: as three maps, that of the noise level is
-        # computed once a sample and not once a block.
+        # computed once a level and not once a block.
         self.first = Linear(values, 2 * WIDTH)
         self.first_context = Linear(WIDTH, 2 * WIDTH, bias=False)
         self.first_level = Linear(embedding, 2 * WIDTH, bias=False)
@@ -38,14 +39,38 @@ class BlockMlp(nn.Module):
         self.rest = nn.Sequential(
             *(layer for size in sizes for layer in (nn.ReLU(inplace=True), Linear(*size)))
         )
+        for layer in (self.first, self.first_context, self.first_level):
+            _look_linear(layer, after_relu=False)
+        for layer in self.rest[1:-1:2]:
+            _look_linear(layer, after_relu=True)
+        nn.init.zeros_(self.rest[-1].weight)
 
-    def forward(self, x_BNV: Tensor, e_BE: Tensor, batch: BlockBatch) -> Tensor:
+    def forward(self, x_BNV: Tensor, e_BLE: Tensor, batch: BlockBatch) -> Tensor:
         """Field on the fine cells, [B, N, V]."""
-        n_samples, n_blocks = x_BNV.shape[0], batch.geometry.n_blocks
-        around_BMV = batch.coarse_BMV[:, batch.geometry.block_neighbours_M3].flatten(2)
-        place_BM3 = batch.geometry.block_centres_M3.expand(n_samples, -1, -1)
-        clock_BMF = batch.clock_BF[:, None].expand(-1, n_blocks, -1)
-        context = torch.cat([batch.coarse_BMV, around_BMV, place_BM3, clock_BMF], dim=2)
-        h = self.first(x_BNV.reshape(n_samples, n_blocks, -1))
-        h = h + self.first_context(self.context(context)) + self.first_level(e_BE)[:, None]
+        h = self.first(x_BNV.reshape(x_BNV.shape[0], batch.geometry.n_blocks, -1))
+        h = h + self.first_context(self.context(context_of(batch))) + self.first_level(e_BLE)
         return self.rest(h).reshape(x_BNV.shape)
+
+
+def context_of(batch: BlockBatch) -> Tensor:
+    """Of each block: its means, those of its neighbours, where it is and the time, [B, M, F]."""
+    n_samples, n_blocks = batch.coarse_BMV.shape[:2]
+    around_BMV = batch.coarse_BMV[:, batch.geometry.block_neighbours_M3].flatten(2)
+    place_BM3 = batch.geometry.block_centres_M3.expand(n_samples, -1, -1)
+    clock_BMF = batch.clock_BF[:, None].expand(-1, n_blocks, -1)
+    return torch.cat([batch.coarse_BMV, around_BMV, place_BM3, clock_BMF], dim=2)
+
+
+@torch.no_grad()
+def _look_linear(layer: nn.Linear, after_relu: bool) -> None:
+    """Begin with channels in pairs of opposite sign, of which a ReLU leaves the positive one.
+
+    Layers one after the other are then linear and keep lengths, so that a field is not lost on its way
+    ("looks linear", Balduzzi et al. 2017, arXiv:1702.08591).
+    """
+    outputs, inputs = layer.weight.shape
+    half = torch.empty(outputs // 2, inputs // 2 if after_relu else inputs)
+    nn.init.orthogonal_(half)
+    if after_relu:
+        half = torch.cat([half, -half], dim=1)
+    layer.weight.copy_(torch.cat([half, -half]))

@@ -62,8 +62,8 @@ class BlockBatch:
     weight_B: Tensor
     """1 for a sample that counts, 0 for one that only keeps the ranks in step."""
     geometry: BlockGeometry
-    sigma_B: Tensor | None = None
-    """Standard deviation of the noise, where a model takes it."""
+    sigma_BL: Tensor | None = None
+    """Standard deviations of the noise, where a model takes it: L is 1, or the number of blocks."""
     noise_BNV: Tensor | None = None
     """Standard normal."""
 

@@ -4,7 +4,8 @@ Preconditioning, noise levels and weights are those of Karras et al. (2022), Elu
 Space of Diffusion-Based Generative Models (EDM, arXiv:2206.00364), table 1. The model learns what cells
 differ by from the mean of their block, given the means of all blocks, the surface and the time.
 
-Shape suffixes: N fine cells, M blocks, B samples, V variables, F features, E embedding.
+Shape suffixes: N fine cells, M blocks, B samples, L noise levels of a sample (one, or one for each block),
+K cells of a level, V variables, F features, E embedding.
 """
 
 import math
@@ -49,27 +50,28 @@ class Downscaler(nn.Module):
 
     def forward(self, batch: BlockBatch) -> Tensor:
         """Estimate of the target from the batch's noisy version of it, [B, N, V]."""
-        assert batch.sigma_B is not None
+        assert batch.sigma_BL is not None
         assert batch.noise_BNV is not None
-        noisy_BNV = SIGMA_DATA * batch.y_BNV + batch.sigma_B[:, None, None] * batch.noise_BNV
-        return self.denoised(noisy_BNV, batch.sigma_B, batch) / SIGMA_DATA
+        noisy_BNV = SIGMA_DATA * batch.y_BNV + scaled(batch.noise_BNV, batch.sigma_BL)
+        return self.denoised(noisy_BNV, batch.sigma_BL, batch) / SIGMA_DATA
 
-    def denoised(self, x_BNV: Tensor, sigma_B: Tensor, batch: BlockBatch) -> Tensor:
+    def denoised(self, x_BNV: Tensor, sigma_BL: Tensor, batch: BlockBatch) -> Tensor:
         """D(x; sigma), equation 7 of EDM."""
-        skip, out, into = preconditioning(sigma_B[:, None, None])
-        return skip * x_BNV + out * self.raw(into * x_BNV, sigma_B, batch)
+        skip_BL, out_BL, into_BL = preconditioning(sigma_BL)
+        raw_BNV = self.raw(scaled(x_BNV, into_BL), sigma_BL, batch)
+        return scaled(x_BNV, skip_BL) + scaled(raw_BNV, out_BL)
 
-    def raw(self, scaled_BNV: Tensor, sigma_B: Tensor, batch: BlockBatch) -> Tensor:
+    def raw(self, scaled_BNV: Tensor, sigma_BL: Tensor, batch: BlockBatch) -> Tensor:
         """F, whose input is scaled already: what samplers of `diffusers` take."""
-        e_BE = self.fourier(sigma_B.log() / 4)
+        e_BLE = self.fourier(sigma_BL.log() / 4)
         if isinstance(self.net, BlockMlp):
-            return self.net(scaled_BNV, e_BE, batch)
+            return self.net(scaled_BNV, e_BLE, batch)
         given_BNC = torch.cat([scaled_BNV, conditions(batch)], dim=2)
-        return self.net(given_BNC, e_BE, batch.geometry).to(scaled_BNV.dtype)
+        return self.net(given_BNC, e_BLE[:, 0], batch.geometry).to(scaled_BNV.dtype)
 
 
 class NoiseEmbedding(nn.Module):
-    """Vector that tells the noise level, [B, E]."""
+    """Vector that tells each noise level, [B, L, E]."""
 
     frequency: Tensor
 
@@ -78,10 +80,15 @@ class NoiseEmbedding(nn.Module):
         self.register_buffer("frequency", 2 * math.pi * torch.logspace(-2, 1, size // 2))
         self.layers = nn.Sequential(Linear(size, size), nn.SiLU(), Linear(size, size))
 
-    def forward(self, level_B: Tensor) -> Tensor:
+    def forward(self, level_BL: Tensor) -> Tensor:
         """Embed ln(sigma) / 4."""
-        angle = level_B[:, None] * self.frequency
-        return nn.functional.silu(self.layers(torch.cat([angle.sin(), angle.cos()], dim=1)))
+        angle = level_BL[..., None] * self.frequency
+        return nn.functional.silu(self.layers(torch.cat([angle.sin(), angle.cos()], dim=-1)))
+
+
+def scaled(x_BNV: Tensor, factor_BL: Tensor) -> Tensor:
+    """Cells times what belongs to their noise level."""
+    return (x_BNV.unflatten(1, (factor_BL.shape[1], -1)) * factor_BL[..., None, None]).flatten(1, 2)
 
 
 def preconditioning(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,18 +111,19 @@ def conditions(batch: BlockBatch) -> Tensor:
 
 
 def with_noise(config: Any, batch: BlockBatch, seeds: np.ndarray) -> BlockBatch:
-    """`ModelSpec.add_noise`: noise and its level, a function of each sample's seed alone.
+    """`ModelSpec.add_noise`: noise and its levels, a function of each sample's seed alone.
 
     Drawn on the CPU, so that all devices train on the same noise.
     """
     levels, noise = [], []
+    n_levels = batch.geometry.n_blocks if config.noise_levels == "block" else 1
     for seed in seeds:
         generator = torch.Generator().manual_seed(int(seed))
-        levels.append(torch.randn((), generator=generator))
+        levels.append(torch.randn(n_levels, generator=generator))
         noise.append(torch.randn(batch.y_BNV.shape[1:], generator=generator))
-    sigma_B = (config.noise_mean + config.noise_std * torch.stack(levels)).exp().to(batch.y_BNV)
+    sigma_BL = (config.noise_mean + config.noise_std * torch.stack(levels)).exp().to(batch.y_BNV)
     noise_BNV = to_device(torch.stack(noise), batch.y_BNV.device).to(batch.y_BNV)
-    return replace(batch, sigma_B=sigma_B, noise_BNV=noise_BNV)
+    return replace(batch, sigma_BL=sigma_BL, noise_BNV=noise_BNV)
 
 
 def recentred(x_BNV: Tensor, batch: BlockBatch) -> Tensor:
@@ -128,16 +136,16 @@ def recentred(x_BNV: Tensor, batch: BlockBatch) -> Tensor:
 
 def predict(module: nn.Module, batch: BlockBatch) -> Tensor:
     """First guess of the sampler, [K, B, 1, V]: what the model expects before it has seen any noise."""
-    sigma_B = torch.full_like(batch.weight_B, SIGMA_MAX)
-    estimate = module.denoised(torch.zeros_like(batch.y_BNV), sigma_B, batch)  # type: ignore[operator]
+    sigma_B1 = torch.full_like(batch.weight_B, SIGMA_MAX)[:, None]
+    estimate = module.denoised(torch.zeros_like(batch.y_BNV), sigma_B1, batch)  # type: ignore[operator]
     return as_fields(batch.geometry.own(recentred(estimate / SIGMA_DATA, batch)))
 
 
 def denoising_loss(module: nn.Module, batch: BlockBatch, config: Any) -> Tensor:
     """`ModelSpec.loss`: weighted squared error of the denoiser, [B]; the loss block does not matter."""
-    assert batch.sigma_B is not None
-    error_BNV = SIGMA_DATA * (module(batch) - batch.y_BNV)
-    return loss_weight(batch.sigma_B) * batch.geometry.mean(error_BNV.square())
+    assert batch.sigma_BL is not None
+    factor_BL = SIGMA_DATA * loss_weight(batch.sigma_BL).sqrt()
+    return batch.geometry.mean(scaled(module(batch) - batch.y_BNV, factor_BL).square())
 
 
 def check_levels(channels: tuple[int, ...], dataset: BlockDataset) -> None:

@@ -143,6 +143,6 @@ class BlockOutline:
                 block_centres_M3=torch.empty(blocks, 3),
                 n_own=own,
             ),
-            sigma_B=torch.empty(samples),
+            sigma_BL=torch.empty(samples, 1),
             noise_BNV=torch.empty_like(fields),
         )

@@ -107,8 +107,8 @@ class DownscalingProgram(nn.Module):
         def advance(step: Tensor, terms_RBNV: Tensor) -> tuple[Tensor, Tensor]:
             at = step.reshape(1)
             scaled_BNV = _sum(given_SR.index_select(0, at)[0], terms_RBNV)
-            sigma_B = sigma_S.index_select(0, at).expand(scaled_BNV.shape[0])
-            raw_BNV = net.raw(scaled_BNV, sigma_B, batch)
+            sigma_B1 = sigma_S.index_select(0, at).expand(scaled_BNV.shape[0], 1)
+            raw_BNV = net.raw(scaled_BNV, sigma_B1, batch)
             is_next = torch.arange(len(made_R), device=at.device) == step + 1
             return step + 1, torch.where(is_next[:, None, None, None], raw_BNV, terms_RBNV)
 

@@ -84,10 +84,10 @@ def integrate(
     module: Downscaler, noise_BNV: Tensor, batch: BlockBatch, config: SamplerConfig
 ) -> Tensor:
     """Carry standard normal noise to samples whose block means are 0, [B, N, V]."""
-    batch = replace(batch, sigma_B=None, noise_BNV=None)
+    batch = replace(batch, sigma_BL=None, noise_BNV=None)
 
     def raw(scaled_BNV: Tensor, sigma_B: Tensor) -> Tensor:
-        return module.raw(scaled_BNV, sigma_B, batch)
+        return module.raw(scaled_BNV, sigma_B[:, None], batch)
 
     x_BNV = carried(raw, noise_BNV, config)
     return recentred(x_BNV / SIGMA_DATA, batch)
@@ -117,7 +117,7 @@ def sample_grid(
 
     def raw(scaled_ENV: Tensor, sigma_E: Tensor) -> Tensor:
         def of_piece(batch: BlockBatch, member: int, given_1NV: Tensor) -> Tensor:
-            return module.raw(given_1NV, sigma_E[:1].to(given_1NV.device), batch)
+            return module.raw(given_1NV, sigma_E[:1, None].to(given_1NV.device), batch)
 
         return _in_pieces(of_piece, samples, scaled_ENV)
 

@@ -1,6 +1,6 @@
 """Blocks of the configuration that belong to ICON and its downscaling, without torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -100,6 +100,17 @@ class DownscalerConfig(Settings):
     """Mean of the logarithm of the noise level in training; -0.8 if members are too much alike."""
     noise_std: float = option(1.2, gt=0)
     """Its standard deviation."""
+    noise_levels: Literal["sample", "block"] = "sample"
+    """Drawn in training: one for all blocks of a sample, or one for each block, which takes fewer epochs;
+    `block` with `mlp` only."""
+
+    def model_post_init(self, _: Any) -> None:
+        """Refuse levels that a network would be trained with and never draw with."""
+        if self.noise_levels == "block" and self.architecture != "mlp":
+            raise ValueError(
+                "noise_levels: expected sample, got 'block': blocks of nested_unet see each other, and are "
+                "drawn at one level; take architecture: mlp"
+            )
 
 
 class RegressionConfig(Settings):
