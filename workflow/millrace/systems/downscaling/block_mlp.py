@@ -36,14 +36,15 @@ class BlockMlp(nn.Module):
         self.first_context = Linear(WIDTH, 2 * WIDTH, bias=False)
         self.first_level = Linear(embedding, 2 * WIDTH, bias=False)
         sizes = itertools.pairwise((2 * WIDTH, 2 * WIDTH, WIDTH, values))
+        *hidden, last = (Linear(*size) for size in sizes)
         self.rest = nn.Sequential(
-            *(layer for size in sizes for layer in (nn.ReLU(inplace=True), Linear(*size)))
+            *(one for layer in (*hidden, last) for one in (nn.ReLU(inplace=True), layer))
         )
         for layer in (self.first, self.first_context, self.first_level):
             _look_linear(layer, after_relu=False)
-        for layer in self.rest[1:-1:2]:
+        for layer in hidden:
             _look_linear(layer, after_relu=True)
-        nn.init.zeros_(self.rest[-1].weight)
+        nn.init.zeros_(last.weight)
 
     def forward(self, x_BNV: Tensor, e_BLE: Tensor, batch: BlockBatch) -> Tensor:
         """Field on the fine cells, [B, N, V]."""
