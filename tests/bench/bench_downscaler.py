@@ -1,6 +1,7 @@
 """Training of the fully connected downscaler: the reference's loop against Millrace's engine, on one core.
 
-Both see the 3,840 blocks of 256 cells (48 times of R2B04), the buffer of the reference, in every round:
+A pass (`downscaler-pass`): both see 3,840 blocks of 256 cells (48 times of R2B04), the buffer of the
+reference, in every round:
 
 reference  batches of 16 blocks in a Python loop, Adam, the loss fetched at every step
 others     the engine with `architecture: mlp`, batches of 4 or 12 whole globes (80 blocks each), whose
@@ -219,4 +220,4 @@ def seconds_to(target: float, trainer: Trainer, validation: BlockBatch) -> float
 
 
 if __name__ == "__main__":
-    run({"downscaler": measure, "downscaler-loss": measure_to_loss}, __doc__)
+    run({"downscaler-pass": measure, "downscaler-loss": measure_to_loss}, __doc__)

@@ -5,7 +5,7 @@ Space of Diffusion-Based Generative Models (EDM, arXiv:2206.00364), table 1. The
 differ by from the mean of their block, given the means of all blocks, the surface and the time.
 
 Shape suffixes: N fine cells, M blocks, B samples, L noise levels of a sample (one, or one for each block),
-K cells of a level, V variables, F features, E embedding.
+V variables, F features, E embedding.
 """
 
 import math
