@@ -158,16 +158,17 @@ def notebooks() -> str:
 
 
 def speed() -> str:
-    """Tables of `make bench`, the newest first."""
+    """Tables of `make bench` and `make bench-gpu`, the newest first."""
     parts = [
         "# Speed",
-        "What `make bench` measured, by commit and machine: medians of CPU time on one thread, of "
+        "What `make bench` measured, by commit and machine, and `make bench-gpu` where a GPU is named. Of "
+        "CPUs: medians of CPU time on one thread, of "
         "variants that take turns; in brackets the interval in which the median of the ratio lies with "
         "95 %, or all ratios where there are few rounds. The limit is what the core does in large "
         "products and copies, measured in the same run. `make bench-compare OLD=… NEW=…` tells "
-        "what changed beyond noise between two of the files in `docs/results/`.",
+        "what changed beyond noise between two of the files `docs/results/cpu-…`.",
     ]
-    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*pu-*.json"))]
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("[cg]pu-*.json"))]
     for one in sorted(found, key=lambda one: one["date"], reverse=True):
         on = one["machine"]
         lines = [one["columns"], ["---"] * len(one["columns"])]

@@ -58,7 +58,7 @@ def _group(item):
 
 @pytest.fixture(autouse=True)
 def disk_with_room(monkeypatch):
-    """Whether there is room to keep something does not depend on the machine of the tests."""
+    """Whether a test finds room to keep something does not depend on the machine."""
     real = shutil.disk_usage
 
     def usage(path):

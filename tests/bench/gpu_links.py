@@ -5,6 +5,7 @@ of the message. ``--device cpu --ranks 2`` tries it out without GPUs, on process
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -34,7 +35,9 @@ def main(given: Sequence[str] | None = None) -> None:
         print(f"{torch.cuda.device_count()} GPUs here, {ranks} asked for: no links to measure")
         return
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    subprocess.run([sys.executable, "-m", *launcher, __file__, "--is-rank"], check=True)
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if arguments.device == "cpu" else {}
+    command = [sys.executable, "-m", *launcher, __file__, "--is-rank"]
+    subprocess.run(command, check=True, env={**os.environ, **hidden})
 
 
 def measure() -> None:

@@ -5,14 +5,15 @@ simulated, as large as configured but at fewer times. The variants of a system t
 so that a change of the clock rate meets all of them; figures are medians. A step is all that the engine
 does: taking samples, which are gathered meanwhile, forward and backward pass, clipping, optimiser.
 
-TFLOP/s        of matrix products, convolutions and attention, counted in one pass in float32
+TFLOP/s        of matrix products, convolutions and attention, counted in one pass in float32, with those
+               that are recomputed where the experiment has activation_checkpointing
 of the limit   that over the rate of a large matrix product of the same precision here
 waiting        share of the step until its samples are there
 memory         the most that a variant held in its first steps, where it ran alone
 compiling      how much longer the first steps took than later ones
 
 Run it as ``python tests/bench/gpu_training.py [SYSTEM ...]``; ``--device cpu --rounds 2`` tries it out
-without a GPU, on small settings. ``--results FOLDER`` writes ``gpu-<model>-<date>.json`` there.
+without a GPU, on small settings. ``--results FOLDER`` writes ``gpu-<model>-<date>-<commit>.json`` there.
 """
 
 import argparse
@@ -168,7 +169,8 @@ def main(given: Sequence[str] | None = None) -> None:
             print(line(["", *rows[-1]["cells"][1:]]), flush=True)
     if arguments.results:
         model = re.sub(r"[^a-z0-9]+", "-", label(device).lower()).strip("-")
-        path = arguments.results / f"gpu-{model}-{time.strftime('%Y-%m-%d')}.json"
+        name = f"{'gpu' if on_gpu else 'trial'}-{model}-{time.strftime('%Y-%m-%d')}-{commit()}.json"
+        path = arguments.results / name
         save(path, rows, on, commit(), COLUMNS)
         print(f"written to {path}")
 

@@ -322,7 +322,10 @@ def main() -> None:
     parser.add_argument("--compare", type=Path, nargs=2, metavar="FILE")
     given = parser.parse_args()
     if given.compare:
-        print("\n".join(compare(*(json.loads(path.read_text()) for path in given.compare))))
+        old, new = (json.loads(path.read_text()) for path in given.compare)
+        if "cpu" not in old["machine"] or "cpu" not in new["machine"]:
+            parser.error("--compare: expected two results of `make bench`; GPUs are not compared")
+        print("\n".join(compare(old, new)))
         return
     options = ["--quick"] * given.quick + ["--list"] * given.list
     files = {path.stem.removeprefix("bench_"): path for path in sorted(HERE.glob("bench_*.py"))}

@@ -122,7 +122,7 @@ def test_gpu_benchmark_times_every_system(experiments, monkeypatch, capsys, tmp_
             assert min(map(float, (milliseconds, rate, ratio, tera))) > 0
             assert share.endswith("%")
             assert 0 <= float(waiting.removesuffix("%")) <= 100
-    [path] = tmp_path.glob("gpu-cpu-*.json")
+    [path] = tmp_path.glob("trial-cpu-*.json")
     found = json.loads(path.read_text())
     counts = {len(found["columns"]), *(len(row["cells"]) for row in found["rows"])}
     assert counts == {len(bench["COLUMNS"])}

@@ -98,8 +98,22 @@ def test_graphs_add_to_gradients_that_they_have_not_made(make_trainer, run, monk
     events.clear()
     state = run(trainer, 1)
     assert [p.grad.data_ptr() for p in trainer.module.parameters()] == places
+    assert events
     assert events == ["begin", "pass"] * (len(events) // 2)
     assert_same(state["model"], run(make_trainer(execution={"micro_batch": 2}), 1)["model"])
+
+
+@pytest.mark.parametrize("model", ["gino", "gfno"])
+def test_a_copy_of_a_compiled_model_has_its_own_weights(make_trainer, model):
+    trainer = make_trainer(model)
+    trainer.module.compile(backend="eager")
+    batch = trainer.dataset.batch("train", 0, np.arange(1))
+    again = copy.deepcopy(trainer.module)
+    for parameter in again.parameters():
+        parameter.data.zero_()
+    with torch.no_grad():
+        assert torch.equal(again(batch), batch.last_KBV.unsqueeze(2).expand_as(again(batch)))
+        assert not torch.equal(trainer.module(batch), again(batch))
 
 
 @pytest.mark.slow

@@ -31,6 +31,8 @@ def compile_in_place(module: nn.Module, device: torch.device, mode: str | None =
             stacklevel=2,
         )
         return
+    # Patches of many sizes, with and without gradients: beyond the limit torch goes on without compiling.
+    torch._dynamo.config.recompile_limit = 64
     module.compile(mode=mode)
 
 

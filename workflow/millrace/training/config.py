@@ -159,7 +159,7 @@ class ExecutionConfig(Settings):
     compile: bool | Literal["reduce-overhead"] = False
     """Compile the model with `torch.compile`; without a working compiler a warning is given.
     `reduce-overhead` also records what a GPU does as CUDA graphs, for models whose kernels are shorter than
-    their launch: each size of a batch is recorded anew."""
+    their launch: each size of a batch, and each patch, is recorded anew and kept in memory."""
     activation_checkpointing: bool = False
     """Compute activations of the large blocks again in the backward pass instead of keeping them, if
     memory is short; costs about a third more time."""

@@ -51,6 +51,12 @@ class GraphNetwork(nn.Module):
         """Compile what is computed of samples, as one graph; what is prepared is not a part of it."""
         self.computed = torch.compile(self.computed, *args, **kwargs)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is compiled, which would compute with this module's weights in a copy, too."""
+        state: dict[str, Any] = super().__getstate__()
+        state.pop("computed", None)
+        return state
+
     def embeddings(self, geometry: Any, *points: tuple[GNOBlock, Tensor]) -> tuple[Tensor, ...]:
         """Positions of a geometry as embedded by graph layers, which happens once."""
         if geometry not in self.embedded:

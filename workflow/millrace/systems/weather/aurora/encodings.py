@@ -28,6 +28,7 @@ def fourier(x: Tensor, bounds: tuple[float, float], channels: int) -> Tensor:
 
     ``bounds`` are the shortest and the longest wavelength, in the unit of ``x``; ``channels`` is D, even.
     """
+    # Not by NumPy, which a compiler would take for operations on the CPU.
     low, high = (math.log10(bound) for bound in bounds)
     wavelengths = torch.logspace(low, high, channels // 2, dtype=torch.float64, device=x.device)
     phase = x.double()[..., None] * (2 * np.pi / wavelengths)
