@@ -69,6 +69,27 @@ def test_results_are_compared_beyond_noise(tmp_path):
     assert [line.split()[0] for line in other] == ["new", "other"]
 
 
+def test_results_of_gpus_are_shown_and_not_compared(tmp_path, monkeypatch, capsys):
+    rows = importlib.import_module("rows")
+    on = {"torch": "2", "copy_gb_s": 7, "products_tflops": {"float32": 5, "bfloat16": 6}}
+    for name, machine in (("gpu-h", {"gpu": "H", **on}), ("trial-cpu", {"cpu": "C", **on})):
+        cells = [{"cells": [name, "1"]}]
+        rows.save(tmp_path / f"{name}.json", cells, machine, "c0ffee", ("system", "ms"))
+    monkeypatch.syspath_prepend(BENCH.parents[1] / "docs")
+    generate = importlib.import_module("generate")
+    monkeypatch.setattr(generate, "RESULTS", tmp_path)
+    said = generate.speed()
+    assert "## H, commit c0ffee" in said
+    assert "products 5 TF/s in float32 and 6 in bfloat16" in said
+    assert "| gpu-h | 1 |" in said
+    assert "trial" not in said
+    path = str(tmp_path / "gpu-h.json")
+    monkeypatch.setattr(sys, "argv", ["rows.py", "--compare", path, path])
+    with pytest.raises(SystemExit):
+        rows.main()
+    assert "GPUs are not compared" in capsys.readouterr().err
+
+
 def test_names_choose_measurements():
     rows = importlib.import_module("rows")
     names = ["gino-1500", "gino-stock"]
