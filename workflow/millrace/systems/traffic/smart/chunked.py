@@ -157,6 +157,43 @@ def grouped_attention(
     return out_QHD
 
 
+def attention_over_steps(
+    query_QHD: Tensor,
+    steps: Sequence[Tensor],
+    to_key_HDC: Tensor,
+    to_value_HDC: Tensor,
+    mask_QK: Tensor,
+    relation_QKC: Tensor,
+) -> Tensor:
+    """`attention`, without gradients, of each query to its own rows of K tensors, [Q, 2 C] each.
+
+    Scores are [K, Q, H]: operations on many short rows, of the K neighbours, would be slow.
+    """
+    heads, width = query_QHD.shape[1:]
+    own = torch.eye(heads, dtype=query_QHD.dtype).repeat_interleave(width, dim=0)
+    out_QHD = torch.empty_like(query_QHD)
+    for rows in chunks(len(query_QHD), max(1, 8 * PAIRS // len(steps))):
+        query_RHD, relation, mask_KR1 = (
+            query_QHD[rows],
+            relation_QKC[rows],
+            mask_QK[rows].t()[..., None],
+        )
+        both = [step[rows].chunk(2, dim=1) for step in steps]
+        score_KRH = (
+            torch.bmm(relation, _by_head(query_RHD, to_key_HDC).mT).transpose(0, 1).contiguous()
+        )
+        for score_RH, (key_RC, _) in zip(score_KRH, both, strict=True):
+            score_RH.addmm_(query_RHD.flatten(1) * key_RC, own)
+        weight_KRH = torch.softmax(score_KRH.masked_fill_(~mask_KR1, -1e4), dim=0)
+        weight_KRH *= mask_KR1
+        seen = torch.bmm(weight_KRH.permute(1, 2, 0), relation).transpose(0, 1)
+        out_RHD = out_QHD[rows]
+        out_RHD.copy_(torch.bmm(seen, to_value_HDC.mT).transpose(0, 1))
+        for weight_RH, (_, value_RC) in zip(weight_KRH, both, strict=True):
+            out_RHD.addcmul_(weight_RH[..., None], value_RC.unflatten(1, (heads, width)))
+    return out_QHD
+
+
 class _Relations(torch.autograd.Function):
     """See `relations`."""
 

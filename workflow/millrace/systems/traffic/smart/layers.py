@@ -168,7 +168,7 @@ class RelativeAttention(nn.Module):
         x_NC = self.norm_source(x_NC)
         return torch.cat([self.key(x_NC), self.value(x_NC)], dim=-1)
 
-    def forward(self, x_QC: Tensor, sources_N2C: Tensor, near: Neighbours) -> Tensor:
+    def forward(self, x_QC: Tensor, sources_N2C: Tensor | list[Tensor], near: Neighbours) -> Tensor:
         """Update queries, [Q, C]; one without neighbours attends to nothing."""
         normed_QC = self.norm_query(x_QC)
         found_QC = self.attend(normed_QC, sources_N2C, near)
@@ -177,14 +177,22 @@ class RelativeAttention(nn.Module):
         x_QC = x_QC + self.norm_out(self.out(found_QC))
         return x_QC + self.norm_after(self.feed_forward(self.norm_before(x_QC)))
 
-    def attend(self, x_QC: Tensor, sources_N2C: Tensor, near: Neighbours) -> Tensor:
-        """Attention of each query to its K neighbours among the sources, [Q, C]."""
-        relation_QKC = near.relation_QKC.to(sources_N2C.dtype)
-        heads = (self.heads, self.width)
-        if chunked.applies(x_QC):
-            query_QHD = self.query(x_QC).view(-1, *heads) * self.width**-0.5
-            to_key = self.relation_key.weight.view(*heads, -1)
-            to_value = self.relation_value.weight.view(*heads, -1)
+    def attend(self, x_QC: Tensor, sources_N2C: Tensor | list[Tensor], near: Neighbours) -> Tensor:
+        """Attention of each query to its K neighbours among the sources, [Q, C].
+
+        In K tensors of sources its neighbours are the rows with the number of the query.
+        """
+        heads, eager = (self.heads, self.width), chunked.applies(x_QC)
+        query_QHD = self.query(x_QC).view(-1, *heads) * self.width**-0.5
+        relation_QKC = near.relation_QKC.to(query_QHD.dtype)
+        both = (self.relation_key.weight, self.relation_value.weight)
+        to_key, to_value = (weight.view(*heads, -1).to(query_QHD.dtype) for weight in both)
+        if isinstance(sources_N2C, list):
+            if eager and not torch.is_grad_enabled():
+                about = (to_key, to_value, near.mask_QK, relation_QKC)
+                return chunked.attention_over_steps(query_QHD, sources_N2C, *about).flatten(1)
+            sources_N2C = torch.stack(sources_N2C, dim=1).flatten(0, 1)
+        if eager:
             given = (query_QHD, sources_N2C, to_key, to_value)
             if near.parts:
                 pairs = near.mask_QK, relation_QKC, near.parts
@@ -192,8 +200,6 @@ class RelativeAttention(nn.Module):
             return chunked.attention(*given, *near[:2], relation_QKC).flatten(1)
         gathered = sources_N2C.index_select(0, near.index_QK.flatten())
         key, value = gathered.view(*near.index_QK.shape, 2, *heads).unbind(2)
-        query_QHD = self.query(x_QC).view(-1, *heads) * self.width**-0.5
-        to_key = self.relation_key.weight.view(*heads, -1).to(query_QHD.dtype)
         back_QHC = torch.einsum("qhd,hdc->qhc", query_QHD, to_key)
         score_QHK = torch.einsum("qhd,qkhd->qhk", query_QHD, key)
         score_QHK = score_QHK + back_QHC @ relation_QKC.transpose(1, 2)
@@ -201,7 +207,6 @@ class RelativeAttention(nn.Module):
         weight_QHK = functional.softmax(score_QHK, dim=-1) * near.mask_QK[:, None]
         weight_QHK = weight_QHK.to(value.dtype)
         found_QHD = torch.einsum("qhk,qkhd->qhd", weight_QHK, value)
-        to_value = self.relation_value.weight.view(*heads, -1).to(value.dtype)
         found_QHD = found_QHD + torch.einsum("qhc,hdc->qhd", weight_QHK @ relation_QKC, to_value)
         return found_QHD.flatten(1)
 

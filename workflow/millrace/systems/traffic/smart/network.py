@@ -215,11 +215,9 @@ class Smart(nn.Module):
         cache.sources.append([])
         past = cache.sources[-1 - self.config.past : -1]
 
-        def earlier(number: int, own: Tensor) -> Tensor:
+        def earlier(number: int, own: Tensor) -> Tensor | list[Tensor]:
             cache.sources[-1].append(own)
-            if not past:
-                return own
-            return torch.stack([step[number] for step in past], dim=1).flatten(0, 1)
+            return [step[number] for step in past] or own
 
         x_BAKC = self._embed(encoded, kind_BA, size_BA2, token_BA[..., None])
         pose, valid = pose_BA3[:, :, None], valid_BA[:, :, None]
@@ -300,7 +298,7 @@ class Smart(nn.Module):
         kind_BA: Tensor,
         x_BAKC: Tensor,
         near: tuple[Neighbours, Neighbours, Neighbours],
-        past: Callable[[int, Tensor], Tensor],
+        past: Callable[[int, Tensor], Tensor | list[Tensor]],
         queries: Tensor | None = None,
     ) -> Tensor:
         """Pass through the decoder, [B, A, K, V].
@@ -352,9 +350,7 @@ class Smart(nn.Module):
         mask = torch.stack([v.flatten() for v in valid], dim=1)
         flat = torch.arange(mask.numel(), device=pose.device).view_as(mask)
         back = torch.arange(len(poses), 0, -1, device=pose.device) * _TOKEN_S
-        near = self._over_time(flat, mask, pose, earlier, back, tables)
-        parts = chunked.parts(flat, len(pose), flat.numel(), self.config.heads)
-        return near._replace(parts=parts)
+        return self._over_time(flat, mask, pose, earlier, back, tables)
 
     def _over_time(
         self,

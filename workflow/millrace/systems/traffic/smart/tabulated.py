@@ -14,6 +14,7 @@ Suffixes as in `chunked`; T nodes and rows of a table.
 """
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -68,15 +69,40 @@ class Tables(NamedTuple):
         return cls(table_TC + bias_C, (None,) * len(parts))
 
 
+class _Made(NamedTuple):
+    """Tables, and what they were made from."""
+
+    about: tuple[object, ...]
+    weights: list[Tensor]
+    """Copies: weights change in place, as in training, or when averages of them take their place."""
+    tables: Tables
+
+
+_MADE: deque[_Made] = deque(maxlen=3)
+"""The last ones, as many as a model has: batches of an evaluation have the same weights."""
+
+
 def tabulate(
     table_TC: Tensor, extents: Sequence[float | None], eps: float, weights: Sequence[Tensor]
 ) -> Tables:
-    """Tabulate features; see `chunked.relations` for arguments.
+    """Tabulate features, or find the tables of equal weights; see `chunked.relations` for arguments.
 
     ``extents`` are, of a feature of one number, the length of its curve, which begins at 0, and above which
     it is computed by the formula; of an angle given by its cosine and sine, the number of circles: 1, or 2
     if it may fade out; None: there is no curve.
     """
+    given, about = [table_TC, *weights], (*extents, eps, len(weights))
+    for made in _MADE:
+        if made.about == about and all(map(torch.equal, made.weights, given)):
+            return made.tables
+    tables = _tabulate(table_TC, extents, eps, weights)
+    _MADE.append(_Made(about, [tensor.clone() for tensor in given], tables))
+    return tables
+
+
+def _tabulate(
+    table_TC: Tensor, extents: Sequence[float | None], eps: float, weights: Sequence[Tensor]
+) -> Tables:
     parts, _ = by_feature(weights)
     values = [Tables.without_curves(table_TC, weights).value_TC]
     curves: list[Curve | None] = []
