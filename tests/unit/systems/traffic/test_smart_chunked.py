@@ -9,7 +9,7 @@ import torch
 
 from millrace.systems.traffic.dataset import ScenarioDataset
 from millrace.systems.traffic.settings import ScenarioConfig, SmartConfig
-from millrace.systems.traffic.smart import chunked
+from millrace.systems.traffic.smart import chunked, tabulated
 from millrace.systems.traffic.smart.layers import (
     FourierEmbedding,
     Neighbours,
@@ -152,6 +152,74 @@ def test_attention_of_queries_in_another_order(as_written):
     near = Neighbours(index, mask, relation)
     expected = as_written(lambda: layer.attend(x, sources, near))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_attention_over_steps(as_written, grad):
+    """Also with gradients, where tensors of steps are stacked."""
+    torch.manual_seed(8)
+    layer = RelativeAttention(8, 2).double()
+    x, relation = torch.randn(40, 8).double(), torch.randn(40, 3, 8).double()
+    steps, mask = [*torch.randn(3, 40, 16).double()], torch.rand(40, 3) < 0.7
+    mask[5] = False
+    near = Neighbours(torch.arange(120).view(40, 3), mask, relation)
+    with torch.set_grad_enabled(grad):
+        found = layer.attend(x, steps, near)
+        stacked = torch.stack(steps, dim=1).flatten(0, 1)
+        expected = as_written(lambda: layer.attend(x, stacked, near))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    assert found.requires_grad == grad
+    assert not found[5].any()
+
+
+def change_in_place(embedding):
+    embedding.mlps[0][3].weight.mul_(1.1)
+
+
+def change_without_a_version(embedding):
+    weight = embedding.frequencies[0]
+    version = None if weight.is_inference() else weight._version
+    weight.data.copy_(weight * 1.01)
+    assert version is None or weight._version == version
+
+
+def load_others(embedding):
+    torch.manual_seed(10)
+    embedding.load_state_dict(FourierEmbedding((1,), 32, 16).state_dict())
+
+
+def replace_a_weight(embedding):
+    embedding.out[0].bias = torch.nn.Parameter(torch.ones(32))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "change", [change_in_place, change_without_a_version, load_others, replace_a_weight]
+)
+def test_tables_are_kept_as_long_as_weights_are_the_same(change, mode):
+    torch.manual_seed(9)
+    feature, mask = torch.rand(200, 1, 1), torch.ones(200, 1, dtype=torch.bool)
+    with mode():
+        embedding = FourierEmbedding((1,), 32, 16)
+        saved = {name: one.clone() for name, one in embedding.state_dict().items()}
+        tables = embedding.tables((1.0,))
+    assert embedding.tables((0.5,)) is not tables
+    assert embedding.tables((1.0,)) is tables
+    before = embedding.pairs(feature, mask, tables=tables)
+    with mode():
+        change(embedding)
+    changed = embedding.tables((1.0,))
+    assert changed is not tables
+    after = embedding.pairs(feature, mask, tables=changed)
+    torch.testing.assert_close(after, embedding.pairs(feature, mask), rtol=0, atol=2e-5)
+    assert (after - before).abs().max() > 1e-3
+    with mode():
+        embedding.load_state_dict(saved)
+    assert embedding.tables((1.0,)) is tables  # as averages of weights come and go
+    assert embedding.tables((1.0,), torch.ones(2, 32)) is not tables
+    assert len(tabulated._MADE) == 3
+    assert embedding.double().tables((1.0,)) is None
 
 
 @torch.no_grad()

@@ -160,7 +160,7 @@ class RelativeAttention(nn.Module):
         self.norm_before = nn.LayerNorm(hidden)
         self.norm_after = nn.LayerNorm(hidden)
         self.feed_forward = nn.Sequential(
-            Linear(hidden, 4 * hidden), nn.ReLU(), Linear(4 * hidden, hidden)
+            Linear(hidden, 4 * hidden), nn.ReLU(inplace=True), Linear(4 * hidden, hidden)
         )
 
     def sources(self, x_NC: Tensor) -> Tensor:

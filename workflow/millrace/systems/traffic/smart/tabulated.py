@@ -160,6 +160,7 @@ def relations(
     whole = len(mask_P) - len(kept_N) <= len(mask_P) * _FEW
     kept_N = _padded(torch.arange(len(mask_P)) if whole else kept_N)
     mask_N = mask_P[kept_N]
+    centred_CC, centred_C = (one - one.mean(dim=0) for one in last[2:])
     starts = torch.arange(0, len(kept_N) + chunked.PAIRS, chunked.PAIRS)
     rows, shares = [entry_P[kept_N]], [torch.ones(len(kept_N), dtype=torch.float64)]
     by_formula, exact = [], []
@@ -194,7 +195,8 @@ def relations(
             shares += [smooth_N * share_N * (1 - beyond_N), smooth_N * share_N * beyond_N]
         kinked = (mask_N & ~smooth_N).nonzero()[:, 0]
         bounds = torch.searchsorted(kinked, starts).tolist()
-        exact.append((kinked, _curve(value_NF[_padded(kinked)], part, eps), bounds))
+        some = value_NF[_padded(kinked)].split(chunked.PAIRS)
+        exact.append((kinked, torch.cat([_curve(one, part, eps) for one in some]), bounds))
     row_NK, share_NK = torch.stack(rows, dim=1), torch.stack(shares, dim=1).to(feature_PF.dtype)
     hidden = tables.value_TC.shape[1]
     out_PC = tables.value_TC.new_empty(len(kept_N) if whole else len(mask_P), hidden)
@@ -207,14 +209,16 @@ def relations(
         for value_NF, part in by_formula:
             total_RC += _curve(value_NF[at], part, eps)
         for kinked, value_KC, bounds in exact:
-            some = slice(*bounds[number : number + 2])
-            total_RC.index_add_(0, kinked[some] - at.start, value_KC[some])
-        made_RC = linear(rectified(total_RC, last, eps)[0], last[2], last[3])
-        normed_RC = functional.layer_norm(made_RC, (hidden,), eps=eps)
+            those = slice(*bounds[number : number + 2])
+            total_RC.index_add_(0, kinked[those] - at.start, value_KC[those])
+        # Normalisation of rows whose mean is 0 already.
+        made_RC = linear(rectified(total_RC, last, eps)[0], centred_CC, centred_C)
+        variance_R1 = torch.linalg.vector_norm(made_RC, dim=1, keepdim=True).square_().div_(hidden)
+        scale_R1 = variance_R1.add_(eps).rsqrt_()
         if whole:  # several times faster than by numbers of rows
-            out_PC[at] = normed_RC
+            torch.mul(made_RC, scale_R1, out=out_PC[at])
         else:
-            out_PC.index_copy_(0, kept_N[at], normed_RC)
+            out_PC.index_copy_(0, kept_N[at], made_RC.mul_(scale_R1))
     return out_PC[: len(mask_P)]
 
 
