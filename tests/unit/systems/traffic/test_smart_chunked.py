@@ -199,6 +199,7 @@ def replace_a_weight(embedding):
 )
 def test_tables_are_kept_as_long_as_weights_are_the_same(change, mode):
     torch.manual_seed(9)
+    tabulated._MADE.clear()
     feature, mask = torch.rand(200, 1, 1), torch.ones(200, 1, dtype=torch.bool)
     with mode():
         embedding = FourierEmbedding((1,), 32, 16)
