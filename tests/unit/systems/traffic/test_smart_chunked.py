@@ -286,6 +286,22 @@ def test_relations_from_tables():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("share", [0.01, 0.3])
+def test_masked_pairs_may_hold_anything(share):
+    torch.manual_seed(11)
+    embedding = FourierEmbedding((1, 2), 32, 16)
+    distance, angle = 3 * torch.rand(2, 3000, 1)
+    feature = torch.cat([distance, angle.cos(), angle.sin()], dim=1)[:, None]
+    feature[0, 0, 0] = -0.01  # below the first node
+    mask = (torch.rand(3000, 1) > share).index_fill_(0, torch.tensor([0]), True)
+    feature[~mask] = torch.tensor([float("nan"), 1e30, -1.0])
+    found = embedding.pairs(feature, mask, tables=embedding.tables((3.0, 1), torch.zeros(1, 32)))
+    assert found.isfinite().all()
+    exact = torch.nn.functional.layer_norm(embedding.double()(feature[mask].double()), (32,))
+    torch.testing.assert_close(found[mask], exact.float(), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
 def test_probabilities_of_a_cached_rollout_are_those_of_the_formula(dataset, model, as_written):
     batch = dataset.gather(np.arange(3))
     steps = [t[:, :, :6] for t in (batch.token_BAK, batch.pose_BAK3, batch.valid_BAK)]

@@ -70,7 +70,7 @@ def attention(
 def dense_enough(index_QK: Tensor, groups: int, sources: int) -> bool:
     """Whether `grouped_attention` is of use: without gradients, and with few sources in a group."""
     few = sources <= _MANY * index_QK.shape[-1] * groups
-    return few and not torch.is_grad_enabled() and applies(index_QK)
+    return few and index_QK.numel() > 0 and not torch.is_grad_enabled() and applies(index_QK)
 
 
 class Part(NamedTuple):
