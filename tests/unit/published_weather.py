@@ -107,6 +107,12 @@ def expected(case):
         return tuple(file[f"{case}_{name}"] for name in ("location", "scale", "forecast"))
 
 
+def root_areas():
+    """Of all patches, as the processor rounded them that made the forecasts, float32[N]."""
+    with np.load(FOLDER / "forecasts.npz") as file:
+        return file["root_area"]
+
+
 def static_statistics():
     """Location and scale of `Case.static` in the published program."""
     with np.load(FOLDER / "forecasts.npz") as file:

@@ -150,20 +150,19 @@ def test_gpu_benchmark_times_every_system(experiments, monkeypatch, capsys, tmp_
     assert {len(row["seconds"]) for row in found["rows"]} == {2 * (bench["STEPS"] - 1)}
 
 
-def test_steps_that_count_are_those_of_a_variant_in_a_row():
+def test_steps_that_count_are_those_of_a_variant_in_a_row(monkeypatch):
     """Not what others did in between, nor the first, whose samples were not gathered before."""
     bench = runpy.run_path(str(BENCH / "gpu_training.py"))
-    clock = PhaseClock(torch.device("cpu"))
+    clock, instant = PhaseClock(torch.device("cpu")), 0.0
+    monkeypatch.setattr("millrace.training.phases.time.perf_counter", lambda: instant)
     subject = bench["Subject"](None, clock, "float32", 0.0, None, rounds=3)
-    steps, instant = bench["STEPS"], 0.0
+    steps = bench["STEPS"]
     for number in range(3):
         instant += 100  # of the others
-        clock._ends.append(len(clock._marks))
-        clock._marks.append(("", instant))
+        clock.end_step()
         for step in range(steps):
             instant += 10 if step == 0 else number + 1
-            clock._ends.append(len(clock._marks))
-            clock._marks.append(("", instant))
+            clock.end_step()
     found = [one["total"] for one in subject.steps()]
     assert found == [2] * (steps - 1) + [3] * (steps - 1)
 

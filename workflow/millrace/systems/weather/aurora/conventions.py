@@ -118,16 +118,27 @@ def published_encodings(
 ) -> tuple[Tensor, Tensor]:
     """Encodings of the position and of the size of each patch, [N, D] both, of the published program.
 
-    Its size is the root of pi times the area between the centres of the outermost cells (km), in float32:
-    the shortest wavelengths resolve the rounding. Arguments are those of
-    `millrace.systems.weather.aurora.encodings.place_encodings`.
+    Arguments are those of `millrace.systems.weather.aurora.encodings.place_encodings`.
     """
-    axes = [torch.from_numpy(np.array(axis)).float() for axis in (latitude_H, longitude_W)]
-    grid_2HW = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-    lat_N, lon_N = F.avg_pool2d(grid_2HW, patch).flatten(1)
+    lat_N, lon_N = F.avg_pool2d(_cells(latitude_H, longitude_W), patch).flatten(1)
+    position = [fourier(one, POSITION, channels // 2) for one in (lat_N, lon_N % 360.0)]
+    root_area_N = root_areas(latitude_H, longitude_W, patch)
+    return torch.cat(position, dim=-1).float(), fourier(root_area_N, ROOT_AREA, channels).float()
+
+
+def root_areas(latitude_H: Floats, longitude_W: Floats, patch: int) -> Tensor:
+    """Root of pi times the area between the centres of the outermost cells of each patch (km), float32[N].
+
+    The shortest wavelengths resolve its rounding, which depends on the processor, in the published program,
+    too: PyTorch takes sines from MKL.
+    """
+    grid_2HW = _cells(latitude_H, longitude_W)
     highest_2N = F.max_pool2d(grid_2HW, patch).flatten(1)
     lowest_2N = -F.max_pool2d(-grid_2HW, patch).flatten(1)
     (north, east), (south, west) = torch.deg2rad(highest_2N), torch.deg2rad(lowest_2N)
-    root_area = torch.sqrt(6371**2 * torch.pi * (north.sin() - south.sin()) * (east - west))
-    position = [fourier(one, POSITION, channels // 2) for one in (lat_N, lon_N % 360.0)]
-    return torch.cat(position, dim=-1).float(), fourier(root_area, ROOT_AREA, channels).float()
+    return torch.sqrt(6371**2 * torch.pi * (north.sin() - south.sin()) * (east - west))
+
+
+def _cells(latitude_H: Floats, longitude_W: Floats) -> Tensor:
+    axes = [torch.from_numpy(np.array(axis)).float() for axis in (latitude_H, longitude_W)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
