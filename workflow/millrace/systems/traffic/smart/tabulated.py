@@ -78,7 +78,7 @@ class _Made(NamedTuple):
     tables: Tables
 
 
-_MADE: deque[_Made] = deque(maxlen=3)
+KEPT: deque[_Made] = deque(maxlen=3)
 """The last ones, as many as a model has: batches of an evaluation have the same weights."""
 
 
@@ -92,11 +92,11 @@ def tabulate(
     if it may fade out; None: there is no curve.
     """
     given, about = [table_TC, *weights], (*extents, eps, len(weights))
-    for made in _MADE:
+    for made in KEPT:
         if made.about == about and all(map(torch.equal, made.weights, given)):
             return made.tables
     tables = _tabulate(table_TC, extents, eps, weights)
-    _MADE.append(_Made(about, [tensor.clone() for tensor in given], tables))
+    KEPT.append(_Made(about, [tensor.clone() for tensor in given], tables))
     return tables
 
 
