@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from millrace.models.products import add_product, is_eager
+from millrace.models.products import add_product, is_eager, product
 from millrace.models.stored import StoredParameter
+from millrace.systems.groundwater import kernels
 from millrace.systems.groundwater.layers import Layers, parts
 from millrace.systems.groundwater.neuraloperator import ChannelMLP, FNOBlocks, SpectralConv
 
@@ -61,15 +62,22 @@ class FourierLayers(nn.Module):
         dtype = torch.promote_types(first.weight.tensor.dtype, torch.float32)
         return _basis(shape, first.kept, dtype, first.weight.tensor.device)
 
+    def has_kernels(self) -> bool:
+        """Whether fields are worked on by kernels, which take memory of one sample after the other."""
+        first: Any = self.convs[0]
+        return kernels.suit(first.weight.tensor, channels=math.gcd(*first.channels))
+
     def forward(self, x_GBC: Tensor, basis: Basis) -> Tensor:
         """Apply all layers to fields on the grid of a basis, [G, B, O]."""
         with torch.autocast(x_GBC.device.type, enabled=False):
             # Sums over the grid are not rounded to half precision.
             h = x_GBC.float() if x_GBC.dtype in (torch.float16, torch.bfloat16) else x_GBC
+            has_kernels = self.has_kernels()
+            h = h.transpose(0, 1).contiguous() if has_kernels else h
             for number, (conv, skip) in enumerate(zip(self.convs, self.fno_skips, strict=True)):
                 last = number + 1 == len(self.convs)
-                h = conv(h, skip.conv.weight.squeeze(2), basis, activated=not last)
-        return h
+                h = conv(h, skip.conv.weight.squeeze(2), basis, not last, has_kernels)
+        return h.transpose(0, 1) if has_kernels else h
 
 
 class ChannelLast(nn.Module):
@@ -102,10 +110,17 @@ class _Spectral(nn.Module):
         # In this order stand the moments of an optimiser in checkpoints of the library's layers.
         self.bias = conv.bias
         self.weight = _Weight(conv)
+        self.channels: tuple[int, int] = tuple(conv.weight.shape[:2])
         self.kept: Shape = tuple(conv.weight.shape[2:])
 
-    def forward(self, x_GBC: Tensor, skip_OC: Tensor, basis: Basis, activated: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, skip_OC: Tensor, basis: Basis, activated: bool, has_kernels: bool
+    ) -> Tensor:
+        """``x``: [G, B, C], or [B, G, C] for kernels."""
         parameters = (self.weight.tensor, self.bias.flatten(), skip_OC)
+        if has_kernels:
+            return _KernelLayer.apply(x, *parameters, basis, activated)
+        x_GBC = x
         if torch.compiler.is_exporting():
             y = _traced_layer(x_GBC, *parameters, basis)
             return functional.gelu(functional.gelu(y)) if activated else y
@@ -144,24 +159,45 @@ def complex_weights(real_KC: Tensor, modes: tuple[int, ...]) -> Tensor:
 
 
 @lru_cache(maxsize=16)
+def _transforms(shape: Shape, kept: Shape) -> tuple[kernels.Transform, kernels.Transform]:
+    """To modes, and the transpose of from modes, as `_basis` has them."""
+    frequencies = [f.tolist() for f in _frequencies(kept)]
+    shifted = [[f - n % 2 for f in of] for n, of in zip(shape[:2], frequencies[:2], strict=True)]
+    shares = [1 / math.prod(shape)] * kept[2]
+    return (
+        kernels.Transform(shape, frequencies, shares),
+        kernels.Transform(
+            shape, [*shifted, frequencies[2]], _conjugates(shape[2], kept[2]).tolist()
+        ),
+    )
+
+
+def _frequencies(kept: Shape) -> list[Tensor]:
+    """Those around zero, of the last axis from zero on, whose conjugates are implied."""
+    return [*(torch.arange(k) - k // 2 for k in kept[:2]), torch.arange(kept[2])]
+
+
+def _conjugates(points: int, kept: int) -> Tensor:
+    """How many waves of real values each mode of the last axis stands for, float64[kept]."""
+    twice = torch.full((kept,), 2.0, dtype=torch.float64)
+    twice[0] = 1
+    if points % 2 == 0 and kept == points // 2 + 1:
+        twice[-1] = 1
+    return twice
+
+
+@lru_cache(maxsize=16)
 def _basis(shape: Shape, kept: Shape, dtype: torch.dtype, device: torch.device) -> Basis:
     """Matrices to the kept modes and back.
 
-    Values come as rows (real parts) or pairs of rows (real, imaginary) of an axis, modes as pairs. The
-    modes of an axis are those around zero, of the last one those from zero on, whose conjugates are
-    implied.
+    Values come as rows (real parts) or pairs of rows (real, imaginary) of an axis, modes as pairs.
     """
     (nx, ny, nz), (kx, ky, kz) = shape, kept
-    fx, fy = (torch.arange(k) - k // 2 for k in (kx, ky))
-    fz = torch.arange(kz)
+    fx, fy, fz = _frequencies(kept)
     to_x, to_y, to_z = _waves(fx, nx), _waves(fy, ny), _waves(fz, nz)
     # The library shifts modes back with `fftshift`, which on odd grids moves them by one.
     from_x, from_y = (_waves(f - n % 2, n).conj().T for f, n in ((fx, nx), (fy, ny)))
-    twice = torch.full((kz,), 2.0, dtype=torch.float64)
-    twice[0] = 1
-    if nz % 2 == 0 and kz == nz // 2 + 1:
-        twice[-1] = 1
-    from_z = to_z.conj().T * twice
+    from_z = to_z.conj().T * _conjugates(nz, kz)
     total = nx * ny * nz
     first = torch.stack([to_x.real, to_x.imag], dim=1).reshape(2 * kx, nx) / total
     last = torch.stack([from_x.real, -from_x.imag], dim=2).reshape(nx, 2 * kx)
@@ -282,6 +318,47 @@ class _Layer(torch.autograd.Function):
             add_product(grad_x[part], g[part], skip_OC.t())
         others = (None,) * (len(matrices) + 4)
         return grad_x.view(x_GBC.shape), grad_weight, grad_bias, grad_skip, *others
+
+
+class _KernelLayer(torch.autograd.Function):
+    """`_Layer` by kernels, sample by sample, which keeps no more than modes and what is activated."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BGC: Tensor,
+        weight_KC: Tensor,
+        bias_O: Tensor,
+        skip_OC: Tensor,
+        basis: Basis,
+        activated: bool,
+    ) -> Tensor:
+        ctx.basis, zero = basis, basis.zero
+        forward, inverse = _transforms(basis.shape, basis.kept)
+        z = forward.to_modes(x_BGC)
+        modes = kernels.mix(z, weight_KC)
+        if zero >= 0:
+            modes[zero, 0] += bias_O
+        added = bias_O if zero < 0 else None
+        y, out = inverse.to_values(modes, x_BGC, skip_OC.t().contiguous(), added, activated)
+        ctx.save_for_backward(x_BGC, z, weight_KC, skip_OC, y if activated else None)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_BGC, z, weight_KC, skip_OC, y = ctx.saved_tensors
+        zero = ctx.basis.zero
+        forward, inverse = _transforms(ctx.basis.shape, ctx.basis.kept)
+        g = gradients[0].contiguous()
+        if y is None:
+            modes = inverse.to_modes(g)
+        else:
+            g, modes = inverse.gradient_to_modes(g, y)
+        grad_bias = modes[zero, 0].sum(0) if zero >= 0 else g.sum((0, 1))
+        grad_z, grad_weight = kernels.mix_gradients(z, weight_KC, modes)
+        grad_x, _ = forward.to_values(grad_z, g, skip_OC)
+        grad_skip = product(g.flatten(0, 1).t(), x_BGC.flatten(0, 1).t())
+        return grad_x, grad_weight, grad_bias, grad_skip, None, None
 
 
 def _traced_layer(

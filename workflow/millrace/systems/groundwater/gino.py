@@ -72,16 +72,20 @@ class GINO(GraphNetwork):
     ) -> Tensor:
         """The forecast, given what is `prepared`."""
         geometry = cast(LatentGeometry, batch.geometry)
-        net, (n_latent, n_core) = self.net, (len(geometry.latent_G3), geometry.n_core)
+        net, n_core = self.net, geometry.n_core
         f_CNB = batch.x_NBC.permute(2, 0, 1)
         x_CGB = gno(net.gno_in, points_ND, latent_GD, f_CNB, geometry.into_latent, "mean")
-        h_GBH = net.lifting(x_CGB.flatten(1), rows=True).unflatten(0, (n_latent, -1))
-        h_GBH = net.fno_blocks(h_GBH, basis)
-        h_HGB = h_GBH.permute(2, 0, 1)
+        # Kernels on a CPU take sample by sample, all else point by point.
+        first, second = (2, 1) if net.fno_blocks.has_kernels() else (1, 2)
+        x_CR = x_CGB.permute(0, first, second).flatten(1)
+        h_RH = net.lifting(x_CR, rows=True)
+        h_HGB = h_RH.t().unflatten(1, (x_CGB.shape[first], -1)).permute(0, first, second)
+        h_HGB = net.fno_blocks(h_HGB.permute(1, 2, 0), basis).permute(2, 0, 1)
         core_KD = points_ND[:n_core]
         h_HKB = gno(net.gno_out, latent_GD, core_KD, h_HGB, geometry.from_latent, "sum")
-        change = net.projection(h_HKB.flatten(1)).unflatten(1, (n_core, -1))
-        change_KBTV = change.permute(1, 2, 0).unflatten(2, self.output_shape)
+        change_TR = net.projection(h_HKB.permute(0, first, second).flatten(1))
+        change_TKB = change_TR.unflatten(1, (h_HKB.shape[first], -1)).permute(0, first, second)
+        change_KBTV = change_TKB.permute(1, 2, 0).unflatten(2, self.output_shape)
         return self.forecast(batch, change_KBTV)
 
 

@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from millrace.data.device import to_device
 from millrace.models.products import is_eager
+from millrace.systems.groundwater import kernels
 from millrace.systems.groundwater.graph import CSR
 from millrace.systems.groundwater.layers import Layers
 from millrace.systems.groundwater.neuraloperator import GNOBlock, LinearChannelMLP
@@ -168,6 +169,30 @@ class _KernelSum(torch.autograd.Function):
         return grad_kernel, grad_f, None
 
 
+class _KernelSumOfSamples(torch.autograd.Function):
+    """out[b,m,c] = sum_{e in row m} kernel[e,c] f[b,index[e],c], by kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel_EC: Tensor, f_BNC: Tensor, table: NeighbourTable) -> Tensor:
+        ctx.save_for_backward(kernel_EC, f_BNC)
+        ctx.table = table
+        return kernels.bag_sums(kernel_EC, f_BNC, table.indptr, table.index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        kernel_EC, f_BNC = ctx.saved_tensors
+        table: NeighbourTable = ctx.table
+        g_BMC = gradients[0].contiguous()
+        grad_kernel = grad_f = None
+        if ctx.needs_input_grad[0]:
+            grad_kernel = kernels.bag_products(g_BMC, f_BNC, table.indptr, table.index)
+        if ctx.needs_input_grad[1]:
+            edge = table.transposed_edge
+            by_neighbour = (table.transposed_indptr, table.row[edge], edge)
+            grad_f = kernels.bag_sums(kernel_EC, g_BMC, *by_neighbour)
+        return grad_kernel, grad_f, None
+
+
 def _sum_of_bags(values_CNB: Tensor, index: Tensor, offset: Tensor, weight_CE: Tensor) -> Tensor:
     channels, samples = values_CNB.shape[0], values_CNB.shape[2]
     summed = functional.embedding_bag(
@@ -209,6 +234,9 @@ def kernel_sum(kernel_CE: Tensor, f_CNB: Tensor, table: NeighbourTable) -> Tenso
     if kernel_CE.dtype in (torch.float16, torch.bfloat16):
         # Under autocast: hundreds of neighbours are not summed in half precision.
         kernel_CE = kernel_CE.float()
+    if kernels.suit(kernel_CE.t(), channels=len(kernel_CE)) and f_CNB.dtype == kernel_CE.dtype:
+        f_BNC = f_CNB.permute(2, 1, 0).contiguous()
+        return _KernelSumOfSamples.apply(kernel_CE.t(), f_BNC, table).permute(2, 1, 0)
     # As a matrix, whose transpose is copied twice as fast as one in three dimensions.
     f_CNB = f_CNB.to(kernel_CE.dtype).flatten(1).contiguous().view_as(f_CNB)
     if torch.compiler.is_exporting():  # of any mesh and number of samples, without gradients
@@ -240,7 +268,8 @@ def _edge_kernel(
         return hidden.t()
     if is_eager(hidden):
         pairs = [(layer.weight, layer.bias) for layer in others]
-        return Layers.apply(hidden.t(), True, False, *chain.from_iterable(pairs))
+        rows = kernels.suit(hidden, channels=len(others[-1].weight))
+        return Layers.apply(hidden.t(), True, rows, *chain.from_iterable(pairs))
     for layer in others[:-1]:
         hidden = layer(mlp.non_linearity(hidden))
     last = others[-1]

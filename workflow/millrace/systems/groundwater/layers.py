@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from millrace.models.products import product
+from millrace.systems.groundwater import kernels
 
 CACHED_BYTES = 1 << 21
 """Of a part of the widest values; smaller parts cost more calls than the nearer cache saves."""
@@ -36,11 +37,11 @@ class Layers(torch.autograd.Function):
         widest = max(max(w.shape) for w in weights) * x_IR.element_size()
         ctx.parts, ctx.activated, kept = [*parts(x_IR.shape[1], widest)], activated, []
         for part in ctx.parts:
-            h = x_IR[:, part].contiguous()
+            h = x_IR[:, part].contiguous() if activated else _dense(x_IR[:, part])
             for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
                 kept.append(h)
                 if number or activated:
-                    h = functional.gelu(h)
+                    h = _gelu(h)
                 h = product(weight, h.t()).add_(bias[:, None])
             out_OR[:, part] = h
         ctx.rows = not x_IR.is_contiguous()
@@ -59,19 +60,33 @@ class Layers(torch.autograd.Function):
         grads = [(torch.zeros_like(w), w.new_zeros(len(w))) for w in weights]
         for part in ctx.parts:
             before = [next(kept) for _ in weights]
-            g = g_OR[:, part].contiguous()
+            g: Any = _dense(g_OR[:, part])
             for number in reversed(range(count)):
                 h, weight, (grad_weight, grad_bias) = before[number], weights[number], grads[number]
-                active = number or ctx.activated
-                grad_weight += product(g, functional.gelu(h) if active else h)
                 grad_bias += g.sum(1)
-                if number or grad_x is not None:
-                    g = product(weight.t(), g.t())
-                    if active:
-                        torch.ops.aten.gelu_backward.grad_input(g, h, grad_input=g)
+                wanted = number or grad_x is not None
+                grad_h = product(weight.t(), g.t()) if wanted else None
+                if number or ctx.activated:
+                    h = _gelu(h, grad_h)
+                grad_weight += product(g, h)
+                g = grad_h
             if grad_x is not None:
                 grad_x[:, part] = g
         return grad_x, None, None, *(one for pair in grads for one in pair)
+
+
+def _gelu(h: Tensor, gradient: Tensor | None = None) -> Tensor:
+    """GELU; if the gradient of its output is given, it becomes that of its input."""
+    if kernels.suit(h):
+        return kernels.gelu(h, gradient)
+    if gradient is not None:
+        torch.ops.aten.gelu_backward.grad_input(gradient, h, grad_input=gradient)
+    return functional.gelu(h)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """A matrix that lies row by row, or column by column."""
+    return x if x.t().is_contiguous() else x.contiguous()
 
 
 def _empty(like: Tensor, shape: tuple[int, int], rows: bool) -> Tensor:

@@ -1,0 +1,629 @@
+/* What neural operators compute on a CPU, in float32: GELU, Fourier transforms of few modes, products of
+ * modes, sums over neighbours. `kernels.py` says what the functions take. Numbers are summed in the same order
+ * by any number of threads.
+ */
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+#define V 16   /* numbers of a vector */
+#define WIDE 4 /* vectors side by side that registers hold, for four rows */
+#else
+#define V 8
+#define WIDE 2
+#endif
+#define TALL 4
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+typedef float vec __attribute__((vector_size(4 * V)));
+typedef int32_t ints __attribute__((vector_size(4 * V)));
+
+INLINE vec load(const float *p) { vec x; memcpy(&x, p, sizeof x); return x; }
+INLINE void store(float *p, vec x) { memcpy(p, &x, sizeof x); }
+INLINE vec all(float x) { return x - (vec){0}; }
+INLINE vec either(ints where, vec a, vec b) { return (vec)((where & (ints)a) | (~where & (ints)b)); }
+#ifdef __AVX512F__
+/* Of two, the second where one is no number. */
+INLINE vec smaller(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+/* An estimate, and a step of Newton's method: a third of the time of a division. */
+INLINE vec inverse(vec x) { vec y = (vec)_mm512_rcp14_ps((__m512)x); return y * (2.0f - x * y); }
+#else
+INLINE vec smaller(vec a, vec b) { return either(a < b, a, b); }
+INLINE vec larger(vec a, vec b) { return either(a > b, a, b); }
+INLINE vec inverse(vec x) { return 1.0f / x; }
+#endif
+INLINE long least(long a, long b) { return a < b ? a : b; }
+
+/* ---- GELU ---- */
+
+#define BESIDE 4 /* vectors that wait for their numbers at the same time */
+#define EVERY UNROLL for (int u = 0; u < BESIDE; u++)
+
+/* Replace x by GELU(x), and give its slope, to 1e-6 of the largest of either.
+ *
+ * With the ratio of Mills, R(t) = Phi(-t) / phi(t), one exponential gives the density phi of the normal
+ * distribution and its integral Phi. R is a polynomial in 1 / (1 + 0.28 t), fitted on [0, 13]; phi is a power of
+ * two, whose fraction is one of degree 5. What is no number stays none. */
+INLINE void gelu_of(vec *x, vec *slope)
+{
+    const float mills[] = {-0.0016701121f, 0.3049535f, 0.1287278f, 0.74042696f, -0.6540467f, 1.0056084f,
+                           -0.27068564f};
+    const float powers[] = {0.39894232f, 0.27652562f, 0.09583438f, 0.022144146f, 0.003860028f, 0.00052965f};
+    vec t[BESIDE], w[BESIDE], shifted[BESIDE], part[BESIDE], phi[BESIDE], tail[BESIDE];
+    EVERY t[u] = (vec)((ints)x[u] & 0x7fffffff);
+    EVERY t[u] = smaller(all(13), t[u]);
+    EVERY w[u] = inverse(t[u] * 0.28f + 1.0f);
+    EVERY part[u] = t[u] * t[u] * -0.72134751f; /* log2(e) / 2 */
+    EVERY shifted[u] = part[u] + 12582912.0f; /* whole numbers are its last digits */
+    EVERY part[u] -= shifted[u] - 12582912.0f;
+    EVERY phi[u] = all(powers[5]);
+    UNROLL for (int i = 4; i >= 0; i--) EVERY phi[u] = phi[u] * part[u] + powers[i];
+    EVERY phi[u] = (vec)(((ints)shifted[u] << 23) + (ints)phi[u]);
+    EVERY tail[u] = all(mills[6]);
+    UNROLL for (int i = 5; i >= 0; i--) EVERY tail[u] = tail[u] * w[u] + mills[i];
+    EVERY tail[u] *= phi[u];
+    EVERY {
+        const vec falling = tail[u] - t[u] * phi[u];
+        slope[u] = either(x[u] < 0, falling, 1.0f - falling);
+    }
+    EVERY x[u] = larger(all(0), x[u]) - t[u] * tail[u];
+}
+
+/* The next numbers, and zeros where they end. */
+INLINE void some(const float *p, long count, vec *x)
+{
+    if (count >= BESIDE * V) EVERY x[u] = load(p + u * V);
+    else {
+        float kept[BESIDE * V] = {0};
+        memcpy(kept, p, count * sizeof *p);
+        EVERY x[u] = load(kept + u * V);
+    }
+}
+
+INLINE void keep(float *p, long count, const vec *x)
+{
+    if (count >= BESIDE * V) EVERY store(p + u * V, x[u]);
+    else {
+        float kept[BESIDE * V];
+        EVERY store(kept + u * V, x[u]);
+        memcpy(p, kept, count * sizeof *p);
+    }
+}
+
+/* `gradient`, if there is one, is that of `out`, and becomes that of x. */
+void gelu(const float *x, float *out, float *gradient, long count, int threads)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long at = 0; at < count; at += BESIDE * V) {
+        vec values[BESIDE], slopes[BESIDE], given[BESIDE];
+        some(x + at, count - at, values);
+        gelu_of(values, slopes);
+        keep(out + at, count - at, values);
+        if (gradient) {
+            some(gradient + at, count - at, given);
+            EVERY given[u] *= slopes[u];
+            keep(gradient + at, count - at, given);
+        }
+    }
+}
+
+static void gelu_twice(const float *x, float *out, long count)
+{
+    for (long at = 0; at < count; at += BESIDE * V) {
+        vec values[BESIDE], slopes[BESIDE];
+        some(x + at, count - at, values);
+        gelu_of(values, slopes);
+        gelu_of(values, slopes);
+        keep(out + at, count - at, values);
+    }
+}
+
+/* Gradient of the input of `gelu_twice`. */
+static void gelu_twice_gradient(const float *x, const float *gradient, float *out, long count)
+{
+    for (long at = 0; at < count; at += BESIDE * V) {
+        vec values[BESIDE], first[BESIDE], second[BESIDE], given[BESIDE];
+        some(x + at, count - at, values);
+        gelu_of(values, first);
+        gelu_of(values, second);
+        some(gradient + at, count - at, given);
+        EVERY given[u] *= first[u] * second[u];
+        keep(out + at, count - at, given);
+    }
+}
+
+/* ---- Products with small matrices ---- */
+
+INLINE void tile(const int rows, const int wide, const int add, int inner, const float *a, long pitch_a,
+                 const float *b, long pitch_b, float *c, long pitch_c)
+{
+    vec sums[5][WIDE];
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < wide; j++) sums[i][j] = add ? load(c + i * pitch_c + j * V) : all(0);
+    for (int k = 0; k < inner; k++) {
+        vec given[WIDE];
+        UNROLL for (int j = 0; j < wide; j++) given[j] = load(b + k * pitch_b + j * V);
+        UNROLL for (int i = 0; i < rows; i++) {
+            const float factor = a[i * pitch_a + k];
+            UNROLL for (int j = 0; j < wide; j++) sums[i][j] += factor * given[j];
+        }
+    }
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < wide; j++) store(c + i * pitch_c + j * V, sums[i][j]);
+}
+
+INLINE void tiles(const int rows, const int add, int inner, const float *a, long pitch_a, const float *b, long pitch_b,
+                  float *c, long pitch_c, long columns)
+{
+    long at = 0;
+    for (; at + WIDE * V <= columns; at += WIDE * V)
+        tile(rows, WIDE, add, inner, a, pitch_a, b + at, pitch_b, c + at, pitch_c);
+    for (; at < columns; at += V) tile(rows, 1, add, inner, a, pitch_a, b + at, pitch_b, c + at, pitch_c);
+}
+
+/* C = A B, or C += A B, of A [rows, inner]; columns are a multiple of V. */
+INLINE void products(const int add, long rows, int inner, const float *a, long pitch_a, const float *b, long pitch_b,
+                     float *c, long pitch_c, long columns)
+{
+    while (rows > 0) {
+        const int some = rows == 5 ? 5 : rows < TALL ? rows : TALL;
+        if (some == 5) tiles(5, add, inner, a, pitch_a, b, pitch_b, c, pitch_c, columns);
+        else if (some == 4) tiles(4, add, inner, a, pitch_a, b, pitch_b, c, pitch_c, columns);
+        else if (some == 3) tiles(3, add, inner, a, pitch_a, b, pitch_b, c, pitch_c, columns);
+        else if (some == 2) tiles(2, add, inner, a, pitch_a, b, pitch_b, c, pitch_c, columns);
+        else tiles(1, add, inner, a, pitch_a, b, pitch_b, c, pitch_c, columns);
+        rows -= some, a += some * pitch_a, c += some * pitch_c;
+    }
+}
+
+static void product(long rows, int inner, const float *a, const float *b, long pitch_b, float *c, long pitch_c,
+                    long columns)
+{
+    products(0, rows, inner, a, inner, b, pitch_b, c, pitch_c, columns);
+}
+
+static void add_product(long rows, int inner, const float *a, const float *b, float *c, long columns)
+{
+    products(1, rows, inner, a, inner, b, columns, c, columns, columns);
+}
+
+/* ---- Fourier transforms ---- */
+
+/* Points n and N - n of an axis share cosines, and but for the sign sines: their sum and difference are what
+ * matrices of half the size are applied to, and so are waves of frequencies f and -f. */
+struct axis {
+    int32_t points, kept, waves, still;  /* waves: of unlike absolute frequency; still: whether the first is 0 */
+    const int32_t *plus, *minus;         /* number of the mode of either sign, or -1 [waves] */
+    const float *cosines, *sines;        /* [waves, points / 2 + 1], [waves - still, (points - 1) / 2] */
+    const float *cosines_t, *sines_t;    /* transposed */
+};
+
+#define FOR(j, end) for (long j = 0; j < (end); j += V)
+
+/* Sums and differences of the rows n and N - n of a. */
+static void fold(int points, const float *a, long pitch, float *sums, float *differences, long columns)
+{
+    const int pairs = (points - 1) / 2;
+    memcpy(sums, a, columns * sizeof *a);
+    for (int n = 1; n <= pairs; n++) {
+        const float *one = a + n * pitch, *other = a + (points - n) * pitch;
+        FOR(j, columns) {
+            store(sums + n * columns + j, load(one + j) + load(other + j));
+            store(differences + (n - 1) * columns + j, load(one + j) - load(other + j));
+        }
+    }
+    if (points % 2 == 0) memcpy(sums + points / 2 * columns, a + points / 2 * pitch, columns * sizeof *a);
+}
+
+/* Modes [kept] of pairs of width numbers (real, imaginary) from real values. */
+static void real_modes(const struct axis *axis, const float *values, long pitch, float *modes, float *scratch,
+                       long width)
+{
+    const int half = axis->points / 2 + 1, pairs = (axis->points - 1) / 2;
+    float *sums = scratch, *differences = sums + half * width;
+    fold(axis->points, values, pitch, sums, differences, width);
+    product(axis->waves, half, axis->cosines, sums, width, modes, 2 * width, width);
+    if (axis->still) memset(modes + width, 0, width * sizeof *modes);
+    product(axis->waves - axis->still, pairs, axis->sines, differences, width,
+            modes + (1 + 2 * axis->still) * width, 2 * width, width);
+}
+
+/* Modes of pairs from values that are pairs; the imaginary parts of modes stand so far from the real ones. */
+static void modes(const struct axis *axis, const float *values, long pitch, float *out, long pitch_out,
+                  long imaginary, float *scratch, long width)
+{
+    const int half = axis->points / 2 + 1, pairs = (axis->points - 1) / 2;
+    const long both = 2 * width;
+    float *sums = scratch, *differences = sums + half * both, *even = differences + pairs * both,
+          *odd = even + axis->waves * both;
+    fold(axis->points, values, pitch, sums, differences, both);
+    product(axis->waves, half, axis->cosines, sums, both, even, both, both);
+    product(axis->waves - axis->still, pairs, axis->sines, differences, both, odd + axis->still * both, both, both);
+    if (axis->still) memset(odd, 0, both * sizeof *odd);
+    for (int a = 0; a < axis->waves; a++) {
+        const float *e = even + a * both, *o = odd + a * both;
+        float *plus = axis->plus[a] < 0 ? NULL : out + axis->plus[a] * pitch_out;
+        float *minus = axis->minus[a] < 0 ? NULL : out + axis->minus[a] * pitch_out;
+        FOR(j, width) {
+            vec e_re = load(e + j), e_im = load(e + width + j), o_re = load(o + j), o_im = load(o + width + j);
+            if (plus) { store(plus + j, e_re + o_im); store(plus + imaginary + j, e_im - o_re); }
+            if (minus) { store(minus + j, e_re - o_im); store(minus + imaginary + j, e_im + o_re); }
+        }
+    }
+}
+
+/* Transpose of `modes`: values that are pairs, beside each other, from modes. */
+static void values(const struct axis *axis, const float *in, long pitch, long imaginary, float *out,
+                   long pitch_out, float *scratch, long width)
+{
+    const int half = axis->points / 2 + 1, pairs = (axis->points - 1) / 2, waves = axis->waves;
+    const long both = 2 * width;
+    float *sums = scratch, *turned = sums + waves * both, *even = turned + waves * both, *odd = even + half * both;
+    for (int a = 0; a < waves; a++) {
+        const float *plus = axis->plus[a] < 0 ? NULL : in + axis->plus[a] * pitch;
+        const float *minus = axis->minus[a] < 0 ? NULL : in + axis->minus[a] * pitch;
+        FOR(j, width) {
+            vec p_re = {0}, p_im = {0}, m_re = {0}, m_im = {0};
+            if (plus) { p_re = load(plus + j); p_im = load(plus + imaginary + j); }
+            if (minus) { m_re = load(minus + j); m_im = load(minus + imaginary + j); }
+            store(sums + a * both + j, p_re + m_re);
+            store(sums + a * both + width + j, p_im + m_im);
+            store(turned + a * both + j, m_im - p_im); /* times i */
+            store(turned + a * both + width + j, p_re - m_re);
+        }
+    }
+    product(half, waves, axis->cosines_t, sums, both, even, both, both);
+    product(pairs, waves - axis->still, axis->sines_t, turned + axis->still * both, both, odd, both, both);
+    memcpy(out, even, both * sizeof *out);
+    for (int n = 1; n <= pairs; n++)
+        FOR(j, both) {
+            vec e = load(even + n * both + j), o = load(odd + (n - 1) * both + j);
+            store(out + n * pitch_out + j, e + o);
+            store(out + (axis->points - n) * pitch_out + j, e - o);
+        }
+    if (axis->points % 2 == 0)
+        memcpy(out + axis->points / 2 * pitch_out, even + axis->points / 2 * both, both * sizeof *out);
+}
+
+/* Transpose of `real_modes`. */
+static void real_values(const struct axis *axis, const float *in, float *out, long pitch_out, float *scratch,
+                        long width)
+{
+    const int half = axis->points / 2 + 1, pairs = (axis->points - 1) / 2, waves = axis->waves;
+    float *even = scratch, *odd = even + half * width;
+    product(half, waves, axis->cosines_t, in, 2 * width, even, width, width);
+    product(pairs, waves - axis->still, axis->sines_t, in + (1 + 2 * axis->still) * width, 2 * width, odd, width,
+            width);
+    memcpy(out, even, width * sizeof *out);
+    for (int n = 1; n <= pairs; n++)
+        FOR(j, width) {
+            vec e = load(even + n * width + j), o = load(odd + (n - 1) * width + j);
+            store(out + n * pitch_out + j, e + o);
+            store(out + (axis->points - n) * pitch_out + j, e - o);
+        }
+    if (axis->points % 2 == 0)
+        memcpy(out + axis->points / 2 * pitch_out, even + axis->points / 2 * width, width * sizeof *out);
+}
+
+/* Memory between the axes: what lies along the first one, along the second, and what one axis takes. */
+struct memory { float *grid, *row, *scratch; };
+
+static struct memory memory_of(const struct axis *x, const struct axis *y, const struct axis *z, long channels)
+{
+    const long row = 2L * y->points * z->kept * channels, grid = 2L * x->points * y->kept * z->kept * channels;
+    const struct axis *axes[] = {x, y, z};
+    long scratch = 0;
+    for (int i = 0; i < 3; i++) {
+        const long mine = 2 * channels * (2L * axes[i]->points + 4 * axes[i]->waves + 4);
+        scratch = mine > scratch ? mine : scratch;
+    }
+    float *all = aligned_alloc(64, sizeof(float) * (grid + row + scratch));
+    if (!all) abort();
+    return (struct memory){all, all + grid, all + grid + row};
+}
+
+/* Parts of modes [X', Y', Z', 2, B, C] of values [B, X, Y, Z, C], or with `before` [B, X, Y, Z, C] of the gradient of
+ * what `gelu_twice` was given, which is written to `inner`. */
+void to_modes(const struct axis *x, const struct axis *y, const struct axis *z, const float *in, const float *before,
+              float *inner, float *out, long samples, long channels, int threads)
+{
+    const long ky = y->kept, kz = z->kept, pair = 2 * channels, columns = samples * channels;
+    const long line = z->points * channels, slab = y->points * line;
+#pragma omp parallel num_threads(threads)
+    {
+        struct memory m = memory_of(x, y, z, channels);
+#pragma omp for schedule(static)
+        for (long b = 0; b < samples; b++) {
+            for (long i = 0; i < x->points; i++) {
+                const long at = (b * x->points + i) * slab;
+                for (long j = 0; j < y->points; j++) {
+                    const float *mine = in + at + j * line;
+                    if (before) {
+                        gelu_twice_gradient(before + at + j * line, mine, inner + at + j * line, line);
+                        mine = inner + at + j * line;
+                    }
+                    real_modes(z, mine, channels, m.row + j * kz * pair, m.scratch, channels);
+                }
+                for (long k = 0; k < kz; k++)
+                    modes(y, m.row + k * pair, kz * pair, m.grid + (i * ky * kz + k) * pair, kz * pair, channels,
+                          m.scratch, channels);
+            }
+            for (long k = 0; k < ky * kz; k++)
+                modes(x, m.grid + k * pair, ky * kz * pair, out + k * 2 * columns + b * channels,
+                      ky * kz * 2 * columns, columns, m.scratch, channels);
+        }
+        free(m.grid);
+    }
+}
+
+/* Values [B, X, Y, Z, C] by the transpose of `to_modes`, plus those of `beside` [B, X, Y, Z, D] times `weight` [D, C], plus
+ * `bias` [C] if there is one. If there is `activated`, `gelu_twice` of the sum is written there. */
+void to_values(const struct axis *x, const struct axis *y, const struct axis *z, const float *in, const float *beside,
+               const float *weight, long depth, const float *bias, float *out, float *activated, long samples,
+               long channels, int threads)
+{
+    const long ky = y->kept, kz = z->kept, pair = 2 * channels, columns = samples * channels;
+    const long line = z->points * channels, slab = y->points * line;
+#pragma omp parallel num_threads(threads)
+    {
+        struct memory m = memory_of(x, y, z, channels);
+#pragma omp for schedule(static)
+        for (long b = 0; b < samples; b++) {
+            for (long k = 0; k < ky * kz; k++)
+                values(x, in + k * 2 * columns + b * channels, ky * kz * 2 * columns, columns, m.grid + k * pair,
+                       ky * kz * pair, m.scratch, channels);
+            for (long i = 0; i < x->points; i++) {
+                for (long k = 0; k < kz; k++)
+                    values(y, m.grid + (i * ky * kz + k) * pair, kz * pair, channels, m.row + k * pair, kz * pair,
+                           m.scratch, channels);
+                for (long j = 0; j < y->points; j++) {
+                    const long at = (b * x->points + i) * slab + j * line, row = at / channels;
+                    real_values(z, m.row + j * kz * pair, out + at, channels, m.scratch, channels);
+                    add_product(z->points, depth, beside + row * depth, weight, out + at, channels);
+                    for (long n = 0; bias && n < z->points; n++)
+                        FOR(c, channels) store(out + at + n * channels + c,
+                                               load(out + at + n * channels + c) + load(bias + c));
+                    if (activated) gelu_twice(out + at, activated + at, line);
+                }
+            }
+        }
+        free(m.grid);
+    }
+}
+
+/* ---- Products of modes ---- */
+
+INLINE void complex_tile(const int rows, const int wide, int inner, const float *re, const float *im,
+                         const float *w, long pitch_w, long apart, float *out_re, float *out_im, long pitch_out,
+                         const float *next)
+{
+    vec sum_re[TALL][2] = {0}, sum_im[TALL][2] = {0};
+    for (int c = 0; c < inner; c++) {
+        vec w_re[2], w_im[2];
+        __builtin_prefetch(next + c * 16); /* a line of the cache */
+        UNROLL for (int j = 0; j < wide; j++) {
+            w_re[j] = load(w + c * pitch_w + j * V);
+            w_im[j] = load(w + c * pitch_w + apart + j * V);
+        }
+        UNROLL for (int b = 0; b < rows; b++) {
+            const float z_re = re[b * inner + c], z_im = im[b * inner + c];
+            UNROLL for (int j = 0; j < wide; j++) {
+                sum_re[b][j] += z_re * w_re[j];
+                sum_im[b][j] += z_re * w_im[j];
+                sum_re[b][j] -= z_im * w_im[j];
+                sum_im[b][j] += z_im * w_re[j];
+            }
+        }
+    }
+    UNROLL for (int b = 0; b < rows; b++)
+        UNROLL for (int j = 0; j < wide; j++) {
+            store(out_re + b * pitch_out + j * V, sum_re[b][j]);
+            store(out_im + b * pitch_out + j * V, sum_im[b][j]);
+        }
+}
+
+/* Complex product of z [2, B, inner] with w [inner, 2 wide], whose parts are apart. Meanwhile the cache is filled from
+ * `next` on. */
+static void complex_product(long samples, int inner, long wide, const float *z, const float *w, float *out,
+                            const float *next)
+{
+    const float *re = z, *im = z + samples * inner;
+    float *out_re = out, *out_im = out + samples * wide;
+    for (long o = 0; o < wide;) {
+        const int two = V <= 8 ? 0 : o + 2 * V <= wide;
+        for (long b = 0; b < samples;) {
+            const long rows = least(TALL, samples - b);
+#define COMPLEX(rows, two)                                                                                    \
+    complex_tile(rows, two, inner, re + b * inner, im + b * inner, w + o, 2 * wide, wide, out_re + b * wide + o, \
+                 out_im + b * wide + o, wide, next)
+            if (rows == 4) { if (two) COMPLEX(4, 2); else COMPLEX(4, 1); }
+            else if (rows == 3) { if (two) COMPLEX(3, 2); else COMPLEX(3, 1); }
+            else if (rows == 2) { if (two) COMPLEX(2, 2); else COMPLEX(2, 1); }
+            else { if (two) COMPLEX(1, 2); else COMPLEX(1, 1); }
+            b += rows;
+            next += inner * 16;
+        }
+        o += two ? 2 * V : V;
+    }
+}
+
+/* Modes [K, 2, B, O] of modes z [K, 2, B, C] and weights w [K, C, 2 O]. */
+void mix(const float *z, const float *w, float *out, long count, long samples, long channels, long wide, int threads)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long k = 0; k < count; k++)
+        complex_product(samples, channels, wide, z + k * 2 * samples * channels, w + k * channels * 2 * wide,
+                        out + k * 2 * samples * wide, w + (k + 1) * channels * 2 * wide);
+}
+
+/* Rows and columns of V x V numbers, exchanged bit by bit of their numbers. */
+INLINE void transpose(const float *in, long pitch, float *out, long pitch_out, float factor)
+{
+    vec rows[V];
+    UNROLL for (int i = 0; i < V; i++) rows[i] = load(in + i * pitch) * factor;
+    UNROLL for (int bit = 1; bit < V; bit *= 2) {
+        ints low, high;
+        UNROLL for (int j = 0; j < V; j++) {
+            low[j] = j & bit ? V + j - bit : j;
+            high[j] = j & bit ? V + j : j + bit;
+        }
+        UNROLL for (int i = 0; i < V; i++)
+            if (!(i & bit)) {
+                vec one = rows[i], other = rows[i | bit];
+                rows[i] = __builtin_shuffle(one, other, low);
+                rows[i | bit] = __builtin_shuffle(one, other, high);
+            }
+    }
+    UNROLL for (int i = 0; i < V; i++) store(out + i * pitch_out, rows[i]);
+}
+
+/* Gradient of z: the product with the conjugates of w, transposed. */
+void mix_gradient(const float *g, const float *w, float *grad_z, long count, long samples, long channels, long wide,
+                  int threads)
+{
+#pragma omp parallel num_threads(threads)
+    {
+        float *turned = aligned_alloc(64, sizeof(float) * 2 * wide * channels);
+        if (!turned) abort();
+#pragma omp for schedule(static)
+        for (long k = 0; k < count; k++) {
+            const float *mine = w + k * channels * 2 * wide;
+            for (long c = 0; c < channels; c += V)
+                for (long o = 0; o < wide; o += V)
+                    for (int part = 0; part < 2; part++)
+                        transpose(mine + c * 2 * wide + part * wide + o, 2 * wide,
+                                  turned + o * 2 * channels + part * channels + c, 2 * channels, part ? -1 : 1);
+            complex_product(samples, wide, channels, g + k * 2 * samples * wide, turned,
+                            grad_z + k * 2 * samples * channels, mine + channels * 2 * wide);
+        }
+        free(turned);
+    }
+}
+
+INLINE void weight_tile(const int rows, const int wide, long samples, long channels, long columns, const float *z,
+                        const float *g, float *out)
+{
+    vec sum_re[TALL][2] = {0}, sum_im[TALL][2] = {0};
+    for (long b = 0; b < samples; b++) {
+        vec g_re[2], g_im[2];
+        UNROLL for (int j = 0; j < wide; j++) {
+            g_re[j] = load(g + b * columns + j * V);
+            g_im[j] = load(g + (samples + b) * columns + j * V);
+        }
+        UNROLL for (int c = 0; c < rows; c++) {
+            const float z_re = z[b * channels + c], z_im = z[(samples + b) * channels + c];
+            UNROLL for (int j = 0; j < wide; j++) {
+                sum_re[c][j] += z_re * g_re[j];
+                sum_im[c][j] += z_re * g_im[j];
+                sum_re[c][j] += z_im * g_im[j];
+                sum_im[c][j] -= z_im * g_re[j];
+            }
+        }
+    }
+    UNROLL for (int c = 0; c < rows; c++)
+        UNROLL for (int j = 0; j < wide; j++) {
+            store(out + c * 2 * columns + j * V, sum_re[c][j]);
+            store(out + c * 2 * columns + columns + j * V, sum_im[c][j]);
+        }
+}
+
+/* Gradient of w. */
+void mix_weight_gradient(const float *z, const float *g, float *grad_w, long count, long samples, long channels,
+                         long wide, int threads)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long k = 0; k < count; k++) {
+        const float *z_k = z + k * 2 * samples * channels, *g_k = g + k * 2 * samples * wide;
+        float *out = grad_w + k * channels * 2 * wide;
+        for (long c = 0; c < channels; c += TALL)
+            for (long o = 0; o < wide;) {
+                const int two = V <= 8 ? 0 : o + 2 * V <= wide;
+                if (two) weight_tile(TALL, 2, samples, channels, wide, z_k + c, g_k + o, out + c * 2 * wide + o);
+                else weight_tile(TALL, 1, samples, channels, wide, z_k + c, g_k + o, out + c * 2 * wide + o);
+                o += two ? 2 * V : V;
+            }
+    }
+}
+
+/* ---- Sums over neighbours ---- */
+
+#define TOGETHER 4 /* samples whose values stay in the cache from one output point to the next */
+
+INLINE void bag_tile(const int samples, const int wide, long begin, long end, const float *weight,
+                     const int64_t *edge, const int64_t *index, const float *f, long apart, long channels, float *out,
+                     long apart_out)
+{
+    vec sums[TOGETHER][WIDE] = {0};
+    for (long e = begin; e < end; e++) {
+        const float *k = weight + (edge ? edge[e] : e) * channels, *mine = f + index[e] * channels;
+        vec factor[WIDE];
+        UNROLL for (int j = 0; j < wide; j++) factor[j] = load(k + j * V);
+        UNROLL for (int b = 0; b < samples; b++)
+            UNROLL for (int j = 0; j < wide; j++) sums[b][j] += factor[j] * load(mine + b * apart + j * V);
+    }
+    UNROLL for (int b = 0; b < samples; b++)
+        UNROLL for (int j = 0; j < wide; j++) store(out + b * apart_out + j * V, sums[b][j]);
+}
+
+/* out[b, m, c] = sum over e in indptr[m] .. indptr[m + 1] of weight[edge[e], c] f[b, index[e], c]; no `edge` is e itself. */
+void bag_sums(const float *weight, const int64_t *edge, const int64_t *index, const int64_t *indptr, const float *f,
+              float *out, long samples, long points, long rows, long channels, int threads)
+{
+    const long apart = points * channels, apart_out = rows * channels;
+    for (long b = 0; b < samples;) {
+        const int four = samples - b >= TOGETHER;
+        const float *mine = f + b * apart;
+        float *made = out + b * apart_out;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 32)
+        for (long m = 0; m < rows; m++)
+            for (long c = 0; c < channels;) {
+                const int wide = c + WIDE * V <= channels;
+#define BAG(samples, wide)                                                                                    \
+    bag_tile(samples, wide, indptr[m], indptr[m + 1], weight + c, edge, index, mine + c, apart, channels,     \
+             made + m * channels + c, apart_out)
+                if (four) { if (wide) BAG(TOGETHER, WIDE); else BAG(TOGETHER, 1); }
+                else { if (wide) BAG(1, WIDE); else BAG(1, 1); }
+                c += wide ? WIDE * V : V;
+            }
+        b += four ? TOGETHER : 1;
+    }
+}
+
+INLINE void inner_tile(const int wide, long samples, int add, const float *f, long apart, const float *g, long apart_g,
+                       float *out)
+{
+    vec sums[WIDE];
+    UNROLL for (int j = 0; j < wide; j++) sums[j] = add ? load(out + j * V) : all(0);
+    for (long b = 0; b < samples; b++)
+        UNROLL for (int j = 0; j < wide; j++) sums[j] += load(f + b * apart + j * V) * load(g + b * apart_g + j * V);
+    UNROLL for (int j = 0; j < wide; j++) store(out + j * V, sums[j]);
+}
+
+/* out[e, c] = sum over b of g[b, m, c] f[b, index[e], c], for e in indptr[m] .. indptr[m + 1]. */
+void bag_products(const float *g, const int64_t *index, const int64_t *indptr, const float *f, float *out,
+                  long samples, long points, long rows, long channels, int threads)
+{
+    const long apart = points * channels, apart_g = rows * channels;
+    for (long b = 0; b < samples; b += TOGETHER) {
+        const long some = least(TOGETHER, samples - b);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 32)
+        for (long m = 0; m < rows; m++)
+            for (long e = indptr[m]; e < indptr[m + 1]; e++) {
+                const float *mine = f + b * apart + index[e] * channels, *other = g + b * apart_g + m * channels;
+                float *made = out + e * channels;
+                long c = 0;
+                for (; c + WIDE * V <= channels; c += WIDE * V)
+                    inner_tile(WIDE, some, b > 0, mine + c, apart, other + c, apart_g, made + c);
+                for (; c < channels; c += V) inner_tile(1, some, b > 0, mine + c, apart, other + c, apart_g, made + c);
+            }
+    }
+}
+
+int vector(void) { return V; }
