@@ -1,6 +1,6 @@
 """Kernels in C, compiled once on the machine that runs them.
 
-Where there is no compiler, or its work cannot be loaded, operations of PyTorch take their place; results are
+Where there is no compiler, or its work cannot be loaded, operations of PyTorch take their place, with results
 equal to rounding. All processes of a machine find the same file.
 """
 
@@ -76,7 +76,8 @@ def _compiled(source: Path) -> ctypes.CDLL:
             _run(compiler, *_FLAGS, "-shared", str(source), "-o", str(made), *openmp)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                copied = shutil.copy(made, folder / f"{name}.{os.getpid()}")
+                copied = folder / f"{name}.{os.getpid()}"
+                shutil.copy(made, copied)
                 copied.replace(folder / name)
             except OSError:  # a home that cannot be written: for this process alone
                 return ctypes.CDLL(str(made))
