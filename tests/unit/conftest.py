@@ -203,18 +203,33 @@ def _wave(time, s, z):
     return np.stack([head, 17_000 + 150 * s + 2_000 * np.cos(phase / 2)], axis=-1)
 
 
-@pytest.fixture(scope="session")
-def browser():
-    """A headless Chromium; as root on Debian it is installed."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
+def installed(package, *programs):
+    """Path of one of these programs; as root on Debian their package is installed."""
+    found = next(filter(None, map(shutil.which, programs)), None)
     if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         for command in (
             ["apt-get", "-qq", "update"],
-            ["apt-get", "-qq", "install", "-y", "--no-install-recommends", "chromium"],
+            ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *package.split()],
         ):
             subprocess.run(command, env=environment, capture_output=True, check=False)
-        found = shutil.which("chromium")
+        found = next(filter(None, map(shutil.which, programs)), None)
+    return found
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    """A C compiler, without which kernels are left to PyTorch."""
+    found = installed("gcc libc6-dev", "gcc", "cc")
+    if found is None:
+        pytest.skip("there is no C compiler, and it cannot be installed here")
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium."""
+    found = installed("chromium", "chromium", "chromium-browser")
     if found is None:
         pytest.skip("there is no Chromium, and it cannot be installed here")
 

@@ -1,7 +1,7 @@
 """Kernels in C, compiled once on the machine that runs them.
 
-Where there is no compiler, or its work cannot be loaded, operations of PyTorch take their place, with results
-equal to rounding. All processes of a machine find the same file.
+Where there is no compiler, or its work cannot be loaded, operations of PyTorch take their place: results
+are equal to rounding. All processes of a machine find the same file.
 """
 
 import ctypes
@@ -26,24 +26,52 @@ logger = logging.getLogger(__name__)
 
 SWITCH = "MILLRACE_KERNELS"
 """Environment variable: 0 leaves all to PyTorch."""
-_FLAGS = (
+FLAGS = (
     *("-O3", "-march=native", "-std=gnu11", "-fPIC", "-fopenmp", "-Wno-psabi"),
     *("-fno-math-errno", "-fno-trapping-math"),
 )
+"""Of the compiler; what is not a number stays none, as nothing is assumed of them."""
 _LONGEST_S = 120
 
 
 @functools.cache
-def library(source: Path) -> ctypes.CDLL | None:
-    """The functions of a file in C, or None where they cannot be had, which is told once."""
+def has(source: Path) -> bool:
+    """Whether the functions of a file in C can be had; if not, it is told why, once."""
     if os.environ.get(SWITCH) == "0":
-        return None
+        return False
     try:
-        return _compiled(source)
-    except (OSError, subprocess.SubprocessError) as error:
-        told = getattr(error, "stderr", None) or str(error)
-        logger.info("%s is left to PyTorch: %s", source.name, told.strip().splitlines()[-1])
-        return None
+        library(source)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        lines = (getattr(error, "stderr", None) or str(error)).splitlines()
+        told = next((line for line in lines if "error" in line), lines[-1])
+        logger.info("%s: left to PyTorch, as %s", source.name, told)
+        return False
+    return True
+
+
+@functools.cache
+def library(source: Path) -> ctypes.CDLL:
+    """The functions of a file in C; raises what compiling and loading raise."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "gcc"), "gcc", "cc"))), "")
+    if not compiler:
+        raise FileNotFoundError("no C compiler was found (gcc, cc or $CC)")
+    openmp = _openmp()
+    # Homes are shared by unlike processors, which take unlike instructions.
+    known = (source.read_text(), _run(compiler, "--version"), FLAGS, openmp, _processor())
+    name = f"{source.stem}-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.so"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
+    if not (folder / name).is_file():
+        with tempfile.TemporaryDirectory() as scratch:
+            made = Path(scratch) / name
+            _run(compiler, *FLAGS, "-shared", str(source), "-o", str(made), *openmp)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                copied = folder / f"{name}.{os.getpid()}"
+                shutil.copy(made, copied)
+                copied.replace(folder / name)
+            except OSError:  # a home that cannot be written: for this process alone
+                return ctypes.CDLL(str(made))
+    return ctypes.CDLL(str(folder / name))
 
 
 def suit(*tensors: Tensor) -> bool:
@@ -55,33 +83,12 @@ def suit(*tensors: Tensor) -> bool:
         is_eager(tensors[0])
         and not is_in_torch_dispatch_mode()
         and all(
-            x.dtype == torch.float32 and x.is_contiguous() and type(x) in (Tensor, nn.Parameter)
+            type(x) in (Tensor, nn.Parameter)
+            and (x.device.type, x.dtype) == ("cpu", torch.float32)
+            and x.is_contiguous()
             for x in tensors
         )
     )
-
-
-def _compiled(source: Path) -> ctypes.CDLL:
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "gcc"), "gcc", "cc"))), "")
-    if not compiler:
-        raise FileNotFoundError("no C compiler was found (gcc, cc or $CC)")
-    openmp = _openmp()
-    # Homes are shared by unlike processors, which take unlike instructions.
-    known = (source.read_text(), _run(compiler, "--version"), _FLAGS, openmp, _processor())
-    name = f"{source.stem}-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
-    if not (folder / name).is_file():
-        with tempfile.TemporaryDirectory() as scratch:
-            made = Path(scratch) / name
-            _run(compiler, *_FLAGS, "-shared", str(source), "-o", str(made), *openmp)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                copied = folder / f"{name}.{os.getpid()}"
-                shutil.copy(made, copied)
-                copied.replace(folder / name)
-            except OSError:  # a home that cannot be written: for this process alone
-                return ctypes.CDLL(str(made))
-    return ctypes.CDLL(str(folder / name))
 
 
 def _openmp() -> tuple[str, ...]:

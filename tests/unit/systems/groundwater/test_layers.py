@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from millrace.systems.groundwater import layers as in_parts
-from millrace.systems.groundwater.layers import Layers
+from millrace.systems.groundwater.layers import layers as applied
 
 COLUMNS, WIDTHS = 50, (3, 8, 5)
 
@@ -27,7 +27,7 @@ def test_layers_in_parts_equal_those_of_pytorch(monkeypatch, activated, rows, gi
     h = x_IR.t()
     for number, layer in enumerate(layers):
         h = layer(nn.functional.gelu(h) if number or activated else h)
-    found = Layers.apply(x_IR, activated, rows, *parameters)
+    found = applied(x_IR, activated, rows, parameters)
     assert found.t().is_contiguous() == rows
     torch.testing.assert_close(found, h.t())
     weight = torch.randn_like(found)

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from millrace.models.products import add_product, is_eager, product
+from millrace.models.products import add_product, is_eager
 from millrace.models.stored import StoredParameter
 from millrace.systems.groundwater import kernels
-from millrace.systems.groundwater.layers import Layers, parts
+from millrace.systems.groundwater.layers import layers, parts
 from millrace.systems.groundwater.neuraloperator import ChannelMLP, FNOBlocks, SpectralConv
 
 Shape = tuple[int, int, int]
@@ -92,7 +92,7 @@ class ChannelLast(nn.Module):
         first, second = self.fcs
         if is_eager(x_CR):
             pairs = [(layer.weight.squeeze(2), layer.bias) for layer in self.fcs]
-            y_OR = Layers.apply(x_CR, False, rows, *chain.from_iterable(pairs))
+            y_OR = layers(x_CR, False, rows, [*chain.from_iterable(pairs)])
             return y_OR.t() if rows else y_OR
         h_HR = torch.addmm(first.bias[:, None], first.weight.squeeze(2), x_CR)
         h_HR = functional.gelu(h_HR)
@@ -349,15 +349,11 @@ class _KernelLayer(torch.autograd.Function):
         x_BGC, z, weight_KC, skip_OC, y = ctx.saved_tensors
         zero = ctx.basis.zero
         forward, inverse = _transforms(ctx.basis.shape, ctx.basis.kept)
-        g = gradients[0].contiguous()
-        if y is None:
-            modes = inverse.to_modes(g)
-        else:
-            g, modes = inverse.gradient_to_modes(g, y)
+        given = gradients[0].contiguous()
+        g, modes, grad_skip = inverse.gradient_to_modes(given, y, x_BGC)
         grad_bias = modes[zero, 0].sum(0) if zero >= 0 else g.sum((0, 1))
         grad_z, grad_weight = kernels.mix_gradients(z, weight_KC, modes)
         grad_x, _ = forward.to_values(grad_z, g, skip_OC)
-        grad_skip = product(g.flatten(0, 1).t(), x_BGC.flatten(0, 1).t())
         return grad_x, grad_weight, grad_bias, grad_skip, None, None
 
 

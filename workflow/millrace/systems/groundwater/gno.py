@@ -30,7 +30,7 @@ from millrace.data.device import to_device
 from millrace.models.products import is_eager
 from millrace.systems.groundwater import kernels
 from millrace.systems.groundwater.graph import CSR
-from millrace.systems.groundwater.layers import Layers
+from millrace.systems.groundwater.layers import layers
 from millrace.systems.groundwater.neuraloperator import GNOBlock, LinearChannelMLP
 
 # It is made anew in each backward pass.
@@ -59,6 +59,8 @@ class NeighbourTable:
     """int64[N+1]"""
     transposed_edge: Tensor
     """int64[E]: edges sorted by neighbour."""
+    order: Tensor
+    """int64[M]: output points sorted by a neighbour, so that those with the same ones follow each other."""
 
     @classmethod
     def from_csr(cls, csr: CSR, n_points: int) -> "NeighbourTable":
@@ -71,12 +73,16 @@ class NeighbourTable:
         if torch.compiler.is_exporting():  # of any mesh, without gradients: no transpose
             edge = torch.arange(index.shape[0], device=index.device)
             row = torch.bucketize(edge, indptr[1:], right=True)
-            return cls(indptr, index, row, indptr, index)
+            return cls(indptr, index, row, indptr, index, indptr)
         rows = torch.arange(len(indptr) - 1, device=index.device)
         row = torch.repeat_interleave(rows, indptr.diff())
         counts = torch.bincount(index, minlength=n_points)
         transposed_indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return cls(indptr, index, row, transposed_indptr, torch.argsort(index, stable=True))
+        middle = (indptr[:-1] + indptr[1:]).div(2, rounding_mode="floor")
+        padded = torch.cat([index, index.new_zeros(1)])  # no point may have any
+        order = torch.argsort(padded[middle], stable=True)
+        transposed_edge = torch.argsort(index, stable=True)
+        return cls(indptr, index, row, transposed_indptr, transposed_edge, order)
 
     def to(self, device: torch.device) -> "NeighbourTable":
         """Copy to a device."""
@@ -176,21 +182,15 @@ class _KernelSumOfSamples(torch.autograd.Function):
     def forward(ctx: Any, kernel_EC: Tensor, f_BNC: Tensor, table: NeighbourTable) -> Tensor:
         ctx.save_for_backward(kernel_EC, f_BNC)
         ctx.table = table
-        return kernels.bag_sums(kernel_EC, f_BNC, table.indptr, table.index)
+        return kernels.neighbour_sums(kernel_EC, f_BNC, table.indptr, table.index, table.order)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         kernel_EC, f_BNC = ctx.saved_tensors
         table: NeighbourTable = ctx.table
-        g_BMC = gradients[0].contiguous()
-        grad_kernel = grad_f = None
-        if ctx.needs_input_grad[0]:
-            grad_kernel = kernels.bag_products(g_BMC, f_BNC, table.indptr, table.index)
-        if ctx.needs_input_grad[1]:
-            edge = table.transposed_edge
-            by_neighbour = (table.transposed_indptr, table.row[edge], edge)
-            grad_f = kernels.bag_sums(kernel_EC, g_BMC, *by_neighbour)
-        return grad_kernel, grad_f, None
+        where = (table.indptr, table.index, table.order)
+        given = (kernel_EC, f_BNC, gradients[0].contiguous())
+        return *kernels.neighbour_gradients(*given, *where, *ctx.needs_input_grad[:2]), None
 
 
 def _sum_of_bags(values_CNB: Tensor, index: Tensor, offset: Tensor, weight_CE: Tensor) -> Tensor:
@@ -268,8 +268,7 @@ def _edge_kernel(
         return hidden.t()
     if is_eager(hidden):
         pairs = [(layer.weight, layer.bias) for layer in others]
-        rows = kernels.suit(hidden, channels=len(others[-1].weight))
-        return Layers.apply(hidden.t(), True, rows, *chain.from_iterable(pairs))
+        return layers(hidden.t(), True, False, [*chain.from_iterable(pairs)])
     for layer in others[:-1]:
         hidden = layer(mlp.non_linearity(hidden))
     last = others[-1]

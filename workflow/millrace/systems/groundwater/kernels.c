@@ -12,12 +12,14 @@
 
 #ifdef __AVX512F__
 #define V 16   /* numbers of a vector */
-#define WIDE 4 /* vectors side by side that registers hold, for four rows */
+#define WIDE 4 /* vectors side by side that registers hold */
+#define TALL 6 /* in so many rows */
 #else
 #define V 8
 #define WIDE 2
-#endif
 #define TALL 4
+#endif
+#define FOR(j, end) for (long j = 0; j < (end); j += V)
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
@@ -97,23 +99,6 @@ INLINE void keep(float *p, long count, const vec *x)
     }
 }
 
-/* `gradient`, if there is one, is that of `out`, and becomes that of x. */
-void gelu(const float *x, float *out, float *gradient, long count, int threads)
-{
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long at = 0; at < count; at += BESIDE * V) {
-        vec values[BESIDE], slopes[BESIDE], given[BESIDE];
-        some(x + at, count - at, values);
-        gelu_of(values, slopes);
-        keep(out + at, count - at, values);
-        if (gradient) {
-            some(gradient + at, count - at, given);
-            EVERY given[u] *= slopes[u];
-            keep(gradient + at, count - at, given);
-        }
-    }
-}
-
 static void gelu_twice(const float *x, float *out, long count)
 {
     for (long at = 0; at < count; at += BESIDE * V) {
@@ -141,17 +126,17 @@ static void gelu_twice_gradient(const float *x, const float *gradient, float *ou
 
 /* ---- Products with small matrices ---- */
 
-INLINE void tile(const int rows, const int wide, const int add, int inner, const float *a, long pitch_a,
-                 const float *b, long pitch_b, float *c, long pitch_c)
+INLINE void tile(const int rows, const int wide, long inner, const float *a, long row, long column, const float *b,
+                 long pitch_b, const float *begin, long pitch_begin, float *c, long pitch_c)
 {
-    vec sums[5][WIDE];
+    vec sums[TALL][WIDE];
     UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < wide; j++) sums[i][j] = add ? load(c + i * pitch_c + j * V) : all(0);
-    for (int k = 0; k < inner; k++) {
+        UNROLL for (int j = 0; j < wide; j++) sums[i][j] = begin ? load(begin + i * pitch_begin + j * V) : all(0);
+    for (long k = 0; k < inner; k++) {
         vec given[WIDE];
         UNROLL for (int j = 0; j < wide; j++) given[j] = load(b + k * pitch_b + j * V);
         UNROLL for (int i = 0; i < rows; i++) {
-            const float factor = a[i * pitch_a + k];
+            const float factor = a[i * row + k * column];
             UNROLL for (int j = 0; j < wide; j++) sums[i][j] += factor * given[j];
         }
     }
@@ -159,39 +144,185 @@ INLINE void tile(const int rows, const int wide, const int add, int inner, const
         UNROLL for (int j = 0; j < wide; j++) store(c + i * pitch_c + j * V, sums[i][j]);
 }
 
-INLINE void tiles(const int rows, const int add, int inner, const float *a, long pitch_a, const float *b, long pitch_b,
-                  float *c, long pitch_c, long columns)
+/* C = begin + A B. Columns of B and C are a multiple of V; those of A lie `column` numbers apart, rows `row`. */
+INLINE void products(long rows, long inner, const float *a, long row, long column, const float *b, long pitch_b,
+                     const float *begin, long pitch_begin, float *c, long pitch_c, long columns)
 {
-    long at = 0;
-    for (; at + WIDE * V <= columns; at += WIDE * V)
-        tile(rows, WIDE, add, inner, a, pitch_a, b + at, pitch_b, c + at, pitch_c);
-    for (; at < columns; at += V) tile(rows, 1, add, inner, a, pitch_a, b + at, pitch_b, c + at, pitch_c);
-}
-
-/* C = A B, or C += A B, of A [rows, inner]; columns are a multiple of V. */
-INLINE void products(const int add, long rows, int inner, const float *a, long pitch_a, const float *b, long pitch_b,
-                     float *c, long pitch_c, long columns)
-{
-    while (rows > 0) {
-        const int some = rows == 5 ? 5 : rows < TALL ? rows : TALL;
-        if (some == 5) tiles(5, add, inner, a, pitch_a, b, pitch_b, c, pitch_c, columns);
-        else if (some == 4) tiles(4, add, inner, a, pitch_a, b, pitch_b, c, pitch_c, columns);
-        else if (some == 3) tiles(3, add, inner, a, pitch_a, b, pitch_b, c, pitch_c, columns);
-        else if (some == 2) tiles(2, add, inner, a, pitch_a, b, pitch_b, c, pitch_c, columns);
-        else tiles(1, add, inner, a, pitch_a, b, pitch_b, c, pitch_c, columns);
-        rows -= some, a += some * pitch_a, c += some * pitch_c;
+    for (long at = 0; at < columns;) {
+        const int wide = at + WIDE * V <= columns;
+#define TILE(tall, wide)                                                                                      \
+    tile(least(tall, TALL), wide, inner, a + i * row, row, column, b + at, pitch_b, begin ? begin + i * pitch_begin + at : NULL, \
+         pitch_begin, c + i * pitch_c + at, pitch_c)
+        for (long i = 0; i < rows;) {
+            const long left = rows - i, tiles = (left + TALL - 1) / TALL, some = (left + tiles - 1) / tiles;
+            if (some == 6 && TALL >= 6) { if (wide) TILE(6, WIDE); else TILE(6, 1); }
+            else if (some == 5 && TALL >= 5) { if (wide) TILE(5, WIDE); else TILE(5, 1); }
+            else if (some == 4) { if (wide) TILE(4, WIDE); else TILE(4, 1); }
+            else if (some == 3) { if (wide) TILE(3, WIDE); else TILE(3, 1); }
+            else if (some == 2) { if (wide) TILE(2, WIDE); else TILE(2, 1); }
+            else { if (wide) TILE(1, WIDE); else TILE(1, 1); }
+            i += some;
+        }
+        at += wide ? WIDE * V : V;
     }
 }
 
-static void product(long rows, int inner, const float *a, const float *b, long pitch_b, float *c, long pitch_c,
-                    long columns)
+static void product(long rows, long inner, const float *a, long pitch_a, const float *b, long pitch_b, float *c,
+                    long pitch_c, long columns)
 {
-    products(0, rows, inner, a, inner, b, pitch_b, c, pitch_c, columns);
+    products(rows, inner, a, pitch_a, 1, b, pitch_b, NULL, 0, c, pitch_c, columns);
 }
 
-static void add_product(long rows, int inner, const float *a, const float *b, float *c, long columns)
+static void *claimed(size_t numbers)
 {
-    products(1, rows, inner, a, inner, b, columns, c, columns, columns);
+    void *memory = aligned_alloc(64, (numbers * sizeof(float) + 63) / 64 * 64);
+    if (!memory) abort();
+    return memory;
+}
+
+/* ---- Networks of linear layers with GELU between them ---- */
+
+struct layer {
+    int32_t in, out;            /* channels */
+    int32_t in_wide, out_wide;  /* up to the next multiple of V: what is more are zeros */
+    const float *forward;       /* weights [in, out_wide] */
+    const float *backward;      /* [out, in_wide] */
+    const float *bias;          /* [out_wide] */
+};
+
+#define CHUNKS 32 /* of rows, whose gradients are summed apart and in their order */
+
+/* Widest layer, and rows whose values of it stay near until the last layer is done. */
+static long rows_at_once(const struct layer *layers, int count, long *widest)
+{
+    *widest = layers[0].in_wide;
+    for (int l = 0; l < count; l++)
+        if (layers[l].out_wide > *widest) *widest = layers[l].out_wide;
+    const long rows = 8192 / *widest;
+    return rows < 16 ? 16 : rows > 128 ? 128 : rows;
+}
+
+/* GELU of numbers, in place or not, and slopes if they are wanted. */
+static void activate(const float *x, float *out, float *slopes, long count)
+{
+    for (long at = 0; at < count; at += BESIDE * V) {
+        vec values[BESIDE], slope[BESIDE];
+        some(x + at, count - at, values);
+        gelu_of(values, slope);
+        keep(out + at, count - at, values);
+        if (slopes) keep(slopes + at, count - at, slope);
+    }
+}
+
+static void copy_rows(const float *from, long pitch_from, float *to, long pitch_to, long rows, long columns)
+{
+    for (long i = 0; i < rows; i++) memcpy(to + i * pitch_to, from + i * pitch_from, columns * sizeof *to);
+}
+
+static void forward(const struct layer *layer, long rows, const float *a, long pitch, float *out)
+{
+    products(rows, layer->in, a, pitch, 1, layer->forward, layer->out_wide, layer->bias, 0, out, layer->out_wide,
+             layer->out_wide);
+}
+
+/* Rows [rows, out] of rows x [rows, in], or if `activated` of GELU of them. */
+void network(const struct layer *layers, int count, const float *x, int activated, float *out, long rows, int threads)
+{
+    long widest;
+    const long step = rows_at_once(layers, count, &widest), in = layers->in, made = layers[count - 1].out;
+#pragma omp parallel num_threads(threads)
+    {
+        float *one = claimed(2 * step * widest), *other = one + step * widest;
+#pragma omp for schedule(static)
+        for (long at = 0; at < rows; at += step) {
+            const long some = least(step, rows - at);
+            const float *a = x + at * in;
+            long pitch = in;
+            if (activated) { activate(a, other, NULL, some * in); a = other; }
+            for (int l = 0; l < count; l++) {
+                float *b = a == one ? other : one;
+                forward(layers + l, some, a, pitch, b);
+                if (l + 1 < count) activate(b, b, NULL, some * layers[l].out_wide);
+                a = b, pitch = layers[l].out_wide;
+            }
+            copy_rows(a, pitch, out + at * made, made, some, made);
+        }
+        free(one);
+    }
+}
+
+/* Numbers of the gradients of all layers: weights [in, out_wide], bias [out_wide]. */
+long network_gradients_size(const struct layer *layers, int count)
+{
+    long size = 0;
+    for (int l = 0; l < count; l++) size += (layers[l].in + 1L) * layers[l].out_wide;
+    return size;
+}
+
+/* Gradients of x, unless it is NULL, and of layers, of the gradient g [rows, out]. What is between is computed again. */
+void network_gradients(const struct layer *layers, int count, const float *x, int activated, const float *g,
+                       float *grad_x, float *gradients, long rows, int threads)
+{
+    long widest;
+    const long step = rows_at_once(layers, count, &widest), size = network_gradients_size(layers, count);
+    const long in = layers->in, made = layers[count - 1].out, made_wide = layers[count - 1].out_wide;
+    const long tiles = (rows + step - 1) / step;
+    float *sums = calloc(CHUNKS * size, sizeof *sums);
+    if (!sums) abort();
+#pragma omp parallel num_threads(threads)
+    {
+        const long block = step * widest;
+        float *memory = claimed((2 * count + 2) * block), *one = memory + 2 * count * block, *other = one + block;
+#pragma omp for schedule(static)
+        for (int chunk = 0; chunk < CHUNKS; chunk++)
+            for (long t = chunk * tiles / CHUNKS; t < (chunk + 1) * tiles / CHUNKS; t++) {
+                const long at = t * step, some = least(step, rows - at);
+                const float *values[count + 1];
+                float *slopes[count + 1];
+                values[0] = x + at * in;
+                if (activated) {
+                    slopes[0] = memory + block;
+                    activate(values[0], memory, slopes[0], some * in);
+                    values[0] = memory;
+                }
+                for (int l = 1; l < count; l++) {
+                    float *h = memory + 2 * l * block;
+                    values[l] = h, slopes[l] = h + block;
+                    forward(layers + l - 1, some, values[l - 1], l == 1 ? in : layers[l - 1].in_wide, h);
+                    activate(h, h, slopes[l], some * layers[l].in_wide);
+                }
+                if (made_wide > made) memset(one, 0, some * made_wide * sizeof *one);
+                copy_rows(g + at * made, made, one, made_wide, some, made);
+                float *after = one, *sum = sums + chunk * size + size;
+                for (int l = count - 1; l >= 0; l--) {
+                    const long wide = layers[l].out_wide, before = l ? layers[l].in_wide : in;
+                    sum -= (layers[l].in + 1) * wide;
+                    products(layers[l].in, some, values[l], 1, before, after, wide, sum, wide, sum, wide, wide);
+                    float *bias = sum + layers[l].in * wide;
+                    for (long i = 0; i < some; i++)
+                        FOR(j, wide) store(bias + j, load(bias + j) + load(after + i * wide + j));
+                    if (!l && !grad_x) break;
+                    float *inner = after == one ? other : one;
+                    product(some, layers[l].out, after, wide, layers[l].backward, layers[l].in_wide, inner,
+                            layers[l].in_wide, layers[l].in_wide);
+                    if (!l) {
+                        copy_rows(inner, layers[l].in_wide, grad_x + at * in, in, some, in);
+                        inner = grad_x + at * in;
+                    }
+                    if (l || activated)
+                        for (long j = 0; j < some * before; j++) inner[j] *= slopes[l][j];
+                    after = inner;
+                }
+            }
+        free(memory);
+#pragma omp for schedule(static)
+        for (long j = 0; j < size; j++) {
+            float sum = 0;
+            for (int chunk = 0; chunk < CHUNKS; chunk++) sum += sums[chunk * size + j];
+            gradients[j] = sum;
+        }
+    }
+    free(sums);
 }
 
 /* ---- Fourier transforms ---- */
@@ -204,8 +335,6 @@ struct axis {
     const float *cosines, *sines;        /* [waves, points / 2 + 1], [waves - still, (points - 1) / 2] */
     const float *cosines_t, *sines_t;    /* transposed */
 };
-
-#define FOR(j, end) for (long j = 0; j < (end); j += V)
 
 /* Sums and differences of the rows n and N - n of a. */
 static void fold(int points, const float *a, long pitch, float *sums, float *differences, long columns)
@@ -229,9 +358,9 @@ static void real_modes(const struct axis *axis, const float *values, long pitch,
     const int half = axis->points / 2 + 1, pairs = (axis->points - 1) / 2;
     float *sums = scratch, *differences = sums + half * width;
     fold(axis->points, values, pitch, sums, differences, width);
-    product(axis->waves, half, axis->cosines, sums, width, modes, 2 * width, width);
+    product(axis->waves, half, axis->cosines, half, sums, width, modes, 2 * width, width);
     if (axis->still) memset(modes + width, 0, width * sizeof *modes);
-    product(axis->waves - axis->still, pairs, axis->sines, differences, width,
+    product(axis->waves - axis->still, pairs, axis->sines, pairs, differences, width,
             modes + (1 + 2 * axis->still) * width, 2 * width, width);
 }
 
@@ -244,8 +373,8 @@ static void modes(const struct axis *axis, const float *values, long pitch, floa
     float *sums = scratch, *differences = sums + half * both, *even = differences + pairs * both,
           *odd = even + axis->waves * both;
     fold(axis->points, values, pitch, sums, differences, both);
-    product(axis->waves, half, axis->cosines, sums, both, even, both, both);
-    product(axis->waves - axis->still, pairs, axis->sines, differences, both, odd + axis->still * both, both, both);
+    product(axis->waves, half, axis->cosines, half, sums, both, even, both, both);
+    product(axis->waves - axis->still, pairs, axis->sines, pairs, differences, both, odd + axis->still * both, both, both);
     if (axis->still) memset(odd, 0, both * sizeof *odd);
     for (int a = 0; a < axis->waves; a++) {
         const float *e = even + a * both, *o = odd + a * both;
@@ -279,8 +408,8 @@ static void values(const struct axis *axis, const float *in, long pitch, long im
             store(turned + a * both + width + j, p_re - m_re);
         }
     }
-    product(half, waves, axis->cosines_t, sums, both, even, both, both);
-    product(pairs, waves - axis->still, axis->sines_t, turned + axis->still * both, both, odd, both, both);
+    product(half, waves, axis->cosines_t, waves, sums, both, even, both, both);
+    product(pairs, waves - axis->still, axis->sines_t, waves - axis->still, turned + axis->still * both, both, odd, both, both);
     memcpy(out, even, both * sizeof *out);
     for (int n = 1; n <= pairs; n++)
         FOR(j, both) {
@@ -298,8 +427,8 @@ static void real_values(const struct axis *axis, const float *in, float *out, lo
 {
     const int half = axis->points / 2 + 1, pairs = (axis->points - 1) / 2, waves = axis->waves;
     float *even = scratch, *odd = even + half * width;
-    product(half, waves, axis->cosines_t, in, 2 * width, even, width, width);
-    product(pairs, waves - axis->still, axis->sines_t, in + (1 + 2 * axis->still) * width, 2 * width, odd, width,
+    product(half, waves, axis->cosines_t, waves, in, 2 * width, even, width, width);
+    product(pairs, waves - axis->still, axis->sines_t, waves - axis->still, in + (1 + 2 * axis->still) * width, 2 * width, odd, width,
             width);
     memcpy(out, even, width * sizeof *out);
     for (int n = 1; n <= pairs; n++)
@@ -324,15 +453,18 @@ static struct memory memory_of(const struct axis *x, const struct axis *y, const
         const long mine = 2 * channels * (2L * axes[i]->points + 4 * axes[i]->waves + 4);
         scratch = mine > scratch ? mine : scratch;
     }
-    float *all = aligned_alloc(64, sizeof(float) * (grid + row + scratch));
-    if (!all) abort();
+    float *all = claimed(grid + row + scratch);
     return (struct memory){all, all + grid, all + grid + row};
 }
 
-/* Parts of modes [X', Y', Z', 2, B, C] of values [B, X, Y, Z, C], or with `before` [B, X, Y, Z, C] of the gradient of
- * what `gelu_twice` was given, which is written to `inner`. */
+#define NEAR 32 /* points whose products are summed at once */
+
+/* Parts of modes [X', Y', Z', 2, B, C] of values [B, X, Y, Z, C]. With `before` [B, X, Y, Z, C] values are gradients of
+ * what `gelu_twice` made of it, and what is transformed is the gradient of it, which is written to `inner`. With `beside`
+ * [B, X, Y, Z, D] sums over points of its products with them are added to `weights` [B, C, D]. */
 void to_modes(const struct axis *x, const struct axis *y, const struct axis *z, const float *in, const float *before,
-              float *inner, float *out, long samples, long channels, int threads)
+              float *inner, const float *beside, long depth, float *weights, float *out, long samples, long channels,
+              int threads)
 {
     const long ky = y->kept, kz = z->kept, pair = 2 * channels, columns = samples * channels;
     const long line = z->points * channels, slab = y->points * line;
@@ -350,6 +482,12 @@ void to_modes(const struct axis *x, const struct axis *y, const struct axis *z, 
                         mine = inner + at + j * line;
                     }
                     real_modes(z, mine, channels, m.row + j * kz * pair, m.scratch, channels);
+                }
+                for (long n = 0; beside && n < y->points * z->points; n += NEAR) {
+                    const long first = at / channels + n, some = least(NEAR, y->points * z->points - n);
+                    float *sums = weights + b * channels * depth;
+                    products(channels, some, (before ? inner : in) + first * channels, 1, channels,
+                             beside + first * depth, depth, sums, depth, sums, depth, depth);
                 }
                 for (long k = 0; k < kz; k++)
                     modes(y, m.row + k * pair, kz * pair, m.grid + (i * ky * kz + k) * pair, kz * pair, channels,
@@ -386,7 +524,8 @@ void to_values(const struct axis *x, const struct axis *y, const struct axis *z,
                 for (long j = 0; j < y->points; j++) {
                     const long at = (b * x->points + i) * slab + j * line, row = at / channels;
                     real_values(z, m.row + j * kz * pair, out + at, channels, m.scratch, channels);
-                    add_product(z->points, depth, beside + row * depth, weight, out + at, channels);
+                    products(z->points, depth, beside + row * depth, depth, 1, weight, channels, out + at, channels,
+                             out + at, channels, channels);
                     for (long n = 0; bias && n < z->points; n++)
                         FOR(c, channels) store(out + at + n * channels + c,
                                                load(out + at + n * channels + c) + load(bias + c));
@@ -404,7 +543,7 @@ INLINE void complex_tile(const int rows, const int wide, int inner, const float 
                          const float *w, long pitch_w, long apart, float *out_re, float *out_im, long pitch_out,
                          const float *next)
 {
-    vec sum_re[TALL][2] = {0}, sum_im[TALL][2] = {0};
+    vec sum_re[4][2] = {0}, sum_im[4][2] = {0};
     for (int c = 0; c < inner; c++) {
         vec w_re[2], w_im[2];
         __builtin_prefetch(next + c * 16); /* a line of the cache */
@@ -439,7 +578,7 @@ static void complex_product(long samples, int inner, long wide, const float *z, 
     for (long o = 0; o < wide;) {
         const int two = V <= 8 ? 0 : o + 2 * V <= wide;
         for (long b = 0; b < samples;) {
-            const long rows = least(TALL, samples - b);
+            const long rows = least(4, samples - b);
 #define COMPLEX(rows, two)                                                                                    \
     complex_tile(rows, two, inner, re + b * inner, im + b * inner, w + o, 2 * wide, wide, out_re + b * wide + o, \
                  out_im + b * wide + o, wide, next)
@@ -490,8 +629,7 @@ void mix_gradient(const float *g, const float *w, float *grad_z, long count, lon
 {
 #pragma omp parallel num_threads(threads)
     {
-        float *turned = aligned_alloc(64, sizeof(float) * 2 * wide * channels);
-        if (!turned) abort();
+        float *turned = claimed(2 * wide * channels);
 #pragma omp for schedule(static)
         for (long k = 0; k < count; k++) {
             const float *mine = w + k * channels * 2 * wide;
@@ -510,7 +648,7 @@ void mix_gradient(const float *g, const float *w, float *grad_z, long count, lon
 INLINE void weight_tile(const int rows, const int wide, long samples, long channels, long columns, const float *z,
                         const float *g, float *out)
 {
-    vec sum_re[TALL][2] = {0}, sum_im[TALL][2] = {0};
+    vec sum_re[4][2] = {0}, sum_im[4][2] = {0};
     for (long b = 0; b < samples; b++) {
         vec g_re[2], g_im[2];
         UNROLL for (int j = 0; j < wide; j++) {
@@ -542,11 +680,11 @@ void mix_weight_gradient(const float *z, const float *g, float *grad_w, long cou
     for (long k = 0; k < count; k++) {
         const float *z_k = z + k * 2 * samples * channels, *g_k = g + k * 2 * samples * wide;
         float *out = grad_w + k * channels * 2 * wide;
-        for (long c = 0; c < channels; c += TALL)
+        for (long c = 0; c < channels; c += 4)
             for (long o = 0; o < wide;) {
                 const int two = V <= 8 ? 0 : o + 2 * V <= wide;
-                if (two) weight_tile(TALL, 2, samples, channels, wide, z_k + c, g_k + o, out + c * 2 * wide + o);
-                else weight_tile(TALL, 1, samples, channels, wide, z_k + c, g_k + o, out + c * 2 * wide + o);
+                if (two) weight_tile(4, 2, samples, channels, wide, z_k + c, g_k + o, out + c * 2 * wide + o);
+                else weight_tile(4, 1, samples, channels, wide, z_k + c, g_k + o, out + c * 2 * wide + o);
                 o += two ? 2 * V : V;
             }
     }
@@ -554,74 +692,94 @@ void mix_weight_gradient(const float *z, const float *g, float *grad_w, long cou
 
 /* ---- Sums over neighbours ---- */
 
-#define TOGETHER 4 /* samples whose values stay in the cache from one output point to the next */
+/* So many samples and vectors of channels at once, of all points in turns: what these have of them stays in the cache. */
+#define SAMPLES 4
+#define BESIDE_OF(channels) ((channels) % (2 * V) ? 1 : 2)
 
-INLINE void bag_tile(const int samples, const int wide, long begin, long end, const float *weight,
-                     const int64_t *edge, const int64_t *index, const float *f, long apart, long channels, float *out,
-                     long apart_out)
+INLINE void sums_of(const int samples, const int wide, long begin, long end, const float *weight, const int64_t *index,
+                    const float *f, long apart, long channels, float *out, long apart_out)
 {
-    vec sums[TOGETHER][WIDE] = {0};
+    vec sums[SAMPLES][2] = {0};
     for (long e = begin; e < end; e++) {
-        const float *k = weight + (edge ? edge[e] : e) * channels, *mine = f + index[e] * channels;
-        vec factor[WIDE];
-        UNROLL for (int j = 0; j < wide; j++) factor[j] = load(k + j * V);
-        UNROLL for (int b = 0; b < samples; b++)
-            UNROLL for (int j = 0; j < wide; j++) sums[b][j] += factor[j] * load(mine + b * apart + j * V);
+        const float *k = weight + e * channels, *mine = f + index[e] * channels;
+        UNROLL for (int j = 0; j < wide; j++) {
+            const vec factor = load(k + j * V);
+            UNROLL for (int b = 0; b < samples; b++) sums[b][j] += factor * load(mine + b * apart + j * V);
+        }
     }
     UNROLL for (int b = 0; b < samples; b++)
         UNROLL for (int j = 0; j < wide; j++) store(out + b * apart_out + j * V, sums[b][j]);
 }
 
-/* out[b, m, c] = sum over e in indptr[m] .. indptr[m + 1] of weight[edge[e], c] f[b, index[e], c]; no `edge` is e itself. */
-void bag_sums(const float *weight, const int64_t *edge, const int64_t *index, const int64_t *indptr, const float *f,
-              float *out, long samples, long points, long rows, long channels, int threads)
+#define ANY_SAMPLES(samples, wide, call)                                                                      \
+    if (samples == 4) { if (wide == 2) call(4, 2); else call(4, 1); }                                         \
+    else if (samples == 3) { if (wide == 2) call(3, 2); else call(3, 1); }                                    \
+    else if (samples == 2) { if (wide == 2) call(2, 2); else call(2, 1); }                                    \
+    else { if (wide == 2) call(1, 2); else call(1, 1); }
+
+/* out[b, m, c] = sum over e in indptr[m] .. indptr[m + 1] of weight[e, c] f[b, index[e], c]; points m in this order. */
+void neighbour_sums(const float *weight, const int64_t *index, const int64_t *indptr, const int64_t *order,
+                    const float *f, float *out, long samples, long points, long rows, long channels, int threads)
 {
-    const long apart = points * channels, apart_out = rows * channels;
-    for (long b = 0; b < samples;) {
-        const int four = samples - b >= TOGETHER;
-        const float *mine = f + b * apart;
-        float *made = out + b * apart_out;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 32)
-        for (long m = 0; m < rows; m++)
-            for (long c = 0; c < channels;) {
-                const int wide = c + WIDE * V <= channels;
-#define BAG(samples, wide)                                                                                    \
-    bag_tile(samples, wide, indptr[m], indptr[m + 1], weight + c, edge, index, mine + c, apart, channels,     \
-             made + m * channels + c, apart_out)
-                if (four) { if (wide) BAG(TOGETHER, WIDE); else BAG(TOGETHER, 1); }
-                else { if (wide) BAG(1, WIDE); else BAG(1, 1); }
-                c += wide ? WIDE * V : V;
+    const long apart = points * channels, apart_out = rows * channels, wide = BESIDE_OF(channels);
+    for (long b = 0; b < samples; b += SAMPLES) {
+        const long some = least(SAMPLES, samples - b);
+#pragma omp parallel for collapse(2) num_threads(threads) schedule(dynamic, 64)
+        for (long c = 0; c < channels; c += wide * V)
+            for (long i = 0; i < rows; i++) {
+                const long m = order[i];
+#define SUMS(samples, wide)                                                                                   \
+    sums_of(samples, wide, indptr[m], indptr[m + 1], weight + c, index, f + b * apart + c, apart, channels,   \
+            out + b * apart_out + m * channels + c, apart_out)
+                ANY_SAMPLES(some, wide, SUMS)
             }
-        b += four ? TOGETHER : 1;
     }
 }
 
-INLINE void inner_tile(const int wide, long samples, int add, const float *f, long apart, const float *g, long apart_g,
-                       float *out)
+INLINE void gradients_of(const int samples, const int wide, long begin, long end, const float *weight,
+                         const int64_t *index, const float *f, const float *g, float *grad_weight, int add, float *grad_f,
+                         long apart, long channels, long apart_g)
 {
-    vec sums[WIDE];
-    UNROLL for (int j = 0; j < wide; j++) sums[j] = add ? load(out + j * V) : all(0);
-    for (long b = 0; b < samples; b++)
-        UNROLL for (int j = 0; j < wide; j++) sums[j] += load(f + b * apart + j * V) * load(g + b * apart_g + j * V);
-    UNROLL for (int j = 0; j < wide; j++) store(out + j * V, sums[j]);
+    vec given[SAMPLES][2];
+    UNROLL for (int b = 0; b < samples; b++)
+        UNROLL for (int j = 0; j < wide; j++) given[b][j] = load(g + b * apart_g + j * V);
+    for (long e = begin; e < end; e++) {
+        const long edge = e * channels, point = index[e] * channels;
+        UNROLL for (int j = 0; j < wide; j++) {
+            if (grad_weight) {
+                vec sum = add ? load(grad_weight + edge + j * V) : all(0);
+                UNROLL for (int b = 0; b < samples; b++) sum += given[b][j] * load(f + b * apart + point + j * V);
+                store(grad_weight + edge + j * V, sum);
+            }
+            if (grad_f) {
+                const vec factor = load(weight + edge + j * V);
+                UNROLL for (int b = 0; b < samples; b++) {
+                    float *there = grad_f + b * apart + point + j * V;
+                    store(there, load(there) + factor * given[b][j]);
+                }
+            }
+        }
+    }
 }
 
-/* out[e, c] = sum over b of g[b, m, c] f[b, index[e], c], for e in indptr[m] .. indptr[m + 1]. */
-void bag_products(const float *g, const int64_t *index, const int64_t *indptr, const float *f, float *out,
-                  long samples, long points, long rows, long channels, int threads)
+/* Gradients of weight, and of f, which begins with zeros; either may be NULL. Threads have channels of their own. */
+void neighbour_gradients(const float *weight, const int64_t *index, const int64_t *indptr, const int64_t *order,
+                         const float *f, const float *g, float *grad_weight, float *grad_f, long samples, long points,
+                         long rows, long channels, int threads)
 {
     const long apart = points * channels, apart_g = rows * channels;
-    for (long b = 0; b < samples; b += TOGETHER) {
-        const long some = least(TOGETHER, samples - b);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 32)
-        for (long m = 0; m < rows; m++)
-            for (long e = indptr[m]; e < indptr[m + 1]; e++) {
-                const float *mine = f + b * apart + index[e] * channels, *other = g + b * apart_g + m * channels;
-                float *made = out + e * channels;
-                long c = 0;
-                for (; c + WIDE * V <= channels; c += WIDE * V)
-                    inner_tile(WIDE, some, b > 0, mine + c, apart, other + c, apart_g, made + c);
-                for (; c < channels; c += V) inner_tile(1, some, b > 0, mine + c, apart, other + c, apart_g, made + c);
+    const long wide = threads * 2 * V > channels ? 1 : BESIDE_OF(channels);
+    for (long b = 0; b < samples; b += SAMPLES) {
+        const long some = least(SAMPLES, samples - b);
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (long c = 0; c < channels; c += wide * V)
+            for (long i = 0; i < rows; i++) {
+                const long m = order[i];
+#define GRADIENTS(samples, wide)                                                                              \
+    gradients_of(samples, wide, indptr[m], indptr[m + 1], weight + c, index, f + b * apart + c,               \
+                 g + b * apart_g + m * channels + c, grad_weight ? grad_weight + c : NULL, b > 0,             \
+                 grad_f ? grad_f + b * apart + c : NULL, apart, channels, apart_g)
+                ANY_SAMPLES(some, wide, GRADIENTS)
             }
     }
 }

@@ -8,32 +8,63 @@ import ctypes
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from millrace.models import native
 
-_SOURCE = Path(__file__).with_name("kernels.c")
+SOURCE = Path(__file__).with_name("kernels.c")
 
 
 def suit(*tensors: Tensor, channels: int = 0) -> bool:
     """Whether kernels take these tensors, in rows of so many channels."""
-    if not native.suit(*tensors):
-        return False
-    library = native.library(_SOURCE)
-    return library is not None and channels % library.vector() == 0
+    return native.suit(*tensors) and native.has(SOURCE) and channels % vector() == 0
 
 
-def gelu(x: Tensor, gradient: Tensor | None = None) -> Tensor:
-    """GELU (Hendrycks & Gimpel 2016, arXiv:1606.08415) by the integral of the normal distribution.
+def vector() -> int:
+    """Numbers of a vector of this processor."""
+    return int(native.library(SOURCE).vector())
 
-    If the gradient of its output is given, it becomes that of its input.
+
+class Network:
+    """Linear layers with GELU (Hendrycks & Gimpel 2016, arXiv:1606.08415) between them, on rows of values.
+
+    Takes weights [O, I] and biases in turns.
     """
-    out = torch.empty_like(x)
-    _call("gelu", x, out, gradient, x.numel())
-    return out
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        pairs = zip(parameters[::2], parameters[1::2], strict=True)
+        self._layers = [_Layer.of(weight, bias) for weight, bias in pairs]
+        self._table = (_LayerTable * len(self._layers))(*(layer.table() for layer in self._layers))
+
+    def values(self, x_RI: Tensor, activated: bool) -> Tensor:
+        """Of the last layer, [R, O]; with ``activated`` GELU stands before the first layer, too."""
+        out = x_RI.new_empty(len(x_RI), self._layers[-1].channels[1])
+        _call("network", self._table, len(self._layers), x_RI, int(activated), out, len(x_RI))
+        return out
+
+    def gradients(
+        self, x_RI: Tensor, activated: bool, g_RO: Tensor, wanted: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """Of x if it is ``wanted``, and of weights and biases in turns."""
+        given = (self._table, len(self._layers))
+        sizes = [(layer.channels[0] + 1, layer.forward.shape[1]) for layer in self._layers]
+        flat = x_RI.new_empty(sum(rows * columns for rows, columns in sizes))
+        grad_x = torch.empty_like(x_RI) if wanted else None
+        _call("network_gradients", *given, x_RI, int(activated), g_RO, grad_x, flat, len(x_RI))
+        made = []
+        for layer, size, part in zip(
+            self._layers,
+            sizes,
+            flat.split([rows * columns for rows, columns in sizes]),
+            strict=True,
+        ):
+            table = part.view(size)[:, : layer.channels[1]]
+            made += [table[:-1].t().contiguous(), table[-1].contiguous()]
+        return grad_x, made
 
 
 class Transform:
@@ -56,15 +87,23 @@ class Transform:
         """Modes of values."""
         samples, _, channels = x_BGC.shape
         out = x_BGC.new_empty(self._modes, 2, samples, channels)
-        _call("to_modes", *self._axes, x_BGC, None, None, out, samples, channels)
+        _call("to_modes", *self._axes, x_BGC, *[None] * 3, 0, None, out, samples, channels)
         return out
 
-    def gradient_to_modes(self, g_BGC: Tensor, before_BGC: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of what was given to GELU twice, of that of what it made, and its modes."""
+    def gradient_to_modes(
+        self, g_BGC: Tensor, before_BGC: Tensor | None, beside_BGD: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What `to_values` turns gradients into: those of its sum, of its modes, and of its weight [C, D].
+
+        ``before``: the sum, if it was activated.
+        """
         samples, _, channels = g_BGC.shape
-        out, inner = g_BGC.new_empty(self._modes, 2, samples, channels), torch.empty_like(g_BGC)
-        _call("to_modes", *self._axes, g_BGC, before_BGC, inner, out, samples, channels)
-        return inner, out
+        out = g_BGC.new_empty(self._modes, 2, samples, channels)
+        inner = g_BGC if before_BGC is None else torch.empty_like(g_BGC)
+        weights = g_BGC.new_zeros(samples, channels, beside_BGD.shape[2])
+        given = (g_BGC, before_BGC, inner, beside_BGD, beside_BGD.shape[2], weights, out)
+        _call("to_modes", *self._axes, *given, samples, channels)
+        return inner, out, weights.sum(0)
 
     def to_values(
         self,
@@ -104,24 +143,68 @@ def mix_gradients(z_K2BC: Tensor, weight_KC: Tensor, g_K2BO: Tensor) -> tuple[Te
     return grad_z, grad_weight
 
 
-def bag_sums(
-    weight_EC: Tensor, f_BNC: Tensor, indptr: Tensor, index: Tensor, edge: Tensor | None = None
+def neighbour_sums(
+    weight_EC: Tensor, f_BNC: Tensor, indptr: Tensor, index: Tensor, order: Tensor
 ) -> Tensor:
-    """Sums over e in indptr[m]:indptr[m+1] of weight[edge[e], c] f[b, index[e], c], [B, M, C]."""
+    """Sums over e in indptr[m]:indptr[m+1] of weight[e, c] f[b, index[e], c], [B, M, C].
+
+    Output points m are worked on in an order.
+    """
     samples, points, channels = f_BNC.shape
-    out = f_BNC.new_empty(samples, len(indptr) - 1, channels)
-    sizes = (samples, points, out.shape[1], channels)
-    _call("bag_sums", weight_EC, edge, index, indptr, f_BNC, out, *sizes)
+    out = f_BNC.new_empty(samples, len(order), channels)
+    sizes = (samples, points, len(order), channels)
+    _call("neighbour_sums", weight_EC, index, indptr, order, f_BNC, out, *sizes)
     return out
 
 
-def bag_products(g_BMC: Tensor, f_BNC: Tensor, indptr: Tensor, index: Tensor) -> Tensor:
-    """Sums over b of g[b, m, c] f[b, index[e], c] for e in indptr[m]:indptr[m+1], [E, C]."""
+def neighbour_gradients(
+    weight_EC: Tensor,
+    f_BNC: Tensor,
+    g_BMC: Tensor,
+    indptr: Tensor,
+    index: Tensor,
+    order: Tensor,
+    wanted_weight: bool,
+    wanted_f: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of weights and f of `neighbour_sums` that are wanted."""
     samples, points, channels = f_BNC.shape
-    out = f_BNC.new_empty(len(index), channels)
-    sizes = (samples, points, g_BMC.shape[1], channels)
-    _call("bag_products", g_BMC, index, indptr, f_BNC, out, *sizes)
-    return out
+    grad_weight = torch.empty_like(weight_EC) if wanted_weight else None
+    grad_f = torch.zeros_like(f_BNC) if wanted_f else None
+    given = (weight_EC, index, indptr, order, f_BNC, g_BMC, grad_weight, grad_f)
+    _call("neighbour_gradients", *given, samples, points, len(order), channels)
+    return grad_weight, grad_f
+
+
+class _LayerTable(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("into", "out", "in_wide", "out_wide")),
+        *((name, ctypes.c_void_p) for name in ("forward", "backward", "bias")),
+    ]
+
+
+class _Layer(NamedTuple):
+    """A layer as kernels read it: with zeros up to the next multiple of a vector."""
+
+    channels: tuple[int, int]
+    forward: Tensor
+    backward: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, weight_OI: Tensor, bias_O: Tensor) -> "_Layer":
+        out, into = weight_OI.shape
+        return cls((into, out), _wide(weight_OI.t()), _wide(weight_OI), _wide(bias_O))
+
+    def table(self) -> _LayerTable:
+        sizes = (*self.channels, self.backward.shape[1], self.forward.shape[1])
+        return _LayerTable(
+            *sizes, *(x.data_ptr() for x in (self.forward, self.backward, self.bias))
+        )
+
+
+def _wide(x: Tensor) -> Tensor:
+    return functional.pad(x, (0, -x.shape[-1] % vector())).contiguous()
 
 
 class _Axis(ctypes.Structure):
@@ -165,5 +248,5 @@ def _plain(value: Any) -> Any:
 
 
 def _call(name: str, *given: Any) -> None:
-    function = getattr(native.library(_SOURCE), name)
+    function = getattr(native.library(SOURCE), name)
     function(*map(_plain, given), torch.get_num_threads())

@@ -1,12 +1,11 @@
 """Networks of linear layers on a CPU, worked on part by part.
 
-Parts of the values stay in the cache from layer to layer, forward and backward, and only what is given and
-the values before activations are kept.
+Parts of the values stay in the cache from layer to layer, forward and backward.
 
 Shape suffixes: R columns of values, I channels in, O channels out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,22 +25,51 @@ def parts(count: int, nbytes: int) -> Iterator[slice]:
     return (slice(begin, min(count, begin + step)) for begin in range(0, count, step))
 
 
-class Layers(torch.autograd.Function):
-    """Linear layers with GELU between them, and before the first one if ``activated``, on a CPU."""
+def layers(x_IR: Tensor, activated: bool, rows: bool, parameters: Sequence[Tensor]) -> Tensor:
+    """Linear layers with GELU between them, and before the first one if ``activated``, [O, R].
+
+    ``parameters``: weight and bias of each layer. With ``rows`` or by kernels it is a view of [R, O].
+    """
+    if kernels.suit(*parameters):
+        made: Tensor = _KernelLayers.apply(x_IR.t().contiguous(), activated, *parameters)
+        return made.t()
+    made = _Layers.apply(x_IR, activated, rows, *parameters)
+    return made
+
+
+class _KernelLayers(torch.autograd.Function):
+    """`layers` by kernels, from [R, I] to [R, O]; what is between is computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, x_RI: Tensor, activated: bool, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(x_RI, *parameters)
+        ctx.activated = activated
+        return kernels.Network(parameters).values(x_RI, activated)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_RI, *parameters = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[0]
+        given = (x_RI, ctx.activated, gradients[0].contiguous(), wanted)
+        grad_x, grads = kernels.Network(parameters).gradients(*given)
+        return grad_x, None, *grads
+
+
+class _Layers(torch.autograd.Function):
+    """`layers` by PyTorch, which keeps what is given and the values before activations."""
 
     @staticmethod
     def forward(ctx: Any, x_IR: Tensor, activated: bool, rows: bool, *parameters: Tensor) -> Tensor:
-        """``parameters``: weight and bias of each layer. [O, R], or with ``rows`` a view of [R, O]."""
         weights, biases = parameters[::2], parameters[1::2]
         out_OR = _empty(x_IR, (len(weights[-1]), x_IR.shape[1]), rows)
         widest = max(max(w.shape) for w in weights) * x_IR.element_size()
         ctx.parts, ctx.activated, kept = [*parts(x_IR.shape[1], widest)], activated, []
         for part in ctx.parts:
-            h = x_IR[:, part].contiguous() if activated else _dense(x_IR[:, part])
+            h = x_IR[:, part].contiguous()
             for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
                 kept.append(h)
                 if number or activated:
-                    h = _gelu(h)
+                    h = functional.gelu(h)
                 h = product(weight, h.t()).add_(bias[:, None])
             out_OR[:, part] = h
         ctx.rows = not x_IR.is_contiguous()
@@ -60,33 +88,19 @@ class Layers(torch.autograd.Function):
         grads = [(torch.zeros_like(w), w.new_zeros(len(w))) for w in weights]
         for part in ctx.parts:
             before = [next(kept) for _ in weights]
-            g: Any = _dense(g_OR[:, part])
+            g = g_OR[:, part].contiguous()
             for number in reversed(range(count)):
                 h, weight, (grad_weight, grad_bias) = before[number], weights[number], grads[number]
+                active = number or ctx.activated
+                grad_weight += product(g, functional.gelu(h) if active else h)
                 grad_bias += g.sum(1)
-                wanted = number or grad_x is not None
-                grad_h = product(weight.t(), g.t()) if wanted else None
-                if number or ctx.activated:
-                    h = _gelu(h, grad_h)
-                grad_weight += product(g, h)
-                g = grad_h
+                if number or grad_x is not None:
+                    g = product(weight.t(), g.t())
+                    if active:
+                        torch.ops.aten.gelu_backward.grad_input(g, h, grad_input=g)
             if grad_x is not None:
                 grad_x[:, part] = g
         return grad_x, None, None, *(one for pair in grads for one in pair)
-
-
-def _gelu(h: Tensor, gradient: Tensor | None = None) -> Tensor:
-    """GELU; if the gradient of its output is given, it becomes that of its input."""
-    if kernels.suit(h):
-        return kernels.gelu(h, gradient)
-    if gradient is not None:
-        torch.ops.aten.gelu_backward.grad_input(gradient, h, grad_input=gradient)
-    return functional.gelu(h)
-
-
-def _dense(x: Tensor) -> Tensor:
-    """A matrix that lies row by row, or column by column."""
-    return x if x.t().is_contiguous() else x.contiguous()
 
 
 def _empty(like: Tensor, shape: tuple[int, int], rows: bool) -> Tensor:

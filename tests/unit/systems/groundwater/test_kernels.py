@@ -1,0 +1,152 @@
+"""Kernels in C against the same operations of PyTorch in float64, which stand in for them."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from neuralop.layers.fno_block import FNOBlocks
+from torch import nn
+
+from millrace.models import native
+from millrace.systems.groundwater import kernels
+from millrace.systems.groundwater.fourier import FourierLayers
+from millrace.systems.groundwater.gno import NeighbourTable, kernel_sum
+from millrace.systems.groundwater.graph import radius_neighbours
+from millrace.systems.groundwater.layers import layers
+
+# With instructions of this processor, of those before AVX-512, and of any.
+INSTRUCTIONS = ["-march=native", "-march=haswell", "-march=x86-64"]
+# All modes of an axis, one mode, one point, odd grids (shifted), and frequencies beyond the grid's.
+GRIDS = {
+    (8, 6, 6): (4, 4, 4),
+    (4, 6, 4): (4, 6, 3),
+    (7, 5, 9): (3, 4, 5),
+    (5, 5, 5): (5, 5, 3),
+    (1, 4, 10): (1, 1, 1),
+    (9, 8, 2): (6, 3, 2),
+}
+ROWS, SAMPLES = 300, 5
+
+
+@pytest.fixture(params=INSTRUCTIONS)
+def wide(request, compiler, monkeypatch):
+    """Numbers of a vector of kernels that are compiled for some instructions."""
+    if "haswell" in request.param and "avx2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this processor has no AVX2")
+    flags = [request.param if flag == "-march=native" else flag for flag in native.FLAGS]
+    monkeypatch.setattr(native, "FLAGS", (*flags,))
+    native.has.cache_clear()
+    native.library.cache_clear()
+    assert kernels.suit(torch.ones(1))
+    yield kernels.vector()
+    native.has.cache_clear()
+    native.library.cache_clear()
+
+
+def compare(function, *inputs):
+    """Values and gradients of a function of single numbers, and of double ones."""
+    made = []
+    for dtype in (torch.float32, torch.float64):
+        given = [x.detach().to(dtype).requires_grad_() for x in inputs]
+        out = function(*given)
+        torch.manual_seed(1)
+        weight = torch.randn(out.shape, dtype=torch.float64).to(dtype)
+        made.append([out, *torch.autograd.grad((out * weight).sum(), given)])
+    for found, expected in zip(*made, strict=True):
+        difference = (found - expected).detach().abs().max()
+        assert difference < 2e-6 * expected.detach().abs().max().clamp(min=1e-30)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_fourier_layers(wide, grid):
+    torch.manual_seed(0)
+    blocks = FNOBlocks(2 * wide, 2 * wide, GRIDS[grid], n_layers=2, use_channel_mlp=False)
+    model = FourierLayers(blocks)
+    names = [name for name, _ in model.named_parameters()]
+    assert model.has_kernels()
+
+    def apply(x_GBC, *parameters):
+        model.to(x_GBC.dtype)
+        given = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(model, given, (x_GBC, model.basis(grid)))
+
+    compare(apply, torch.randn(torch.Size(grid).numel(), SAMPLES, 2 * wide), *model.parameters())
+
+
+@pytest.mark.parametrize("activated", [False, True])
+@pytest.mark.parametrize("widths", [(3, 40, 5), (16, 32), (1, 7, 130, 1), (64, 300, 16)])
+def test_networks_of_linear_layers(wide, activated, widths):
+    torch.manual_seed(0)
+    linear = [nn.Linear(*pair) for pair in pairwise(widths)]
+    parameters = [p for layer in linear for p in (layer.weight, layer.bias)]
+    compare(
+        lambda x_IR, *given: layers(x_IR, activated, False, given),
+        torch.randn(widths[0], ROWS),
+        *parameters,
+    )
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("vectors", [1, 2, 3])
+def test_sums_over_neighbours(wide, samples, vectors):
+    torch.manual_seed(0)
+    points, queries = np.random.default_rng(0).random((2, 60, 3))
+    queries[:2] = 5  # without neighbours
+    csr = radius_neighbours(points, queries, 0.4)
+    table = NeighbourTable.from_csr(csr, len(points))
+    kernel_EC = torch.randn(len(table.index), vectors * wide)
+    f_CNB = torch.randn(vectors * wide, len(points), samples)
+    compare(lambda kernel, f: kernel_sum(kernel.t(), f, table), kernel_EC, f_CNB)
+
+
+def test_what_is_no_number_stays_none(wide):
+    x_RI = torch.tensor([[torch.nan], [torch.inf], [-torch.inf], [100.0], [-100.0], [0.0]])
+    one = [torch.ones(1, 1), torch.zeros(1)]
+    found = kernels.Network(one).values(x_RI, activated=True).flatten()
+    assert torch.isnan(found[0])
+    assert found[1:].tolist() == pytest.approx([torch.inf, 0, 100, 0, 0], abs=1e-30)
+
+
+def test_gelu_to_single_precision(wide):
+    x = torch.linspace(-14, 14, 100_001)[:, None]
+    one = [torch.ones(1, 1), torch.zeros(1)]
+    found = kernels.Network(one).values(x, activated=True)
+    grad_x, _ = kernels.Network(one).gradients(x, True, torch.ones_like(x), True)
+    exact = x.double().requires_grad_()
+    expected = nn.functional.gelu(exact)
+    expected.sum().backward()
+    assert float((found - expected).abs().max()) < 5e-7
+    assert float((grad_x - exact.grad).abs().max()) < 5e-7
+
+
+def test_results_do_not_depend_on_the_number_of_threads(compiler):
+    torch.manual_seed(0)
+    wide = kernels.vector()
+    points = np.random.default_rng(0).random((50, 3))
+    table = NeighbourTable.from_csr(radius_neighbours(points, points, 0.4), len(points))
+    blocks = FNOBlocks(wide, wide, (4, 4, 4), n_layers=2, use_channel_mlp=False)
+    model = FourierLayers(blocks)
+    basis = model.basis((8, 6, 6))
+    net = [torch.randn(wide, wide), torch.randn(wide), torch.randn(wide, wide), torch.randn(wide)]
+    x_GBC = torch.randn(288, SAMPLES, wide)
+    kernel, f_CNB = torch.randn(len(table.index), wide), torch.randn(wide, 50, SAMPLES)
+    leaves = [*model.parameters(), *net, x_GBC, kernel, f_CNB]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            made = [
+                model(x_GBC, basis),
+                layers(x_GBC.flatten(0, 1).t(), False, False, net),
+                kernel_sum(kernel.t(), f_CNB, table),
+            ]
+            loss = sum(one.square().mean() for one in made)
+            found.append([*made, *torch.autograd.grad(loss, leaves)])
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
