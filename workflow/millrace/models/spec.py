@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from millrace.config import Settings
@@ -90,5 +91,7 @@ class ModelSpec:
     """(config, module, dataset, weights by the names of a published file) -> what the module takes of them,
     for ``train.init_from.published``; raises `ConfigError` if they are of another network. None: no weights
     are published."""
+    check: Callable[[Any, torch.device], None] | None = None
+    """(config, device): raises `ConfigError` if the model cannot be trained there. None: it can."""
     division: Division | None = None
     """How the model can be divided among processes; None: each process has a replica."""

@@ -115,6 +115,8 @@ class Trainer:
         self._mark = mark
         self.spec, self.dataset, self.config, self.ranks = spec, dataset, config, ranks
         self.execution = execution or ExecutionConfig()
+        if spec.check is not None:
+            spec.check(model_config, ranks.device)
         seed_everything(seed, rank=0)
         self.module = spec.build(model_config, dataset).to(ranks.device)
         self.adopted: Adopted | None = None

@@ -8,19 +8,25 @@ by `millrace.systems.groundwater.fourier`.
 Shape suffixes: N points, K core points, G latent points, B samples, C channels, T steps, V variables.
 """
 
+import os
+from importlib.util import find_spec
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from millrace.errors import ConfigError
 from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
 from millrace.systems.groundwater.fourier import Basis, ChannelLast, FourierLayers
-from millrace.systems.groundwater.gno import gno
+from millrace.systems.groundwater.gno import KernelSum, gno
 from millrace.systems.groundwater.network import GraphNetwork, continued
 from millrace.systems.groundwater.neuraloperator import LibraryGINO
 from millrace.systems.groundwater.patch_dataset import LatentGeometry, PatchBatch, PatchDataset
 from millrace.systems.groundwater.settings import GinoConfig
+
+HAS_TRITON = find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def library_model(config: GinoConfig, in_channels: int, out_channels: int) -> LibraryGINO:
@@ -54,6 +60,7 @@ class GINO(GraphNetwork):
     ) -> None:
         super().__init__(increment_scale_V)
         self.output_shape = (output_steps, len(increment_scale_V))
+        self.by_triton = config.kernel_sums == "triton"
         self.net = library_model(config, in_channels, output_steps * len(increment_scale_V))
         self.net.lifting = ChannelLast(self.net.lifting)
         self.net.projection = ChannelLast(self.net.projection)
@@ -73,8 +80,9 @@ class GINO(GraphNetwork):
         """The forecast, given what is `prepared`."""
         geometry = cast(LatentGeometry, batch.geometry)
         net, n_core = self.net, geometry.n_core
+        tables, sums = (geometry.into_latent, geometry.from_latent), self.sums(batch.x_NBC.device)
         f_CNB = batch.x_NBC.permute(2, 0, 1)
-        x_CGB = gno(net.gno_in, points_ND, latent_GD, f_CNB, geometry.into_latent, "mean")
+        x_CGB = gno(net.gno_in, points_ND, latent_GD, f_CNB, tables[0], "mean", sums)
         # Kernels on a CPU take sample by sample, all else point by point.
         first, second = (2, 1) if net.fno_blocks.has_kernels() else (1, 2)
         x_CR = x_CGB.permute(0, first, second).flatten(1)
@@ -82,16 +90,38 @@ class GINO(GraphNetwork):
         h_HGB = h_RH.t().unflatten(1, (x_CGB.shape[first], -1)).permute(0, first, second)
         h_HGB = net.fno_blocks(h_HGB.permute(1, 2, 0), basis).permute(2, 0, 1)
         core_KD = points_ND[:n_core]
-        h_HKB = gno(net.gno_out, latent_GD, core_KD, h_HGB, geometry.from_latent, "sum")
+        h_HKB = gno(net.gno_out, latent_GD, core_KD, h_HGB, tables[1], "sum", sums)
         change_TR = net.projection(h_HKB.permute(0, first, second).flatten(1))
         change_TKB = change_TR.unflatten(1, (h_HKB.shape[first], -1)).permute(0, first, second)
         change_KBTV = change_TKB.permute(1, 2, 0).unflatten(2, self.output_shape)
         return self.forecast(batch, change_KBTV)
 
+    def sums(self, device: torch.device) -> KernelSum | None:
+        """Kernel sums by Triton where the configuration wants them and they run; else None."""
+        if not (self.by_triton and _runs_triton(device)) or torch.compiler.is_exporting():
+            return None
+        from millrace.systems.groundwater.triton_sums import kernel_sum
+
+        return kernel_sum
+
 
 def _build(config: GinoConfig, dataset: PatchDataset) -> GINO:
     scale = torch.from_numpy(dataset.increment_scale)
     return GINO(config, dataset.in_channels, dataset.config.output_steps, scale)
+
+
+def _runs_triton(device: torch.device) -> bool:
+    """Whether Triton is there and has a GPU, or interprets its kernels, as tests have it do."""
+    return HAS_TRITON and (device.type == "cuda" or _INTERPRETED)
+
+
+def _check(config: GinoConfig, device: torch.device) -> None:
+    if config.kernel_sums == "triton" and not _runs_triton(device):
+        missing = "GPU" if HAS_TRITON or device.type != "cuda" else "package triton"
+        raise ConfigError(
+            "model.kernel_sums: triton needs a GPU and the package triton, which CUDA builds of PyTorch "
+            f"bring along, and there is no {missing}; take bags"
+        )
 
 
 SPEC = ModelSpec(
@@ -101,5 +131,6 @@ SPEC = ModelSpec(
     predict=forecast,
     loss=forecast_loss,
     continued=continued,
+    check=_check,
     recomputed=("net.fno_blocks", "net.projection"),
 )

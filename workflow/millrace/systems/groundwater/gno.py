@@ -17,6 +17,7 @@ D embedding channels, H kernel width.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -97,6 +98,10 @@ class NeighbourTable:
         # A compiler would know neither the smaller number nor what is cached.
         make = _Bags.of if torch.compiler.is_compiling() else _bags
         return make(self, channels if channels <= most else most)
+
+
+KernelSum = Callable[[Tensor, Tensor, NeighbourTable], Tensor]
+"""(kernel [E, C], function [N, B, C], table) -> sums, [M, B, C]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,17 +287,21 @@ def gno(
     f_CNB: Tensor,
     table: NeighbourTable,
     reduction: Literal["sum", "mean"],
+    sums: KernelSum | None = None,
 ) -> Tensor:
     """Apply a `GNOBlock` (``linear`` transform) with its own weights over the neighbours of x among y.
 
     Positions are embedded, see `embed`. C must equal the block's output channels, and the reduction is that
-    with which it was built. Returns [C, M, B]; zero where an output point has no neighbours.
+    with which it was built. ``sums`` is what sums in place of `kernel_sum`. Returns [C, M, B]; zero where
+    an output point has no neighbours.
     """
     kernel_CE = _edge_kernel(block.integral_transform.channel_mlp, y_ND, x_MD, table)
     if reduction == "mean":
         # Dividing the kernel, not the result, keeps the division off the sample dimension.
         count_M = table.indptr.diff().clamp(min=1).to(kernel_CE.dtype)
         kernel_CE = kernel_CE / count_M[table.row]
+    if sums is not None:
+        return sums(kernel_CE.t(), f_CNB.permute(1, 2, 0), table).permute(2, 0, 1)
     return kernel_sum(kernel_CE, f_CNB, table)
 
 

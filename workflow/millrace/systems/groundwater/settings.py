@@ -210,6 +210,9 @@ class GinoConfig(Settings):
     """Fourier layers."""
     kernel_widths: tuple[Count, ...] = (32, 64, 32)
     """Hidden widths of the two kernel MLPs."""
+    kernel_sums: Literal["bags", "triton"] = "bags"
+    """How training on a GPU sums over neighbours: `triton` by kernels of our own, on GPUs that
+    `make bench-gpu` says it is faster on. Elsewhere its checkpoints are evaluated with `bags`."""
 
     def model_post_init(self, _: Any) -> None:
         """Check that the grid bears the modes."""
