@@ -3,7 +3,8 @@
 The settings are those of config/experiments (of GFNO, which has none there, those of the demo). Samples are
 simulated, as large as configured but at fewer times. The variants of a system take turns, a few steps each,
 so that a change of the clock rate meets all of them; figures are medians. A step is all that the engine
-does: taking samples, which are gathered meanwhile, forward and backward pass, clipping, optimiser.
+does: taking samples, which are gathered meanwhile, forward and backward pass, clipping, optimiser. On a GPU
+the variants of GINO are measured with both `model.kernel_sums`; what follows says which to take.
 
 TFLOP/s        of matrix products, convolutions and attention, counted in one pass in float32, with those
                that are recomputed where the experiment has activation_checkpointing
@@ -72,6 +73,8 @@ VARIANTS: dict[str, tuple[str, bool | str]] = {
     "bfloat16, CUDA graphs": ("bfloat16", "reduce-overhead"),
 }
 """Name -> precision, how the model is compiled."""
+CLEARLY = 0.97
+"""Share of the time with bags below which kernel sums by Triton are worth a setting."""
 STEPS = 5
 """Of a variant in a row, always of the same batches: compiled models have seen their shapes. The first is
 not counted, as its samples were not gathered while another step ran."""
@@ -163,10 +166,12 @@ def main(given: Sequence[str] | None = None) -> None:
         print(f"{system}: {setting[1]}, {base.trainer.parameters:,} parameters, batches of {batch}")
         for name, subject in found.items():
             if isinstance(subject, str):
-                print(f"{'':10}  {name:22}  not measured: {subject}")
+                print(f"{'':10}  {name:29}  not measured: {subject}")
                 continue
             rows.append(row(system, name, subject, base, batch, operations, limits))
             print(line(["", *rows[-1]["cells"][1:]]), flush=True)
+    for advice in better_sums(rows):
+        print(advice)
     if arguments.results:
         model = re.sub(r"[^a-z0-9]+", "-", label(device).lower()).strip("-")
         name = f"{'gpu' if on_gpu else 'trial'}-{model}-{time.strftime('%Y-%m-%d')}-{commit()}.json"
@@ -177,7 +182,7 @@ def main(given: Sequence[str] | None = None) -> None:
 
 def line(cells: Sequence[str]) -> str:
     """Cells below each other."""
-    widths = (10, 22, 9, 10, 9, 9, 12, 8, 12, 10)
+    widths = (10, 29, 9, 10, 9, 9, 12, 8, 12, 10)
     first, second, *others = zip(cells, widths, strict=True)
     texts = [f"{text:{width}}" for text, width in (first, second)]
     return "  ".join([*texts, *(f"{text:>{width}}" for text, width in others)])
@@ -247,6 +252,32 @@ def made(setting: Setting, root: Path) -> tuple[dict[str, Any], dict[str, str], 
     )
 
 
+def variants(model: str, device: torch.device) -> dict[str, tuple[str, bool | str, dict[str, str]]]:
+    """Name -> precision, how the model is compiled, and what is changed in its settings."""
+    if device.type != "cuda":
+        return {name: (*how, {}) for name, how in VARIANTS.items() if not how[1]}
+    found: dict[str, tuple[str, bool | str, dict[str, str]]] = {}
+    for name, how in VARIANTS.items():
+        found[name] = *how, {}
+        if model == "gino":
+            found[f"{name}, Triton"] = *how, {"kernel_sums": "triton"}
+    return found
+
+
+def better_sums(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which kernel sums to take with which variant, where both were measured."""
+    seconds = {one["name"]: statistics.median(one["seconds"]) for one in rows}
+    advice = []
+    for name, bags in seconds.items():
+        if triton := seconds.get(f"{name}, Triton"):
+            better = "triton" if triton < CLEARLY * bags else "bags"
+            advice.append(
+                f"{name}: with Triton a step takes {triton / bags:.2f} of the time; take "
+                f"model.kernel_sums: {better}"
+            )
+    return advice
+
+
 def measure(
     definition: Mapping[str, Any],
     files: Mapping[str, str],
@@ -260,15 +291,14 @@ def measure(
     """
     found: dict[str, Subject | str] = {}
     operations = 0.0
-    for name, (precision, compiled) in VARIANTS.items():
-        if compiled and device.type != "cuda":
-            continue
+    for name, (precision, compiled, sums) in variants(definition["model"]["name"], device).items():
         how = ExecutionConfig.parse(execution, "train").replaced(compile=compiled)
         train = {**definition["train"], "precision": precision}
+        varied = {**definition, "model": {**definition["model"], **sums}, "train": train}
         try:
-            subject = warmed_up({**definition, "train": train}, files, how, device)
-        except Exception as error:  # of the compiler, of any kind: the others are measured
-            if not compiled:
+            subject = warmed_up(varied, files, how, device)
+        except Exception as error:  # of a compiler, of any kind: the others are measured
+            if not (compiled or sums):
                 raise
             found[name] = (str(error).splitlines() or [type(error).__name__])[0]
             continue
@@ -331,7 +361,7 @@ def row(
         *(system, name, f"{1e3 * seconds:.1f}", f"{batch / seconds:.1f}", f"{first / seconds:.2f}"),
         *(f"{rate / 1e12:.3g}", f"{rate / limits[subject.precision]:.0%}", f"{waiting:.1%}"),
         "-" if subject.memory is None else f"{subject.memory / 2**20:,.0f} MiB",
-        f"{compiling:.0f} s" if "," in name else "-",
+        f"{compiling:.0f} s" if subject.trainer.execution.compile else "-",
     ]
     return {
         "name": f"{system}, {name}",

@@ -150,6 +150,21 @@ def test_gpu_benchmark_times_every_system(experiments, monkeypatch, capsys, tmp_
     assert {len(row["seconds"]) for row in found["rows"]} == {2 * (bench["STEPS"] - 1)}
 
 
+def test_gpu_benchmark_tells_which_kernel_sums_to_take():
+    bench = runpy.run_path(str(BENCH / "gpu_training.py"))
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    pairs = [name for name in bench["variants"]("gino", gpu) if name.endswith(", Triton")]
+    assert pairs == [f"{name}, Triton" for name in bench["VARIANTS"]]
+    for model, device in (("gfno", gpu), ("gino", cpu)):
+        assert not any(sums for _, _, sums in bench["variants"](model, device).values())
+    seconds = {"a": [2, 2, 9], "a, Triton": [1, 1, 9], "b": [1], "b, Triton": [0.98], "c": [1]}
+    rows = [{"name": f"gino, {name}", "seconds": found} for name, found in seconds.items()]
+    assert bench["better_sums"](rows) == [
+        "gino, a: with Triton a step takes 0.50 of the time; take model.kernel_sums: triton",
+        "gino, b: with Triton a step takes 0.98 of the time; take model.kernel_sums: bags",
+    ]
+
+
 def test_steps_that_count_are_those_of_a_variant_in_a_row(monkeypatch):
     """Not what others did in between, nor the first, whose samples were not gathered before."""
     bench = runpy.run_path(str(BENCH / "gpu_training.py"))
