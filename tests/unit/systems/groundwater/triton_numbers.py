@@ -99,6 +99,10 @@ def test_half_precision_is_read_and_not_summed(kernel_type, f_type):
     for mine, its, of in zip(gradients, expected, (kernel, f), strict=True):
         assert mine.dtype == of.dtype
         assert relative(mine, its) < max(1e-6, torch.finfo(of.dtype).eps)
+    g = weight.to(f_type)
+    products = edge_products(g, f, table.row, table.index)
+    expected = (g[table.row].double() * f[table.index].double()).sum(1)
+    assert relative(products, expected) < 1e-6
 
 
 def test_gradients_match_finite_differences():
@@ -109,14 +113,15 @@ def test_gradients_match_finite_differences():
 
 
 def test_layouts_in_memory_do_not_matter():
-    kernel, f, table, _ = case("usual")
+    kernel, f, table, weight = case("usual")
     turned = f.detach().permute(2, 1, 0).contiguous().permute(2, 1, 0)
     wide = torch.stack([kernel, kernel], dim=2)[:, :, 0]
     assert not any(one.is_contiguous() for one in (turned, wide))
     assert torch.equal(kernel_sum(wide, turned, table), kernel_sum(kernel, f, table))
-    weight = torch.randn((), **CUDA).expand_as(kernel_sum(kernel, f, table))
-    found = with_gradients(lambda k, g: kernel_sum(k, g, table), kernel, f, weight)
-    same = with_gradients(lambda k, g: kernel_sum(k, g, table), kernel, f, weight.contiguous())
+    g = weight.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    found, same = (
+        torch.autograd.grad(kernel_sum(kernel, f, table), (kernel, f), one) for one in (g, weight)
+    )
     assert all(map(torch.equal, found, same))
 
 
