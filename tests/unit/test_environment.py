@@ -199,7 +199,9 @@ def third_party(modules: set[str]) -> set[str]:
         names = sorted(canonicalize_name(one) for one in owners.get(package, [package]))
         return next((one for one in names if one in declared), names[0])
 
-    return {owner(name) for name in packages - {"millrace", "snakemake"}}
+    # What a CUDA build of torch brings along is imported where that is.
+    found = {owner(name) for name in packages - {"millrace", "snakemake"}}
+    return {name for name in found if not CUDA.match(name)}
 
 
 def script_imports(path: Path) -> set[str]:
