@@ -198,7 +198,7 @@ def test_operations_are_registered_as_pytorch_wants_them():
     torch.library.opcheck(edge_products, (g, f.detach(), table.row, table.index))
 
 
-def test_gino_as_one_graph_gives_the_same_forecasts_and_gradients(samples, definition):
+def test_gino_as_one_graph_gives_the_same_numbers(samples, definition, monkeypatch):
     dataset = open_dataset("patches", samples, definition["data"], DEVICE)
     model = {key: value for key, value in definition["model"].items() if key != "name"}
     batch = dataset.batch("train", 1, np.arange(3))
@@ -216,3 +216,6 @@ def test_gino_as_one_graph_gives_the_same_forecasts_and_gradients(samples, defin
         found.append([forecast, *(one.grad for one in network.parameters())])
     for bags, triton in zip(*found, strict=True):
         assert relative(triton, bags) < 1e-5
+    # Programs run where Triton is not.
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert network.sums(DEVICE) is None
