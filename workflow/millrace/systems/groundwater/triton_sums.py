@@ -1,7 +1,7 @@
 """Kernel sums on a GPU by kernels of Triton, which CUDA builds of PyTorch bring along.
 
-To be imported where there is Triton. A program sums a row of the neighbour
-table, or of its transpose, edge after edge: without atomic additions, so with the same bits each time.
+To be imported where there is Triton. A program sums a row of the neighbour table, or of its transpose,
+edge after edge: without atomic additions, so with the same bits each time.
 
 Shape suffixes: N points integrated over, M output points, E edges, B samples, C channels.
 """
