@@ -16,6 +16,7 @@ from millrace.data.recipe import recipe_of
 from millrace.data.samples import Files, open_dataset
 from millrace.errors import ConfigError, UserError
 from millrace.files import output_errors, write_json
+from millrace.models import native
 from millrace.models.products import ONEDNN
 from millrace.provenance import code_version, provenance
 from millrace.sealed import checksum, write_sealed
@@ -152,7 +153,8 @@ def _starting_point(
 
 
 def _begin_session(trainer: Trainer, request: Request) -> None:
-    device = trainer.ranks.device
+    device, kernels = trainer.ranks.device, trainer.spec.kernels
+    compiled = device.type == "cpu" and kernels is not None and native.has(kernels)
     trainer.sessions.append(
         {
             "session": len(trainer.sessions) + 1,
@@ -166,6 +168,7 @@ def _begin_session(trainer: Trainer, request: Request) -> None:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
             "torch": str(torch.__version__),
             "products": "oneDNN" if ONEDNN and device.type == "cpu" else "PyTorch's",
+            "kernels": "compiled" if compiled else "PyTorch's",
             "execution": trainer.execution.essentials(),
             "parallel": trainer.parallel.essentials() if trainer.divided else {},
         }
@@ -362,12 +365,14 @@ def _benign_changes(sessions: list[dict[str, Any]]) -> list[str]:
     if len(sessions) < 2:
         return []
     before, now = (
-        {"micro_batch": one.get("execution", {}).get("micro_batch"), **one} for one in sessions[-2:]
+        {"micro_batch": one.get("execution", {}).get("micro_batch"), "kernels": "PyTorch's", **one}
+        for one in sessions[-2:]
     )
+    keys = ("ranks", "parallel", "micro_batch", "threads", "device", "products", "kernels", "torch")
     return [
         f"resumed with another {key} ({before[key]} -> {now[key]}): results agree to rounding, not "
         "bit by bit"
-        for key in ("ranks", "parallel", "micro_batch", "threads", "device", "products", "torch")
+        for key in keys
         if before.get(key, now[key]) != now[key]
     ]
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from millrace.errors import ConfigError
 from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
+from millrace.systems.groundwater import kernels
 from millrace.systems.groundwater.fourier import Basis, ChannelLast, FourierLayers
 from millrace.systems.groundwater.gno import NeighbourTable, gno
 from millrace.systems.groundwater.network import GraphNetwork, continued
@@ -87,9 +88,11 @@ class GFNO(GraphNetwork):
         geometry = batch.geometry
         x_CGB = self.encode(batch.x_NBC, geometry.into_latent, boundary_ND, latent_GD)
         features_FGB = batch.features_BFTHW.flatten(2).permute(1, 2, 0)
-        h_GBH = self.lifting(torch.cat([x_CGB, features_FGB]).flatten(1), rows=True)
-        h_GBH = h_GBH.unflatten(0, (x_CGB.shape[1], -1))
-        h_GBH = self.fno_blocks(h_GBH, basis)
+        x_CGB = torch.cat([x_CGB, features_FGB])
+        first, second = (2, 1) if self.fno_blocks.has_kernels() else (1, 2)  # as in GINO
+        h_RH = self.lifting(x_CGB.permute(0, first, second).flatten(1), rows=True)
+        h_HGB = h_RH.t().unflatten(1, (x_CGB.shape[first], -1)).permute(0, first, second)
+        h_GBH = self.fno_blocks(h_HGB.permute(1, 2, 0), basis)
         h_TSBH = h_GBH.unflatten(0, (geometry.latent_shape[0], -1))[:, geometry.cell_K]
         change = self.projection(h_TSBH.flatten(0, 2).t())
         change_VTKB = change.unflatten(1, h_TSBH.shape[:3])
@@ -126,5 +129,6 @@ SPEC = ModelSpec(
     predict=forecast,
     loss=forecast_loss,
     continued=continued,
+    kernels=kernels.SOURCE,
     recomputed=("lifting", "fno_blocks", "projection"),
 )

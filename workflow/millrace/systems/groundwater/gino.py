@@ -18,6 +18,7 @@ from torch import Tensor
 from millrace.errors import ConfigError
 from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
+from millrace.systems.groundwater import kernels
 from millrace.systems.groundwater.fourier import Basis, ChannelLast, FourierLayers
 from millrace.systems.groundwater.gno import KernelSum, gno
 from millrace.systems.groundwater.network import GraphNetwork, continued
@@ -132,5 +133,6 @@ SPEC = ModelSpec(
     loss=forecast_loss,
     continued=continued,
     check=_check,
+    kernels=kernels.SOURCE,
     recomputed=("net.fno_blocks", "net.projection"),
 )
