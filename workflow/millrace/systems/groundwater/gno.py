@@ -195,7 +195,7 @@ class _KernelSumOfSamples(torch.autograd.Function):
         table: NeighbourTable = ctx.table
         where = (table.indptr, table.index, table.order)
         given = (kernel_EC, f_BNC, gradients[0].contiguous())
-        return *kernels.neighbour_gradients(*given, *where, *ctx.needs_input_grad[:2]), None
+        return *kernels.neighbour_gradients(*given, *where, ctx.needs_input_grad[:2]), None
 
 
 def _sum_of_bags(values_CNB: Tensor, index: Tensor, offset: Tensor, weight_CE: Tensor) -> Tensor:

@@ -351,6 +351,19 @@ static void fold(int points, const float *a, long pitch, float *sums, float *dif
     if (points % 2 == 0) memcpy(sums + points / 2 * columns, a + points / 2 * pitch, columns * sizeof *a);
 }
 
+/* Rows n and N - n from what they have in common, and what but for the sign. */
+static void unfold(int points, const float *even, const float *odd, long columns, float *a, long pitch)
+{
+    memcpy(a, even, columns * sizeof *a);
+    for (int n = 1; n <= (points - 1) / 2; n++)
+        FOR(j, columns) {
+            const vec e = load(even + n * columns + j), o = load(odd + (n - 1) * columns + j);
+            store(a + n * pitch + j, e + o);
+            store(a + (points - n) * pitch + j, e - o);
+        }
+    if (points % 2 == 0) memcpy(a + points / 2 * pitch, even + points / 2 * columns, columns * sizeof *a);
+}
+
 /* Modes [kept] of pairs of width numbers (real, imaginary) from real values. */
 static void real_modes(const struct axis *axis, const float *values, long pitch, float *modes, float *scratch,
                        long width)
@@ -374,7 +387,8 @@ static void modes(const struct axis *axis, const float *values, long pitch, floa
           *odd = even + axis->waves * both;
     fold(axis->points, values, pitch, sums, differences, both);
     product(axis->waves, half, axis->cosines, half, sums, both, even, both, both);
-    product(axis->waves - axis->still, pairs, axis->sines, pairs, differences, both, odd + axis->still * both, both, both);
+    product(axis->waves - axis->still, pairs, axis->sines, pairs, differences, both, odd + axis->still * both, both,
+            both);
     if (axis->still) memset(odd, 0, both * sizeof *odd);
     for (int a = 0; a < axis->waves; a++) {
         const float *e = even + a * both, *o = odd + a * both;
@@ -409,16 +423,9 @@ static void values(const struct axis *axis, const float *in, long pitch, long im
         }
     }
     product(half, waves, axis->cosines_t, waves, sums, both, even, both, both);
-    product(pairs, waves - axis->still, axis->sines_t, waves - axis->still, turned + axis->still * both, both, odd, both, both);
-    memcpy(out, even, both * sizeof *out);
-    for (int n = 1; n <= pairs; n++)
-        FOR(j, both) {
-            vec e = load(even + n * both + j), o = load(odd + (n - 1) * both + j);
-            store(out + n * pitch_out + j, e + o);
-            store(out + (axis->points - n) * pitch_out + j, e - o);
-        }
-    if (axis->points % 2 == 0)
-        memcpy(out + axis->points / 2 * pitch_out, even + axis->points / 2 * both, both * sizeof *out);
+    product(pairs, waves - axis->still, axis->sines_t, waves - axis->still, turned + axis->still * both, both, odd, both,
+            both);
+    unfold(axis->points, even, odd, both, out, pitch_out);
 }
 
 /* Transpose of `real_modes`. */
@@ -428,17 +435,9 @@ static void real_values(const struct axis *axis, const float *in, float *out, lo
     const int half = axis->points / 2 + 1, pairs = (axis->points - 1) / 2, waves = axis->waves;
     float *even = scratch, *odd = even + half * width;
     product(half, waves, axis->cosines_t, waves, in, 2 * width, even, width, width);
-    product(pairs, waves - axis->still, axis->sines_t, waves - axis->still, in + (1 + 2 * axis->still) * width, 2 * width, odd, width,
-            width);
-    memcpy(out, even, width * sizeof *out);
-    for (int n = 1; n <= pairs; n++)
-        FOR(j, width) {
-            vec e = load(even + n * width + j), o = load(odd + (n - 1) * width + j);
-            store(out + n * pitch_out + j, e + o);
-            store(out + (axis->points - n) * pitch_out + j, e - o);
-        }
-    if (axis->points % 2 == 0)
-        memcpy(out + axis->points / 2 * pitch_out, even + axis->points / 2 * width, width * sizeof *out);
+    product(pairs, waves - axis->still, axis->sines_t, waves - axis->still, in + (1 + 2 * axis->still) * width,
+            2 * width, odd, width, width);
+    unfold(axis->points, even, odd, width, out, pitch_out);
 }
 
 /* Memory between the axes: what lies along the first one, along the second, and what one axis takes. */
@@ -736,36 +735,60 @@ void neighbour_sums(const float *weight, const int64_t *index, const int64_t *in
     }
 }
 
-INLINE void gradients_of(const int samples, const int wide, long begin, long end, const float *weight,
-                         const int64_t *index, const float *f, const float *g, float *grad_weight, int add, float *grad_f,
-                         long apart, long channels, long apart_g)
+INLINE void products_of(const int samples, const int wide, long begin, long end, const int64_t *index, const float *f,
+                        const float *g, int add, float *out, long apart, long channels, long apart_g)
 {
     vec given[SAMPLES][2];
     UNROLL for (int b = 0; b < samples; b++)
         UNROLL for (int j = 0; j < wide; j++) given[b][j] = load(g + b * apart_g + j * V);
     for (long e = begin; e < end; e++) {
-        const long edge = e * channels, point = index[e] * channels;
+        const float *mine = f + index[e] * channels;
         UNROLL for (int j = 0; j < wide; j++) {
-            if (grad_weight) {
-                vec sum = add ? load(grad_weight + edge + j * V) : all(0);
-                UNROLL for (int b = 0; b < samples; b++) sum += given[b][j] * load(f + b * apart + point + j * V);
-                store(grad_weight + edge + j * V, sum);
-            }
-            if (grad_f) {
-                const vec factor = load(weight + edge + j * V);
-                UNROLL for (int b = 0; b < samples; b++) {
-                    float *there = grad_f + b * apart + point + j * V;
-                    store(there, load(there) + factor * given[b][j]);
-                }
-            }
+            vec sum = add ? load(out + e * channels + j * V) : all(0);
+            UNROLL for (int b = 0; b < samples; b++) sum += given[b][j] * load(mine + b * apart + j * V);
+            store(out + e * channels + j * V, sum);
         }
     }
 }
 
-/* Gradients of weight, and of f, which begins with zeros; either may be NULL. Threads have channels of their own. */
-void neighbour_gradients(const float *weight, const int64_t *index, const int64_t *indptr, const int64_t *order,
-                         const float *f, const float *g, float *grad_weight, float *grad_f, long samples, long points,
-                         long rows, long channels, int threads)
+/* Gradient of weight: out[e, c] = sum over b of g[b, m, c] f[b, index[e], c], for e in indptr[m] .. indptr[m + 1]. */
+void neighbour_products(const int64_t *index, const int64_t *indptr, const int64_t *order, const float *f,
+                        const float *g, float *out, long samples, long points, long rows, long channels, int threads)
+{
+    const long apart = points * channels, apart_g = rows * channels, wide = BESIDE_OF(channels);
+    for (long b = 0; b < samples; b += SAMPLES) {
+        const long some = least(SAMPLES, samples - b);
+#pragma omp parallel for collapse(2) num_threads(threads) schedule(dynamic, 64)
+        for (long c = 0; c < channels; c += wide * V)
+            for (long i = 0; i < rows; i++) {
+                const long m = order[i];
+#define PRODUCTS(samples, wide)                                                                               \
+    products_of(samples, wide, indptr[m], indptr[m + 1], index, f + b * apart + c,                            \
+                g + b * apart_g + m * channels + c, b > 0, out + c, apart, channels, apart_g)
+                ANY_SAMPLES(some, wide, PRODUCTS)
+            }
+    }
+}
+
+INLINE void spread_of(const int samples, const int wide, long begin, long end, const float *weight,
+                      const int64_t *index, const float *g, float *out, long apart, long channels, long apart_g)
+{
+    vec given[SAMPLES][2];
+    UNROLL for (int b = 0; b < samples; b++)
+        UNROLL for (int j = 0; j < wide; j++) given[b][j] = load(g + b * apart_g + j * V);
+    for (long e = begin; e < end; e++)
+        UNROLL for (int j = 0; j < wide; j++) {
+            const vec factor = load(weight + e * channels + j * V);
+            UNROLL for (int b = 0; b < samples; b++) {
+                float *there = out + b * apart + index[e] * channels + j * V;
+                store(there, load(there) + factor * given[b][j]);
+            }
+        }
+}
+
+/* Gradient of f: weight[e, c] g[b, m, c] is added to out[b, index[e], c]. Threads have channels of their own. */
+void neighbour_spread(const float *weight, const int64_t *index, const int64_t *indptr, const int64_t *order,
+                      const float *g, float *out, long samples, long points, long rows, long channels, int threads)
 {
     const long apart = points * channels, apart_g = rows * channels;
     const long wide = threads * 2 * V > channels ? 1 : BESIDE_OF(channels);
@@ -775,11 +798,10 @@ void neighbour_gradients(const float *weight, const int64_t *index, const int64_
         for (long c = 0; c < channels; c += wide * V)
             for (long i = 0; i < rows; i++) {
                 const long m = order[i];
-#define GRADIENTS(samples, wide)                                                                              \
-    gradients_of(samples, wide, indptr[m], indptr[m + 1], weight + c, index, f + b * apart + c,               \
-                 g + b * apart_g + m * channels + c, grad_weight ? grad_weight + c : NULL, b > 0,             \
-                 grad_f ? grad_f + b * apart + c : NULL, apart, channels, apart_g)
-                ANY_SAMPLES(some, wide, GRADIENTS)
+#define SPREAD(samples, wide)                                                                                 \
+    spread_of(samples, wide, indptr[m], indptr[m + 1], weight + c, index, g + b * apart_g + m * channels + c, \
+              out + b * apart + c, apart, channels, apart_g)
+                ANY_SAMPLES(some, wide, SPREAD)
             }
     }
 }

@@ -164,15 +164,18 @@ def neighbour_gradients(
     indptr: Tensor,
     index: Tensor,
     order: Tensor,
-    wanted_weight: bool,
-    wanted_f: bool,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of weights and f of `neighbour_sums` that are wanted."""
     samples, points, channels = f_BNC.shape
-    grad_weight = torch.empty_like(weight_EC) if wanted_weight else None
-    grad_f = torch.zeros_like(f_BNC) if wanted_f else None
-    given = (weight_EC, index, indptr, order, f_BNC, g_BMC, grad_weight, grad_f)
-    _call("neighbour_gradients", *given, samples, points, len(order), channels)
+    where, sizes = (index, indptr, order), (samples, points, len(order), channels)
+    grad_weight = grad_f = None
+    if wanted[0]:
+        grad_weight = torch.empty_like(weight_EC)
+        _call("neighbour_products", *where, f_BNC, g_BMC, grad_weight, *sizes)
+    if wanted[1]:
+        grad_f = torch.zeros_like(f_BNC)
+        _call("neighbour_spread", weight_EC, *where, g_BMC, grad_f, *sizes)
     return grad_weight, grad_f
 
 
