@@ -4,7 +4,7 @@ Variants take turns in one process; a step is forecast, loss, gradient, clipping
 
 stock     `neuralop.models.GINO` as it comes without torch_scatter: a Python loop over output points
 folded    the same with `torch.segment_reduce` in place of that loop
-millrace  real matrices for the kept modes, kernel sums over bags, cached neighbours and embeddings
+millrace  kernels in C, or PyTorch with MILLRACE_KERNELS=0; cached neighbours and embeddings
 
 The floor is the time of all products at the rate of a large one of this core, and of reading and writing
 once what lies between layers at the rate of a copy. A stock step takes half a minute: ``gino-stock``.

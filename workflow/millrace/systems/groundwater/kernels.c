@@ -190,7 +190,7 @@ struct layer {
     const float *bias;          /* [out_wide] */
 };
 
-#define CHUNKS 32 /* of rows, whose gradients are summed apart and in their order */
+#define CHUNKS 32 /* of rows at most, whose gradients are summed apart and in their order */
 
 /* Widest layer, and rows whose values of it stay near until the last layer is done. */
 static long rows_at_once(const struct layer *layers, int count, long *widest)
@@ -266,16 +266,16 @@ void network_gradients(const struct layer *layers, int count, const float *x, in
     long widest;
     const long step = rows_at_once(layers, count, &widest), size = network_gradients_size(layers, count);
     const long in = layers->in, made = layers[count - 1].out, made_wide = layers[count - 1].out_wide;
-    const long tiles = (rows + step - 1) / step;
-    float *sums = calloc(CHUNKS * size, sizeof *sums);
+    const long tiles = (rows + step - 1) / step, chunks = least(CHUNKS, (tiles + 3) / 4);
+    float *sums = calloc(chunks * size + 1, sizeof *sums);
     if (!sums) abort();
 #pragma omp parallel num_threads(threads)
     {
         const long block = step * widest;
         float *memory = claimed((2 * count + 2) * block), *one = memory + 2 * count * block, *other = one + block;
 #pragma omp for schedule(static)
-        for (int chunk = 0; chunk < CHUNKS; chunk++)
-            for (long t = chunk * tiles / CHUNKS; t < (chunk + 1) * tiles / CHUNKS; t++) {
+        for (long chunk = 0; chunk < chunks; chunk++)
+            for (long t = chunk * tiles / chunks; t < (chunk + 1) * tiles / chunks; t++) {
                 const long at = t * step, some = least(step, rows - at);
                 const float *values[count + 1];
                 float *slopes[count + 1];
@@ -318,7 +318,7 @@ void network_gradients(const struct layer *layers, int count, const float *x, in
 #pragma omp for schedule(static)
         for (long j = 0; j < size; j++) {
             float sum = 0;
-            for (int chunk = 0; chunk < CHUNKS; chunk++) sum += sums[chunk * size + j];
+            for (long chunk = 0; chunk < chunks; chunk++) sum += sums[chunk * size + j];
             gradients[j] = sum;
         }
     }
