@@ -92,7 +92,7 @@ def test_the_wheel_holds_what_the_workflow_needs_and_nothing_else(wheel):
     library = {
         str(path.relative_to(ROOT / "workflow"))
         for path in (ROOT / "workflow/millrace").rglob("*")
-        if path.suffix in (".py", ".j2", ".c")
+        if path.suffix in (".py", ".j2", ".c", ".h")
     }
     others = {name for name in held - library if not name.startswith(home)}
     assert library <= held

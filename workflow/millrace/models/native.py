@@ -31,6 +31,7 @@ FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math"),
 )
 """Of the compiler; what is not a number stays none, as nothing is assumed of them."""
+_INCLUDED = Path(__file__).parent
 _LONGEST_S = 120
 
 
@@ -57,13 +58,16 @@ def library(source: Path) -> ctypes.CDLL:
         raise FileNotFoundError("no C compiler was found (gcc, cc or $CC)")
     openmp = _openmp()
     # Homes are shared by unlike processors, which take unlike instructions.
-    known = (source.read_text(), _run(compiler, "--version"), FLAGS, openmp, _processor())
+    text = source.read_text()
+    headers = [(_INCLUDED / name).read_text() for name in re.findall(r'#include "(.+)"', text)]
+    known = (text, headers, _run(compiler, "--version"), FLAGS, openmp, _processor())
     name = f"{source.stem}-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
     if not (folder / name).is_file():
         with tempfile.TemporaryDirectory() as scratch:
             made = Path(scratch) / name
-            _run(compiler, *FLAGS, "-shared", str(source), "-o", str(made), *openmp)
+            include = f"-I{_INCLUDED}"
+            _run(compiler, *FLAGS, include, "-shared", str(source), "-o", str(made), *openmp)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 copied = folder / f"{name}.{os.getpid()}"

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from millrace.models.products import add_product, is_eager, product
+from millrace.systems.traffic.smart import kernels
 
 PAIRS = 1024
 """Pairs of a chunk: each has some KiB of intermediate values."""
@@ -64,11 +65,15 @@ def attention(
     Queries are scaled, sources are keys and values, and two weights make keys and values of relations.
     """
     given = (query_QHD, sources_N2C, relation_QKC, to_key_HDC, to_value_HDC, index_QK, mask_QK)
-    return cast(Tensor, _Attention.apply(*given))
+    suits = kernels.suit(*given[:5], heads=query_QHD.shape[1], width=query_QHD.shape[2])
+    made = _Kernels if suits else _Attention
+    return cast(Tensor, made.apply(*given[:5], index_QK.contiguous(), mask_QK.contiguous()))
 
 
 def dense_enough(index_QK: Tensor, groups: int, sources: int) -> bool:
-    """Whether `grouped_attention` is of use: without gradients, and with few sources in a group."""
+    """Whether `grouped_attention` is of use, if there are no kernels: without gradients, and with few
+    sources in a group.
+    """
     few = sources <= _MANY * index_QK.shape[-1] * groups
     return few and index_QK.numel() > 0 and not torch.is_grad_enabled() and applies(index_QK)
 
@@ -89,13 +94,11 @@ class Part(NamedTuple):
 def parts(
     index_QK: Tensor, groups: int, sources: int, heads: int, order_Q: Tensor | None = None
 ) -> tuple[Part, ...]:
-    """Parts for `grouped_attention`, for all layers; none where it is of no use, see `dense_enough`.
+    """Parts for `grouped_attention`, for all layers.
 
     Queries and sources are in so many equal groups, and neighbours of a query in its own. Row i of
     ``index_QK`` is of query ``order_Q[i]``: it is best if neighbouring rows have neighbours in common.
     """
-    if not dense_enough(index_QK, groups, sources):
-        return ()
     head_H1, own = torch.arange(heads)[:, None], sources // groups
     index_GRK = index_QK.unflatten(0, (groups, -1)) - torch.arange(groups)[:, None, None] * own
     made, rows, size = [], index_GRK.shape[1], max(1, 8 * PAIRS // index_QK.shape[1])
@@ -170,6 +173,11 @@ def attention_over_steps(
     Scores are [K, Q, H]: operations on many short rows, of the K neighbours, would be slow.
     """
     heads, width = query_QHD.shape[1:]
+    given = (query_QHD, *steps, relation_QKC, to_key_HDC, to_value_HDC)
+    if kernels.suit(*given, heads=heads, width=width):
+        return kernels.attention(
+            kernels.Given(query_QHD, steps, *given[-3:], None, mask_QK.contiguous())
+        )[0]
     own = torch.eye(heads, dtype=query_QHD.dtype).repeat_interleave(width, dim=0)
     out_QHD = torch.empty_like(query_QHD)
     for rows in chunks(len(query_QHD), max(1, 8 * PAIRS // len(steps))):
@@ -343,6 +351,27 @@ class _Attention(torch.autograd.Function):
             torch.add(found, to_query, out=grad_query[rows])
         grad_value, grad_key = grad_factor.chunk(2)
         return grad_query, grad_sources, grad_relation, grad_key, grad_value, None, None
+
+
+class _Kernels(torch.autograd.Function):
+    """See `attention`."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Tensor) -> Tensor:
+        query_QHD, sources_N2C, *others = given
+        wanted = any(ctx.needs_input_grad)
+        about = kernels.Given(query_QHD, [sources_N2C], *others)
+        out_QHD, weight_QKH = kernels.attention(about, kept=wanted)
+        if wanted:
+            ctx.save_for_backward(*given, weight_QKH)
+        return out_QHD
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query_QHD, sources_N2C, *others, weight_QKH = ctx.saved_tensors
+        about = kernels.Given(query_QHD, [sources_N2C], *others)
+        given = (about, weight_QKH, gradients[0].contiguous())
+        return *kernels.attention_gradients(*given), None, None
 
 
 def by_feature(tensors: Sequence[Tensor]) -> tuple[list[Sequence[Tensor]], Sequence[Tensor]]:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from millrace.systems.traffic.dataset import ScenarioBatch
 from millrace.systems.traffic.settings import SmartConfig
-from millrace.systems.traffic.smart import chunked
+from millrace.systems.traffic.smart import chunked, kernels
 from millrace.systems.traffic.smart.layers import (
     FourierEmbedding,
     Neighbours,
@@ -381,7 +381,7 @@ class Smart(nn.Module):
         road = encoded.pose_BM3[..., :2]
         count, radius = self.config.road_neighbours, self.config.road_radius
         index, mask = nearest_neighbours(agents, road, encoded.valid_BM[:, None], count, radius)
-        grouped = queries is None and chunked.dense_enough(index, n_scenarios, road[..., 0].numel())
+        grouped = queries is None and self._grouped(index, n_scenarios, road[..., 0].numel())
         if grouped:  # rollouts of an agent follow each other: they see the same road
             rows = torch.arange(valid_BAK.numel()).view(n_scenarios, -1, *valid_BAK.shape[1:])
             queries = rows.transpose(1, 2).flatten()
@@ -422,10 +422,16 @@ class Smart(nn.Module):
         relation = self.relation_agents.pairs(seen, mask, tables=tables)
         if place is not None:
             return Neighbours(place[flat], mask, relation)
-        if steps > 1:
+        if steps > 1 or not self._grouped(flat, n, len(pose)):
             return Neighbours(flat, mask, relation)
         parts = chunked.parts(flat, n, len(pose), self.config.heads)
         return Neighbours(flat, mask, relation, parts)
+
+    def _grouped(self, index: Tensor, groups: int, sources: int) -> bool:
+        """Whether attention within groups is of use: kernels gather nothing anyway."""
+        heads, hidden = self.config.heads, self.config.hidden
+        suits = kernels.suit(self.kind.weight, heads=heads, width=hidden // heads)
+        return not suits and chunked.dense_enough(index, groups, sources)
 
 
 def _rows(x: Tensor, taken: Tensor | None) -> Tensor:

@@ -1,0 +1,158 @@
+"""Kernels of SMART in C are its formula, in double precision, with gradients."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from millrace.models import native
+from millrace.systems.traffic.dataset import ScenarioDataset
+from millrace.systems.traffic.settings import ScenarioConfig, SmartConfig
+from millrace.systems.traffic.smart import chunked, kernels
+from millrace.systems.traffic.smart.layers import Neighbours, RelativeAttention
+from millrace.systems.traffic.smart.rollout import RolloutConfig, rollout
+from millrace.systems.traffic.smart.spec import SPEC
+
+pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="there is no compiler")
+INSTRUCTIONS = Path("/proc/cpuinfo")
+
+
+@pytest.fixture(params=["native", "haswell"])
+def instructions(request, monkeypatch):
+    """Vectors as wide as the processor has them, and those of 8 numbers."""
+    if request.param == "haswell" and not (
+        INSTRUCTIONS.exists() and " avx2 " in INSTRUCTIONS.read_text()
+    ):
+        pytest.skip("a processor without AVX2")
+    flags = [flag.replace("native", request.param) for flag in native._FLAGS]
+    monkeypatch.setattr(native, "_FLAGS", tuple(flags))
+    native.library.cache_clear()
+    yield
+    native.library.cache_clear()
+
+
+def case(heads, width, queries=37, neighbours=5, sources=9):
+    """Tensors of `chunked.attention`; the third query has no neighbours, the last source no query."""
+    torch.manual_seed(heads * width)
+    channels = heads * width
+    query, matrices = torch.randn(queries, heads, width), torch.randn(2, heads, width, channels)
+    given = [query, torch.randn(sources, 2 * channels), *matrices / channels**0.5]
+    index = torch.randint(0, sources - 1, (queries, neighbours))
+    mask = torch.rand(queries, neighbours) < 0.7
+    mask[2] = False
+    return given, index, mask, torch.randn(queries, neighbours, channels)
+
+
+def found(given, index, mask, relation):
+    given = [one.clone().requires_grad_() for one in (*given, relation)]
+    out = chunked.attention(*given[:4], index, mask, given[4])
+    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    return [out.detach(), *torch.autograd.grad((out * weight).sum(), given)]
+
+
+@pytest.mark.parametrize(
+    ("heads", "width", "neighbours"), [(4, 8, 5), (8, 16, 64), (8, 8, 9), (4, 32, 1), (8, 32, 3)]
+)
+def test_attention_is_the_formula_in_double_precision(instructions, heads, width, neighbours):
+    given, index, mask, relation = case(heads, width, neighbours=neighbours)
+    assert kernels.suit(*given, relation, heads=heads, width=width)
+    wide = found([one.double() for one in given], index, mask, relation.double())
+    for ours, exact in zip(found(given, index, mask, relation), wide, strict=True):
+        assert (ours - exact).norm() <= 2e-6 * exact.norm()
+    assert not ours[~mask].any()
+
+
+def test_any_number_of_threads_has_the_same_result():
+    given, index, mask, relation = case(8, 16, queries=500, sources=50)
+    before = torch.get_num_threads()
+    made = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        made.append(found(given, index, mask, relation))
+    torch.set_num_threads(before)
+    assert all(map(torch.equal, *made))
+
+
+@torch.no_grad()
+def test_what_is_no_number_stays_none():
+    given, index, mask, relation = case(8, 16)
+    relation[5, 0, 3] = given[0][7, 1, 1] = float("nan")
+    mask[5, 0] = mask[7, 0] = True
+    relation[~mask] = float("inf")  # which is passed over
+    out = chunked.attention(*given, index, mask, relation)
+    assert out[5].isnan().all() and out[7, 1].isnan().all()
+    out[[5, 7]] = 0
+    assert out.isfinite().all()
+
+
+@torch.no_grad()
+def test_rows_of_steps_are_not_stacked(instructions):
+    torch.manual_seed(4)
+    layer = RelativeAttention(32, 4)
+    x, relation, steps = torch.randn(40, 32), torch.randn(40, 3, 32), [*torch.randn(3, 40, 64)]
+    mask = torch.rand(40, 3) < 0.7
+    index = torch.arange(40)[:, None] + 40 * torch.arange(3)
+    near = Neighbours(index, mask, relation)
+    expected = layer.attend(x, torch.cat(steps), near)
+    assert torch.equal(layer.attend(x, steps, near), expected)
+
+
+@pytest.mark.parametrize(("heads", "width"), [(8, 4), (2, 16), (4, 12)])
+def test_other_heads_are_left_to_pytorch(heads, width):
+    given, index, mask, relation = case(heads, width)
+    assert not kernels.suit(*given, relation, heads=heads, width=width)
+    wide = found([one.double() for one in given], index, mask, relation.double())
+    for ours, exact in zip(found(given, index, mask, relation), wide, strict=True):
+        assert (ours - exact).norm() <= 2e-6 * exact.norm()
+
+
+@pytest.fixture
+def dataset(motion_samples):
+    return ScenarioDataset(motion_samples, ScenarioConfig(buckets=2))
+
+
+@pytest.fixture
+def model(dataset):
+    torch.manual_seed(0)
+    few = {"map_layers": 1, "layers": 2, "bands": 8, "past": 3, "map_neighbours": 5}
+    return SPEC.build(SmartConfig(hidden=32, heads=4, **few), dataset)
+
+
+def test_losses_and_gradients_of_the_model(dataset, model, monkeypatch):
+    batch = dataset.gather(dataset.scenarios("train"))
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    singles = {k: v.double() for k, v in fields.items() if v.dtype == torch.float32}
+
+    def both(batch):
+        loss_B = SPEC.loss(model, batch, None)
+        return loss_B.detach(), *torch.autograd.grad(loss_B.sum(), [*model.parameters()])
+
+    ours = both(batch)
+    model.double()
+    monkeypatch.setattr(chunked, "applies", lambda *_: False)
+    for one, exact in zip(ours, both(dataclasses.replace(batch, **singles)), strict=True):
+        assert (one - exact).norm() <= 1e-4 * exact.norm() + 1e-9  # of waves
+
+
+def test_rollouts_draw_the_tokens_of_the_formula(dataset, model, monkeypatch):
+    batch, config = dataset.gather(np.arange(2)), RolloutConfig(samples=3, top_k=8)
+    ours = rollout(model, batch, config)
+    monkeypatch.setattr(chunked, "applies", lambda *_: False)
+    exact = rollout(model, batch, config)
+    present = exact.present_BA[:, None].expand(-1, 3, -1)
+    assert torch.equal(ours.token_BSAK[present], exact.token_BSAK[present])
+
+
+def test_a_header_that_changed_is_compiled_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
+    monkeypatch.setattr(native, "_INCLUDED", tmp_path)
+    source = tmp_path / "one.c"
+    source.write_text('#include "one.h"\nint one(void) { return ONE; }\n')
+    for value in (1, 2):
+        (tmp_path / "one.h").write_text(f"#define ONE {value}\n")
+        native.library.cache_clear()
+        assert native.library(source).one() == value
+    native.library.cache_clear()
