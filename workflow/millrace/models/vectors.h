@@ -84,6 +84,29 @@ INLINE vec sums_of(vec *x)
     return x[0];
 }
 
+/* Sum of its numbers. */
+INLINE float sum_of(vec x)
+{
+    x += __builtin_shuffle(x, PLACES(ACROSS, 1));
+    x += __builtin_shuffle(x, PLACES(ACROSS, 2));
+    x += __builtin_shuffle(x, PLACES(ACROSS, 4));
+    if (V > 8) x += __builtin_shuffle(x, PLACES(ACROSS, 8));
+    return x[0];
+}
+
+/* Cosine and sine of so many turns, below a million, to 1e-7. */
+INLINE void circle(vec turns, vec *cosine, vec *sine)
+{
+    const vec shifted = turns * 4.0f + 12582912.0f; /* quarters are the last digits */
+    const vec x = (turns - (shifted - 12582912.0f) * 0.25f) * 6.283185307f, square = x * x;
+    const vec s = ((-1.9515295891e-4f * square + 8.3321608736e-3f) * square - 1.6666654611e-1f) * square * x + x;
+    const vec c = ((2.443315711809948e-5f * square - 1.388731625493765e-3f) * square + 4.166664568298827e-2f) *
+                      square * square - 0.5f * square + 1.0f;
+    const ints quarter = (ints)shifted, swapped = -(quarter & 1);
+    *cosine = (vec)((ints)either(swapped, s, c) ^ ((quarter + 1) << 30 & INT32_MIN));
+    *sine = (vec)((ints)either(swapped, c, s) ^ (quarter << 30 & INT32_MIN));
+}
+
 /* ---- Products with small matrices ---- */
 
 INLINE void tile(const int rows, const int wide, const int add, long inner, const float *a, long pitch_a, long step_a,

@@ -58,7 +58,7 @@ def found(given, index, mask, relation):
 )
 def test_attention_is_the_formula_in_double_precision(instructions, heads, width, neighbours):
     given, index, mask, relation = case(heads, width, neighbours=neighbours)
-    assert kernels.suit(*given, relation, heads=heads, width=width)
+    assert kernels.attend(*given, relation, heads=heads, width=width)
     wide = found([one.double() for one in given], index, mask, relation.double())
     for ours, exact in zip(found(given, index, mask, relation), wide, strict=True):
         assert (ours - exact).norm() <= 2e-6 * exact.norm()
@@ -83,7 +83,8 @@ def test_what_is_no_number_stays_none():
     mask[5, 0] = mask[7, 0] = True
     relation[~mask] = float("inf")  # which is passed over
     out = chunked.attention(*given, index, mask, relation)
-    assert out[5].isnan().all() and out[7, 1].isnan().all()
+    assert out[5].isnan().all()
+    assert out[7, 1].isnan().all()
     out[[5, 7]] = 0
     assert out.isfinite().all()
 
@@ -103,7 +104,7 @@ def test_rows_of_steps_are_not_stacked(instructions):
 @pytest.mark.parametrize(("heads", "width"), [(8, 4), (2, 16), (4, 12)])
 def test_other_heads_are_left_to_pytorch(heads, width):
     given, index, mask, relation = case(heads, width)
-    assert not kernels.suit(*given, relation, heads=heads, width=width)
+    assert not kernels.attend(*given, relation, heads=heads, width=width)
     wide = found([one.double() for one in given], index, mask, relation.double())
     for ours, exact in zip(found(given, index, mask, relation), wide, strict=True):
         assert (ours - exact).norm() <= 2e-6 * exact.norm()

@@ -65,15 +65,13 @@ def attention(
     Queries are scaled, sources are keys and values, and two weights make keys and values of relations.
     """
     given = (query_QHD, sources_N2C, relation_QKC, to_key_HDC, to_value_HDC, index_QK, mask_QK)
-    suits = kernels.suit(*given[:5], heads=query_QHD.shape[1], width=query_QHD.shape[2])
+    suits = kernels.attend(*given[:5], heads=query_QHD.shape[1], width=query_QHD.shape[2])
     made = _Kernels if suits else _Attention
     return cast(Tensor, made.apply(*given[:5], index_QK.contiguous(), mask_QK.contiguous()))
 
 
 def dense_enough(index_QK: Tensor, groups: int, sources: int) -> bool:
-    """Whether `grouped_attention` is of use, if there are no kernels: without gradients, and with few
-    sources in a group.
-    """
+    """Whether `grouped_attention` is of use: without gradients, and with few sources in a group."""
     few = sources <= _MANY * index_QK.shape[-1] * groups
     return few and index_QK.numel() > 0 and not torch.is_grad_enabled() and applies(index_QK)
 
@@ -174,10 +172,9 @@ def attention_over_steps(
     """
     heads, width = query_QHD.shape[1:]
     given = (query_QHD, *steps, relation_QKC, to_key_HDC, to_value_HDC)
-    if kernels.suit(*given, heads=heads, width=width):
-        return kernels.attention(
-            kernels.Given(query_QHD, steps, *given[-3:], None, mask_QK.contiguous())
-        )[0]
+    if kernels.attend(*given, heads=heads, width=width):
+        about = (relation_QKC, to_key_HDC, to_value_HDC, None, mask_QK.contiguous())
+        return kernels.attention(kernels.Given(query_QHD, steps, *about))[0]
     own = torch.eye(heads, dtype=query_QHD.dtype).repeat_interleave(width, dim=0)
     out_QHD = torch.empty_like(query_QHD)
     for rows in chunks(len(query_QHD), max(1, 8 * PAIRS // len(steps))):
@@ -224,7 +221,15 @@ class _Relations(torch.autograd.Function):
         sum_NC, deviation_N = table_TC.new_empty(shape), table_TC.new_empty(shape[0], 1)
         out_PC = table_TC.new_zeros(len(mask_P), hidden)
         bias_C = torch.stack([part[6] for part in parts]).sum(dim=0)
-        for rows in chunks(len(kept_N), PAIRS):
+        suits = kernels.suit(feature_PF, table_TC, *weights, channels=hidden)
+        if suits:
+            entry_N1, value_NF = entry_P[kept_N][:, None], feature_PF[kept_N]
+            values = value_NF.split(widths, dim=1)
+            nothing = [None] * len(parts)
+            features = [*map(kernels.Feature, values, parts, nothing, first_NC)]
+            about = (table_TC + bias_C, entry_N1, None, last, eps, out_PC, kept_N)
+            kernels.relations(features, *about, kernels.Kept(sum_NC, deviation_N))
+        for rows in () if suits else chunks(len(kept_N), PAIRS):
             pair_R = kept_N[rows]
             total_RC = table_TC.index_select(0, entry_P.index_select(0, pair_R)).add_(bias_C)
             values = feature_PF.index_select(0, pair_R).split(widths, dim=1)

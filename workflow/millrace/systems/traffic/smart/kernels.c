@@ -1,4 +1,4 @@
-/* Attention of SMART on a CPU, in float32. `kernels.py` says what the functions take. Numbers are summed in the
+/* Attention and embedded relations of SMART on a CPU, in float32. `kernels.py` says what the functions take. Numbers are summed in the
  * same order by any number of threads.
  *
  * Numbers that belong to a neighbour and a head lie neighbour by neighbour, so that all heads are beside each
@@ -411,6 +411,160 @@ void attention_gradients(const struct attention *a, const float *gradient, const
 {
     to_queries(a, gradient, weight, score, grad_query, grad_relation, partial, threads);
     to_sources(a, gradient, weight, score, grad_sources, sources, threads);
+}
+
+/* ---- Relations ---- */
+
+#define ROWS 64 /* pairs whose values stay in the cache from layer to layer */
+
+/* A feature, and the MLP of its cosines and sines. */
+struct feature {
+    long width, bands, count;
+    const float *values;    /* of the first pair */
+    const float *frequency; /* [width, bands] */
+    const float *first, *bias, *scale, *shift, *second; /* [2 bands + width, channels], ..., [channels, channels] */
+    const int64_t *rows;    /* [count]: the pairs that it is computed for, in order; none: all */
+    float *kept;            /* of the first layer, if it is kept, [pairs, channels] */
+};
+
+struct relations {
+    long pairs, channels, features, numbers, entries; /* numbers: of all features of a pair */
+    const float *table;   /* [., channels] */
+    const int64_t *entry; /* rows of the table, [pairs, entries], */
+    const float *share;   /* and their shares; none: 1 */
+    const int64_t *place; /* rows of `out` [pairs]; none: in order */
+    const float *scale, *shift, *weight, *bias; /* of the last layers; [channels, channels] */
+    float *sum, *deviation, *out; /* [pairs, channels], [pairs], if they are kept; [., channels] */
+    double eps;
+};
+
+/* Add a bias, and normalise; with a scale and a shift, that are followed by ReLU. */
+APART float normalise(long channels, float eps, float *x, const float *bias, const float *scale, const float *shift,
+                      float *out)
+{
+    vec total = {0}, squares = {0};
+    for (long c = 0; c < channels; c += V) {
+        const vec one = bias ? load(x + c) + load(bias + c) : load(x + c);
+        store(x + c, one);
+        total += one;
+    }
+    const float mean = sum_of(total) / channels;
+    for (long c = 0; c < channels; c += V) {
+        const vec one = load(x + c) - mean;
+        squares += one * one;
+    }
+    const float deviation = 1 / sqrtf(sum_of(squares) / channels + eps);
+    for (long c = 0; c < channels; c += V) {
+        const vec one = (load(x + c) - mean) * deviation;
+        store(out + c, scale ? larger(all(0), one * load(scale + c) + load(shift + c)) : one);
+    }
+    return deviation;
+}
+
+/* Cosines and sines of a feature, and its numbers; frequencies are padded to whole vectors. */
+APART void waves(long width, long bands, const float *frequency, const float *values, float *out)
+{
+    const long padded = (bands + V - 1) / V * V;
+    for (long b = 0; b < padded; b += V) {
+        vec turns = {0}, cosine, sine;
+        for (long i = 0; i < width; i++) turns += values[i] * load(frequency + i * padded + b);
+        circle(turns, &cosine, &sine);
+        store(out + b, cosine);
+        store(out + padded + b, sine);
+    }
+    if (padded != bands) memmove(out + bands, out + padded, bands * sizeof *out);
+    memcpy(out + 2 * bands, values, width * sizeof *out);
+}
+
+APART void add_product(int add, long rows, long inner, const float *a, long pitch, const float *b, float *c, long columns)
+{
+    if (add) products(1, rows, inner, a, pitch, 1, b, columns, c, columns, columns);
+    else products(0, rows, inner, a, pitch, 1, b, columns, c, columns, columns);
+}
+
+/* Sums of rows of the table. */
+APART void bags(const struct relations *r, long first, long count, float *out)
+{
+    for (long row = first; row < first + count; row++) {
+        const int64_t *entry = r->entry + row * r->entries;
+        const float *share = r->share ? r->share + row * r->entries : NULL;
+        const long ahead = row + 4 < r->pairs ? 4 * r->entries : 0;
+        memset(out + (row - first) * r->channels, 0, r->channels * sizeof *out);
+        for (long e = 0; e < r->entries; e++) {
+            const float factor = share ? share[e] : 1, *next = r->table + entry[e + ahead] * r->channels;
+            if (share && share[e + ahead] != 0)
+                for (long c = 0; c < r->channels; c += 16) __builtin_prefetch(next + c);
+            if (factor == 0) continue;
+            const float *mine = r->table + entry[e] * r->channels;
+            for (long c = 0; c < r->channels; c += V) {
+                float *made = out + (row - first) * r->channels + c;
+                store(made, load(made) + factor * load(mine + c));
+            }
+        }
+    }
+}
+
+void relations(const struct relations *r, const struct feature *features, int threads)
+{
+    const long C = r->channels;
+    long widest = 0, most = 0;
+    for (long f = 0; f < r->features; f++) {
+        const long padded = (features[f].bands + V - 1) / V * V;
+        if (padded > widest) widest = padded;
+        if (features[f].width > most) most = features[f].width;
+    }
+    const long pitch = 2 * widest + most + V, apart = most * widest;
+    float *frequency = memory((r->features * apart + V) * sizeof *frequency);
+    memset(frequency, 0, (r->features * apart + V) * sizeof *frequency);
+    for (long f = 0; f < r->features; f++) {
+        const long bands = features[f].bands, padded = (bands + V - 1) / V * V;
+        for (long i = 0; i < features[f].width; i++)
+            memcpy(frequency + f * apart + i * padded, features[f].frequency + i * bands, bands * sizeof *frequency);
+    }
+#pragma omp parallel num_threads(threads)
+    {
+        float *total = memory(ROWS * C * sizeof *total), *made = memory(ROWS * C * sizeof *made);
+        float *given = memory(ROWS * C * sizeof *given), *wave = memory(ROWS * pitch * sizeof *wave);
+#pragma omp for schedule(dynamic)
+        for (long first = 0; first < r->pairs; first += ROWS) {
+            const long some = least(ROWS, r->pairs - first);
+            bags(r, first, some, total);
+            for (long number = 0; number < r->features; number++) {
+                const struct feature *f = features + number;
+                long begin = 0, count = some;
+                if (f->rows) {
+                    for (long end = f->count; begin < end;) {
+                        const long middle = (begin + end) / 2;
+                        if (f->rows[middle] < first) begin = middle + 1;
+                        else end = middle;
+                    }
+                    for (count = 0; begin + count < f->count && f->rows[begin + count] < first + some;) count++;
+                }
+                for (long i = 0; i < count; i++)
+                    waves(f->width, f->bands, frequency + number * apart,
+                          f->values + (f->rows ? f->rows[begin + i] : first + i) * r->numbers, wave + i * pitch);
+                add_product(0, count, 2 * f->bands + f->width, wave, pitch, f->first, made, C);
+                for (long i = 0; i < count; i++)
+                    normalise(C, r->eps, made + i * C, f->bias, f->scale, f->shift, given + i * C);
+                if (f->kept) memcpy(f->kept + first * C, made, count * C * sizeof *made);
+                add_product(!f->rows, count, C, given, C, f->second, f->rows ? made : total, C);
+                for (long i = 0; f->rows && i < count; i++) {
+                    float *mine = total + (f->rows[begin + i] - first) * C;
+                    for (long c = 0; c < C; c += V) store(mine + c, load(mine + c) + load(made + i * C + c));
+                }
+            }
+            if (r->sum) memcpy(r->sum + first * C, total, some * C * sizeof *total);
+            for (long i = 0; i < some; i++) normalise(C, r->eps, total + i * C, NULL, r->scale, r->shift, given + i * C);
+            add_product(0, some, C, given, C, r->weight, made, C);
+            for (long i = 0; i < some; i++) {
+                float *out = r->out + (r->place ? r->place[first + i] : first + i) * C;
+                const float deviation = normalise(C, r->eps, made + i * C, r->bias, NULL, NULL, out);
+                if (r->deviation) r->deviation[first + i] = deviation;
+            }
+        }
+        free(total), free(made), free(given), free(wave);
+    }
+    free(frequency);
 }
 
 int vector(void) { return V; }

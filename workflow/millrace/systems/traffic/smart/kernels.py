@@ -29,15 +29,39 @@ class Given(NamedTuple):
     mask_QK: Tensor
 
 
-def suit(*tensors: Tensor, heads: int, width: int) -> bool:
-    """Whether kernels take these tensors, of so many heads of so many channels each."""
-    if not native.suit(*tensors) or heads not in (4, 8):
+class Feature(NamedTuple):
+    """A feature of relations, and its MLP; see `chunked.relations`."""
+
+    value_NF: Tensor
+    """Columns of all features' numbers."""
+    weights: Sequence[Tensor]
+    rows: Tensor | None = None
+    """int64: the pairs that it is computed for, in order; None: all."""
+    kept_NC: Tensor | None = None
+    """Becomes the values after the first layer."""
+
+
+class Kept(NamedTuple):
+    """What `relations` keeps for gradients."""
+
+    sum_NC: Tensor
+    deviation_N: Tensor
+
+
+def suit(*tensors: Tensor, channels: int) -> bool:
+    """Whether kernels take these tensors, with so many channels."""
+    if not native.suit(*tensors):
         return False
     library = native.library(_SOURCE)
-    if library is None:
+    return library is not None and channels % library.vector() == 0
+
+
+def attend(*tensors: Tensor, heads: int, width: int) -> bool:
+    """Whether `attention` takes these tensors, of so many heads of so many channels each."""
+    if heads not in (4, 8) or not suit(*tensors, channels=heads * width):
         return False
-    vector = library.vector()
-    return heads * width % vector == 0 and (width % vector == 0 or 2 * width == vector)
+    vector = _vector()
+    return width % vector == 0 or 2 * width == vector
 
 
 def attention(given: Given, kept: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -60,6 +84,47 @@ def attention_gradients(given: Given, weight_QKH: Tensor, g_QHD: Tensor) -> tupl
     return grad_query, grad_sources, grad_relation, partial[0, 1], partial[0, 0]
 
 
+def relations(
+    features: Sequence[Feature],
+    table_TC: Tensor,
+    entry_NE: Tensor,
+    share_NE: Tensor | None,
+    last: Sequence[Tensor],
+    eps: float,
+    out_PC: Tensor,
+    place_N: Tensor | None,
+    kept: Kept | None = None,
+) -> None:
+    """Write normalised embeddings of N pairs to rows ``place`` of the result; None: in order.
+
+    Rows of the table are added to the sum of the features' MLPs, with shares if there are any. `last` are
+    scale, shift, weight and bias of the last layers.
+    """
+    alive: list[Tensor] = []
+
+    def pointer(x: Tensor | None) -> int | None:
+        if x is None:
+            return None
+        alive.append(x)
+        return x.data_ptr()
+
+    made = []
+    for value_NF, weights, rows, kept_NC in features:
+        if rows is not None and not len(rows):
+            continue
+        frequency, first, bias, scale, shift, second, _ = weights
+        layers = (bias, scale, shift, second.t().contiguous())
+        given = (frequency, first.t().contiguous(), *layers, rows, kept_NC)
+        sizes = (*frequency.shape, 0 if rows is None else len(rows))
+        made.append(_Feature(*sizes, value_NF.data_ptr(), *map(pointer, given)))
+    scale, shift, weight, bias = last
+    numbers = features[0].value_NF.stride(0) if features else 0
+    sizes = (len(entry_NE), table_TC.shape[1], len(made), numbers, entry_NE.shape[1])
+    bags = (table_TC, entry_NE, share_NE, place_N, scale, shift, weight.t().contiguous(), bias)
+    about = _Relations(*sizes, *map(pointer, (*bags, *(kept or (None, None)), out_PC)), eps)
+    _call("relations", about, (_Feature * len(made))(*made))
+
+
 class _Attention(ctypes.Structure):
     _fields_ = [
         *(
@@ -68,6 +133,27 @@ class _Attention(ctypes.Structure):
         ),
         *((name, ctypes.c_void_p) for name in ("query", "sources", "index", "mask", "relation")),
         *((name, ctypes.c_void_p) for name in ("to_key", "to_value")),
+    ]
+
+
+class _Feature(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_long) for name in ("width", "bands", "count")),
+        *((name, ctypes.c_void_p) for name in ("values", "frequency", "first", "bias", "scale")),
+        *((name, ctypes.c_void_p) for name in ("shift", "second", "rows", "kept")),
+    ]
+
+
+class _Relations(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_long) for name in ("pairs", "channels", "features", "numbers")),
+        ("entries", ctypes.c_long),
+        *((name, ctypes.c_void_p) for name in ("table", "entry", "share", "place", "scale")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("shift", "weight", "bias", "sum", "deviation", "out")
+        ),
+        ("eps", ctypes.c_double),
     ]
 
 
@@ -82,6 +168,11 @@ def _attention(given: Given) -> _Attention:
     return made
 
 
+def _vector() -> int:
+    vector: int = native.library(_SOURCE).vector()  # type: ignore[union-attr]
+    return vector
+
+
 def _parts() -> int:
     parts: int = native.library(_SOURCE).parts()  # type: ignore[union-attr]
     return parts
@@ -90,7 +181,7 @@ def _parts() -> int:
 def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, ctypes.Structure):
+    if isinstance(value, ctypes.Structure | ctypes.Array):
         return ctypes.byref(value)
     return ctypes.c_long(value) if isinstance(value, int) else value
 

@@ -430,7 +430,7 @@ class Smart(nn.Module):
     def _grouped(self, index: Tensor, groups: int, sources: int) -> bool:
         """Whether attention within groups is of use: kernels gather nothing anyway."""
         heads, hidden = self.config.heads, self.config.hidden
-        suits = kernels.suit(self.kind.weight, heads=heads, width=hidden // heads)
+        suits = kernels.attend(self.kind.weight, heads=heads, width=hidden // heads)
         return not suits and chunked.dense_enough(index, groups, sources)
 
 

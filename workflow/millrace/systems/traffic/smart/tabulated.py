@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from millrace.models.products import linear
-from millrace.systems.traffic.smart import chunked
+from millrace.systems.traffic.smart import chunked, kernels
 from millrace.systems.traffic.smart.chunked import by_feature, rectified, waves
 
 _STEP = 0.006
@@ -160,17 +160,18 @@ def relations(
     whole = len(mask_P) - len(kept_N) <= len(mask_P) * _FEW
     if whole:  # masked ones may hold anything
         feature_PF = torch.where(mask_P[:, None], feature_PF, 0)
-    kept_N = _padded(torch.arange(len(mask_P)) if whole else kept_N)
+    hidden = tables.value_TC.shape[1]
+    suits = kernels.suit(feature_PF, tables.value_TC, *weights, channels=hidden)
+    kept_N = torch.arange(len(mask_P)) if whole else kept_N
+    kept_N = kept_N if suits else _padded(kept_N)
     mask_N = mask_P[kept_N]
-    centred_CC, centred_C = (one - one.mean(dim=0) for one in last[2:])
-    starts = torch.arange(0, len(kept_N) + chunked.PAIRS, chunked.PAIRS)
     rows, shares = [entry_P[kept_N]], [torch.ones(len(kept_N), dtype=torch.float64)]
-    by_formula, exact = [], []
+    computed = []
     for value_NF, part, curve in zip(
         feature_PF[kept_N].split(widths, dim=1), parts, tables.curves, strict=True
     ):
         if curve is None:
-            by_formula.append((value_NF, part))
+            computed.append(kernels.Feature(value_NF, part))
             continue
         exact_NF = value_NF.double()  # of thousands of nodes
         at_N = exact_NF[:, 0] if len(part[0]) == 1 else _angle(exact_NF)
@@ -196,17 +197,40 @@ def relations(
             rows += [left_N, right_N]
             shares += [smooth_N * share_N * (1 - beyond_N), smooth_N * share_N * beyond_N]
         kinked = (mask_N & ~smooth_N).nonzero()[:, 0]
-        bounds = torch.searchsorted(kinked, starts).tolist()
-        some = value_NF[_padded(kinked)].split(chunked.PAIRS)
-        exact.append((kinked, torch.cat([_curve(one, part, eps) for one in some]), bounds))
+        computed.append(kernels.Feature(value_NF, part, kinked))
     row_NK, share_NK = torch.stack(rows, dim=1), torch.stack(shares, dim=1).to(feature_PF.dtype)
-    hidden = tables.value_TC.shape[1]
     out_PC = tables.value_TC.new_empty(len(kept_N) if whole else len(mask_P), hidden)
     if not whole:
         out_PC.index_fill_(0, (~mask_P).nonzero()[:, 0], 0)
-    for number, at in enumerate(chunked.chunks(len(kept_N), chunked.PAIRS)):
+    place_N = None if whole else kept_N
+    given = (computed, tables.value_TC, row_NK, share_NK, last, eps, out_PC, place_N)
+    (kernels.relations if suits else _by_chunks)(*given)
+    return out_PC[: len(mask_P)]
+
+
+def _by_chunks(
+    features: Sequence[kernels.Feature],
+    table_TC: Tensor,
+    row_NK: Tensor,
+    share_NK: Tensor,
+    last: Sequence[Tensor],
+    eps: float,
+    out_PC: Tensor,
+    place_N: Tensor | None,
+) -> None:
+    """`kernels.relations` by PyTorch."""
+    centred_CC, centred_C = (one - one.mean(dim=0) for one in last[2:])
+    starts = torch.arange(0, len(row_NK) + chunked.PAIRS, chunked.PAIRS)
+    by_formula = [(value_NF, part) for value_NF, part, rows, _ in features if rows is None]
+    exact = []
+    for value_NF, part, kinked, _ in features:
+        if kinked is not None:
+            bounds = torch.searchsorted(kinked, starts).tolist()
+            some = value_NF[_padded(kinked)].split(chunked.PAIRS)
+            exact.append((kinked, torch.cat([_curve(one, part, eps) for one in some]), bounds))
+    for number, at in enumerate(chunked.chunks(len(row_NK), chunked.PAIRS)):
         total_RC = functional.embedding_bag(
-            row_NK[at], tables.value_TC, mode="sum", per_sample_weights=share_NK[at]
+            row_NK[at], table_TC, mode="sum", per_sample_weights=share_NK[at]
         )
         for value_NF, part in by_formula:
             total_RC += _curve(value_NF[at], part, eps)
@@ -215,13 +239,12 @@ def relations(
             total_RC.index_add_(0, kinked[those] - at.start, value_KC[those])
         # Normalisation of rows whose mean is 0 already.
         made_RC = linear(rectified(total_RC, last, eps)[0], centred_CC, centred_C)
-        variance_R1 = torch.linalg.vector_norm(made_RC, dim=1, keepdim=True).square_().div_(hidden)
-        scale_R1 = variance_R1.add_(eps).rsqrt_()
-        if whole:  # several times faster than by numbers of rows
+        variance_R1 = torch.linalg.vector_norm(made_RC, dim=1, keepdim=True).square_()
+        scale_R1 = variance_R1.div_(out_PC.shape[1]).add_(eps).rsqrt_()
+        if place_N is None:  # several times faster than by numbers of rows
             torch.mul(made_RC, scale_R1, out=out_PC[at])
         else:
-            out_PC.index_copy_(0, kept_N[at], made_RC.mul_(scale_R1))
-    return out_PC[: len(mask_P)]
+            out_PC.index_copy_(0, place_N[at], made_RC.mul_(scale_R1))
 
 
 def _inputs(at_T: Tensor, radius: float, part: Sequence[Tensor], eps: float) -> Tensor:
