@@ -1,5 +1,5 @@
-/* Attention and embedded relations of SMART on a CPU, in float32. `kernels.py` says what the functions take. Numbers are summed in the
- * same order by any number of threads.
+/* Attention and embedded relations of SMART on a CPU, in float32. `kernels.py` says what the functions take. Numbers
+ * are summed in the same order by any number of threads.
  *
  * Numbers that belong to a neighbour and a head lie neighbour by neighbour, so that all heads are beside each
  * other, and a vector holds those of V / heads neighbours. */
@@ -256,8 +256,8 @@ void attention(const struct attention *a, float *weight, float *out, int threads
     free(to_value_t);
 }
 
-INLINE void spread_of(const int heads, const int half, const struct attention *a, long count, const float *factor, const float *side,
-                      float *const *out)
+INLINE void spread_of(const int heads, const int half, const struct attention *a, long count, const float *factor,
+                      const float *side, float *const *out)
 {
     (void)half;
     for (long k = 0; k < count; k += TALL)
@@ -297,9 +297,9 @@ static void to_queries(const struct attention *a, const float *gradient, const f
 #pragma omp parallel num_threads(threads)
     {
         struct kept kept = room_for(K);
-        float *of_key = memory(BLOCK * heads * C * sizeof *of_key), *of_value = memory(BLOCK * heads * C * sizeof *of_key);
-        float *seen_key = memory(BLOCK * heads * C * sizeof *of_key);
-        float *seen_value = memory(BLOCK * heads * C * sizeof *of_key);
+        const size_t block = BLOCK * heads * C * sizeof(float);
+        float *of_key = memory(block), *of_value = memory(block);
+        float *seen_key = memory(block), *seen_value = memory(block);
         float *back = memory(BLOCK * heads * pitch * sizeof *back), *side = memory(2 * heads * C * sizeof *side);
         float *weights = memory(ROOM(K) * heads * sizeof *weights);
         float *grad = memory(BLOCK * ROOM(K) * heads * sizeof *grad);
@@ -422,7 +422,7 @@ struct feature {
     long width, bands, count;
     const float *values;    /* of the first pair */
     const float *frequency; /* [width, bands] */
-    const float *first, *bias, *scale, *shift, *second; /* [2 bands + width, channels], ..., [channels, channels] */
+    const float *first, *bias, *scale, *shift, *second; /* [channels, 2 bands + width], ..., [channels, channels] */
     const int64_t *rows;    /* [count]: the pairs that it is computed for, in order; none: all */
     float *kept;            /* of the first layer, if it is kept, [pairs, channels] */
 };
@@ -476,31 +476,40 @@ APART void waves(long width, long bands, const float *frequency, const float *va
     memcpy(out + 2 * bands, values, width * sizeof *out);
 }
 
-APART void add_product(int add, long rows, long inner, const float *a, long pitch, const float *b, float *c, long columns)
+#define PANEL (WIDE * V) /* channels whose weights stay in the nearest cache */
+
+/* A weight [channels, inner], transposed, panel by panel. */
+static float *panels(const float *weight, long channels, long inner)
 {
-    if (add) products(1, rows, inner, a, pitch, 1, b, columns, c, columns, columns);
-    else products(0, rows, inner, a, pitch, 1, b, columns, c, columns, columns);
+    float *out = memory(channels * inner * sizeof *out);
+    for (long at = 0; at < channels; at += PANEL) {
+        const long wide = least(PANEL, channels - at);
+        for (long c = 0; c < wide; c++)
+            for (long i = 0; i < inner; i++) out[at * inner + i * wide + c] = weight[(at + c) * inner + i];
+    }
+    return out;
+}
+
+/* Products with the rows of a weight, or what they add. */
+APART void linear(int add, long rows, long inner, const float *a, long pitch, const float *panels, float *c,
+                  long channels)
+{
+    for (long at = 0; at < channels; at += PANEL) {
+        const long wide = least(PANEL, channels - at);
+        if (add) products(1, rows, inner, a, pitch, 1, panels + at * inner, wide, c + at, channels, wide);
+        else products(0, rows, inner, a, pitch, 1, panels + at * inner, wide, c + at, channels, wide);
+    }
 }
 
 /* Sums of rows of the table. */
 APART void bags(const struct relations *r, long first, long count, float *out)
 {
-    for (long row = first; row < first + count; row++) {
-        const int64_t *entry = r->entry + row * r->entries;
-        const float *share = r->share ? r->share + row * r->entries : NULL;
-        const long ahead = row + 4 < r->pairs ? 4 * r->entries : 0;
-        memset(out + (row - first) * r->channels, 0, r->channels * sizeof *out);
-        for (long e = 0; e < r->entries; e++) {
-            const float factor = share ? share[e] : 1, *next = r->table + entry[e + ahead] * r->channels;
-            if (share && share[e + ahead] != 0)
-                for (long c = 0; c < r->channels; c += 16) __builtin_prefetch(next + c);
-            if (factor == 0) continue;
-            const float *mine = r->table + entry[e] * r->channels;
-            for (long c = 0; c < r->channels; c += V) {
-                float *made = out + (row - first) * r->channels + c;
-                store(made, load(made) + factor * load(mine + c));
-            }
-        }
+    memset(out, 0, count * r->channels * sizeof *out);
+    for (long i = first * r->entries; i < (first + count) * r->entries; i++) {
+        const float factor = r->share ? r->share[i] : 1, *mine = r->table + r->entry[i] * r->channels;
+        float *made = out + (i / r->entries - first) * r->channels;
+        if (factor != 0)
+            for (long c = 0; c < r->channels; c += V) store(made + c, load(made + c) + factor * load(mine + c));
     }
 }
 
@@ -514,57 +523,63 @@ void relations(const struct relations *r, const struct feature *features, int th
         if (features[f].width > most) most = features[f].width;
     }
     const long pitch = 2 * widest + most + V, apart = most * widest;
+    float *weight = panels(r->weight, C, C), **first = memory((2 * r->features + 1) * sizeof *first);
+    float **second = first + r->features;
     float *frequency = memory((r->features * apart + V) * sizeof *frequency);
     memset(frequency, 0, (r->features * apart + V) * sizeof *frequency);
     for (long f = 0; f < r->features; f++) {
         const long bands = features[f].bands, padded = (bands + V - 1) / V * V;
         for (long i = 0; i < features[f].width; i++)
             memcpy(frequency + f * apart + i * padded, features[f].frequency + i * bands, bands * sizeof *frequency);
+        first[f] = panels(features[f].first, C, 2 * bands + features[f].width);
+        second[f] = panels(features[f].second, C, C);
     }
 #pragma omp parallel num_threads(threads)
     {
         float *total = memory(ROWS * C * sizeof *total), *made = memory(ROWS * C * sizeof *made);
         float *given = memory(ROWS * C * sizeof *given), *wave = memory(ROWS * pitch * sizeof *wave);
 #pragma omp for schedule(dynamic)
-        for (long first = 0; first < r->pairs; first += ROWS) {
-            const long some = least(ROWS, r->pairs - first);
-            bags(r, first, some, total);
+        for (long start = 0; start < r->pairs; start += ROWS) {
+            const long some = least(ROWS, r->pairs - start);
+            bags(r, start, some, total);
             for (long number = 0; number < r->features; number++) {
                 const struct feature *f = features + number;
                 long begin = 0, count = some;
                 if (f->rows) {
                     for (long end = f->count; begin < end;) {
                         const long middle = (begin + end) / 2;
-                        if (f->rows[middle] < first) begin = middle + 1;
+                        if (f->rows[middle] < start) begin = middle + 1;
                         else end = middle;
                     }
-                    for (count = 0; begin + count < f->count && f->rows[begin + count] < first + some;) count++;
+                    for (count = 0; begin + count < f->count && f->rows[begin + count] < start + some;) count++;
                 }
                 for (long i = 0; i < count; i++)
                     waves(f->width, f->bands, frequency + number * apart,
-                          f->values + (f->rows ? f->rows[begin + i] : first + i) * r->numbers, wave + i * pitch);
-                add_product(0, count, 2 * f->bands + f->width, wave, pitch, f->first, made, C);
+                          f->values + (f->rows ? f->rows[begin + i] : start + i) * r->numbers, wave + i * pitch);
+                linear(0, count, 2 * f->bands + f->width, wave, pitch, first[number], made, C);
                 for (long i = 0; i < count; i++)
                     normalise(C, r->eps, made + i * C, f->bias, f->scale, f->shift, given + i * C);
-                if (f->kept) memcpy(f->kept + first * C, made, count * C * sizeof *made);
-                add_product(!f->rows, count, C, given, C, f->second, f->rows ? made : total, C);
+                if (f->kept) memcpy(f->kept + start * C, made, count * C * sizeof *made);
+                linear(!f->rows, count, C, given, C, second[number], f->rows ? made : total, C);
                 for (long i = 0; f->rows && i < count; i++) {
-                    float *mine = total + (f->rows[begin + i] - first) * C;
+                    float *mine = total + (f->rows[begin + i] - start) * C;
                     for (long c = 0; c < C; c += V) store(mine + c, load(mine + c) + load(made + i * C + c));
                 }
             }
-            if (r->sum) memcpy(r->sum + first * C, total, some * C * sizeof *total);
-            for (long i = 0; i < some; i++) normalise(C, r->eps, total + i * C, NULL, r->scale, r->shift, given + i * C);
-            add_product(0, some, C, given, C, r->weight, made, C);
+            if (r->sum) memcpy(r->sum + start * C, total, some * C * sizeof *total);
+            for (long i = 0; i < some; i++)
+                normalise(C, r->eps, total + i * C, NULL, r->scale, r->shift, given + i * C);
+            linear(0, some, C, given, C, weight, made, C);
             for (long i = 0; i < some; i++) {
-                float *out = r->out + (r->place ? r->place[first + i] : first + i) * C;
+                float *out = r->out + (r->place ? r->place[start + i] : start + i) * C;
                 const float deviation = normalise(C, r->eps, made + i * C, r->bias, NULL, NULL, out);
-                if (r->deviation) r->deviation[first + i] = deviation;
+                if (r->deviation) r->deviation[start + i] = deviation;
             }
         }
         free(total), free(made), free(given), free(wave);
     }
-    free(frequency);
+    for (long f = 0; f < 2 * r->features; f++) free(first[f]);
+    free(frequency), free(weight), free(first);
 }
 
 int vector(void) { return V; }

@@ -100,28 +100,17 @@ def relations(
     Rows of the table are added to the sum of the features' MLPs, with shares if there are any. `last` are
     scale, shift, weight and bias of the last layers.
     """
-    alive: list[Tensor] = []
-
-    def pointer(x: Tensor | None) -> int | None:
-        if x is None:
-            return None
-        alive.append(x)
-        return x.data_ptr()
-
     made = []
     for value_NF, weights, rows, kept_NC in features:
         if rows is not None and not len(rows):
             continue
-        frequency, first, bias, scale, shift, second, _ = weights
-        layers = (bias, scale, shift, second.t().contiguous())
-        given = (frequency, first.t().contiguous(), *layers, rows, kept_NC)
-        sizes = (*frequency.shape, 0 if rows is None else len(rows))
-        made.append(_Feature(*sizes, value_NF.data_ptr(), *map(pointer, given)))
-    scale, shift, weight, bias = last
+        sizes = (*weights[0].shape, 0 if rows is None else len(rows))
+        given = (value_NF, *weights[:6], rows, kept_NC)
+        made.append(_Feature(*sizes, *map(_pointer, given)))
     numbers = features[0].value_NF.stride(0) if features else 0
     sizes = (len(entry_NE), table_TC.shape[1], len(made), numbers, entry_NE.shape[1])
-    bags = (table_TC, entry_NE, share_NE, place_N, scale, shift, weight.t().contiguous(), bias)
-    about = _Relations(*sizes, *map(pointer, (*bags, *(kept or (None, None)), out_PC)), eps)
+    bags = (table_TC, entry_NE, share_NE, place_N, *last, *(kept or (None, None)), out_PC)
+    about = _Relations(*sizes, *map(_pointer, bags), eps)
     _call("relations", about, (_Feature * len(made))(*made))
 
 
@@ -160,9 +149,9 @@ class _Relations(ctypes.Structure):
 def _attention(given: Given) -> _Attention:
     sizes = (*given.mask_QK.shape, *given.to_key_HDC.shape)
     sources = (ctypes.c_void_p * len(given.sources))(*(one.data_ptr() for one in given.sources))
-    index = None if given.index_QK is None else given.index_QK.data_ptr()
-    others = (given.mask_QK, given.relation_QKC, given.to_key_HDC, given.to_value_HDC)
-    pointers = (ctypes.addressof(sources), index, *(one.data_ptr() for one in others))
+    index_QK, mask_QK = given.index_QK, given.mask_QK
+    others = (index_QK, mask_QK, given.relation_QKC, given.to_key_HDC, given.to_value_HDC)
+    pointers = (ctypes.addressof(sources), *map(_pointer, others))
     made = _Attention(*sizes, given.query_QHD.data_ptr(), *pointers)
     made.kept = sources
     return made
@@ -176,6 +165,10 @@ def _vector() -> int:
 def _parts() -> int:
     parts: int = native.library(_SOURCE).parts()  # type: ignore[union-attr]
     return parts
+
+
+def _pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
 
 
 def _plain(value: Any) -> Any:
