@@ -4,8 +4,8 @@ Two variants take turns in one process, with the same weights; a step is forecas
 and AdamW, of a model with 7 million parameters on simulated intersections.
 
 plain     gathered keys and values, every pair and token embedded at once, as on a GPU
-millrace  relations and attention in chunks, without padding; in a rollout also tables of relations,
-          products of queries with all keys of a scenario; linear layers by oneDNN where that is faster
+millrace  relations and attention by kernels in C, or in chunks where there is no compiler, without
+          padding; in a rollout also tables of relations; linear layers by oneDNN where that is faster
 """
 
 import statistics

@@ -12,7 +12,11 @@ from millrace.models import native
 from millrace.systems.traffic.dataset import ScenarioDataset
 from millrace.systems.traffic.settings import ScenarioConfig, SmartConfig
 from millrace.systems.traffic.smart import chunked, kernels
-from millrace.systems.traffic.smart.layers import Neighbours, RelativeAttention
+from millrace.systems.traffic.smart.layers import (
+    FourierEmbedding,
+    Neighbours,
+    RelativeAttention,
+)
 from millrace.systems.traffic.smart.rollout import RolloutConfig, rollout
 from millrace.systems.traffic.smart.spec import SPEC
 
@@ -65,13 +69,15 @@ def test_attention_is_the_formula_in_double_precision(instructions, heads, width
     assert not ours[~mask].any()
 
 
-def test_any_number_of_threads_has_the_same_result():
+def test_any_number_of_threads_has_the_same_result(embedding):
     given, index, mask, relation = case(8, 16, queries=500, sources=50)
+    embedding, *about, table, entry = embedding
     before = torch.get_num_threads()
     made = []
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        made.append(found(given, index, mask, relation))
+        embedded = embedding.pairs(*about, (table, entry)).detach()
+        made.append([embedded, *found(given, index, mask, relation)])
     torch.set_num_threads(before)
     assert all(map(torch.equal, *made))
 
@@ -108,6 +114,48 @@ def test_other_heads_are_left_to_pytorch(heads, width):
     wide = found([one.double() for one in given], index, mask, relation.double())
     for ours, exact in zip(found(given, index, mask, relation), wide, strict=True):
         assert (ours - exact).norm() <= 2e-6 * exact.norm()
+
+
+@pytest.fixture
+def embedding():
+    """With other numbers of bands than vectors have, and a case: features, mask, table and its rows."""
+    torch.manual_seed(6)
+    embedding = FourierEmbedding((1, 2), 32, 11)
+    distance, angle = torch.rand(2, 150, 3) * torch.tensor([3.0, 7.0])[:, None, None]
+    feature = torch.stack([distance, angle.cos(), angle.sin()], dim=-1)
+    mask, entry = torch.rand(150, 3) < 0.8, torch.randint(0, 4, (150, 3))
+    return embedding, feature, mask, torch.randn(4, 32), entry
+
+
+def test_embedded_relations_are_the_formula_in_double_precision(instructions, embedding):
+    embedding, feature, mask, table, entry = embedding
+    assert kernels.suit(feature, table, *embedding.parameters(), channels=32)
+    factor = torch.randn(*mask.shape, 32) * mask[..., None]
+
+    def found(dtype):
+        extra = table.to(dtype).requires_grad_(), entry
+        given = [extra[0], *embedding.to(dtype).parameters()]
+        out = embedding.pairs(feature.to(dtype), mask, extra) * mask[..., None]
+        return out.detach(), *torch.autograd.grad((out * factor).sum(), given)
+
+    for ours, exact in zip(found(torch.float32), found(torch.float64), strict=True):
+        assert (ours - exact).norm() <= 5e-6 * exact.norm()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("extents", [(3.0, 1), (1.5, None)])
+def test_relations_from_tables(instructions, embedding, extents):
+    embedding, feature, mask, table, entry = embedding
+    tables = embedding.tables(extents, table)
+    found = embedding.pairs(feature, mask, (table, entry), tables)
+    feature[5, 1, 0] = float("nan")
+    mask[5, 1] = True
+    torn = embedding.pairs(feature, mask, (table, entry), tables)
+    assert torn[5, 1].isnan().all()
+    mask[5, 1] = False
+    assert torch.equal(torn[mask], found[mask])
+    exact = embedding.double().pairs(feature.double(), mask, (table.double(), entry))
+    torch.testing.assert_close(found[mask], exact[mask].float(), rtol=0, atol=1e-5)
 
 
 @pytest.fixture

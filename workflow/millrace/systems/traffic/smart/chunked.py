@@ -64,10 +64,13 @@ def attention(
 
     Queries are scaled, sources are keys and values, and two weights make keys and values of relations.
     """
-    given = (query_QHD, sources_N2C, relation_QKC, to_key_HDC, to_value_HDC, index_QK, mask_QK)
-    suits = kernels.attend(*given[:5], heads=query_QHD.shape[1], width=query_QHD.shape[2])
-    made = _Kernels if suits else _Attention
-    return cast(Tensor, made.apply(*given[:5], index_QK.contiguous(), mask_QK.contiguous()))
+    given = (query_QHD, sources_N2C, relation_QKC, to_key_HDC, to_value_HDC)
+    pairs = (index_QK.contiguous(), mask_QK.contiguous())
+    if not kernels.attend(*given, heads=query_QHD.shape[1], width=query_QHD.shape[2]):
+        return cast(Tensor, _Attention.apply(*given, *pairs))
+    if torch.is_grad_enabled():
+        return cast(Tensor, _Kernels.apply(*given, *pairs))
+    return kernels.attention(kernels.Given(query_QHD, [sources_N2C], *given[2:], *pairs))[0]
 
 
 def dense_enough(index_QK: Tensor, groups: int, sources: int) -> bool:
@@ -364,11 +367,9 @@ class _Kernels(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Tensor) -> Tensor:
         query_QHD, sources_N2C, *others = given
-        wanted = any(ctx.needs_input_grad)
         about = kernels.Given(query_QHD, [sources_N2C], *others)
-        out_QHD, weight_QKH = kernels.attention(about, kept=wanted)
-        if wanted:
-            ctx.save_for_backward(*given, weight_QKH)
+        out_QHD, weight_QKH = kernels.attention(about, kept=True)
+        ctx.save_for_backward(*given, weight_QKH)
         return out_QHD
 
     @staticmethod
