@@ -85,13 +85,16 @@ def test_any_number_of_threads_has_the_same_result(embedding):
 @torch.no_grad()
 def test_what_is_no_number_stays_none():
     given, index, mask, relation = case(8, 16)
-    relation[5, 0, 3] = given[0][7, 1, 1] = float("nan")
+    relation[5, 0, 3] = given[0][7, 1, 1] = given[1][4, 2 * 16] = float("nan")  # key of head 2
     mask[5, 0] = mask[7, 0] = True
     relation[~mask] = float("inf")  # which is passed over
     out = chunked.attention(*given, index, mask, relation)
+    torn = ((index == 4) & mask).any(dim=1)
+    assert 0 < torn.sum() < len(torn)
     assert out[5].isnan().all()
     assert out[7, 1].isnan().all()
-    out[[5, 7]] = 0
+    assert out[torn, 2].isnan().all()
+    out[[5, 7]] = out[torn, 2] = 0
     assert out.isfinite().all()
 
 
