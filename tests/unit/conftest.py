@@ -4,6 +4,7 @@ import copy
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import motion_scenes
 import numpy as np
@@ -17,6 +18,7 @@ from millrace.data.hdf5 import create
 from millrace.data.recipe import recipe_of
 from millrace.data.split import SplitConfig
 from millrace.evaluation.trained_model import TrainedModel
+from millrace.models import native
 from millrace.systems import registry
 from millrace.systems.downscaling.blocks import BlockConfig, extract_blocks
 from millrace.systems.downscaling.simulator.climate import ClimateConfig, write_climate
@@ -224,6 +226,25 @@ def compiler():
     if found is None:
         pytest.skip("there is no C compiler, and it cannot be installed here")
     return found
+
+
+@pytest.fixture
+def compile_for(compiler, monkeypatch):
+    """Have kernels compiled for a kind of processor, as -march names it, and no others found."""
+
+    def change(march):
+        if march == "haswell" and "avx2" not in Path("/proc/cpuinfo").read_text():
+            pytest.skip("this processor has no AVX2")
+        flags = [flag.replace("-march=native", f"-march={march}") for flag in native.FLAGS]
+        monkeypatch.setattr(native, "FLAGS", (*flags,))
+        forget()
+
+    def forget():
+        native.has.cache_clear()
+        native.library.cache_clear()
+
+    yield change
+    forget()
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,15 @@ def test_processes_share_what_one_has_compiled(source, compiler, tmp_path, monke
     assert len([*made.parent.iterdir()]) == 2
 
 
+def test_a_header_that_changed_is_compiled_anew(source, compiler, tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "HEADERS", tmp_path)
+    source.write_text('#include "one.h"\nint one(void) { return ONE; }\n')
+    for value in (1, 2):
+        (tmp_path / "one.h").write_text(f"#define ONE {value}\n")
+        native.library.cache_clear()
+        assert native.library(source).one() == value
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
@@ -78,12 +87,15 @@ def test_a_home_that_cannot_be_written_is_done_without(source, compiler, tmp_pat
     assert native.library(source).answer() == 42
 
 
-def test_kernels_take_plain_numbers_on_a_cpu_that_nobody_looks_at():
+def test_kernels_take_plain_numbers_on_a_cpu_that_nobody_looks_at(source, compiler):
+    source.write_text("int vector(void) { return 3; }\n")
+    kernels = native.Kernels(source)
     x = torch.ones(4, 3)
-    assert native.suit(x, torch.nn.Parameter(x))
+    assert kernels.suit(x, torch.nn.Parameter(x), channels=6)
+    assert not kernels.suit(x, channels=4)
     for other in (x.double(), x.t(), x.to("meta"), x.bfloat16()):
-        assert not native.suit(x, other)
+        assert not kernels.suit(x, other)
     with FlopCounterMode(display=False):
-        assert not native.suit(x)
+        assert not kernels.suit(x)
     with torch.autocast("cpu"):
-        assert not native.suit(x)
+        assert not kernels.suit(x)

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math"),
 )
 """Of the compiler; what is not a number stays none, as nothing is assumed of them."""
-_INCLUDED = Path(__file__).parent
+HEADERS = Path(__file__).parent
+"""Folder of what files include."""
 _LONGEST_S = 120
 
 
@@ -59,14 +61,14 @@ def library(source: Path) -> ctypes.CDLL:
     openmp = _openmp()
     # Homes are shared by unlike processors, which take unlike instructions.
     text = source.read_text()
-    headers = [(_INCLUDED / name).read_text() for name in re.findall(r'#include "(.+)"', text)]
+    headers = [(HEADERS / name).read_text() for name in re.findall(r'#include "(.+)"', text)]
     known = (text, headers, _run(compiler, "--version"), FLAGS, openmp, _processor())
-    name = f"{source.stem}-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.so"
+    name = f"{source.parent.name}-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
     if not (folder / name).is_file():
         with tempfile.TemporaryDirectory() as scratch:
             made = Path(scratch) / name
-            include = f"-I{_INCLUDED}"
+            include = f"-I{HEADERS}"
             _run(compiler, *FLAGS, include, "-shared", str(source), "-o", str(made), *openmp)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -78,21 +80,51 @@ def library(source: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(folder / name))
 
 
-def suit(*tensors: Tensor) -> bool:
-    """Whether kernels take these tensors: contiguous float32 on a CPU, worked on as they are.
+class Kernels:
+    """A file in C as operations on tensors; its functions take the number of threads last."""
 
-    Nothing else may look on: what counts or records operations does not see kernels.
-    """
-    return (
-        is_eager(tensors[0])
-        and not is_in_torch_dispatch_mode()
-        and all(
-            type(x) in (Tensor, nn.Parameter)
-            and (x.device.type, x.dtype) == ("cpu", torch.float32)
-            and x.is_contiguous()
-            for x in tensors
+    def __init__(self, source: Path) -> None:
+        self.source = source
+
+    def suit(self, *tensors: Tensor, channels: int = 0) -> bool:
+        """Whether they take these tensors: contiguous float32 on a CPU, in rows of so many channels.
+
+        These are multiples of a vector. Nothing else may look on: what counts or records operations would
+        not see kernels.
+        """
+        return (
+            is_eager(tensors[0])
+            and not is_in_torch_dispatch_mode()
+            and all(
+                type(x) in (Tensor, nn.Parameter)
+                and (x.device.type, x.dtype) == ("cpu", torch.float32)
+                and x.is_contiguous()
+                for x in tensors
+            )
+            and has(self.source)
+            and channels % self.vector() == 0
         )
-    )
+
+    def vector(self) -> int:
+        """Numbers of a vector of this processor."""
+        return int(library(self.source).vector())
+
+    def call(self, name: str, *given: Any) -> None:
+        """Call a function with tensors (None: no pointer), structures and whole numbers."""
+        getattr(library(self.source), name)(*map(_plain, given), torch.get_num_threads())
+
+
+def pointer(x: Tensor | None) -> int | None:
+    """Where the numbers of a tensor lie, for structures."""
+    return None if x is None else x.data_ptr()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, ctypes.Structure | ctypes.Array):
+        return ctypes.byref(value)
+    return ctypes.c_long(value) if isinstance(value, int) else value
 
 
 def _openmp() -> tuple[str, ...]:

@@ -28,7 +28,7 @@ def pairs(request, monkeypatch):
     """Chunks of a few pairs, fewer than a query has neighbours, and of all; or kernels where they suit."""
     if request.param != "kernels":
         monkeypatch.setattr(chunked, "PAIRS", request.param)
-        monkeypatch.setattr(kernels, "suit", lambda *_, **__: False)
+        monkeypatch.setattr(kernels.KERNELS, "suit", lambda *_, **__: False)
 
 
 @pytest.fixture

@@ -1,14 +1,11 @@
 """Kernels of SMART in C are its formula, in double precision, with gradients."""
 
 import dataclasses
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from millrace.models import native
 from millrace.systems.traffic.dataset import ScenarioDataset
 from millrace.systems.traffic.settings import ScenarioConfig, SmartConfig
 from millrace.systems.traffic.smart import chunked, kernels
@@ -20,22 +17,13 @@ from millrace.systems.traffic.smart.layers import (
 from millrace.systems.traffic.smart.rollout import RolloutConfig, rollout
 from millrace.systems.traffic.smart.spec import SPEC
 
-pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="there is no compiler")
-INSTRUCTIONS = Path("/proc/cpuinfo")
+pytestmark = pytest.mark.usefixtures("compiler")
 
 
 @pytest.fixture(params=["native", "haswell"])
-def instructions(request, monkeypatch):
+def instructions(request, compile_for):
     """Vectors as wide as the processor has them, and those of 8 numbers."""
-    if request.param == "haswell" and not (
-        INSTRUCTIONS.exists() and " avx2 " in INSTRUCTIONS.read_text()
-    ):
-        pytest.skip("a processor without AVX2")
-    flags = [flag.replace("native", request.param) for flag in native._FLAGS]
-    monkeypatch.setattr(native, "_FLAGS", tuple(flags))
-    native.library.cache_clear()
-    yield
-    native.library.cache_clear()
+    compile_for(request.param)
 
 
 def case(heads, width, queries=37, neighbours=5, sources=9):
@@ -132,7 +120,7 @@ def embedding():
 
 def test_embedded_relations_are_the_formula_in_double_precision(instructions, embedding):
     embedding, feature, mask, table, entry = embedding
-    assert kernels.suit(feature, table, *embedding.parameters(), channels=32)
+    assert kernels.KERNELS.suit(feature, table, *embedding.parameters(), channels=32)
     factor = torch.randn(*mask.shape, 32) * mask[..., None]
 
     def found(dtype):
@@ -196,15 +184,3 @@ def test_rollouts_draw_the_tokens_of_the_formula(dataset, model, monkeypatch):
     exact = rollout(model, batch, config)
     present = exact.present_BA[:, None].expand(-1, 3, -1)
     assert torch.equal(ours.token_BSAK[present], exact.token_BSAK[present])
-
-
-def test_a_header_that_changed_is_compiled_anew(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
-    monkeypatch.setattr(native, "_INCLUDED", tmp_path)
-    source = tmp_path / "one.c"
-    source.write_text('#include "one.h"\nint one(void) { return ONE; }\n')
-    for value in (1, 2):
-        (tmp_path / "one.h").write_text(f"#define ONE {value}\n")
-        native.library.cache_clear()
-        assert native.library(source).one() == value
-    native.library.cache_clear()

@@ -65,7 +65,7 @@ class FourierLayers(nn.Module):
     def has_kernels(self) -> bool:
         """Whether fields are worked on by kernels, which take memory of one sample after the other."""
         first: Any = self.convs[0]
-        return kernels.suit(first.weight.tensor, channels=math.gcd(*first.channels))
+        return kernels.KERNELS.suit(first.weight.tensor, channels=math.gcd(*first.channels))
 
     def forward(self, x_GBC: Tensor, basis: Basis) -> Tensor:
         """Apply all layers to fields on the grid of a basis, [G, B, O]."""

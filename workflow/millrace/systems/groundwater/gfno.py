@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from millrace.errors import ConfigError
 from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
-from millrace.systems.groundwater import kernels
 from millrace.systems.groundwater.fourier import Basis, ChannelLast, FourierLayers
 from millrace.systems.groundwater.gno import NeighbourTable, gno
+from millrace.systems.groundwater.kernels import KERNELS
 from millrace.systems.groundwater.network import GraphNetwork, continued
 from millrace.systems.groundwater.neuraloperator import ChannelMLP, FNOBlocks, GNOBlock
 from millrace.systems.groundwater.plane_dataset import PlaneBatch, PlaneDataset, PlaneGeometry
@@ -129,6 +129,6 @@ SPEC = ModelSpec(
     predict=forecast,
     loss=forecast_loss,
     continued=continued,
-    kernels=kernels.SOURCE,
+    kernels=KERNELS.source,
     recomputed=("lifting", "fno_blocks", "projection"),
 )

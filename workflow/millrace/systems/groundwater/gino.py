@@ -18,9 +18,9 @@ from torch import Tensor
 from millrace.errors import ConfigError
 from millrace.models.losses import forecast, forecast_loss
 from millrace.models.spec import ModelSpec
-from millrace.systems.groundwater import kernels
 from millrace.systems.groundwater.fourier import Basis, ChannelLast, FourierLayers
 from millrace.systems.groundwater.gno import KernelSum, gno
+from millrace.systems.groundwater.kernels import KERNELS
 from millrace.systems.groundwater.network import GraphNetwork, continued
 from millrace.systems.groundwater.neuraloperator import LibraryGINO
 from millrace.systems.groundwater.patch_dataset import LatentGeometry, PatchBatch, PatchDataset
@@ -133,6 +133,6 @@ SPEC = ModelSpec(
     loss=forecast_loss,
     continued=continued,
     check=_check,
-    kernels=kernels.SOURCE,
+    kernels=KERNELS.source,
     recomputed=("net.fno_blocks", "net.projection"),
 )

@@ -239,7 +239,10 @@ def kernel_sum(kernel_CE: Tensor, f_CNB: Tensor, table: NeighbourTable) -> Tenso
     if kernel_CE.dtype in (torch.float16, torch.bfloat16):
         # Under autocast: hundreds of neighbours are not summed in half precision.
         kernel_CE = kernel_CE.float()
-    if kernels.suit(kernel_CE.t(), channels=len(kernel_CE)) and f_CNB.dtype == kernel_CE.dtype:
+    if (
+        kernels.KERNELS.suit(kernel_CE.t(), channels=len(kernel_CE))
+        and f_CNB.dtype == kernel_CE.dtype
+    ):
         f_BNC = f_CNB.permute(2, 1, 0).contiguous()
         return _KernelSumOfSamples.apply(kernel_CE.t(), f_BNC, table).permute(2, 1, 0)
     # As a matrix, whose transpose is copied twice as fast as one in three dimensions.

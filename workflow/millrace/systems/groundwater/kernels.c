@@ -3,45 +3,7 @@
  * by any number of threads.
  */
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#ifdef __AVX512F__
-#define V 16   /* numbers of a vector */
-#define WIDE 4 /* vectors side by side that registers hold */
-#define TALL 6 /* in so many rows */
-#else
-#define V 8
-#define WIDE 2
-#define TALL 4
-#endif
-#define FOR(j, end) for (long j = 0; j < (end); j += V)
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
-
-typedef float vec __attribute__((vector_size(4 * V)));
-typedef int32_t ints __attribute__((vector_size(4 * V)));
-
-INLINE vec load(const float *p) { vec x; memcpy(&x, p, sizeof x); return x; }
-INLINE void store(float *p, vec x) { memcpy(p, &x, sizeof x); }
-INLINE vec all(float x) { return x - (vec){0}; }
-INLINE vec either(ints where, vec a, vec b) { return (vec)((where & (ints)a) | (~where & (ints)b)); }
-#ifdef __AVX512F__
-/* Of two, the second where one is no number. */
-INLINE vec smaller(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
-INLINE vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
-/* An estimate, and a step of Newton's method: a third of the time of a division. */
-INLINE vec inverse(vec x) { vec y = (vec)_mm512_rcp14_ps((__m512)x); return y * (2.0f - x * y); }
-#else
-INLINE vec smaller(vec a, vec b) { return either(a < b, a, b); }
-INLINE vec larger(vec a, vec b) { return either(a > b, a, b); }
-INLINE vec inverse(vec x) { return 1.0f / x; }
-#endif
-INLINE long least(long a, long b) { return a < b ? a : b; }
+#include "vectors.h"
 
 /* ---- GELU ---- */
 
@@ -124,62 +86,6 @@ static void gelu_twice_gradient(const float *x, const float *gradient, float *ou
     }
 }
 
-/* ---- Products with small matrices ---- */
-
-INLINE void tile(const int rows, const int wide, long inner, const float *a, long row, long column, const float *b,
-                 long pitch_b, const float *begin, long pitch_begin, float *c, long pitch_c)
-{
-    vec sums[TALL][WIDE];
-    UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < wide; j++) sums[i][j] = begin ? load(begin + i * pitch_begin + j * V) : all(0);
-    for (long k = 0; k < inner; k++) {
-        vec given[WIDE];
-        UNROLL for (int j = 0; j < wide; j++) given[j] = load(b + k * pitch_b + j * V);
-        UNROLL for (int i = 0; i < rows; i++) {
-            const float factor = a[i * row + k * column];
-            UNROLL for (int j = 0; j < wide; j++) sums[i][j] += factor * given[j];
-        }
-    }
-    UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < wide; j++) store(c + i * pitch_c + j * V, sums[i][j]);
-}
-
-/* C = begin + A B. Columns of B and C are a multiple of V; those of A lie `column` numbers apart, rows `row`. */
-INLINE void products(long rows, long inner, const float *a, long row, long column, const float *b, long pitch_b,
-                     const float *begin, long pitch_begin, float *c, long pitch_c, long columns)
-{
-    for (long at = 0; at < columns;) {
-        const int wide = at + WIDE * V <= columns;
-#define TILE(tall, wide)                                                                                      \
-    tile(least(tall, TALL), wide, inner, a + i * row, row, column, b + at, pitch_b, begin ? begin + i * pitch_begin + at : NULL, \
-         pitch_begin, c + i * pitch_c + at, pitch_c)
-        for (long i = 0; i < rows;) {
-            const long left = rows - i, tiles = (left + TALL - 1) / TALL, some = (left + tiles - 1) / tiles;
-            if (some == 6 && TALL >= 6) { if (wide) TILE(6, WIDE); else TILE(6, 1); }
-            else if (some == 5 && TALL >= 5) { if (wide) TILE(5, WIDE); else TILE(5, 1); }
-            else if (some == 4) { if (wide) TILE(4, WIDE); else TILE(4, 1); }
-            else if (some == 3) { if (wide) TILE(3, WIDE); else TILE(3, 1); }
-            else if (some == 2) { if (wide) TILE(2, WIDE); else TILE(2, 1); }
-            else { if (wide) TILE(1, WIDE); else TILE(1, 1); }
-            i += some;
-        }
-        at += wide ? WIDE * V : V;
-    }
-}
-
-static void product(long rows, long inner, const float *a, long pitch_a, const float *b, long pitch_b, float *c,
-                    long pitch_c, long columns)
-{
-    products(rows, inner, a, pitch_a, 1, b, pitch_b, NULL, 0, c, pitch_c, columns);
-}
-
-static void *claimed(size_t numbers)
-{
-    void *memory = aligned_alloc(64, (numbers * sizeof(float) + 63) / 64 * 64);
-    if (!memory) abort();
-    return memory;
-}
-
 /* ---- Networks of linear layers with GELU between them ---- */
 
 struct layer {
@@ -232,7 +138,7 @@ void network(const struct layer *layers, int count, const float *x, int activate
     const long step = rows_at_once(layers, count, &widest), in = layers->in, made = layers[count - 1].out;
 #pragma omp parallel num_threads(threads)
     {
-        float *one = claimed(2 * step * widest), *other = one + step * widest;
+        float *one = allocated(sizeof(float) * 2 * step * widest), *other = one + step * widest;
 #pragma omp for schedule(static)
         for (long at = 0; at < rows; at += step) {
             const long some = least(step, rows - at);
@@ -272,7 +178,8 @@ void network_gradients(const struct layer *layers, int count, const float *x, in
 #pragma omp parallel num_threads(threads)
     {
         const long block = step * widest;
-        float *memory = claimed((2 * count + 2) * block), *one = memory + 2 * count * block, *other = one + block;
+        float *memory = allocated(sizeof(float) * (2 * count + 2) * block);
+        float *one = memory + 2 * count * block, *other = one + block;
 #pragma omp for schedule(static)
         for (long chunk = 0; chunk < chunks; chunk++)
             for (long t = chunk * tiles / chunks; t < (chunk + 1) * tiles / chunks; t++) {
@@ -452,7 +359,7 @@ static struct memory memory_of(const struct axis *x, const struct axis *y, const
         const long mine = 2 * channels * (2L * axes[i]->points + 4 * axes[i]->waves + 4);
         scratch = mine > scratch ? mine : scratch;
     }
-    float *all = claimed(grid + row + scratch);
+    float *all = allocated(sizeof(float) * (grid + row + scratch));
     return (struct memory){all, all + grid, all + grid + row};
 }
 
@@ -628,7 +535,7 @@ void mix_gradient(const float *g, const float *w, float *grad_z, long count, lon
 {
 #pragma omp parallel num_threads(threads)
     {
-        float *turned = claimed(2 * wide * channels);
+        float *turned = allocated(sizeof(float) * 2 * wide * channels);
 #pragma omp for schedule(static)
         for (long k = 0; k < count; k++) {
             const float *mine = w + k * channels * 2 * wide;
@@ -695,7 +602,7 @@ void mix_weight_gradient(const float *z, const float *g, float *grad_w, long cou
 #define SAMPLES 4
 #define BESIDE_OF(channels) ((channels) % (2 * V) ? 1 : 2)
 
-INLINE void sums_of(const int samples, const int wide, long begin, long end, const float *weight, const int64_t *index,
+INLINE void row_sums_of(const int samples, const int wide, long begin, long end, const float *weight, const int64_t *index,
                     const float *f, long apart, long channels, float *out, long apart_out)
 {
     vec sums[SAMPLES][2] = {0};
@@ -728,7 +635,7 @@ void neighbour_sums(const float *weight, const int64_t *index, const int64_t *in
             for (long i = 0; i < rows; i++) {
                 const long m = order[i];
 #define SUMS(samples, wide)                                                                                   \
-    sums_of(samples, wide, indptr[m], indptr[m + 1], weight + c, index, f + b * apart + c, apart, channels,   \
+    row_sums_of(samples, wide, indptr[m], indptr[m + 1], weight + c, index, f + b * apart + c, apart, channels,   \
             out + b * apart_out + m * channels + c, apart_out)
                 ANY_SAMPLES(some, wide, SUMS)
             }

@@ -1,4 +1,4 @@
-"""What `kernels.c` computes, as functions of tensors; `suit` says whether it takes them.
+"""What `kernels.c` computes, as functions of tensors that `KERNELS.suit` takes.
 
 Shape suffixes: G grid points, K kept modes, B samples, C channels in, O channels out, R = B C columns,
 N points integrated over, M output points, E edges.
@@ -8,25 +8,15 @@ import ctypes
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from millrace.models import native
+from millrace.models.native import Kernels, pointer
 
-SOURCE = Path(__file__).with_name("kernels.c")
-
-
-def suit(*tensors: Tensor, channels: int = 0) -> bool:
-    """Whether kernels take these tensors, in rows of so many channels."""
-    return native.suit(*tensors) and native.has(SOURCE) and channels % vector() == 0
-
-
-def vector() -> int:
-    """Numbers of a vector of this processor."""
-    return int(native.library(SOURCE).vector())
+KERNELS = Kernels(Path(__file__).with_name("kernels.c"))
 
 
 class Network:
@@ -43,7 +33,9 @@ class Network:
     def values(self, x_RI: Tensor, activated: bool) -> Tensor:
         """Of the last layer, [R, O]; with ``activated`` GELU stands before the first layer, too."""
         out = x_RI.new_empty(len(x_RI), self._layers[-1].channels[1])
-        _call("network", self._table, len(self._layers), x_RI, int(activated), out, len(x_RI))
+        KERNELS.call(
+            "network", self._table, len(self._layers), x_RI, int(activated), out, len(x_RI)
+        )
         return out
 
     def gradients(
@@ -54,7 +46,9 @@ class Network:
         sizes = [(layer.channels[0] + 1, layer.forward.shape[1]) for layer in self._layers]
         flat = x_RI.new_empty(sum(rows * columns for rows, columns in sizes))
         grad_x = torch.empty_like(x_RI) if wanted else None
-        _call("network_gradients", *given, x_RI, int(activated), g_RO, grad_x, flat, len(x_RI))
+        KERNELS.call(
+            "network_gradients", *given, x_RI, int(activated), g_RO, grad_x, flat, len(x_RI)
+        )
         made = []
         for layer, size, part in zip(
             self._layers,
@@ -81,13 +75,13 @@ class Transform:
         of_axes = [None, None, factors]
         tables = [*map(_tables, shape, frequencies, of_axes)]
         self._kept = [tensor for table in tables for tensor in table if isinstance(tensor, Tensor)]
-        self._axes = [ctypes.byref(_Axis(*map(_number, table))) for table in tables]
+        self._axes = [_Axis(*map(_field, table)) for table in tables]
 
     def to_modes(self, x_BGC: Tensor) -> Tensor:
         """Modes of values."""
         samples, _, channels = x_BGC.shape
         out = x_BGC.new_empty(self._modes, 2, samples, channels)
-        _call("to_modes", *self._axes, x_BGC, *[None] * 3, 0, None, out, samples, channels)
+        KERNELS.call("to_modes", *self._axes, x_BGC, *[None] * 3, 0, None, out, samples, channels)
         return out
 
     def gradient_to_modes(
@@ -102,7 +96,7 @@ class Transform:
         inner = g_BGC if before_BGC is None else torch.empty_like(g_BGC)
         weights = g_BGC.new_zeros(samples, channels, beside_BGD.shape[2])
         given = (g_BGC, before_BGC, inner, beside_BGD, beside_BGD.shape[2], weights, out)
-        _call("to_modes", *self._axes, *given, samples, channels)
+        KERNELS.call("to_modes", *self._axes, *given, samples, channels)
         return inner, out, weights.sum(0)
 
     def to_values(
@@ -122,7 +116,7 @@ class Transform:
         made = torch.empty_like(out) if activated else out
         beside = (beside_BGD, weight_DC, len(weight_DC), bias_C)
         last = made if activated else None
-        _call("to_values", *self._axes, z_K2BC, *beside, out, last, samples, channels)
+        KERNELS.call("to_values", *self._axes, z_K2BC, *beside, out, last, samples, channels)
         return out, made
 
 
@@ -130,7 +124,7 @@ def mix(z_K2BC: Tensor, weight_KC: Tensor) -> Tensor:
     """Complex products of modes with weights [K, C, 2 O], real parts first: [K, 2, B, O]."""
     count, _, samples, channels = z_K2BC.shape
     out = z_K2BC.new_empty(count, 2, samples, weight_KC.shape[2] // 2)
-    _call("mix", z_K2BC, weight_KC, out, count, samples, channels, out.shape[3])
+    KERNELS.call("mix", z_K2BC, weight_KC, out, count, samples, channels, out.shape[3])
     return out
 
 
@@ -138,8 +132,8 @@ def mix_gradients(z_K2BC: Tensor, weight_KC: Tensor, g_K2BO: Tensor) -> tuple[Te
     """Gradients of modes and weights of `mix`."""
     sizes = (len(z_K2BC), *z_K2BC.shape[2:], g_K2BO.shape[3])
     grad_z, grad_weight = torch.empty_like(z_K2BC), torch.empty_like(weight_KC)
-    _call("mix_gradient", g_K2BO, weight_KC, grad_z, *sizes)
-    _call("mix_weight_gradient", z_K2BC, g_K2BO, grad_weight, *sizes)
+    KERNELS.call("mix_gradient", g_K2BO, weight_KC, grad_z, *sizes)
+    KERNELS.call("mix_weight_gradient", z_K2BC, g_K2BO, grad_weight, *sizes)
     return grad_z, grad_weight
 
 
@@ -153,7 +147,7 @@ def neighbour_sums(
     samples, points, channels = f_BNC.shape
     out = f_BNC.new_empty(samples, len(order), channels)
     sizes = (samples, points, len(order), channels)
-    _call("neighbour_sums", weight_EC, index, indptr, order, f_BNC, out, *sizes)
+    KERNELS.call("neighbour_sums", weight_EC, index, indptr, order, f_BNC, out, *sizes)
     return out
 
 
@@ -172,10 +166,10 @@ def neighbour_gradients(
     grad_weight = grad_f = None
     if wanted[0]:
         grad_weight = torch.empty_like(weight_EC)
-        _call("neighbour_products", *where, f_BNC, g_BMC, grad_weight, *sizes)
+        KERNELS.call("neighbour_products", *where, f_BNC, g_BMC, grad_weight, *sizes)
     if wanted[1]:
         grad_f = torch.zeros_like(f_BNC)
-        _call("neighbour_spread", weight_EC, *where, g_BMC, grad_f, *sizes)
+        KERNELS.call("neighbour_spread", weight_EC, *where, g_BMC, grad_f, *sizes)
     return grad_weight, grad_f
 
 
@@ -201,13 +195,11 @@ class _Layer(NamedTuple):
 
     def table(self) -> _LayerTable:
         sizes = (*self.channels, self.backward.shape[1], self.forward.shape[1])
-        return _LayerTable(
-            *sizes, *(x.data_ptr() for x in (self.forward, self.backward, self.bias))
-        )
+        return _LayerTable(*sizes, *map(pointer, (self.forward, self.backward, self.bias)))
 
 
 def _wide(x: Tensor) -> Tensor:
-    return functional.pad(x, (0, -x.shape[-1] % vector())).contiguous()
+    return functional.pad(x, (0, -x.shape[-1] % KERNELS.vector())).contiguous()
 
 
 class _Axis(ctypes.Structure):
@@ -240,16 +232,5 @@ def _tables(
     return [points, len(frequencies), len(waves), still, *numbers, *both]
 
 
-def _number(value: int | Tensor) -> int:
-    return value.data_ptr() if isinstance(value, Tensor) else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    return ctypes.c_long(value) if isinstance(value, int) else value
-
-
-def _call(name: str, *given: Any) -> None:
-    function = getattr(native.library(SOURCE), name)
-    function(*map(_plain, given), torch.get_num_threads())
+def _field(value: int | Tensor) -> int | None:
+    return pointer(value) if isinstance(value, Tensor) else value

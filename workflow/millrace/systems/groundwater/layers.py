@@ -30,7 +30,7 @@ def layers(x_IR: Tensor, activated: bool, rows: bool, parameters: Sequence[Tenso
 
     ``parameters``: weight and bias of each layer. With ``rows`` or by kernels it is a view of [R, O].
     """
-    if kernels.suit(*parameters):
+    if kernels.KERNELS.suit(*parameters):
         made: Tensor = _KernelLayers.apply(x_IR.t().contiguous(), activated, *parameters)
         return made.t()
     made = _Layers.apply(x_IR, activated, rows, *parameters)

@@ -224,7 +224,7 @@ class _Relations(torch.autograd.Function):
         sum_NC, deviation_N = table_TC.new_empty(shape), table_TC.new_empty(shape[0], 1)
         out_PC = table_TC.new_zeros(len(mask_P), hidden)
         bias_C = torch.stack([part[6] for part in parts]).sum(dim=0)
-        suits = kernels.suit(feature_PF, table_TC, *weights, channels=hidden)
+        suits = kernels.KERNELS.suit(feature_PF, table_TC, *weights, channels=hidden)
         if suits:
             entry_N1, value_NF = entry_P[kept_N][:, None], feature_PF[kept_N]
             values = value_NF.split(widths, dim=1)

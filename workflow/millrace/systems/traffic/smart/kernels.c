@@ -8,8 +8,9 @@
 #include "vectors.h"
 
 #define BLOCK 16 /* queries whose rows are multiplied with a matrix together */
+#define KEYS 4 /* neighbours at once */
 #define PARTS 32 /* of the queries, whose sums are added up in order */
-#define ROOM(k) ((k) + V + TALL) /* room for numbers beyond the last neighbour */
+#define ROOM(k) ((k) + V + KEYS) /* room for numbers beyond the last neighbour */
 
 struct attention {
     long queries, neighbours, heads, width, channels;
@@ -29,8 +30,8 @@ struct kept {
 
 static struct kept room_for(long neighbours)
 {
-    return (struct kept){0, memory(ROOM(neighbours) * sizeof(long)), memory(ROOM(neighbours) * sizeof(float *)),
-                         memory(ROOM(neighbours) * sizeof(float *))};
+    return (struct kept){0, allocated(ROOM(neighbours) * sizeof(long)), allocated(ROOM(neighbours) * sizeof(float *)),
+                         allocated(ROOM(neighbours) * sizeof(float *))};
 }
 
 static void leave(struct kept kept) { free(kept.number), free(kept.relation), free(kept.source); }
@@ -103,7 +104,7 @@ APART void scores(const struct attention *a, const struct kept *kept, const floa
 }
 
 /* Over all neighbours of a vector, head by head. */
-#define TOGETHER(x, by, heads)                                                \
+#define TOGETHER(x, by, heads)                                                                                  \
     if (heads <= 4) x = by(x, __builtin_shuffle(x, PLACES(ACROSS, 4)));       \
     if (V > 8) x = by(x, __builtin_shuffle(x, PLACES(ACROSS, 8)));
 INLINE vec plus(vec a, vec b) { return a + b; }
@@ -188,7 +189,7 @@ APART void weighted_own(const struct attention *a, const struct kept *kept, cons
 /* Transposes of matrices of heads, [heads, channels, pitch], with zeros beyond the width. */
 static float *turned(const struct attention *a, const float *matrix, long pitch)
 {
-    float *out = memory(a->heads * a->channels * pitch * sizeof *out);
+    float *out = allocated(a->heads * a->channels * pitch * sizeof *out);
     memset(out, 0, a->heads * a->channels * pitch * sizeof *out);
     for (long h = 0; h < a->heads; h++)
         for (long d = 0; d < a->width; d++)
@@ -202,7 +203,7 @@ APART void by_head(const struct attention *a, long queries, const float *rows, c
 {
     const long all = a->heads * a->width, c = a->channels;
     for (long h = 0; h < a->heads; h++)
-        products(0, queries, a->width, rows + h * a->width, all, 1, matrix + h * a->width * c, c, out + h * c,
+        products(queries, a->width, rows + h * a->width, all, 1, matrix + h * a->width * c, c, NULL, 0, out + h * c,
                  a->heads * c, c);
 }
 
@@ -212,7 +213,7 @@ APART void back_by_head(const struct attention *a, long queries, const float *ro
 {
     const long c = a->channels;
     for (long h = 0; h < a->heads; h++)
-        products(0, queries, c, rows + h * c, a->heads * c, 1, turned + h * c * pitch, pitch, out + h * pitch,
+        products(queries, c, rows + h * c, a->heads * c, 1, turned + h * c * pitch, pitch, NULL, 0, out + h * pitch,
                  a->heads * pitch, pitch);
 }
 
@@ -224,9 +225,9 @@ void attention(const struct attention *a, float *weight, float *out, int threads
 #pragma omp parallel num_threads(threads)
     {
         struct kept kept = room_for(K);
-        float *side = memory(BLOCK * heads * a->channels * sizeof *side);
-        float *seen = memory(BLOCK * heads * pitch * sizeof *seen);
-        float *score = memory(BLOCK * ROOM(K) * heads * sizeof *score);
+        float *side = allocated(BLOCK * heads * a->channels * sizeof *side);
+        float *seen = allocated(BLOCK * heads * pitch * sizeof *seen);
+        float *score = allocated(BLOCK * ROOM(K) * heads * sizeof *score);
 #pragma omp for schedule(dynamic)
         for (long first = 0; first < a->queries; first += BLOCK) {
             const long some = least(BLOCK, a->queries - first);
@@ -260,18 +261,18 @@ INLINE void spread_of(const int heads, const int half, const struct attention *a
                       const float *side, float *const *out)
 {
     (void)half;
-    for (long k = 0; k < count; k += TALL)
+    for (long k = 0; k < count; k += KEYS)
         for (long c = 0; c < a->channels;) {
             const int two = c + 2 * V <= a->channels;
 #define SPREAD(wide)                                                                                            \
-    vec sums[TALL][wide] = {0};                                                                                 \
+    vec sums[KEYS][wide] = {0};                                                                                 \
     UNROLL for (int h = 0; h < 2 * heads; h++) {                                                                \
         vec given[wide];                                                                                        \
         UNROLL for (int j = 0; j < wide; j++) given[j] = load(side + h * a->channels + c + j * V);              \
-        UNROLL for (int i = 0; i < TALL; i++)                                                                   \
+        UNROLL for (int i = 0; i < KEYS; i++)                                                                   \
             UNROLL for (int j = 0; j < wide; j++) sums[i][j] += factor[(k + i) * 2 * heads + h] * given[j];     \
     }                                                                                                           \
-    UNROLL for (int i = 0; i < TALL; i++)                                                                       \
+    UNROLL for (int i = 0; i < KEYS; i++)                                                                       \
         UNROLL for (int j = 0; j < wide; j++) store(out[k + i] + c + j * V, sums[i][j]);
             if (two) { SPREAD(2) } else { SPREAD(1) }
             c += two ? 2 * V : V;
@@ -298,13 +299,13 @@ static void to_queries(const struct attention *a, const float *gradient, const f
     {
         struct kept kept = room_for(K);
         const size_t block = BLOCK * heads * C * sizeof(float);
-        float *of_key = memory(block), *of_value = memory(block);
-        float *seen_key = memory(block), *seen_value = memory(block);
-        float *back = memory(BLOCK * heads * pitch * sizeof *back), *side = memory(2 * heads * C * sizeof *side);
-        float *weights = memory(ROOM(K) * heads * sizeof *weights);
-        float *grad = memory(BLOCK * ROOM(K) * heads * sizeof *grad);
-        float *factor = memory(ROOM(K) * 2 * heads * sizeof *factor);
-        float *nowhere = memory(C * sizeof *nowhere), **rows = memory(ROOM(K) * sizeof *rows);
+        float *of_key = allocated(block), *of_value = allocated(block);
+        float *seen_key = allocated(block), *seen_value = allocated(block);
+        float *back = allocated(BLOCK * heads * pitch * sizeof *back), *side = allocated(2 * heads * C * sizeof *side);
+        float *weights = allocated(ROOM(K) * heads * sizeof *weights);
+        float *grad = allocated(BLOCK * ROOM(K) * heads * sizeof *grad);
+        float *factor = allocated(ROOM(K) * 2 * heads * sizeof *factor);
+        float *nowhere = allocated(C * sizeof *nowhere), **rows = allocated(ROOM(K) * sizeof *rows);
 #pragma omp for schedule(dynamic)
         for (long part = 0; part < PARTS; part++)
             for (long first = part * each; first < least(a->queries, (part + 1) * each); first += BLOCK) {
@@ -333,7 +334,7 @@ static void to_queries(const struct attention *a, const float *gradient, const f
                         memcpy(factor + (2 * k + 1) * heads, mine + k * heads, heads * sizeof *factor);
                         rows[k] = grad_relation + (at + kept.number[k]) * C;
                     }
-                    for (long k = kept.count; k % TALL; k++) {
+                    for (long k = kept.count; k % KEYS; k++) {
                         memset(factor + 2 * k * heads, 0, 2 * heads * sizeof *factor);
                         rows[k] = nowhere;
                     }
@@ -348,10 +349,11 @@ static void to_queries(const struct attention *a, const float *gradient, const f
                                  grad_query + (first + q) * all);
                 }
                 for (long h = 0; h < heads; h++)
-                    for (int keys = 0; keys < 2; keys++)
-                        products(1, a->width, some, (keys ? query : given) + h * a->width, 1, all,
-                                 (keys ? seen_key : seen_value) + h * C, heads * C,
-                                 partial + part * matrices + keys * all * C + h * a->width * C, C, C);
+                    for (int keys = 0; keys < 2; keys++) {
+                        float *sum = partial + part * matrices + keys * all * C + h * a->width * C;
+                        products(a->width, some, (keys ? query : given) + h * a->width, 1, all,
+                                 (keys ? seen_key : seen_value) + h * C, heads * C, sum, C, sum, C, C);
+                    }
             }
         leave(kept);
         free(of_key), free(of_value), free(seen_key), free(seen_value), free(back), free(side), free(weights);
@@ -388,7 +390,7 @@ static void to_sources(const struct attention *a, const float *gradient, const f
                        float *out, long sources, int threads)
 {
     const long pairs = a->queries * a->neighbours;
-    long *begin = memory((sources + 2) * sizeof *begin), *pair = memory((pairs + 1) * sizeof *pair);
+    long *begin = allocated((sources + 2) * sizeof *begin), *pair = allocated((pairs + 1) * sizeof *pair);
     memset(begin, 0, (sources + 2) * sizeof *begin);
     for (long p = 0; p < pairs; p++)
         if (a->mask[p]) begin[a->index[p] + 2]++;
@@ -481,7 +483,7 @@ APART void waves(long width, long bands, const float *frequency, const float *va
 /* A weight [channels, inner], transposed, panel by panel. */
 static float *panels(const float *weight, long channels, long inner)
 {
-    float *out = memory(channels * inner * sizeof *out);
+    float *out = allocated(channels * inner * sizeof *out);
     for (long at = 0; at < channels; at += PANEL) {
         const long wide = least(PANEL, channels - at);
         for (long c = 0; c < wide; c++)
@@ -496,8 +498,8 @@ APART void linear(int add, long rows, long inner, const float *a, long pitch, co
 {
     for (long at = 0; at < channels; at += PANEL) {
         const long wide = least(PANEL, channels - at);
-        if (add) products(1, rows, inner, a, pitch, 1, panels + at * inner, wide, c + at, channels, wide);
-        else products(0, rows, inner, a, pitch, 1, panels + at * inner, wide, c + at, channels, wide);
+        products(rows, inner, a, pitch, 1, panels + at * inner, wide, add ? c + at : NULL, channels, c + at, channels,
+                 wide);
     }
 }
 
@@ -523,9 +525,9 @@ void relations(const struct relations *r, const struct feature *features, int th
         if (features[f].width > most) most = features[f].width;
     }
     const long pitch = 2 * widest + most + V, apart = most * widest;
-    float *weight = panels(r->weight, C, C), **first = memory((2 * r->features + 1) * sizeof *first);
+    float *weight = panels(r->weight, C, C), **first = allocated((2 * r->features + 1) * sizeof *first);
     float **second = first + r->features;
-    float *frequency = memory((r->features * apart + V) * sizeof *frequency);
+    float *frequency = allocated((r->features * apart + V) * sizeof *frequency);
     memset(frequency, 0, (r->features * apart + V) * sizeof *frequency);
     for (long f = 0; f < r->features; f++) {
         const long bands = features[f].bands, padded = (bands + V - 1) / V * V;
@@ -536,8 +538,8 @@ void relations(const struct relations *r, const struct feature *features, int th
     }
 #pragma omp parallel num_threads(threads)
     {
-        float *total = memory(ROWS * C * sizeof *total), *made = memory(ROWS * C * sizeof *made);
-        float *given = memory(ROWS * C * sizeof *given), *wave = memory(ROWS * pitch * sizeof *wave);
+        float *total = allocated(ROWS * C * sizeof *total), *made = allocated(ROWS * C * sizeof *made);
+        float *given = allocated(ROWS * C * sizeof *given), *wave = allocated(ROWS * pitch * sizeof *wave);
 #pragma omp for schedule(dynamic)
         for (long start = 0; start < r->pairs; start += ROWS) {
             const long some = least(ROWS, r->pairs - start);

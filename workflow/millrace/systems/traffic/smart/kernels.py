@@ -1,4 +1,4 @@
-"""What `kernels.c` computes, as functions of tensors; `suit` says whether it takes them.
+"""What `kernels.c` computes, as functions of tensors that `KERNELS.suit` or `attend` takes.
 
 Shape suffixes as in `chunked`.
 """
@@ -6,14 +6,15 @@ Shape suffixes as in `chunked`.
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from millrace.models import native
+from millrace.models.native import Kernels, pointer
 
-_SOURCE = Path(__file__).with_name("kernels.c")
+KERNELS = Kernels(Path(__file__).with_name("kernels.c"))
 
 
 class Given(NamedTuple):
@@ -48,19 +49,11 @@ class Kept(NamedTuple):
     deviation_N: Tensor
 
 
-def suit(*tensors: Tensor, channels: int) -> bool:
-    """Whether kernels take these tensors, with so many channels."""
-    if not native.suit(*tensors):
-        return False
-    library = native.library(_SOURCE)
-    return library is not None and channels % library.vector() == 0
-
-
 def attend(*tensors: Tensor, heads: int, width: int) -> bool:
     """Whether `attention` takes these tensors, of so many heads of so many channels each."""
-    if heads not in (4, 8) or not suit(*tensors, channels=heads * width):
+    if heads not in (4, 8) or not KERNELS.suit(*tensors, channels=heads * width):
         return False
-    vector = _vector()
+    vector = KERNELS.vector()
     return width % vector == 0 or 2 * width == vector
 
 
@@ -68,7 +61,7 @@ def attention(given: Given, kept: bool = False) -> tuple[Tensor, Tensor | None]:
     """`chunked.attention`, and if they are kept its weights, [Q, K, H]; masked pairs are passed over."""
     out = torch.empty_like(given.query_QHD)
     weight = out.new_empty(*given.mask_QK.shape, out.shape[1]) if kept else None
-    _call("attention", _attention(given), weight, out)
+    KERNELS.call("attention", _attention(given), weight, out)
     return out, weight
 
 
@@ -80,7 +73,7 @@ def attention_gradients(given: Given, weight_QKH: Tensor, g_QHD: Tensor) -> tupl
     grad_query, grad_relation, partial = made
     score, grad_sources = torch.empty_like(weight_QKH), torch.empty_like(sources)
     last = (grad_sources, len(sources))
-    _call("attention_gradients", _attention(given), g_QHD, weight_QKH, score, *made, *last)
+    KERNELS.call("attention_gradients", _attention(given), g_QHD, weight_QKH, score, *made, *last)
     return grad_query, grad_sources, grad_relation, partial[0, 1], partial[0, 0]
 
 
@@ -106,12 +99,12 @@ def relations(
             continue
         sizes = (*weights[0].shape, 0 if rows is None else len(rows))
         given = (value_NF, *weights[:6], rows, kept_NC)
-        made.append(_Feature(*sizes, *map(_pointer, given)))
+        made.append(_Feature(*sizes, *map(pointer, given)))
     numbers = features[0].value_NF.stride(0) if features else 0
     sizes = (len(entry_NE), table_TC.shape[1], len(made), numbers, entry_NE.shape[1])
     bags = (table_TC, entry_NE, share_NE, place_N, *last, *(kept or (None, None)), out_PC)
-    about = _Relations(*sizes, *map(_pointer, bags), eps)
-    _call("relations", about, (_Feature * len(made))(*made))
+    about = _Relations(*sizes, *map(pointer, bags), eps)
+    KERNELS.call("relations", about, (_Feature * len(made))(*made))
 
 
 class _Attention(ctypes.Structure):
@@ -151,34 +144,11 @@ def _attention(given: Given) -> _Attention:
     sources = (ctypes.c_void_p * len(given.sources))(*(one.data_ptr() for one in given.sources))
     index_QK, mask_QK = given.index_QK, given.mask_QK
     others = (index_QK, mask_QK, given.relation_QKC, given.to_key_HDC, given.to_value_HDC)
-    pointers = (ctypes.addressof(sources), *map(_pointer, others))
+    pointers = (ctypes.addressof(sources), *map(pointer, others))
     made = _Attention(*sizes, given.query_QHD.data_ptr(), *pointers)
     made.kept = sources
     return made
 
 
-def _vector() -> int:
-    vector: int = native.library(_SOURCE).vector()  # type: ignore[union-attr]
-    return vector
-
-
 def _parts() -> int:
-    parts: int = native.library(_SOURCE).parts()  # type: ignore[union-attr]
-    return parts
-
-
-def _pointer(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, ctypes.Structure | ctypes.Array):
-        return ctypes.byref(value)
-    return ctypes.c_long(value) if isinstance(value, int) else value
-
-
-def _call(name: str, *given: Any) -> None:
-    function = getattr(native.library(_SOURCE), name)
-    function(*map(_plain, given), torch.get_num_threads())
+    return int(native.library(KERNELS.source).parts())

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from millrace.models.spec import ModelSpec
 from millrace.systems.traffic.dataset import ScenarioBatch, ScenarioDataset
 from millrace.systems.traffic.settings import SmartConfig
+from millrace.systems.traffic.smart.kernels import KERNELS
 from millrace.systems.traffic.smart.network import Smart
 from millrace.systems.traffic.smart.rollout import cat_k_rollout
 from millrace.systems.traffic.tracks import CLASSES
@@ -80,6 +81,7 @@ SPEC = ModelSpec(
     build=build,
     predict=next_motion,
     loss=token_loss,
+    kernels=KERNELS.source,
     recomputed=("map_layers.*", "layers.*.*"),
     matching_buffers={"motion_CVP3": "vocabulary of motion", "road_V6": "vocabulary of road"},
 )

@@ -161,7 +161,7 @@ def relations(
     if whole:  # masked ones may hold anything
         feature_PF = torch.where(mask_P[:, None], feature_PF, 0)
     hidden = tables.value_TC.shape[1]
-    suits = kernels.suit(feature_PF, tables.value_TC, *weights, channels=hidden)
+    suits = kernels.KERNELS.suit(feature_PF, tables.value_TC, *weights, channels=hidden)
     kept_N = torch.arange(len(mask_P)) if whole else kept_N
     kept_N = kept_N if suits else _padded(kept_N)
     mask_N = mask_P[kept_N]
