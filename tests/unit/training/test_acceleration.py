@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tensors import assert_same
+from tiers import nightly_for
 
 from millrace.systems.registry import get_model, models
 from millrace.training import acceleration
@@ -165,7 +166,7 @@ def losses(trainer, move):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", models())
+@pytest.mark.parametrize("model", nightly_for(models(), "smart".__eq__))  # forty seconds
 def test_a_compiled_model_is_one_graph_that_stays_on_its_device(
     make_trainer, autocast_on_meta, model
 ):
