@@ -1,8 +1,10 @@
 """Files in C: compiled once for all processes, and left out where that cannot be."""
 
 import logging
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,6 +87,46 @@ def test_a_home_that_cannot_be_written_is_done_without(source, compiler, tmp_pat
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert native.library(source).answer() == 42
+
+
+def test_what_a_compiler_writes_is_not_taken_for_text(source, compiler, tmp_path, monkeypatch):
+    script = tmp_path / "compiler"
+    script.write_text(
+        "#!/bin/sh\n"
+        r"""if [ "$1" = --version ]; then printf '\351'; else printf '\351\nan error\n' >&2; sleep 20; fi"""
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    monkeypatch.setattr(native, "LONGEST_S", 1)
+    assert not native.has(source)
+
+
+def test_processes_of_one_number_write_files_of_their_own(source, compiler, monkeypatch):
+    copy, written = shutil.copy, []
+    monkeypatch.setattr(
+        native.shutil, "copy", lambda made, to: (written.append(to), copy(made, to))
+    )
+    for code in (CODE, CODE.replace("42", "43")):
+        source.write_text(code)
+        native.library.cache_clear()
+        native.library(source)
+    assert len({path.suffix for path in written}) == 2
+
+
+def test_the_threads_are_those_of_pytorch(tmp_path, monkeypatch):
+    own = Path(torch.__file__).parent / "lib/libgomp.so.1"
+    maps = tmp_path / "maps"
+    lines = [
+        "7f00 r-xp 00000000 fe:01 42    /a folder/other.libs/libgomp-e985bcbb.so.1.0.0",
+        "7f10 r-xp 00000000 fe:01 43    /a folder/libompx/other.so",
+    ]
+    monkeypatch.setattr(native, "MAPS", maps)
+    maps.write_text("\n".join([*lines, f"7f20 r-xp 00000000 fe:01 44    {own}", ""]))
+    assert native.openmp() == (str(own),)
+    maps.write_text("\n".join(lines))
+    assert native.openmp() == ("/a folder/other.libs/libgomp-e985bcbb.so.1.0.0",)
+    maps.unlink()
+    assert native.openmp() == ()
 
 
 def test_kernels_take_plain_numbers_on_a_cpu_that_nobody_looks_at(source, compiler):

@@ -34,7 +34,10 @@ FLAGS = (
 """Of the compiler; what is not a number stays none, as nothing is assumed of them."""
 HEADERS = Path(__file__).parent
 """Folder of what files include."""
-_LONGEST_S = 120
+LONGEST_S = 120
+"""Seconds that a compiler is given."""
+MAPS = Path("/proc/self/maps")
+"""What is in memory of this process."""
 
 
 @functools.cache
@@ -45,7 +48,10 @@ def has(source: Path) -> bool:
     try:
         library(source)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        lines = (getattr(error, "stderr", None) or str(error)).splitlines()
+        written = getattr(error, "stderr", None) or str(error)
+        if isinstance(written, bytes):  # of a compiler whose time was up
+            written = written.decode(errors="replace")
+        lines = written.splitlines()
         told = next((line for line in lines if "error" in line), lines[-1])
         logger.info("%s: left to PyTorch, as %s", source.name, told)
         return False
@@ -58,7 +64,7 @@ def library(source: Path) -> ctypes.CDLL:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "gcc"), "gcc", "cc"))), "")
     if not compiler:
         raise FileNotFoundError("no C compiler was found (gcc, cc or $CC)")
-    openmp = _openmp()
+    openmp = openmp()
     # Homes are shared by unlike processors, which take unlike instructions.
     text = source.read_text()
     headers = [(HEADERS / name).read_text() for name in re.findall(r'#include "(.+)"', text)]
@@ -72,12 +78,30 @@ def library(source: Path) -> ctypes.CDLL:
             _run(compiler, *FLAGS, include, "-shared", str(source), "-o", str(made), *openmp)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                copied = folder / f"{name}.{os.getpid()}"
+                # Of this process alone, unlike its number: machines and containers share homes.
+                copied = folder / f"{name}.{Path(scratch).name}"
                 shutil.copy(made, copied)
                 copied.replace(folder / name)
             except OSError:  # a home that cannot be written: for this process alone
                 return ctypes.CDLL(str(made))
     return ctypes.CDLL(str(folder / name))
+
+
+def are_plain(*tensors: Tensor) -> bool:
+    """Whether tensors are float32 on a CPU, worked on as they are; they may lie in memory anyhow.
+
+    Nothing else may look on: what counts or records operations would not see kernels.
+    """
+    return (
+        is_eager(tensors[0])
+        and not is_in_torch_dispatch_mode()
+        and all(
+            type(x) in (Tensor, nn.Parameter)
+            and (x.device.type, x.dtype) == ("cpu", torch.float32)
+            and not x.is_neg()
+            for x in tensors
+        )
+    )
 
 
 class Kernels:
@@ -87,20 +111,13 @@ class Kernels:
         self.source = source
 
     def suit(self, *tensors: Tensor, channels: int = 0) -> bool:
-        """Whether they take these tensors: contiguous float32 on a CPU, in rows of so many channels.
+        """Whether they take these tensors: plain and contiguous, in rows of so many channels.
 
-        These are multiples of a vector. Nothing else may look on: what counts or records operations would
-        not see kernels.
+        These are multiples of a vector.
         """
         return (
-            is_eager(tensors[0])
-            and not is_in_torch_dispatch_mode()
-            and all(
-                type(x) in (Tensor, nn.Parameter)
-                and (x.device.type, x.dtype) == ("cpu", torch.float32)
-                and x.is_contiguous()
-                for x in tensors
-            )
+            are_plain(*tensors)
+            and all(x.is_contiguous() for x in tensors)
             and has(self.source)
             and channels % self.vector() == 0
         )
@@ -127,13 +144,15 @@ def _plain(value: Any) -> Any:
     return ctypes.c_long(value) if isinstance(value, int) else value
 
 
-def _openmp() -> tuple[str, ...]:
-    """The threads of PyTorch, which kernels share: two libraries of threads would take turns."""
-    maps = Path("/proc/self/maps")
-    found = (
-        re.search(r"/\S*/lib(?:gomp|iomp5|omp)\b\S*", maps.read_text()) if maps.exists() else None
-    )
-    return (found.group(),) if found else ()
+def openmp() -> tuple[str, ...]:
+    """The threads of PyTorch, which kernels share: two libraries of threads would take turns.
+
+    Other packages bring such libraries, too; the one beside PyTorch's own is taken, if any is.
+    """
+    text = MAPS.read_text(errors="replace") if MAPS.exists() else ""
+    found = re.findall(r" (/.*/lib(?:gomp|iomp5|omp)\b[^/\n]*)$", text, re.M)
+    own = str(Path(torch.__file__).parent)
+    return tuple(sorted(set(found), key=lambda path: (not path.startswith(own), path))[:1])
 
 
 def _processor() -> str:
@@ -149,9 +168,11 @@ def _run(*command: str) -> str:
     done = subprocess.run(
         command,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=os.environ | {"LC_ALL": "C"},  # the same words in all languages
         check=True,
-        timeout=_LONGEST_S,
+        timeout=LONGEST_S,
         stdin=subprocess.DEVNULL,
     )
     return done.stdout
