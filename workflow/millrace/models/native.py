@@ -64,18 +64,18 @@ def library(source: Path) -> ctypes.CDLL:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "gcc"), "gcc", "cc"))), "")
     if not compiler:
         raise FileNotFoundError("no C compiler was found (gcc, cc or $CC)")
-    openmp = openmp()
+    threads = openmp()
     # Homes are shared by unlike processors, which take unlike instructions.
     text = source.read_text()
     headers = [(HEADERS / name).read_text() for name in re.findall(r'#include "(.+)"', text)]
-    known = (text, headers, _run(compiler, "--version"), FLAGS, openmp, _processor())
+    known = (text, headers, _run(compiler, "--version"), FLAGS, threads, _processor())
     name = f"{source.parent.name}-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
     if not (folder / name).is_file():
         with tempfile.TemporaryDirectory() as scratch:
             made = Path(scratch) / name
             include = f"-I{HEADERS}"
-            _run(compiler, *FLAGS, include, "-shared", str(source), "-o", str(made), *openmp)
+            _run(compiler, *FLAGS, include, "-shared", str(source), "-o", str(made), *threads)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 # Of this process alone, unlike its number: machines and containers share homes.
@@ -134,6 +134,17 @@ class Kernels:
 def pointer(x: Tensor | None) -> int | None:
     """Where the numbers of a tensor lie, for structures."""
     return None if x is None else x.data_ptr()
+
+
+def expect(x: Tensor, *shape: int | None) -> None:
+    """Raise `ValueError` for tensors of other shapes (None: of any length).
+
+    Kernels would read and write beyond their memory.
+    """
+    if x.dim() != len(shape) or any(
+        n not in (None, size) for n, size in zip(shape, x.shape, strict=True)
+    ):
+        raise ValueError(f"a tensor of shape {list(x.shape)}, where kernels take {list(shape)}")
 
 
 def _plain(value: Any) -> Any:

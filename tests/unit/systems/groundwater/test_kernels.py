@@ -138,4 +138,47 @@ def test_results_do_not_depend_on_the_number_of_threads(compiler):
     finally:
         torch.set_num_threads(before)
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+        assert torch.equal(one, other)
+
+
+def test_tensors_of_other_sizes_and_types_are_refused(compiler):
+    wide = kernels.KERNELS.vector()
+    blocks = FNOBlocks(wide, wide, (2, 2, 2), n_layers=1, use_channel_mlp=False)
+    model = FourierLayers(blocks)
+    basis = model.basis((2, 2, 2))
+    net, x_IR = [torch.randn(3, 5), torch.randn(3)], torch.randn(5, 7)
+    index, indptr = torch.tensor([0, 1, 1]), torch.tensor([0, 2, 3])
+    table = NeighbourTable.of(indptr, index, 2)
+    kernel, f_CNB = torch.randn(3, wide), torch.randn(wide, 2, 4)
+    refused = [
+        lambda: layers(x_IR.double(), True, False, net),
+        lambda: layers(x_IR.half(), True, False, net),
+        lambda: layers(x_IR[:4], True, False, net),
+        lambda: layers(x_IR, False, False, [*net, torch.randn(1, 2), torch.randn(1)]),
+        lambda: layers(x_IR, False, False, [net[0], torch.randn(2)]),
+        lambda: model(torch.randn(8, 1, wide).double(), basis),
+        lambda: model(torch.randn(8, 1, 2 * wide), basis),
+        lambda: model(torch.randn(7, 1, wide), basis),
+        lambda: kernel_sum(kernel.t(), f_CNB[:, :1], table),
+        lambda: kernel_sum(kernel[:2].t(), f_CNB, table),
+    ]
+    for call in refused:
+        with pytest.raises((RuntimeError, ValueError)):
+            call()
+
+
+def test_gradients_of_gradients_are_refused(compiler):
+    x_IR = torch.randn(3, 4, requires_grad=True)
+    made = layers(x_IR, True, False, [torch.randn(2, 3), torch.randn(2)])
+    (gradient,) = torch.autograd.grad(made.square().sum(), x_IR, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
+def test_no_samples_have_no_gradients(compiler):
+    wide = kernels.KERNELS.vector()
+    where = (torch.tensor([0, 2]), torch.tensor([0, 0]), torch.tensor([0]))
+    weight, f_BNC, g_BMC = torch.ones(2, wide), torch.ones(0, 1, wide), torch.ones(0, 1, wide)
+    found = kernels.neighbour_gradients(weight, f_BNC, g_BMC, *where, (True, True))
+    assert not found[0].any()
+    assert found[1].shape == (0, 1, wide)

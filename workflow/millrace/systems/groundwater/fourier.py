@@ -24,8 +24,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from millrace.models.native import are_plain
 from millrace.models.products import add_product, is_eager
 from millrace.models.stored import StoredParameter
 from millrace.systems.groundwater import kernels
@@ -72,7 +74,7 @@ class FourierLayers(nn.Module):
         with torch.autocast(x_GBC.device.type, enabled=False):
             # Sums over the grid are not rounded to half precision.
             h = x_GBC.float() if x_GBC.dtype in (torch.float16, torch.bfloat16) else x_GBC
-            has_kernels = self.has_kernels()
+            has_kernels = self.has_kernels() and are_plain(h)
             h = h.transpose(0, 1).contiguous() if has_kernels else h
             for number, (conv, skip) in enumerate(zip(self.convs, self.fno_skips, strict=True)):
                 last = number + 1 == len(self.convs)
@@ -345,6 +347,7 @@ class _KernelLayer(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_BGC, z, weight_KC, skip_OC, y = ctx.saved_tensors
         zero = ctx.basis.zero

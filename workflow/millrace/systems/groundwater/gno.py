@@ -25,9 +25,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from millrace.data.device import to_device
+from millrace.models.native import are_plain
 from millrace.models.products import is_eager
 from millrace.systems.groundwater import kernels
 from millrace.systems.groundwater.graph import CSR
@@ -190,6 +192,7 @@ class _KernelSumOfSamples(torch.autograd.Function):
         return kernels.neighbour_sums(kernel_EC, f_BNC, table.indptr, table.index, table.order)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         kernel_EC, f_BNC = ctx.saved_tensors
         table: NeighbourTable = ctx.table
@@ -239,10 +242,9 @@ def kernel_sum(kernel_CE: Tensor, f_CNB: Tensor, table: NeighbourTable) -> Tenso
     if kernel_CE.dtype in (torch.float16, torch.bfloat16):
         # Under autocast: hundreds of neighbours are not summed in half precision.
         kernel_CE = kernel_CE.float()
-    if (
-        kernels.KERNELS.suit(kernel_CE.t(), channels=len(kernel_CE))
-        and f_CNB.dtype == kernel_CE.dtype
-    ):
+    if kernels.KERNELS.suit(kernel_CE.t(), channels=len(kernel_CE)) and are_plain(f_CNB):
+        if f_CNB.shape[1] != len(table.transposed_indptr) - 1:
+            raise ValueError(f"neighbours of other than the {f_CNB.shape[1]} points of a function")
         f_BNC = f_CNB.permute(2, 1, 0).contiguous()
         return _KernelSumOfSamples.apply(kernel_CE.t(), f_BNC, table).permute(2, 1, 0)
     # As a matrix, whose transpose is copied twice as fast as one in three dimensions.

@@ -7,6 +7,7 @@ N points integrated over, M output points, E edges.
 import ctypes
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from millrace.models.native import Kernels, pointer
+from millrace.models.native import Kernels, expect, pointer
 
 KERNELS = Kernels(Path(__file__).with_name("kernels.c"))
 
@@ -28,10 +29,13 @@ class Network:
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         pairs = zip(parameters[::2], parameters[1::2], strict=True)
         self._layers = [_Layer.of(weight, bias) for weight, bias in pairs]
+        for one, other in pairwise(self._layers):
+            expect(other.backward[:, : other.channels[0]], None, one.channels[1])
         self._table = (_LayerTable * len(self._layers))(*(layer.table() for layer in self._layers))
 
     def values(self, x_RI: Tensor, activated: bool) -> Tensor:
         """Of the last layer, [R, O]; with ``activated`` GELU stands before the first layer, too."""
+        expect(x_RI, None, self._layers[0].channels[0])
         out = x_RI.new_empty(len(x_RI), self._layers[-1].channels[1])
         KERNELS.call(
             "network", self._table, len(self._layers), x_RI, int(activated), out, len(x_RI)
@@ -42,6 +46,8 @@ class Network:
         self, x_RI: Tensor, activated: bool, g_RO: Tensor, wanted: bool
     ) -> tuple[Tensor | None, list[Tensor]]:
         """Of x if it is ``wanted``, and of weights and biases in turns."""
+        expect(x_RI, None, self._layers[0].channels[0])
+        expect(g_RO, len(x_RI), self._layers[-1].channels[1])
         given = (self._table, len(self._layers))
         sizes = [(layer.channels[0] + 1, layer.forward.shape[1]) for layer in self._layers]
         flat = x_RI.new_empty(sum(rows * columns for rows, columns in sizes))
@@ -80,6 +86,7 @@ class Transform:
     def to_modes(self, x_BGC: Tensor) -> Tensor:
         """Modes of values."""
         samples, _, channels = x_BGC.shape
+        expect(x_BGC, None, self._points, None)
         out = x_BGC.new_empty(self._modes, 2, samples, channels)
         KERNELS.call("to_modes", *self._axes, x_BGC, *[None] * 3, 0, None, out, samples, channels)
         return out
@@ -112,6 +119,8 @@ class Transform:
         Without ``activated`` the second is the first.
         """
         samples, channels = z_K2BC.shape[2:]
+        expect(beside_BGD, samples, self._points, len(weight_DC))
+        expect(weight_DC, None, channels)
         out = z_K2BC.new_empty(samples, self._points, channels)
         made = torch.empty_like(out) if activated else out
         beside = (beside_BGD, weight_DC, len(weight_DC), bias_C)
@@ -123,6 +132,7 @@ class Transform:
 def mix(z_K2BC: Tensor, weight_KC: Tensor) -> Tensor:
     """Complex products of modes with weights [K, C, 2 O], real parts first: [K, 2, B, O]."""
     count, _, samples, channels = z_K2BC.shape
+    expect(weight_KC, count, channels, None)
     out = z_K2BC.new_empty(count, 2, samples, weight_KC.shape[2] // 2)
     KERNELS.call("mix", z_K2BC, weight_KC, out, count, samples, channels, out.shape[3])
     return out
@@ -145,6 +155,7 @@ def neighbour_sums(
     Output points m are worked on in an order.
     """
     samples, points, channels = f_BNC.shape
+    expect(weight_EC, len(index), channels)
     out = f_BNC.new_empty(samples, len(order), channels)
     sizes = (samples, points, len(order), channels)
     KERNELS.call("neighbour_sums", weight_EC, index, indptr, order, f_BNC, out, *sizes)
@@ -165,7 +176,7 @@ def neighbour_gradients(
     where, sizes = (index, indptr, order), (samples, points, len(order), channels)
     grad_weight = grad_f = None
     if wanted[0]:
-        grad_weight = torch.empty_like(weight_EC)
+        grad_weight = (torch.empty_like if samples else torch.zeros_like)(weight_EC)
         KERNELS.call("neighbour_products", *where, f_BNC, g_BMC, grad_weight, *sizes)
     if wanted[1]:
         grad_f = torch.zeros_like(f_BNC)
@@ -191,6 +202,7 @@ class _Layer(NamedTuple):
     @classmethod
     def of(cls, weight_OI: Tensor, bias_O: Tensor) -> "_Layer":
         out, into = weight_OI.shape
+        expect(bias_O, out)
         return cls((into, out), _wide(weight_OI.t()), _wide(weight_OI), _wide(bias_O))
 
     def table(self) -> _LayerTable:

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from millrace.models.native import are_plain
 from millrace.models.products import product
 from millrace.systems.groundwater import kernels
 
@@ -30,7 +32,7 @@ def layers(x_IR: Tensor, activated: bool, rows: bool, parameters: Sequence[Tenso
 
     ``parameters``: weight and bias of each layer. With ``rows`` or by kernels it is a view of [R, O].
     """
-    if kernels.KERNELS.suit(*parameters):
+    if kernels.KERNELS.suit(*parameters) and are_plain(x_IR):
         made: Tensor = _KernelLayers.apply(x_IR.t().contiguous(), activated, *parameters)
         return made.t()
     made = _Layers.apply(x_IR, activated, rows, *parameters)
@@ -47,6 +49,7 @@ class _KernelLayers(torch.autograd.Function):
         return kernels.Network(parameters).values(x_RI, activated)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_RI, *parameters = ctx.saved_tensors
         wanted = ctx.needs_input_grad[0]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from millrace.models.products import add_product, is_eager, product
@@ -373,6 +374,7 @@ class _Kernels(torch.autograd.Function):
         return out_QHD
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query_QHD, sources_N2C, *others, weight_QKH = ctx.saved_tensors
         about = kernels.Given(query_QHD, [sources_N2C], *others)

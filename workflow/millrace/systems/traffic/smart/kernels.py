@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from millrace.models import native
-from millrace.models.native import Kernels, pointer
+from millrace.models.native import Kernels, expect, pointer
 
 KERNELS = Kernels(Path(__file__).with_name("kernels.c"))
 
@@ -140,6 +140,13 @@ class _Relations(ctypes.Structure):
 
 
 def _attention(given: Given) -> _Attention:
+    queries, heads, width = given.query_QHD.shape
+    expect(given.mask_QK, queries, None)
+    expect(given.relation_QKC, *given.mask_QK.shape, heads * width)
+    for matrix in (given.to_key_HDC, given.to_value_HDC):
+        expect(matrix, heads, width, heads * width)
+    for source in given.sources:
+        expect(source, None if given.index_QK is not None else queries, 2 * heads * width)
     sizes = (*given.mask_QK.shape, *given.to_key_HDC.shape)
     sources = (ctypes.c_void_p * len(given.sources))(*(one.data_ptr() for one in given.sources))
     index_QK, mask_QK = given.index_QK, given.mask_QK
