@@ -141,9 +141,10 @@ def expect(x: Tensor, *shape: int | None) -> None:
 
     Kernels would read and write beyond their memory.
     """
-    if x.dim() != len(shape) or any(
-        n not in (None, size) for n, size in zip(shape, x.shape, strict=True)
-    ):
+    fits = len(x.shape) == len(shape)
+    for size, expected in zip(x.shape, shape, strict=False):
+        fits = fits and expected in (None, size)
+    if not fits:
         raise ValueError(f"a tensor of shape {list(x.shape)}, where kernels take {list(shape)}")
 
 

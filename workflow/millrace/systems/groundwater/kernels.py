@@ -29,8 +29,9 @@ class Network:
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         pairs = zip(parameters[::2], parameters[1::2], strict=True)
         self._layers = [_Layer.of(weight, bias) for weight, bias in pairs]
-        for one, other in pairwise(self._layers):
-            expect(other.backward[:, : other.channels[0]], None, one.channels[1])
+        for (_, out), (into, _) in pairwise(layer.channels for layer in self._layers):
+            if out != into:
+                raise ValueError(f"a layer of {into} channels after one that gives {out}")
         self._table = (_LayerTable * len(self._layers))(*(layer.table() for layer in self._layers))
 
     def values(self, x_RI: Tensor, activated: bool) -> Tensor:
