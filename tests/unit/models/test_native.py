@@ -30,18 +30,29 @@ def test_processes_share_what_one_has_compiled(source, compiler, tmp_path, monke
     assert native.has(source)
     assert native.library(source).answer() == 42
     (made,) = (tmp_path / "cache/millrace").iterdir()
-    before = made.stat()
+    before = made.stat().st_mtime_ns
     told = "import sys; from pathlib import Path; from millrace.models import native; "
     told += "print(native.library(Path(sys.argv[1])).answer())"
     done = subprocess.run(
         [sys.executable, "-c", told, source], capture_output=True, text=True, check=True
     )
     assert done.stdout == "42\n"
-    assert made.stat() == before
+    assert made.stat().st_mtime_ns == before
     source.write_text(CODE.replace("42", "43"))
     native.library.cache_clear()
     assert native.library(source).answer() == 43
     assert len([*made.parent.iterdir()]) == 2
+    made.unlink()  # it is still in memory
+    made.write_bytes(b"damaged")
+    source.write_text(CODE)
+    native.library.cache_clear()
+    assert native.library(source).answer() == 42
+
+
+@pytest.mark.parametrize("other", ["/bin/false", "/no/such/compiler", ""])
+def test_another_compiler_is_taken_where_one_fails(source, compiler, monkeypatch, other):
+    monkeypatch.setenv("CC", other)
+    assert native.library(source).answer() == 42
 
 
 def test_a_header_that_changed_is_compiled_anew(source, compiler, tmp_path, monkeypatch):
@@ -97,6 +108,7 @@ def test_what_a_compiler_writes_is_not_taken_for_text(source, compiler, tmp_path
     )
     script.chmod(0o755)
     monkeypatch.setenv("CC", str(script))
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == str(script) else None)
     monkeypatch.setattr(native, "LONGEST_S", 1)
     assert not native.has(source)
 

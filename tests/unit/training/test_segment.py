@@ -11,6 +11,7 @@ import pytest
 from tensors import assert_same
 
 from millrace.errors import ConfigError, UserError
+from millrace.models import native
 from millrace.training.deadline import Deadline, Stop
 from millrace.training.request import Request
 from millrace.training.segment import build_trainer, run_segment
@@ -135,3 +136,20 @@ def test_samples_without_a_concentration_have_no_variance_weight(experiments, al
     weighted = {**definition, "train": {**definition["train"], "loss": loss}}
     with pytest.raises(ConfigError, match="hold no variable whose errors it weighs"):
         build_trainer(weighted, files, 0, alone)
+
+
+def test_a_run_that_goes_on_with_other_kernels_says_so(
+    segment, compiler, monkeypatch, caplog, capfd
+):
+    segment(1)
+    assert "kernels" not in capfd.readouterr().err
+    monkeypatch.setenv(native.SWITCH, "0")
+    native.has.cache_clear()
+    try:
+        state, _ = segment(2, previous=None)
+    finally:
+        native.has.cache_clear()
+    told = caplog.text + "".join(capfd.readouterr())
+    assert "resumed with another kernels" in told
+    assert "-> PyTorch's" in told
+    assert state["sessions"][0]["kernels"].startswith("compiled, ")

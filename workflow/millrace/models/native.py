@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,30 +62,39 @@ def has(source: Path) -> bool:
 @functools.cache
 def library(source: Path) -> ctypes.CDLL:
     """The functions of a file in C; raises what compiling and loading raise."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "gcc"), "gcc", "cc"))), "")
-    if not compiler:
-        raise FileNotFoundError("no C compiler was found (gcc, cc or $CC)")
-    threads = openmp()
+    found = map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "cc")))
+    failed: Exception = FileNotFoundError("no C compiler was found (gcc, cc or $CC)")
+    for compiler in dict.fromkeys(str(Path(one).resolve()) for one in found if one):
+        try:
+            return _compiled(source, compiler)
+        except (OSError, subprocess.SubprocessError) as error:
+            failed = error
+    raise failed
+
+
+def _compiled(source: Path, compiler: str) -> ctypes.CDLL:
+    threads, text = openmp(), source.read_text()
     # Homes are shared by unlike processors, which take unlike instructions.
-    text = source.read_text()
     headers = [(HEADERS / name).read_text() for name in re.findall(r'#include "(.+)"', text)]
     known = (text, headers, _run(compiler, "--version"), FLAGS, threads, _processor())
     name = f"{source.parent.name}-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
-    if not (folder / name).is_file():
-        with tempfile.TemporaryDirectory() as scratch:
-            made = Path(scratch) / name
-            include = f"-I{HEADERS}"
-            _run(compiler, *FLAGS, include, "-shared", str(source), "-o", str(made), *threads)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                # Of this process alone, unlike its number: machines and containers share homes.
-                copied = folder / f"{name}.{Path(scratch).name}"
-                shutil.copy(made, copied)
-                copied.replace(folder / name)
-            except OSError:  # a home that cannot be written: for this process alone
-                return ctypes.CDLL(str(made))
-    return ctypes.CDLL(str(folder / name))
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    kept = (cache if cache.is_absolute() else Path.home() / ".cache") / "millrace" / name
+    with suppress(OSError):  # which is not there yet, or damaged
+        return ctypes.CDLL(str(kept))
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / name
+        _run(compiler, *FLAGS, f"-I{HEADERS}", "-shared", str(source), "-o", str(made), *threads)
+        # Of this process alone, unlike its number: machines and containers share homes.
+        copied = kept.with_name(f"{name}.{Path(scratch).name}")
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(made, copied)
+            copied.replace(kept)
+        except OSError:  # a home that cannot be written, or is full: for this process alone
+            with suppress(OSError):
+                copied.unlink()
+        return ctypes.CDLL(str(kept if kept.is_file() else made))
 
 
 def are_plain(*tensors: Tensor) -> bool:
@@ -121,6 +131,10 @@ class Kernels:
             and has(self.source)
             and channels % self.vector() == 0
         )
+
+    def described(self) -> str:
+        """What computes, for records of a run: other vectors sum in another order."""
+        return f"compiled, {self.vector()} numbers a vector" if has(self.source) else "PyTorch's"
 
     def vector(self) -> int:
         """Numbers of a vector of this processor."""

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from millrace.config import Settings
+from millrace.models.native import Kernels
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class ModelSpec:
     are published."""
     check: Callable[[Any, torch.device], None] | None = None
     """(config, device): raises `ConfigError` if the model cannot be trained there. None: it can."""
-    kernels: Path | None = None
-    """File in C with which the model computes on a CPU, see `millrace.models.native`."""
+    kernels: Kernels | None = None
+    """With which the model computes on a CPU."""
     division: Division | None = None
     """How the model can be divided among processes; None: each process has a replica."""

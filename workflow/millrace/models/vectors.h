@@ -22,6 +22,7 @@
 
 typedef float vec __attribute__((vector_size(4 * V)));
 typedef int32_t ints __attribute__((vector_size(4 * V)));
+typedef uint32_t bits __attribute__((vector_size(4 * V)));
 
 INLINE vec load(const float *p) { vec x; memcpy(&x, p, sizeof x); return x; }
 INLINE void store(float *p, vec x) { memcpy(p, &x, sizeof x); }
@@ -59,7 +60,7 @@ INLINE vec exponential(vec x)
     vec made = all(powers[4]);
     UNROLL for (int i = 3; i >= 0; i--) made = made * part + powers[i];
     made = made * part * part + part + 1.0f;
-    made = (vec)(((ints)shifted << 23) + (ints)made);
+    made = (vec)(((bits)shifted << 23) + (bits)made);
     return either(x != x, x, either(x < -87, all(0), made));
 }
 

@@ -16,7 +16,6 @@ from millrace.data.recipe import recipe_of
 from millrace.data.samples import Files, open_dataset
 from millrace.errors import ConfigError, UserError
 from millrace.files import output_errors, write_json
-from millrace.models import native
 from millrace.models.products import ONEDNN
 from millrace.provenance import code_version, provenance
 from millrace.sealed import checksum, write_sealed
@@ -154,7 +153,6 @@ def _starting_point(
 
 def _begin_session(trainer: Trainer, request: Request) -> None:
     device, kernels = trainer.ranks.device, trainer.spec.kernels
-    compiled = device.type == "cpu" and kernels is not None and native.has(kernels)
     trainer.sessions.append(
         {
             "session": len(trainer.sessions) + 1,
@@ -168,7 +166,7 @@ def _begin_session(trainer: Trainer, request: Request) -> None:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
             "torch": str(torch.__version__),
             "products": "oneDNN" if ONEDNN and device.type == "cpu" else "PyTorch's",
-            "kernels": "compiled" if compiled else "PyTorch's",
+            "kernels": kernels.described() if kernels and device.type == "cpu" else "PyTorch's",
             "execution": trainer.execution.essentials(),
             "parallel": trainer.parallel.essentials() if trainer.divided else {},
         }

@@ -110,6 +110,15 @@ def test_gelu_to_single_precision(wide):
     assert float((grad_x - exact.grad).abs().max()) < 5e-7
 
 
+def test_gradients_of_many_rows_lose_no_digits(wide):
+    torch.manual_seed(0)
+    x, g = torch.rand(1_000_000, 8), torch.rand(1_000_000, 8)
+    net = kernels.Network([torch.eye(8), torch.zeros(8)])
+    _, (weight, bias) = net.gradients(x, False, g, False)
+    torch.testing.assert_close(weight.double(), g.double().t() @ x.double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(bias.double(), g.double().sum(0), rtol=1e-6, atol=0)
+
+
 def test_results_do_not_depend_on_the_number_of_threads(compiler):
     torch.manual_seed(0)
     wide = kernels.KERNELS.vector()

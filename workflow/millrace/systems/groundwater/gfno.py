@@ -129,6 +129,6 @@ SPEC = ModelSpec(
     predict=forecast,
     loss=forecast_loss,
     continued=continued,
-    kernels=KERNELS.source,
+    kernels=KERNELS,
     recomputed=("lifting", "fno_blocks", "projection"),
 )

@@ -133,6 +133,6 @@ SPEC = ModelSpec(
     loss=forecast_loss,
     continued=continued,
     check=_check,
-    kernels=KERNELS.source,
+    kernels=KERNELS,
     recomputed=("net.fno_blocks", "net.projection"),
 )

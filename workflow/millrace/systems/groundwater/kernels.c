@@ -29,7 +29,7 @@ INLINE void gelu_of(vec *x, vec *slope)
     EVERY part[u] -= shifted[u] - 12582912.0f;
     EVERY phi[u] = all(powers[5]);
     UNROLL for (int i = 4; i >= 0; i--) EVERY phi[u] = phi[u] * part[u] + powers[i];
-    EVERY phi[u] = (vec)(((ints)shifted[u] << 23) + (ints)phi[u]);
+    EVERY phi[u] = (vec)(((bits)shifted[u] << 23) + (bits)phi[u]);
     EVERY tail[u] = all(mills[6]);
     UNROLL for (int i = 5; i >= 0; i--) EVERY tail[u] = tail[u] * w[u] + mills[i];
     EVERY tail[u] *= phi[u];
@@ -97,6 +97,7 @@ struct layer {
 };
 
 #define CHUNKS 32 /* of rows at most, whose gradients are summed apart and in their order */
+#define SHORT 8   /* tiles whose sum is added to that of a chunk: long sums would lose digits */
 
 /* Widest layer, and rows whose values of it stay near until the last layer is done. */
 static long rows_at_once(const struct layer *layers, int count, long *widest)
@@ -165,62 +166,70 @@ long network_gradients_size(const struct layer *layers, int count)
     return size;
 }
 
-/* Gradients of x, unless it is NULL, and of layers, of the gradient g [rows, out]. What is between is computed again. */
+/* Add gradients of layers by some rows to `sums`; those of x, unless they are NULL. */
+static void tile_gradients(const struct layer *layers, int count, const float *x, int activated, const float *g,
+                           float *grad_x, long rows, float *memory, long block, float *sums)
+{
+    const long in = layers->in, made = layers[count - 1].out, made_wide = layers[count - 1].out_wide;
+    const float *values[count];
+    float *slopes[count], *one = memory + 2 * count * block, *other = one + block;
+    values[0] = x;
+    if (activated) {
+        values[0] = memory, slopes[0] = memory + block;
+        activate(x, memory, slopes[0], rows * in);
+    }
+    for (int l = 1; l < count; l++) {
+        float *h = memory + 2 * l * block;
+        values[l] = h, slopes[l] = h + block;
+        forward(layers + l - 1, rows, values[l - 1], l == 1 ? in : layers[l - 1].in_wide, h);
+        activate(h, h, slopes[l], rows * layers[l].in_wide);
+    }
+    if (made_wide > made) memset(one, 0, rows * made_wide * sizeof *one);
+    copy_rows(g, made, one, made_wide, rows, made);
+    for (int l = count - 1; l >= 0; l--) {
+        const long wide = layers[l].out_wide, before = l ? layers[l].in_wide : in;
+        sums -= (layers[l].in + 1) * wide; /* which begins behind the last layer */
+        products(layers[l].in, rows, values[l], 1, before, one, wide, sums, wide, sums, wide, wide);
+        float *bias = sums + layers[l].in * wide;
+        for (long i = 0; i < rows; i++) FOR(j, wide) store(bias + j, load(bias + j) + load(one + i * wide + j));
+        if (!l && !grad_x) break;
+        product(rows, layers[l].out, one, wide, layers[l].backward, layers[l].in_wide, other, layers[l].in_wide,
+                layers[l].in_wide);
+        if (!l) copy_rows(other, layers[l].in_wide, grad_x, in, rows, in);
+        float *inner = l ? other : grad_x;
+        if (l || activated)
+            for (long j = 0; j < rows * before; j++) inner[j] *= slopes[l][j];
+        other = one, one = inner;
+    }
+}
+
+/* Gradients of x, unless they are NULL, and of layers, of the gradient g [rows, out]. What is between is computed
+ * again. */
 void network_gradients(const struct layer *layers, int count, const float *x, int activated, const float *g,
                        float *grad_x, float *gradients, long rows, int threads)
 {
     long widest;
     const long step = rows_at_once(layers, count, &widest), size = network_gradients_size(layers, count);
-    const long in = layers->in, made = layers[count - 1].out, made_wide = layers[count - 1].out_wide;
+    const long in = layers->in, made = layers[count - 1].out, block = step * widest;
     const long tiles = (rows + step - 1) / step, chunks = least(CHUNKS, (tiles + 3) / 4);
     float *sums = calloc(chunks * size + 1, sizeof *sums);
     if (!sums) abort();
 #pragma omp parallel num_threads(threads)
     {
-        const long block = step * widest;
-        float *memory = allocated(sizeof(float) * (2 * count + 2) * block);
-        float *one = memory + 2 * count * block, *other = one + block;
+        float *memory = allocated(sizeof(float) * ((2 * count + 2) * block + size));
+        float *part = memory + (2 * count + 2) * block;
 #pragma omp for schedule(static)
-        for (long chunk = 0; chunk < chunks; chunk++)
-            for (long t = chunk * tiles / chunks; t < (chunk + 1) * tiles / chunks; t++) {
+        for (long chunk = 0; chunk < chunks; chunk++) {
+            const long begin = chunk * tiles / chunks, end = (chunk + 1) * tiles / chunks;
+            for (long t = begin; t < end; t++) {
                 const long at = t * step, some = least(step, rows - at);
-                const float *values[count + 1];
-                float *slopes[count + 1];
-                values[0] = x + at * in;
-                if (activated) {
-                    slopes[0] = memory + block;
-                    activate(values[0], memory, slopes[0], some * in);
-                    values[0] = memory;
-                }
-                for (int l = 1; l < count; l++) {
-                    float *h = memory + 2 * l * block;
-                    values[l] = h, slopes[l] = h + block;
-                    forward(layers + l - 1, some, values[l - 1], l == 1 ? in : layers[l - 1].in_wide, h);
-                    activate(h, h, slopes[l], some * layers[l].in_wide);
-                }
-                if (made_wide > made) memset(one, 0, some * made_wide * sizeof *one);
-                copy_rows(g + at * made, made, one, made_wide, some, made);
-                float *after = one, *sum = sums + chunk * size + size;
-                for (int l = count - 1; l >= 0; l--) {
-                    const long wide = layers[l].out_wide, before = l ? layers[l].in_wide : in;
-                    sum -= (layers[l].in + 1) * wide;
-                    products(layers[l].in, some, values[l], 1, before, after, wide, sum, wide, sum, wide, wide);
-                    float *bias = sum + layers[l].in * wide;
-                    for (long i = 0; i < some; i++)
-                        FOR(j, wide) store(bias + j, load(bias + j) + load(after + i * wide + j));
-                    if (!l && !grad_x) break;
-                    float *inner = after == one ? other : one;
-                    product(some, layers[l].out, after, wide, layers[l].backward, layers[l].in_wide, inner,
-                            layers[l].in_wide, layers[l].in_wide);
-                    if (!l) {
-                        copy_rows(inner, layers[l].in_wide, grad_x + at * in, in, some, in);
-                        inner = grad_x + at * in;
-                    }
-                    if (l || activated)
-                        for (long j = 0; j < some * before; j++) inner[j] *= slopes[l][j];
-                    after = inner;
-                }
+                if ((t - begin) % SHORT == 0) memset(part, 0, size * sizeof *part);
+                tile_gradients(layers, count, x + at * in, activated, g + at * made, grad_x ? grad_x + at * in : NULL,
+                               some, memory, block, part + size);
+                if ((t - begin) % SHORT == SHORT - 1 || t + 1 == end)
+                    for (long j = 0; j < size; j++) sums[chunk * size + j] += part[j];
             }
+        }
         free(memory);
 #pragma omp for schedule(static)
         for (long j = 0; j < size; j++) {

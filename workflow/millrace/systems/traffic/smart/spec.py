@@ -81,7 +81,7 @@ SPEC = ModelSpec(
     build=build,
     predict=next_motion,
     loss=token_loss,
-    kernels=KERNELS.source,
+    kernels=KERNELS,
     recomputed=("map_layers.*", "layers.*.*"),
     matching_buffers={"motion_CVP3": "vocabulary of motion", "road_V6": "vocabulary of road"},
 )
