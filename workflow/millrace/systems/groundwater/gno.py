@@ -7,7 +7,8 @@ The layer is the ``linear`` transform of the Graph Neural Operator [1]_,
 with the kernel k an MLP of the two embedded positions. Parameters are those of
 `neuralop.layers.gno_block.GNOBlock`; only the evaluation differs. What depends on the geometry
 alone (neighbours, embeddings) is computed once, samples share the kernel of their geometry, and sums are
-those of bags of rows of samples, one a channel: nothing has edges, samples and channels at once.
+those of bags of rows of samples, one a channel, or by kernels in C: nothing has edges, samples and
+channels at once.
 
 Shape suffixes: N points integrated over, M output points, E edges, B samples, C channels,
 D embedding channels, H kernel width.
